@@ -1,0 +1,58 @@
+//! The library's errors: what was expected, what was found, and where.
+
+use std::path::PathBuf;
+
+/// `Result` with this library's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Everything that can go wrong for a reason outside the library.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file or folder that cannot be used, and why.
+    #[error("{}: {reason}", path.display())]
+    File {
+        /// The file or folder.
+        path: PathBuf,
+        /// What was expected, what was found, what to do.
+        reason: String,
+    },
+    /// An operation of the file system that failed.
+    #[error("cannot {action} {}: {error}", path.display())]
+    Io {
+        /// What was tried: "read", "write", ...
+        action: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// What the system said.
+        error: std::io::Error,
+    },
+    /// A network description that cannot be built.
+    #[error("network: {0}")]
+    Network(String),
+    /// Images that cannot be used as a set.
+    #[error("data: {0}")]
+    Data(String),
+    /// Training that cannot go on.
+    #[error("training: {0}")]
+    Training(String),
+    /// A backend that cannot do what was asked.
+    #[error("backend: {0}")]
+    Backend(String),
+}
+
+impl Error {
+    /// A file or folder that cannot be used.
+    pub fn file(path: impl Into<PathBuf>, reason: impl Into<String>) -> Self {
+        Error::File { path: path.into(), reason: reason.into() }
+    }
+
+    /// For `map_err`: a failed operation of the file system.
+    pub fn io(
+        action: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |error| Error::Io { action, path, error }
+    }
+}
