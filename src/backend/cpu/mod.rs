@@ -1,0 +1,443 @@
+//! The CPU backend: rayon for threads, faer for matrix products, plain loops compiled for AVX2
+//! and AVX-512 besides the portable form, the choice made once when the backend is created.
+//!
+//! All work is cut by sizes alone and no float is added in an order that threads decide, so
+//! results are bit-identical for any number of threads.
+
+mod conv;
+mod gemm;
+mod isa;
+mod lrn;
+mod peak;
+mod pointwise;
+mod pool;
+
+use isa::Isa;
+pub use lrn::MAX_SIZE as MAX_LRN_SIZE;
+use rayon::prelude::*;
+
+use super::{
+    Backend, Crop, Dropout, InputDims, Lrn, Param, Peak, ReluRule, SeedUnit, SgdConstants,
+    StepState, Tensor,
+};
+use crate::shape::{ConvDims, PoolDims, Shape};
+use crate::{Error, Result};
+
+/// Runs on the cores of this machine.
+pub struct CpuBackend {
+    pool: rayon::ThreadPool,
+    isa: Isa,
+}
+
+impl CpuBackend {
+    /// A backend with its own pool of `threads` threads (all cores for `None`) and the best
+    /// instructions this machine has.
+    ///
+    /// # Errors
+    /// If the threads cannot be started.
+    pub fn new(threads: Option<usize>) -> Result<Self> {
+        Self::with(threads, Isa::detect())
+    }
+
+    /// A backend that uses no instruction beyond what the program was compiled for: what runs on
+    /// machines without AVX2. For tests, which run on it too.
+    ///
+    /// # Errors
+    /// If the threads cannot be started.
+    pub fn portable(threads: Option<usize>) -> Result<Self> {
+        Self::with(threads, Isa::PORTABLE)
+    }
+
+    fn with(threads: Option<usize>, isa: Isa) -> Result<Self> {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads.unwrap_or(0))
+            .thread_name(|i| format!("zfnet-cpu-{i}"))
+            .build()
+            .map_err(|error| Error::Backend(format!("cannot start threads: {error}")))?;
+        Ok(CpuBackend { pool, isa })
+    }
+
+    /// Number of threads.
+    pub fn threads(&self) -> usize {
+        self.pool.current_num_threads()
+    }
+
+    /// The instruction set in use: part of what a bit-identical rerun needs.
+    pub fn instructions(&self) -> &'static str {
+        self.isa.name()
+    }
+
+    /// Copies on all threads: what memory can do, for [`crate::bench`].
+    pub fn copy(&self, to: &mut [f32], from: &[f32]) {
+        const CHUNK: usize = 1 << 18;
+        self.pool.install(|| {
+            let chunks = to.par_chunks_mut(CHUNK).zip(from.par_chunks(CHUNK));
+            chunks.for_each(|(to, from)| to.copy_from_slice(from));
+        });
+    }
+
+    /// Multiplies and adds in registers on all threads, `rounds` times, and says how many
+    /// floating-point operations that were: what arithmetic can do, for [`crate::bench`].
+    pub fn multiply_adds(&self, rounds: usize) -> f64 {
+        self.pool.broadcast(|_| peak::multiply_adds(self.isa, rounds)).iter().sum()
+    }
+}
+
+/// The values in use of a tensor's storage.
+fn values(tensor: &Tensor<CpuBackend>) -> &[f32] {
+    &tensor.buffer[..tensor.shape().len()]
+}
+
+/// As [`values`], to be written.
+fn values_mut(tensor: &mut Tensor<CpuBackend>) -> &mut [f32] {
+    let len = tensor.shape().len();
+    &mut tensor.buffer[..len]
+}
+
+impl Backend for CpuBackend {
+    type Buffer = Vec<f32>;
+    type Bytes = Vec<u8>;
+    type Indices = Vec<u32>;
+    type Crops = Vec<Crop>;
+    type Scratch = conv::Scratch;
+    type State = StepState;
+
+    fn describe(&self) -> String {
+        format!("CPU, {} threads, {}", self.threads(), self.instructions())
+    }
+
+    fn zeros(&self, shape: Shape) -> Result<Tensor<Self>> {
+        Ok(Tensor::new(shape, vec![0.0; shape.len()]))
+    }
+
+    fn bytes(&self, len: usize) -> Result<Vec<u8>> {
+        Ok(vec![0; len])
+    }
+
+    fn indices(&self, len: usize) -> Result<Vec<u32>> {
+        Ok(vec![0; len])
+    }
+
+    fn crops(&self, len: usize) -> Result<Vec<Crop>> {
+        Ok(vec![Crop { image: 0, y: 0, x: 0, mirror: 0 }; len])
+    }
+
+    fn state(&self) -> Result<StepState> {
+        Ok(StepState::default())
+    }
+
+    fn scratch(&self, convolutions: &[ConvDims]) -> Result<conv::Scratch> {
+        Ok(conv::Scratch::new(self.threads(), convolutions))
+    }
+
+    fn upload(&self, dst: &mut Tensor<Self>, src: &[f32]) -> Result<()> {
+        values_mut(dst).copy_from_slice(src);
+        Ok(())
+    }
+
+    fn download(&self, dst: &mut [f32], src: &Tensor<Self>) -> Result<()> {
+        dst.copy_from_slice(values(src));
+        Ok(())
+    }
+
+    fn upload_bytes(&self, dst: &mut Vec<u8>, src: &[u8]) -> Result<()> {
+        dst[..src.len()].copy_from_slice(src);
+        Ok(())
+    }
+
+    fn download_bytes(&self, dst: &mut [u8], src: &Vec<u8>) -> Result<()> {
+        dst.copy_from_slice(&src[..dst.len()]);
+        Ok(())
+    }
+
+    fn upload_indices(&self, dst: &mut Vec<u32>, src: &[u32]) -> Result<()> {
+        dst[..src.len()].copy_from_slice(src);
+        Ok(())
+    }
+
+    fn upload_crops(&self, dst: &mut Vec<Crop>, src: &[Crop]) -> Result<()> {
+        dst[..src.len()].copy_from_slice(src);
+        Ok(())
+    }
+
+    fn set_state(&self, dst: &mut StepState, state: StepState) -> Result<()> {
+        *dst = state;
+        Ok(())
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn input(
+        &self,
+        x: &mut Tensor<Self>,
+        pixels: &Vec<u8>,
+        crops: &Vec<Crop>,
+        mean: &Tensor<Self>,
+        inverse_std: &Tensor<Self>,
+        dims: &InputDims,
+    ) -> Result<()> {
+        let shape = x.shape();
+        let (crops, mean, inverse_std) = (&crops[..shape.n], values(mean), values(inverse_std));
+        let x = values_mut(x);
+        self.pool.install(|| {
+            pointwise::input(self.isa, x, shape, pixels, crops, mean, inverse_std, dims);
+        });
+        Ok(())
+    }
+
+    fn conv_forward(
+        &self,
+        y: &mut Tensor<Self>,
+        x: &Tensor<Self>,
+        weight: &Tensor<Self>,
+        bias: Option<&Tensor<Self>>,
+        relu: bool,
+        dims: &ConvDims,
+        scratch: &mut conv::Scratch,
+    ) -> Result<()> {
+        check(&[(y.shape(), dims.output()), (x.shape(), dims.input())]);
+        check(&[(weight.shape(), dims.filter())]);
+        let (y, x, weight, bias) = (values_mut(y), values(x), values(weight), bias.map(values));
+        self.pool.install(|| {
+            conv::forward(self.isa, y, x, weight, bias, relu, dims, scratch);
+        });
+        Ok(())
+    }
+
+    fn conv_backward_data(
+        &self,
+        dx: &mut Tensor<Self>,
+        dy: &Tensor<Self>,
+        weight: &Tensor<Self>,
+        dims: &ConvDims,
+        scratch: &mut conv::Scratch,
+    ) -> Result<()> {
+        check(&[(dx.shape(), dims.input()), (dy.shape(), dims.output())]);
+        check(&[(weight.shape(), dims.filter())]);
+        let (dx, dy, weight) = (values_mut(dx), values(dy), values(weight));
+        self.pool.install(|| conv::backward_data(self.isa, dx, dy, weight, dims, scratch));
+        Ok(())
+    }
+
+    fn conv_backward_filter(
+        &self,
+        gradient: &mut Param<Self>,
+        dy: &Tensor<Self>,
+        x: &Tensor<Self>,
+        accumulate: bool,
+        dims: &ConvDims,
+        scratch: &mut conv::Scratch,
+    ) -> Result<()> {
+        check(&[(x.shape(), dims.input()), (dy.shape(), dims.output())]);
+        check(&[(gradient.weight.shape(), dims.filter())]);
+        let (dw, db) = (values_mut(&mut gradient.weight), values_mut(&mut gradient.bias));
+        let (dy, x) = (values(dy), values(x));
+        self.pool.install(|| {
+            conv::backward_filter(self.isa, dw, db, dy, x, accumulate, dims, scratch);
+        });
+        Ok(())
+    }
+
+    fn maxpool_forward(
+        &self,
+        y: &mut Tensor<Self>,
+        switches: &mut Vec<u8>,
+        x: &Tensor<Self>,
+        dims: &PoolDims,
+    ) -> Result<()> {
+        check(&[(y.shape(), dims.output()), (x.shape(), dims.input())]);
+        let switches = &mut switches[..dims.output().len()];
+        let (y, x) = (values_mut(y), values(x));
+        self.pool.install(|| pool::forward(self.isa, y, switches, x, dims));
+        Ok(())
+    }
+
+    fn maxpool_backward(
+        &self,
+        dx: &mut Tensor<Self>,
+        dy: &Tensor<Self>,
+        switches: &Vec<u8>,
+        images: Option<&Vec<u32>>,
+        forward_mask: bool,
+        dims: &PoolDims,
+    ) -> Result<()> {
+        check(&[(dx.shape(), dims.input()), (dy.shape(), dims.output())]);
+        let (dx, dy, images) = (values_mut(dx), values(dy), images.map(Vec::as_slice));
+        self.pool.install(|| {
+            pool::backward(self.isa, dx, dy, switches, images, forward_mask, dims);
+        });
+        Ok(())
+    }
+
+    fn relu_forward(&self, y: &mut Tensor<Self>, x: &Tensor<Self>) -> Result<()> {
+        check(&[(y.shape(), x.shape())]);
+        let (y, x) = (values_mut(y), values(x));
+        self.pool.install(|| pointwise::relu_forward(self.isa, y, x));
+        Ok(())
+    }
+
+    fn relu_backward(
+        &self,
+        dy: &mut Tensor<Self>,
+        y: &Tensor<Self>,
+        images: Option<&Vec<u32>>,
+        rule: ReluRule,
+    ) -> Result<()> {
+        let len = dy.shape().per_image();
+        check(&[(dy.shape().with_n(1), y.shape().with_n(1))]);
+        let (dy, y, images) = (values_mut(dy), values(y), images.map(Vec::as_slice));
+        self.pool.install(|| pointwise::relu_backward(self.isa, dy, y, images, len, rule));
+        Ok(())
+    }
+
+    fn lrn_forward(&self, y: &mut Tensor<Self>, x: &Tensor<Self>, lrn: &Lrn) -> Result<()> {
+        check(&[(y.shape(), x.shape())]);
+        let c = x.shape().c;
+        let (y, x) = (values_mut(y), values(x));
+        self.pool.install(|| lrn::forward(self.isa, y, x, c, lrn));
+        Ok(())
+    }
+
+    fn lrn_backward(
+        &self,
+        dx: &mut Tensor<Self>,
+        dy: &Tensor<Self>,
+        x: &Tensor<Self>,
+        images: Option<&Vec<u32>>,
+        lrn: &Lrn,
+    ) -> Result<()> {
+        check(&[(dx.shape(), dy.shape()), (dy.shape().with_n(1), x.shape().with_n(1))]);
+        let (len, c) = (dy.shape().per_image(), dy.shape().c);
+        let (dx, dy, x, images) =
+            (values_mut(dx), values(dy), values(x), images.map(Vec::as_slice));
+        self.pool.install(|| lrn::backward(self.isa, dx, dy, x, images, len, c, lrn));
+        Ok(())
+    }
+
+    fn dropout(
+        &self,
+        y: &mut Tensor<Self>,
+        x: &Tensor<Self>,
+        dropout: &Dropout,
+        state: &StepState,
+    ) -> Result<()> {
+        check(&[(y.shape(), x.shape())]);
+        let shape = x.shape();
+        let (y, x) = (values_mut(y), values(x));
+        self.pool.install(|| pointwise::dropout(self.isa, y, x, shape, dropout, state));
+        Ok(())
+    }
+
+    fn softmax_cross_entropy(
+        &self,
+        losses: &mut Tensor<Self>,
+        dlogits: &mut Tensor<Self>,
+        logits: &Tensor<Self>,
+        labels: &Vec<u32>,
+        scale: f32,
+    ) -> Result<()> {
+        check(&[(dlogits.shape(), logits.shape())]);
+        let classes = logits.shape().c;
+        let rows = values_mut(dlogits).chunks_exact_mut(classes).zip(values_mut(losses));
+        let rows = rows.zip(values(logits).chunks_exact(classes)).zip(labels);
+        for (((gradient, loss), logits), &label) in rows {
+            // NaN must win here, so that the loss shows it.
+            let max = logits.iter().fold(f32::NEG_INFINITY, |a, b| if *b <= a { a } else { *b });
+            let mut sum = 0.0f64;
+            for (g, logit) in gradient.iter_mut().zip(logits) {
+                *g = (logit - max).exp();
+                sum += f64::from(*g);
+            }
+            *loss = (sum.ln() - f64::from(logits[label as usize] - max)) as f32;
+            let factor = (1.0 / sum) as f32;
+            for (class, g) in gradient.iter_mut().enumerate() {
+                let target = if class == label as usize { 1.0 } else { 0.0 };
+                *g = (*g * factor - target) * scale;
+            }
+        }
+        Ok(())
+    }
+
+    fn channel_max(&self, peaks: &mut [Peak], x: &Tensor<Self>) -> Result<()> {
+        let shape = x.shape();
+        assert_eq!(peaks.len(), shape.n * shape.c);
+        let x = values(x);
+        self.pool.install(|| {
+            let images = peaks.par_chunks_mut(shape.c).zip(x.par_chunks(shape.per_image()));
+            images.for_each(|(peaks, x)| {
+                for (position, x) in (0u32..).zip(x.chunks_exact(shape.c)) {
+                    for (peak, &value) in peaks.iter_mut().zip(x) {
+                        let larger = value > peak.value || value.is_nan();
+                        if position == 0 || larger && !peak.value.is_nan() {
+                            *peak = Peak { value, position };
+                        }
+                    }
+                }
+            });
+        });
+        Ok(())
+    }
+
+    fn channel_sum(&self, sums: &mut [f32], x: &Tensor<Self>) -> Result<()> {
+        let shape = x.shape();
+        assert_eq!(sums.len(), shape.n * shape.c);
+        let x = values(x);
+        self.pool.install(|| {
+            let images = sums.par_chunks_mut(shape.c).zip(x.par_chunks(shape.per_image()));
+            images.for_each(|(sums, x)| {
+                sums.fill(0.0);
+                for x in x.chunks_exact(shape.c) {
+                    for (sum, value) in sums.iter_mut().zip(x) {
+                        *sum += value;
+                    }
+                }
+            });
+        });
+        Ok(())
+    }
+
+    fn seed(&self, dy: &mut Tensor<Self>, units: &[SeedUnit]) -> Result<()> {
+        let Shape { h, w, c, .. } = dy.shape();
+        assert_eq!(units.len(), dy.shape().n);
+        let dy = values_mut(dy);
+        dy.fill(0.0);
+        for (dy, unit) in dy.chunks_exact_mut(h * w * c).zip(units) {
+            let [map, y, x] = [unit.map, unit.y, unit.x].map(|v| v as usize);
+            assert!(map < c && y < h && x < w, "unit {unit:?} outside [{h}, {w}, {c}]");
+            dy[(y * w + x) * c + map] = unit.value;
+        }
+        Ok(())
+    }
+
+    fn sgd_step(
+        &self,
+        w: &mut Tensor<Self>,
+        v: &mut Tensor<Self>,
+        g: &Tensor<Self>,
+        constants: &SgdConstants,
+        state: &StepState,
+    ) -> Result<()> {
+        check(&[(w.shape(), v.shape()), (w.shape(), g.shape())]);
+        let (w, v, g) = (values_mut(w), values_mut(v), values(g));
+        let rate = state.rate;
+        self.pool.install(|| pointwise::sgd_step(self.isa, w, v, g, constants, rate));
+        Ok(())
+    }
+
+    fn limit_rms(&self, weight: &mut Tensor<Self>, limit: f32) -> Result<()> {
+        let len = weight.shape().per_image();
+        let weight = values_mut(weight);
+        self.pool.install(|| pointwise::limit_rms(weight, len, limit));
+        Ok(())
+    }
+}
+
+/// Panics, with the shapes, where operands disagree: a planning mistake.
+#[track_caller]
+fn check(pairs: &[(Shape, Shape)]) {
+    for (found, expected) in pairs {
+        assert_eq!(found, expected, "operands disagree");
+    }
+}

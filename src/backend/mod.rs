@@ -1,0 +1,391 @@
+//! What a network asks of a machine: the [`Backend`] trait, and the tensors it works on.
+//!
+//! An operation is here only if every backend needs its own code for it *and* the network or the
+//! deconvnet calls it. Outputs come first and are borrowed, never returned; sizes travel in one
+//! struct, checked when a network is planned; what an operation needs beside its tensors it gets
+//! as a [`Backend::Scratch`], reserved before the first step.
+//!
+//! The rules on which backends must agree, value by value:
+//!
+//! - **Convolution** is cross-correlation, as everywhere in the field; it reads zeros beyond the
+//!   edge. Its transpose, [`Backend::conv_backward_data`], *is* the deconvnet's filter step.
+//! - **Switch**: one byte, the winner's index in its window counted row by row over all places of
+//!   the window; first of equals; a NaN wins over everything. [`NOT_POSITIVE`] means that the
+//!   winner was not above zero.
+//! - **relu** passes NaN on, so that a training gone wrong is seen.
+//! - **LRN** is the paper's: `y = x / (k + alpha * sum of x^2)^beta`, the sum *not* divided by the
+//!   number of neighbours.
+//! - **Dropout** keeps a value where [`philox`]'s number for (layer, step, sample, element) is below
+//!   a fixed threshold: no thread, no layout and no split of the batch can change a mask.
+
+pub mod cpu;
+pub mod philox;
+
+use serde::{Deserialize, Serialize};
+
+use crate::Result;
+use crate::shape::{ConvDims, PoolDims, Shape};
+
+/// The switch of a window whose winner is not positive.
+///
+/// Unpooling puts its value at the window's first place inside the image for the deconvnet, and
+/// nowhere under a forward mask (where relu would stop it in any case).
+pub const NOT_POSITIVE: u8 = 255;
+
+/// Values of a shape, on a backend. Contiguous NHWC (filters KRSC): no strides, no views.
+pub struct Tensor<B: Backend> {
+    shape: Shape,
+    capacity: usize,
+    /// The backend's own storage, of at least `shape().len()` values.
+    pub buffer: B::Buffer,
+}
+
+impl<B: Backend> Tensor<B> {
+    /// A tensor over storage for `shape.len()` values. For backends; others call
+    /// [`Backend::zeros`].
+    pub fn new(shape: Shape, buffer: B::Buffer) -> Self {
+        Tensor { shape, capacity: shape.len(), buffer }
+    }
+
+    /// Its sizes.
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// Gives the tensor another shape within the storage it has; its values become unspecified.
+    ///
+    /// # Panics
+    /// If the storage is too small: a planning mistake.
+    pub fn reshape(&mut self, shape: Shape) {
+        assert!(shape.len() <= self.capacity, "{shape} in storage of {} values", self.capacity);
+        self.shape = shape;
+    }
+}
+
+/// Weights and biases of one convolution (or their gradients, or their momentum).
+pub struct Param<B: Backend> {
+    /// KRSC.
+    pub weight: Tensor<B>,
+    /// One value a filter.
+    pub bias: Tensor<B>,
+}
+
+impl<B: Backend> Param<B> {
+    /// Zeros for a convolution of these sizes.
+    pub fn zeros(backend: &B, dims: &ConvDims) -> Result<Self> {
+        Ok(Param {
+            weight: backend.zeros(dims.filter())?,
+            bias: backend.zeros(Shape::vector(dims.k as usize))?,
+        })
+    }
+}
+
+/// Local response normalisation across channels; see the module's rules for the convention.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Lrn {
+    /// Number of neighbouring channels summed, the channel itself in the middle.
+    pub size: u32,
+    /// Added to the sum.
+    pub k: f32,
+    /// Factor of the sum (not divided by `size`).
+    pub alpha: f32,
+    /// Exponent.
+    pub beta: f32,
+}
+
+/// Which dropout mask is meant, beside what [`StepState`] says.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Dropout {
+    /// Share of values set to zero; the others are scaled by `1 / (1 - rate)`.
+    pub rate: f32,
+    /// Number of the layer in its network.
+    pub layer: u32,
+}
+
+/// One non-zero value of a seed tensor: where a walk down begins.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SeedUnit {
+    /// Channel.
+    pub map: u32,
+    /// Row.
+    pub y: u32,
+    /// Column.
+    pub x: u32,
+    /// The value.
+    pub value: f32,
+}
+
+/// Where one sample of a batch is cut out of which uploaded image.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Crop {
+    /// Index of the image among the uploaded ones.
+    pub image: u32,
+    /// First row of the crop.
+    pub y: u32,
+    /// First column of the crop.
+    pub x: u32,
+    /// 1 to mirror left and right, else 0.
+    pub mirror: u32,
+}
+
+/// Constants of [`Backend::input`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct InputDims {
+    /// Rows and columns of an uploaded image.
+    pub side: u32,
+    /// Factor of a pixel's byte.
+    pub scale: f32,
+    /// Which channel of the pixels each channel of the input is.
+    pub order: [u32; 3],
+}
+
+/// The strongest value of one map in one image.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Peak {
+    /// The value; NaN if the map holds one.
+    pub value: f32,
+    /// Its first position in row-major order, `y * width + x`.
+    pub position: u32,
+}
+
+/// What changes from step to step. Kept where the backend's operations can read it, so that a
+/// recorded step can be replayed.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct StepState {
+    /// Seed of the dropout masks.
+    pub seed: u64,
+    /// Number of the step (counted in updates of the weights).
+    pub step: u32,
+    /// Place of the first sample in the step's whole batch.
+    pub first_sample: u32,
+    /// Learning rate.
+    pub rate: f32,
+}
+
+/// Constants of the update.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SgdConstants {
+    /// Share of the last velocity that is kept.
+    pub momentum: f32,
+    /// Weight decay, added to the gradient as `decay * w`.
+    pub decay: f32,
+}
+
+/// How descending values meet a relu: the two bits that tell the deconvnet, the gradient and
+/// guided backpropagation apart (with `Rule` in `model` saying which is which).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReluRule {
+    /// Stop what descends where the forward value was not positive.
+    pub forward_mask: bool,
+    /// Stop what is negative itself (relu*).
+    pub relu_down: bool,
+}
+
+/// A machine that runs the operations of a network.
+///
+/// Operations on the way down take `images`: for each of the `n` descending samples, the index of
+/// the forward image whose switches and values it uses; `None` means its own. So many seeds can
+/// share one forward pass. Shapes of operands are checked when a network is planned; an operation
+/// may panic on operands that disagree, and returns an error only for what the machine refuses.
+pub trait Backend: Send + Sync + Sized + 'static {
+    /// Storage of a tensor's values.
+    type Buffer: Send + Sync;
+    /// Storage of bytes: pixels and switches.
+    type Bytes: Send + Sync;
+    /// Storage of small integers: labels and image lists.
+    type Indices: Send + Sync;
+    /// Storage of crop places.
+    type Crops: Send + Sync;
+    /// Room that operations use beside their tensors.
+    type Scratch: Send;
+    /// Where the operations read a [`StepState`].
+    type State: Send + Sync;
+
+    /// What runs the operations, for logs: instruction set and threads, or the name of the GPU.
+    fn describe(&self) -> String;
+
+    // ---- memory ----
+
+    /// A tensor of zeros.
+    fn zeros(&self, shape: Shape) -> Result<Tensor<Self>>;
+    /// Room for `len` bytes.
+    fn bytes(&self, len: usize) -> Result<Self::Bytes>;
+    /// Room for `len` indices.
+    fn indices(&self, len: usize) -> Result<Self::Indices>;
+    /// Room for `len` crops.
+    fn crops(&self, len: usize) -> Result<Self::Crops>;
+    /// A step's state.
+    fn state(&self) -> Result<Self::State>;
+    /// Room enough for each of these convolutions, in every direction.
+    fn scratch(&self, convolutions: &[ConvDims]) -> Result<Self::Scratch>;
+    /// Copies values in. `src` has `dst.shape().len()` of them.
+    fn upload(&self, dst: &mut Tensor<Self>, src: &[f32]) -> Result<()>;
+    /// Copies values out, always as f32. `dst` has `src.shape().len()` of them.
+    fn download(&self, dst: &mut [f32], src: &Tensor<Self>) -> Result<()>;
+    /// Copies bytes in, from the first on.
+    fn upload_bytes(&self, dst: &mut Self::Bytes, src: &[u8]) -> Result<()>;
+    /// Copies the first `dst.len()` bytes out.
+    fn download_bytes(&self, dst: &mut [u8], src: &Self::Bytes) -> Result<()>;
+    /// Copies indices in, from the first on.
+    fn upload_indices(&self, dst: &mut Self::Indices, src: &[u32]) -> Result<()>;
+    /// Copies crops in, from the first on.
+    fn upload_crops(&self, dst: &mut Self::Crops, src: &[Crop]) -> Result<()>;
+    /// Sets what the coming operations read.
+    fn set_state(&self, dst: &mut Self::State, state: StepState) -> Result<()>;
+    /// Waits until all operations so far are done.
+    fn synchronize(&self) -> Result<()>;
+
+    // ---- input ----
+
+    /// `x[n, i, j, c] = (pixels[image, y + i, x + j, order[c]] * scale - mean[y + i, x + j, c]) /
+    /// std[c]`, mirrored *after* the mean is taken off (mean first, then crop, then mirror).
+    ///
+    /// `pixels` are u8 `[images, side, side, 3]`; `mean` is `[1, side, side, 3]`, or `[1, 1, 1, 3]`
+    /// for one mean a channel; `inverse_std` is `[1, 1, 1, 3]`; crop `n` makes sample `n`.
+    fn input(
+        &self,
+        x: &mut Tensor<Self>,
+        pixels: &Self::Bytes,
+        crops: &Self::Crops,
+        mean: &Tensor<Self>,
+        inverse_std: &Tensor<Self>,
+        dims: &InputDims,
+    ) -> Result<()>;
+
+    // ---- layers ----
+
+    /// `y = conv(x, w) + bias`, then relu if asked for. Without `bias`, none is added.
+    fn conv_forward(
+        &self,
+        y: &mut Tensor<Self>,
+        x: &Tensor<Self>,
+        weight: &Tensor<Self>,
+        bias: Option<&Tensor<Self>>,
+        relu: bool,
+        dims: &ConvDims,
+        scratch: &mut Self::Scratch,
+    ) -> Result<()>;
+
+    /// `dx = conv^T(dy, w)`: the transposed convolution, both the gradient and the deconvnet's
+    /// filter step.
+    fn conv_backward_data(
+        &self,
+        dx: &mut Tensor<Self>,
+        dy: &Tensor<Self>,
+        weight: &Tensor<Self>,
+        dims: &ConvDims,
+        scratch: &mut Self::Scratch,
+    ) -> Result<()>;
+
+    /// `dw[k, r, s, c] = sum of dy[n, p, q, k] x[n, .., .., c]` and `db[k] = sum of dy[.., k]`, or
+    /// the same added to what is there.
+    fn conv_backward_filter(
+        &self,
+        gradient: &mut Param<Self>,
+        dy: &Tensor<Self>,
+        x: &Tensor<Self>,
+        accumulate: bool,
+        dims: &ConvDims,
+        scratch: &mut Self::Scratch,
+    ) -> Result<()>;
+
+    /// `y` = each window's largest value, and where it stood (see the rule of the switch).
+    fn maxpool_forward(
+        &self,
+        y: &mut Tensor<Self>,
+        switches: &mut Self::Bytes,
+        x: &Tensor<Self>,
+        dims: &PoolDims,
+    ) -> Result<()>;
+
+    /// Unpooling by switches, and so also max pooling's gradient: every value of `dy` is *added*
+    /// where its switch points; overlapping windows may point at the same place. With
+    /// `forward_mask` a [`NOT_POSITIVE`] switch lets nothing through.
+    fn maxpool_backward(
+        &self,
+        dx: &mut Tensor<Self>,
+        dy: &Tensor<Self>,
+        switches: &Self::Bytes,
+        images: Option<&Self::Indices>,
+        forward_mask: bool,
+        dims: &PoolDims,
+    ) -> Result<()>;
+
+    /// `y = x` where `x` is not below zero, else 0.
+    fn relu_forward(&self, y: &mut Tensor<Self>, x: &Tensor<Self>) -> Result<()>;
+
+    /// Lets `dy` down through a relu whose forward output was `y`, in place.
+    fn relu_backward(
+        &self,
+        dy: &mut Tensor<Self>,
+        y: &Tensor<Self>,
+        images: Option<&Self::Indices>,
+        rule: ReluRule,
+    ) -> Result<()>;
+
+    /// Local response normalisation.
+    fn lrn_forward(&self, y: &mut Tensor<Self>, x: &Tensor<Self>, lrn: &Lrn) -> Result<()>;
+
+    /// Its derivative at `x`.
+    fn lrn_backward(
+        &self,
+        dx: &mut Tensor<Self>,
+        dy: &Tensor<Self>,
+        x: &Tensor<Self>,
+        images: Option<&Self::Indices>,
+        lrn: &Lrn,
+    ) -> Result<()>;
+
+    /// `y = mask * x / (1 - rate)`: inverted dropout, forward and (of a gradient) backward alike.
+    fn dropout(
+        &self,
+        y: &mut Tensor<Self>,
+        x: &Tensor<Self>,
+        dropout: &Dropout,
+        state: &Self::State,
+    ) -> Result<()>;
+
+    /// Softmax and cross-entropy: `losses[n] = -ln p[n, label]` and
+    /// `dlogits = scale * (p - onehot)`, for `[n, 1, 1, classes]`.
+    fn softmax_cross_entropy(
+        &self,
+        losses: &mut Tensor<Self>,
+        dlogits: &mut Tensor<Self>,
+        logits: &Tensor<Self>,
+        labels: &Self::Indices,
+        scale: f32,
+    ) -> Result<()>;
+
+    // ---- looking ----
+
+    /// The strongest value of every map in every image, `peaks[n * maps + map]`: first position of
+    /// equals, NaN above all. Ends in the host's memory.
+    fn channel_max(&self, peaks: &mut [Peak], x: &Tensor<Self>) -> Result<()>;
+
+    /// The sum of every map in every image, `sums[n * maps + map]`. Ends in the host's memory.
+    fn channel_sum(&self, sums: &mut [f32], x: &Tensor<Self>) -> Result<()>;
+
+    /// All zeros but one value a sample: sample `n` gets `units[n]`.
+    fn seed(&self, dy: &mut Tensor<Self>, units: &[SeedUnit]) -> Result<()>;
+
+    // ---- parameters ----
+
+    /// `v = momentum v + (g + decay w); w -= rate v`.
+    fn sgd_step(
+        &self,
+        w: &mut Tensor<Self>,
+        v: &mut Tensor<Self>,
+        g: &Tensor<Self>,
+        constants: &SgdConstants,
+        state: &Self::State,
+    ) -> Result<()>;
+
+    /// Scales every filter whose root mean square is above `limit` down to it ("feature scale
+    /// clipping", section 3 of the paper).
+    fn limit_rms(&self, weight: &mut Tensor<Self>, limit: f32) -> Result<()>;
+}
