@@ -1,0 +1,150 @@
+//! Projecting single activations down to pixels: section 2.1 of the paper.
+//!
+//! Take one unit's activation, set all others of its layer to zero, and walk down by a [`Rule`].
+//! Many units, of the same or of different images, share one walk up.
+
+use super::network::{Descent, Network, Params, Purpose, Rule, Workspace};
+use super::preprocess::{InputStage, Preprocess};
+use crate::backend::{Backend, Crop, Peak, SeedUnit};
+use crate::{Error, Result};
+
+/// One unit to be projected.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Seed {
+    /// Index of the image among those of the walk up.
+    pub image: u32,
+    /// Map, row, column and activation.
+    pub unit: SeedUnit,
+}
+
+/// A network with all that it takes to look at images and project what fires.
+pub struct Projector<'a, B: Backend> {
+    backend: &'a B,
+    network: &'a Network,
+    params: &'a Params<B>,
+    stage: InputStage<B>,
+    /// Holds every activation after [`Projector::look`].
+    pub workspace: Workspace<B>,
+    images: B::Indices,
+    seeds: usize,
+    host: Vec<f32>,
+}
+
+impl<'a, B: Backend> Projector<'a, B> {
+    /// Room for `images` images at a time and `seeds` projections at a time.
+    ///
+    /// # Errors
+    /// If the backend has no room.
+    pub fn new(
+        backend: &'a B,
+        network: &'a Network,
+        params: &'a Params<B>,
+        preprocess: &Preprocess,
+        images: usize,
+        seeds: usize,
+    ) -> Result<Self> {
+        Ok(Projector {
+            backend,
+            network,
+            params,
+            stage: InputStage::new(backend, preprocess, images, images)?,
+            workspace: Workspace::new(backend, network, Purpose::Project { seeds }, images)?,
+            images: backend.indices(seeds)?,
+            seeds,
+            host: vec![0.0; seeds * network.input().len()],
+        })
+    }
+
+    /// Walks up with crops of squares of pixels.
+    ///
+    /// # Errors
+    /// If the backend refuses.
+    pub fn look(&mut self, pixels: &[u8], crops: &[Crop]) -> Result<()> {
+        self.stage.fill(self.backend, &mut self.workspace.input, pixels, crops)?;
+        self.workspace.up(self.backend, self.network, self.params)
+    }
+
+    /// The strongest unit of every map of a layer in every image, `[image * maps + map]`.
+    ///
+    /// # Errors
+    /// If the backend refuses.
+    pub fn peaks(&self, layer: usize) -> Result<Vec<Peak>> {
+        let output = self.workspace.output(layer);
+        let count = output.shape().n * output.shape().c;
+        let mut peaks = vec![Peak { value: 0.0, position: 0 }; count];
+        self.backend.channel_max(&mut peaks, output)?;
+        Ok(peaks)
+    }
+
+    /// Projects units of a layer and hands each projection (`[size, size, 3]`, RGB or whatever
+    /// order the network sees) to `each` with the index of its seed. A seed's value is its unit's
+    /// activation; the rule decides whether the walk starts with it or with 1.
+    ///
+    /// # Errors
+    /// If a unit's activation is not positive (nothing fired), or the backend refuses.
+    pub fn project(
+        &mut self,
+        layer: usize,
+        seeds: &[Seed],
+        rule: Rule,
+        mut each: impl FnMut(usize, &[f32]) -> Result<()>,
+    ) -> Result<()> {
+        if let Some(seed) =
+            seeds.iter().find(|seed| seed.unit.value.is_nan() || seed.unit.value <= 0.0)
+        {
+            return Err(Error::Network(format!(
+                "{}:{} at ({}, {}) did not fire (activation {}): there is nothing to project",
+                self.network.layers[layer].name,
+                seed.unit.map,
+                seed.unit.y,
+                seed.unit.x,
+                seed.unit.value
+            )));
+        }
+        let backend = self.backend;
+        let per_image = self.network.input().len();
+        for (batch, seeds) in seeds.chunks(self.seeds).enumerate() {
+            let units: Vec<SeedUnit> = seeds
+                .iter()
+                .map(|seed| SeedUnit { value: rule.seed_value(seed.unit.value), ..seed.unit })
+                .collect();
+            let images: Vec<u32> = seeds.iter().map(|seed| seed.image).collect();
+            backend.upload_indices(&mut self.images, &images)?;
+            let shape = self.network.layers[layer].output.with_n(seeds.len());
+            let descending = self.workspace.descending();
+            descending.reshape(shape);
+            backend.seed(descending, &units)?;
+            let descent = Descent {
+                from: layer,
+                rule,
+                images: Some(&self.images),
+                gradients: None,
+                accumulate: false,
+                to_pixels: true,
+            };
+            self.workspace.down(backend, self.network, self.params, descent)?;
+            let host = &mut self.host[..seeds.len() * per_image];
+            backend.download(host, self.workspace.descending())?;
+            for (i, projection) in host.chunks_exact(per_image).enumerate() {
+                each(batch * self.seeds + i, projection)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The `count` strongest units among one image's peaks of a layer whose maps are `width` wide,
+/// strongest first, the lower map of equals; only those that fired.
+pub fn strongest(peaks: &[Peak], width: usize, count: usize) -> Vec<SeedUnit> {
+    let mut units: Vec<SeedUnit> = (0u32..)
+        .zip(peaks)
+        .filter(|(_, peak)| peak.value > 0.0)
+        .map(|(map, peak)| {
+            let (y, x) = (peak.position / width as u32, peak.position % width as u32);
+            SeedUnit { map, y, x, value: peak.value }
+        })
+        .collect();
+    units.sort_by(|a, b| b.value.total_cmp(&a.value).then(a.map.cmp(&b.map)));
+    units.truncate(count);
+    units
+}

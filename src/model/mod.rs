@@ -1,0 +1,14 @@
+//! The network: described as data, walked up for inference, walked down for training and, with
+//! one rule changed, for the deconvnet.
+
+mod architecture;
+mod deconvnet;
+mod network;
+mod preprocess;
+pub mod weights;
+
+pub use architecture::{Architecture, Input, Kind, Layer, LayerSpec, Pad};
+pub use deconvnet::{Projector, Seed, strongest};
+pub use network::{Descent, LrnDown, Network, Params, Purpose, Rule, Workspace};
+pub use preprocess::{InputStage, Preprocess};
+pub use weights::{Bare, Model};

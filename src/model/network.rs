@@ -1,0 +1,452 @@
+//! The chain and its two walks: up from pixels to logits, and down by a [`Rule`].
+//!
+//! [`Network`] is what a network is; [`Params`] its weights, shared; [`Workspace`] what one walk
+//! needs besides: activations, switches and room, planned for a number of samples and a purpose.
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+
+use super::architecture::{Architecture, Kind, Layer, build_layers};
+use crate::backend::{Backend, Dropout, Param, ReluRule, StepState, Tensor};
+use crate::shape::{ConvDims, Shape};
+use crate::train::Init;
+use crate::{Error, Result};
+
+/// A chain of layers whose sizes fit. Immutable.
+#[derive(Clone, Debug)]
+pub struct Network {
+    /// The description it was built from.
+    pub architecture: Architecture,
+    /// Its layers, from pixels to logits.
+    pub layers: Vec<Layer>,
+}
+
+impl Network {
+    /// Checks a description and works out every layer's sizes.
+    ///
+    /// # Errors
+    /// If a layer does not fit: its name, what was expected, what was found.
+    pub fn new(architecture: Architecture) -> Result<Self> {
+        let layers = build_layers(&architecture)?;
+        Ok(Network { architecture, layers })
+    }
+
+    /// Number of classes.
+    pub fn classes(&self) -> usize {
+        self.architecture.classes
+    }
+
+    /// The index of the layer of this name.
+    ///
+    /// # Errors
+    /// If there is none; the message lists the names.
+    pub fn layer(&self, name: &str) -> Result<usize> {
+        self.layers.iter().position(|layer| layer.name == name).ok_or_else(|| {
+            let names: Vec<&str> = self.layers.iter().map(|layer| layer.name.as_str()).collect();
+            Error::Network(format!("no layer `{name}`: expected one of {}", names.join(", ")))
+        })
+    }
+
+    /// The layers with weights and their convolutions' sizes.
+    pub fn convolutions(&self) -> impl Iterator<Item = (&Layer, &ConvDims)> {
+        self.layers.iter().filter_map(|layer| layer.convolution().map(|dims| (layer, dims)))
+    }
+
+    /// Number of weights and biases.
+    pub fn parameters(&self) -> usize {
+        self.layers.iter().map(Layer::parameters).sum()
+    }
+
+    /// Multiply-adds for one image, forward.
+    pub fn multiply_adds(&self) -> u64 {
+        self.layers.iter().map(Layer::multiply_adds).sum()
+    }
+
+    /// Shape of one input.
+    pub fn input(&self) -> Shape {
+        self.layers[0].input
+    }
+}
+
+/// One [`Param`] for each layer that has weights: the weights themselves, their gradients, or
+/// their momentum.
+pub struct Params<B: Backend> {
+    /// As many as the network has layers.
+    pub layers: Vec<Option<Param<B>>>,
+}
+
+impl<B: Backend> Params<B> {
+    /// All zero.
+    ///
+    /// # Errors
+    /// If the backend has no room.
+    pub fn zeros(backend: &B, network: &Network) -> Result<Self> {
+        let zeros =
+            |layer: &Layer| layer.convolution().map(|dims| Param::zeros(backend, dims)).transpose();
+        Ok(Params { layers: network.layers.iter().map(zeros).collect::<Result<_>>()? })
+    }
+
+    /// Freshly drawn weights, biases zero, the same for one seed everywhere. Each layer has a
+    /// stream of its own, so that a changed layer does not change the others.
+    ///
+    /// # Errors
+    /// If the backend has no room.
+    pub fn init(backend: &B, network: &Network, seed: u64) -> Result<Self> {
+        let mut params = Self::zeros(backend, network)?;
+        for (index, layer) in network.layers.iter().enumerate() {
+            params.init_layer(backend, network, index, layer, seed)?;
+        }
+        Ok(params)
+    }
+
+    fn init_layer(
+        &mut self,
+        backend: &B,
+        network: &Network,
+        index: usize,
+        layer: &Layer,
+        seed: u64,
+    ) -> Result<()> {
+        let (Some(param), Some(dims)) = (&mut self.layers[index], layer.convolution()) else {
+            return Ok(());
+        };
+        let recipe = &network.architecture.recipe;
+        let deviation = match recipe.init {
+            Init::Normal => f64::from(recipe.init_std),
+            Init::He => (2.0 / dims.filter().per_image() as f64).sqrt(),
+        };
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        random.set_stream(index as u64 + 1);
+        let values = normals(&mut random, dims.filter().len(), deviation);
+        backend.upload(&mut param.weight, &values)
+    }
+}
+
+/// Normal numbers with mean 0 (Box and Muller's method).
+fn normals(random: &mut ChaCha8Rng, count: usize, deviation: f64) -> Vec<f32> {
+    let mut unit = || (random.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
+    let mut values = Vec::with_capacity(count + 1);
+    while values.len() < count {
+        let radius = (-2.0 * (1.0 - unit()).ln()).sqrt() * deviation;
+        let angle = std::f64::consts::TAU * unit();
+        values.extend([radius * angle.cos(), radius * angle.sin()].map(|v| v as f32));
+    }
+    values.truncate(count);
+    values
+}
+
+/// What a workspace is for, and so what it keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Walks up with dropout, and down with gradients of the weights.
+    Train,
+    /// Walks up only.
+    Infer,
+    /// Walks up, then down from so many seeds at a time.
+    Project {
+        /// Descending samples at a time.
+        seeds: usize,
+    },
+}
+
+/// How contrast normalisation is passed on the way down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LrnDown {
+    /// Unchanged, as the paper does.
+    Identity,
+    /// By its derivative.
+    Derivative,
+}
+
+/// The rule of the walk down: the one thing in which the deconvnet differs from the gradient.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// Stop what descends where the forward activation was not positive.
+    pub forward_mask: bool,
+    /// Stop what is negative itself (the paper's relu on the reconstruction, relu*).
+    pub relu_down: bool,
+    /// What normalisation does.
+    pub lrn_down: LrnDown,
+}
+
+impl Rule {
+    /// Zeiler and Fergus, section 2.1.
+    pub const DECONVNET: Rule =
+        Rule { forward_mask: false, relu_down: true, lrn_down: LrnDown::Identity };
+    /// The true gradient: training, and saliency (Simonyan et al. 2013).
+    pub const GRADIENT: Rule =
+        Rule { forward_mask: true, relu_down: false, lrn_down: LrnDown::Derivative };
+    /// Guided backpropagation (Springenberg et al. 2014).
+    pub const GUIDED: Rule =
+        Rule { forward_mask: true, relu_down: true, lrn_down: LrnDown::Derivative };
+
+    /// By name.
+    ///
+    /// # Errors
+    /// If there is no such rule.
+    pub fn named(name: &str) -> Result<Self> {
+        match name {
+            "deconvnet" => Ok(Rule::DECONVNET),
+            "gradient" => Ok(Rule::GRADIENT),
+            "guided" => Ok(Rule::GUIDED),
+            other => Err(Error::Network(format!(
+                "no rule `{other}`: expected deconvnet, gradient or guided"
+            ))),
+        }
+    }
+
+    /// The value a walk down starts with, for a unit whose activation is `activation`: 1 for the
+    /// gradient, the activation itself for the others.
+    pub fn seed_value(&self, activation: f32) -> f32 {
+        if *self == Rule::GRADIENT { 1.0 } else { activation }
+    }
+
+    fn relu(&self) -> ReluRule {
+        ReluRule { forward_mask: self.forward_mask, relu_down: self.relu_down }
+    }
+}
+
+/// Neighbouring layers that are run, and kept, as one.
+#[derive(Clone, Copy, Debug)]
+struct Block {
+    /// Index of its first layer.
+    layer: usize,
+    /// Whether the relu that follows is part of it.
+    relu: bool,
+}
+
+/// Activations, switches and room for walks of up to `capacity` samples.
+pub struct Workspace<B: Backend> {
+    /// The network's input, `[n, size, size, 3]`; its `n` says how many samples are in use.
+    pub input: Tensor<B>,
+    /// What the operations read of the step.
+    pub state: B::State,
+    /// Each block's output after a walk up.
+    outputs: Vec<Tensor<B>>,
+    /// The switches of blocks that pool.
+    switches: Vec<Option<B::Bytes>>,
+    blocks: Vec<Block>,
+    /// For each layer, the block that holds its output.
+    block_of: Vec<usize>,
+    /// What descends: the current tensor, and the one the next layer writes.
+    descending: [Tensor<B>; 2],
+    scratch: B::Scratch,
+    /// Whether dropout drops: one that is the first of all layers is run for other purposes too.
+    training: bool,
+}
+
+/// One walk down: from where, by which rule, for whom.
+pub struct Descent<'a, B: Backend> {
+    /// The layer whose output has been seeded.
+    pub from: usize,
+    /// The rule.
+    pub rule: Rule,
+    /// For each descending sample the forward sample it belongs to; its own by default.
+    pub images: Option<&'a B::Indices>,
+    /// Gradients of the weights to be written, or added to with `accumulate`.
+    pub gradients: Option<&'a mut Params<B>>,
+    /// Add to `gradients` instead of overwriting.
+    pub accumulate: bool,
+    /// Whether to go all the way to the pixels; training has no use for that.
+    pub to_pixels: bool,
+}
+
+impl<B: Backend> Workspace<B> {
+    /// Plans walks of up to `capacity` samples: decides what is run as one, and makes every
+    /// buffer that walks will use.
+    ///
+    /// # Errors
+    /// If the backend has no room.
+    pub fn new(backend: &B, network: &Network, purpose: Purpose, capacity: usize) -> Result<Self> {
+        let mut blocks: Vec<Block> = Vec::new();
+        let mut block_of = Vec::new();
+        for (index, layer) in network.layers.iter().enumerate() {
+            let skipped = matches!(layer.kind, Kind::Dropout { .. }) && purpose != Purpose::Train;
+            match blocks.last_mut() {
+                Some(block)
+                    if matches!(layer.kind, Kind::Relu)
+                        && block.layer + 1 == index
+                        && network.layers[block.layer].convolution().is_some() =>
+                {
+                    block.relu = true;
+                }
+                Some(_) if skipped => {}
+                _ => blocks.push(Block { layer: index, relu: false }),
+            }
+            block_of.push(blocks.len() - 1);
+        }
+
+        let descending_samples = match purpose {
+            Purpose::Train => capacity,
+            Purpose::Infer => 0,
+            Purpose::Project { seeds } => seeds,
+        };
+        let mut outputs = Vec::new();
+        let mut switches = Vec::new();
+        let mut largest = network.input().len();
+        for block in &blocks {
+            let layer = &network.layers[block.layer];
+            largest = largest.max(layer.output.len());
+            outputs.push(backend.zeros(layer.output.with_n(capacity))?);
+            switches.push(match layer.kind {
+                Kind::MaxPool { .. } => Some(backend.bytes(capacity * layer.output.len())?),
+                _ => None,
+            });
+        }
+        let room = Shape::new(descending_samples, 1, 1, largest);
+        let most = capacity.max(descending_samples);
+        let convolutions: Vec<ConvDims> =
+            network.convolutions().map(|(_, dims)| dims.with_n(most)).collect();
+        Ok(Workspace {
+            input: backend.zeros(network.input().with_n(capacity))?,
+            state: backend.state()?,
+            outputs,
+            switches,
+            blocks,
+            block_of,
+            descending: [backend.zeros(room)?, backend.zeros(room)?],
+            scratch: backend.scratch(&convolutions)?,
+            training: purpose == Purpose::Train,
+        })
+    }
+
+    /// Tells the operations of the coming walks their step.
+    ///
+    /// # Errors
+    /// If the backend refuses.
+    pub fn set_state(&mut self, backend: &B, state: StepState) -> Result<()> {
+        backend.set_state(&mut self.state, state)
+    }
+
+    /// The output of a layer after a walk up. A convolutional or fully connected layer's output is
+    /// taken after the relu that follows it, as its maps are always shown; the last layer's is the
+    /// logits.
+    pub fn output(&self, layer: usize) -> &Tensor<B> {
+        &self.outputs[self.block_of[layer]]
+    }
+
+    /// The switches of a pooling layer after a walk up.
+    pub fn switches(&self, layer: usize) -> Option<&B::Bytes> {
+        self.switches[self.block_of[layer]].as_ref()
+    }
+
+    /// What has descended, and where the next walk down is seeded.
+    pub fn descending(&mut self) -> &mut Tensor<B> {
+        &mut self.descending[0]
+    }
+
+    /// The logits beside the tensor that their gradient goes to.
+    pub fn logits_and_descending(&mut self) -> (&Tensor<B>, &mut Tensor<B>) {
+        (self.outputs.last().expect("a network has layers"), &mut self.descending[0])
+    }
+
+    /// Walks up: from `self.input` to the logits.
+    ///
+    /// # Errors
+    /// If the backend refuses an operation.
+    pub fn up(&mut self, backend: &B, network: &Network, params: &Params<B>) -> Result<()> {
+        let n = self.input.shape().n;
+        for (index, block) in self.blocks.iter().enumerate() {
+            let layer = &network.layers[block.layer];
+            let (below, above) = self.outputs.split_at_mut(index);
+            let x = below.last().unwrap_or(&self.input);
+            let y = &mut above[0];
+            y.reshape(layer.output.with_n(n));
+            match &layer.kind {
+                Kind::Conv { dims, .. } | Kind::FullyConnected { dims, .. } => {
+                    let Param { weight, bias } = weights(params, block.layer);
+                    let dims = &dims.with_n(n);
+                    let scratch = &mut self.scratch;
+                    backend.conv_forward(y, x, weight, Some(bias), block.relu, dims, scratch)?;
+                }
+                Kind::Relu => backend.relu_forward(y, x)?,
+                Kind::MaxPool { dims } => {
+                    let switches = self.switches[index].as_mut().expect("planned for pooling");
+                    backend.maxpool_forward(y, switches, x, &dims.with_n(n))?;
+                }
+                Kind::Lrn(lrn) => backend.lrn_forward(y, x, lrn)?,
+                Kind::Dropout { rate } => {
+                    let rate = if self.training { *rate } else { 0.0 };
+                    let dropout = Dropout { rate, layer: block.layer as u32 };
+                    backend.dropout(y, x, &dropout, &self.state)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Walks down from what [`Workspace::descending`] holds for `descent.from`, to the pixels or,
+    /// without `to_pixels`, until the first layer's gradients are known.
+    ///
+    /// Every layer is undone by its transpose; what the rule decides is what a relu, a pool and a
+    /// normalisation let through. With [`Rule::GRADIENT`] this is backpropagation.
+    ///
+    /// # Errors
+    /// If the backend refuses an operation.
+    pub fn down(
+        &mut self,
+        backend: &B,
+        network: &Network,
+        params: &Params<B>,
+        mut descent: Descent<'_, B>,
+    ) -> Result<()> {
+        let Descent { rule, images, .. } = descent;
+        let n = self.descending[0].shape().n;
+        for index in (0..=self.block_of[descent.from]).rev() {
+            let Block { layer: number, relu } = self.blocks[index];
+            let layer = &network.layers[number];
+            let y = &self.outputs[index];
+            let x = if index == 0 { &self.input } else { &self.outputs[index - 1] };
+            let [dy, dx] = &mut self.descending;
+            match &layer.kind {
+                Kind::Conv { dims, .. } | Kind::FullyConnected { dims, .. } => {
+                    if relu {
+                        backend.relu_backward(dy, y, images, rule.relu())?;
+                    }
+                    let dims = &dims.with_n(n);
+                    if let Some(gradients) = &mut descent.gradients {
+                        let gradient = gradients.layers[number].as_mut().expect("has weights");
+                        let accumulate = descent.accumulate;
+                        let scratch = &mut self.scratch;
+                        backend.conv_backward_filter(gradient, dy, x, accumulate, dims, scratch)?;
+                    }
+                    if index == 0 && !descent.to_pixels {
+                        return Ok(());
+                    }
+                    dx.reshape(layer.input.with_n(n));
+                    let weight = &weights(params, number).weight;
+                    backend.conv_backward_data(dx, dy, weight, dims, &mut self.scratch)?;
+                }
+                Kind::Relu => {
+                    backend.relu_backward(dy, y, images, rule.relu())?;
+                    continue;
+                }
+                Kind::MaxPool { dims } => {
+                    dx.reshape(layer.input.with_n(n));
+                    let switches = self.switches[index].as_ref().expect("planned for pooling");
+                    let (mask, dims) = (rule.forward_mask, &dims.with_n(n));
+                    backend.maxpool_backward(dx, dy, switches, images, mask, dims)?;
+                }
+                Kind::Lrn(lrn) => match rule.lrn_down {
+                    LrnDown::Identity => continue,
+                    LrnDown::Derivative => {
+                        dx.reshape(layer.input.with_n(n));
+                        backend.lrn_backward(dx, dy, x, images, lrn)?;
+                    }
+                },
+                Kind::Dropout { rate } => {
+                    dx.reshape(layer.input.with_n(n));
+                    let rate = if self.training { *rate } else { 0.0 };
+                    let dropout = Dropout { rate, layer: number as u32 };
+                    backend.dropout(dx, dy, &dropout, &self.state)?;
+                }
+            }
+            self.descending.swap(0, 1);
+        }
+        Ok(())
+    }
+}
+
+fn weights<B: Backend>(params: &Params<B>, layer: usize) -> &Param<B> {
+    params.layers[layer].as_ref().expect("a convolution has weights")
+}

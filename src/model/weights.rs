@@ -1,0 +1,342 @@
+//! Weights on disk: one safetensors file with PyTorch's names and layout, and all that it takes
+//! to use them.
+//!
+//! Tensors are `conv1.weight` as OIHW, `fc6.weight` as `[out, in]` with the inputs in C, H, W
+//! order, and biases. `preprocess.mean` is the mean that is taken off, HWC; the rest of the
+//! preprocessing, the network's description and the class names are JSON under the metadata's one
+//! key, `zfnet` (one key, so that equal models are equal files).
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::path::Path;
+
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde::{Deserialize, Serialize};
+
+use super::{Architecture, Network, Params, Preprocess};
+use crate::backend::{Backend, Tensor};
+use crate::shape::Shape;
+use crate::{Error, Result};
+
+/// The metadata's key.
+const KEY: &str = "zfnet";
+/// Version of the metadata.
+const VERSION: u32 = 1;
+/// Name of the mean's tensor.
+const MEAN: &str = "preprocess.mean";
+
+/// A network with weights, and what it takes to show it images.
+pub struct Model<B: Backend> {
+    /// The network.
+    pub network: Network,
+    /// Its weights.
+    pub params: Params<B>,
+    /// What happens to an image first.
+    pub preprocess: Preprocess,
+    /// Name of each class.
+    pub classes: Vec<String>,
+}
+
+/// What the metadata holds.
+#[derive(Serialize, Deserialize)]
+struct About {
+    version: u32,
+    architecture: Architecture,
+    preprocess: Preprocess,
+    classes: Vec<String>,
+}
+
+/// The network that a model's file describes.
+///
+/// # Errors
+/// If the file is not one of ours.
+pub fn read_architecture(path: &Path) -> Result<Architecture> {
+    let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+    let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(unreadable)?;
+    let about = metadata.metadata().as_ref().and_then(|metadata| metadata.get(KEY));
+    let about =
+        about.ok_or_else(|| Error::file(path, "names no network: expected a checkpoint"))?;
+    let about: About = serde_json::from_str(about)
+        .map_err(|error| Error::file(path, format!("its metadata is damaged: {error}")))?;
+    Ok(about.architecture)
+}
+
+/// What a bare safetensors file does not say itself.
+#[derive(Clone, Debug, Default)]
+pub struct Bare {
+    /// The network: a name or a TOML file.
+    pub arch: Option<String>,
+    /// The preprocessing, by name.
+    pub preprocess: Option<String>,
+}
+
+impl<B: Backend> Model<B> {
+    /// The bytes of the file.
+    ///
+    /// # Errors
+    /// If the backend does not give its weights.
+    pub fn to_bytes(&self, backend: &B) -> Result<Vec<u8>> {
+        let about = About {
+            version: VERSION,
+            architecture: self.network.architecture.clone(),
+            preprocess: self.preprocess.clone(),
+            classes: self.classes.clone(),
+        };
+        let about = serde_json::to_string(&about).expect("plain data");
+        let mut tensors = named_values(backend, &self.network, &self.params)?;
+        let side = self.preprocess.resize;
+        let shape = if self.preprocess.mean.len() == 3 { vec![3] } else { vec![side, side, 3] };
+        tensors.push((MEAN.into(), shape, self.preprocess.mean.clone()));
+        serialize(&tensors, Some(HashMap::from([(KEY.into(), about)])))
+    }
+
+    /// Reads a model. A file without our metadata needs `bare`.
+    ///
+    /// # Errors
+    /// If the file is not a model, or its tensors do not fit its network: their names, what was
+    /// expected, what was found.
+    pub fn read(backend: &B, path: &Path, bare: &Bare) -> Result<Self> {
+        let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+        Self::from_bytes(backend, &bytes, bare).map_err(|error| match error {
+            Error::Network(reason) => Error::file(path, reason),
+            other => other,
+        })
+    }
+
+    fn from_bytes(backend: &B, bytes: &[u8], bare: &Bare) -> Result<Self> {
+        let tensors = deserialize(bytes)?;
+        let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(unreadable)?;
+        let about = metadata.metadata().as_ref().and_then(|metadata| metadata.get(KEY));
+        let (network, preprocess, classes) = match about {
+            Some(about) => {
+                let about: About = serde_json::from_str(about)
+                    .map_err(|e| Error::Network(format!("its metadata is damaged: {e}")))?;
+                if about.version != VERSION {
+                    return Err(Error::Network(format!(
+                        "expected metadata of version {VERSION}, found {}: it was written by \
+                         another version of zfnet",
+                        about.version
+                    )));
+                }
+                let mut preprocess = about.preprocess;
+                preprocess.mean = values(&tensors, MEAN)?.into_owned();
+                (Network::new(about.architecture)?, preprocess, about.classes)
+            }
+            None => Self::bare(&tensors, bare)?,
+        };
+        preprocess.check()?;
+        if preprocess.size != network.input().h || classes.len() != network.classes() {
+            return Err(Error::Network(format!(
+                "expected crops of {} pixels and {} class names, found {} and {}",
+                network.input().h,
+                network.classes(),
+                preprocess.size,
+                classes.len()
+            )));
+        }
+        let params = read_params(backend, &network, &tensors)?;
+        Ok(Model { network, params, preprocess, classes })
+    }
+
+    /// What `bare` says of a file that says nothing itself.
+    fn bare(tensors: &SafeTensors<'_>, bare: &Bare) -> Result<(Network, Preprocess, Vec<String>)> {
+        let (Some(arch), Some(preprocess)) = (&bare.arch, &bare.preprocess) else {
+            return Err(Error::Network(
+                "a bare safetensors file (it names no network): say which with --arch NAME|FILE \
+                 and --preprocess paper|torchvision|caffe"
+                    .into(),
+            ));
+        };
+        let mut architecture = Architecture::find(arch)?;
+        let last = architecture.layers.iter().rev().find_map(|layer| match layer {
+            super::LayerSpec::Fc { name, .. } => Some(format!("{name}.bias")),
+            _ => None,
+        });
+        if let Some(bias) = last.and_then(|name| tensors.tensor(&name).ok()) {
+            architecture.classes = bias.shape().iter().product();
+        }
+        let input = architecture.input;
+        let classes = (0..architecture.classes).map(|class| format!("class {class}")).collect();
+        let preprocess = Preprocess::named(preprocess, input.size, input.resize)?;
+        Ok((Network::new(architecture)?, preprocess, classes))
+    }
+}
+
+/// Names, shapes and values of tensors.
+pub type Named = Vec<(String, Vec<usize>, Vec<f32>)>;
+
+/// All parameters in PyTorch's layout, in the chain's order.
+///
+/// # Errors
+/// If the backend does not give them.
+pub fn named_values<B: Backend>(
+    backend: &B,
+    network: &Network,
+    params: &Params<B>,
+) -> Result<Named> {
+    let mut named = Vec::new();
+    for (layer, param) in network.layers.iter().zip(&params.layers) {
+        let Some(param) = param else { continue };
+        let shape = param.weight.shape();
+        let mut krsc = vec![0.0; shape.len()];
+        backend.download(&mut krsc, &param.weight)?;
+        let mut bias = vec![0.0; shape.n];
+        backend.download(&mut bias, &param.bias)?;
+        named.push((
+            format!("{}.weight", layer.name),
+            torch_shape(layer, shape),
+            to_kcrs(&krsc, shape),
+        ));
+        named.push((format!("{}.bias", layer.name), vec![shape.n], bias));
+    }
+    Ok(named)
+}
+
+/// Fills parameters from tensors in PyTorch's layout.
+///
+/// # Errors
+/// If one is missing or of another shape.
+pub fn read_params<B: Backend>(
+    backend: &B,
+    network: &Network,
+    tensors: &SafeTensors<'_>,
+) -> Result<Params<B>> {
+    let mut params = Params::zeros(backend, network)?;
+    for (layer, param) in network.layers.iter().zip(&mut params.layers) {
+        let Some(param) = param else { continue };
+        let shape = param.weight.shape();
+        let expected = torch_shape(layer, shape);
+        read_tensor(
+            backend,
+            tensors,
+            &format!("{}.weight", layer.name),
+            &expected,
+            |values| from_kcrs(values, shape),
+            &mut param.weight,
+        )?;
+        read_tensor(
+            backend,
+            tensors,
+            &format!("{}.bias", layer.name),
+            &[shape.n],
+            |values| values.to_vec(),
+            &mut param.bias,
+        )?;
+    }
+    Ok(params)
+}
+
+fn read_tensor<B: Backend>(
+    backend: &B,
+    tensors: &SafeTensors<'_>,
+    name: &str,
+    expected: &[usize],
+    convert: impl FnOnce(&[f32]) -> Vec<f32>,
+    tensor: &mut Tensor<B>,
+) -> Result<()> {
+    let found = tensors.tensor(name).map_err(|_| {
+        let mut names = tensors.names();
+        names.sort_unstable();
+        Error::Network(format!("expected a tensor {name}, found only {}", names.join(", ")))
+    })?;
+    if found.shape() != expected {
+        return Err(Error::Network(format!(
+            "{name}: expected shape {expected:?}, found {:?}: the weights of another network",
+            found.shape()
+        )));
+    }
+    backend.upload(tensor, &convert(&values(tensors, name)?))
+}
+
+/// The f32 values of a tensor.
+fn values<'a>(tensors: &SafeTensors<'a>, name: &str) -> Result<Cow<'a, [f32]>> {
+    let tensor = tensors
+        .tensor(name)
+        .map_err(|_| Error::Network(format!("expected a tensor {name}, found none")))?;
+    if tensor.dtype() != Dtype::F32 {
+        return Err(Error::Network(format!(
+            "{name}: expected values of type F32, found {:?}",
+            tensor.dtype()
+        )));
+    }
+    // The file's bytes need not lie where f32 may lie.
+    Ok(match bytemuck::try_cast_slice(tensor.data()) {
+        Ok(values) => Cow::Borrowed(values),
+        Err(_) => Cow::Owned(bytemuck::pod_collect_to_vec(tensor.data())),
+    })
+}
+
+/// Checks and opens the bytes of a safetensors file.
+///
+/// # Errors
+/// If they are none.
+pub fn deserialize(bytes: &[u8]) -> Result<SafeTensors<'_>> {
+    SafeTensors::deserialize(bytes).map_err(unreadable)
+}
+
+fn unreadable(error: safetensors::SafeTensorError) -> Error {
+    Error::Network(format!(
+        "expected a safetensors file, found a damaged or different one: {error}"
+    ))
+}
+
+/// The bytes of a safetensors file of f32 tensors.
+///
+/// # Errors
+/// If the names or shapes make no file.
+pub fn serialize(tensors: &Named, metadata: Option<HashMap<String, String>>) -> Result<Vec<u8>> {
+    let views = tensors.iter().map(|(name, shape, values)| {
+        let view = TensorView::new(Dtype::F32, shape.clone(), bytemuck::cast_slice(values));
+        (name, view.expect("shapes and values agree"))
+    });
+    safetensors::serialize(views, metadata)
+        .map_err(|error| Error::Network(format!("cannot write safetensors: {error}")))
+}
+
+/// PyTorch's shape of a weight: OIHW, or `[out, in]` where the layer is fully connected.
+fn torch_shape(layer: &super::Layer, shape: Shape) -> Vec<usize> {
+    match layer.kind {
+        super::Kind::FullyConnected { .. } => vec![shape.n, shape.per_image()],
+        _ => vec![shape.n, shape.c, shape.h, shape.w],
+    }
+}
+
+/// Filters K, R, S, C as K, C, R, S.
+pub fn to_kcrs(krsc: &[f32], shape: Shape) -> Vec<f32> {
+    let Shape { h, w, c, .. } = shape;
+    let mut kcrs = vec![0.0; krsc.len()];
+    for (from, to) in krsc.chunks_exact(h * w * c).zip(kcrs.chunks_exact_mut(h * w * c)) {
+        for (i, value) in from.iter().enumerate() {
+            to[i % c * h * w + i / c] = *value;
+        }
+    }
+    kcrs
+}
+
+/// Filters K, C, R, S as K, R, S, C; `shape` is KRSC.
+pub fn from_kcrs(kcrs: &[f32], shape: Shape) -> Vec<f32> {
+    let Shape { h, w, c, .. } = shape;
+    let mut krsc = vec![0.0; kcrs.len()];
+    for (from, to) in kcrs.chunks_exact(h * w * c).zip(krsc.chunks_exact_mut(h * w * c)) {
+        for (i, value) in to.iter_mut().enumerate() {
+            *value = from[i % c * h * w + i / c];
+        }
+    }
+    krsc
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two outputs of a 1x2 map of three channels, worked out by hand: PyTorch counts its inputs
+    /// channel by channel, we pixel by pixel.
+    #[test]
+    fn fully_connected_weights_are_permuted() {
+        let shape = Shape::new(2, 1, 2, 3);
+        let ours = [0., 1., 2., 3., 4., 5., 10., 11., 12., 13., 14., 15.];
+        let torch = [0., 3., 1., 4., 2., 5., 10., 13., 11., 14., 12., 15.];
+        assert_eq!(to_kcrs(&ours, shape), torch);
+        assert_eq!(from_kcrs(&torch, shape), ours);
+    }
+}
