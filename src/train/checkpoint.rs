@@ -1,0 +1,316 @@
+//! Checkpoints: `RUN/step-N`, a directory that is there whole or not at all.
+//!
+//! Written as `step-N.tmp`, every file and the directory synced, `state.json` last with size and
+//! checksum of the others, then renamed. `RUN/last` and `RUN/best` are relative symbolic links,
+//! replaced by renaming.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::recipe::Recipe;
+use super::schedule::Schedule;
+use crate::backend::Backend;
+use crate::model::weights::{deserialize, named_values, read_params, serialize};
+use crate::model::{Bare, Model, Network, Params};
+use crate::{Error, Result};
+
+/// The model's file in a checkpoint.
+pub const MODEL: &str = "model.safetensors";
+const OPTIMIZER: &str = "optimizer.safetensors";
+const STATE: &str = "state.json";
+const VERSION: u32 = 1;
+
+/// Where training stands: everything beside weights and momentum.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    /// Version of this file.
+    pub version: u32,
+    /// Updates of the weights so far.
+    pub step: u32,
+    /// The epoch in hand, from 0.
+    pub epoch: u32,
+    /// Batches of it that are done.
+    pub batch: usize,
+    /// Sum of the losses of its samples so far.
+    pub loss_sum: f64,
+    /// Number of its samples so far.
+    pub samples: usize,
+    /// The learning rate's schedule.
+    pub schedule: Schedule,
+    /// Lowest validation error, and its step.
+    pub best: Option<(f64, u32)>,
+    /// Seed of order, crops, dropout and initialisation.
+    pub seed: u64,
+    /// Micro-batches of an update.
+    pub accumulate: usize,
+    /// The recipe, flags included.
+    pub recipe: Recipe,
+    /// What ran it: a bit-identical continuation needs the same instructions.
+    pub backend: String,
+    /// Size and xxh3 of each other file.
+    pub files: BTreeMap<String, FileMark>,
+}
+
+/// What a file must be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileMark {
+    /// Its length.
+    pub bytes: u64,
+    /// Its xxh3 (64 bits), in hexadecimal.
+    pub xxh3: String,
+}
+
+impl FileMark {
+    fn of(bytes: &[u8]) -> Self {
+        FileMark { bytes: bytes.len() as u64, xxh3: format!("{:016x}", xxh3_64(bytes)) }
+    }
+}
+
+/// Writes `run/step-N` and points `last` (and `best`, if `is_best`) at it.
+///
+/// # Errors
+/// If the disk is full or the folder cannot be written; what was there before is untouched.
+pub fn save<B: Backend>(
+    backend: &B,
+    run: &Path,
+    model: &Model<B>,
+    momentum: &Params<B>,
+    state: &mut State,
+    is_best: bool,
+) -> Result<()> {
+    let name = format!("step-{}", state.step);
+    let folder = run.join(&name);
+    let aside = run.join(format!("{name}.tmp"));
+    if aside.exists() {
+        fs::remove_dir_all(&aside).map_err(Error::io("remove", &aside))?;
+    }
+    fs::create_dir(&aside).map_err(Error::io("create", &aside))?;
+    let momentum = serialize(&named_values(backend, &model.network, momentum)?, None)?;
+    state.files.clear();
+    for (file, bytes) in [(MODEL, model.to_bytes(backend)?), (OPTIMIZER, momentum)] {
+        write_synced(&aside.join(file), &bytes)?;
+        state.files.insert(file.into(), FileMark::of(&bytes));
+    }
+    let json = serde_json::to_string_pretty(state).expect("plain data");
+    write_synced(&aside.join(STATE), json.as_bytes())?;
+    sync_folder(&aside)?;
+    if folder.exists() {
+        // The same step once more, now with its validation: a moment without `step-N`, in which
+        // `step-N.old` stands in for it (see `candidates`).
+        let old = run.join(format!("{name}.old"));
+        if old.exists() {
+            fs::remove_dir_all(&old).map_err(Error::io("remove", &old))?;
+        }
+        fs::rename(&folder, &old).map_err(Error::io("rename", &folder))?;
+    }
+    fs::rename(&aside, &folder).map_err(Error::io("rename", &aside))?;
+    sync_folder(run)?;
+    link(run, "last", &name)?;
+    if is_best {
+        link(run, "best", &name)?;
+    }
+    Ok(())
+}
+
+/// Removes all checkpoints but the newest `keep` and those that `last` and `best` point at, and
+/// whatever an interrupted run has left.
+///
+/// # Errors
+/// If the folder cannot be read or a checkpoint not removed.
+pub fn prune(run: &Path, keep: usize) -> Result<()> {
+    let linked: Vec<PathBuf> =
+        ["last", "best"].iter().filter_map(|link| fs::read_link(run.join(link)).ok()).collect();
+    let mut steps = Vec::new();
+    for entry in fs::read_dir(run).map_err(Error::io("read", run))? {
+        let name = entry.map_err(Error::io("read", run))?.file_name();
+        let Some(rest) = name.to_str().and_then(|name| name.strip_prefix("step-")) else {
+            continue;
+        };
+        match rest.parse::<u32>() {
+            Ok(step) => steps.push(step),
+            Err(_) if rest.ends_with(".tmp") || rest.ends_with(".old") => {
+                let path = run.join(&name);
+                fs::remove_dir_all(&path).map_err(Error::io("remove", &path))?;
+            }
+            Err(_) => {}
+        }
+    }
+    steps.sort_unstable();
+    for step in &steps[..steps.len().saturating_sub(keep)] {
+        let name = PathBuf::from(format!("step-{step}"));
+        if !linked.contains(&name) {
+            let path = run.join(name);
+            fs::remove_dir_all(&path).map_err(Error::io("remove", &path))?;
+        }
+    }
+    Ok(())
+}
+
+/// The checkpoints of a run that may be whole, the one to continue first.
+pub fn candidates(run: &Path) -> Vec<PathBuf> {
+    let mut found: Vec<(bool, u32, bool, PathBuf)> = Vec::new();
+    let last = fs::read_link(run.join("last")).unwrap_or_default();
+    for entry in fs::read_dir(run).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let Some(rest) = name.strip_prefix("step-") else { continue };
+        let old = rest.ends_with(".old");
+        if let Ok(step) = rest.trim_end_matches(".old").parse() {
+            found.push((last == Path::new(&name), step, !old, entry.path()));
+        }
+    }
+    // A renamed checkpoint whose link was not made in time is newer than the one linked.
+    found.sort_by_key(|(is_last, step, whole, _)| (*step, *whole, *is_last));
+    found.into_iter().rev().map(|(.., path)| path).collect()
+}
+
+/// A checkpoint to go on from.
+pub struct Resumed<B: Backend> {
+    /// Network, weights, preprocessing, classes.
+    pub model: Model<B>,
+    /// Momentum.
+    pub momentum: Params<B>,
+    /// Where training stands.
+    pub state: State,
+}
+
+/// Reads a checkpoint whole, checking every file.
+///
+/// # Errors
+/// If a file is missing, damaged or does not belong: its name, what was expected, what was found.
+pub fn load<B: Backend>(backend: &B, folder: &Path) -> Result<Resumed<B>> {
+    let state = read_state(folder)?;
+    let model = Model::read(backend, &verified(folder, MODEL, &state)?, &Bare::default())?;
+    let path = verified(folder, OPTIMIZER, &state)?;
+    let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
+    let momentum = read_momentum(backend, &model.network, &bytes)
+        .map_err(|error| Error::file(&path, error.to_string()))?;
+    Ok(Resumed { model, momentum, state })
+}
+
+fn read_momentum<B: Backend>(backend: &B, network: &Network, bytes: &[u8]) -> Result<Params<B>> {
+    read_params(backend, network, &deserialize(bytes)?)
+}
+
+/// Reads the model of a checkpoint folder (a `step-N`, or a run: its `best`, else its `last`), or
+/// of a safetensors file.
+///
+/// # Errors
+/// If there is none, it is damaged, or a bare file needs saying what it is.
+pub fn load_model<B: Backend>(backend: &B, path: &Path, bare: &Bare) -> Result<Model<B>> {
+    if !path.exists() {
+        return Err(Error::file(
+            path,
+            "no such file or folder: expected a checkpoint (RUN/best, RUN/step-N, RUN) or a \
+             safetensors file",
+        ));
+    }
+    if path.is_file() {
+        return Model::read(backend, path, bare);
+    }
+    let inside = [path.to_owned(), path.join("best"), path.join("last")];
+    let Some(folder) = inside.iter().find(|folder| folder.join(STATE).is_file()) else {
+        return Err(Error::file(
+            path,
+            format!("expected a checkpoint, found no {STATE} in it, in `best` or in `last`"),
+        ));
+    };
+    let state = read_state(folder)?;
+    Model::read(backend, &verified(folder, MODEL, &state)?, bare)
+}
+
+/// Reads and checks `state.json`.
+///
+/// # Errors
+/// If it is missing, damaged or of another version.
+pub fn read_state(folder: &Path) -> Result<State> {
+    let path = folder.join(STATE);
+    let text = fs::read_to_string(&path).map_err(Error::io("read", &path))?;
+    let state: State = serde_json::from_str(&text)
+        .map_err(|error| Error::file(&path, format!("a damaged checkpoint: {error}")))?;
+    if state.version != VERSION {
+        let found = state.version;
+        return Err(Error::file(&path, format!("expected version {VERSION}, found {found}")));
+    }
+    state.recipe.check().map_err(|error| Error::file(&path, error.to_string()))?;
+    Ok(state)
+}
+
+impl State {
+    /// At the start of training.
+    pub fn new(recipe: Recipe, seed: u64, accumulate: usize, backend: String) -> Self {
+        State {
+            version: VERSION,
+            step: 0,
+            epoch: 0,
+            batch: 0,
+            loss_sum: 0.0,
+            samples: 0,
+            schedule: Schedule::new(),
+            best: None,
+            seed,
+            accumulate,
+            recipe,
+            backend,
+            files: BTreeMap::new(),
+        }
+    }
+}
+
+/// The path of a checkpoint's file whose length and checksum are what the state says.
+fn verified(folder: &Path, file: &str, state: &State) -> Result<PathBuf> {
+    let path = folder.join(file);
+    let expected = state
+        .files
+        .get(file)
+        .ok_or_else(|| Error::file(folder.join(STATE), format!("does not list {file}")))?;
+    let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
+    let found = FileMark::of(&bytes);
+    if found != *expected {
+        return Err(Error::file(
+            &path,
+            format!(
+                "damaged: expected {} bytes with xxh3 {}, found {} bytes with xxh3 {}; use another \
+                 checkpoint of the run",
+                expected.bytes, expected.xxh3, found.bytes, found.xxh3
+            ),
+        ));
+    }
+    Ok(path)
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
+    let write = || {
+        let mut file = fs::File::create(path)?;
+        file.write_all(bytes)?;
+        file.sync_all()
+    };
+    write().map_err(Error::io("write", path))
+}
+
+/// Makes a folder's entries durable; where the system has no such thing, nothing.
+fn sync_folder(path: &Path) -> Result<()> {
+    if cfg!(unix) {
+        fs::File::open(path)
+            .and_then(|folder| folder.sync_all())
+            .map_err(Error::io("sync", path))?;
+    }
+    Ok(())
+}
+
+/// Points the relative symbolic link `run/link` at `target`, replacing what it pointed at.
+fn link(run: &Path, link: &str, target: &str) -> Result<()> {
+    let aside = run.join(format!("{link}.tmp"));
+    let path = run.join(link);
+    let _ = fs::remove_file(&aside); // left by a run that was killed, or not there
+    #[cfg(unix)]
+    let linked = std::os::unix::fs::symlink(target, &aside);
+    #[cfg(windows)]
+    let linked = std::os::windows::fs::symlink_dir(target, &aside);
+    linked.map_err(Error::io("create", &aside))?;
+    fs::rename(&aside, &path).map_err(Error::io("replace", &path))
+}

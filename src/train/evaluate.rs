@@ -1,0 +1,244 @@
+//! Evaluation: top-1 and top-5 error with one crop or the paper's ten, of one model or of the
+//! average of several.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use serde::Serialize;
+
+use crate::backend::{Backend, Crop};
+use crate::data::images::Images;
+use crate::data::loader::{Bad, Loader};
+use crate::model::{InputStage, Network, Params, Preprocess, Purpose, Workspace};
+use crate::{Error, Result};
+
+/// Samples (crops) of one walk up.
+const SAMPLES: usize = 64;
+
+/// How well a model does on a set.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Evaluation {
+    /// Share of images whose class is not the most probable one.
+    pub top1_error: f64,
+    /// Share of images whose class is not among the five most probable ones.
+    pub top5_error: f64,
+    /// Mean of `-ln` of the averaged probability of the right class.
+    #[serde(skip)]
+    pub loss: f64,
+    /// Number of images; files that are none are left out.
+    pub images: usize,
+}
+
+/// How many crops are averaged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TestCrops {
+    /// The centre.
+    One,
+    /// Four corners and centre, each mirrored too.
+    Ten,
+}
+
+impl TestCrops {
+    /// The crops of an image.
+    pub fn of(self, preprocess: &Preprocess, image: u32) -> Vec<Crop> {
+        let ten = preprocess.ten_crops(image);
+        match self {
+            TestCrops::One => vec![ten[4]],
+            TestCrops::Ten => ten.to_vec(),
+        }
+    }
+
+    fn count(self) -> usize {
+        match self {
+            TestCrops::One => 1,
+            TestCrops::Ten => 10,
+        }
+    }
+}
+
+/// Gives the probabilities of classes for squares of pixels.
+pub struct Classifier<B: Backend> {
+    stage: InputStage<B>,
+    workspace: Workspace<B>,
+    crops: TestCrops,
+    preprocess: Preprocess,
+    host: Vec<f32>,
+}
+
+impl<B: Backend> Classifier<B> {
+    /// Plans for a network and its preprocessing.
+    ///
+    /// # Errors
+    /// If the backend has no room.
+    pub fn new(
+        backend: &B,
+        network: &Network,
+        preprocess: &Preprocess,
+        crops: TestCrops,
+    ) -> Result<Self> {
+        let images = (SAMPLES / crops.count()).max(1);
+        let samples = images * crops.count();
+        Ok(Classifier {
+            stage: InputStage::new(backend, preprocess, images, samples)?,
+            workspace: Workspace::new(backend, network, Purpose::Infer, samples)?,
+            crops,
+            preprocess: preprocess.clone(),
+            host: vec![0.0; samples * network.classes()],
+        })
+    }
+
+    /// Images that one call takes at most.
+    pub fn images(&self) -> usize {
+        (SAMPLES / self.crops.count()).max(1)
+    }
+
+    /// Adds each image's probabilities, averaged over its crops, to `probabilities`
+    /// (`[images, classes]`). `pixels` holds whole squares.
+    ///
+    /// # Errors
+    /// If the backend refuses.
+    pub fn add_probabilities(
+        &mut self,
+        backend: &B,
+        network: &Network,
+        params: &Params<B>,
+        pixels: &[u8],
+        probabilities: &mut [f64],
+    ) -> Result<()> {
+        let classes = network.classes();
+        let images = probabilities.len() / classes;
+        let crops: Vec<Crop> =
+            (0..images as u32).flat_map(|image| self.crops.of(&self.preprocess, image)).collect();
+        self.stage.fill(backend, &mut self.workspace.input, pixels, &crops)?;
+        self.workspace.up(backend, network, params)?;
+        let logits = &mut self.host[..crops.len() * classes];
+        backend.download(logits, self.workspace.logits_and_descending().0)?;
+        let share = 1.0 / self.crops.count() as f64;
+        let per_image = self.crops.count() * classes;
+        let images = probabilities.chunks_exact_mut(classes).zip(logits.chunks_exact(per_image));
+        for (probabilities, logits) in images {
+            for logits in logits.chunks_exact(classes) {
+                let max = logits.iter().fold(f64::NEG_INFINITY, |m, l| m.max(f64::from(*l)));
+                let sum: f64 = logits.iter().map(|l| (f64::from(*l) - max).exp()).sum();
+                for (p, logit) in probabilities.iter_mut().zip(logits) {
+                    *p += (f64::from(*logit) - max).exp() / sum * share;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// One model of an ensemble.
+pub struct Member<'a, B: Backend> {
+    /// The network.
+    pub network: &'a Network,
+    /// Its weights.
+    pub params: &'a Params<B>,
+    /// Plans, and with them the preprocessing.
+    pub classifier: Classifier<B>,
+    /// The images, as squares of this model's size.
+    pub images: Arc<Images>,
+}
+
+/// Evaluates the average of the members' probabilities. `progress` is called with the number of
+/// images that a member has seen; a non-zero `stop` ends with `None`.
+///
+/// # Errors
+/// If too many files are bad, members disagree on the classes, or the backend refuses.
+pub fn evaluate<B: Backend>(
+    backend: &B,
+    members: &mut [Member<'_, B>],
+    workers: usize,
+    stop: &AtomicUsize,
+    mut progress: impl FnMut(usize),
+) -> Result<Option<Evaluation>> {
+    let Some(first) = members.first() else {
+        return Err(Error::Data("no model to evaluate".into()));
+    };
+    let (classes, len) = (first.network.classes(), first.images.len());
+    let mut sums = vec![0.0f64; len * classes];
+    let mut labels: Vec<Option<u32>> = vec![None; len];
+    let weight = 1.0 / members.len() as f64;
+    for member in members {
+        if member.network.classes() != classes {
+            return Err(Error::Data(format!(
+                "expected models of {classes} classes, found one of {}",
+                member.network.classes()
+            )));
+        }
+        let order = (0..len as u32).collect();
+        let batch = member.classifier.images();
+        let images = member.images.clone();
+        let mut loader = Loader::new(images, order, batch, 0, workers, Bad::Skip);
+        let mut probabilities = vec![0.0f64; batch * classes];
+        while let Some(batch) = loader.next_batch()? {
+            if stop.load(Ordering::Relaxed) != 0 {
+                return Ok(None);
+            }
+            let probabilities = &mut probabilities[..batch.labels.len() * classes];
+            probabilities.fill(0.0);
+            if !batch.labels.is_empty() {
+                let Member { network, params, classifier, .. } = member;
+                classifier.add_probabilities(
+                    backend,
+                    network,
+                    params,
+                    &batch.pixels,
+                    probabilities,
+                )?;
+            }
+            let rows = probabilities.chunks_exact(classes).zip(&batch.indices).zip(&batch.labels);
+            for ((row, &index), &label) in rows {
+                let index = index as usize;
+                labels[index] = Some(label);
+                let sums = &mut sums[index * classes..(index + 1) * classes];
+                sums.iter_mut().zip(row).for_each(|(sum, p)| *sum += p * weight);
+            }
+            progress(batch.labels.len());
+            loader.recycle(batch);
+        }
+    }
+    let mut result = Evaluation { top1_error: 0.0, top5_error: 0.0, loss: 0.0, images: 0 };
+    for (row, label) in sums.chunks_exact(classes).zip(&labels) {
+        let Some(label) = label else { continue };
+        let rank = rank(row, *label as usize);
+        result.images += 1;
+        result.top1_error += f64::from(u8::from(rank >= 1));
+        result.top5_error += f64::from(u8::from(rank >= 5));
+        result.loss -= row[*label as usize].max(f64::MIN_POSITIVE).ln();
+    }
+    if result.images == 0 {
+        return Err(Error::Data("no image of the set can be read".into()));
+    }
+    let count = result.images as f64;
+    result.top1_error /= count;
+    result.top5_error /= count;
+    result.loss /= count;
+    Ok(Some(result))
+}
+
+/// The number of classes that come before `label`: those of larger probability, and those of equal
+/// probability and lower index. A NaN anywhere counts as wrong: all classes come before.
+pub fn rank(probabilities: &[f64], label: usize) -> usize {
+    if probabilities.iter().any(|p| p.is_nan()) {
+        return probabilities.len();
+    }
+    let own = probabilities[label];
+    let before = |(class, p): (usize, &f64)| *p > own || (*p == own && class < label);
+    probabilities.iter().enumerate().filter(|&pair| before(pair)).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::rank;
+
+    #[test]
+    fn ranks_with_ties_and_nan() {
+        let p = [0.1, 0.3, 0.3, 0.2, 0.1];
+        assert_eq!([0, 1, 2, 3, 4].map(|label| rank(&p, label)), [3, 0, 1, 2, 4]);
+        assert_eq!(rank(&[0.5, f64::NAN], 0), 2);
+        assert_eq!(rank(&[f64::NAN; 7], 3), 7);
+        assert_eq!(rank(&[0.5; 6], 5), 5);
+    }
+}

@@ -1,0 +1,110 @@
+//! `metrics.jsonl`: one line a step and one an epoch, all of it a function of seed and data.
+//!
+//! Times are not in it, so that an interrupted and continued run leaves the very same file.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// One line.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum Metric {
+    /// An update of the weights.
+    Step {
+        /// Updates so far, this one included.
+        step: u32,
+        /// The epoch in hand, from 1.
+        epoch: u32,
+        /// Mean loss of the batch.
+        loss: f64,
+        /// Learning rate.
+        rate: f32,
+    },
+    /// The end of an epoch.
+    Epoch {
+        /// Updates so far.
+        step: u32,
+        /// Epochs so far.
+        epoch: u32,
+        /// Mean loss of the training samples, each at its own step.
+        train_loss: f64,
+        /// Mean loss on the validation set, centre crop.
+        val_loss: f64,
+        /// Share of validation images whose class is not the most probable one, centre crop.
+        val_top1_error: f64,
+        /// The same for the five most probable ones.
+        val_top5_error: f64,
+        /// Learning rate of the next epoch.
+        rate: f32,
+    },
+}
+
+impl Metric {
+    fn step(&self) -> u32 {
+        match self {
+            Metric::Step { step, .. } | Metric::Epoch { step, .. } => *step,
+        }
+    }
+}
+
+/// The open file.
+pub struct MetricsLog {
+    path: PathBuf,
+    file: BufWriter<File>,
+}
+
+impl MetricsLog {
+    /// Opens `run/metrics.jsonl`, cut back to what happened up to a checkpoint: steps until `step`,
+    /// and epochs until `epochs`.
+    ///
+    /// # Errors
+    /// If the file cannot be read or written.
+    pub fn open(run: &Path, step: u32, epochs: u32) -> Result<Self> {
+        let path = run.join("metrics.jsonl");
+        let kept = match fs::read_to_string(&path) {
+            Ok(text) => text
+                .split_inclusive('\n')
+                .take_while(|line| {
+                    let metric = serde_json::from_str::<Metric>(line);
+                    metric.is_ok_and(|metric| match metric {
+                        Metric::Step { .. } => metric.step() <= step,
+                        Metric::Epoch { epoch, .. } => epoch <= epochs,
+                    })
+                })
+                .collect(),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+            Err(error) => return Err(Error::io("read", &path)(error)),
+        };
+        let aside = run.join("metrics.jsonl.tmp");
+        fs::write(&aside, kept).map_err(Error::io("write", &aside))?;
+        fs::rename(&aside, &path).map_err(Error::io("replace", &path))?;
+        let file = OpenOptions::new().append(true).open(&path).map_err(Error::io("open", &path))?;
+        Ok(MetricsLog { path, file: BufWriter::new(file) })
+    }
+
+    /// Adds a line.
+    ///
+    /// # Errors
+    /// If the disk is full.
+    pub fn write(&mut self, metric: &Metric) -> Result<()> {
+        let line = serde_json::to_string(metric).expect("plain data");
+        writeln!(self.file, "{line}").map_err(Error::io("write", &self.path))
+    }
+
+    /// Makes all lines so far durable; called before a checkpoint that they belong to.
+    ///
+    /// # Errors
+    /// If the disk is full.
+    pub fn sync(&mut self) -> Result<()> {
+        let sync = |file: &mut BufWriter<File>| {
+            file.flush()?;
+            file.get_ref().sync_data()
+        };
+        sync(&mut self.file).map_err(Error::io("write", &self.path))
+    }
+}

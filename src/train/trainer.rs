@@ -1,0 +1,584 @@
+//! The loop: batch, walk up, loss, walk down, update; validation, schedule and checkpoints around.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use super::checkpoint::{self, Resumed, State};
+use super::evaluate::{Classifier, Evaluation, Member, TestCrops, evaluate};
+use super::log::{Metric, MetricsLog};
+use super::recipe::Recipe;
+use crate::backend::{Backend, Crop, Param, SgdConstants, StepState, Tensor};
+use crate::data::images::Images;
+use crate::data::loader::{Bad, Loader};
+use crate::data::order::{permutation, training_crop};
+use crate::model::{
+    Architecture, Bare, Descent, InputStage, Kind, Model, Network, Params, Preprocess, Purpose,
+    Rule, Workspace,
+};
+use crate::shape::Shape;
+use crate::{Error, Result};
+
+/// What to train, on what, and where to.
+pub struct Job<'a> {
+    /// The network and its recipe, flags included; its number of classes is the data's.
+    pub architecture: Architecture,
+    /// Training images, squares of `architecture.input.resize`.
+    pub train: Arc<Images>,
+    /// Validation images, of the same size.
+    pub val: Arc<Images>,
+    /// Name of each class.
+    pub classes: Vec<String>,
+    /// The run's folder.
+    pub out: PathBuf,
+    /// Seed of initialisation, order, crops and dropout.
+    pub seed: u64,
+    /// Micro-batches of an update, whose gradients are summed in order.
+    pub accumulate: usize,
+    /// Stop after so many updates in all.
+    pub max_steps: Option<u32>,
+    /// Go on from the run's last checkpoint, if it has one.
+    pub resume: bool,
+    /// Start with the weights of this checkpoint instead of random ones.
+    pub init: Option<(PathBuf, Bare)>,
+    /// Save a checkpoint after so many steps, besides at the end of each epoch.
+    pub save_steps: Option<u32>,
+    /// Checkpoints that are kept, besides the best.
+    pub keep: usize,
+    /// Threads that decode.
+    pub workers: usize,
+    /// Becomes non-zero when the run is to save and stop.
+    pub stop: &'a AtomicUsize,
+}
+
+/// What happens while a network is trained, for whoever shows it.
+pub enum Event<'a> {
+    /// The mean image is being worked out: images done, of how many.
+    Mean(usize, usize),
+    /// All is ready; training starts or goes on at this state.
+    Start {
+        /// The network.
+        network: &'a Network,
+        /// Where it stands.
+        state: &'a State,
+        /// Updates of an epoch.
+        steps_per_epoch: usize,
+        /// A note for the user, say on what a checkpoint did not fit.
+        notes: &'a [String],
+    },
+    /// An update is done.
+    Step {
+        /// Where training stands.
+        state: &'a State,
+        /// Mean loss of the batch.
+        loss: f64,
+        /// Samples of the batch.
+        samples: usize,
+        /// Time since the epoch (or the run) began.
+        elapsed: Duration,
+        /// Share of it spent waiting for data.
+        waiting: Duration,
+    },
+    /// Validation images done, of how many.
+    Validation(usize, usize),
+    /// An epoch is over and its checkpoint written.
+    Epoch {
+        /// Where training stands.
+        state: &'a State,
+        /// Mean training loss.
+        train_loss: f64,
+        /// On the validation set, centre crop.
+        validation: &'a Evaluation,
+        /// Its learning rate.
+        rate: f32,
+        /// The next epoch's.
+        next_rate: f32,
+        /// Training time of the epoch in this session.
+        elapsed: Duration,
+        /// Share of it spent waiting for data.
+        waiting: Duration,
+    },
+}
+
+/// How training ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// All epochs, or as many steps as were asked for.
+    Done,
+    /// `stop` was set; a checkpoint has been written.
+    Stopped,
+}
+
+/// A training that stands ready: weights, momentum, and what a step needs.
+pub struct Trainer<'a, B: Backend> {
+    backend: &'a B,
+    /// The network and its weights.
+    pub model: Model<B>,
+    momentum: Params<B>,
+    gradients: Params<B>,
+    workspace: Workspace<B>,
+    stage: InputStage<B>,
+    labels: B::Indices,
+    losses: Tensor<B>,
+    host_losses: Vec<f32>,
+    host_crops: Vec<Crop>,
+    micro_batch: usize,
+}
+
+impl<'a, B: Backend> Trainer<'a, B> {
+    /// Plans steps of `recipe.batch_size` images in `accumulate` parts.
+    ///
+    /// # Errors
+    /// If the backend has no room.
+    pub fn new(
+        backend: &'a B,
+        model: Model<B>,
+        momentum: Params<B>,
+        accumulate: usize,
+    ) -> Result<Self> {
+        let network = &model.network;
+        let micro_batch = network.architecture.recipe.batch_size.div_ceil(accumulate.max(1));
+        Ok(Trainer {
+            gradients: Params::zeros(backend, network)?,
+            workspace: Workspace::new(backend, network, Purpose::Train, micro_batch)?,
+            stage: InputStage::new(backend, &model.preprocess, micro_batch, micro_batch)?,
+            labels: backend.indices(micro_batch)?,
+            losses: backend.zeros(Shape::vector(micro_batch))?,
+            host_losses: vec![0.0; micro_batch],
+            host_crops: Vec::with_capacity(micro_batch),
+            backend,
+            model,
+            momentum,
+            micro_batch,
+        })
+    }
+
+    /// One update of the weights from a batch; returns the sum of its samples' losses. `crops`
+    /// has one crop for each square of `pixels`, in the same order.
+    ///
+    /// # Errors
+    /// If the loss is not finite (the weights are then as before), or the backend refuses.
+    pub fn step(
+        &mut self,
+        pixels: &[u8],
+        crops: &[Crop],
+        labels: &[u32],
+        mut state: StepState,
+    ) -> Result<f64> {
+        let backend = self.backend;
+        let network = &self.model.network;
+        let scale = 1.0 / labels.len() as f32;
+        let bytes = pixels.len() / labels.len();
+        let mut loss_sum = 0.0;
+        let micro = self.micro_batch;
+        let parts = pixels.chunks(micro * bytes).zip(crops.chunks(micro)).zip(labels.chunks(micro));
+        for (part, ((pixels, crops), labels)) in parts.enumerate() {
+            state.first_sample = (part * micro) as u32;
+            self.workspace.set_state(backend, state)?;
+            // Crops count the squares of the whole batch, of which a part is uploaded.
+            self.host_crops.clear();
+            let of_part = |crop: &Crop| Crop { image: crop.image - state.first_sample, ..*crop };
+            self.host_crops.extend(crops.iter().map(of_part));
+            self.stage.fill(backend, &mut self.workspace.input, pixels, &self.host_crops)?;
+            self.workspace.up(backend, network, &self.model.params)?;
+
+            let n = labels.len();
+            backend.upload_indices(&mut self.labels, labels)?;
+            self.losses.reshape(Shape::vector(n));
+            let (logits, descending) = self.workspace.logits_and_descending();
+            descending.reshape(logits.shape());
+            let losses = &mut self.losses;
+            backend.softmax_cross_entropy(losses, descending, logits, &self.labels, scale)?;
+            backend.download(&mut self.host_losses[..n], &self.losses)?;
+            loss_sum += self.host_losses[..n].iter().map(|loss| f64::from(*loss)).sum::<f64>();
+            if !loss_sum.is_finite() {
+                return Err(Error::Training(format!(
+                    "the loss is {loss_sum} at step {}: the weights have run away. Try a lower \
+                     --learning-rate (now {}), or go on from an earlier checkpoint",
+                    state.step + 1,
+                    state.rate
+                )));
+            }
+            let descent = Descent {
+                from: network.layers.len() - 1,
+                rule: Rule::GRADIENT,
+                images: None,
+                gradients: Some(&mut self.gradients),
+                accumulate: part > 0,
+                to_pixels: false,
+            };
+            self.workspace.down(backend, network, &self.model.params, descent)?;
+        }
+        self.update()?;
+        Ok(loss_sum)
+    }
+
+    /// Moves the weights. Several ranks would exchange their gradients first, here.
+    fn update(&mut self) -> Result<()> {
+        let backend = self.backend;
+        let recipe = &self.model.network.architecture.recipe;
+        let decaying = SgdConstants { momentum: recipe.momentum, decay: recipe.weight_decay };
+        let free = SgdConstants { decay: 0.0, ..decaying };
+        let of_bias = if recipe.bias_decay { &decaying } else { &free };
+        let state = &self.workspace.state;
+        let layers = self.model.params.layers.iter_mut().zip(&mut self.momentum.layers);
+        let layers = layers.zip(&self.gradients.layers).zip(&self.model.network.layers);
+        for (((w, v), g), layer) in layers {
+            let (Some(w), Some(v), Some(g)) = (w, v, g) else { continue };
+            let (Param { weight, bias }, limit) = match layer.kind {
+                Kind::Conv { rms_limit, .. } | Kind::FullyConnected { rms_limit, .. } => {
+                    (w, rms_limit)
+                }
+                _ => continue,
+            };
+            backend.sgd_step(weight, &mut v.weight, &g.weight, &decaying, state)?;
+            backend.sgd_step(bias, &mut v.bias, &g.bias, of_bias, state)?;
+            if limit > 0.0 {
+                backend.limit_rms(weight, limit)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Trains a network, from the start or from the run's last checkpoint.
+///
+/// # Errors
+/// If the data, the network, the run's folder or a checkpoint cannot be used, the loss is no longer
+/// finite, or the backend refuses. What has been saved stays.
+pub fn train<B: Backend>(
+    backend: &B,
+    job: &Job<'_>,
+    mut observe: impl FnMut(Event<'_>) -> Result<()>,
+) -> Result<Outcome> {
+    fs::create_dir_all(&job.out).map_err(Error::io("create", &job.out))?;
+    let mut notes = Vec::new();
+    let begun = match last_checkpoint(backend, job, &mut notes)? {
+        None => start(backend, job, &mut notes, &mut observe)?,
+        resumed => resumed,
+    };
+    let Some(Resumed { model, momentum, mut state }) = begun else { return Ok(Outcome::Stopped) };
+    let recipe = model.network.architecture.recipe.clone();
+    let mut trainer = Trainer::new(backend, model, momentum, job.accumulate)?;
+    let mut log = MetricsLog::open(&job.out, state.step, state.epoch)?;
+    let steps_per_epoch = job.train.len().div_ceil(recipe.batch_size);
+    let network = &trainer.model.network;
+    observe(Event::Start { network, state: &state, steps_per_epoch, notes: &notes })?;
+    checkpoint::prune(&job.out, job.keep)?;
+    // Saved first of all, so that a folder that cannot be written is known before the work is done.
+    if state.step == 0 {
+        save(backend, job, &trainer, &mut log, &mut state, false)?;
+    }
+
+    while state.epoch < recipe.epochs {
+        let mut session = Session::begin(job, &recipe, &state);
+        let stopped = epoch(job, &mut trainer, &mut log, &mut state, &mut session, &mut observe)?;
+        let enough = job.max_steps.is_some_and(|max| state.step >= max);
+        if stopped || (enough && state.batch < steps_per_epoch) {
+            save(backend, job, &trainer, &mut log, &mut state, false)?;
+            return Ok(if stopped { Outcome::Stopped } else { Outcome::Done });
+        }
+        let Some(validation) = validate(backend, job, &trainer.model, &mut observe)? else {
+            save(backend, job, &trainer, &mut log, &mut state, false)?;
+            return Ok(Outcome::Stopped);
+        };
+        let train_loss = state.loss_sum / state.samples as f64;
+        let rate = state.schedule.rate(&recipe);
+        state.epoch += 1;
+        state.batch = 0;
+        (state.loss_sum, state.samples) = (0.0, 0);
+        let error = validation.top1_error;
+        let is_best = state.best.is_none_or(|(best, _)| error < best);
+        if is_best {
+            state.best = Some((error, state.step));
+        }
+        state.schedule.epoch_ends(&recipe, state.epoch, error);
+        let next_rate = state.schedule.rate(&recipe);
+        log.write(&Metric::Epoch {
+            step: state.step,
+            epoch: state.epoch,
+            train_loss,
+            val_loss: validation.loss,
+            val_top1_error: error,
+            val_top5_error: validation.top5_error,
+            rate: next_rate,
+        })?;
+        save(backend, job, &trainer, &mut log, &mut state, is_best)?;
+        observe(Event::Epoch {
+            state: &state,
+            train_loss,
+            validation: &validation,
+            rate,
+            next_rate,
+            elapsed: session.elapsed,
+            waiting: session.loader.waited(),
+        })?;
+        if enough {
+            break;
+        }
+    }
+    Ok(Outcome::Done)
+}
+
+/// What one epoch needs while it runs.
+struct Session {
+    loader: Loader,
+    elapsed: Duration,
+}
+
+impl Session {
+    fn begin(job: &Job<'_>, recipe: &Recipe, state: &State) -> Self {
+        let order = permutation(state.seed, state.epoch, job.train.len());
+        let (images, size) = (job.train.clone(), recipe.batch_size);
+        let loader = Loader::new(images, order, size, state.batch, job.workers, Bad::Replace);
+        Session { loader, elapsed: Duration::ZERO }
+    }
+}
+
+/// Runs what is left of an epoch; says whether it was stopped.
+fn epoch<B: Backend>(
+    job: &Job<'_>,
+    trainer: &mut Trainer<'_, B>,
+    log: &mut MetricsLog,
+    state: &mut State,
+    session: &mut Session,
+    observe: &mut impl FnMut(Event<'_>) -> Result<()>,
+) -> Result<bool> {
+    let start = Instant::now();
+    let recipe = trainer.model.network.architecture.recipe.clone();
+    let rate = state.schedule.rate(&recipe);
+    let mut crops = Vec::with_capacity(recipe.batch_size);
+    loop {
+        if job.stop.load(Ordering::Relaxed) != 0 {
+            return Ok(true);
+        }
+        if job.max_steps.is_some_and(|max| state.step >= max) {
+            return Ok(false);
+        }
+        let Some(batch) = session.loader.next_batch()? else { return Ok(false) };
+        let samples = batch.labels.len();
+        let first = state.batch * recipe.batch_size;
+        crops.clear();
+        crops.extend((0..samples).map(|i| {
+            let preprocess = &trainer.model.preprocess;
+            let (seed, epoch) = (state.seed, state.epoch);
+            training_crop(recipe.crops, preprocess, seed, epoch, first + i, i as u32)
+        }));
+        let step = StepState { seed: state.seed, step: state.step, first_sample: 0, rate };
+        let loss_sum = trainer.step(&batch.pixels, &crops, &batch.labels, step)?;
+        session.loader.recycle(batch);
+        state.step += 1;
+        state.batch += 1;
+        state.loss_sum += loss_sum;
+        state.samples += samples;
+        let loss = loss_sum / samples as f64;
+        log.write(&Metric::Step { step: state.step, epoch: state.epoch + 1, loss, rate })?;
+        session.elapsed = start.elapsed();
+        let (elapsed, waiting) = (session.elapsed, session.loader.waited());
+        observe(Event::Step { state, loss, samples, elapsed, waiting })?;
+        if job.save_steps.is_some_and(|steps| state.step.is_multiple_of(steps.max(1))) {
+            save(trainer.backend, job, trainer, log, state, false)?;
+        }
+    }
+}
+
+fn save<B: Backend>(
+    backend: &B,
+    job: &Job<'_>,
+    trainer: &Trainer<'_, B>,
+    log: &mut MetricsLog,
+    state: &mut State,
+    is_best: bool,
+) -> Result<()> {
+    log.sync()?;
+    checkpoint::save(backend, &job.out, &trainer.model, &trainer.momentum, state, is_best)?;
+    checkpoint::prune(&job.out, job.keep)
+}
+
+/// Evaluates with the centre crop.
+fn validate<B: Backend>(
+    backend: &B,
+    job: &Job<'_>,
+    model: &Model<B>,
+    observe: &mut impl FnMut(Event<'_>) -> Result<()>,
+) -> Result<Option<Evaluation>> {
+    let Model { network, params, preprocess, .. } = model;
+    let classifier = Classifier::new(backend, network, preprocess, TestCrops::One)?;
+    let mut members = [Member { network, params, classifier, images: job.val.clone() }];
+    let (mut done, all) = (0, job.val.len());
+    let mut failed = None;
+    let result = evaluate(backend, &mut members, job.workers, job.stop, |images| {
+        done += images;
+        if let Err(error) = observe(Event::Validation(done, all)) {
+            failed = Some(error);
+        }
+    })?;
+    failed.map_or(Ok(result), Err)
+}
+
+/// A fresh start: the mean image, and weights drawn or taken from another checkpoint. `None` if it
+/// was stopped.
+fn start<B: Backend>(
+    backend: &B,
+    job: &Job<'_>,
+    notes: &mut Vec<String>,
+    observe: &mut impl FnMut(Event<'_>) -> Result<()>,
+) -> Result<Option<Resumed<B>>> {
+    let architecture = Architecture { classes: job.classes.len(), ..job.architecture.clone() };
+    let network = Network::new(architecture)?;
+    let total = job.train.len();
+    let mean = job.train.mean(|done| {
+        observe(Event::Mean(done, total))?;
+        Ok(job.stop.load(Ordering::Relaxed) == 0)
+    })?;
+    let Some(mean) = mean else { return Ok(None) };
+    observe(Event::Mean(total, total))?;
+    let input = network.architecture.input;
+    let mut preprocess = Preprocess::paper(input.size, input.resize, input.std, mean);
+    let mut params = Params::init(backend, &network, job.seed)?;
+    if let Some((path, bare)) = &job.init {
+        let from = checkpoint::load_model(backend, path, bare)?;
+        copy_fitting(&network, &mut params, from, &mut preprocess, notes, path)?;
+    }
+    let momentum = Params::zeros(backend, &network)?;
+    let recipe = network.architecture.recipe.clone();
+    let state = State::new(recipe, job.seed, job.accumulate, backend.describe());
+    let model = Model { network, params, preprocess, classes: job.classes.clone() };
+    Ok(Some(Resumed { model, momentum, state }))
+}
+
+/// Takes over the weights of all layers that have the same name and shape, and the preprocessing
+/// they were trained with.
+fn copy_fitting<B: Backend>(
+    network: &Network,
+    params: &mut Params<B>,
+    from: Model<B>,
+    preprocess: &mut Preprocess,
+    notes: &mut Vec<String>,
+    path: &Path,
+) -> Result<()> {
+    let mut fresh = Vec::new();
+    let mut taken = 0;
+    let mut old = from.params.layers;
+    for (layer, param) in network.layers.iter().zip(&mut params.layers) {
+        let Some(param) = param else { continue };
+        let fitting = from.network.layer(&layer.name).ok().and_then(|i| {
+            let fits = old[i].as_ref().is_some_and(|o| o.weight.shape() == param.weight.shape());
+            if fits { old[i].take() } else { None }
+        });
+        match fitting {
+            Some(fitting) => {
+                *param = fitting;
+                taken += 1;
+            }
+            None => fresh.push(layer.name.as_str()),
+        }
+    }
+    if taken == 0 {
+        return Err(Error::file(path, "no layer has the name and shape of one of this network"));
+    }
+    if !fresh.is_empty() {
+        notes.push(format!("not in {}, so freshly drawn: {}", path.display(), fresh.join(", ")));
+    }
+    let same_size =
+        (from.preprocess.size, from.preprocess.resize) == (preprocess.size, preprocess.resize);
+    if same_size || from.preprocess.mean.len() == 3 {
+        let (size, resize) = (preprocess.size, preprocess.resize);
+        *preprocess = Preprocess { size, resize, ..from.preprocess };
+    } else {
+        notes.push("the mean image is of another size, so the data's own is used".into());
+    }
+    Ok(())
+}
+
+/// The newest whole checkpoint of the run, if it is to be resumed and has one.
+fn last_checkpoint<B: Backend>(
+    backend: &B,
+    job: &Job<'_>,
+    notes: &mut Vec<String>,
+) -> Result<Option<Resumed<B>>> {
+    let candidates = checkpoint::candidates(&job.out);
+    if !job.resume {
+        return if candidates.is_empty() {
+            Ok(None)
+        } else {
+            let hint = "holds a training already: go on with --resume, or choose another --out";
+            Err(Error::file(&job.out, hint))
+        };
+    }
+    let mut first_error = None;
+    for folder in &candidates {
+        match checkpoint::load(backend, folder) {
+            Ok(mut resumed) => {
+                if let Some(error) = first_error {
+                    notes.push(format!("fell back to {}: {error}", folder.display()));
+                }
+                agree(backend, job, &mut resumed, folder, notes)?;
+                return Ok(Some(resumed));
+            }
+            Err(error) => {
+                first_error.get_or_insert(error);
+            }
+        }
+    }
+    match first_error {
+        Some(error) => Err(error),
+        None => {
+            notes.push(format!("{} has no checkpoint yet: starting", job.out.display()));
+            Ok(None)
+        }
+    }
+}
+
+/// A continued run must be the run that was begun; only its length may change.
+fn agree<B: Backend>(
+    backend: &B,
+    job: &Job<'_>,
+    resumed: &mut Resumed<B>,
+    folder: &Path,
+    notes: &mut Vec<String>,
+) -> Result<()> {
+    let Resumed { model, state, .. } = resumed;
+    let then = &mut model.network.architecture;
+    let mut now = Architecture { classes: job.classes.len(), ..job.architecture.clone() };
+    then.recipe.epochs = now.recipe.epochs;
+    state.recipe.epochs = now.recipe.epochs;
+    now.description.clone_from(&then.description);
+    let differs = |what: &str, then: &dyn std::fmt::Debug, now: &dyn std::fmt::Debug| {
+        Err(Error::file(
+            folder,
+            format!(
+                "was begun with another {what}: expected {then:?}, found {now:?}; continue with the same flags, or choose another --out"
+            ),
+        ))
+    };
+    if then.recipe != now.recipe {
+        return differs("recipe", &then.recipe, &now.recipe);
+    }
+    if *then != now {
+        return differs("network", &then.name, &now.name);
+    }
+    if model.classes != job.classes {
+        return differs("set of classes", &model.classes, &job.classes);
+    }
+    if (state.seed, state.accumulate) != (job.seed, job.accumulate) {
+        let (then, now) = ((state.seed, state.accumulate), (job.seed, job.accumulate));
+        return differs("seed or --accumulate", &then, &now);
+    }
+    let steps = job.train.len().div_ceil(state.recipe.batch_size);
+    if state.batch > steps {
+        return differs("number of training images", &state.batch, &steps);
+    }
+    // Threads do not matter, instructions do.
+    let kind = |description: &str| description.rsplit(", ").next().map(str::to_owned);
+    if kind(&state.backend) != kind(&backend.describe()) {
+        notes.push(format!(
+            "begun on {}, continued on {}: not bit for bit",
+            state.backend,
+            backend.describe()
+        ));
+    }
+    Ok(())
+}
