@@ -1,0 +1,201 @@
+//! What made single units fire in single images: their projections by any of the three rules.
+
+use std::path::Path;
+
+use super::{centre_crop, field_box, original_box, projection_image};
+use crate::backend::{Backend, SeedUnit, Tensor};
+use crate::data::decode::prepare;
+use crate::data::images::read_rgb;
+use crate::model::weights::Named;
+use crate::model::{Kind, Model, Projector, Rule, Seed, strongest};
+use crate::report::projections::{Shown, ShownLayer, Unit};
+use crate::shape::Shape;
+use crate::train::evaluate::{Classifier, TestCrops};
+use crate::{Error, Result};
+
+/// Units of a layer that are shown unless one is asked for.
+const UNITS: usize = 9;
+
+/// Which units to project.
+pub enum Units {
+    /// The nine strongest of these layers.
+    Strongest(Vec<usize>),
+    /// The strongest place of one map of a layer.
+    One {
+        /// Index of the layer.
+        layer: usize,
+        /// The map.
+        map: usize,
+    },
+}
+
+impl Units {
+    /// The nine strongest of each convolutional and fully connected layer, or, for `LAYER:MAP`,
+    /// that one.
+    ///
+    /// # Errors
+    /// If there is no such layer or map.
+    pub fn parse<B: Backend>(model: &Model<B>, unit: Option<&str>) -> Result<Self> {
+        let network = &model.network;
+        let Some(unit) = unit else {
+            let layers = 0..network.layers.len();
+            let weighty = |&i: &usize| network.layers[i].convolution().is_some();
+            return Ok(Units::Strongest(layers.filter(weighty).collect()));
+        };
+        let parts = unit.split_once(':').and_then(|(l, m)| Some((l, m.parse::<usize>().ok()?)));
+        let Some((name, map)) = parts else {
+            return Err(Error::Network(format!(
+                "unit `{unit}`: expected LAYER:MAP, as in conv5:123"
+            )));
+        };
+        let layer = network.layer(name)?;
+        let maps = network.layers[layer].output.c;
+        if map >= maps {
+            return Err(Error::Network(format!(
+                "unit `{unit}`: {name} has maps 0 to {}, found {map}",
+                maps - 1
+            )));
+        }
+        Ok(Units::One { layer, map })
+    }
+}
+
+/// Projects units of one image, and says what the network takes it for.
+///
+/// # Errors
+/// If the image cannot be read, a unit that was asked for did not fire, or the backend refuses.
+pub fn project<B: Backend>(
+    backend: &B,
+    model: &Model<B>,
+    projector: &mut Projector<'_, B>,
+    path: &Path,
+    units: &Units,
+    rule: Rule,
+) -> Result<Shown> {
+    let Model { network, preprocess, .. } = model;
+    let original = read_rgb(path)?;
+    let mut square = vec![0; preprocess.resize * preprocess.resize * 3];
+    prepare(&original, preprocess.resize, &mut square);
+    projector.look(&square, &TestCrops::One.of(preprocess, 0))?;
+
+    let one;
+    let layers = match units {
+        Units::Strongest(layers) => layers,
+        Units::One { layer, .. } => {
+            one = vec![*layer];
+            &one
+        }
+    };
+    let mut shown_layers = Vec::new();
+    for &index in layers {
+        let layer = &network.layers[index];
+        let peaks = projector.peaks(index)?;
+        let seeds: Vec<SeedUnit> = match units {
+            Units::Strongest(_) => strongest(&peaks, layer.output.w, UNITS),
+            Units::One { map, .. } => {
+                let (width, peak) = (layer.output.w as u32, peaks[*map]);
+                let (y, x) = (peak.position / width, peak.position % width);
+                vec![SeedUnit { map: *map as u32, y, x, value: peak.value }]
+            }
+        };
+        let seeds: Vec<Seed> = seeds.into_iter().map(|unit| Seed { image: 0, unit }).collect();
+        let mut units = Vec::new();
+        projector.project(index, &seeds, rule, |i, projection| {
+            let SeedUnit { map, y, x, value } = seeds[i].unit;
+            let (y, x) = (y as usize, x as usize);
+            let field = field_box(layer, y, x);
+            units.push(Unit {
+                map: map as usize,
+                y,
+                x,
+                value,
+                field_box: field,
+                patch: original_box(preprocess, original.width, original.height, field),
+                projection: projection_image(preprocess, projection),
+            });
+            Ok(())
+        })?;
+        shown_layers.push(ShownLayer { name: layer.name.clone(), units });
+    }
+    let classes = classify(backend, model, &square, TestCrops::One)?;
+    Ok(Shown {
+        name: path.display().to_string(),
+        input: centre_crop(preprocess, &square),
+        classes: classes.into_iter().take(5).collect(),
+        layers: shown_layers,
+    })
+}
+
+/// All classes with their probabilities, most probable first, for one square of pixels.
+///
+/// # Errors
+/// If the backend refuses.
+pub fn classify<B: Backend>(
+    backend: &B,
+    model: &Model<B>,
+    square: &[u8],
+    crops: TestCrops,
+) -> Result<Vec<(String, f32)>> {
+    let Model { network, params, preprocess, classes } = model;
+    let mut classifier = Classifier::new(backend, network, preprocess, crops)?;
+    let mut probabilities = vec![0.0; classes.len()];
+    classifier.add_probabilities(backend, network, params, square, &mut probabilities)?;
+    let mut order: Vec<usize> = (0..classes.len()).collect();
+    order.sort_by(|a, b| probabilities[*b].total_cmp(&probabilities[*a]).then(a.cmp(b)));
+    Ok(order.into_iter().map(|i| (classes[i].clone(), probabilities[i] as f32)).collect())
+}
+
+/// Everything of one projection as raw numbers, HWC: `input`, `activation.LAYER`,
+/// `switches.LAYER` (bytes as numbers), `seed` and `projection`. The image must be the one last
+/// looked at.
+///
+/// # Errors
+/// If the unit did not fire, or the backend refuses.
+pub fn arrays<B: Backend>(
+    backend: &B,
+    model: &Model<B>,
+    projector: &mut Projector<'_, B>,
+    layer: usize,
+    map: usize,
+    rule: Rule,
+) -> Result<Named> {
+    let network = &model.network;
+    let mut arrays = Named::new();
+    let shape = |s: Shape| vec![s.h, s.w, s.c];
+    let mut keep = |name: String, tensor: &Tensor<B>| {
+        let mut values = vec![0.0; tensor.shape().len()];
+        backend.download(&mut values, tensor)?;
+        arrays.push((name, shape(tensor.shape()), values));
+        Ok::<_, Error>(())
+    };
+    keep("input".into(), &projector.workspace.input)?;
+    for (index, l) in network.layers.iter().enumerate() {
+        if !matches!(l.kind, Kind::Dropout { .. }) {
+            keep(format!("activation.{}", l.name), projector.workspace.output(index))?;
+        }
+    }
+    for (index, l) in network.layers.iter().enumerate() {
+        if let (Kind::MaxPool { .. }, Some(bytes)) = (&l.kind, projector.workspace.switches(index))
+        {
+            let mut switches = vec![0; l.output.len()];
+            backend.download_bytes(&mut switches, bytes)?;
+            let values = switches.iter().map(|s| f32::from(*s)).collect();
+            arrays.push((format!("switches.{}", l.name), shape(l.output), values));
+        }
+    }
+    let output = network.layers[layer].output;
+    let peak = projector.peaks(layer)?[map];
+    let (y, x) = (peak.position / output.w as u32, peak.position % output.w as u32);
+    let unit = SeedUnit { map: map as u32, y, x, value: peak.value };
+    let mut seed = vec![0.0; output.len()];
+    let position = peak.position as usize;
+    seed[position * output.c + map] = rule.seed_value(peak.value);
+    arrays.push(("seed".into(), shape(output), seed));
+    let mut projection = Vec::new();
+    projector.project(layer, &[Seed { image: 0, unit }], rule, |_, values| {
+        projection = values.to_vec();
+        Ok(())
+    })?;
+    arrays.push(("projection".into(), shape(network.input()), projection));
+    Ok(arrays)
+}
