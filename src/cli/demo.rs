@@ -1,0 +1,225 @@
+//! `zfnet demo`: from nothing to a page of what a network has learnt, in minutes.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use zfnet::data::folder::ImageFolder;
+use zfnet::data::images::Images;
+use zfnet::data::synthetic;
+use zfnet::model::Architecture;
+use zfnet::train::checkpoint::load_model;
+use zfnet::train::evaluate::{Classifier, Evaluation, Member, TestCrops, evaluate};
+use zfnet::train::{Event, Job, Outcome, ScheduleKind, train};
+
+use super::progress::Progress;
+use super::top9::{PageJob, write_page};
+use super::train::Display;
+use super::{
+    BareArgs, Device, DeviceArgs, ReadArgs, Split, make_folder, signal_code, stop_on_signals,
+};
+
+#[derive(Args)]
+pub struct Demo {
+    /// Folder for pictures, checkpoints and the page
+    #[arg(long, default_value = "zfnet-demo")]
+    out: PathBuf,
+    /// Seed of pictures, weights and training
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Few pictures and epochs: shows that everything works, not how well
+    #[arg(long)]
+    quick: bool,
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
+/// A linear classifier on pixels, to compare with: one fully connected layer.
+const LINEAR: &str = r#"
+name = "linear"
+classes = 10
+input = { size = 64, resize = 64, std = 64.0 }
+layers = [{ type = "fc", name = "fc1" }]
+[recipe]
+learning_rate = 0.0003
+weight_decay = 0.01
+schedule = "constant"
+epochs = 10
+batch_size = 32
+crops = "centre"
+"#;
+
+/// Rows and columns of the generated pictures.
+const SIDE: usize = 73;
+
+pub fn run(args: Demo) -> Result<ExitCode> {
+    let begun = Instant::now();
+    let backend = args.device.open()?;
+    let stop = stop_on_signals()?;
+    let out = make_folder(&args.out)?;
+    let (per_class, epochs, drop) = if args.quick { (40, 2, 2) } else { (400, 14, 11) };
+
+    let data = out.join("data");
+    let total = per_class * 5 / 4 * synthetic::CLASSES.len();
+    let drawn = AtomicUsize::new(0);
+    eprintln!("drawing {total} pictures of {} classes", synthetic::CLASSES.len());
+    synthetic::write_folder(&data, args.seed, SIDE, per_class, per_class / 4, |count| {
+        drawn.store(count, std::sync::atomic::Ordering::Relaxed);
+    })
+    .with_context(|| format!("cannot draw into {}", data.display()))?;
+    let folder = ImageFolder::open(&data)?;
+
+    let linear = Architecture::parse(LINEAR)?;
+    let mut mini = Architecture::find("zfnet-mini")?;
+    let recipe = &mut mini.recipe;
+    (recipe.epochs, recipe.schedule, recipe.steps) = (epochs, ScheduleKind::Step, vec![drop]);
+
+    let mut runs = Vec::new();
+    for architecture in [linear, mini] {
+        let run = out.join(&architecture.name);
+        let resume = run.join("last").exists();
+        if resume {
+            eprintln!("going on with {}", run.display());
+        }
+        match learn(&backend, &args, architecture, &folder, &run, resume, &stop)? {
+            Outcome::Done => runs.push(run),
+            Outcome::Stopped => {
+                eprintln!("stopped and saved; the same command goes on");
+                return Ok(signal_code(&stop));
+            }
+        }
+    }
+    let [linear, mini] = &runs[..] else { unreachable!("two runs") };
+    let of_linear = measure(&backend, linear, &folder, TestCrops::One)?;
+    let of_mini = measure(&backend, mini, &folder, TestCrops::Ten)?;
+    let facts = facts(&of_mini, Some(&of_linear));
+    let page = page(&backend, &folder, mini, &out, facts, None, usize::MAX)?;
+    println!(
+        "zfnet-mini: {:.1} % right; a linear classifier on pixels: {:.1} % ({} validation pictures)",
+        100.0 * (1.0 - of_mini.top1_error),
+        100.0 * (1.0 - of_linear.top1_error),
+        of_mini.images
+    );
+    println!("{:.0} s; open {}", begun.elapsed().as_secs_f64(), page.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Trains one network; renews the page after each epoch of the convolutional one.
+fn learn(
+    backend: &Device,
+    args: &Demo,
+    architecture: Architecture,
+    folder: &ImageFolder,
+    run: &Path,
+    resume: bool,
+    stop: &AtomicUsize,
+) -> Result<Outcome> {
+    let options = read_args().options(architecture.input.resize)?;
+    let job = Job {
+        train: Split::Train.images(folder, options),
+        val: Split::Val.images(folder, options),
+        classes: folder.names.clone(),
+        out: run.to_owned(),
+        seed: args.seed,
+        accumulate: 1,
+        max_steps: None,
+        resume,
+        init: None,
+        save_steps: None,
+        keep: 1,
+        workers: 1,
+        stop,
+        architecture,
+    };
+    let epochs = job.architecture.recipe.epochs;
+    let linear = job.architecture.name == "linear";
+    let mut display = Display::new(epochs);
+    let outcome = train(backend, &job, |event| {
+        display.event(&event);
+        if let Event::Epoch { state, validation, .. } = &event
+            && !linear
+            && state.epoch < epochs
+        {
+            let status = format!("epoch {} of {epochs}, training", state.epoch);
+            let facts = facts(validation, None);
+            let shown = page(backend, folder, run, &args.out, facts, Some(status), PREVIEW);
+            let path = shown.map_err(|error| zfnet::Error::Training(format!("{error:#}")))?;
+            if state.epoch == 1 {
+                display.progress.line(&format!("first pictures: open {}", path.display()));
+            }
+        }
+        Ok(())
+    });
+    display.progress.end();
+    Ok(outcome?)
+}
+
+/// Validation pictures that are searched for the pages made while training goes on.
+const PREVIEW: usize = 200;
+
+/// Makes the page of a run's last checkpoint, from at most `limit` validation pictures.
+fn page(
+    backend: &Device,
+    folder: &ImageFolder,
+    run: &Path,
+    out: &Path,
+    facts: Vec<(String, String)>,
+    status: Option<String>,
+    limit: usize,
+) -> Result<PathBuf> {
+    let model = load_model(backend, &run.join("last"), &bare().bare())?;
+    let step = folder.val.len().div_ceil(limit).max(1);
+    let samples = folder.val.iter().step_by(step).cloned().collect();
+    let options = read_args().options(model.preprocess.resize)?;
+    let job = PageJob {
+        checkpoint: run.display().to_string(),
+        root: &folder.root,
+        images: Arc::new(Images::new(samples, options)),
+        split: Split::Val,
+        layers: Vec::new(),
+        rule: "deconvnet".into(),
+        workers: 1,
+        facts,
+        status,
+    };
+    write_page(backend, &model, job, &out.join("page"), &mut Progress::new())
+}
+
+fn facts(own: &Evaluation, linear: Option<&Evaluation>) -> Vec<(String, String)> {
+    let right = |e: &Evaluation| format!("{:.1} % right", 100.0 * (1.0 - e.top1_error));
+    let mut facts = vec![("validation".to_owned(), right(own))];
+    if let Some(linear) = linear {
+        facts.push(("linear classifier on pixels".into(), right(linear)));
+    }
+    facts
+}
+
+fn measure(
+    backend: &Device,
+    run: &Path,
+    folder: &ImageFolder,
+    crops: TestCrops,
+) -> Result<Evaluation> {
+    let model = load_model(backend, run, &bare().bare())?;
+    let images = Split::Val.images(folder, read_args().options(model.preprocess.resize)?);
+    let classifier = Classifier::new(backend, &model.network, &model.preprocess, crops)?;
+    let (network, params) = (&model.network, &model.params);
+    let mut members = [Member { network, params, classifier, images }];
+    let never = AtomicUsize::new(0);
+    match evaluate(backend, &mut members, 1, &never, |_| ())? {
+        Some(evaluation) => Ok(evaluation),
+        None => bail!("the evaluation was stopped"),
+    }
+}
+
+fn bare() -> BareArgs {
+    BareArgs { arch: None, preprocess: None }
+}
+
+fn read_args() -> ReadArgs {
+    ReadArgs { workers: 1, max_bad: 0.0, cache_mb: 2048 }
+}

@@ -1,0 +1,235 @@
+//! One file a command; parsing and printing only. What the commands share is here.
+
+mod bench;
+mod classify;
+mod demo;
+mod eval;
+mod inspect;
+mod progress;
+mod project;
+mod top9;
+mod train;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use zfnet::backend::Backend as _;
+use zfnet::backend::cpu::CpuBackend;
+use zfnet::data::folder::ImageFolder;
+use zfnet::data::images::{Images, ReadOptions};
+use zfnet::model::Bare;
+use zfnet::train::checkpoint::load_model;
+
+/// The backend that this build runs on.
+type Device = CpuBackend;
+/// A model on it.
+type Model = zfnet::model::Model<Device>;
+
+/// Train ZFNet and see what a convolutional network has learnt.
+#[derive(Parser)]
+#[command(version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Generate pictures, train zfnet-mini on them and show what it has learnt, in minutes
+    Demo(demo::Demo),
+    /// Train a network on a folder of images
+    Train(train::Train),
+    /// Top-1 and top-5 error of a checkpoint, or of several averaged
+    Eval(eval::Eval),
+    /// The most probable classes of images
+    Classify(classify::Classify),
+    /// Show what made units fire in an image: their projections down to pixels
+    Project(project::Project),
+    /// The nine strongest activations of every map, projected, beside their patches (Figure 2)
+    Top9(top9::Top9),
+    /// Layers, shapes, parameters and receptive fields of a network or checkpoint
+    Inspect(inspect::Inspect),
+    /// How fast each operation is, beside what this machine can do
+    Bench(bench::Bench),
+}
+
+/// Where to compute.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum DeviceName {
+    /// The best there is.
+    Auto,
+    /// The processor.
+    Cpu,
+}
+
+#[derive(Args, Clone)]
+struct DeviceArgs {
+    /// Where to compute
+    #[arg(long, value_enum, default_value = "auto")]
+    device: DeviceName,
+    /// Threads of the CPU backend [default: one a core]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+}
+
+impl DeviceArgs {
+    /// Makes the backend and says which one it is.
+    fn open(&self) -> Result<Device> {
+        let (DeviceName::Auto | DeviceName::Cpu) = self.device;
+        let backend = CpuBackend::new(self.threads.map(usize::from))?;
+        tracing::info!("device: {}", backend.describe());
+        Ok(backend)
+    }
+}
+
+#[derive(Args, Clone)]
+struct BareArgs {
+    /// For a bare safetensors file: which network it belongs to (a name or a TOML file)
+    #[arg(long, visible_alias = "model")]
+    arch: Option<String>,
+    /// For a bare safetensors file: how its images are prepared
+    #[arg(long, value_parser = ["paper", "torchvision", "caffe"])]
+    preprocess: Option<String>,
+}
+
+impl BareArgs {
+    fn bare(&self) -> Bare {
+        Bare { arch: self.arch.clone(), preprocess: self.preprocess.clone() }
+    }
+
+    fn load(&self, backend: &Device, checkpoint: &Path) -> Result<Model> {
+        Ok(load_model(backend, checkpoint, &self.bare())?)
+    }
+}
+
+/// How a folder of images is read.
+#[derive(Args, Clone)]
+struct ReadArgs {
+    /// Threads that read and decode images
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=256))]
+    workers: u16,
+    /// Share of files that may be unusable before the command stops
+    #[arg(long, default_value_t = 0.01)]
+    max_bad: f64,
+    /// Keep decoded images in memory if all of a split fit into so many MiB
+    #[arg(long, default_value_t = 2048)]
+    cache_mb: usize,
+}
+
+impl ReadArgs {
+    fn options(&self, side: usize) -> Result<ReadOptions> {
+        if !(0.0..=1.0).contains(&self.max_bad) {
+            bail!("--max-bad: expected a share from 0 to 1, found {}", self.max_bad);
+        }
+        let cache_bytes = self.cache_mb.saturating_mul(1 << 20);
+        Ok(ReadOptions { side, max_bad: self.max_bad, cache_bytes })
+    }
+}
+
+/// A split of an image folder.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Split {
+    /// The training images.
+    Train,
+    /// The validation images.
+    Val,
+}
+
+impl Split {
+    fn name(self) -> &'static str {
+        match self {
+            Split::Train => "train",
+            Split::Val => "val",
+        }
+    }
+
+    fn images(self, folder: &ImageFolder, options: ReadOptions) -> Arc<Images> {
+        let samples = match self {
+            Split::Train => &folder.train,
+            Split::Val => &folder.val,
+        };
+        Arc::new(Images::new(samples.clone(), options))
+    }
+}
+
+/// Images of a folder whose classes are a model's.
+fn open_data(data: &Path, model: &Model) -> Result<ImageFolder> {
+    let folder = ImageFolder::open(data)?;
+    // A bare model does not know its classes' names.
+    let named = !model.classes.iter().all(|name| name.starts_with("class "));
+    let fits = if named {
+        model.classes == folder.names
+    } else {
+        model.classes.len() == folder.names.len()
+    };
+    if !fits {
+        bail!(
+            "{}: expected the classes of the checkpoint ({}: {}), found {}: {}",
+            data.display(),
+            model.classes.len(),
+            shorten(&model.classes),
+            folder.names.len(),
+            shorten(&folder.names)
+        );
+    }
+    Ok(folder)
+}
+
+fn shorten(names: &[String]) -> String {
+    let first: Vec<&str> = names.iter().take(4).map(String::as_str).collect();
+    format!("{}{}", first.join(", "), if names.len() > 4 { ", ..." } else { "" })
+}
+
+/// A number that becomes the signal's once Ctrl-C or SIGTERM arrives; the second one kills.
+fn stop_on_signals() -> Result<Arc<AtomicUsize>> {
+    let stop = Arc::new(AtomicUsize::new(0));
+    let again = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        use signal_hook::flag;
+        flag::register_conditional_default(signal, again.clone())
+            .and_then(|_| flag::register(signal, again.clone()))
+            .and_then(|_| flag::register_usize(signal, stop.clone(), signal as usize))
+            .context("cannot listen to signals")?;
+    }
+    Ok(stop)
+}
+
+/// The exit code of a program that a signal has ended: 128 and the signal's number.
+fn signal_code(stop: &AtomicUsize) -> ExitCode {
+    ExitCode::from(128u8.saturating_add(stop.load(Ordering::Relaxed) as u8))
+}
+
+/// The folder for a command's pages, made if need be.
+fn make_folder(out: &Path) -> Result<PathBuf> {
+    std::fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
+    Ok(out.to_owned())
+}
+
+/// Runs the program.
+pub fn main() -> ExitCode {
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .without_time()
+        .with_max_level(tracing::Level::INFO)
+        .init();
+    let result = match Cli::parse().command {
+        Command::Demo(args) => demo::run(args),
+        Command::Train(args) => train::run(args),
+        Command::Eval(args) => eval::run(args),
+        Command::Classify(args) => classify::run(args),
+        Command::Project(args) => project::run(args),
+        Command::Top9(args) => top9::run(args),
+        Command::Inspect(args) => inspect::run(args),
+        Command::Bench(args) => bench::run(args),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}

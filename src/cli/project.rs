@@ -1,0 +1,78 @@
+//! `zfnet project`: what made units fire in images.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use zfnet::model::weights::serialize;
+use zfnet::model::{Projector, Rule};
+use zfnet::report::projections::{Projections, write};
+use zfnet::study::project::{Units, arrays, project};
+
+use super::progress::Progress;
+use super::{BareArgs, DeviceArgs, make_folder};
+
+#[derive(Args)]
+pub struct Project {
+    /// RUN, RUN/step-N, RUN/best or a safetensors file
+    checkpoint: PathBuf,
+    /// JPEG or PNG files
+    #[arg(required = true)]
+    images: Vec<PathBuf>,
+    /// One map (LAYER:MAP, as conv5:123, pool5:7 or fc7:42) instead of each layer's nine strongest
+    #[arg(long)]
+    unit: Option<String>,
+    /// How to walk down
+    #[arg(long, default_value = "deconvnet", value_parser = ["deconvnet", "gradient", "guided"])]
+    rule: String,
+    /// Folder for the page
+    #[arg(long, default_value = "projections")]
+    out: PathBuf,
+    /// Keep input, activations, switches, seed and projection as raw floats (with --unit, for one
+    /// image)
+    #[arg(long, value_name = "FILE.safetensors", requires = "unit")]
+    save_arrays: Option<PathBuf>,
+    #[command(flatten)]
+    bare: BareArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
+pub fn run(args: Project) -> Result<ExitCode> {
+    if args.save_arrays.is_some() && args.images.len() != 1 {
+        bail!("--save-arrays: expected one image, found {}", args.images.len());
+    }
+    let backend = args.device.open()?;
+    let model = args.bare.load(&backend, &args.checkpoint)?;
+    let rule = Rule::named(&args.rule)?;
+    let units = Units::parse(&model, args.unit.as_deref())?;
+    let (network, params, preprocess) = (&model.network, &model.params, &model.preprocess);
+    let mut projector = Projector::new(&backend, network, params, preprocess, 1, 9)?;
+    let mut images = Vec::new();
+    let mut progress = Progress::new();
+    for (done, path) in args.images.iter().enumerate() {
+        progress.show("project", done, args.images.len(), "");
+        images.push(project(&backend, &model, &mut projector, path, &units, rule)?);
+    }
+    progress.end();
+    if let (Some(file), Units::One { layer, map }) = (&args.save_arrays, &units) {
+        let arrays = arrays(&backend, &model, &mut projector, *layer, *map, rule)?;
+        let bytes = serialize(&arrays, None)?;
+        std::fs::write(file, bytes).with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    let out = make_folder(&args.out)?;
+    let page = write(
+        &out,
+        &Projections {
+            title: format!("{} looks at {} image(s)", network.architecture.name, images.len()),
+            checkpoint: args.checkpoint.display().to_string(),
+            network: network.architecture.name.clone(),
+            rule: args.rule,
+            images,
+        },
+    )
+    .with_context(|| format!("cannot write into {}", out.display()))?;
+    println!("{}", page.display());
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,128 @@
+//! `zfnet top9`: the paper's Figure 2 for a network of one's own.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use zfnet::data::images::Images;
+use zfnet::model::{Kind, Rule};
+use zfnet::report::top9::{Header, Writer};
+use zfnet::study::top9::{Request, top9};
+
+use super::progress::Progress;
+use super::{BareArgs, Device, DeviceArgs, Model, ReadArgs, Split, make_folder, open_data};
+
+#[derive(Args)]
+pub struct Top9 {
+    /// RUN, RUN/step-N, RUN/best or a safetensors file
+    #[arg(long)]
+    checkpoint: PathBuf,
+    /// Folder with train/CLASS/* and val/CLASS/*
+    #[arg(long)]
+    data: PathBuf,
+    /// Folder for the page
+    #[arg(long)]
+    out: PathBuf,
+    /// Layers, separated by commas [default: all spatial convolutions]
+    #[arg(long, value_delimiter = ',')]
+    layers: Vec<String>,
+    /// Which images
+    #[arg(long, value_enum, default_value = "val")]
+    split: Split,
+    /// How to walk down
+    #[arg(long, default_value = "deconvnet", value_parser = ["deconvnet", "gradient", "guided"])]
+    rule: String,
+    #[command(flatten)]
+    bare: BareArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
+    #[command(flatten)]
+    read: ReadArgs,
+}
+
+pub fn run(args: Top9) -> Result<ExitCode> {
+    let backend = args.device.open()?;
+    let model = args.bare.load(&backend, &args.checkpoint)?;
+    let folder = open_data(&args.data, &model)?;
+    let images = args.split.images(&folder, args.read.options(model.preprocess.resize)?);
+    if args.split.name() == "train" && images.is_empty() {
+        bail!("{}: no images", args.data.display());
+    }
+    let job = PageJob {
+        checkpoint: args.checkpoint.display().to_string(),
+        root: &args.data,
+        images,
+        split: args.split,
+        layers: args.layers,
+        rule: args.rule,
+        workers: usize::from(args.read.workers),
+        facts: Vec::new(),
+        status: None,
+    };
+    let mut progress = Progress::new();
+    let page = write_page(&backend, &model, job, &args.out, &mut progress)?;
+    progress.end();
+    println!("{}", page.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What a page shows.
+pub struct PageJob<'a> {
+    pub checkpoint: String,
+    pub root: &'a Path,
+    pub images: Arc<Images>,
+    pub split: Split,
+    /// Names; none for all spatial convolutions.
+    pub layers: Vec<String>,
+    pub rule: String,
+    pub workers: usize,
+    /// What else stands under the title.
+    pub facts: Vec<(String, String)>,
+    /// What is still going on; the page then renews itself.
+    pub status: Option<String>,
+}
+
+/// Makes the page and says where it is.
+pub fn write_page(
+    backend: &Device,
+    model: &Model,
+    job: PageJob<'_>,
+    out: &Path,
+    progress: &mut Progress,
+) -> Result<PathBuf> {
+    let network = &model.network;
+    let layers = if job.layers.is_empty() {
+        let spatial = |&i: &usize| matches!(network.layers[i].kind, Kind::Conv { .. });
+        (0..network.layers.len()).filter(spatial).collect()
+    } else {
+        job.layers.iter().map(|name| network.layer(name)).collect::<Result<Vec<_>, _>>()?
+    };
+    let header = Header {
+        title: format!("What {} has learnt", network.architecture.name),
+        checkpoint: job.checkpoint,
+        data: job.root.display().to_string(),
+        network: network.architecture.name.clone(),
+        split: job.split.name().into(),
+        images: job.images.len(),
+        input: network.input().h,
+        rule: job.rule.clone(),
+        facts: job.facts,
+        refresh: job.status.as_ref().map(|_| 10),
+        status: job.status,
+    };
+    let written = || format!("cannot write into {}", out.display());
+    let mut writer = Writer::new(&make_folder(out)?, header).with_context(written)?;
+    let request = Request {
+        images: job.images,
+        root: job.root,
+        layers,
+        rule: Rule::named(&job.rule)?,
+        workers: job.workers,
+    };
+    top9(backend, model, &request, &mut writer, |what, done, total| {
+        progress.show(&format!("top9: {what}"), done, total, "");
+    })?;
+    writer.finish().with_context(written)
+}

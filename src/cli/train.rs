@@ -1,0 +1,288 @@
+//! `zfnet train`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use zfnet::data::folder::ImageFolder;
+use zfnet::model::{Architecture, weights};
+use zfnet::train::checkpoint::{MODEL, candidates};
+use zfnet::train::{Crops, Event, Init, Job, Outcome, Recipe, ScheduleKind, train};
+
+use super::progress::Progress;
+use super::{BareArgs, DeviceArgs, ReadArgs, Split, signal_code, stop_on_signals};
+
+#[derive(Args)]
+pub struct Train {
+    /// Folder with train/CLASS/* and val/CLASS/* (JPEG or PNG)
+    #[arg(long)]
+    data: PathBuf,
+    /// zfnet, zfnet-wide, alexnet, zfnet-mini, alexnet-mini or a TOML file
+    #[arg(long, visible_alias = "model", required_unless_present = "resume")]
+    arch: Option<String>,
+    /// Folder of the run: checkpoints and metrics.jsonl
+    #[arg(long, visible_alias = "output-dir")]
+    out: PathBuf,
+    #[command(flatten)]
+    recipe: RecipeArgs,
+    /// Stop after so many updates in all
+    #[arg(long)]
+    max_steps: Option<u32>,
+    /// Seed of weights, order, crops and dropout
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Split a batch into so many parts whose gradients are summed, to save memory
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    accumulate: u16,
+    /// Go on from the run's last checkpoint
+    #[arg(long)]
+    resume: bool,
+    /// Start with the weights of this checkpoint
+    #[arg(long, value_name = "CHECKPOINT", conflicts_with = "resume")]
+    init: Option<PathBuf>,
+    /// For --init with a bare safetensors file: how its images are prepared
+    #[arg(long, value_parser = ["paper", "torchvision", "caffe"])]
+    preprocess: Option<String>,
+    /// Save a checkpoint every so many steps, besides at the end of every epoch
+    #[arg(long)]
+    save_steps: Option<u32>,
+    /// Checkpoints to keep, besides the best
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..))]
+    keep: u16,
+    #[command(flatten)]
+    device: DeviceArgs,
+    #[command(flatten)]
+    read: ReadArgs,
+}
+
+/// Flags that take the place of the recipe's values.
+#[derive(Args, Clone, Default)]
+#[command(next_help_heading = "Instead of the network's recipe")]
+pub struct RecipeArgs {
+    /// Passes over the training images
+    #[arg(long)]
+    pub epochs: Option<u32>,
+    /// Images of an update
+    #[arg(long)]
+    batch_size: Option<usize>,
+    /// Learning rate at the start
+    #[arg(long, visible_alias = "lr")]
+    learning_rate: Option<f32>,
+    /// Share of the last velocity that is kept
+    #[arg(long)]
+    momentum: Option<f32>,
+    /// Weight decay
+    #[arg(long, visible_alias = "wd")]
+    weight_decay: Option<f32>,
+    /// Whether biases decay too
+    #[arg(long)]
+    bias_decay: Option<bool>,
+    /// How weights are drawn: N(0, init-std^2) or He et al.
+    #[arg(long = "init-weights", value_parser = ["normal", "he"])]
+    init: Option<String>,
+    /// Deviation of normal weights
+    #[arg(long)]
+    init_std: Option<f32>,
+    /// When the rate falls: on a plateau of validation, at --steps, or never
+    #[arg(long, value_parser = ["plateau", "step", "constant"])]
+    schedule: Option<String>,
+    /// Epochs after which the rate falls
+    #[arg(long, value_delimiter = ',')]
+    pub steps: Option<Vec<u32>>,
+    /// What the rate is multiplied with when it falls
+    #[arg(long)]
+    factor: Option<f32>,
+    /// Epochs without improvement that make a plateau
+    #[arg(long)]
+    patience: Option<u32>,
+    /// Dropout rate
+    #[arg(long)]
+    dropout: Option<f32>,
+    /// Training crops: the paper's ten, anywhere, or the centre
+    #[arg(long, value_parser = ["ten", "random", "centre"])]
+    train_crops: Option<String>,
+    /// Limit of the filters' RMS; 0 for none
+    #[arg(long)]
+    rms_limit: Option<f32>,
+}
+
+impl RecipeArgs {
+    /// The recipe with the flags that were given.
+    pub fn apply(&self, recipe: &mut Recipe) {
+        fn set<T: Clone>(place: &mut T, flag: &Option<T>) {
+            if let Some(value) = flag {
+                *place = value.clone();
+            }
+        }
+        set(&mut recipe.epochs, &self.epochs);
+        set(&mut recipe.batch_size, &self.batch_size);
+        set(&mut recipe.learning_rate, &self.learning_rate);
+        set(&mut recipe.momentum, &self.momentum);
+        set(&mut recipe.weight_decay, &self.weight_decay);
+        set(&mut recipe.bias_decay, &self.bias_decay);
+        set(&mut recipe.init_std, &self.init_std);
+        set(&mut recipe.steps, &self.steps);
+        set(&mut recipe.factor, &self.factor);
+        set(&mut recipe.patience, &self.patience);
+        set(&mut recipe.dropout, &self.dropout);
+        set(&mut recipe.rms_limit, &self.rms_limit);
+        set(
+            &mut recipe.init,
+            &self.init.as_deref().map(|v| match v {
+                "he" => Init::He,
+                _ => Init::Normal,
+            }),
+        );
+        set(
+            &mut recipe.schedule,
+            &self.schedule.as_deref().map(|v| match v {
+                "step" => ScheduleKind::Step,
+                "constant" => ScheduleKind::Constant,
+                _ => ScheduleKind::Plateau,
+            }),
+        );
+        set(
+            &mut recipe.crops,
+            &self.train_crops.as_deref().map(|v| match v {
+                "random" => Crops::Random,
+                "centre" => Crops::Centre,
+                _ => Crops::Ten,
+            }),
+        );
+    }
+}
+
+pub fn run(args: Train) -> Result<ExitCode> {
+    let mut architecture = match &args.arch {
+        Some(arch) => Architecture::find(arch)?,
+        None => {
+            let found = candidates(&args.out);
+            let Some(last) = found.first() else {
+                bail!("{}: has no checkpoint to resume; say which --arch", args.out.display());
+            };
+            weights::read_architecture(&last.join(MODEL))?
+        }
+    };
+    args.recipe.apply(&mut architecture.recipe);
+    architecture.recipe.check()?;
+    let folder = ImageFolder::open(&args.data)?;
+    let options = args.read.options(architecture.input.resize)?;
+    let stop = stop_on_signals()?;
+    let backend = args.device.open()?;
+    let bare = BareArgs { arch: args.arch.clone(), preprocess: args.preprocess };
+    let job = Job {
+        train: Split::Train.images(&folder, options),
+        val: Split::Val.images(&folder, options),
+        architecture,
+        classes: folder.names.clone(),
+        out: args.out.clone(),
+        seed: args.seed,
+        accumulate: usize::from(args.accumulate),
+        max_steps: args.max_steps,
+        resume: args.resume,
+        init: args.init.map(|path| (path, bare.bare())),
+        save_steps: args.save_steps,
+        keep: usize::from(args.keep),
+        workers: usize::from(args.read.workers),
+        stop: &stop,
+    };
+    let mut display = Display::new(job.architecture.recipe.epochs);
+    let outcome = train(&backend, &job, |event| {
+        display.event(&event);
+        Ok(())
+    });
+    display.progress.end();
+    let outcome = outcome.with_context(|| format!("the run {}", args.out.display()))?;
+    let bad = job.train.bad().len();
+    if bad > 0 {
+        eprintln!("{bad} training file(s) were no usable images; others took their places");
+    }
+    match outcome {
+        Outcome::Done => {
+            println!("{}", args.out.display());
+            Ok(ExitCode::SUCCESS)
+        }
+        Outcome::Stopped => {
+            eprintln!("stopped and saved; go on with the same command and --resume");
+            Ok(signal_code(&stop))
+        }
+    }
+}
+
+/// Shows what happens while a network is trained.
+pub struct Display {
+    pub progress: Progress,
+    epochs: u32,
+    steps_per_epoch: usize,
+    samples: usize,
+}
+
+impl Display {
+    pub fn new(epochs: u32) -> Self {
+        Display { progress: Progress::new(), epochs, steps_per_epoch: 0, samples: 0 }
+    }
+
+    pub fn event(&mut self, event: &Event<'_>) {
+        match event {
+            Event::Mean(done, total) => self.progress.show("mean image", *done, *total, ""),
+            Event::Start { network, state, steps_per_epoch, notes } => {
+                self.steps_per_epoch = *steps_per_epoch;
+                for note in *notes {
+                    self.progress.line(&format!("note: {note}"));
+                }
+                let input = network.architecture.input;
+                self.progress.line(&format!(
+                    "{}: {} parameters, {}x{} pixels from {}x{}, {} classes",
+                    network.architecture.name,
+                    network.parameters(),
+                    input.size,
+                    input.size,
+                    input.resize,
+                    input.resize,
+                    network.classes()
+                ));
+                let recipe = toml::to_string(&state.recipe).expect("a recipe is plain data");
+                let recipe: Vec<&str> = recipe.lines().collect();
+                self.progress.line(&format!("recipe: {}", recipe.join(", ")));
+                self.progress.line(&format!(
+                    "seed {}, accumulate {}, step {} of {}",
+                    state.seed,
+                    state.accumulate,
+                    state.step,
+                    self.epochs as usize * steps_per_epoch
+                ));
+            }
+            Event::Step { state, loss, samples, elapsed, waiting } => {
+                self.samples += samples;
+                let seconds = elapsed.as_secs_f64().max(1e-9);
+                let more = format!(
+                    ", loss {loss:.3}, {:.0} images/s, {:.0} % waiting for data",
+                    self.samples as f64 / seconds,
+                    100.0 * waiting.as_secs_f64() / seconds
+                );
+                let what = format!("epoch {} of {}", state.epoch + 1, self.epochs);
+                self.progress.show(&what, state.batch, self.steps_per_epoch, &more);
+            }
+            Event::Validation(done, total) => self.progress.show("validate", *done, *total, ""),
+            Event::Epoch { state, train_loss, validation, rate, next_rate, elapsed, waiting } => {
+                let seconds = elapsed.as_secs_f64().max(1e-9);
+                self.progress.line(&format!(
+                    "epoch {}: train loss {train_loss:.4}, val loss {:.4}, top-1 error {:.2} %, \
+                     top-5 error {:.2} %, {:.1} s, {:.0} images/s, {:.0} % waiting for data",
+                    state.epoch,
+                    validation.loss,
+                    100.0 * validation.top1_error,
+                    100.0 * validation.top5_error,
+                    seconds,
+                    self.samples as f64 / seconds,
+                    100.0 * waiting.as_secs_f64() / seconds
+                ));
+                if rate != next_rate {
+                    self.progress.line(&format!("learning rate: {rate} -> {next_rate}"));
+                }
+                self.samples = 0;
+            }
+        }
+    }
+}
