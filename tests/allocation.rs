@@ -1,0 +1,125 @@
+//! A step allocates nothing of a tensor's size: counted, on a network's real shapes.
+//!
+//! A test program of its own, on one backend after the other: the allocator counts for all threads.
+
+#[macro_use]
+mod common;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use common::{Random, random_params};
+use zfnet::backend::{Backend, Crop, StepState};
+use zfnet::model::{Architecture, Model, Network, Params, Preprocess, Purpose, Workspace};
+use zfnet::train::Trainer;
+
+on_every_backend!(steps_and_walks_allocate_no_tensors);
+
+/// The system's allocator, counting while it is told to.
+struct Counting;
+
+static COUNTS: AtomicBool = AtomicBool::new(false);
+static LARGEST: AtomicUsize = AtomicUsize::new(0);
+static TOTAL: AtomicUsize = AtomicUsize::new(0);
+/// Tests run one after the other.
+static TURN: Mutex<()> = Mutex::new(());
+
+fn count(bytes: usize) {
+    if COUNTS.load(Ordering::Relaxed) {
+        LARGEST.fetch_max(bytes, Ordering::Relaxed);
+        TOTAL.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+// SAFETY: every call is passed on to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count(layout.size());
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: as above.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        count(layout.size());
+        // SAFETY: as above.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count(size);
+        // SAFETY: as above.
+        unsafe { System.realloc(pointer, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// The largest allocation and the sum of all of them, in bytes.
+fn counted(work: impl FnOnce()) -> (usize, usize) {
+    LARGEST.store(0, Ordering::SeqCst);
+    TOTAL.store(0, Ordering::SeqCst);
+    COUNTS.store(true, Ordering::SeqCst);
+    work();
+    COUNTS.store(false, Ordering::SeqCst);
+    (LARGEST.load(Ordering::SeqCst), TOTAL.load(Ordering::SeqCst))
+}
+
+/// The smallest tensor that grows with the batch is the logits, 1,280 bytes; the next is fc6's
+/// output, 64 KiB. A thread pool may take a block for its queue (below 4 KiB) now and then.
+const LARGEST_ALLOWED: usize = 4 << 10;
+const TOTAL_ALLOWED: usize = 64 << 10;
+
+fn steps_and_walks_allocate_no_tensors<B: Backend>(backend: &B) {
+    let _turn = TURN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    assert!(counted(|| drop(vec![1u8; 100_000])).0 >= 100_000, "the allocator counts");
+
+    let architecture = Architecture::find("zfnet-mini").unwrap();
+    let samples = architecture.recipe.batch_size;
+    assert_eq!(samples, 32);
+    let network = Network::new(architecture).unwrap();
+    let input = network.architecture.input;
+    let preprocess = Preprocess::named("paper", input.size, input.resize).unwrap();
+    let pixels = Random(1).bytes(samples * input.resize * input.resize * 3);
+    let crops: Vec<Crop> =
+        (0..samples as u32).map(|image| preprocess.ten_crops(image)[image as usize % 10]).collect();
+    let labels: Vec<u32> = (0..samples as u32).map(|image| image % 10).collect();
+
+    let params = random_params(backend, &network, 1);
+    let mut workspace = Workspace::new(backend, &network, Purpose::Infer, samples).unwrap();
+    let mut logits = vec![0.0; samples * network.classes()];
+    let mut walk = || {
+        workspace.up(backend, &network, &params).unwrap();
+        backend.download(&mut logits, workspace.logits_and_descending().0).unwrap();
+    };
+    walk();
+    let (largest, total) = counted(walk);
+    assert!(largest <= LARGEST_ALLOWED, "a walk up allocates {largest} bytes at once");
+    assert!(total <= TOTAL_ALLOWED, "a walk up allocates {total} bytes");
+
+    for accumulate in [1, 3] {
+        let model = Model {
+            network: network.clone(),
+            params: random_params(backend, &network, 1),
+            preprocess: preprocess.clone(),
+            classes: vec![String::from("a class"); 10],
+        };
+        let momentum = Params::zeros(backend, &network).unwrap();
+        let mut trainer = Trainer::new(backend, model, momentum, accumulate).unwrap();
+        let mut step = |step| {
+            let state = StepState { seed: 1, step, first_sample: 0, rate: 1e-4 };
+            trainer.step(&pixels, &crops, &labels, state).unwrap();
+        };
+        step(0);
+        let (largest, total) = counted(|| step(1));
+        let what = format!("a step in {accumulate} parts allocates");
+        assert!(largest <= LARGEST_ALLOWED, "{what} {largest} bytes at once");
+        assert!(total <= TOTAL_ALLOWED, "{what} {total} bytes");
+    }
+}
