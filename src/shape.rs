@@ -259,7 +259,9 @@ mod tests {
         for input in 1..12 {
             for kernel in 1..6 {
                 for stride in 1..5 {
-                    for (before, after) in [(0, 0), (1, 1), (2, 0), (0, 2)] {
+                    let pads = [(0, 0), (1, 1), (2, 0), (0, 2)];
+                    // Planning refuses pads as large as the kernel: whole windows would be pad.
+                    for (before, after) in pads.into_iter().filter(|p| p.0.max(p.1) < kernel) {
                         let end = input + before + after;
                         let floor =
                             (0..).step_by(stride).take_while(|start| start + kernel <= end).count();

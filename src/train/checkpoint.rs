@@ -117,6 +117,21 @@ pub fn save<B: Backend>(
     Ok(())
 }
 
+/// Points `last` and `best` where a continued run stands: a kill may have come between a checkpoint
+/// and its links, and a checkpoint that is damaged may be linked.
+///
+/// # Errors
+/// If the folder cannot be written.
+pub fn relink(run: &Path, folder: &Path, state: &State) -> Result<()> {
+    let name = folder.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    link(run, "last", name)?;
+    let best = state.best.map(|(_, step)| format!("step-{step}"));
+    match best.filter(|best| run.join(best).is_dir()) {
+        Some(best) => link(run, "best", &best),
+        None => Ok(()),
+    }
+}
+
 /// Removes all checkpoints but the newest `keep` and those that `last` and `best` point at, and
 /// whatever an interrupted run has left.
 ///

@@ -253,10 +253,12 @@ pub fn train<B: Backend>(
     job: &Job<'_>,
     mut observe: impl FnMut(Event<'_>) -> Result<()>,
 ) -> Result<Outcome> {
+    let architecture = Architecture { classes: job.classes.len(), ..job.architecture.clone() };
+    let network = Network::new(architecture)?; // before anything is made for it
     fs::create_dir_all(&job.out).map_err(Error::io("create", &job.out))?;
     let mut notes = Vec::new();
-    let begun = match last_checkpoint(backend, job, &mut notes)? {
-        None => start(backend, job, &mut notes, &mut observe)?,
+    let begun = match last_checkpoint(backend, job, &network, &mut notes)? {
+        None => start(backend, job, network, &mut notes, &mut observe)?,
         resumed => resumed,
     };
     let Some(Resumed { model, momentum, mut state }) = begun else { return Ok(Outcome::Stopped) };
@@ -423,11 +425,10 @@ fn validate<B: Backend>(
 fn start<B: Backend>(
     backend: &B,
     job: &Job<'_>,
+    network: Network,
     notes: &mut Vec<String>,
     observe: &mut impl FnMut(Event<'_>) -> Result<()>,
 ) -> Result<Option<Resumed<B>>> {
-    let architecture = Architecture { classes: job.classes.len(), ..job.architecture.clone() };
-    let network = Network::new(architecture)?;
     let total = job.train.len();
     let mean = job.train.mean(|done| {
         observe(Event::Mean(done, total))?;
@@ -497,6 +498,7 @@ fn copy_fitting<B: Backend>(
 fn last_checkpoint<B: Backend>(
     backend: &B,
     job: &Job<'_>,
+    network: &Network,
     notes: &mut Vec<String>,
 ) -> Result<Option<Resumed<B>>> {
     let candidates = checkpoint::candidates(&job.out);
@@ -515,7 +517,8 @@ fn last_checkpoint<B: Backend>(
                 if let Some(error) = first_error {
                     notes.push(format!("fell back to {}: {error}", folder.display()));
                 }
-                agree(backend, job, &mut resumed, folder, notes)?;
+                agree(backend, job, network, &mut resumed, folder, notes)?;
+                checkpoint::relink(&job.out, folder, &resumed.state)?;
                 return Ok(Some(resumed));
             }
             Err(error) => {
@@ -536,13 +539,14 @@ fn last_checkpoint<B: Backend>(
 fn agree<B: Backend>(
     backend: &B,
     job: &Job<'_>,
+    network: &Network,
     resumed: &mut Resumed<B>,
     folder: &Path,
     notes: &mut Vec<String>,
 ) -> Result<()> {
     let Resumed { model, state, .. } = resumed;
     let then = &mut model.network.architecture;
-    let mut now = Architecture { classes: job.classes.len(), ..job.architecture.clone() };
+    let mut now = network.architecture.clone();
     then.recipe.epochs = now.recipe.epochs;
     state.recipe.epochs = now.recipe.epochs;
     now.description.clone_from(&then.description);
