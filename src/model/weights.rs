@@ -52,13 +52,35 @@ struct About {
 /// If the file is not one of ours.
 pub fn read_architecture(path: &Path) -> Result<Architecture> {
     let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
-    let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(unreadable)?;
-    let about = metadata.metadata().as_ref().and_then(|metadata| metadata.get(KEY));
-    let about =
-        about.ok_or_else(|| Error::file(path, "names no network: expected a checkpoint"))?;
-    let about: About = serde_json::from_str(about)
-        .map_err(|error| Error::file(path, format!("its metadata is damaged: {error}")))?;
-    Ok(about.architecture)
+    match about(&bytes).map_err(in_file(path))? {
+        Some(about) => Ok(about.architecture),
+        None => Err(Error::file(path, "names no network: expected a checkpoint")),
+    }
+}
+
+/// The metadata of a model's file; a bare file has none.
+fn about(bytes: &[u8]) -> Result<Option<About>> {
+    let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(unreadable)?;
+    let json = metadata.metadata().as_ref().and_then(|metadata| metadata.get(KEY));
+    let Some(json) = json else { return Ok(None) };
+    let about: About = serde_json::from_str(json)
+        .map_err(|error| Error::Network(format!("its metadata is damaged: {error}")))?;
+    if about.version != VERSION {
+        return Err(Error::Network(format!(
+            "expected metadata of version {VERSION}, found {}: it was written by another version \
+             of zfnet",
+            about.version
+        )));
+    }
+    Ok(Some(about))
+}
+
+/// For `map_err`: says which file does not fit.
+fn in_file(path: &Path) -> impl FnOnce(Error) -> Error {
+    move |error| match error {
+        Error::Network(reason) => Error::file(path, reason),
+        other => other,
+    }
 }
 
 /// What a bare safetensors file does not say itself.
@@ -97,27 +119,13 @@ impl<B: Backend> Model<B> {
     /// expected, what was found.
     pub fn read(backend: &B, path: &Path, bare: &Bare) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
-        Self::from_bytes(backend, &bytes, bare).map_err(|error| match error {
-            Error::Network(reason) => Error::file(path, reason),
-            other => other,
-        })
+        Self::from_bytes(backend, &bytes, bare).map_err(in_file(path))
     }
 
     fn from_bytes(backend: &B, bytes: &[u8], bare: &Bare) -> Result<Self> {
         let tensors = deserialize(bytes)?;
-        let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(unreadable)?;
-        let about = metadata.metadata().as_ref().and_then(|metadata| metadata.get(KEY));
-        let (network, preprocess, classes) = match about {
+        let (network, preprocess, classes) = match about(bytes)? {
             Some(about) => {
-                let about: About = serde_json::from_str(about)
-                    .map_err(|e| Error::Network(format!("its metadata is damaged: {e}")))?;
-                if about.version != VERSION {
-                    return Err(Error::Network(format!(
-                        "expected metadata of version {VERSION}, found {}: it was written by \
-                         another version of zfnet",
-                        about.version
-                    )));
-                }
                 let mut preprocess = about.preprocess;
                 preprocess.mean = values(&tensors, MEAN)?.into_owned();
                 (Network::new(about.architecture)?, preprocess, about.classes)
