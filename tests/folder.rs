@@ -85,8 +85,7 @@ fn links_are_followed() {
     assert_eq!(folder.classes, ["a", "b", "c"]);
     assert_eq!(folder.train.len(), 4);
     link("nowhere", "train/a/3.jpg");
-    let message = ImageFolder::open(root.path()).unwrap_err().to_string();
-    assert!(message.contains("cannot follow the link") && message.contains("3.jpg"), "{message}");
+    assert_eq!(ImageFolder::open(root.path()).unwrap().train.len(), 6, "to be named when read");
 }
 
 #[test]

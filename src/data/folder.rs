@@ -136,11 +136,10 @@ fn entries(folder: &Path) -> Result<Vec<Entry>> {
         if name.as_encoded_bytes().starts_with(b".") {
             continue;
         }
-        let mut kind = entry.file_type().map_err(cannot_list)?;
-        if kind.is_symlink() {
-            kind = fs::metadata(&path).map_err(Error::io("follow the link", &path))?.file_type();
-        }
-        entries.push(Entry { name, path, is_dir: kind.is_dir() });
+        let kind = entry.file_type().map_err(cannot_list)?;
+        // A link that leads nowhere counts as a file: one that cannot be read, later.
+        let is_dir = if kind.is_symlink() { path.is_dir() } else { kind.is_dir() };
+        entries.push(Entry { name, path, is_dir });
     }
     entries.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(entries)
