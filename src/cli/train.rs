@@ -79,8 +79,8 @@ pub struct RecipeArgs {
     #[arg(long)]
     bias_decay: Option<bool>,
     /// How weights are drawn: N(0, init-std^2) or He et al.
-    #[arg(long = "init-weights", value_parser = ["normal", "he"])]
-    init: Option<String>,
+    #[arg(long, value_parser = ["normal", "he"])]
+    init_weights: Option<String>,
     /// Deviation of normal weights
     #[arg(long)]
     init_std: Option<f32>,
@@ -129,7 +129,7 @@ impl RecipeArgs {
         set(&mut recipe.rms_limit, &self.rms_limit);
         set(
             &mut recipe.init,
-            &self.init.as_deref().map(|v| match v {
+            &self.init_weights.as_deref().map(|v| match v {
                 "he" => Init::He,
                 _ => Init::Normal,
             }),
