@@ -53,6 +53,9 @@ pub struct Row {
     /// 10^9 bytes a second, for what memory limits.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gbytes: Option<f64>,
+    /// Images a second, of whole training steps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub images_per_second: Option<f64>,
     /// Share of the machine's measured peak of the same kind.
     pub share: f64,
 }
@@ -222,7 +225,7 @@ impl Case<'_> {
             Work::Bytes(bytes) => (None, Some(rate(bytes)), rate(bytes) / peaks.gbytes),
         };
         let (id, milliseconds) = (self.id.clone(), seconds * 1e3);
-        Ok(Row { id, milliseconds, gflops, gbytes, share })
+        Ok(Row { id, milliseconds, gflops, gbytes, images_per_second: None, share })
     }
 }
 
@@ -272,7 +275,12 @@ pub fn peaks(backend: &CpuBackend) -> Peaks {
 ///
 /// # Errors
 /// If the backend has no room or refuses.
-pub fn training_steps<B: Backend>(backend: &B, network: Network, batch: usize) -> Result<Row> {
+pub fn training_steps<B: Backend>(
+    backend: &B,
+    network: Network,
+    batch: usize,
+    peaks: &Peaks,
+) -> Result<Row> {
     let mut network = network;
     network.architecture.recipe.batch_size = batch;
     let id = format!("{}/all/step/f32/{batch}/cpu", network.architecture.name);
@@ -303,7 +311,8 @@ pub fn training_steps<B: Backend>(backend: &B, network: Network, batch: usize) -
             milliseconds: seconds * 1e3,
             gflops: Some(flops / seconds / 1e9),
             gbytes: None,
-            share: 0.0,
+            images_per_second: Some(batch as f64 / seconds),
+            share: flops / seconds / 1e9 / peaks.gflops,
         }),
     }
 }

@@ -50,11 +50,9 @@ pub fn run(args: Bench) -> Result<ExitCode> {
     }
     let mut rows = Vec::new();
     if args.step {
-        let mut row = training_steps(&backend, network, batch)?;
-        row.share = row.gflops.unwrap_or(0.0) / peaks.gflops;
+        let row = training_steps(&backend, network, batch, &peaks)?;
         if !args.json {
             print(&row);
-            println!("{:.1} images/s", batch as f64 / row.milliseconds * 1e3);
         }
         rows.push(row);
     } else {
@@ -85,4 +83,7 @@ fn print(row: &Row) {
         row.milliseconds,
         100.0 * row.share
     );
+    if let Some(rate) = row.images_per_second {
+        println!("{rate:.1} images/s");
+    }
 }
