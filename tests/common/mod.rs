@@ -1,7 +1,9 @@
 //! What the tests share: the backends they run on, a tiny seeded generator, tensors to and from a
-//! backend, and comparison. [`twin`] holds the naive operations that backends are measured against.
-#![allow(dead_code)] // each test binary uses a part of it
+//! backend, and comparison. [`twin`] holds the naive operations that backends are measured against,
+//! [`program`] runs the command line.
+#![allow(dead_code, unused_macros)] // each test binary uses a part of it
 
+pub mod program;
 pub mod twin;
 
 use zfnet::backend::{Backend, Param, Tensor};

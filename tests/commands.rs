@@ -1,0 +1,148 @@
+//! The commands as a user meets them: what they print, what they leave, and the names that others
+//! script against.
+
+mod common;
+
+use std::fs;
+
+use common::program::Place;
+use safetensors::SafeTensors;
+
+#[test]
+fn from_training_to_pages() {
+    let place = Place::new();
+    let ran = place.run("train --data data --model tiny.toml --output-dir run").ok();
+    assert_eq!(ran.stdout.trim(), "run");
+    for words in
+        ["learning_rate = 0.01", "rms_limit = 0.3", "seed 0", "learning rate: 0.01 -> 0.001"]
+    {
+        assert!(ran.stderr.contains(words), "`{words}` is not in {}", ran.stderr);
+    }
+    let kinds = fs::read_to_string(place.path("run/metrics.jsonl")).unwrap();
+    assert_eq!(kinds.matches("\"kind\":\"step\"").count(), 16);
+    assert_eq!(kinds.matches("\"kind\":\"epoch\"").count(), 4);
+    for link in ["run/last", "run/best"] {
+        let to = fs::read_link(place.path(link)).unwrap();
+        assert!(to.is_relative() && to.to_str().unwrap().starts_with("step-"), "{to:?}");
+    }
+
+    for crops in ["1", "10"] {
+        let eval = format!("eval --checkpoint run --data data --crops {crops} --json");
+        let json = place.run(&eval).json();
+        let errors = ["top1_error", "top5_error"].map(|key| json[key].as_f64().unwrap());
+        assert!(json["images"] == 20 && 0.0 <= errors[1] && errors[1] <= errors[0], "{json}");
+        // A checkpoint averaged with itself is itself.
+        let both = eval.replace("--checkpoint run", "--checkpoint run/last run/last");
+        let last = eval.replace("--checkpoint run", "--checkpoint run/last");
+        assert_eq!(place.run(&both).json(), place.run(&last).json());
+    }
+    let of_train = place.run("eval --checkpoint run --data data --split train --json").json();
+    assert_eq!(of_train["images"], 60);
+
+    let image = place.images(place.images("data/val")[4].to_str().unwrap()).remove(1);
+    let image = image.display();
+    let text = place.run(&format!("classify run {image}")).ok().stdout;
+    assert_eq!(text.lines().count(), 6, "the file and its five best classes: {text}");
+
+    let page = place.run(&format!("project run {image} --out shown")).ok();
+    assert_eq!(page.stdout.trim(), "shown/index.html");
+    let json = fs::read_to_string(place.path("shown/projections.json")).unwrap();
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let layers = json["images"][0]["layers"].as_array().unwrap();
+    let names: Vec<_> = layers.iter().map(|layer| layer["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["conv1", "conv2", "fc3", "fc4"]);
+
+    let page = place.run("top9 --checkpoint run --data data --out pages --layers conv1,conv2").ok();
+    assert_eq!(page.stdout.trim(), "pages/index.html");
+    assert!(place.path("pages/index.html").is_file());
+    place
+        .run("top9 --checkpoint run --data data --out pages --layers conv7")
+        .refused(&["conv7", "conv1"]);
+}
+
+/// The arrays are the projection itself: seeded and walked down once more, they give the same.
+#[test]
+fn saved_arrays() {
+    let place = Place::new();
+    place.run("train --data data --arch tiny.toml --out run").ok();
+    let image = place.images(place.images("data/val")[4].to_str().unwrap()).remove(1);
+    let unit = place.unit_that_fires("conv2", &image);
+    let image = image.display();
+    for (rule, seed_is_one) in [("deconvnet", false), ("gradient", true), ("guided", false)] {
+        let flags = format!("--unit {unit} --rule {rule} --save-arrays a.safetensors");
+        place.run(&format!("project run {image} {flags}")).ok();
+        let bytes = fs::read(place.path("a.safetensors")).unwrap();
+        let arrays = SafeTensors::deserialize(&bytes).unwrap();
+        let floats = |name: &str| -> (Vec<usize>, Vec<f32>) {
+            let tensor = arrays.tensor(name).unwrap();
+            let value = |b: &[u8]| f32::from_le_bytes(b.try_into().unwrap());
+            (tensor.shape().to_vec(), tensor.data().chunks_exact(4).map(value).collect())
+        };
+        assert_eq!(floats("input").0, [16, 16, 3]);
+        assert_eq!(floats("projection").0, [16, 16, 3]);
+        assert_eq!(floats("activation.conv1").0, [7, 7, 8]);
+        let (shape, switches) = floats("switches.pool1");
+        assert_eq!(shape, [3, 3, 8]);
+        assert!(switches.iter().all(|s| *s < 9.0 || *s == 255.0), "{switches:?}");
+        let (shape, seed) = floats("seed");
+        assert_eq!(shape, [3, 3, 12]);
+        let (_, activation) = floats("activation.conv2");
+        let seeded: Vec<_> = (0..seed.len()).filter(|i| seed[*i] != 0.0).collect();
+        assert_eq!(seeded.len(), 1);
+        let fired = activation[seeded[0]];
+        assert!(fired > 0.0);
+        assert_eq!(seed[seeded[0]], if seed_is_one { 1.0 } else { fired });
+    }
+}
+
+#[test]
+fn inspect_and_bench_for_scripts() {
+    let place = Place::new();
+    let rows = place.run("inspect zfnet --json").json();
+    let conv5 = rows.as_array().unwrap().iter().find(|row| row["name"] == "conv5").unwrap();
+    assert_eq!(conv5["output"], serde_json::json!([13, 13, 256]));
+    assert_eq!([&conv5["field"], &conv5["jump"], &conv5["start"]], [139, 16, -48]);
+    assert_eq!(conv5["parameters"], 884_992);
+    assert!(place.run("inspect zfnet").ok().stdout.contains("62357608"));
+    let table = place.run("inspect tiny.toml").ok().stdout;
+    place.run("train --data data --arch tiny.toml --out run").ok();
+    assert_eq!(place.run("inspect run").ok().stdout, table);
+    assert_eq!(place.run("inspect run/last/model.safetensors").ok().stdout, table);
+
+    let bench = "bench --arch tiny.toml --batch 4 --json";
+    let json = place.run(&format!("{bench} --layer conv2 --op forward")).json();
+    let row = &json["rows"][0];
+    assert_eq!(row["id"], "tiny/conv2/forward/f32/4/cpu");
+    for key in ["milliseconds", "gflops", "share"] {
+        assert!(row[key].as_f64().unwrap() > 0.0, "{key}: {row}");
+    }
+    let step = place.run(&format!("{bench} --step")).json();
+    assert!(step["rows"][0]["images_per_second"].as_f64().unwrap() > 0.0, "{step}");
+}
+
+#[test]
+fn weights_go_over_to_another_network() {
+    let place = Place::new();
+    place.run("train --data data --arch tiny.toml --out run").ok();
+    let tiny = fs::read_to_string(place.path("tiny.toml")).unwrap();
+    fs::write(place.path("other.toml"), tiny.replace("outputs = 16", "outputs = 24")).unwrap();
+    let ran = place.run("train --data data --arch other.toml --out other --init run").ok();
+    assert!(ran.stderr.contains("freshly drawn: fc3, fc4"), "{}", ran.stderr);
+    place
+        .run("train --data data --arch zfnet-mini --max-steps 1 --out mini --init run")
+        .refused(&["no layer has the name and shape"]);
+}
+
+/// The README's first command, small: pictures, two networks, a page.
+#[test]
+fn demo() {
+    let place = Place::new();
+    let ran = place.run("demo --quick --out demo").ok();
+    assert!(ran.stdout.contains("demo/page/index.html"), "{}", ran.stdout);
+    assert!(ran.stdout.contains("a linear classifier on pixels"), "{}", ran.stdout);
+    let page = fs::read_to_string(place.path("demo/page/index.html")).unwrap();
+    assert!(page.contains("conv5") && page.contains("linear classifier on pixels"));
+    // Once more goes on from what is there, to the same end.
+    assert_eq!(place.run("demo --quick --out demo").ok().stdout.lines().count(), 2);
+    place.run("demo --quick --out tiny.toml").refused(&["tiny.toml"]);
+}
