@@ -6,9 +6,14 @@ mod common;
 
 use common::{network, values, widen};
 use zfnet::backend::Backend;
-use zfnet::model::{Architecture, Kind, Network, Params};
+use zfnet::model::weights::deserialize;
+use zfnet::model::{Architecture, Kind, Model, Network, Params, Preprocess};
 
-on_every_backend!(one_seed_draws_one_set_of_weights, drawn_weights_have_the_right_moments);
+on_every_backend!(
+    one_seed_draws_one_set_of_weights,
+    drawn_weights_have_the_right_moments,
+    saved_weights_lie_as_pytorch_has_them,
+);
 
 // ---- published networks ----
 
@@ -353,4 +358,42 @@ fn drawn_weights_have_the_right_moments<B: Backend>(backend: &B) {
             );
         }
     }
+}
+
+/// Every weight is its own number in our order; where PyTorch looks for it is worked out by hand.
+fn saved_weights_lie_as_pytorch_has_them<B: Backend>(backend: &B) {
+    let layers = r#"{ type = "conv", name = "conv1", channels = 3, kernel = 7 }, { type = "relu" },
+        { type = "fc", name = "fc6" }"#;
+    let network = network(&small(&layers.replace('\n', " ")));
+    let mut params = Params::zeros(backend, &network).unwrap();
+    let count = |n: usize| (0..n).map(|i| i as f32).collect::<Vec<_>>();
+    for param in params.layers.iter_mut().flatten() {
+        let numbers = count(param.weight.shape().len());
+        backend.upload(&mut param.weight, &numbers).unwrap();
+        let numbers = count(param.bias.shape().len());
+        backend.upload(&mut param.bias, &numbers).unwrap();
+    }
+    let preprocess = Preprocess::paper(8, 9, 1.0, vec![7.0; 9 * 9 * 3]);
+    let classes = ["a", "b", "c", "d"].map(String::from).into();
+    let model = Model { network, params, preprocess, classes };
+    let bytes = model.to_bytes(backend).unwrap();
+    let saved = deserialize(&bytes).unwrap();
+    let read = |name: &str| {
+        let tensor = saved.tensor(name).unwrap();
+        let value = |b: &[u8]| f32::from_le_bytes(b.try_into().unwrap());
+        (tensor.shape().to_vec(), tensor.data().chunks_exact(4).map(value).collect::<Vec<_>>())
+    };
+    // 3 filters of 7 x 7 x 3: of the first, PyTorch's first row of red are our 0, 3, 6, ...
+    let (shape, weight) = read("conv1.weight");
+    assert_eq!(shape, [3, 3, 7, 7]);
+    assert_eq!(weight[..8], [0., 3., 6., 9., 12., 15., 18., 21.]);
+    assert_eq!(weight[49..52], [1., 4., 7.], "green");
+    assert_eq!(weight[147], 147.0, "the second filter");
+    // 4 outputs of a 2 x 2 map of 3 channels: PyTorch has the map of channel 0 first.
+    let (shape, weight) = read("fc6.weight");
+    assert_eq!(shape, [4, 12]);
+    let one = [0., 3., 6., 9., 1., 4., 7., 10., 2., 5., 8., 11.];
+    let all: Vec<f32> = (0..4).flat_map(|out| one.map(|w| w + 12.0 * out as f32)).collect();
+    assert_eq!(weight, all);
+    assert_eq!(read("fc6.bias"), (vec![4], count(4)));
 }
