@@ -61,7 +61,7 @@ pub fn run(args: Demo) -> Result<ExitCode> {
     let backend = args.device.open()?;
     let stop = stop_on_signals()?;
     let out = make_folder(&args.out)?;
-    let (per_class, epochs, drop) = if args.quick { (40, 2, 2) } else { (400, 14, 11) };
+    let (per_class, epochs, drop) = if args.quick { (40, 2, 2) } else { (400, 12, 9) };
 
     let data = out.join("data");
     let total = per_class * 5 / 4 * synthetic::CLASSES.len();
@@ -97,7 +97,7 @@ pub fn run(args: Demo) -> Result<ExitCode> {
     let of_linear = measure(&backend, linear, &folder, TestCrops::One)?;
     let of_mini = measure(&backend, mini, &folder, TestCrops::Ten)?;
     let facts = facts(&of_mini, Some(&of_linear));
-    let page = page(&backend, &folder, mini, &out, facts, None, usize::MAX)?;
+    let page = page(&backend, &folder, mini, &out, facts, None)?;
     println!(
         "zfnet-mini: {:.1} % right; a linear classifier on pixels: {:.1} % ({} validation pictures)",
         100.0 * (1.0 - of_mini.top1_error),
@@ -146,7 +146,7 @@ fn learn(
         {
             let status = format!("epoch {} of {epochs}, training", state.epoch);
             let facts = facts(validation, None);
-            let shown = page(backend, folder, run, &args.out, facts, Some(status), PREVIEW);
+            let shown = page(backend, folder, run, &args.out, facts, Some(status));
             let path = shown.map_err(|error| zfnet::Error::Training(format!("{error:#}")))?;
             if state.epoch == 1 {
                 display.progress.line(&format!("first pictures: open {}", path.display()));
@@ -159,9 +159,11 @@ fn learn(
 }
 
 /// Validation pictures that are searched for the pages made while training goes on.
-const PREVIEW: usize = 200;
+const PREVIEW_IMAGES: usize = 200;
+/// Maps of each layer on those pages.
+const PREVIEW_MAPS: usize = 32;
 
-/// Makes the page of a run's last checkpoint, from at most `limit` validation pictures.
+/// Makes the page of a run's last checkpoint. While a status is shown, a smaller one.
 fn page(
     backend: &Device,
     folder: &ImageFolder,
@@ -169,10 +171,10 @@ fn page(
     out: &Path,
     facts: Vec<(String, String)>,
     status: Option<String>,
-    limit: usize,
 ) -> Result<PathBuf> {
     let model = load_model(backend, &run.join("last"), &bare().bare())?;
-    let step = folder.val.len().div_ceil(limit).max(1);
+    let preview = status.is_some();
+    let step = if preview { folder.val.len().div_ceil(PREVIEW_IMAGES) } else { 1 };
     let samples = folder.val.iter().step_by(step).cloned().collect();
     let options = read_args().options(model.preprocess.resize)?;
     let job = PageJob {
@@ -181,6 +183,7 @@ fn page(
         images: Arc::new(Images::new(samples, options)),
         split: Split::Val,
         layers: Vec::new(),
+        maps: preview.then_some(PREVIEW_MAPS),
         rule: "deconvnet".into(),
         workers: 1,
         facts,

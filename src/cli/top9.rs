@@ -28,6 +28,9 @@ pub struct Top9 {
     /// Layers, separated by commas [default: all spatial convolutions]
     #[arg(long, value_delimiter = ',')]
     layers: Vec<String>,
+    /// Only so many maps of each layer, from the first on [default: all]
+    #[arg(long)]
+    maps: Option<usize>,
     /// Which images
     #[arg(long, value_enum, default_value = "val")]
     split: Split,
@@ -56,6 +59,7 @@ pub fn run(args: Top9) -> Result<ExitCode> {
         images,
         split: args.split,
         layers: args.layers,
+        maps: args.maps,
         rule: args.rule,
         workers: usize::from(args.read.workers),
         facts: Vec::new(),
@@ -76,6 +80,8 @@ pub struct PageJob<'a> {
     pub split: Split,
     /// Names; none for all spatial convolutions.
     pub layers: Vec<String>,
+    /// How many maps of each layer; all of them for `None`.
+    pub maps: Option<usize>,
     pub rule: String,
     pub workers: usize,
     /// What else stands under the title.
@@ -118,6 +124,7 @@ pub fn write_page(
         images: job.images,
         root: job.root,
         layers,
+        maps: job.maps.unwrap_or(usize::MAX),
         rule: Rule::named(&job.rule)?,
         workers: job.workers,
     };

@@ -31,6 +31,8 @@ pub struct Request<'a> {
     pub root: &'a Path,
     /// Indices of the layers.
     pub layers: Vec<usize>,
+    /// How many maps of each layer, from the first on.
+    pub maps: usize,
     /// The rule of the walk down.
     pub rule: Rule,
     /// Threads that decode.
@@ -169,7 +171,10 @@ fn find<B: Backend>(
     let mut best: Vec<Vec<Vec<Found>>> = request
         .layers
         .iter()
-        .map(|&layer| vec![Vec::with_capacity(PEAKS + 1); model.network.layers[layer].output.c])
+        .map(|&layer| {
+            let maps = model.network.layers[layer].output.c.min(request.maps);
+            vec![Vec::with_capacity(PEAKS + 1); maps]
+        })
         .collect();
     let order = (0..total as u32).collect();
     let mut loader =
@@ -188,10 +193,13 @@ fn find<B: Backend>(
             let output = model.network.layers[layer].output;
             let peaks = projector.peaks(layer)?;
             for (peaks, &image) in peaks.chunks_exact(output.c).zip(&batch.indices) {
-                for (map, peak) in peaks.iter().enumerate().filter(|(_, peak)| peak.value > 0.0) {
-                    let (y, x) = (peak.position / output.w as u32, peak.position % output.w as u32);
-                    let unit = SeedUnit { map: map as u32, y, x, value: peak.value };
-                    insert(&mut best[map], Found { image, unit });
+                for ((map, peak), best) in (0u32..).zip(peaks).zip(best.iter_mut()) {
+                    if peak.value > 0.0 {
+                        let width = output.w as u32;
+                        let (y, x) = (peak.position / width, peak.position % width);
+                        let unit = SeedUnit { map, y, x, value: peak.value };
+                        insert(best, Found { image, unit });
+                    }
                 }
             }
         }
