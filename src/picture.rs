@@ -54,7 +54,7 @@ fn scale(projection: &[f32]) -> f32 {
     *magnitudes.select_nth_unstable_by(rank, f32::total_cmp).1
 }
 
-/// A picture: `pixels` is [height][width][RGB].
+/// A picture: `pixels` is `[height, width, 3]` in RGB.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Image {
     /// Columns.
@@ -77,7 +77,7 @@ impl Image {
         Image { width, height, pixels: vec![level; width * height * 3] }
     }
 
-    /// One projection ([height][width][RGB], as it lies in an NHWC tensor) with its own contrast.
+    /// One projection (`[height, width, 3]`, RGB) with its own contrast.
     pub fn projection(width: usize, height: usize, values: &[f32]) -> Image {
         Image::new(width, height, contrast(values))
     }

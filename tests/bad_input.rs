@@ -78,8 +78,8 @@ fn bad_images_among_good_ones() {
         assert!(ran.stderr.contains(name), "{name}: {}", ran.stderr);
     }
     assert!(ran.stderr.contains("4 training file(s)"), "{}", ran.stderr);
-    let again = format!("train --data data --arch tiny.toml --out again --max-bad 0.1 --workers 4");
-    place.run(&again).ok();
+    let again = "train --data data --arch tiny.toml --out again --max-bad 0.1 --workers 4";
+    place.run(again).ok();
     assert_eq!(place.results("run"), place.results("again"));
 
     let val = place.images(place.images("data/val")[0].to_str().unwrap());

@@ -3,7 +3,7 @@
 //! [`top9`] is the paper's Figure 2 for a network of one's own, [`projections`] the page of single
 //! images. Both can be opened from a disk: no server, no network, nothing fetched by a script.
 //! Names of files, classes and layers are hostile input: maud escapes them in the page,
-//! [`inline_json`] in the data for the script, and [`Slugs`] makes them fit for a path.
+//! `inline_json` in the data for the script, and `Slugs` makes them fit for a path.
 
 pub mod projections;
 pub mod top9;
