@@ -9,9 +9,8 @@ use serde_json::json;
 use zfnet::data::decode::prepare;
 use zfnet::data::images::read_rgb;
 use zfnet::study::project::classify;
-use zfnet::train::evaluate::TestCrops;
 
-use super::{BareArgs, DeviceArgs};
+use super::{BareArgs, CropsName, DeviceArgs};
 
 #[derive(Args)]
 pub struct Classify {
@@ -20,9 +19,9 @@ pub struct Classify {
     /// JPEG or PNG files
     #[arg(required = true)]
     images: Vec<PathBuf>,
-    /// Crops averaged: the centre, or the paper's ten
-    #[arg(long, default_value = "10", value_parser = ["1", "10"])]
-    crops: String,
+    /// Crops averaged
+    #[arg(long, value_enum, default_value = "10")]
+    crops: CropsName,
     /// Print JSON, with all classes
     #[arg(long)]
     json: bool,
@@ -35,7 +34,6 @@ pub struct Classify {
 pub fn run(args: Classify) -> Result<ExitCode> {
     let backend = args.device.open()?;
     let model = args.bare.load(&backend, &args.checkpoint)?;
-    let crops = if args.crops == "10" { TestCrops::Ten } else { TestCrops::One };
     let side = model.preprocess.resize;
     let mut square = vec![0; side * side * 3];
     let mut answers = Vec::new();
@@ -50,7 +48,7 @@ pub fn run(args: Classify) -> Result<ExitCode> {
             }
         };
         prepare(&image, side, &mut square);
-        let classes = classify(&backend, &model, &square, crops)?;
+        let classes = classify(&backend, &model, &square, args.crops.into())?;
         if args.json {
             let classes: Vec<_> = classes
                 .iter()

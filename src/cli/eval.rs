@@ -6,10 +6,10 @@ use std::sync::atomic::AtomicUsize;
 
 use anyhow::Result;
 use clap::Args;
-use zfnet::train::evaluate::{Classifier, Evaluation, Member, TestCrops, evaluate};
+use zfnet::train::evaluate::{Classifier, Evaluation, Member, evaluate};
 
 use super::progress::Progress;
-use super::{BareArgs, Device, DeviceArgs, ReadArgs, Split, open_data};
+use super::{BareArgs, CropsName, Device, DeviceArgs, ReadArgs, Split, open_data};
 
 #[derive(Args)]
 pub struct Eval {
@@ -22,9 +22,9 @@ pub struct Eval {
     /// Which images
     #[arg(long, value_enum, default_value = "val")]
     split: Split,
-    /// Crops averaged: the centre, or the paper's ten
-    #[arg(long, default_value = "10", value_parser = ["1", "10"])]
-    crops: String,
+    /// Crops averaged
+    #[arg(long, value_enum, default_value = "10")]
+    crops: CropsName,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -38,28 +38,27 @@ pub struct Eval {
 
 pub fn run(args: Eval) -> Result<ExitCode> {
     let backend = args.device.open()?;
-    let crops = if args.crops == "10" { TestCrops::Ten } else { TestCrops::One };
-    let result = measure(&backend, &args, crops)?;
+    let result = measure(&backend, &args)?;
     if args.json {
         println!("{}", serde_json::to_string(&result)?);
     } else {
         println!(
-            "top-1 error {:.2} %, top-5 error {:.2} %, {} images, {} crop(s)",
+            "top-1 error {:.2} %, top-5 error {:.2} %, {} images",
             100.0 * result.top1_error,
             100.0 * result.top5_error,
-            result.images,
-            args.crops
+            result.images
         );
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn measure(backend: &Device, args: &Eval, crops: TestCrops) -> Result<Evaluation> {
+fn measure(backend: &Device, args: &Eval) -> Result<Evaluation> {
     let models = args
         .checkpoint
         .iter()
         .map(|path| args.bare.load(backend, path))
         .collect::<Result<Vec<_>>>()?;
+    let crops = args.crops.into();
     let mut members = Vec::new();
     for model in &models {
         let folder = open_data(&args.data, model)?;

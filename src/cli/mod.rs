@@ -24,6 +24,7 @@ use zfnet::data::folder::ImageFolder;
 use zfnet::data::images::{Images, ReadOptions};
 use zfnet::model::Bare;
 use zfnet::train::checkpoint::load_model;
+use zfnet::train::evaluate::TestCrops;
 
 /// The backend that this build runs on.
 type Device = CpuBackend;
@@ -128,6 +129,26 @@ impl ReadArgs {
         }
         let cache_bytes = self.cache_mb.saturating_mul(1 << 20);
         Ok(ReadOptions { side, max_bad: self.max_bad, cache_bytes })
+    }
+}
+
+/// Crops of an image whose probabilities are averaged.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum CropsName {
+    /// The centre.
+    #[value(name = "1")]
+    One,
+    /// The paper's: corners and centre, mirrored or not.
+    #[value(name = "10")]
+    Ten,
+}
+
+impl From<CropsName> for TestCrops {
+    fn from(name: CropsName) -> Self {
+        match name {
+            CropsName::One => TestCrops::One,
+            CropsName::Ten => TestCrops::Ten,
+        }
     }
 }
 
