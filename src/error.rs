@@ -1,6 +1,6 @@
 //! The library's errors: what was expected, what was found, and where.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// `Result` with this library's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -45,6 +45,14 @@ impl Error {
     /// A file or folder that cannot be used.
     pub fn file(path: impl Into<PathBuf>, reason: impl Into<String>) -> Self {
         Error::File { path: path.into(), reason: reason.into() }
+    }
+
+    /// What does not fit in a network's description or weights, as an error of their file.
+    pub fn in_file(self, path: &Path) -> Self {
+        match self {
+            Error::Network(reason) => Error::file(path, reason),
+            other => other,
+        }
     }
 
     /// For `map_err`: a failed operation of the file system.

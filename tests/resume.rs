@@ -100,7 +100,7 @@ fn a_damaged_last_checkpoint_falls_back_to_the_one_before() {
         fs::write(path, bytes).unwrap();
     };
     flip("last/optimizer.safetensors");
-    let resume = format!("{TRAIN} --out run --resume");
+    let resume = "train --data data --out run --resume --epochs 4".to_owned();
     let ran = place.run(&resume).ok();
     assert!(ran.stderr.contains("fell back to") && ran.stderr.contains("optimizer.safetensors"));
     assert_eq!(place.results("run"), place.results("whole"));
@@ -112,6 +112,42 @@ fn a_damaged_last_checkpoint_falls_back_to_the_one_before() {
         }
     }
     place.run(&resume).refused(&["model.safetensors", "damaged", "expected", "found"]);
+}
+
+/// A kill between the two renames of a checkpoint that is written once more.
+#[test]
+fn a_checkpoint_caught_while_it_was_replaced_is_found() {
+    let place = Place::new();
+    whole(&place, "--keep 1");
+    place.run(&format!("{TRAIN} --epochs 3 --keep 1 --out run")).ok();
+    let folder = |name: &str| place.path("run").join(name);
+    fs::rename(folder("step-12"), folder("step-12.old")).unwrap();
+    for entry in fs::read_dir(place.path("run")).unwrap() {
+        let entry = entry.unwrap();
+        let name = entry.file_name().into_string().unwrap();
+        if name.starts_with("step-") && name != "step-12.old" {
+            fs::remove_dir_all(entry.path()).unwrap(); // the best one, if it is another
+        }
+    }
+    let ran = place.run(&format!("{TRAIN} --keep 1 --out run --resume")).ok();
+    assert!(ran.stderr.contains("step 12 of 16"), "{}", ran.stderr);
+    assert_eq!(place.results("run"), place.results("whole"));
+    assert!(!folder("step-12.old").exists());
+}
+
+/// The plateau's memory of the best error is part of the state.
+#[test]
+fn a_plateau_is_remembered() {
+    let place = Place::new();
+    let flags = "--schedule plateau --patience 1 --factor 0.5 --epochs 12";
+    whole(&place, flags);
+    for epochs in [2, 5, 6, 9, 12] {
+        let flags = format!("{flags} --max-steps {}", 4 * epochs);
+        place.run(&format!("{TRAIN} {flags} --out run --resume")).ok();
+    }
+    assert_eq!(place.results("run"), place.results("whole"));
+    let metrics = fs::read_to_string(place.path("run/metrics.jsonl")).unwrap();
+    assert!(metrics.contains("\"rate\":0.005}"), "it has dropped: {metrics}");
 }
 
 #[test]
@@ -141,6 +177,9 @@ fn another_run_is_not_continued() {
     place.run(&format!("{TRAIN} --out whole")).refused(&["holds a training already", "--resume"]);
     let resume = |flags: &str| place.run(&format!("{TRAIN} --out whole --resume {flags}"));
     resume("--lr 0.5").refused(&["another recipe", "0.5", "--out"]);
+    fs::write(place.path("data/train/disc/00000.jpg"), "one more").unwrap();
+    resume("").refused(&["another set of training images", "60 files", "61 files"]);
+    fs::remove_file(place.path("data/train/disc/00000.jpg")).unwrap();
     resume("--seed 9").refused(&["seed", "expected (0, 1), found (9, 1)"]);
     place
         .run("train --data data --arch zfnet-mini --out whole --resume")

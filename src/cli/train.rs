@@ -2,12 +2,13 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::Args;
 use zfnet::data::folder::ImageFolder;
-use zfnet::model::{Architecture, weights};
-use zfnet::train::checkpoint::{MODEL, candidates};
+use zfnet::model::Architecture;
+use zfnet::train::checkpoint::{architecture_of, candidates};
 use zfnet::train::{Crops, Event, Init, Job, Outcome, Recipe, ScheduleKind, train};
 
 use super::progress::Progress;
@@ -38,8 +39,8 @@ pub struct Train {
     /// Go on from the run's last checkpoint
     #[arg(long)]
     resume: bool,
-    /// Start with the weights of this checkpoint
-    #[arg(long, value_name = "CHECKPOINT", conflicts_with = "resume")]
+    /// Start with the weights of this checkpoint (what is resumed has its own)
+    #[arg(long, value_name = "CHECKPOINT")]
     init: Option<PathBuf>,
     /// For --init with a bare safetensors file: how its images are prepared
     #[arg(long, value_parser = ["paper", "torchvision", "caffe"])]
@@ -47,6 +48,9 @@ pub struct Train {
     /// Save a checkpoint every so many steps, besides at the end of every epoch
     #[arg(long)]
     save_steps: Option<u32>,
+    /// Save a checkpoint when the last one is so many minutes old
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    save_minutes: u32,
     /// Checkpoints to keep, besides the best
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..))]
     keep: u16,
@@ -157,11 +161,11 @@ pub fn run(args: Train) -> Result<ExitCode> {
     let mut architecture = match &args.arch {
         Some(arch) => Architecture::find(arch)?,
         None => {
-            let found = candidates(&args.out);
-            let Some(last) = found.first() else {
-                bail!("{}: has no checkpoint to resume; say which --arch", args.out.display());
-            };
-            weights::read_architecture(&last.join(MODEL))?
+            // Of the newest whole one, as training will find it.
+            let networks = candidates(&args.out).into_iter().map(|folder| architecture_of(&folder));
+            let newest_first = networks.reduce(|newer, older| newer.or_else(|e| older.or(Err(e))));
+            let missing = || format!("{}: no checkpoint to resume: say --arch", args.out.display());
+            newest_first.with_context(missing)??
         }
     };
     args.recipe.apply(&mut architecture.recipe);
@@ -183,6 +187,7 @@ pub fn run(args: Train) -> Result<ExitCode> {
         resume: args.resume,
         init: args.init.map(|path| (path, bare.bare())),
         save_steps: args.save_steps,
+        save_interval: Duration::from_secs(60 * u64::from(args.save_minutes)),
         keep: usize::from(args.keep),
         workers: usize::from(args.read.workers),
         stop: &stop,
@@ -204,7 +209,7 @@ pub fn run(args: Train) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Outcome::Stopped => {
-            eprintln!("stopped and saved; go on with the same command and --resume");
+            eprintln!("stopped; go on with the same command and --resume");
             Ok(signal_code(&stop))
         }
     }

@@ -4,11 +4,12 @@
 //! of the list, so that what a run sees depends on the files alone.
 
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock};
 
 use rayon::prelude::*;
+use xxhash_rust::xxh3::Xxh3;
 
 use super::decode::{Rgb, decode, prepare};
 use super::folder::Sample;
@@ -37,7 +38,6 @@ pub struct Images {
     options: ReadOptions,
     cache: Vec<OnceLock<Box<[u8]>>>,
     bad: Mutex<BTreeMap<usize, String>>,
-    bad_count: AtomicUsize,
 }
 
 impl Images {
@@ -50,7 +50,6 @@ impl Images {
             samples,
             options,
             bad: Mutex::default(),
-            bad_count: AtomicUsize::new(0),
         }
     }
 
@@ -62,6 +61,16 @@ impl Images {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.samples.is_empty()
+    }
+
+    /// How many files there are, and a hash of their names and classes: what an order refers to.
+    pub fn fingerprint(&self) -> String {
+        let mut hash = Xxh3::new();
+        for sample in &self.samples {
+            hash.update(&sample.class.to_le_bytes());
+            hash.update(sample.path.file_name().unwrap_or_default().as_encoded_bytes());
+        }
+        format!("{} files, xxh3 {:016x}", self.len(), hash.digest())
     }
 
     /// Rows and columns of a square.
@@ -134,7 +143,6 @@ impl Images {
         }
         tracing::warn!("left out: {reason}");
         bad.insert(index, reason.clone());
-        self.bad_count.store(bad.len(), Ordering::Relaxed);
         if bad.len() as f64 > self.options.max_bad * self.len() as f64 {
             return Err(Error::Data(format!(
                 "{} of {} files are no usable images, more than the allowed share of {}; the last \
@@ -194,13 +202,19 @@ impl Images {
 /// # Errors
 /// If it cannot be read or is no image; names the file.
 pub fn read_rgb(path: &Path) -> Result<Rgb> {
-    let length = std::fs::metadata(path).map_err(Error::io("read", path))?.len();
-    if length > MAX_FILE_BYTES {
+    // Asked before it is opened: opening a pipe would wait for whoever writes into it.
+    if !std::fs::metadata(path).map_err(Error::io("read", path))?.is_file() {
+        return Err(Error::file(path, "is no file; expected a JPEG or PNG image"));
+    }
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)
+        .and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes))
+        .map_err(Error::io("read", path))?;
+    if bytes.len() as u64 > MAX_FILE_BYTES {
         return Err(Error::file(
             path,
-            format!("{length} bytes, expected at most {MAX_FILE_BYTES}"),
+            format!("expected at most {MAX_FILE_BYTES} bytes, found more"),
         ));
     }
-    let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
     decode(&bytes).map_err(|error| Error::file(path, error.to_string()))
 }

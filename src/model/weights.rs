@@ -8,13 +8,12 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::path::Path;
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 
 use super::{Architecture, Network, Params, Preprocess};
-use crate::backend::{Backend, Tensor};
+use crate::backend::{Backend, Param};
 use crate::shape::Shape;
 use crate::{Error, Result};
 
@@ -46,15 +45,14 @@ struct About {
     classes: Vec<String>,
 }
 
-/// The network that a model's file describes.
+/// The network that the bytes of a model's file describe.
 ///
 /// # Errors
-/// If the file is not one of ours.
-pub fn read_architecture(path: &Path) -> Result<Architecture> {
-    let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
-    match about(&bytes).map_err(in_file(path))? {
+/// If they are not a file of ours.
+pub fn architecture_in(bytes: &[u8]) -> Result<Architecture> {
+    match about(bytes)? {
         Some(about) => Ok(about.architecture),
-        None => Err(Error::file(path, "names no network: expected a checkpoint")),
+        None => Err(Error::Network("names no network: expected a checkpoint".into())),
     }
 }
 
@@ -73,14 +71,6 @@ fn about(bytes: &[u8]) -> Result<Option<About>> {
         )));
     }
     Ok(Some(about))
-}
-
-/// For `map_err`: says which file does not fit.
-fn in_file(path: &Path) -> impl FnOnce(Error) -> Error {
-    move |error| match error {
-        Error::Network(reason) => Error::file(path, reason),
-        other => other,
-    }
 }
 
 /// What a bare safetensors file does not say itself.
@@ -112,17 +102,12 @@ impl<B: Backend> Model<B> {
         serialize(&tensors, Some(HashMap::from([(KEY.into(), about)])))
     }
 
-    /// Reads a model. A file without our metadata needs `bare`.
+    /// A model from the bytes of its file. One without our metadata needs `bare`.
     ///
     /// # Errors
-    /// If the file is not a model, or its tensors do not fit its network: their names, what was
+    /// If the bytes are not a model, or its tensors do not fit its network: their names, what was
     /// expected, what was found.
-    pub fn read(backend: &B, path: &Path, bare: &Bare) -> Result<Self> {
-        let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
-        Self::from_bytes(backend, &bytes, bare).map_err(in_file(path))
-    }
-
-    fn from_bytes(backend: &B, bytes: &[u8], bare: &Bare) -> Result<Self> {
+    pub fn from_bytes(backend: &B, bytes: &[u8], bare: &Bare) -> Result<Self> {
         let tensors = deserialize(bytes)?;
         let (network, preprocess, classes) = match about(bytes)? {
             Some(about) => {
@@ -164,10 +149,15 @@ impl<B: Backend> Model<B> {
             architecture.classes = bias.shape().iter().product();
         }
         let input = architecture.input;
-        let classes = (0..architecture.classes).map(|class| format!("class {class}")).collect();
+        let classes = made_up_classes(architecture.classes);
         let preprocess = Preprocess::named(preprocess, input.size, input.resize)?;
         Ok((Network::new(architecture)?, preprocess, classes))
     }
+}
+
+/// Names for the classes of a model that does not know them.
+pub fn made_up_classes(count: usize) -> Vec<String> {
+    (0..count).map(|class| format!("class {class}")).collect()
 }
 
 /// Names, shapes and values of tensors.
@@ -209,39 +199,30 @@ pub fn read_params<B: Backend>(
     network: &Network,
     tensors: &SafeTensors<'_>,
 ) -> Result<Params<B>> {
-    let mut params = Params::zeros(backend, network)?;
-    for (layer, param) in network.layers.iter().zip(&mut params.layers) {
-        let Some(param) = param else { continue };
-        let shape = param.weight.shape();
-        let expected = torch_shape(layer, shape);
-        read_tensor(
-            backend,
-            tensors,
-            &format!("{}.weight", layer.name),
-            &expected,
-            |values| from_kcrs(values, shape),
-            &mut param.weight,
-        )?;
-        read_tensor(
-            backend,
-            tensors,
-            &format!("{}.bias", layer.name),
-            &[shape.n],
-            |values| values.to_vec(),
-            &mut param.bias,
-        )?;
+    let mut layers = Vec::new();
+    for layer in &network.layers {
+        let Some(dims) = layer.convolution() else {
+            layers.push(None);
+            continue;
+        };
+        let shape = dims.filter();
+        let read = |what: &str, expected: &[usize]| {
+            let name = format!("{}.{what}", layer.name);
+            check_shape(tensors, &name, expected)?;
+            values(tensors, &name)
+        };
+        // Before there is room for them: a small file may describe a large network.
+        let weight = read("weight", &torch_shape(layer, shape))?;
+        let bias = read("bias", &[shape.n])?;
+        let mut param = Param::zeros(backend, dims)?;
+        backend.upload(&mut param.weight, &from_kcrs(&weight, shape))?;
+        backend.upload(&mut param.bias, &bias)?;
+        layers.push(Some(param));
     }
-    Ok(params)
+    Ok(Params { layers })
 }
 
-fn read_tensor<B: Backend>(
-    backend: &B,
-    tensors: &SafeTensors<'_>,
-    name: &str,
-    expected: &[usize],
-    convert: impl FnOnce(&[f32]) -> Vec<f32>,
-    tensor: &mut Tensor<B>,
-) -> Result<()> {
+fn check_shape(tensors: &SafeTensors<'_>, name: &str, expected: &[usize]) -> Result<()> {
     let found = tensors.tensor(name).map_err(|_| {
         let mut names = tensors.names();
         names.sort_unstable();
@@ -253,7 +234,7 @@ fn read_tensor<B: Backend>(
             found.shape()
         )));
     }
-    backend.upload(tensor, &convert(&values(tensors, name)?))
+    Ok(())
 }
 
 /// The f32 values of a tensor.

@@ -15,12 +15,12 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::recipe::Recipe;
 use super::schedule::Schedule;
 use crate::backend::Backend;
-use crate::model::weights::{deserialize, named_values, read_params, serialize};
-use crate::model::{Bare, Model, Network, Params};
+use crate::model::weights::{architecture_in, deserialize, named_values, read_params, serialize};
+use crate::model::{Architecture, Bare, Model, Params};
 use crate::{Error, Result};
 
 /// The model's file in a checkpoint.
-pub const MODEL: &str = "model.safetensors";
+const MODEL: &str = "model.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const STATE: &str = "state.json";
 const VERSION: u32 = 1;
@@ -52,6 +52,10 @@ pub struct State {
     pub recipe: Recipe,
     /// What ran it: a bit-identical continuation needs the same instructions.
     pub backend: String,
+    /// The program that wrote this.
+    pub program: String,
+    /// The training images: as many, under the same names, must be there to go on.
+    pub data: String,
     /// Size and xxh3 of each other file.
     pub files: BTreeMap<String, FileMark>,
 }
@@ -74,7 +78,8 @@ impl FileMark {
 /// Writes `run/step-N` and points `last` (and `best`, if `is_best`) at it.
 ///
 /// # Errors
-/// If the disk is full or the folder cannot be written; what was there before is untouched.
+/// If the disk is full, the folder cannot be written or a weight is not finite; what was there
+/// before is kept.
 pub fn save<B: Backend>(
     backend: &B,
     run: &Path,
@@ -90,18 +95,28 @@ pub fn save<B: Backend>(
         fs::remove_dir_all(&aside).map_err(Error::io("remove", &aside))?;
     }
     fs::create_dir(&aside).map_err(Error::io("create", &aside))?;
-    let momentum = serialize(&named_values(backend, &model.network, momentum)?, None)?;
     state.files.clear();
-    for (file, bytes) in [(MODEL, model.to_bytes(backend)?), (OPTIMIZER, momentum)] {
-        write_synced(&aside.join(file), &bytes)?;
+    let mut write = |file: &str, bytes: Vec<u8>| {
         state.files.insert(file.into(), FileMark::of(&bytes));
+        write_synced(&aside.join(file), &bytes)
+    };
+    write(MODEL, model.to_bytes(backend)?)?;
+    let momentum = named_values(backend, &model.network, momentum)?;
+    // What a weight moves by is not finite if the weight is not, nor if it soon will not be.
+    if let Some((name, ..)) = momentum.iter().find(|(.., v)| v.iter().any(|v| !v.is_finite())) {
+        return Err(Error::Training(format!(
+            "the momentum of {name} is no longer finite at step {}: start again from an earlier \
+             checkpoint with --init, a lower --learning-rate and another --out",
+            state.step
+        )));
     }
+    write(OPTIMIZER, serialize(&momentum, None)?)?;
     let json = serde_json::to_string_pretty(state).expect("plain data");
     write_synced(&aside.join(STATE), json.as_bytes())?;
     sync_folder(&aside)?;
     if folder.exists() {
         // The same step once more, now with its validation: a moment without `step-N`, in which
-        // `step-N.old` stands in for it (see `candidates`).
+        // `step-N.old` stands in for it (see `recover`).
         let old = run.join(format!("{name}.old"));
         if old.exists() {
             fs::remove_dir_all(&old).map_err(Error::io("remove", &old))?;
@@ -140,22 +155,13 @@ pub fn relink(run: &Path, folder: &Path, state: &State) -> Result<()> {
 pub fn prune(run: &Path, keep: usize) -> Result<()> {
     let linked: Vec<PathBuf> =
         ["last", "best"].iter().filter_map(|link| fs::read_link(run.join(link)).ok()).collect();
-    let mut steps = Vec::new();
-    for entry in fs::read_dir(run).map_err(Error::io("read", run))? {
-        let name = entry.map_err(Error::io("read", run))?.file_name();
-        let Some(rest) = name.to_str().and_then(|name| name.strip_prefix("step-")) else {
-            continue;
-        };
-        match rest.parse::<u32>() {
-            Ok(step) => steps.push(step),
-            Err(_) if rest.ends_with(".tmp") || rest.ends_with(".old") => {
-                let path = run.join(&name);
-                fs::remove_dir_all(&path).map_err(Error::io("remove", &path))?;
-            }
-            Err(_) => {}
+    for ending in [".tmp", ".old"] {
+        for step in steps(run, ending) {
+            let path = run.join(format!("step-{step}{ending}"));
+            fs::remove_dir_all(&path).map_err(Error::io("remove", &path))?;
         }
     }
-    steps.sort_unstable();
+    let steps = steps(run, "");
     for step in &steps[..steps.len().saturating_sub(keep)] {
         let name = PathBuf::from(format!("step-{step}"));
         if !linked.contains(&name) {
@@ -166,21 +172,34 @@ pub fn prune(run: &Path, keep: usize) -> Result<()> {
     Ok(())
 }
 
-/// The checkpoints of a run that may be whole, the one to continue first.
-pub fn candidates(run: &Path) -> Vec<PathBuf> {
-    let mut found: Vec<(bool, u32, bool, PathBuf)> = Vec::new();
-    let last = fs::read_link(run.join("last")).unwrap_or_default();
-    for entry in fs::read_dir(run).into_iter().flatten().flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let Some(rest) = name.strip_prefix("step-") else { continue };
-        let old = rest.ends_with(".old");
-        if let Ok(step) = rest.trim_end_matches(".old").parse() {
-            found.push((last == Path::new(&name), step, !old, entry.path()));
+/// Gives checkpoints back their names that a kill has caught while they were replaced.
+///
+/// # Errors
+/// If the folder cannot be written.
+pub fn recover(run: &Path) -> Result<()> {
+    for step in steps(run, ".old") {
+        let (old, folder) =
+            (run.join(format!("step-{step}.old")), run.join(format!("step-{step}")));
+        if !folder.exists() {
+            fs::rename(&old, &folder).map_err(Error::io("rename", &old))?;
         }
     }
-    // A renamed checkpoint whose link was not made in time is newer than the one linked.
-    found.sort_by_key(|(is_last, step, whole, _)| (*step, *whole, *is_last));
-    found.into_iter().rev().map(|(.., path)| path).collect()
+    Ok(())
+}
+
+/// The checkpoints of a run that may be whole, the newest first.
+pub fn candidates(run: &Path) -> Vec<PathBuf> {
+    steps(run, "").into_iter().rev().map(|step| run.join(format!("step-{step}"))).collect()
+}
+
+/// The numbers of a run's folders `step-N` with this ending, in order.
+fn steps(run: &Path, ending: &str) -> Vec<u32> {
+    let entries = fs::read_dir(run).into_iter().flatten().flatten();
+    let number = |name: &str| name.strip_prefix("step-")?.strip_suffix(ending)?.parse().ok();
+    let mut steps: Vec<u32> =
+        entries.filter_map(|entry| number(entry.file_name().to_str()?)).collect();
+    steps.sort_unstable();
+    steps
 }
 
 /// A checkpoint to go on from.
@@ -199,16 +218,31 @@ pub struct Resumed<B: Backend> {
 /// If a file is missing, damaged or does not belong: its name, what was expected, what was found.
 pub fn load<B: Backend>(backend: &B, folder: &Path) -> Result<Resumed<B>> {
     let state = read_state(folder)?;
-    let model = Model::read(backend, &verified(folder, MODEL, &state)?, &Bare::default())?;
-    let path = verified(folder, OPTIMIZER, &state)?;
-    let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
-    let momentum = read_momentum(backend, &model.network, &bytes)
-        .map_err(|error| Error::file(&path, error.to_string()))?;
+    let model = read_model(backend, folder, &state, &Bare::default())?;
+    let bytes = verified(folder, OPTIMIZER, &state)?;
+    let momentum =
+        deserialize(&bytes).and_then(|tensors| read_params(backend, &model.network, &tensors));
+    let momentum = momentum.map_err(|error| error.in_file(&folder.join(OPTIMIZER)))?;
     Ok(Resumed { model, momentum, state })
 }
 
-fn read_momentum<B: Backend>(backend: &B, network: &Network, bytes: &[u8]) -> Result<Params<B>> {
-    read_params(backend, network, &deserialize(bytes)?)
+fn read_model<B: Backend>(
+    backend: &B,
+    folder: &Path,
+    state: &State,
+    bare: &Bare,
+) -> Result<Model<B>> {
+    let bytes = verified(folder, MODEL, state)?;
+    Model::from_bytes(backend, &bytes, bare).map_err(|error| error.in_file(&folder.join(MODEL)))
+}
+
+/// The network of a checkpoint.
+///
+/// # Errors
+/// If the checkpoint is damaged.
+pub fn architecture_of(folder: &Path) -> Result<Architecture> {
+    let bytes = verified(folder, MODEL, &read_state(folder)?)?;
+    architecture_in(&bytes).map_err(|error| error.in_file(&folder.join(MODEL)))
 }
 
 /// Reads the model of a checkpoint folder (a `step-N`, or a run: its `best`, else its `last`), or
@@ -225,7 +259,8 @@ pub fn load_model<B: Backend>(backend: &B, path: &Path, bare: &Bare) -> Result<M
         ));
     }
     if path.is_file() {
-        return Model::read(backend, path, bare);
+        let bytes = fs::read(path).map_err(Error::io("read", path))?;
+        return Model::from_bytes(backend, &bytes, bare).map_err(|error| error.in_file(path));
     }
     let inside = [path.to_owned(), path.join("best"), path.join("last")];
     let Some(folder) = inside.iter().find(|folder| folder.join(STATE).is_file()) else {
@@ -234,8 +269,7 @@ pub fn load_model<B: Backend>(backend: &B, path: &Path, bare: &Bare) -> Result<M
             format!("expected a checkpoint, found no {STATE} in it, in `best` or in `last`"),
         ));
     };
-    let state = read_state(folder)?;
-    Model::read(backend, &verified(folder, MODEL, &state)?, bare)
+    read_model(backend, folder, &read_state(folder)?, bare)
 }
 
 /// Reads and checks `state.json`.
@@ -257,7 +291,13 @@ pub fn read_state(folder: &Path) -> Result<State> {
 
 impl State {
     /// At the start of training.
-    pub fn new(recipe: Recipe, seed: u64, accumulate: usize, backend: String) -> Self {
+    pub fn new(
+        recipe: Recipe,
+        seed: u64,
+        accumulate: usize,
+        backend: String,
+        data: String,
+    ) -> Self {
         State {
             version: VERSION,
             step: 0,
@@ -271,13 +311,15 @@ impl State {
             accumulate,
             recipe,
             backend,
+            program: concat!("zfnet ", env!("CARGO_PKG_VERSION")).into(),
+            data,
             files: BTreeMap::new(),
         }
     }
 }
 
-/// The path of a checkpoint's file whose length and checksum are what the state says.
-fn verified(folder: &Path, file: &str, state: &State) -> Result<PathBuf> {
+/// The bytes of a checkpoint's file, whose length and checksum are what the state says.
+fn verified(folder: &Path, file: &str, state: &State) -> Result<Vec<u8>> {
     let path = folder.join(file);
     let expected = state
         .files
@@ -295,7 +337,7 @@ fn verified(folder: &Path, file: &str, state: &State) -> Result<PathBuf> {
             ),
         ));
     }
-    Ok(path)
+    Ok(bytes)
 }
 
 fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
@@ -328,4 +370,25 @@ fn link(run: &Path, link: &str, target: &str) -> Result<()> {
     let linked = std::os::windows::fs::symlink_dir(target, &aside);
     linked.map_err(Error::io("create", &aside))?;
     fs::rename(&aside, &path).map_err(Error::io("replace", &path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A plateau's end is told by comparing errors, so what is read must be what was written.
+    #[test]
+    fn states_are_read_back_to_the_last_bit() {
+        let mut sum = 0.0;
+        for k in 1..4000u32 {
+            sum += f64::from(k).sqrt().ln();
+            let recipe = Recipe { learning_rate: 0.1 / k as f32, ..Recipe::default() };
+            let mut state = State::new(recipe, u64::MAX - 1, 2, "CPU".into(), "data".into());
+            state.loss_sum = sum;
+            state.best = Some((f64::from(k) / 3925.0, k));
+            state.schedule.best = Some(1.0 / f64::from(k));
+            let json = serde_json::to_string(&state).unwrap();
+            assert_eq!(serde_json::from_str::<State>(&json).unwrap(), state);
+        }
+    }
 }

@@ -48,6 +48,11 @@ impl TestCrops {
         }
     }
 
+    /// Images at a time that make an evaluation fast.
+    pub fn batch(self) -> usize {
+        (SAMPLES / self.count()).max(1)
+    }
+
     fn count(self) -> usize {
         match self {
             TestCrops::One => 1,
@@ -63,10 +68,11 @@ pub struct Classifier<B: Backend> {
     crops: TestCrops,
     preprocess: Preprocess,
     host: Vec<f32>,
+    images: usize,
 }
 
 impl<B: Backend> Classifier<B> {
-    /// Plans for a network and its preprocessing.
+    /// Plans for a network and its preprocessing, and so many images at a time.
     ///
     /// # Errors
     /// If the backend has no room.
@@ -75,8 +81,8 @@ impl<B: Backend> Classifier<B> {
         network: &Network,
         preprocess: &Preprocess,
         crops: TestCrops,
+        images: usize,
     ) -> Result<Self> {
-        let images = (SAMPLES / crops.count()).max(1);
         let samples = images * crops.count();
         Ok(Classifier {
             stage: InputStage::new(backend, preprocess, images, samples)?,
@@ -84,12 +90,13 @@ impl<B: Backend> Classifier<B> {
             crops,
             preprocess: preprocess.clone(),
             host: vec![0.0; samples * network.classes()],
+            images,
         })
     }
 
     /// Images that one call takes at most.
     pub fn images(&self) -> usize {
-        (SAMPLES / self.crops.count()).max(1)
+        self.images
     }
 
     /// Adds each image's probabilities, averaged over its crops, to `probabilities`
@@ -157,56 +164,53 @@ pub fn evaluate<B: Backend>(
         return Err(Error::Data("no model to evaluate".into()));
     };
     let (classes, len) = (first.network.classes(), first.images.len());
-    let mut sums = vec![0.0f64; len * classes];
-    let mut labels: Vec<Option<u32>> = vec![None; len];
-    let weight = 1.0 / members.len() as f64;
-    for member in members {
+    let batch = first.classifier.images();
+    let mut loaders = Vec::new();
+    for member in members.iter() {
         if member.network.classes() != classes {
             return Err(Error::Data(format!(
                 "expected models of {classes} classes, found one of {}",
                 member.network.classes()
             )));
         }
+        // All go through the same images in step; each sees them in its own size.
+        assert_eq!(member.classifier.images(), batch, "members take the same crops");
         let order = (0..len as u32).collect();
-        let batch = member.classifier.images();
-        let images = member.images.clone();
-        let mut loader = Loader::new(images, order, batch, 0, workers, Bad::Skip);
-        let mut probabilities = vec![0.0f64; batch * classes];
-        while let Some(batch) = loader.next_batch()? {
-            if stop.load(Ordering::Relaxed) != 0 {
-                return Ok(None);
+        loaders.push(Loader::new(member.images.clone(), order, batch, 0, workers, Bad::Skip));
+    }
+    let weight = 1.0 / members.len() as f64;
+    let mut sums = vec![0.0f64; batch * classes];
+    let mut one = sums.clone();
+    let mut result = Evaluation { top1_error: 0.0, top5_error: 0.0, loss: 0.0, images: 0 };
+    for _ in 0..len.div_ceil(batch) {
+        if stop.load(Ordering::Relaxed) != 0 {
+            return Ok(None);
+        }
+        sums.fill(0.0);
+        let mut labels = Vec::new();
+        for (member, loader) in members.iter_mut().zip(&mut loaders) {
+            let batch = loader.next_batch()?.expect("as many batches as counted");
+            let Member { network, params, classifier, .. } = member;
+            let one = &mut one[..batch.labels.len() * classes];
+            one.fill(0.0);
+            if !one.is_empty() {
+                classifier.add_probabilities(backend, network, params, &batch.pixels, one)?;
             }
-            let probabilities = &mut probabilities[..batch.labels.len() * classes];
-            probabilities.fill(0.0);
-            if !batch.labels.is_empty() {
-                let Member { network, params, classifier, .. } = member;
-                classifier.add_probabilities(
-                    backend,
-                    network,
-                    params,
-                    &batch.pixels,
-                    probabilities,
-                )?;
-            }
-            let rows = probabilities.chunks_exact(classes).zip(&batch.indices).zip(&batch.labels);
-            for ((row, &index), &label) in rows {
-                let index = index as usize;
-                labels[index] = Some(label);
-                let sums = &mut sums[index * classes..(index + 1) * classes];
-                sums.iter_mut().zip(row).for_each(|(sum, p)| *sum += p * weight);
-            }
+            sums.iter_mut().zip(one).for_each(|(sum, p)| *sum += *p * weight);
+            labels.clone_from(&batch.labels);
             progress(batch.labels.len());
             loader.recycle(batch);
         }
-    }
-    let mut result = Evaluation { top1_error: 0.0, top5_error: 0.0, loss: 0.0, images: 0 };
-    for (row, label) in sums.chunks_exact(classes).zip(&labels) {
-        let Some(label) = label else { continue };
-        let rank = rank(row, *label as usize);
-        result.images += 1;
-        result.top1_error += f64::from(u8::from(rank >= 1));
-        result.top5_error += f64::from(u8::from(rank >= 5));
-        result.loss -= row[*label as usize].max(f64::MIN_POSITIVE).ln();
+        for (row, &label) in sums.chunks_exact(classes).zip(&labels) {
+            let label = label as usize;
+            let rank = rank(row, label);
+            result.images += 1;
+            result.top1_error += f64::from(u8::from(rank >= 1));
+            result.top5_error += f64::from(u8::from(rank >= 5));
+            // A probability may be zero, which is no infinite loss; NaN stays.
+            let p = row[label];
+            result.loss -= if p < f64::MIN_POSITIVE { f64::MIN_POSITIVE } else { p }.ln();
+        }
     }
     if result.images == 0 {
         return Err(Error::Data("no image of the set can be read".into()));

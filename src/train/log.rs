@@ -81,7 +81,12 @@ impl MetricsLog {
             Err(error) => return Err(Error::io("read", &path)(error)),
         };
         let aside = run.join("metrics.jsonl.tmp");
-        fs::write(&aside, kept).map_err(Error::io("write", &aside))?;
+        let write = |kept: String| {
+            let mut file = File::create(&aside)?;
+            file.write_all(kept.as_bytes())?;
+            file.sync_all()
+        };
+        write(kept).map_err(Error::io("write", &aside))?;
         fs::rename(&aside, &path).map_err(Error::io("replace", &path))?;
         let file = OpenOptions::new().append(true).open(&path).map_err(Error::io("open", &path))?;
         Ok(MetricsLog { path, file: BufWriter::new(file) })

@@ -41,7 +41,7 @@ pub enum Crops {
     Centre,
 }
 
-/// How to train a network. Every field has a flag of the same name on `train`.
+/// How to train a network. Every field has a flag on `train`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Recipe {
@@ -100,6 +100,9 @@ impl Default for Recipe {
     }
 }
 
+/// Largest batch of a recipe.
+const MAX_BATCH: usize = 1 << 16;
+
 impl Recipe {
     /// Checks that every number makes sense.
     ///
@@ -129,8 +132,8 @@ impl Recipe {
         if !(self.factor > 0.0 && self.factor <= 1.0) {
             return wrong("factor", "above 0 and at most 1", &self.factor);
         }
-        if self.batch_size == 0 || self.batch_size > 1 << 20 {
-            return wrong("batch_size", "from 1 to a million", &self.batch_size);
+        if self.batch_size == 0 || self.batch_size > MAX_BATCH {
+            return wrong("batch_size", &format!("from 1 to {MAX_BATCH}"), &self.batch_size);
         }
         if self.schedule == ScheduleKind::Step && self.steps.is_empty() {
             return wrong("steps", "with schedule `step`", &"none");

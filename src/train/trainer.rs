@@ -45,6 +45,8 @@ pub struct Job<'a> {
     pub init: Option<(PathBuf, Bare)>,
     /// Save a checkpoint after so many steps, besides at the end of each epoch.
     pub save_steps: Option<u32>,
+    /// Save a checkpoint when the last one is so old.
+    pub save_interval: Duration,
     /// Checkpoints that are kept, besides the best.
     pub keep: usize,
     /// Threads that decode.
@@ -107,7 +109,7 @@ pub enum Event<'a> {
 pub enum Outcome {
     /// All epochs, or as many steps as were asked for.
     Done,
-    /// `stop` was set; a checkpoint has been written.
+    /// `stop` was set; what had been trained has been saved.
     Stopped,
 }
 
@@ -196,7 +198,8 @@ impl<'a, B: Backend> Trainer<'a, B> {
             if !loss_sum.is_finite() {
                 return Err(Error::Training(format!(
                     "the loss is {loss_sum} at step {}: the weights have run away. Try a lower \
-                     --learning-rate (now {}), or go on from an earlier checkpoint",
+                     --learning-rate (now {}) with another --out, there perhaps with --init from \
+                     a checkpoint of this run",
                     state.step + 1,
                     state.rate
                 )));
@@ -352,6 +355,7 @@ fn epoch<B: Backend>(
     let recipe = trainer.model.network.architecture.recipe.clone();
     let rate = state.schedule.rate(&recipe);
     let mut crops = Vec::with_capacity(recipe.batch_size);
+    let mut saved = Instant::now();
     loop {
         if job.stop.load(Ordering::Relaxed) != 0 {
             return Ok(true);
@@ -380,7 +384,9 @@ fn epoch<B: Backend>(
         session.elapsed = start.elapsed();
         let (elapsed, waiting) = (session.elapsed, session.loader.waited());
         observe(Event::Step { state, loss, samples, elapsed, waiting })?;
-        if job.save_steps.is_some_and(|steps| state.step.is_multiple_of(steps.max(1))) {
+        let due = job.save_steps.is_some_and(|steps| state.step.is_multiple_of(steps.max(1)));
+        if due || saved.elapsed() >= job.save_interval {
+            saved = Instant::now();
             save(trainer.backend, job, trainer, log, state, false)?;
         }
     }
@@ -407,7 +413,8 @@ fn validate<B: Backend>(
     observe: &mut impl FnMut(Event<'_>) -> Result<()>,
 ) -> Result<Option<Evaluation>> {
     let Model { network, params, preprocess, .. } = model;
-    let classifier = Classifier::new(backend, network, preprocess, TestCrops::One)?;
+    let classifier =
+        Classifier::new(backend, network, preprocess, TestCrops::One, TestCrops::One.batch())?;
     let mut members = [Member { network, params, classifier, images: job.val.clone() }];
     let (mut done, all) = (0, job.val.len());
     let mut failed = None;
@@ -445,7 +452,8 @@ fn start<B: Backend>(
     }
     let momentum = Params::zeros(backend, &network)?;
     let recipe = network.architecture.recipe.clone();
-    let state = State::new(recipe, job.seed, job.accumulate, backend.describe());
+    let data = job.train.fingerprint();
+    let state = State::new(recipe, job.seed, job.accumulate, backend.describe(), data);
     let model = Model { network, params, preprocess, classes: job.classes.clone() };
     Ok(Some(Resumed { model, momentum, state }))
 }
@@ -501,6 +509,7 @@ fn last_checkpoint<B: Backend>(
     network: &Network,
     notes: &mut Vec<String>,
 ) -> Result<Option<Resumed<B>>> {
+    checkpoint::recover(&job.out)?;
     let candidates = checkpoint::candidates(&job.out);
     if !job.resume {
         return if candidates.is_empty() {
@@ -562,7 +571,11 @@ fn agree<B: Backend>(
         return differs("recipe", &then.recipe, &now.recipe);
     }
     if *then != now {
-        return differs("network", &then.name, &now.name);
+        let layer = then.layers.iter().zip(&now.layers).find(|(then, now)| then != now);
+        return match layer {
+            Some((then, now)) => differs("layer", then, now),
+            None => differs("network", &(&then.name, then.input), &(&now.name, now.input)),
+        };
     }
     if model.classes != job.classes {
         return differs("set of classes", &model.classes, &job.classes);
@@ -571,9 +584,8 @@ fn agree<B: Backend>(
         let (then, now) = ((state.seed, state.accumulate), (job.seed, job.accumulate));
         return differs("seed or --accumulate", &then, &now);
     }
-    let steps = job.train.len().div_ceil(state.recipe.batch_size);
-    if state.batch > steps {
-        return differs("number of training images", &state.batch, &steps);
+    if state.data != job.train.fingerprint() {
+        return differs("set of training images", &state.data, &job.train.fingerprint());
     }
     // Threads do not matter, instructions do.
     let kind = |description: &str| description.rsplit(", ").next().map(str::to_owned);
