@@ -217,6 +217,7 @@ fn wrong_layers_are_refused_by_name() {
     refused(&conv("channels = 6, kernel = 3, stride = 0"), &["conv1", "stride 0"]);
     refused(&conv("channels = 6, kernel = 3, pad = 3"), &["conv1", "pad", "3"]);
     refused(&conv("channels = 6, kernel = 3, pad = [0, 0, 0, 3]"), &["conv1", "pad"]);
+    refused(&conv("channels = 6, kernel = 3, pad = [1, 2]"), &["expected a pad", "top, bottom"]);
     refused(&conv("channels = 6, kernel = 3, groups = 2"), &["conv1", "groups", "3 input", "2"]);
     refused(&conv("channels = 4, kernel = 3, groups = 3"), &["conv1", "groups", "4 output", "3"]);
     refused(&conv("channels = 6, kernel = 3, groups = 0"), &["conv1", "groups", "0"]);
@@ -244,6 +245,9 @@ fn wrong_layers_are_refused_by_name() {
     refused(&small(&format!("{pool}, {CONV}, {RELU}, {FC}")), &["pool0", "relu"]);
     network(&small(&format!("{CONV}, {pool}, {RELU}, {FC}")));
     network(&small(&format!("{CONV}, {RELU}, {{ type = \"lrn\" }}, {pool}, {FC}")));
+    // Above, normalisation's derivative would reach a winner whose place is not known.
+    let normalised = format!("{CONV}, {pool}, {{ type = \"lrn\" }}, {RELU}, {FC}");
+    refused(&small(&normalised), &["pool1", "relu"]);
 
     // A window of 16x16 values has more places than a byte.
     let large = small(&format!(r#"{RELU}, {{ type = "maxpool", kernel = 16, stride = 1 }}, {FC}"#));

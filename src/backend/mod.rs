@@ -1,7 +1,7 @@
 //! What a network asks of a machine: the [`Backend`] trait, and the tensors it works on.
 //!
 //! An operation is here only if every backend needs its own code for it *and* the network or the
-//! deconvnet calls it. Outputs come first and are borrowed, never returned; sizes travel in one
+//! deconvnet calls it (or, for sums over maps, will). Outputs come first and are borrowed, never returned; sizes travel in one
 //! struct, checked when a network is planned; what an operation needs beside its tensors it gets
 //! as a [`Backend::Scratch`], reserved before the first step.
 //!
@@ -93,6 +93,9 @@ pub struct Lrn {
     /// Exponent.
     pub beta: f32,
 }
+
+/// Largest [`Lrn::size`] of a description.
+pub const MAX_LRN_SIZE: usize = 33;
 
 /// Which dropout mask is meant, beside what [`StepState`] says.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -18,8 +18,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::backend::Lrn;
-use crate::backend::cpu::MAX_LRN_SIZE;
+use crate::backend::{Lrn, MAX_LRN_SIZE};
 use crate::shape::{ConvDims, Field, PoolDims, Rounding, Shape, windows};
 use crate::train::Recipe;
 use crate::{Error, Result};
@@ -76,7 +75,7 @@ pub struct Input {
 
 /// Padding: one number for all four sides, or `[top, bottom, left, right]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected a pad: a number, or [top, bottom, left, right]")]
 pub enum Pad {
     /// The same on all sides.
     All(usize),
@@ -309,7 +308,7 @@ pub(super) fn build_layers(architecture: &Architecture) -> Result<Vec<Layer>> {
     let mut layers: Vec<Layer> = Vec::new();
     let mut shape = Shape::new(1, size, size, 3);
     let mut field = [Field::PIXEL; 2];
-    let mut number = 0;
+    let (mut number, mut parameters) = (0, 0);
     for (index, spec) in architecture.layers.iter().enumerate() {
         let last_with_weights = architecture.layers[index + 1..]
             .iter()
@@ -454,11 +453,18 @@ pub(super) fn build_layers(architecture: &Architecture) -> Result<Vec<Layer>> {
             }
         };
         let layer = Layer { name: name.clone(), kind, input, output: shape, field };
-        if layer.parameters().max(shape.len()) > MAX_VALUES {
+        parameters += layer.parameters();
+        if parameters.max(shape.len()) > MAX_VALUES {
             return wrong(format!(
-                "expected at most {MAX_VALUES} values and parameters, found {} and {}",
-                shape.len(),
-                layer.parameters()
+                "expected at most {MAX_VALUES} values, and parameters up to here, found {} and \
+                 {parameters}",
+                shape.len()
+            ));
+        }
+        if field.iter().any(|field| field.size.max(field.jump) > MAX_NUMBER) {
+            return wrong(format!(
+                "expected a receptive field and steps of at most {MAX_NUMBER} pixels, found {} and {}",
+                field[0].size, field[0].jump
             ));
         }
         layers.push(layer);
@@ -478,11 +484,13 @@ pub(super) fn build_layers(architecture: &Architecture) -> Result<Vec<Layer>> {
 fn check_switches(layers: &[Layer]) -> Result<()> {
     for (i, layer) in layers.iter().enumerate() {
         let is_relu = |layer: &Layer| matches!(layer.kind, Kind::Relu);
-        let signless = |layer: &Layer| {
-            matches!(layer.kind, Kind::Lrn(_) | Kind::Dropout { .. } | Kind::MaxPool { .. })
-        };
-        let below = layers[..i].iter().rev().find(|layer| !signless(layer)).is_some_and(is_relu);
-        let above = layers[i + 1..].iter().find(|layer| !signless(layer)).is_some_and(is_relu);
+        // These keep what is not positive so. Above, normalisation does not do: its derivative
+        // sends something down to such a winner, from its neighbours.
+        let signless = |kind: &Kind| matches!(kind, Kind::Dropout { .. } | Kind::MaxPool { .. });
+        let keeps = |layer: &&Layer| !signless(&layer.kind) && !matches!(layer.kind, Kind::Lrn(_));
+        let below = layers[..i].iter().rev().find(keeps).is_some_and(is_relu);
+        let above = layers[i + 1..].iter().find(|layer| !signless(&layer.kind));
+        let above = above.is_some_and(is_relu);
         if matches!(layer.kind, Kind::MaxPool { .. }) && !below && !above {
             return Err(Error::Network(format!(
                 "layer {}: expected a relu before or after it (its switches tell only positive \

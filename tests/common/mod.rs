@@ -15,6 +15,7 @@ use zfnet::shape::{ConvDims, PoolDims, Rounding, Shape, windows};
 macro_rules! on_every_backend {
     ($($test:ident),* $(,)?) => {
         on_backend!(cpu, zfnet::backend::cpu::CpuBackend::new(Some(2)), $($test),*);
+        on_backend!(cpu_avx2, zfnet::backend::cpu::CpuBackend::at_most_avx2(Some(2)), $($test),*);
         on_backend!(cpu_portable, zfnet::backend::cpu::CpuBackend::portable(Some(2)), $($test),*);
     };
 }

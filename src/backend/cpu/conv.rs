@@ -26,6 +26,8 @@ use rayon::prelude::*;
 use super::gemm::{gemm, matrix, matrix_mut};
 use super::isa::{Isa, vectorized};
 use super::pointwise::{add, add_rows, bias_relu, relu as relu_in_place};
+use super::room;
+use crate::Result;
 use crate::shape::ConvDims;
 
 /// Values of a tile of patches: 1 MiB of f32.
@@ -43,7 +45,10 @@ pub struct Scratch {
 
 impl Scratch {
     /// Room for each of these convolutions on `threads` threads.
-    pub fn new(threads: usize, convolutions: &[ConvDims]) -> Self {
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn new(threads: usize, convolutions: &[ConvDims]) -> Result<Self> {
         let all = convolutions.iter().map(Sizes::new);
         let patched = all.filter(|sizes| !sizes.direct);
         let (mut tile, mut partials) = (0, 0);
@@ -51,8 +56,8 @@ impl Scratch {
             tile = tile.max(sizes.tile * sizes.patch);
             partials = partials.max(sizes.groups() * sizes.partial());
         }
-        let slots = (0..threads).map(|_| Mutex::new(vec![0.0; tile])).collect();
-        Scratch { slots, partials: vec![0.0; partials] }
+        let slots = (0..threads).map(|_| Ok(Mutex::new(room(0.0, tile)?)));
+        Ok(Scratch { slots: slots.collect::<Result<_>>()?, partials: room(0.0, partials)? })
     }
 
     /// The calling thread's slot. Each thread of the pool has its own, so it is always free.

@@ -38,6 +38,14 @@ impl Isa {
         Isa::PORTABLE
     }
 
+    /// AVX2 where there is more, else what [`Isa::detect`] finds.
+    pub fn at_most_avx2() -> Isa {
+        match Isa::detect() {
+            Isa(Level::Avx512) => Isa(Level::Avx2),
+            lower => lower,
+        }
+    }
+
     /// Its name, for logs and checkpoints.
     pub fn name(self) -> &'static str {
         match self.0 {
@@ -47,7 +55,7 @@ impl Isa {
         }
     }
 
-    /// Which of the three versions to call. Only [`Isa::detect`] makes a level above portable, so
+    /// Which of the three versions to call. Only [`Isa::detect`] makes a level above portable (or a lower one of it), so
     /// whoever holds one is on a machine that has it.
     pub(super) fn level(self) -> Level {
         self.0

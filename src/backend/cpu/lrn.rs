@@ -10,14 +10,12 @@
 use rayon::prelude::*;
 
 use super::isa::{Isa, vectorized};
-use crate::backend::Lrn;
+use crate::backend::{Lrn, MAX_LRN_SIZE};
 
 /// Channels of a block.
 const BLOCK: usize = 64;
-/// Widest neighbourhood.
-pub const MAX_SIZE: usize = 33;
 /// A block widened by two neighbourhoods on each side.
-const WIDE: usize = BLOCK + 2 * (MAX_SIZE - 1);
+const WIDE: usize = BLOCK + 2 * (MAX_LRN_SIZE - 1);
 
 /// `y = x s^-beta`, pixels of `c` channels.
 pub fn forward(isa: Isa, y: &mut [f32], x: &[f32], c: usize, lrn: &Lrn) {
@@ -121,7 +119,7 @@ fn inside(first: isize, len: usize, c: usize) -> (usize, usize, usize) {
 #[inline(always)]
 fn scales(s: &mut [f32; WIDE], x: &[f32], first: isize, len: usize, lrn: &Lrn) {
     let (size, before) = (lrn.size as usize, lrn.size as isize / 2);
-    let mut squares = [0.0f32; WIDE + MAX_SIZE];
+    let mut squares = [0.0f32; WIDE + MAX_LRN_SIZE];
     let (skip, from, to) = inside(first - before, len + size - 1, x.len());
     for (square, x) in squares[skip..].iter_mut().zip(&x[from..to]) {
         *square = x * x;

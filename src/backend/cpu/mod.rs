@@ -13,7 +13,6 @@ mod pointwise;
 mod pool;
 
 use isa::Isa;
-pub use lrn::MAX_SIZE as MAX_LRN_SIZE;
 use rayon::prelude::*;
 
 use super::{
@@ -46,6 +45,14 @@ impl CpuBackend {
     /// If the threads cannot be started.
     pub fn portable(threads: Option<usize>) -> Result<Self> {
         Self::with(threads, Isa::PORTABLE)
+    }
+
+    /// A backend that leaves AVX-512 alone. For tests, as [`CpuBackend::portable`].
+    ///
+    /// # Errors
+    /// If the threads cannot be started.
+    pub fn at_most_avx2(threads: Option<usize>) -> Result<Self> {
+        Self::with(threads, Isa::at_most_avx2())
     }
 
     fn with(threads: Option<usize>, isa: Isa) -> Result<Self> {
@@ -83,6 +90,17 @@ impl CpuBackend {
     }
 }
 
+/// Storage of `len` values, or an error where there is no room.
+fn room<T: Clone>(value: T, len: usize) -> Result<Vec<T>> {
+    let mut storage = Vec::new();
+    storage.try_reserve_exact(len).map_err(|_| {
+        let gigabytes = len as f64 * size_of::<T>() as f64 / 1e9;
+        Error::Backend(format!("no room for {len} values ({gigabytes:.1} GB) in memory"))
+    })?;
+    storage.resize(len, value);
+    Ok(storage)
+}
+
 /// The values in use of a tensor's storage.
 fn values(tensor: &Tensor<CpuBackend>) -> &[f32] {
     &tensor.buffer[..tensor.shape().len()]
@@ -107,19 +125,19 @@ impl Backend for CpuBackend {
     }
 
     fn zeros(&self, shape: Shape) -> Result<Tensor<Self>> {
-        Ok(Tensor::new(shape, vec![0.0; shape.len()]))
+        Ok(Tensor::new(shape, room(0.0, shape.len())?))
     }
 
     fn bytes(&self, len: usize) -> Result<Vec<u8>> {
-        Ok(vec![0; len])
+        room(0, len)
     }
 
     fn indices(&self, len: usize) -> Result<Vec<u32>> {
-        Ok(vec![0; len])
+        room(0, len)
     }
 
     fn crops(&self, len: usize) -> Result<Vec<Crop>> {
-        Ok(vec![Crop { image: 0, y: 0, x: 0, mirror: 0 }; len])
+        room(Crop { image: 0, y: 0, x: 0, mirror: 0 }, len)
     }
 
     fn state(&self) -> Result<StepState> {
@@ -127,7 +145,7 @@ impl Backend for CpuBackend {
     }
 
     fn scratch(&self, convolutions: &[ConvDims]) -> Result<conv::Scratch> {
-        Ok(conv::Scratch::new(self.threads(), convolutions))
+        conv::Scratch::new(self.threads(), convolutions)
     }
 
     fn upload(&self, dst: &mut Tensor<Self>, src: &[f32]) -> Result<()> {
@@ -343,8 +361,7 @@ impl Backend for CpuBackend {
         let rows = values_mut(dlogits).chunks_exact_mut(classes).zip(values_mut(losses));
         let rows = rows.zip(values(logits).chunks_exact(classes)).zip(labels);
         for (((gradient, loss), logits), &label) in rows {
-            // NaN must win here, so that the loss shows it.
-            let max = logits.iter().fold(f32::NEG_INFINITY, |a, b| if *b <= a { a } else { *b });
+            let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             let mut sum = 0.0f64;
             for (g, logit) in gradient.iter_mut().zip(logits) {
                 *g = (logit - max).exp();
