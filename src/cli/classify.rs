@@ -9,6 +9,7 @@ use serde_json::json;
 use zfnet::data::decode::prepare;
 use zfnet::data::images::read_rgb;
 use zfnet::study::project::classify;
+use zfnet::train::evaluate::Classifier;
 
 use super::{BareArgs, CropsName, DeviceArgs};
 
@@ -36,6 +37,8 @@ pub fn run(args: Classify) -> Result<ExitCode> {
     let model = args.bare.load(&backend, &args.checkpoint)?;
     let side = model.preprocess.resize;
     let mut square = vec![0; side * side * 3];
+    let (network, preprocess) = (&model.network, &model.preprocess);
+    let mut classifier = Classifier::new(&backend, network, preprocess, args.crops.into(), 1)?;
     let mut answers = Vec::new();
     let mut code = ExitCode::SUCCESS;
     for path in &args.images {
@@ -48,7 +51,7 @@ pub fn run(args: Classify) -> Result<ExitCode> {
             }
         };
         prepare(&image, side, &mut square);
-        let classes = classify(&backend, &model, &square, args.crops.into())?;
+        let classes = classify(&backend, &model, &mut classifier, &square)?;
         if args.json {
             let classes: Vec<_> = classes
                 .iter()

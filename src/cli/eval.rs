@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicUsize;
 
 use anyhow::Result;
 use clap::Args;
-use zfnet::train::evaluate::{Classifier, Evaluation, Member, evaluate};
+use zfnet::train::evaluate::{Classifier, Evaluation, Member, TestCrops, evaluate};
 
 use super::progress::Progress;
 use super::{BareArgs, CropsName, Device, DeviceArgs, ReadArgs, Split, open_data};
@@ -58,7 +58,7 @@ fn measure(backend: &Device, args: &Eval) -> Result<Evaluation> {
         .iter()
         .map(|path| args.bare.load(backend, path))
         .collect::<Result<Vec<_>>>()?;
-    let crops = args.crops.into();
+    let crops = TestCrops::from(args.crops);
     let mut members = Vec::new();
     for model in &models {
         let folder = open_data(&args.data, model)?;
@@ -66,7 +66,13 @@ fn measure(backend: &Device, args: &Eval) -> Result<Evaluation> {
         members.push(Member {
             network: &model.network,
             params: &model.params,
-            classifier: Classifier::new(backend, &model.network, &model.preprocess, crops)?,
+            classifier: Classifier::new(
+                backend,
+                &model.network,
+                &model.preprocess,
+                crops,
+                crops.batch(),
+            )?,
             images: args.split.images(&folder, options),
         });
     }

@@ -9,6 +9,7 @@ use zfnet::model::weights::serialize;
 use zfnet::model::{Projector, Rule};
 use zfnet::report::projections::{Projections, write};
 use zfnet::study::project::{Units, arrays, project};
+use zfnet::train::evaluate::{Classifier, TestCrops};
 
 use super::progress::Progress;
 use super::{BareArgs, DeviceArgs, make_folder};
@@ -20,7 +21,8 @@ pub struct Project {
     /// JPEG or PNG files
     #[arg(required = true)]
     images: Vec<PathBuf>,
-    /// One map (LAYER:MAP, as conv5:123, pool5:7 or fc7:42) instead of each layer's nine strongest
+    /// One map (LAYER:MAP, as conv5:123, pool5:7 or fc7:42) instead of the nine
+    /// strongest of each convolutional and fully connected layer
     #[arg(long)]
     unit: Option<String>,
     /// How to walk down
@@ -49,11 +51,20 @@ pub fn run(args: Project) -> Result<ExitCode> {
     let units = Units::parse(&model, args.unit.as_deref())?;
     let (network, params, preprocess) = (&model.network, &model.params, &model.preprocess);
     let mut projector = Projector::new(&backend, network, params, preprocess, 1, 9)?;
+    let mut classifier = Classifier::new(&backend, network, preprocess, TestCrops::One, 1)?;
     let mut images = Vec::new();
     let mut progress = Progress::new();
     for (done, path) in args.images.iter().enumerate() {
         progress.show("project", done, args.images.len(), "");
-        images.push(project(&backend, &model, &mut projector, path, &units, rule)?);
+        images.push(project(
+            &backend,
+            &model,
+            &mut projector,
+            &mut classifier,
+            path,
+            &units,
+            rule,
+        )?);
     }
     progress.end();
     if let (Some(file), Units::One { layer, map }) = (&args.save_arrays, &units) {

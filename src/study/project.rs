@@ -68,6 +68,7 @@ pub fn project<B: Backend>(
     backend: &B,
     model: &Model<B>,
     projector: &mut Projector<'_, B>,
+    classifier: &mut Classifier<B>,
     path: &Path,
     units: &Units,
     rule: Rule,
@@ -117,7 +118,7 @@ pub fn project<B: Backend>(
         })?;
         shown_layers.push(ShownLayer { name: layer.name.clone(), units });
     }
-    let classes = classify(backend, model, &square, TestCrops::One)?;
+    let classes = classify(backend, model, classifier, &square)?;
     Ok(Shown {
         name: path.display().to_string(),
         input: centre_crop(preprocess, &square),
@@ -133,11 +134,10 @@ pub fn project<B: Backend>(
 pub fn classify<B: Backend>(
     backend: &B,
     model: &Model<B>,
+    classifier: &mut Classifier<B>,
     square: &[u8],
-    crops: TestCrops,
 ) -> Result<Vec<(String, f32)>> {
-    let Model { network, params, preprocess, classes } = model;
-    let mut classifier = Classifier::new(backend, network, preprocess, crops)?;
+    let Model { network, params, classes, .. } = model;
     let mut probabilities = vec![0.0; classes.len()];
     classifier.add_probabilities(backend, network, params, square, &mut probabilities)?;
     let mut order: Vec<usize> = (0..classes.len()).collect();

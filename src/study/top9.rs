@@ -22,6 +22,8 @@ use crate::{Error, Result};
 const PEAKS: usize = 9;
 /// Images, and projections, at a time.
 const BATCH: usize = 32;
+/// Bytes of pictures kept until they are written.
+const PICTURES: usize = 256 << 20;
 
 /// What to look at.
 pub struct Request<'a> {
@@ -76,73 +78,8 @@ pub fn top9<B: Backend>(
     let peaks = find(&mut projector, model, request, &mut progress)?;
     for (&layer, maps) in request.layers.iter().zip(&peaks) {
         let shown = &network.layers[layer];
-        let total = maps.iter().map(Vec::len).sum();
-        progress(&shown.name, 0, total);
-        // All peaks by image, so that each image is looked at once a layer.
-        let mut by_image: BTreeMap<u32, Vec<(usize, usize)>> = BTreeMap::new();
-        for (map, found) in maps.iter().enumerate() {
-            for (place, found) in found.iter().enumerate() {
-                by_image.entry(found.image).or_default().push((map, place));
-            }
-        }
-        let mut pictures: Vec<Vec<Peak>> =
-            maps.iter().map(|found| vec![Peak::default(); found.len()]).collect();
-        let mut done = 0;
-        let images: Vec<u32> = by_image.keys().copied().collect();
-        for images in images.chunks(BATCH) {
-            let bytes = request.images.bytes_per_image();
-            let mut pixels = vec![0; images.len() * bytes];
-            let mut crops = Vec::new();
-            for (i, (image, square)) in
-                images.iter().zip(pixels.chunks_exact_mut(bytes)).enumerate()
-            {
-                request.images.read_good(*image as usize, square)?;
-                crops.extend(TestCrops::One.of(preprocess, i as u32));
-            }
-            projector.look(&pixels, &crops)?;
-            let wanted: Vec<(usize, usize, usize)> = images
-                .iter()
-                .enumerate()
-                .flat_map(|(i, image)| by_image[image].iter().map(move |&(m, p)| (i, m, p)))
-                .collect();
-            let seeds: Vec<Seed> = wanted
-                .iter()
-                .map(|&(i, map, place)| Seed { image: i as u32, unit: maps[map][place].unit })
-                .collect();
-            let mut sizes = BTreeMap::new();
-            projector.project(layer, &seeds, request.rule, |index, projection| {
-                let (i, map, place) = wanted[index];
-                let Found { image, unit } = maps[map][place];
-                let path = request.images.path(image as usize);
-                let (width, height) = match sizes.get(&image) {
-                    Some(size) => *size,
-                    None => {
-                        let original = read_rgb(path)?;
-                        *sizes.entry(image).or_insert((original.width, original.height))
-                    }
-                };
-                let (y, x) = (unit.y as usize, unit.x as usize);
-                let field = field_box(shown, y, x);
-                let class = request.images.class(image as usize) as usize;
-                let square = &pixels[i * bytes..(i + 1) * bytes];
-                pictures[map][place] = Peak {
-                    image: path.strip_prefix(request.root).unwrap_or(path).display().to_string(),
-                    class: model.classes[class].clone(),
-                    y,
-                    x,
-                    value: unit.value,
-                    field_box: field,
-                    patch: original_box(preprocess, width, height, field),
-                    projection: projection_image(preprocess, projection).crop(field),
-                    photo: centre_crop(preprocess, square).crop(field),
-                };
-                Ok(())
-            })?;
-            done += seeds.len();
-            progress(&shown.name, done, total);
-        }
-        let io = |error| Error::io("write", "the page")(error);
         let [vertical, _] = shown.field;
+        let io = |error| Error::io("write", "the page")(error);
         writer
             .layer(Layer {
                 name: shown.name.clone(),
@@ -153,11 +90,95 @@ pub fn top9<B: Backend>(
                 rows: Vec::new(),
             })
             .map_err(io)?;
-        for (map, peaks) in pictures.into_iter().enumerate() {
-            writer.map(Map { map, peaks }).map_err(io)?;
+        // So many maps at a time that their pictures fit into PICTURES.
+        let per_map = 2 * PEAKS * 3 * vertical.size * vertical.size;
+        let (total, mut done) = (maps.iter().map(Vec::len).sum(), 0);
+        progress(&shown.name, 0, total);
+        for (part, maps) in maps.chunks((PICTURES / per_map).max(1)).enumerate() {
+            let first = part * (PICTURES / per_map).max(1);
+            let pictures = project_maps(model, &mut projector, request, layer, maps, |more| {
+                done += more;
+                progress(&shown.name, done, total);
+            })?;
+            for (map, peaks) in pictures.into_iter().enumerate() {
+                writer.map(Map { map: first + map, peaks }).map_err(io)?;
+            }
         }
     }
     Ok(())
+}
+
+/// Projects the peaks of some maps of a layer.
+fn project_maps<B: Backend>(
+    model: &Model<B>,
+    projector: &mut Projector<'_, B>,
+    request: &Request<'_>,
+    layer: usize,
+    maps: &[Vec<Found>],
+    mut progress: impl FnMut(usize),
+) -> Result<Vec<Vec<Peak>>> {
+    let Model { network, preprocess, .. } = model;
+    let shown = &network.layers[layer];
+    // All peaks by image, so that each image is looked at once.
+    let mut by_image: BTreeMap<u32, Vec<(usize, usize)>> = BTreeMap::new();
+    for (map, found) in maps.iter().enumerate() {
+        for (place, found) in found.iter().enumerate() {
+            by_image.entry(found.image).or_default().push((map, place));
+        }
+    }
+    let mut pictures: Vec<Vec<Peak>> =
+        maps.iter().map(|found| vec![Peak::default(); found.len()]).collect();
+    let images: Vec<u32> = by_image.keys().copied().collect();
+    let bytes = request.images.bytes_per_image();
+    for images in images.chunks(BATCH) {
+        let mut pixels = vec![0; images.len() * bytes];
+        let mut crops = Vec::new();
+        for (i, (image, square)) in images.iter().zip(pixels.chunks_exact_mut(bytes)).enumerate() {
+            request.images.read_good(*image as usize, square)?;
+            crops.extend(TestCrops::One.of(preprocess, i as u32));
+        }
+        projector.look(&pixels, &crops)?;
+        let wanted: Vec<(usize, usize, usize)> = images
+            .iter()
+            .enumerate()
+            .flat_map(|(i, image)| by_image[image].iter().map(move |&(m, p)| (i, m, p)))
+            .collect();
+        let seeds: Vec<Seed> = wanted
+            .iter()
+            .map(|&(i, map, place)| Seed { image: i as u32, unit: maps[map][place].unit })
+            .collect();
+        let mut sizes = BTreeMap::new();
+        projector.project(layer, &seeds, request.rule, |index, projection| {
+            let (i, map, place) = wanted[index];
+            let Found { image, unit } = maps[map][place];
+            let path = request.images.path(image as usize);
+            let (width, height) = match sizes.get(&image) {
+                Some(size) => *size,
+                None => {
+                    let original = read_rgb(path)?;
+                    *sizes.entry(image).or_insert((original.width, original.height))
+                }
+            };
+            let (y, x) = (unit.y as usize, unit.x as usize);
+            let field = field_box(shown, y, x);
+            let class = request.images.class(image as usize) as usize;
+            let square = &pixels[i * bytes..(i + 1) * bytes];
+            pictures[map][place] = Peak {
+                image: path.strip_prefix(request.root).unwrap_or(path).display().to_string(),
+                class: model.classes[class].clone(),
+                y,
+                x,
+                value: unit.value,
+                field_box: field,
+                patch: original_box(preprocess, width, height, field),
+                projection: projection_image(preprocess, projection).crop(field),
+                photo: centre_crop(preprocess, square).crop(field),
+            };
+            Ok(())
+        })?;
+        progress(seeds.len());
+    }
+    Ok(pictures)
 }
 
 /// One streaming pass: for each layer and map, the strongest peaks over all images.
