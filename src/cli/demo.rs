@@ -4,14 +4,16 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use serde_json::json;
 use zfnet::data::folder::ImageFolder;
 use zfnet::data::images::Images;
 use zfnet::data::synthetic;
 use zfnet::model::Architecture;
+use zfnet::picture::write_whole;
 use zfnet::train::checkpoint::load_model;
 use zfnet::train::evaluate::{Classifier, Evaluation, Member, TestCrops, evaluate};
 use zfnet::train::{Event, Job, Outcome, ScheduleKind, train};
@@ -25,9 +27,9 @@ use super::{
 
 #[derive(Args)]
 pub struct Demo {
-    /// Folder for pictures, checkpoints and the page
-    #[arg(long, default_value = "zfnet-demo")]
-    out: PathBuf,
+    /// Folder for pictures, checkpoints and the page [default: zfnet-demo, or zfnet-demo-quick]
+    #[arg(long)]
+    out: Option<PathBuf>,
     /// Seed of pictures, weights and training
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -60,17 +62,16 @@ pub fn run(args: Demo) -> Result<ExitCode> {
     let begun = Instant::now();
     let backend = args.device.open()?;
     let stop = stop_on_signals()?;
-    let out = make_folder(&args.out)?;
+    let default = if args.quick { "zfnet-demo-quick" } else { "zfnet-demo" };
+    let out = make_folder(args.out.as_deref().unwrap_or(Path::new(default)))?;
+    claim(&out, &args)?;
     let (per_class, epochs, drop) = if args.quick { (40, 2, 2) } else { (400, 12, 9) };
 
     let data = out.join("data");
     let total = per_class * 5 / 4 * synthetic::CLASSES.len();
-    let drawn = AtomicUsize::new(0);
     eprintln!("drawing {total} pictures of {} classes", synthetic::CLASSES.len());
-    synthetic::write_folder(&data, args.seed, SIDE, per_class, per_class / 4, |count| {
-        drawn.store(count, std::sync::atomic::Ordering::Relaxed);
-    })
-    .with_context(|| format!("cannot draw into {}", data.display()))?;
+    synthetic::write_folder(&data, args.seed, SIDE, per_class, per_class / 4, |_| ())
+        .with_context(|| format!("cannot draw into {}", data.display()))?;
     let folder = ImageFolder::open(&data)?;
 
     let linear = Architecture::parse(LINEAR)?;
@@ -81,11 +82,7 @@ pub fn run(args: Demo) -> Result<ExitCode> {
     let mut runs = Vec::new();
     for architecture in [linear, mini] {
         let run = out.join(&architecture.name);
-        let resume = run.join("last").exists();
-        if resume {
-            eprintln!("going on with {}", run.display());
-        }
-        match learn(&backend, &args, architecture, &folder, &run, resume, &stop)? {
+        match learn(&backend, &args, architecture, &folder, &run, &stop)? {
             Outcome::Done => runs.push(run),
             Outcome::Stopped => {
                 eprintln!("stopped and saved; the same command goes on");
@@ -94,7 +91,7 @@ pub fn run(args: Demo) -> Result<ExitCode> {
         }
     }
     let [linear, mini] = &runs[..] else { unreachable!("two runs") };
-    let of_linear = measure(&backend, linear, &folder, TestCrops::One)?;
+    let of_linear = measure(&backend, linear, &folder, TestCrops::Ten)?;
     let of_mini = measure(&backend, mini, &folder, TestCrops::Ten)?;
     let facts = facts(&of_mini, Some(&of_linear));
     let page = page(&backend, &folder, mini, &out, facts, None)?;
@@ -108,6 +105,19 @@ pub fn run(args: Demo) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Takes note of whose demo the folder holds: one with other pictures cannot be gone on with.
+fn claim(out: &Path, args: &Demo) -> Result<()> {
+    let (file, own) = (out.join("demo.json"), json!({"seed": args.seed, "quick": args.quick}));
+    let found = std::fs::read_to_string(&file).unwrap_or_default();
+    if found.is_empty() {
+        write_whole(&file, own.to_string().as_bytes())
+            .with_context(|| format!("cannot write {}", file.display()))?;
+    } else if serde_json::from_str::<serde_json::Value>(&found).ok() != Some(own) {
+        bail!("{}: holds another demo ({found}): choose another --out", out.display());
+    }
+    Ok(())
+}
+
 /// Trains one network; renews the page after each epoch of the convolutional one.
 fn learn(
     backend: &Device,
@@ -115,7 +125,6 @@ fn learn(
     architecture: Architecture,
     folder: &ImageFolder,
     run: &Path,
-    resume: bool,
     stop: &AtomicUsize,
 ) -> Result<Outcome> {
     let options = read_args().options(architecture.input.resize)?;
@@ -127,9 +136,10 @@ fn learn(
         seed: args.seed,
         accumulate: 1,
         max_steps: None,
-        resume,
+        resume: true, // the same command goes on where it was stopped
         init: None,
         save_steps: None,
+        save_interval: Duration::MAX,
         keep: 1,
         workers: 1,
         stop,
@@ -138,6 +148,7 @@ fn learn(
     let epochs = job.architecture.recipe.epochs;
     let linear = job.architecture.name == "linear";
     let mut display = Display::new(epochs);
+    let out = run.parent().expect("a run is a folder in the demo's");
     let outcome = train(backend, &job, |event| {
         display.event(&event);
         if let Event::Epoch { state, validation, .. } = &event
@@ -146,7 +157,7 @@ fn learn(
         {
             let status = format!("epoch {} of {epochs}, training", state.epoch);
             let facts = facts(validation, None);
-            let shown = page(backend, folder, run, &args.out, facts, Some(status));
+            let shown = page(backend, folder, run, out, facts, Some(status));
             let path = shown.map_err(|error| zfnet::Error::Training(format!("{error:#}")))?;
             if state.epoch == 1 {
                 display.progress.line(&format!("first pictures: open {}", path.display()));
@@ -209,7 +220,8 @@ fn measure(
 ) -> Result<Evaluation> {
     let model = load_model(backend, run, &bare().bare())?;
     let images = Split::Val.images(folder, read_args().options(model.preprocess.resize)?);
-    let classifier = Classifier::new(backend, &model.network, &model.preprocess, crops)?;
+    let classifier =
+        Classifier::new(backend, &model.network, &model.preprocess, crops, crops.batch())?;
     let (network, params) = (&model.network, &model.params);
     let mut members = [Member { network, params, classifier, images }];
     let never = AtomicUsize::new(0);

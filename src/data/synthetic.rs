@@ -1,4 +1,4 @@
-//! The built-in demo's pictures, drawn by ourselves: `draw` -> PNG folder -> (pack, decode, augment).
+//! The built-in demo's pictures, drawn by ourselves, as a folder of PNG files.
 //!
 //! Each picture shows one of ten shapes: a signed distance f, negative inside, from one table.
 //! f is evaluated once a pixel, in the shape's own coordinates (`Pose`: place, scale, stretch,
@@ -126,7 +126,11 @@ pub fn write_folder(
         "generator": "zfnet synthetic", "version": VERSION, "seed": seed, "side": side,
         "train_per_class": train_per_class, "val_per_class": val_per_class, "complete": true,
     });
-    let save = |marker: &Value| fs::write(root.join(MARKER), format!("{marker:#}\n"));
+    let save = |marker: &Value| {
+        let aside = root.join(format!("{MARKER}.tmp"));
+        fs::write(&aside, format!("{marker:#}\n"))?;
+        fs::rename(&aside, root.join(MARKER))
+    };
 
     fs::create_dir_all(root)?;
     match read_marker(root) {
@@ -142,7 +146,7 @@ pub fn write_folder(
                 })?;
             }
         }
-        None if fs::read_dir(root)?.next().is_none() => {}
+        None if fs::read_dir(root)?.all(|entry| entry.is_ok_and(is_aside)) => {}
         None => {
             let advice = "is not empty and has no synthetic.json of ours: name a new or empty one";
             let why = format!("the folder {} {advice}", root.display());
@@ -178,6 +182,11 @@ fn pictures(root: &Path, train: usize, val: usize) -> Vec<(PathBuf, usize, u64)>
         }
     }
     all
+}
+
+/// Whether a kill has left it where the marker was to be written first of all.
+fn is_aside(entry: fs::DirEntry) -> bool {
+    entry.file_name().to_str() == Some(&format!("{MARKER}.tmp"))
 }
 
 fn read_marker(root: &Path) -> Option<Value> {
