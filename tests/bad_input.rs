@@ -64,6 +64,10 @@ fn bad_images_among_good_ones() {
     fs::remove_file(&images[21]).unwrap();
     #[cfg(unix)]
     std::os::unix::fs::symlink("nowhere", &images[21]).unwrap();
+    // Nor a file that never ends.
+    fs::remove_file(&images[27]).unwrap();
+    #[cfg(unix)]
+    std::os::unix::fs::symlink("/dev/zero", &images[27]).unwrap();
 
     let bad = place.run(COMMAND).refused(&["usable", "--max-bad"]);
     assert!(bad.stderr.contains("left out:"), "{}", bad.stderr);
@@ -71,13 +75,13 @@ fn bad_images_among_good_ones() {
 
     let ran = place.run(&format!("{COMMAND} --max-bad 0.1 --workers 1")).ok();
     let text = images[15].with_extension("jpg");
-    for name in [&images[3], &images[9], &text, &images[21]] {
+    for name in [&images[3], &images[9], &text, &images[21], &images[27]] {
         let name = name.file_name().unwrap().to_str().unwrap();
         let lines = ran.stderr.lines().filter(|line| line.contains("left out")).count();
-        assert_eq!(lines, 4, "each once: {}", ran.stderr);
+        assert_eq!(lines, 5, "each once: {}", ran.stderr);
         assert!(ran.stderr.contains(name), "{name}: {}", ran.stderr);
     }
-    assert!(ran.stderr.contains("4 training file(s)"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("5 training file(s)"), "{}", ran.stderr);
     let again = "train --data data --arch tiny.toml --out again --max-bad 0.1 --workers 4";
     place.run(again).ok();
     assert_eq!(place.results("run"), place.results("again"));
@@ -171,6 +175,10 @@ fn networks() {
     wrong("stride = 2", "stride = 2, colour = 1", &["wrong.toml", "colour"]);
     wrong("learning_rate = 0.01", "learning_rate = -1.0", &["learning_rate", "-1"]);
     wrong("channels = 8", "channels = 4000000000", &["conv1", "expected", "found"]);
+    wrong("batch_size = 16", "batch_size = 1000000000", &["batch_size", "expected", "found"]);
+    place
+        .run("train --data data --arch zfnet --batch-size 65536 --out wrong")
+        .refused(&["no room for", "GB"]);
     place.run("inspect lenet").refused(&["lenet", "zfnet-mini"]);
     place.run("inspect missing.toml").refused(&["missing.toml"]);
     place.run("bench --arch tiny.toml --layer conv9").refused(&["conv9", "conv1"]);

@@ -1,13 +1,15 @@
 //! `zfnet inspect`: the table of a network's layers.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
 use serde::Serialize;
-use zfnet::model::{Architecture, Network, weights};
-use zfnet::train::checkpoint::MODEL;
+use zfnet::backend::cpu::CpuBackend;
+use zfnet::model::{Architecture, Network};
+
+use super::BareArgs;
 
 #[derive(Args)]
 pub struct Inspect {
@@ -17,6 +19,8 @@ pub struct Inspect {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    bare: BareArgs,
 }
 
 /// One row.
@@ -32,7 +36,7 @@ struct Row<'a> {
 }
 
 pub fn run(args: Inspect) -> Result<ExitCode> {
-    let network = Network::new(find(&args.what)?)?;
+    let network = find(&args)?;
     let rows: Vec<Row<'_>> = network
         .layers
         .iter()
@@ -79,17 +83,13 @@ pub fn run(args: Inspect) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// A network by name or file, or the one of a checkpoint.
-fn find(what: &str) -> Result<Architecture> {
-    let path = Path::new(what);
-    let inside = ["", "best", "last"].map(|folder| path.join(folder).join(MODEL));
-    let file = if path.extension().is_some_and(|extension| extension == "safetensors") {
-        Some(PathBuf::from(path))
-    } else {
-        inside.into_iter().find(|file| file.is_file())
-    };
-    Ok(match file {
-        Some(file) => weights::read_architecture(&file)?,
-        None => Architecture::find(what)?,
-    })
+/// A network by name or file, or the one of a checkpoint, read whole and checked.
+fn find(args: &Inspect) -> Result<Network> {
+    let path = Path::new(&args.what);
+    let is_model = path.extension().is_some_and(|extension| extension == "safetensors");
+    if is_model || path.is_dir() {
+        let backend = CpuBackend::new(Some(1))?;
+        return Ok(args.bare.load(&backend, path)?.network);
+    }
+    Ok(Network::new(Architecture::find(&args.what)?)?)
 }

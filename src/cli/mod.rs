@@ -23,6 +23,7 @@ use zfnet::backend::cpu::CpuBackend;
 use zfnet::data::folder::ImageFolder;
 use zfnet::data::images::{Images, ReadOptions};
 use zfnet::model::Bare;
+use zfnet::model::weights::made_up_classes;
 use zfnet::train::checkpoint::load_model;
 use zfnet::train::evaluate::TestCrops;
 
@@ -82,7 +83,12 @@ impl DeviceArgs {
     /// Makes the backend and says which one it is.
     fn open(&self) -> Result<Device> {
         let (DeviceName::Auto | DeviceName::Cpu) = self.device;
-        let backend = CpuBackend::new(self.threads.map(usize::from))?;
+        let threads = self.threads.map(usize::from);
+        if let Some(threads) = threads {
+            // What runs beside the backend (the mean image, say) keeps to it too.
+            rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
+        }
+        let backend = CpuBackend::new(threads)?;
         tracing::info!("device: {}", backend.describe());
         Ok(backend)
     }
@@ -181,8 +187,8 @@ impl Split {
 /// Images of a folder whose classes are a model's.
 fn open_data(data: &Path, model: &Model) -> Result<ImageFolder> {
     let folder = ImageFolder::open(data)?;
-    // A bare model does not know its classes' names.
-    let named = !model.classes.iter().all(|name| name.starts_with("class "));
+    // A bare model does not know its classes' names: they have been made up.
+    let named = model.classes != made_up_classes(model.classes.len());
     let fits = if named {
         model.classes == folder.names
     } else {

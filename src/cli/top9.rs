@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::Args;
 use zfnet::data::images::Images;
 use zfnet::model::{Kind, Rule};
@@ -50,9 +50,6 @@ pub fn run(args: Top9) -> Result<ExitCode> {
     let model = args.bare.load(&backend, &args.checkpoint)?;
     let folder = open_data(&args.data, &model)?;
     let images = args.split.images(&folder, args.read.options(model.preprocess.resize)?);
-    if args.split.name() == "train" && images.is_empty() {
-        bail!("{}: no images", args.data.display());
-    }
     let job = PageJob {
         checkpoint: args.checkpoint.display().to_string(),
         root: &args.data,

@@ -5,13 +5,14 @@
 //! order given alone.
 
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::images::Images;
-use crate::Result;
+use crate::{Error, Result};
 
 /// Images of one batch, as squares of pixels.
 #[derive(Default)]
@@ -82,7 +83,12 @@ impl Loader {
                     };
                     let end = ((number + 1) * batch_size).min(order.len());
                     let indices = &order[number * batch_size..end];
-                    let result = fill(&mut batch, &images, indices, bad).map(|()| batch);
+                    // A worker that died with its batch would leave the loader waiting for it.
+                    let filled_batch =
+                        catch_unwind(AssertUnwindSafe(|| fill(&mut batch, &images, indices, bad)));
+                    let result = filled_batch
+                        .unwrap_or_else(|_| Err(Error::Data("a decoder has panicked".into())))
+                        .map(|()| batch);
                     if filled.send((number, result)).is_err() {
                         return;
                     }

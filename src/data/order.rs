@@ -8,7 +8,8 @@ use crate::backend::Crop;
 use crate::model::Preprocess;
 use crate::train::Crops;
 
-/// Streams of the generator that belong to no epoch's crops.
+/// Streams of the generator: those below belong to the layers' weights.
+const CROP_STREAM: u64 = 1 << 62;
 const ORDER_STREAM: u64 = 1 << 63;
 
 /// The images `0 .. len` in the order of an epoch (Fisher and Yates' shuffle).
@@ -32,7 +33,7 @@ pub fn training_crop(
     image: u32,
 ) -> Crop {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
-    random.set_stream(u64::from(epoch) << 32 | position as u64);
+    random.set_stream(CROP_STREAM | u64::from(epoch) << 32 | position as u64);
     match crops {
         Crops::Ten => preprocess.ten_crops(image)[below(&mut random, 10)],
         Crops::Random => {

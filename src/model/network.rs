@@ -86,7 +86,7 @@ impl<B: Backend> Params<B> {
         Ok(Params { layers: network.layers.iter().map(zeros).collect::<Result<_>>()? })
     }
 
-    /// Freshly drawn weights, biases zero, the same for one seed everywhere. Each layer has a
+    /// Freshly drawn weights, biases zero, the same for one seed (as far as `ln`, `cos` and `sin` are). Each layer has a
     /// stream of its own, so that a changed layer does not change the others.
     ///
     /// # Errors
