@@ -167,6 +167,22 @@ mod tests {
         assert!(crops.iter().all(|crop| crop.image == 7));
     }
 
+    /// What a mid-grey pixel and a black one become, by hand.
+    #[test]
+    fn named_preprocessings_are_the_published_ones() {
+        let becomes = |name: &str, byte: f32| {
+            let p = Preprocess::named(name, 224, 256).unwrap();
+            [0, 1, 2].map(|k| (byte * p.scale - p.mean[k]) / p.std[k])
+        };
+        assert_eq!(becomes("paper", 128.0), [0.0; 3]);
+        assert_eq!(becomes("caffe", 0.0), [-104.0, -117.0, -123.0]);
+        assert_eq!(Preprocess::named("caffe", 224, 256).unwrap().order, [2, 1, 0]);
+        let near = |a: [f32; 3], b: [f32; 3]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-3);
+        assert!(near(becomes("torchvision", 0.0), [-2.1179, -2.0357, -1.8044]));
+        assert!(near(becomes("torchvision", 255.0), [2.2489, 2.4286, 2.64]));
+        assert!(Preprocess::named("keras", 224, 256).is_err());
+    }
+
     #[test]
     fn senseless_values_are_refused() {
         let good = Preprocess::named("caffe", 224, 256).unwrap();
