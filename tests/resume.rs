@@ -72,6 +72,9 @@ fn signals_save_and_say_so() {
             assert!(patience.elapsed() < Duration::from_secs(60), "no step in a minute");
             thread::sleep(Duration::from_millis(20));
         }
+        place
+            .run(&format!("{TRAIN} --epochs 100000 --out {signal} --resume"))
+            .refused(&[signal, "another training is writing"]);
         let kill = format!("kill -{signal} {}", child.id());
         assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
         let output = child.wait_with_output().unwrap();

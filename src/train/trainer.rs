@@ -259,6 +259,7 @@ pub fn train<B: Backend>(
     let architecture = Architecture { classes: job.classes.len(), ..job.architecture.clone() };
     let network = Network::new(architecture)?; // before anything is made for it
     fs::create_dir_all(&job.out).map_err(Error::io("create", &job.out))?;
+    let _held_until_the_end = lock(&job.out)?;
     let mut notes = Vec::new();
     let begun = match last_checkpoint(backend, job, &network, &mut notes)? {
         None => start(backend, job, network, &mut notes, &mut observe)?,
@@ -285,9 +286,13 @@ pub fn train<B: Backend>(
             save(backend, job, &trainer, &mut log, &mut state, false)?;
             return Ok(if stopped { Outcome::Stopped } else { Outcome::Done });
         }
-        let Some(validation) = validate(backend, job, &trainer.model, &mut observe)? else {
-            save(backend, job, &trainer, &mut log, &mut state, false)?;
-            return Ok(Outcome::Stopped);
+        let validation = match validate(backend, job, &trainer.model, &mut observe) {
+            Ok(Some(validation)) => validation,
+            // The epoch is kept, and validated when the run goes on.
+            unfinished => {
+                save(backend, job, &trainer, &mut log, &mut state, false)?;
+                return unfinished.map(|_| Outcome::Stopped);
+            }
         };
         let train_loss = state.loss_sum / state.samples as f64;
         let rate = state.schedule.rate(&recipe);
@@ -325,6 +330,22 @@ pub fn train<B: Backend>(
         }
     }
     Ok(Outcome::Done)
+}
+
+/// Keeps a second training out of a run's folder; the system gives the lock back whenever and
+/// however this one ends.
+fn lock(run: &Path) -> Result<fs::File> {
+    let path = run.join("lock");
+    let file = fs::File::create(&path).map_err(Error::io("create", &path))?;
+    match file.try_lock() {
+        Err(fs::TryLockError::WouldBlock) => {
+            let hint =
+                "another training is writing into it: wait for its end, or choose another --out";
+            Err(Error::file(run, hint))
+        }
+        // Some file systems know no locks; training goes on there.
+        _ => Ok(file),
+    }
 }
 
 /// What one epoch needs while it runs.
