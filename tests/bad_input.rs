@@ -213,9 +213,17 @@ fn checkpoints() {
     check(&told("zfnet-mini"), &["bare.safetensors", "conv1.weight", "expected shape", "found"]);
     place.run(&format!("eval --data data --checkpoint {}", told("tiny.toml"))).ok();
 
+    // Weights that are no numbers.
+    let at = tensors.tensor("fc4.bias").unwrap().data().as_ptr() as usize - bytes.as_ptr() as usize;
+    let mut lost = bytes.clone();
+    lost[at..at + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+    fs::write(place.path("lost.safetensors"), lost).unwrap();
+    check("lost.safetensors", &["lost.safetensors", "fc4.bias", "NaN"]);
+
     // A flipped byte in a weight is still a number: only the checksum knows.
     flip_byte(&place.path(model), bytes.len() - 9);
     check("run", &["model.safetensors", "damaged", "xxh3"]);
+    check(model, &["model.safetensors", "damaged", "xxh3"]);
     cut(&place.path(model), 0.9);
     check("run/best", &["model.safetensors", "damaged", "bytes"]);
     fs::remove_file(place.path(model)).unwrap();

@@ -209,7 +209,13 @@ pub fn read_params<B: Backend>(
         let read = |what: &str, expected: &[usize]| {
             let name = format!("{}.{what}", layer.name);
             check_shape(tensors, &name, expected)?;
-            values(tensors, &name)
+            let values = values(tensors, &name)?;
+            match values.iter().find(|value| !value.is_finite()) {
+                Some(value) => {
+                    Err(Error::Network(format!("{name}: expected numbers, found {value}")))
+                }
+                None => Ok(values),
+            }
         };
         // Before there is room for them: a small file may describe a large network.
         let weight = read("weight", &torch_shape(layer, shape))?;

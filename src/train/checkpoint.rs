@@ -259,6 +259,10 @@ pub fn load_model<B: Backend>(backend: &B, path: &Path, bare: &Bare) -> Result<M
         ));
     }
     if path.is_file() {
+        let folder = path.parent().unwrap_or(Path::new(""));
+        if path.file_name().is_some_and(|name| name == MODEL) && folder.join(STATE).is_file() {
+            return read_model(backend, folder, &read_state(folder)?, bare); // it has a checksum
+        }
         let bytes = fs::read(path).map_err(Error::io("read", path))?;
         return Model::from_bytes(backend, &bytes, bare).map_err(|error| error.in_file(path));
     }
