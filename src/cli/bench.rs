@@ -25,7 +25,8 @@ pub struct Bench {
     /// Images at a time
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..))]
     batch: u16,
-    /// Whole training steps instead
+    /// Whole training steps instead of operations. (What a cache holds can be faster than the copy
+    /// that the shares of memory-bound rows are taken of)
     #[arg(long, conflicts_with_all = ["layer", "op"])]
     step: bool,
     /// Print JSON

@@ -57,7 +57,7 @@ pub fn run(args: Classify) -> Result<ExitCode> {
                 .iter()
                 .map(|(class, probability)| json!({"class": class, "probability": probability}))
                 .collect();
-            answers.push(json!({"image": path, "classes": classes}));
+            answers.push(json!({"image": path.display().to_string(), "classes": classes}));
         } else {
             println!("{}", path.display());
             for (class, probability) in classes.iter().take(5) {

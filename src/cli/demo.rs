@@ -91,8 +91,11 @@ pub fn run(args: Demo) -> Result<ExitCode> {
         }
     }
     let [linear, mini] = &runs[..] else { unreachable!("two runs") };
-    let of_linear = measure(&backend, linear, &folder, TestCrops::Ten)?;
-    let of_mini = measure(&backend, mini, &folder, TestCrops::Ten)?;
+    let measured = [linear, mini].map(|run| measure(&backend, run, &folder, &stop));
+    let [Some(of_linear), Some(of_mini)] = measured.into_iter().collect::<Result<Vec<_>>>()?[..]
+    else {
+        return Ok(signal_code(&stop));
+    };
     let facts = facts(&of_mini, Some(&of_linear));
     let page = page(&backend, &folder, mini, &out, facts, None)?;
     println!(
@@ -216,19 +219,16 @@ fn measure(
     backend: &Device,
     run: &Path,
     folder: &ImageFolder,
-    crops: TestCrops,
-) -> Result<Evaluation> {
+    stop: &AtomicUsize,
+) -> Result<Option<Evaluation>> {
+    let crops = TestCrops::Ten;
     let model = load_model(backend, run, &bare().bare())?;
     let images = Split::Val.images(folder, read_args().options(model.preprocess.resize)?);
     let classifier =
         Classifier::new(backend, &model.network, &model.preprocess, crops, crops.batch())?;
     let (network, params) = (&model.network, &model.params);
     let mut members = [Member { network, params, classifier, images }];
-    let never = AtomicUsize::new(0);
-    match evaluate(backend, &mut members, 1, &never, |_| ())? {
-        Some(evaluation) => Ok(evaluation),
-        None => bail!("the evaluation was stopped"),
-    }
+    Ok(evaluate(backend, &mut members, 1, stop, |_| ())?)
 }
 
 fn bare() -> BareArgs {

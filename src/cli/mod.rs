@@ -10,6 +10,7 @@ mod project;
 mod top9;
 mod train;
 
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -242,9 +243,17 @@ pub fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_target(false)
+        .with_ansi(std::io::stderr().is_terminal())
         .without_time()
         .with_max_level(tracing::Level::INFO)
         .init();
+    // A reader that has seen enough (`| head`) ends the program quietly, as elsewhere on Unix.
+    #[cfg(unix)]
+    let _ = signal_hook::flag::register_conditional_shutdown(
+        signal_hook::consts::SIGPIPE,
+        128 + signal_hook::consts::SIGPIPE,
+        Arc::new(std::sync::atomic::AtomicBool::new(true)),
+    );
     let result = match Cli::parse().command {
         Command::Demo(args) => demo::run(args),
         Command::Train(args) => train::run(args),

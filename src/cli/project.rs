@@ -31,8 +31,8 @@ pub struct Project {
     /// Folder for the page
     #[arg(long, default_value = "projections")]
     out: PathBuf,
-    /// Keep input, activations, switches, seed and projection as raw floats (with --unit, for one
-    /// image)
+    /// Keep input, activations (of a convolution, after its relu), switches, seed and projection as
+    /// raw floats, HWC (with --unit, for one image)
     #[arg(long, value_name = "FILE.safetensors", requires = "unit")]
     save_arrays: Option<PathBuf>,
     #[command(flatten)]

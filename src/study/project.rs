@@ -101,7 +101,7 @@ pub fn project<B: Backend>(
         };
         let seeds: Vec<Seed> = seeds.into_iter().map(|unit| Seed { image: 0, unit }).collect();
         let mut units = Vec::new();
-        projector.project(index, &seeds, rule, |i, projection| {
+        let projected = projector.project(index, &seeds, rule, |i, projection| {
             let SeedUnit { map, y, x, value } = seeds[i].unit;
             let (y, x) = (y as usize, x as usize);
             let field = field_box(layer, y, x);
@@ -115,7 +115,8 @@ pub fn project<B: Backend>(
                 projection: projection_image(preprocess, projection),
             });
             Ok(())
-        })?;
+        });
+        projected.map_err(|error| error.in_file(path))?;
         shown_layers.push(ShownLayer { name: layer.name.clone(), units });
     }
     let classes = classify(backend, model, classifier, &square)?;
