@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Everything that must hold before a change lands: format, lints, docs, tests, and the demo's end
-# to end run. `.ci/run` calls this.
+# Everything that must hold before a change lands: format, lints, docs and tests, among which is a
+# short demo from end to end. `.ci/run` calls this.
 set -euo pipefail
 cd "$(dirname "$0")"
 
