@@ -1,9 +1,9 @@
 //! What a network asks of a machine: the [`Backend`] trait, and the tensors it works on.
 //!
 //! An operation is here only if every backend needs its own code for it *and* the network or the
-//! deconvnet calls it (or, for sums over maps, will). Outputs come first and are borrowed, never returned; sizes travel in one
-//! struct, checked when a network is planned; what an operation needs beside its tensors it gets
-//! as a [`Backend::Scratch`], reserved before the first step.
+//! deconvnet calls it (or, for sums over maps, will). Outputs come first and are borrowed, never
+//! returned; sizes travel in one struct, checked when a network is planned; what an operation
+//! needs beside its tensors it gets as a [`Backend::Scratch`], reserved before the first step.
 //!
 //! The rules on which backends must agree, value by value:
 //!

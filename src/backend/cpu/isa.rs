@@ -55,8 +55,8 @@ impl Isa {
         }
     }
 
-    /// Which of the three versions to call. Only [`Isa::detect`] makes a level above portable (or a lower one of it), so
-    /// whoever holds one is on a machine that has it.
+    /// Which of the three versions to call. A level above portable is what [`Isa::detect`] has
+    /// found, or below that, so whoever holds one is on a machine that has it.
     pub(super) fn level(self) -> Level {
         self.0
     }
