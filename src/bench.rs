@@ -1,23 +1,125 @@
-//! One harness for speed: a row for each operation of each layer, and whole training steps.
+//! One harness for speed: a row for each operation of each layer, projections, and whole training
+//! steps.
 //!
 //! A row's id is `network/layer/op/precision/batch/device`; `zfnet bench` and `cargo bench` run the
 //! same rows. What a row reaches is set beside what the machine can do, measured in the same run:
-//! multiply-adds a second from registers, and bytes a second copied.
+//! multiply-adds a second (from registers; on a GPU with cuBLASLt also those of a large product,
+//! whichever are more), and bytes a second copied.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::backend::cpu::CpuBackend;
-use crate::backend::{Backend, Crop, Dropout, Param, ReluRule, SgdConstants, StepState, Tensor};
-use crate::model::{Kind, Layer, Model, Network, Params, Preprocess};
+use crate::backend::{
+    Backend, Crop, Dropout, Param, ReluRule, SeedUnit, SgdConstants, StepState, Tensor,
+};
+use crate::model::{Kind, Layer, Model, Network, Params, Preprocess, Projector, Rule, Seed};
 use crate::shape::Shape;
 use crate::train::Trainer;
 use crate::{Error, Result};
 
 /// What an operation of a layer does; the names of `--op`.
-pub const OPS: [&str; 4] = ["forward", "backward-data", "backward-filter", "update"];
+pub const OPS: [&str; 5] = ["forward", "backward-data", "backward-filter", "update", "project"];
+
+/// Projections at a time of the rows `project`: one image's nine, as on the paper's pages.
+const SEEDS: usize = 9;
+
+/// A backend whose speed can be measured.
+pub trait Measured: Backend {
+    /// What the machine can do in this backend's precision, measured now.
+    ///
+    /// # Errors
+    /// If the backend refuses.
+    fn peaks(&self) -> Result<Peaks>;
+
+    /// Seconds that each of several runs took, after one that is not counted: at least five, for
+    /// about half a second.
+    ///
+    /// # Errors
+    /// If a run fails.
+    fn seconds(&self, run: &mut dyn FnMut() -> Result<()>) -> Result<Vec<f64>>;
+
+    /// Bytes of a cache that operands must not be found in again, because in a training step they
+    /// would not be. 0 where runs may follow each other on the same operands.
+    fn cache(&self) -> usize;
+}
+
+impl Measured for CpuBackend {
+    fn peaks(&self) -> Result<Peaks> {
+        const LEN: usize = 1 << 24;
+        let (mut to, from) = (vec![0.0f32; LEN], vec![1.0f32; LEN]);
+        let copy = self.seconds(&mut || {
+            self.copy(black_box(&mut to), black_box(&from));
+            Ok(())
+        })?;
+        const ROUNDS: usize = 1 << 20;
+        let flops = self.multiply_adds(ROUNDS);
+        let multiply = self.seconds(&mut || {
+            black_box(self.multiply_adds(black_box(ROUNDS)));
+            Ok(())
+        })?;
+        let (copy, multiply) = (Spread::of(copy).median, Spread::of(multiply).median);
+        Ok(Peaks { gflops: flops / multiply / 1e9, gbytes: 8.0 * LEN as f64 / copy / 1e9 })
+    }
+
+    fn seconds(&self, run: &mut dyn FnMut() -> Result<()>) -> Result<Vec<f64>> {
+        wall_clock(run)
+    }
+
+    fn cache(&self) -> usize {
+        0
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl Measured for crate::backend::cuda::CudaBackend {
+    fn peaks(&self) -> Result<Peaks> {
+        let registers = self.multiply_adds_per_second()?;
+        let product = self.product_per_second()?.unwrap_or(0.0);
+        Ok(Peaks { gflops: registers.max(product) / 1e9, gbytes: self.copied_per_second()? / 1e9 })
+    }
+
+    fn seconds(&self, run: &mut dyn FnMut() -> Result<()>) -> Result<Vec<f64>> {
+        self.seconds(run)
+    }
+
+    fn cache(&self) -> usize {
+        self.cache()
+    }
+}
+
+/// [`Measured::seconds`] by the clock on the wall, for runs that are done when they return.
+pub(crate) fn wall_clock(run: &mut dyn FnMut() -> Result<()>) -> Result<Vec<f64>> {
+    run()?;
+    let begun = Instant::now();
+    let mut times = Vec::new();
+    while times.len() < 5 || begun.elapsed() < Duration::from_millis(400) {
+        let start = Instant::now();
+        run()?;
+        times.push(start.elapsed().as_secs_f64());
+    }
+    Ok(times)
+}
+
+/// The middle of several times, and how far apart they lie.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Spread {
+    /// Half of them are shorter.
+    pub median: f64,
+    /// From the first quarter of them to the last, as a share of the median.
+    pub quartiles: f64,
+}
+
+impl Spread {
+    /// Of at least one time.
+    pub fn of(mut times: Vec<f64>) -> Self {
+        times.sort_by(f64::total_cmp);
+        let at = |quarter: usize| times[(times.len() - 1) * quarter / 4];
+        Spread { median: times[times.len() / 2], quartiles: (at(3) - at(1)) / at(2) }
+    }
+}
 
 /// An operation to be timed.
 pub struct Case<'a> {
@@ -31,6 +133,9 @@ pub struct Case<'a> {
     batch: usize,
 }
 
+/// What is to be timed.
+pub type Run<'a> = Box<dyn FnMut() -> Result<()> + 'a>;
+
 /// What limits an operation, and how much of it there is.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Work {
@@ -41,31 +146,34 @@ pub enum Work {
 }
 
 /// A timed operation.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Row {
     /// `network/layer/op/precision/batch/device`.
     pub id: String,
     /// Median time of one run.
     pub milliseconds: f64,
+    /// From the first quartile of the times to the third, as a share of the median.
+    #[serde(default)]
+    pub spread: f64,
     /// 10^9 floating-point operations a second, for what arithmetic limits.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gflops: Option<f64>,
     /// 10^9 bytes a second, for what memory limits.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gbytes: Option<f64>,
     /// Images a second, of whole training steps.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub images_per_second: Option<f64>,
     /// Share of the machine's measured peak of the same kind.
     pub share: f64,
 }
 
 /// What the machine can do.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Peaks {
-    /// 10^9 floating-point operations a second, of multiply-adds in registers on all threads.
+    /// 10^9 floating-point operations a second, of multiply-adds.
     pub gflops: f64,
-    /// 10^9 bytes a second read and written, copying on all threads.
+    /// 10^9 bytes a second read and written, copying.
     pub gbytes: f64,
 }
 
@@ -73,7 +181,8 @@ pub struct Peaks {
 ///
 /// # Errors
 /// If no row is left.
-pub fn cases<'a>(
+pub fn cases<'a, B: Backend>(
+    backend: &B,
     network: &'a Network,
     batch: usize,
     layer: Option<&str>,
@@ -84,10 +193,16 @@ pub fn cases<'a>(
     }
     let mut cases = Vec::new();
     for (index, l) in network.layers.iter().enumerate() {
-        for (name, work) in operations(l, index, batch) {
+        let mut rows = operations(l, index, batch, backend.precision().bytes() as f64);
+        if matches!(l.kind, Kind::Conv { .. }) {
+            let below = network.layers[..=index].iter().map(Layer::multiply_adds).sum::<u64>();
+            rows.push(("project", Work::Flops(2.0 * (SEEDS as u64 * below) as f64)));
+        }
+        for (name, work) in rows {
             if layer.is_none_or(|wanted| wanted == l.name) && op.is_none_or(|wanted| wanted == name)
             {
-                let id = format!("{}/{}/{name}/f32/{batch}/cpu", network.architecture.name, l.name);
+                let batch = if name == "project" { SEEDS } else { batch };
+                let id = id_of(backend, network, &l.name, name, batch);
                 cases.push(Case { id, work, network, layer: index, op: name, batch });
             }
         }
@@ -102,11 +217,23 @@ pub fn cases<'a>(
     Ok(cases)
 }
 
-/// The operations of a layer and their work; the first layer's data gradient is left out, since
-/// training does not ask for it.
-fn operations(layer: &Layer, index: usize, batch: usize) -> Vec<(&'static str, Work)> {
-    let values = |shape: Shape| 4.0 * (shape.len() * batch) as f64;
-    let (x, y) = (values(layer.input), values(layer.output));
+fn id_of<B: Backend>(
+    backend: &B,
+    network: &Network,
+    layer: &str,
+    op: &str,
+    batch: usize,
+) -> String {
+    let (precision, device) = (backend.precision().name(), backend.device());
+    format!("{}/{layer}/{op}/{precision}/{batch}/{device}", network.architecture.name)
+}
+
+/// The operations of a layer and their work, for activations of so many `bytes`; the first layer's
+/// data gradient is left out, since training does not ask for it.
+fn operations(layer: &Layer, index: usize, batch: usize, bytes: f64) -> Vec<(&'static str, Work)> {
+    let count = |shape: Shape| (shape.len() * batch) as f64;
+    let (x, y) = (bytes * count(layer.input), bytes * count(layer.output));
+    let switches = count(layer.output);
     match &layer.kind {
         Kind::Conv { dims, .. } | Kind::FullyConnected { dims, .. } => {
             let flops = Work::Flops(2.0 * dims.with_n(batch).multiply_adds() as f64);
@@ -119,8 +246,8 @@ fn operations(layer: &Layer, index: usize, batch: usize) -> Vec<(&'static str, W
             rows
         }
         Kind::MaxPool { .. } => vec![
-            ("forward", Work::Bytes(x + y + y / 4.0)),
-            ("backward-data", Work::Bytes(x + y + y / 4.0)),
+            ("forward", Work::Bytes(x + y + switches)),
+            ("backward-data", Work::Bytes(x + y + switches)),
         ],
         Kind::Lrn(_) => {
             vec![("forward", Work::Bytes(x + y)), ("backward-data", Work::Bytes(2.0 * x + y))]
@@ -135,8 +262,52 @@ impl Case<'_> {
     ///
     /// # Errors
     /// If the backend has no room.
-    pub fn prepare<'b, B: Backend>(&self, backend: &'b B) -> Result<Box<dyn FnMut() + 'b>> {
-        const CHECKED: &str = "planned sizes";
+    pub fn prepare<'b, B: Measured>(&'b self, backend: &'b B) -> Result<Run<'b>> {
+        if self.op == "project" {
+            return self.prepare_projection(backend);
+        }
+        // As many sets of operands as it takes for none to be left in a cache when its turn comes.
+        let layer = &self.network.layers[self.layer];
+        let values = self.batch * (layer.input.len() + layer.output.len());
+        let bytes = values * backend.precision().bytes() + 4 * layer.parameters();
+        let sets = (2 * backend.cache()).div_ceil(bytes.max(1)).clamp(1, 64);
+        let mut runs =
+            (0..sets).map(|_| self.prepare_operation(backend)).collect::<Result<Vec<Run<'b>>>>()?;
+        let mut turn = 0;
+        Ok(Box::new(move || {
+            turn = (turn + 1) % runs.len();
+            runs[turn]()
+        }))
+    }
+
+    fn prepare_projection<'b, B: Backend>(&'b self, backend: &'b B) -> Result<Run<'b>> {
+        let network = self.network;
+        let input = network.architecture.input;
+        let preprocess = Preprocess::paper(input.size, input.resize, input.std, vec![128.0; 3]);
+        let mut with_params = {
+            let params = Params::init(backend, network, 0)?;
+            // The projector borrows the weights as long as it lives; a benchmark lives to the end.
+            let params: &'static Params<B> = Box::leak(Box::new(params));
+            Projector::new(backend, network, params, &preprocess, 1, SEEDS)?
+        };
+        let pixels: Vec<u8> = (0..preprocess.bytes()).map(|i| (i * 31 % 251) as u8).collect();
+        with_params.look(&pixels, &preprocess.ten_crops(0)[4..5])?;
+        let Shape { h, w, c, .. } = network.layers[self.layer].output;
+        let seed = |i: usize| {
+            let (map, y, x) = (i % c, i * 7 % h, i * 5 % w);
+            let [map, y, x] = [map, y, x].map(|v| v as u32);
+            Seed { image: 0, unit: SeedUnit { map, y, x, value: 1.0 } }
+        };
+        let seeds: Vec<Seed> = (0..SEEDS).map(seed).collect();
+        Ok(Box::new(move || {
+            with_params.project(self.layer, &seeds, Rule::DECONVNET, |_, picture| {
+                black_box(picture);
+                Ok(())
+            })
+        }))
+    }
+
+    fn prepare_operation<'b, B: Backend>(&'b self, backend: &'b B) -> Result<Run<'b>> {
         let layer = &self.network.layers[self.layer];
         let mut x = noise(backend, layer.input.with_n(self.batch))?;
         let mut y = noise(backend, layer.output.with_n(self.batch))?;
@@ -146,32 +317,24 @@ impl Case<'_> {
             (Kind::Conv { dims, .. } | Kind::FullyConnected { dims, .. }, op) => {
                 let dims = dims.with_n(n);
                 let mut scratch = backend.scratch(&[dims])?;
-                let mut w = Param::zeros(backend, &dims)?;
-                w.weight = noise(backend, dims.filter())?;
+                let mut w = Param::weights(backend, &dims)?;
+                fill(backend, &mut w.weight)?;
                 let mut g = Param::zeros(backend, &dims)?;
                 let mut v = Param::zeros(backend, &dims)?;
                 let sgd = SgdConstants { momentum: 0.9, decay: 5e-4 };
                 match op {
                     "forward" => Box::new(move || {
                         let (weight, bias) = (&w.weight, Some(&w.bias));
-                        backend
-                            .conv_forward(&mut y, &x, weight, bias, true, &dims, &mut scratch)
-                            .expect(CHECKED);
+                        backend.conv_forward(&mut y, &x, weight, bias, true, &dims, &mut scratch)
                     }),
                     "backward-data" => Box::new(move || {
-                        backend
-                            .conv_backward_data(&mut x, &y, &w.weight, &dims, &mut scratch)
-                            .expect(CHECKED);
+                        backend.conv_backward_data(&mut x, &y, &w.weight, &dims, &mut scratch)
                     }),
                     "backward-filter" => Box::new(move || {
-                        backend
-                            .conv_backward_filter(&mut g, &y, &x, false, &dims, &mut scratch)
-                            .expect(CHECKED);
+                        backend.conv_backward_filter(&mut g, &y, &x, false, &dims, &mut scratch)
                     }),
                     _ => Box::new(move || {
-                        backend
-                            .sgd_step(&mut w.weight, &mut v.weight, &g.weight, &sgd, &state)
-                            .expect(CHECKED);
+                        backend.sgd_step(&mut w.weight, &mut v.weight, &g.weight, &sgd, &state)
                     }),
                 }
             }
@@ -180,31 +343,25 @@ impl Case<'_> {
                 let mut switches = backend.bytes(dims.output().len())?;
                 backend.maxpool_forward(&mut y, &mut switches, &x, &dims)?;
                 if op == "forward" {
-                    Box::new(move || {
-                        backend.maxpool_forward(&mut y, &mut switches, &x, &dims).expect(CHECKED);
-                    })
+                    Box::new(move || backend.maxpool_forward(&mut y, &mut switches, &x, &dims))
                 } else {
                     Box::new(move || {
-                        backend
-                            .maxpool_backward(&mut x, &y, &switches, None, true, &dims)
-                            .expect(CHECKED);
+                        backend.maxpool_backward(&mut x, &y, &switches, None, true, &dims)
                     })
                 }
             }
-            (Kind::Lrn(lrn), "forward") => {
-                Box::new(move || backend.lrn_forward(&mut y, &x, &lrn).expect(CHECKED))
-            }
+            (Kind::Lrn(lrn), "forward") => Box::new(move || backend.lrn_forward(&mut y, &x, &lrn)),
             (Kind::Lrn(lrn), _) => {
                 let mut dx = noise(backend, layer.input.with_n(n))?;
-                Box::new(move || backend.lrn_backward(&mut dx, &y, &x, None, &lrn).expect(CHECKED))
+                Box::new(move || backend.lrn_backward(&mut dx, &y, &x, None, &lrn))
             }
             (Kind::Relu, _) => {
                 let rule = ReluRule { forward_mask: true, relu_down: false };
-                Box::new(move || backend.relu_backward(&mut y, &x, None, rule).expect(CHECKED))
+                Box::new(move || backend.relu_backward(&mut y, &x, None, rule))
             }
             (Kind::Dropout { rate }, _) => {
                 let dropout = Dropout { rate, layer: self.layer as u32 };
-                Box::new(move || backend.dropout(&mut y, &x, &dropout, &state).expect(CHECKED))
+                Box::new(move || backend.dropout(&mut y, &x, &dropout, &state))
             }
         })
     }
@@ -212,78 +369,56 @@ impl Case<'_> {
     /// Times the case.
     ///
     /// # Errors
-    /// If the backend has no room.
-    pub fn measure<B: Backend>(&self, backend: &B, peaks: &Peaks) -> Result<Row> {
+    /// If the backend has no room or refuses.
+    pub fn measure<B: Measured>(&self, backend: &B, peaks: &Peaks) -> Result<Row> {
         let mut run = self.prepare(backend)?;
-        let seconds = median(|| {
-            run();
-            backend.synchronize().expect("a backend that ran");
-        });
-        let rate = |work: f64| work / seconds / 1e9;
+        let Spread { median, quartiles } = Spread::of(backend.seconds(&mut run)?);
+        let rate = |work: f64| work / median / 1e9;
         let (gflops, gbytes, share) = match self.work {
             Work::Flops(flops) => (Some(rate(flops)), None, rate(flops) / peaks.gflops),
             Work::Bytes(bytes) => (None, Some(rate(bytes)), rate(bytes) / peaks.gbytes),
         };
-        let (id, milliseconds) = (self.id.clone(), seconds * 1e3);
-        Ok(Row { id, milliseconds, gflops, gbytes, images_per_second: None, share })
+        let (id, milliseconds) = (self.id.clone(), median * 1e3);
+        let (spread, images_per_second) = (quartiles, None);
+        Ok(Row { id, milliseconds, spread, gflops, gbytes, images_per_second, share })
     }
 }
 
-/// Median seconds of a run: at least five after a first one, for about half a second.
-fn median(mut run: impl FnMut()) -> f64 {
-    run();
-    let begun = Instant::now();
-    let mut times = Vec::new();
-    while times.len() < 5 || begun.elapsed() < Duration::from_millis(400) {
-        let start = Instant::now();
-        run();
-        times.push(start.elapsed().as_secs_f64());
-    }
-    times.sort_by(f64::total_cmp);
-    times[times.len() / 2]
+/// An activation of numbers from -1 to 1 in no particular order.
+fn noise<B: Backend>(backend: &B, shape: Shape) -> Result<Tensor<B>> {
+    let mut tensor = backend.activations(shape)?;
+    fill(backend, &mut tensor)?;
+    Ok(tensor)
 }
 
 /// Numbers from -1 to 1 in no particular order.
-fn noise<B: Backend>(backend: &B, shape: Shape) -> Result<Tensor<B>> {
-    let mut tensor = backend.zeros(shape)?;
+fn fill<B: Backend>(backend: &B, tensor: &mut Tensor<B>) -> Result<()> {
     let mut number = 1u32;
     let values: Vec<f32> = std::iter::repeat_with(|| {
         number = number.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         number as f32 / u32::MAX as f32 * 2.0 - 1.0
     })
-    .take(shape.len())
+    .take(tensor.shape().len())
     .collect();
-    backend.upload(&mut tensor, &values)?;
-    Ok(tensor)
-}
-
-/// Measures what the machine can do on the backend's threads.
-pub fn peaks(backend: &CpuBackend) -> Peaks {
-    const LEN: usize = 1 << 24;
-    let (mut to, from) = (vec![0.0f32; LEN], vec![1.0f32; LEN]);
-    let copy = median(|| backend.copy(black_box(&mut to), black_box(&from)));
-    const ROUNDS: usize = 1 << 20;
-    let flops = backend.multiply_adds(ROUNDS);
-    let multiply = median(|| {
-        black_box(backend.multiply_adds(black_box(ROUNDS)));
-    });
-    Peaks { gflops: flops / multiply / 1e9, gbytes: 8.0 * LEN as f64 / copy / 1e9 }
+    backend.upload(tensor, &values)
 }
 
 /// Images a second of whole training steps (input, walk up, loss, walk down, update): the median
-/// step's, on pixels already in memory.
+/// step's, on pixels in the host's memory, which are copied in as in training, or with `resident`
+/// on a batch that stays where the backend has it.
 ///
 /// # Errors
 /// If the backend has no room or refuses.
-pub fn training_steps<B: Backend>(
+pub fn training_steps<B: Measured>(
     backend: &B,
-    network: Network,
+    mut network: Network,
     batch: usize,
+    resident: bool,
     peaks: &Peaks,
 ) -> Result<Row> {
-    let mut network = network;
     network.architecture.recipe.batch_size = batch;
-    let id = format!("{}/all/step/f32/{batch}/cpu", network.architecture.name);
+    let op = if resident { "step-resident" } else { "step" };
+    let id = id_of(backend, &network, "all", op, batch);
     let flops = 2.0 * batch as f64 * step_multiply_adds(&network) as f64;
     let input = network.architecture.input;
     let preprocess = Preprocess::paper(input.size, input.resize, input.std, vec![128.0; 3]);
@@ -291,30 +426,55 @@ pub fn training_steps<B: Backend>(
     let params = Params::init(backend, &network, 0)?;
     let momentum = Params::zeros(backend, &network)?;
     let labels: Vec<u32> = (0..batch).map(|i| (i % network.classes()) as u32).collect();
-    let pixels: Vec<u8> =
-        (0..batch * input.resize * input.resize * 3).map(|i| (i * 31 % 251) as u8).collect();
+    let pixels: Vec<u8> = (0..batch * preprocess.bytes()).map(|i| (i * 31 % 251) as u8).collect();
     let crops: Vec<Crop> =
         (0..batch as u32).map(|image| preprocess.ten_crops(image)[image as usize % 10]).collect();
     let model = Model { network, params, preprocess, classes };
     let mut trainer = Trainer::new(backend, model, momentum, 1)?;
     let mut state = StepState { seed: 0, step: 0, first_sample: 0, rate: 1e-4 };
-    let mut failed = None;
-    let seconds = median(|| {
+    // Every buffer has a batch, and steps that can be recorded are.
+    for _ in 0..3 * backend.batches_in_flight() {
+        trainer.enqueue(&pixels, &crops, &labels, state)?;
         state.step += 1;
-        failed = trainer.step(&pixels, &crops, &labels, state).err().or(failed.take());
-        backend.synchronize().expect("a backend that ran");
-    });
-    match failed {
-        Some(error) => Err(error),
-        None => Ok(Row {
-            id,
-            milliseconds: seconds * 1e3,
-            gflops: Some(flops / seconds / 1e9),
-            gbytes: None,
-            images_per_second: Some(batch as f64 / seconds),
-            share: flops / seconds / 1e9 / peaks.gflops,
-        }),
     }
+    trainer.wait()?;
+    // Several steps a run, since on a GPU one's end overlaps the next one's beginning.
+    let steps = backend.batches_in_flight();
+    let times = backend.seconds(&mut || {
+        for _ in 0..steps {
+            state.step += 1;
+            if resident {
+                trainer.again(state)?;
+            } else {
+                trainer.enqueue(&pixels, &crops, &labels, state)?;
+            }
+        }
+        trainer.wait()
+    })?;
+    let Spread { median, quartiles } = Spread::of(times);
+    let seconds = median / steps as f64;
+    let gflops = flops / seconds / 1e9;
+    Ok(Row {
+        id,
+        milliseconds: seconds * 1e3,
+        spread: quartiles,
+        gflops: Some(gflops),
+        gbytes: None,
+        images_per_second: Some(batch as f64 / seconds),
+        share: gflops / peaks.gflops,
+    })
+}
+
+/// Rows of this run that are slower than the same rows of an earlier one by more than `tolerance`
+/// (a share), with both times in milliseconds, the earlier first.
+pub fn slower<'a>(rows: &'a [Row], earlier: &[Row], tolerance: f64) -> Vec<(&'a str, f64, f64)> {
+    let before =
+        |row: &Row| earlier.iter().find(|old| old.id == row.id).map(|old| old.milliseconds);
+    let pairs = rows.iter().filter_map(|row| Some((row, before(row)?)));
+    pairs
+        .filter(|(row, before)| row.milliseconds > before * (1.0 + tolerance))
+        .map(|(row, before)| (row.id.as_str(), before, row.milliseconds))
+        .collect()
 }
 
 /// Multiply-adds of a training step for one image: forward, filter gradient and, above the first

@@ -36,6 +36,14 @@ pub enum Error {
     /// Training that cannot go on.
     #[error("training: {0}")]
     Training(String),
+    /// More memory than there is.
+    #[error("no room for {}{}", gigabytes(*wanted), free_of(*free))]
+    Memory {
+        /// Bytes that were asked for.
+        wanted: usize,
+        /// Bytes that were free, if that is known.
+        free: Option<usize>,
+    },
     /// A backend that cannot do what was asked.
     #[error("backend: {0}")]
     Backend(String),
@@ -63,4 +71,13 @@ impl Error {
         let path = path.into();
         move |error| Error::Io { action, path, error }
     }
+}
+
+/// A number of bytes, for people.
+fn gigabytes(bytes: usize) -> String {
+    format!("{:.2} GB", bytes as f64 / 1e9)
+}
+
+fn free_of(free: Option<usize>) -> String {
+    free.map_or(String::from(" in memory"), |free| format!(": {} are free", gigabytes(free)))
 }

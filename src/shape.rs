@@ -186,6 +186,12 @@ impl ConvDims {
         self.output().len() as u64 * self.filter().per_image() as u64
     }
 
+    /// Whether every filter covers its whole input, so that this is a product of matrices.
+    pub fn is_fully_connected(&self) -> bool {
+        let whole = [self.r, self.s] == [self.h, self.w] && [self.p, self.q] == [1, 1];
+        whole && self.pad == [0, 0] && self.groups == 1
+    }
+
     /// The same convolution of `n` images.
     pub fn with_n(self, n: usize) -> Self {
         ConvDims { n: n as u32, ..self }

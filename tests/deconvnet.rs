@@ -14,15 +14,18 @@ use zfnet::model::{
 on_every_backend!(
     rules_by_hand,
     unpooling_by_hand,
-    rules_equal_the_naive_walk,
     scaling_the_seed_scales_the_picture,
     rules_agree_where_all_is_positive,
     normalisation_is_skipped,
-    seeds_that_share_a_walk_up_equal_single_ones,
     projector_refuses_what_did_not_fire,
     peaks_and_the_strongest,
     projections_stay_inside_the_receptive_field,
 );
+// The walks up, and so the switches, agree with the twin's, and with those of another batch, in f32.
+mod in_f32 {
+    use super::*;
+    in_f32!(rules_equal_the_naive_walk, seeds_that_share_a_walk_up_equal_single_ones);
+}
 
 const RULES: [(&str, Rule); 3] =
     [("deconvnet", Rule::DECONVNET), ("gradient", Rule::GRADIENT), ("guided", Rule::GUIDED)];
@@ -74,7 +77,7 @@ impl<'a, B: Backend> Looker<'a, B> {
 
 /// Weights as given, layer by layer, biases zero.
 fn given<B: Backend>(backend: &B, network: &Network, weights: &[&[f32]]) -> Params<B> {
-    let mut params = Params::zeros(backend, network).unwrap();
+    let mut params = Params::weights(backend, network).unwrap();
     let layers = params.layers.iter_mut().flatten();
     for (param, weights) in layers.zip(weights) {
         backend.upload(&mut param.weight, weights).unwrap();
@@ -275,7 +278,7 @@ fn scaling_the_seed_scales_the_picture<B: Backend>(backend: &B) {
 fn rules_agree_where_all_is_positive<B: Backend>(backend: &B) {
     let without = SMALL.replace("{ type = \"lrn\", size = 3, k = 1.0, alpha = 0.5 },", "");
     let network = network(&without);
-    let mut params = Params::zeros(backend, &network).unwrap();
+    let mut params = Params::weights(backend, &network).unwrap();
     let mut random = Random(3);
     for param in params.layers.iter_mut().flatten() {
         for tensor in [&mut param.weight, &mut param.bias] {

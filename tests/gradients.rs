@@ -9,14 +9,14 @@
 mod common;
 
 use common::{
-    Conv, Random, bytes, host_params, indices, network, norm, pooling, random_params, tensor, twin,
-    unwritten, values, widen,
+    Conv, Random, bytes, host_params, in_full, indices, network, norm, pooling, random_params,
+    tensor, twin, unwritten, unwritten_in_full, values, weights, widen,
 };
-use zfnet::backend::{Backend, Dropout, Lrn, Param, ReluRule, SeedUnit, StepState, Tensor};
+use zfnet::backend::{Backend, Dropout, Lrn, Param, ReluRule, SeedUnit, StepState};
 use zfnet::model::{Descent, Network, Params, Purpose, Rule, Workspace};
 use zfnet::shape::{Rounding, Shape};
 
-on_every_backend!(
+in_f32!(
     of_convolution,
     of_pooling_and_relu,
     of_normalisation,
@@ -88,7 +88,7 @@ fn of_convolution<B: Backend>(backend: &B) {
             [dims.input(), dims.filter(), dims.output()].map(|s| random.reals(s.len()));
         let b = random.reals(dims.k as usize);
         let x_tensor = tensor(backend, dims.input(), &x);
-        let w_tensor = tensor(backend, dims.filter(), &w);
+        let w_tensor = weights(backend, dims.filter(), &w);
         let dy_tensor = tensor(backend, dims.output(), &dy);
         let mut scratch = backend.scratch(&[*dims]).unwrap();
         let mut dx = unwritten(backend, dims.input());
@@ -172,12 +172,14 @@ fn of_the_loss<B: Backend>(backend: &B) {
     let shape = Shape::new(n, 1, 1, classes);
     let logits: Vec<f32> = random.reals(shape.len()).iter().map(|v| v * 3.0).collect();
     let labels = [2, 0, 6];
-    let mut losses = unwritten(backend, Shape::vector(n));
+    let mut losses = unwritten_in_full(backend, Shape::vector(n));
     let mut gradient = unwritten(backend, shape);
     let label_indices = indices(backend, &labels);
-    let logits_tensor = tensor(backend, shape, &logits);
+    let logits_tensor = in_full(backend, shape, &logits);
+    let mut state = backend.state().unwrap();
+    let (losses, dlogits) = (&mut losses, &mut gradient);
     backend
-        .softmax_cross_entropy(&mut losses, &mut gradient, &logits_tensor, &label_indices, 0.25)
+        .softmax_cross_entropy(losses, dlogits, &logits_tensor, &label_indices, 0.25, &mut state)
         .unwrap();
     let mut loss = |logits: &[f64]| {
         let [losses, _] = twin::softmax_cross_entropy(logits, classes, &labels, 1.0);
@@ -282,16 +284,14 @@ fn of_a_network<B: Backend>(backend: &B) {
     const N: usize = 3;
     const SAMPLE: usize = 25;
     let both = &mut Both::new(backend, Purpose::Train, N);
-    let logits = values(backend, both.workspace.logits_and_descending().0);
+    let logits = values(backend, both.workspace.logits());
     both.assert_close(&logits, both.walk.logits(), "logits");
 
     let labels = [4, 0, 2];
-    let mut losses: Tensor<B> = unwritten(backend, Shape::vector(N));
+    let mut losses = unwritten_in_full(backend, Shape::vector(N));
     let label_indices = indices(backend, &labels);
-    let (logits, descending) = both.workspace.logits_and_descending();
-    descending.reshape(logits.shape());
     let scale = 1.0 / N as f32;
-    backend.softmax_cross_entropy(&mut losses, descending, logits, &label_indices, scale).unwrap();
+    both.workspace.loss(backend, &mut losses, &label_indices, scale).unwrap();
     let last = both.network.layers.len() - 1;
     let mut gradients = Params::zeros(backend, &both.network).unwrap();
     let descent = Descent {

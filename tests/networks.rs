@@ -369,7 +369,7 @@ fn saved_weights_lie_as_pytorch_has_them<B: Backend>(backend: &B) {
     let layers = r#"{ type = "conv", name = "conv1", channels = 3, kernel = 7 }, { type = "relu" },
         { type = "fc", name = "fc6" }"#;
     let network = network(&small(&layers.replace('\n', " ")));
-    let mut params = Params::zeros(backend, &network).unwrap();
+    let mut params = Params::weights(backend, &network).unwrap();
     let count = |n: usize| (0..n).map(|i| i as f32).collect::<Vec<_>>();
     for param in params.layers.iter_mut().flatten() {
         let numbers = count(param.weight.shape().len());

@@ -15,10 +15,17 @@
 //! - **relu** passes NaN on, so that a training gone wrong is seen.
 //! - **LRN** is the paper's: `y = x / (k + alpha * sum of x^2)^beta`, the sum *not* divided by the
 //!   number of neighbours.
+//! - **Storage.** Activations and what descends are kept in the backend's [`Precision`]; weights,
+//!   biases, momentum, gradients of weights, logits and losses always in f32. A result is rounded to
+//!   storage once, from an f32 sum; comparisons (relu, winners of a window) are made after that.
+//! - **A loss that is not finite** halts the updates that read the same state: the weights stay as
+//!   they were, whenever the host comes to know of it.
 //! - **Dropout** keeps a value where [`philox`]'s number for (layer, step, sample, element) is below
 //!   a fixed threshold: no thread, no layout and no split of the batch can change a mask.
 
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod philox;
 
 use serde::{Deserialize, Serialize};
@@ -31,6 +38,38 @@ use crate::shape::{ConvDims, PoolDims, Shape};
 /// Unpooling puts its value at the window's first place inside the image for the deconvnet, and
 /// nowhere under a forward mask (where relu would stop it in any case).
 pub const NOT_POSITIVE: u8 = 255;
+
+/// How values are stored, and how products are made of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// f32 throughout.
+    F32,
+    /// Stored as f32; convolutions round their operands to TF32 (10 bits of fraction) first.
+    Tf32,
+    /// Activations, and the weights that convolutions read, are bfloat16 (7 bits of fraction);
+    /// sums are f32.
+    Bf16,
+}
+
+impl Precision {
+    /// As flags and benchmark rows have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Precision::F32 => "f32",
+            Precision::Tf32 => "tf32",
+            Precision::Bf16 => "bf16",
+        }
+    }
+
+    /// Bytes of a stored activation.
+    pub fn bytes(self) -> usize {
+        match self {
+            Precision::F32 | Precision::Tf32 => 4,
+            Precision::Bf16 => 2,
+        }
+    }
+}
 
 /// Values of a shape, on a backend. Contiguous NHWC (filters KRSC): no strides, no views.
 pub struct Tensor<B: Backend> {
@@ -71,12 +110,22 @@ pub struct Param<B: Backend> {
 }
 
 impl<B: Backend> Param<B> {
-    /// Zeros for a convolution of these sizes.
+    /// Zeros for a convolution of these sizes: gradients or momentum.
+    ///
+    /// # Errors
+    /// If the backend has no room.
     pub fn zeros(backend: &B, dims: &ConvDims) -> Result<Self> {
-        Ok(Param {
-            weight: backend.zeros(dims.filter())?,
-            bias: backend.zeros(Shape::vector(dims.k as usize))?,
-        })
+        let bias = backend.zeros(Shape::vector(dims.k as usize))?;
+        Ok(Param { weight: backend.zeros(dims.filter())?, bias })
+    }
+
+    /// The same for weights: what convolutions read.
+    ///
+    /// # Errors
+    /// If the backend has no room.
+    pub fn weights(backend: &B, dims: &ConvDims) -> Result<Self> {
+        let bias = backend.zeros(Shape::vector(dims.k as usize))?;
+        Ok(Param { weight: backend.weights(dims.filter())?, bias })
     }
 }
 
@@ -108,7 +157,7 @@ pub struct Dropout {
 
 /// One non-zero value of a seed tensor: where a walk down begins.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct SeedUnit {
     /// Channel.
     pub map: u32,
@@ -122,7 +171,7 @@ pub struct SeedUnit {
 
 /// Where one sample of a batch is cut out of which uploaded image.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct Crop {
     /// Index of the image among the uploaded ones.
     pub image: u32,
@@ -147,7 +196,8 @@ pub struct InputDims {
 }
 
 /// The strongest value of one map in one image.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct Peak {
     /// The value; NaN if the map holds one.
     pub value: f32,
@@ -168,6 +218,45 @@ pub struct StepState {
     pub first_sample: u32,
     /// Learning rate.
     pub rate: f32,
+}
+
+/// One batch on its way: what it is made of, and the losses that come back.
+pub struct Batch<B: Backend> {
+    /// Squares of pixels, u8 `[images, side, side, 3]`.
+    pub pixels: B::Bytes,
+    /// A crop for each sample.
+    pub crops: B::Crops,
+    /// A class for each sample.
+    pub labels: B::Indices,
+    /// A loss for each sample; its shape says how many samples there are.
+    pub losses: Tensor<B>,
+    /// What the backend needs to move the batch beside its operations.
+    pub staging: B::Staging,
+}
+
+impl<B: Backend> Batch<B> {
+    /// Room for `bytes` of pixels and for `samples` samples.
+    ///
+    /// # Errors
+    /// If the backend has no room.
+    pub fn new(backend: &B, bytes: usize, samples: usize) -> Result<Self> {
+        Ok(Batch {
+            pixels: backend.bytes(bytes)?,
+            crops: backend.crops(samples)?,
+            labels: backend.indices(samples)?,
+            losses: backend.zeros(Shape::vector(samples))?,
+            staging: backend.staging(bytes, samples)?,
+        })
+    }
+}
+
+/// How much memory a backend's tensors take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// Bytes that this backend has handed out since it was created, returned or not.
+    pub handed_out: usize,
+    /// Bytes that are free now, if the machine says so.
+    pub free: Option<usize>,
 }
 
 /// Constants of the update.
@@ -206,16 +295,31 @@ pub trait Backend: Send + Sync + Sized + 'static {
     type Crops: Send + Sync;
     /// Room that operations use beside their tensors.
     type Scratch: Send;
-    /// Where the operations read a [`StepState`].
+    /// Where the operations read a [`StepState`], and whether updates are halted.
     type State: Send + Sync;
+    /// What it takes to move a [`Batch`] beside running operations.
+    type Staging: Send + Sync;
+    /// Operations that were recorded to be run again.
+    type Recording;
 
     /// What runs the operations, for logs: instruction set and threads, or the name of the GPU.
     fn describe(&self) -> String;
+    /// How activations are stored and products made.
+    fn precision(&self) -> Precision;
+    /// The kind of device, as benchmark rows have it.
+    fn device(&self) -> &'static str;
 
     // ---- memory ----
 
-    /// A tensor of zeros.
+    /// How much memory is in use, and free.
+    fn memory(&self) -> Result<Memory>;
+    /// A tensor of zeros in f32: momentum, gradients of weights, biases, logits, losses, means.
     fn zeros(&self, shape: Shape) -> Result<Tensor<Self>>;
+    /// A tensor of zeros in the precision of storage: activations, and what descends.
+    fn activations(&self, shape: Shape) -> Result<Tensor<Self>>;
+    /// Weights, zero: f32, beside whatever copy of them convolutions read. [`Backend::upload`],
+    /// [`Backend::sgd_step`] and [`Backend::limit_rms`] write both.
+    fn weights(&self, shape: Shape) -> Result<Tensor<Self>>;
     /// Room for `len` bytes.
     fn bytes(&self, len: usize) -> Result<Self::Bytes>;
     /// Room for `len` indices.
@@ -238,10 +342,38 @@ pub trait Backend: Send + Sync + Sized + 'static {
     fn upload_indices(&self, dst: &mut Self::Indices, src: &[u32]) -> Result<()>;
     /// Copies crops in, from the first on.
     fn upload_crops(&self, dst: &mut Self::Crops, src: &[Crop]) -> Result<()>;
-    /// Sets what the coming operations read.
+    /// Sets what the coming operations read; halted updates stay halted.
     fn set_state(&self, dst: &mut Self::State, state: StepState) -> Result<()>;
     /// Waits until all operations so far are done.
     fn synchronize(&self) -> Result<()>;
+
+    // ---- batches on their way ----
+
+    /// How many batches may be under way at a time: 1 where an operation is done when it returns.
+    fn batches_in_flight(&self) -> usize;
+    /// For a [`Batch`] of `bytes` of pixels and `samples` samples.
+    fn staging(&self, bytes: usize, samples: usize) -> Result<Self::Staging>;
+    /// Copies a batch in beside the operations under way; operations from now on see it. Whatever
+    /// read these buffers last must have been waited for with [`Backend::losses`].
+    fn upload_batch(
+        &self,
+        batch: &mut Batch<Self>,
+        pixels: &[u8],
+        crops: &[Crop],
+        labels: &[u32],
+    ) -> Result<()>;
+    /// Says that the operations so far are all that read the batch, and sends its losses on their
+    /// way back.
+    fn end_batch(&self, batch: &mut Batch<Self>) -> Result<()>;
+    /// Waits for the batch's end and copies its first `losses.len()` losses.
+    fn losses(&self, losses: &mut [f32], batch: &mut Batch<Self>) -> Result<()>;
+    /// Records what `operations` does, to be replayed, *instead* of doing it; or `None` where the
+    /// backend does not record, and nothing is done. What a recording reads when it is replayed is
+    /// what its tensors and its state then hold.
+    fn record(&self, operations: &mut dyn FnMut() -> Result<()>)
+    -> Result<Option<Self::Recording>>;
+    /// Does what was recorded.
+    fn replay(&self, recording: &Self::Recording) -> Result<()>;
 
     // ---- input ----
 
@@ -262,7 +394,8 @@ pub trait Backend: Send + Sync + Sized + 'static {
 
     // ---- layers ----
 
-    /// `y = conv(x, w) + bias`, then relu if asked for. Without `bias`, none is added.
+    /// `y = conv(x, w) + bias`, then relu if asked for. Without `bias`, none is added. `y` is an
+    /// activation, or f32 (the logits).
     fn conv_forward(
         &self,
         y: &mut Tensor<Self>,
@@ -354,7 +487,8 @@ pub trait Backend: Send + Sync + Sized + 'static {
     ) -> Result<()>;
 
     /// Softmax and cross-entropy: `losses[n] = -ln p[n, label]` and
-    /// `dlogits = scale * (p - onehot)`, for `[n, 1, 1, classes]`.
+    /// `dlogits = scale * (p - onehot)`, for `[n, 1, 1, classes]`; logits and losses are f32. A loss
+    /// that is not finite halts updates by this state from now on.
     fn softmax_cross_entropy(
         &self,
         losses: &mut Tensor<Self>,
@@ -362,6 +496,7 @@ pub trait Backend: Send + Sync + Sized + 'static {
         logits: &Tensor<Self>,
         labels: &Self::Indices,
         scale: f32,
+        state: &mut Self::State,
     ) -> Result<()>;
 
     // ---- looking ----
@@ -378,7 +513,7 @@ pub trait Backend: Send + Sync + Sized + 'static {
 
     // ---- parameters ----
 
-    /// `v = momentum v + (g + decay w); w -= rate v`.
+    /// `v = momentum v + (g + decay w); w -= rate v`, unless updates by this state are halted.
     fn sgd_step(
         &self,
         w: &mut Tensor<Self>,
@@ -389,6 +524,6 @@ pub trait Backend: Send + Sync + Sized + 'static {
     ) -> Result<()>;
 
     /// Scales every filter whose root mean square is above `limit` down to it ("feature scale
-    /// clipping", section 3 of the paper).
-    fn limit_rms(&self, weight: &mut Tensor<Self>, limit: f32) -> Result<()>;
+    /// clipping", section 3 of the paper), unless updates by this state are halted.
+    fn limit_rms(&self, weight: &mut Tensor<Self>, limit: f32, state: &Self::State) -> Result<()>;
 }

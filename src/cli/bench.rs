@@ -1,15 +1,16 @@
 //! `zfnet bench`: how fast each operation is, beside what the machine can do.
 
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Args;
-use serde_json::json;
-use zfnet::backend::Backend as _;
-use zfnet::bench::{OPS, Row, cases, peaks, training_steps};
+use serde::{Deserialize, Serialize};
+use zfnet::bench::{Measured, OPS, Peaks, Row, cases, slower, training_steps};
 use zfnet::model::{Architecture, Network};
+use zfnet::picture::write_whole;
 
-use super::DeviceArgs;
+use super::{DeviceArgs, OnDevice};
 
 #[derive(Args)]
 pub struct Bench {
@@ -29,48 +30,102 @@ pub struct Bench {
     /// that the shares of memory-bound rows are taken of)
     #[arg(long, conflicts_with_all = ["layer", "op"])]
     step: bool,
+    /// With --step: on a batch that stays where the device has it, instead of copying one in each time
+    #[arg(long, requires = "step")]
+    resident: bool,
+    /// Write the rows into this file, as --json prints them
+    #[arg(long, value_name = "FILE")]
+    save: Option<PathBuf>,
+    /// Compare with the rows of a file written by --save, and fail if one is slower now
+    #[arg(long, value_name = "FILE")]
+    compare: Option<PathBuf>,
+    /// Share by which a row may be slower than in --compare
+    #[arg(long, default_value_t = 0.1, requires = "compare")]
+    tolerance: f64,
     /// Print JSON
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    device: DeviceArgs,
+    pub device: DeviceArgs,
 }
 
-pub fn run(args: Bench) -> Result<ExitCode> {
-    let backend = args.device.open()?;
-    let network = Network::new(Architecture::find(&args.arch)?)?;
-    let batch = usize::from(args.batch);
-    let peaks = peaks(&backend);
-    if !args.json {
-        println!(
-            "{}: {:.0} GFLOP/s of multiply-adds, {:.1} GB/s copied",
-            backend.describe(),
-            peaks.gflops,
-            peaks.gbytes
-        );
-    }
-    let mut rows = Vec::new();
-    if args.step {
-        let row = training_steps(&backend, network, batch, &peaks)?;
-        if !args.json {
-            print(&row);
-        }
-        rows.push(row);
-    } else {
-        for case in cases(&network, batch, args.layer.as_deref(), args.op.as_deref())? {
-            let row = case.measure(&backend, &peaks)?;
-            if !args.json {
+/// What a run prints and keeps.
+#[derive(Serialize, Deserialize)]
+struct Saved {
+    device: String,
+    peaks: Peaks,
+    batch: usize,
+    rows: Vec<Row>,
+}
+
+impl OnDevice for Bench {
+    fn run<B: Measured>(self, backend: &B) -> Result<ExitCode> {
+        let network = Network::new(Architecture::find(&self.arch)?)?;
+        let earlier = self.compare.as_deref().map(read).transpose()?;
+        let batch = usize::from(self.batch);
+        let peaks = backend.peaks()?;
+        let device = backend.describe();
+        let mut rows = Vec::new();
+        let mut show = |row: Row| {
+            if !self.json {
                 print(&row);
             }
             rows.push(row);
+        };
+        if !self.json {
+            let Peaks { gflops, gbytes } = peaks;
+            println!("{device}: {gflops:.0} GFLOP/s of multiply-adds, {gbytes:.1} GB/s copied");
+        }
+        if self.step {
+            show(training_steps(backend, network, batch, self.resident, &peaks)?);
+        } else {
+            let (layer, op) = (self.layer.as_deref(), self.op.as_deref());
+            for case in cases(backend, &network, batch, layer, op)? {
+                show(case.measure(backend, &peaks)?);
+            }
+        }
+        let all = Saved { device, peaks, batch, rows };
+        let text = serde_json::to_string_pretty(&all)?;
+        if self.json {
+            println!("{text}");
+        }
+        if let Some(file) = &self.save {
+            let written = write_whole(file, text.as_bytes());
+            written.with_context(|| format!("cannot write {}", file.display()))?;
+        }
+        match earlier {
+            Some(earlier) => Ok(compare(&all, &earlier, self.tolerance)),
+            None => Ok(ExitCode::SUCCESS),
         }
     }
-    if args.json {
-        let device = backend.describe();
-        let all = json!({"device": device, "peaks": peaks, "batch": batch, "rows": rows});
-        println!("{}", serde_json::to_string_pretty(&all)?);
+}
+
+/// Rows of an earlier run.
+fn read(file: &Path) -> Result<Saved> {
+    let text = std::fs::read_to_string(file);
+    let text = text.with_context(|| format!("cannot read {}", file.display()))?;
+    serde_json::from_str(&text)
+        .with_context(|| format!("{}: expected what bench --save writes", file.display()))
+}
+
+/// Says which rows have become slower; an exit code of 1 if any has.
+fn compare(now: &Saved, earlier: &Saved, tolerance: f64) -> ExitCode {
+    if now.device != earlier.device {
+        eprintln!("note: the other rows are of another device: {}", earlier.device);
     }
-    Ok(ExitCode::SUCCESS)
+    let shared = now.rows.iter().filter(|row| earlier.rows.iter().any(|old| old.id == row.id));
+    let (shared, slower) = (shared.count(), slower(&now.rows, &earlier.rows, tolerance));
+    for (id, before, after) in &slower {
+        let more = 100.0 * (after / before - 1.0);
+        eprintln!("slower: {id}: {before:.3} ms before, {after:.3} ms now (+{more:.0} %)");
+    }
+    eprintln!(
+        "{} of {shared} rows that both have are slower by more than {:.0} %",
+        slower.len(),
+        100.0 * tolerance
+    );
+    // Nothing to compare is no success.
+    if slower.is_empty() && shared > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn print(row: &Row) {
@@ -79,9 +134,10 @@ fn print(row: &Row) {
         (_, gbytes) => (gbytes.unwrap_or(0.0), "GB/s"),
     };
     println!(
-        "{:<44} {:>9.3} ms {rate:>8.1} {unit:<7} {:>5.1} % of peak",
+        "{:<44} {:>9.3} ms ±{:>2.0} % {rate:>8.1} {unit:<7} {:>5.1} % of peak",
         row.id,
         row.milliseconds,
+        50.0 * row.spread,
         100.0 * row.share
     );
     if let Some(rate) = row.images_per_second {

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde_json::json;
+use zfnet::backend::Backend;
+use zfnet::bench::Measured;
 use zfnet::data::folder::ImageFolder;
 use zfnet::data::images::Images;
 use zfnet::data::synthetic;
@@ -22,7 +24,7 @@ use super::progress::Progress;
 use super::top9::{PageJob, write_page};
 use super::train::Display;
 use super::{
-    BareArgs, Device, DeviceArgs, ReadArgs, Split, make_folder, signal_code, stop_on_signals,
+    BareArgs, DeviceArgs, OnDevice, ReadArgs, Split, make_folder, signal_code, stop_on_signals,
 };
 
 #[derive(Args)]
@@ -37,7 +39,7 @@ pub struct Demo {
     #[arg(long)]
     quick: bool,
     #[command(flatten)]
-    device: DeviceArgs,
+    pub device: DeviceArgs,
 }
 
 /// A linear classifier on pixels, to compare with: one fully connected layer.
@@ -58,54 +60,56 @@ crops = "centre"
 /// Rows and columns of the generated pictures.
 const SIDE: usize = 73;
 
-pub fn run(args: Demo) -> Result<ExitCode> {
-    let begun = Instant::now();
-    let backend = args.device.open()?;
-    let stop = stop_on_signals()?;
-    let default = if args.quick { "zfnet-demo-quick" } else { "zfnet-demo" };
-    let out = make_folder(args.out.as_deref().unwrap_or(Path::new(default)))?;
-    claim(&out, &args)?;
-    let (per_class, epochs, drop) = if args.quick { (40, 2, 2) } else { (400, 12, 9) };
+impl OnDevice for Demo {
+    fn run<B: Measured>(self, backend: &B) -> Result<ExitCode> {
+        let begun = Instant::now();
+        let stop = stop_on_signals()?;
+        let default = if self.quick { "zfnet-demo-quick" } else { "zfnet-demo" };
+        let out = make_folder(self.out.as_deref().unwrap_or(Path::new(default)))?;
+        claim(&out, &self)?;
+        let (per_class, epochs, drop) = if self.quick { (40, 2, 2) } else { (400, 12, 9) };
 
-    let data = out.join("data");
-    let total = per_class * 5 / 4 * synthetic::CLASSES.len();
-    eprintln!("drawing {total} pictures of {} classes", synthetic::CLASSES.len());
-    synthetic::write_folder(&data, args.seed, SIDE, per_class, per_class / 4, |_| ())
-        .with_context(|| format!("cannot draw into {}", data.display()))?;
-    let folder = ImageFolder::open(&data)?;
+        let data = out.join("data");
+        let total = per_class * 5 / 4 * synthetic::CLASSES.len();
+        eprintln!("drawing {total} pictures of {} classes", synthetic::CLASSES.len());
+        synthetic::write_folder(&data, self.seed, SIDE, per_class, per_class / 4, |_| ())
+            .with_context(|| format!("cannot draw into {}", data.display()))?;
+        let folder = ImageFolder::open(&data)?;
 
-    let linear = Architecture::parse(LINEAR)?;
-    let mut mini = Architecture::find("zfnet-mini")?;
-    let recipe = &mut mini.recipe;
-    (recipe.epochs, recipe.schedule, recipe.steps) = (epochs, ScheduleKind::Step, vec![drop]);
+        let linear = Architecture::parse(LINEAR)?;
+        let mut mini = Architecture::find("zfnet-mini")?;
+        let recipe = &mut mini.recipe;
+        (recipe.epochs, recipe.schedule, recipe.steps) = (epochs, ScheduleKind::Step, vec![drop]);
 
-    let mut runs = Vec::new();
-    for architecture in [linear, mini] {
-        let run = out.join(&architecture.name);
-        match learn(&backend, &args, architecture, &folder, &run, &stop)? {
-            Outcome::Done => runs.push(run),
-            Outcome::Stopped => {
-                eprintln!("stopped and saved; the same command goes on");
-                return Ok(signal_code(&stop));
+        let mut runs = Vec::new();
+        for architecture in [linear, mini] {
+            let run = out.join(&architecture.name);
+            match learn(backend, &self, architecture, &folder, &run, &stop)? {
+                Outcome::Done => runs.push(run),
+                Outcome::Stopped => {
+                    eprintln!("stopped and saved; the same command goes on");
+                    return Ok(signal_code(&stop));
+                }
             }
         }
+        let [linear, mini] = &runs[..] else { unreachable!("two runs") };
+        let measured = [linear, mini].map(|run| measure(backend, run, &folder, &stop));
+        let [Some(of_linear), Some(of_mini)] =
+            measured.into_iter().collect::<Result<Vec<_>>>()?[..]
+        else {
+            return Ok(signal_code(&stop));
+        };
+        let facts = facts(&of_mini, Some(&of_linear));
+        let page = page(backend, &folder, mini, &out, facts, None)?;
+        println!(
+            "zfnet-mini: {:.1} % right; a linear classifier on pixels: {:.1} % ({} validation pictures)",
+            100.0 * (1.0 - of_mini.top1_error),
+            100.0 * (1.0 - of_linear.top1_error),
+            of_mini.images
+        );
+        println!("{:.0} s; open {}", begun.elapsed().as_secs_f64(), page.display());
+        Ok(ExitCode::SUCCESS)
     }
-    let [linear, mini] = &runs[..] else { unreachable!("two runs") };
-    let measured = [linear, mini].map(|run| measure(&backend, run, &folder, &stop));
-    let [Some(of_linear), Some(of_mini)] = measured.into_iter().collect::<Result<Vec<_>>>()?[..]
-    else {
-        return Ok(signal_code(&stop));
-    };
-    let facts = facts(&of_mini, Some(&of_linear));
-    let page = page(&backend, &folder, mini, &out, facts, None)?;
-    println!(
-        "zfnet-mini: {:.1} % right; a linear classifier on pixels: {:.1} % ({} validation pictures)",
-        100.0 * (1.0 - of_mini.top1_error),
-        100.0 * (1.0 - of_linear.top1_error),
-        of_mini.images
-    );
-    println!("{:.0} s; open {}", begun.elapsed().as_secs_f64(), page.display());
-    Ok(ExitCode::SUCCESS)
 }
 
 /// Takes note of whose demo the folder holds: one with other pictures cannot be gone on with.
@@ -122,8 +126,8 @@ fn claim(out: &Path, args: &Demo) -> Result<()> {
 }
 
 /// Trains one network; renews the page after each epoch of the convolutional one.
-fn learn(
-    backend: &Device,
+fn learn<B: Backend>(
+    backend: &B,
     args: &Demo,
     architecture: Architecture,
     folder: &ImageFolder,
@@ -178,8 +182,8 @@ const PREVIEW_IMAGES: usize = 200;
 const PREVIEW_MAPS: usize = 32;
 
 /// Makes the page of a run's last checkpoint. While a status is shown, a smaller one.
-fn page(
-    backend: &Device,
+fn page<B: Backend>(
+    backend: &B,
     folder: &ImageFolder,
     run: &Path,
     out: &Path,
@@ -215,8 +219,8 @@ fn facts(own: &Evaluation, linear: Option<&Evaluation>) -> Vec<(String, String)>
     facts
 }
 
-fn measure(
-    backend: &Device,
+fn measure<B: Backend>(
+    backend: &B,
     run: &Path,
     folder: &ImageFolder,
     stop: &AtomicUsize,

@@ -6,10 +6,12 @@ use std::sync::atomic::AtomicUsize;
 
 use anyhow::Result;
 use clap::Args;
+use zfnet::backend::Backend;
+use zfnet::bench::Measured;
 use zfnet::train::evaluate::{Classifier, Evaluation, Member, TestCrops, evaluate};
 
 use super::progress::Progress;
-use super::{BareArgs, CropsName, Device, DeviceArgs, ReadArgs, Split, open_data};
+use super::{BareArgs, CropsName, DeviceArgs, OnDevice, ReadArgs, Split, open_data};
 
 #[derive(Args)]
 pub struct Eval {
@@ -31,28 +33,29 @@ pub struct Eval {
     #[command(flatten)]
     bare: BareArgs,
     #[command(flatten)]
-    device: DeviceArgs,
+    pub device: DeviceArgs,
     #[command(flatten)]
     read: ReadArgs,
 }
 
-pub fn run(args: Eval) -> Result<ExitCode> {
-    let backend = args.device.open()?;
-    let result = measure(&backend, &args)?;
-    if args.json {
-        println!("{}", serde_json::to_string(&result)?);
-    } else {
-        println!(
-            "top-1 error {:.2} %, top-5 error {:.2} %, {} images",
-            100.0 * result.top1_error,
-            100.0 * result.top5_error,
-            result.images
-        );
+impl OnDevice for Eval {
+    fn run<B: Measured>(self, backend: &B) -> Result<ExitCode> {
+        let result = measure(backend, &self)?;
+        if self.json {
+            println!("{}", serde_json::to_string(&result)?);
+        } else {
+            println!(
+                "top-1 error {:.2} %, top-5 error {:.2} %, {} images",
+                100.0 * result.top1_error,
+                100.0 * result.top5_error,
+                result.images
+            );
+        }
+        Ok(ExitCode::SUCCESS)
     }
-    Ok(ExitCode::SUCCESS)
 }
 
-fn measure(backend: &Device, args: &Eval) -> Result<Evaluation> {
+fn measure<B: Backend>(backend: &B, args: &Eval) -> Result<Evaluation> {
     let models = args
         .checkpoint
         .iter()

@@ -3,6 +3,7 @@
 mod bench;
 mod classify;
 mod demo;
+mod device;
 mod eval;
 mod inspect;
 mod progress;
@@ -18,20 +19,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use device::{DeviceArgs, OnDevice};
 use signal_hook::consts::{SIGINT, SIGTERM};
-use zfnet::backend::Backend as _;
-use zfnet::backend::cpu::CpuBackend;
+use zfnet::backend::Backend;
 use zfnet::data::folder::ImageFolder;
 use zfnet::data::images::{Images, ReadOptions};
-use zfnet::model::Bare;
 use zfnet::model::weights::made_up_classes;
+use zfnet::model::{Bare, Model};
 use zfnet::train::checkpoint::load_model;
 use zfnet::train::evaluate::TestCrops;
-
-/// The backend that this build runs on.
-type Device = CpuBackend;
-/// A model on it.
-type Model = zfnet::model::Model<Device>;
 
 /// Train ZFNet and see what a convolutional network has learnt.
 #[derive(Parser)]
@@ -61,40 +57,6 @@ enum Command {
     Bench(bench::Bench),
 }
 
-/// Where to compute.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum DeviceName {
-    /// The best there is.
-    Auto,
-    /// The processor.
-    Cpu,
-}
-
-#[derive(Args, Clone)]
-struct DeviceArgs {
-    /// Where to compute
-    #[arg(long, value_enum, default_value = "auto")]
-    device: DeviceName,
-    /// Threads of the CPU backend [default: one a core]
-    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
-    threads: Option<u16>,
-}
-
-impl DeviceArgs {
-    /// Makes the backend and says which one it is.
-    fn open(&self) -> Result<Device> {
-        let (DeviceName::Auto | DeviceName::Cpu) = self.device;
-        let threads = self.threads.map(usize::from);
-        if let Some(threads) = threads {
-            // What runs beside the backend (the mean image, say) keeps to it too.
-            rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
-        }
-        let backend = CpuBackend::new(threads)?;
-        tracing::info!("device: {}", backend.describe());
-        Ok(backend)
-    }
-}
-
 #[derive(Args, Clone)]
 struct BareArgs {
     /// For a bare safetensors file: which network it belongs to (a name or a TOML file)
@@ -110,7 +72,7 @@ impl BareArgs {
         Bare { arch: self.arch.clone(), preprocess: self.preprocess.clone() }
     }
 
-    fn load(&self, backend: &Device, checkpoint: &Path) -> Result<Model> {
+    fn load<B: Backend>(&self, backend: &B, checkpoint: &Path) -> Result<Model<B>> {
         Ok(load_model(backend, checkpoint, &self.bare())?)
     }
 }
@@ -186,7 +148,7 @@ impl Split {
 }
 
 /// Images of a folder whose classes are a model's.
-fn open_data(data: &Path, model: &Model) -> Result<ImageFolder> {
+fn open_data<B: Backend>(data: &Path, model: &Model<B>) -> Result<ImageFolder> {
     let folder = ImageFolder::open(data)?;
     // A bare model does not know its classes' names: they have been made up.
     let named = model.classes != made_up_classes(model.classes.len());
@@ -255,14 +217,14 @@ pub fn main() -> ExitCode {
         Arc::new(std::sync::atomic::AtomicBool::new(true)),
     );
     let result = match Cli::parse().command {
-        Command::Demo(args) => demo::run(args),
-        Command::Train(args) => train::run(args),
-        Command::Eval(args) => eval::run(args),
-        Command::Classify(args) => classify::run(args),
-        Command::Project(args) => project::run(args),
-        Command::Top9(args) => top9::run(args),
+        Command::Demo(args) => args.device.clone().run(args),
+        Command::Train(args) => args.device.clone().run(args),
+        Command::Eval(args) => args.device.clone().run(args),
+        Command::Classify(args) => args.device.clone().run(args),
+        Command::Project(args) => args.device.clone().run(args),
+        Command::Top9(args) => args.device.clone().run(args),
         Command::Inspect(args) => inspect::run(args),
-        Command::Bench(args) => bench::run(args),
+        Command::Bench(args) => args.device.clone().run(args),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use zfnet::bench::Measured;
 use zfnet::model::weights::serialize;
 use zfnet::model::{Projector, Rule};
 use zfnet::report::projections::{Projections, write};
@@ -12,7 +13,7 @@ use zfnet::study::project::{Units, arrays, project};
 use zfnet::train::evaluate::{Classifier, TestCrops};
 
 use super::progress::Progress;
-use super::{BareArgs, DeviceArgs, make_folder};
+use super::{BareArgs, DeviceArgs, OnDevice, make_folder};
 
 #[derive(Args)]
 pub struct Project {
@@ -38,52 +39,54 @@ pub struct Project {
     #[command(flatten)]
     bare: BareArgs,
     #[command(flatten)]
-    device: DeviceArgs,
+    pub device: DeviceArgs,
 }
 
-pub fn run(args: Project) -> Result<ExitCode> {
-    if args.save_arrays.is_some() && args.images.len() != 1 {
-        bail!("--save-arrays: expected one image, found {}", args.images.len());
+impl OnDevice for Project {
+    fn run<B: Measured>(self, backend: &B) -> Result<ExitCode> {
+        if self.save_arrays.is_some() && self.images.len() != 1 {
+            bail!("--save-arrays: expected one image, found {}", self.images.len());
+        }
+        let model = self.bare.load(backend, &self.checkpoint)?;
+        let rule = Rule::named(&self.rule)?;
+        let units = Units::parse(&model, self.unit.as_deref())?;
+        let (network, params, preprocess) = (&model.network, &model.params, &model.preprocess);
+        let mut projector = Projector::new(backend, network, params, preprocess, 1, 9)?;
+        let mut classifier = Classifier::new(backend, network, preprocess, TestCrops::One, 1)?;
+        let mut images = Vec::new();
+        let mut progress = Progress::new();
+        for (done, path) in self.images.iter().enumerate() {
+            progress.show("project", done, self.images.len(), "");
+            images.push(project(
+                backend,
+                &model,
+                &mut projector,
+                &mut classifier,
+                path,
+                &units,
+                rule,
+            )?);
+        }
+        progress.end();
+        if let (Some(file), Units::One { layer, map }) = (&self.save_arrays, &units) {
+            let arrays = arrays(backend, &model, &mut projector, *layer, *map, rule)?;
+            let bytes = serialize(&arrays, None)?;
+            std::fs::write(file, bytes)
+                .with_context(|| format!("cannot write {}", file.display()))?;
+        }
+        let out = make_folder(&self.out)?;
+        let page = write(
+            &out,
+            &Projections {
+                title: format!("{} looks at {} image(s)", network.architecture.name, images.len()),
+                checkpoint: self.checkpoint.display().to_string(),
+                network: network.architecture.name.clone(),
+                rule: self.rule,
+                images,
+            },
+        )
+        .with_context(|| format!("cannot write into {}", out.display()))?;
+        println!("{}", page.display());
+        Ok(ExitCode::SUCCESS)
     }
-    let backend = args.device.open()?;
-    let model = args.bare.load(&backend, &args.checkpoint)?;
-    let rule = Rule::named(&args.rule)?;
-    let units = Units::parse(&model, args.unit.as_deref())?;
-    let (network, params, preprocess) = (&model.network, &model.params, &model.preprocess);
-    let mut projector = Projector::new(&backend, network, params, preprocess, 1, 9)?;
-    let mut classifier = Classifier::new(&backend, network, preprocess, TestCrops::One, 1)?;
-    let mut images = Vec::new();
-    let mut progress = Progress::new();
-    for (done, path) in args.images.iter().enumerate() {
-        progress.show("project", done, args.images.len(), "");
-        images.push(project(
-            &backend,
-            &model,
-            &mut projector,
-            &mut classifier,
-            path,
-            &units,
-            rule,
-        )?);
-    }
-    progress.end();
-    if let (Some(file), Units::One { layer, map }) = (&args.save_arrays, &units) {
-        let arrays = arrays(&backend, &model, &mut projector, *layer, *map, rule)?;
-        let bytes = serialize(&arrays, None)?;
-        std::fs::write(file, bytes).with_context(|| format!("cannot write {}", file.display()))?;
-    }
-    let out = make_folder(&args.out)?;
-    let page = write(
-        &out,
-        &Projections {
-            title: format!("{} looks at {} image(s)", network.architecture.name, images.len()),
-            checkpoint: args.checkpoint.display().to_string(),
-            network: network.architecture.name.clone(),
-            rule: args.rule,
-            images,
-        },
-    )
-    .with_context(|| format!("cannot write into {}", out.display()))?;
-    println!("{}", page.display());
-    Ok(ExitCode::SUCCESS)
 }

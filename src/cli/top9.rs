@@ -6,13 +6,15 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use clap::Args;
+use zfnet::backend::Backend;
+use zfnet::bench::Measured;
 use zfnet::data::images::Images;
-use zfnet::model::{Kind, Rule};
+use zfnet::model::{Kind, Model, Rule};
 use zfnet::report::top9::{Header, Writer};
 use zfnet::study::top9::{Request, top9};
 
 use super::progress::Progress;
-use super::{BareArgs, Device, DeviceArgs, Model, ReadArgs, Split, make_folder, open_data};
+use super::{BareArgs, DeviceArgs, OnDevice, ReadArgs, Split, make_folder, open_data};
 
 #[derive(Args)]
 pub struct Top9 {
@@ -40,33 +42,34 @@ pub struct Top9 {
     #[command(flatten)]
     bare: BareArgs,
     #[command(flatten)]
-    device: DeviceArgs,
+    pub device: DeviceArgs,
     #[command(flatten)]
     read: ReadArgs,
 }
 
-pub fn run(args: Top9) -> Result<ExitCode> {
-    let backend = args.device.open()?;
-    let model = args.bare.load(&backend, &args.checkpoint)?;
-    let folder = open_data(&args.data, &model)?;
-    let images = args.split.images(&folder, args.read.options(model.preprocess.resize)?);
-    let job = PageJob {
-        checkpoint: args.checkpoint.display().to_string(),
-        root: &args.data,
-        images,
-        split: args.split,
-        layers: args.layers,
-        maps: args.maps,
-        rule: args.rule,
-        workers: usize::from(args.read.workers),
-        facts: Vec::new(),
-        status: None,
-    };
-    let mut progress = Progress::new();
-    let page = write_page(&backend, &model, job, &args.out, &mut progress)?;
-    progress.end();
-    println!("{}", page.display());
-    Ok(ExitCode::SUCCESS)
+impl OnDevice for Top9 {
+    fn run<B: Measured>(self, backend: &B) -> Result<ExitCode> {
+        let model = self.bare.load(backend, &self.checkpoint)?;
+        let folder = open_data(&self.data, &model)?;
+        let images = self.split.images(&folder, self.read.options(model.preprocess.resize)?);
+        let job = PageJob {
+            checkpoint: self.checkpoint.display().to_string(),
+            root: &self.data,
+            images,
+            split: self.split,
+            layers: self.layers,
+            maps: self.maps,
+            rule: self.rule,
+            workers: usize::from(self.read.workers),
+            facts: Vec::new(),
+            status: None,
+        };
+        let mut progress = Progress::new();
+        let page = write_page(backend, &model, job, &self.out, &mut progress)?;
+        progress.end();
+        println!("{}", page.display());
+        Ok(ExitCode::SUCCESS)
+    }
 }
 
 /// What a page shows.
@@ -88,9 +91,9 @@ pub struct PageJob<'a> {
 }
 
 /// Makes the page and says where it is.
-pub fn write_page(
-    backend: &Device,
-    model: &Model,
+pub fn write_page<B: Backend>(
+    backend: &B,
+    model: &Model<B>,
     job: PageJob<'_>,
     out: &Path,
     progress: &mut Progress,

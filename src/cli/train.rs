@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
+use zfnet::bench::Measured;
 use zfnet::data::folder::ImageFolder;
 use zfnet::model::Architecture;
 use zfnet::train::checkpoint::{architecture_of, candidates};
 use zfnet::train::{Crops, Event, Init, Job, Outcome, Recipe, ScheduleKind, train};
 
 use super::progress::Progress;
-use super::{BareArgs, DeviceArgs, ReadArgs, Split, signal_code, stop_on_signals};
+use super::{BareArgs, DeviceArgs, OnDevice, ReadArgs, Split, signal_code, stop_on_signals};
 
 #[derive(Args)]
 pub struct Train {
@@ -55,7 +56,7 @@ pub struct Train {
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..))]
     keep: u16,
     #[command(flatten)]
-    device: DeviceArgs,
+    pub device: DeviceArgs,
     #[command(flatten)]
     read: ReadArgs,
 }
@@ -157,60 +158,64 @@ impl RecipeArgs {
     }
 }
 
-pub fn run(args: Train) -> Result<ExitCode> {
-    let mut architecture = match &args.arch {
-        Some(arch) => Architecture::find(arch)?,
-        None => {
-            // Of the newest whole one, as training will find it.
-            let networks = candidates(&args.out).into_iter().map(|folder| architecture_of(&folder));
-            let newest_first = networks.reduce(|newer, older| newer.or_else(|e| older.or(Err(e))));
-            let missing = || format!("{}: no checkpoint to resume: say --arch", args.out.display());
-            newest_first.with_context(missing)??
+impl OnDevice for Train {
+    fn run<B: Measured>(self, backend: &B) -> Result<ExitCode> {
+        let mut architecture = match &self.arch {
+            Some(arch) => Architecture::find(arch)?,
+            None => {
+                // Of the newest whole one, as training will find it.
+                let networks =
+                    candidates(&self.out).into_iter().map(|folder| architecture_of(&folder));
+                let newest_first =
+                    networks.reduce(|newer, older| newer.or_else(|e| older.or(Err(e))));
+                let missing =
+                    || format!("{}: no checkpoint to resume: say --arch", self.out.display());
+                newest_first.with_context(missing)??
+            }
+        };
+        self.recipe.apply(&mut architecture.recipe);
+        architecture.recipe.check()?;
+        let folder = ImageFolder::open(&self.data)?;
+        let options = self.read.options(architecture.input.resize)?;
+        let stop = stop_on_signals()?;
+        let bare = BareArgs { arch: self.arch.clone(), preprocess: self.preprocess };
+        let job = Job {
+            train: Split::Train.images(&folder, options),
+            val: Split::Val.images(&folder, options),
+            architecture,
+            classes: folder.names.clone(),
+            out: self.out.clone(),
+            seed: self.seed,
+            accumulate: usize::from(self.accumulate),
+            max_steps: self.max_steps,
+            resume: self.resume,
+            init: self.init.map(|path| (path, bare.bare())),
+            save_steps: self.save_steps,
+            save_interval: Duration::from_secs(60 * u64::from(self.save_minutes)),
+            keep: usize::from(self.keep),
+            workers: usize::from(self.read.workers),
+            stop: &stop,
+        };
+        let mut display = Display::new(job.architecture.recipe.epochs);
+        let outcome = train(backend, &job, |event| {
+            display.event(&event);
+            Ok(())
+        });
+        display.progress.end();
+        let outcome = outcome.with_context(|| format!("the run {}", self.out.display()))?;
+        let bad = job.train.bad().len();
+        if bad > 0 {
+            eprintln!("{bad} training file(s) were no usable images; others took their places");
         }
-    };
-    args.recipe.apply(&mut architecture.recipe);
-    architecture.recipe.check()?;
-    let folder = ImageFolder::open(&args.data)?;
-    let options = args.read.options(architecture.input.resize)?;
-    let stop = stop_on_signals()?;
-    let backend = args.device.open()?;
-    let bare = BareArgs { arch: args.arch.clone(), preprocess: args.preprocess };
-    let job = Job {
-        train: Split::Train.images(&folder, options),
-        val: Split::Val.images(&folder, options),
-        architecture,
-        classes: folder.names.clone(),
-        out: args.out.clone(),
-        seed: args.seed,
-        accumulate: usize::from(args.accumulate),
-        max_steps: args.max_steps,
-        resume: args.resume,
-        init: args.init.map(|path| (path, bare.bare())),
-        save_steps: args.save_steps,
-        save_interval: Duration::from_secs(60 * u64::from(args.save_minutes)),
-        keep: usize::from(args.keep),
-        workers: usize::from(args.read.workers),
-        stop: &stop,
-    };
-    let mut display = Display::new(job.architecture.recipe.epochs);
-    let outcome = train(&backend, &job, |event| {
-        display.event(&event);
-        Ok(())
-    });
-    display.progress.end();
-    let outcome = outcome.with_context(|| format!("the run {}", args.out.display()))?;
-    let bad = job.train.bad().len();
-    if bad > 0 {
-        eprintln!("{bad} training file(s) were no usable images; others took their places");
-    }
-    match outcome {
-        Outcome::Done => {
-            println!("{}", args.out.display());
-            Ok(ExitCode::SUCCESS)
-        }
-        Outcome::Stopped => {
-            eprintln!("stopped; go on with the same command and --resume");
-            Ok(signal_code(&stop))
+        match outcome {
+            Outcome::Done => {
+                println!("{}", self.out.display());
+                Ok(ExitCode::SUCCESS)
+            }
+            Outcome::Stopped => {
+                eprintln!("stopped; go on with the same command and --resume");
+                Ok(signal_code(&stop))
+            }
         }
     }
 }

@@ -10,5 +10,5 @@ pub mod weights;
 pub use architecture::{Architecture, Input, Kind, Layer, LayerSpec, Pad};
 pub use deconvnet::{Projector, Seed, strongest};
 pub use network::{Descent, LrnDown, Network, Params, Purpose, Rule, Workspace};
-pub use preprocess::{InputStage, Preprocess};
+pub use preprocess::{InputStage, Normaliser, Preprocess};
 pub use weights::{Bare, Model};

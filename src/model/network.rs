@@ -76,14 +76,25 @@ pub struct Params<B: Backend> {
 }
 
 impl<B: Backend> Params<B> {
-    /// All zero.
+    /// All zero: gradients or momentum.
     ///
     /// # Errors
     /// If the backend has no room.
     pub fn zeros(backend: &B, network: &Network) -> Result<Self> {
-        let zeros =
-            |layer: &Layer| layer.convolution().map(|dims| Param::zeros(backend, dims)).transpose();
-        Ok(Params { layers: network.layers.iter().map(zeros).collect::<Result<_>>()? })
+        Self::of(network, |dims| Param::zeros(backend, dims))
+    }
+
+    /// All zero: weights, to be given values.
+    ///
+    /// # Errors
+    /// If the backend has no room.
+    pub fn weights(backend: &B, network: &Network) -> Result<Self> {
+        Self::of(network, |dims| Param::weights(backend, dims))
+    }
+
+    fn of(network: &Network, room: impl Fn(&ConvDims) -> Result<Param<B>>) -> Result<Self> {
+        let param = |layer: &Layer| layer.convolution().map(&room).transpose();
+        Ok(Params { layers: network.layers.iter().map(param).collect::<Result<_>>()? })
     }
 
     /// Freshly drawn weights, biases zero, the same for one seed (as far as `ln`, `cos` and `sin` are). Each layer has a
@@ -92,7 +103,7 @@ impl<B: Backend> Params<B> {
     /// # Errors
     /// If the backend has no room.
     pub fn init(backend: &B, network: &Network, seed: u64) -> Result<Self> {
-        let mut params = Self::zeros(backend, network)?;
+        let mut params = Self::weights(backend, network)?;
         for (index, layer) in network.layers.iter().enumerate() {
             params.init_layer(backend, network, index, layer, seed)?;
         }
@@ -287,7 +298,9 @@ impl<B: Backend> Workspace<B> {
         for block in &blocks {
             let layer = &network.layers[block.layer];
             largest = largest.max(layer.output.len());
-            outputs.push(backend.zeros(layer.output.with_n(capacity))?);
+            let shape = layer.output.with_n(capacity);
+            let logits = outputs.len() + 1 == blocks.len();
+            outputs.push(if logits { backend.zeros(shape) } else { backend.activations(shape) }?);
             switches.push(match layer.kind {
                 Kind::MaxPool { .. } => Some(backend.bytes(capacity * layer.output.len())?),
                 _ => None,
@@ -298,13 +311,13 @@ impl<B: Backend> Workspace<B> {
         let convolutions: Vec<ConvDims> =
             network.convolutions().map(|(_, dims)| dims.with_n(most)).collect();
         Ok(Workspace {
-            input: backend.zeros(network.input().with_n(capacity))?,
+            input: backend.activations(network.input().with_n(capacity))?,
             state: backend.state()?,
             outputs,
             switches,
             blocks,
             block_of,
-            descending: [backend.zeros(room)?, backend.zeros(room)?],
+            descending: [backend.activations(room)?, backend.activations(room)?],
             scratch: backend.scratch(&convolutions)?,
             training: purpose == Purpose::Train,
         })
@@ -335,9 +348,27 @@ impl<B: Backend> Workspace<B> {
         &mut self.descending[0]
     }
 
-    /// The logits beside the tensor that their gradient goes to.
-    pub fn logits_and_descending(&mut self) -> (&Tensor<B>, &mut Tensor<B>) {
-        (self.outputs.last().expect("a network has layers"), &mut self.descending[0])
+    /// The logits of a walk up.
+    pub fn logits(&self) -> &Tensor<B> {
+        self.outputs.last().expect("a network has layers")
+    }
+
+    /// Softmax and cross-entropy of a walk up's logits: the samples' losses, and where the walk down
+    /// starts, the gradient of `scale` times their sum.
+    ///
+    /// # Errors
+    /// If the backend refuses.
+    pub fn loss(
+        &mut self,
+        backend: &B,
+        losses: &mut Tensor<B>,
+        labels: &B::Indices,
+        scale: f32,
+    ) -> Result<()> {
+        let logits = self.outputs.last().expect("a network has layers");
+        let dlogits = &mut self.descending[0];
+        dlogits.reshape(logits.shape());
+        backend.softmax_cross_entropy(losses, dlogits, logits, labels, scale, &mut self.state)
     }
 
     /// Walks up: from `self.input` to the logits.

@@ -81,6 +81,11 @@ impl Preprocess {
         )))
     }
 
+    /// Bytes of one square of pixels.
+    pub fn bytes(&self) -> usize {
+        self.resize * self.resize * 3
+    }
+
     /// The crop in the middle.
     pub fn centre(&self) -> [u32; 2] {
         [((self.resize - self.size) / 2) as u32; 2]
@@ -98,11 +103,51 @@ impl Preprocess {
     }
 }
 
-/// The first step of a network on a backend: holds the mean and the batch's pixels there.
-pub struct InputStage<B: Backend> {
+/// The first step of a network on a backend: what turns pixels into its input.
+pub struct Normaliser<B: Backend> {
     dims: InputDims,
     mean: Tensor<B>,
     inverse_std: Tensor<B>,
+}
+
+impl<B: Backend> Normaliser<B> {
+    /// Puts the mean and the deviations where the backend reads them.
+    ///
+    /// # Errors
+    /// If the backend has no room.
+    pub fn new(backend: &B, preprocess: &Preprocess) -> Result<Self> {
+        let side = preprocess.resize;
+        let mean_shape = match preprocess.mean.len() {
+            3 => Shape::vector(3),
+            _ => Shape::new(1, side, side, 3),
+        };
+        let mut mean = backend.zeros(mean_shape)?;
+        backend.upload(&mut mean, &preprocess.mean)?;
+        let mut inverse_std = backend.zeros(Shape::vector(3))?;
+        backend.upload(&mut inverse_std, &preprocess.std.map(|std| 1.0 / std))?;
+        let dims =
+            InputDims { side: side as u32, scale: preprocess.scale, order: preprocess.order };
+        Ok(Normaliser { dims, mean, inverse_std })
+    }
+
+    /// Makes the network's input `x` of uploaded squares, one sample for each of its crops.
+    ///
+    /// # Errors
+    /// If the backend refuses.
+    pub fn fill(
+        &self,
+        backend: &B,
+        x: &mut Tensor<B>,
+        pixels: &B::Bytes,
+        crops: &B::Crops,
+    ) -> Result<()> {
+        backend.input(x, pixels, crops, &self.mean, &self.inverse_std, &self.dims)
+    }
+}
+
+/// A [`Normaliser`] with room for the pixels it reads.
+pub struct InputStage<B: Backend> {
+    normaliser: Normaliser<B>,
     pixels: B::Bytes,
     crops: B::Crops,
 }
@@ -118,19 +163,11 @@ impl<B: Backend> InputStage<B> {
         images: usize,
         samples: usize,
     ) -> Result<Self> {
-        let side = preprocess.resize;
-        let mean_shape = match preprocess.mean.len() {
-            3 => Shape::vector(3),
-            _ => Shape::new(1, side, side, 3),
-        };
-        let mut mean = backend.zeros(mean_shape)?;
-        backend.upload(&mut mean, &preprocess.mean)?;
-        let mut inverse_std = backend.zeros(Shape::vector(3))?;
-        backend.upload(&mut inverse_std, &preprocess.std.map(|std| 1.0 / std))?;
-        let dims =
-            InputDims { side: side as u32, scale: preprocess.scale, order: preprocess.order };
-        let pixels = backend.bytes(images * side * side * 3)?;
-        Ok(InputStage { dims, mean, inverse_std, pixels, crops: backend.crops(samples)? })
+        Ok(InputStage {
+            normaliser: Normaliser::new(backend, preprocess)?,
+            pixels: backend.bytes(images * preprocess.bytes())?,
+            crops: backend.crops(samples)?,
+        })
     }
 
     /// Makes the network's input `x` of the squares in `pixels`, one sample for each crop.
@@ -147,7 +184,7 @@ impl<B: Backend> InputStage<B> {
         x.reshape(x.shape().with_n(crops.len()));
         backend.upload_bytes(&mut self.pixels, pixels)?;
         backend.upload_crops(&mut self.crops, crops)?;
-        backend.input(x, &self.pixels, &self.crops, &self.mean, &self.inverse_std, &self.dims)
+        self.normaliser.fill(backend, x, &self.pixels, &self.crops)
     }
 }
 

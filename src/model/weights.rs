@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Architecture, Network, Params, Preprocess};
 use crate::backend::{Backend, Param};
-use crate::shape::Shape;
+use crate::shape::{ConvDims, Shape};
 use crate::{Error, Result};
 
 /// The metadata's key.
@@ -127,7 +127,7 @@ impl<B: Backend> Model<B> {
                 classes.len()
             )));
         }
-        let params = read_params(backend, &network, &tensors)?;
+        let params = read_params(backend, &network, &tensors, Param::weights)?;
         Ok(Model { network, params, preprocess, classes })
     }
 
@@ -198,6 +198,7 @@ pub fn read_params<B: Backend>(
     backend: &B,
     network: &Network,
     tensors: &SafeTensors<'_>,
+    room: impl Fn(&B, &ConvDims) -> Result<Param<B>>,
 ) -> Result<Params<B>> {
     let mut layers = Vec::new();
     for layer in &network.layers {
@@ -220,7 +221,7 @@ pub fn read_params<B: Backend>(
         // Before there is room for them: a small file may describe a large network.
         let weight = read("weight", &torch_shape(layer, shape))?;
         let bias = read("bias", &[shape.n])?;
-        let mut param = Param::zeros(backend, dims)?;
+        let mut param = room(backend, dims)?;
         backend.upload(&mut param.weight, &from_kcrs(&weight, shape))?;
         backend.upload(&mut param.bias, &bias)?;
         layers.push(Some(param));

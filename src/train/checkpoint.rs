@@ -14,7 +14,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::recipe::Recipe;
 use super::schedule::Schedule;
-use crate::backend::Backend;
+use crate::backend::{Backend, Param};
 use crate::model::weights::{architecture_in, deserialize, named_values, read_params, serialize};
 use crate::model::{Architecture, Bare, Model, Params};
 use crate::{Error, Result};
@@ -220,8 +220,8 @@ pub fn load<B: Backend>(backend: &B, folder: &Path) -> Result<Resumed<B>> {
     let state = read_state(folder)?;
     let model = read_model(backend, folder, &state, &Bare::default())?;
     let bytes = verified(folder, OPTIMIZER, &state)?;
-    let momentum =
-        deserialize(&bytes).and_then(|tensors| read_params(backend, &model.network, &tensors));
+    let momentum = deserialize(&bytes)
+        .and_then(|tensors| read_params(backend, &model.network, &tensors, Param::zeros));
     let momentum = momentum.map_err(|error| error.in_file(&folder.join(OPTIMIZER)))?;
     Ok(Resumed { model, momentum, state })
 }

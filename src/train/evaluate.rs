@@ -119,7 +119,7 @@ impl<B: Backend> Classifier<B> {
         self.stage.fill(backend, &mut self.workspace.input, pixels, &crops)?;
         self.workspace.up(backend, network, params)?;
         let logits = &mut self.host[..crops.len() * classes];
-        backend.download(logits, self.workspace.logits_and_descending().0)?;
+        backend.download(logits, self.workspace.logits())?;
         let share = 1.0 / self.crops.count() as f64;
         let per_image = self.crops.count() * classes;
         let images = probabilities.chunks_exact_mut(classes).zip(logits.chunks_exact(per_image));

@@ -1,5 +1,6 @@
 //! The loop: batch, walk up, loss, walk down, update; validation, schedule and checkpoints around.
 
+use std::collections::VecDeque;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,12 +11,12 @@ use super::checkpoint::{self, Resumed, State};
 use super::evaluate::{Classifier, Evaluation, Member, TestCrops, evaluate};
 use super::log::{Metric, MetricsLog};
 use super::recipe::Recipe;
-use crate::backend::{Backend, Crop, Param, SgdConstants, StepState, Tensor};
+use crate::backend::{Backend, Batch, Crop, Param, SgdConstants, StepState};
 use crate::data::images::Images;
 use crate::data::loader::{Bad, Loader};
 use crate::data::order::{permutation, training_crop};
 use crate::model::{
-    Architecture, Bare, Descent, InputStage, Kind, Model, Network, Params, Preprocess, Purpose,
+    Architecture, Bare, Descent, Kind, Model, Network, Normaliser, Params, Preprocess, Purpose,
     Rule, Workspace,
 };
 use crate::shape::Shape;
@@ -114,19 +115,63 @@ pub enum Outcome {
 }
 
 /// A training that stands ready: weights, momentum, and what a step needs.
+///
+/// Where the backend runs beside the host ([`Backend::batches_in_flight`]), so many batches are
+/// under way at a time: while one is worked on, the next is copied in and another made ready. A
+/// step that has all its samples is recorded the second time its buffers are used, and from then on
+/// replayed.
 pub struct Trainer<'a, B: Backend> {
     backend: &'a B,
     /// The network and its weights.
     pub model: Model<B>,
+    /// Whether steps are recorded, where the backend can.
+    pub records: bool,
     momentum: Params<B>,
     gradients: Params<B>,
     workspace: Workspace<B>,
-    stage: InputStage<B>,
-    labels: B::Indices,
-    losses: Tensor<B>,
+    normaliser: Normaliser<B>,
+    slots: Vec<Slot<B>>,
+    /// The slot that the next part of a batch takes.
+    next: usize,
+    /// Slots under way, the oldest first.
+    under_way: VecDeque<usize>,
+    /// Losses of the parts of the step whose end is waited for.
+    loss_sum: f64,
+    finished: VecDeque<Finished>,
     host_losses: Vec<f32>,
     host_crops: Vec<Crop>,
     micro_batch: usize,
+}
+
+/// A batch's buffers, and what is known of the part of a batch that is in them.
+struct Slot<B: Backend> {
+    batch: Batch<B>,
+    recording: Option<B::Recording>,
+    uses: usize,
+    state: StepState,
+    ends_step: bool,
+}
+
+/// A step whose losses are known.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Finished {
+    /// What was told of the step.
+    pub state: StepState,
+    /// Sum of its samples' losses.
+    pub loss_sum: f64,
+    /// Number of samples.
+    pub samples: usize,
+}
+
+/// What is done with a part of a batch beside adding up its gradients.
+#[derive(Clone, Copy)]
+struct Part {
+    /// Factor of every sample's gradient.
+    scale: f32,
+    /// Whether its gradients are added to those of the parts before.
+    accumulate: bool,
+    /// Whether it is the last, so that the weights are moved.
+    update: bool,
 }
 
 impl<'a, B: Backend> Trainer<'a, B> {
@@ -142,14 +187,24 @@ impl<'a, B: Backend> Trainer<'a, B> {
     ) -> Result<Self> {
         let network = &model.network;
         let micro_batch = network.architecture.recipe.batch_size.div_ceil(accumulate.max(1));
+        let bytes = micro_batch * model.preprocess.bytes();
+        let slot = |_| {
+            let batch = Batch::new(backend, bytes, micro_batch)?;
+            let state = StepState::default();
+            Ok(Slot { batch, recording: None, uses: 0, state, ends_step: false })
+        };
         Ok(Trainer {
             gradients: Params::zeros(backend, network)?,
             workspace: Workspace::new(backend, network, Purpose::Train, micro_batch)?,
-            stage: InputStage::new(backend, &model.preprocess, micro_batch, micro_batch)?,
-            labels: backend.indices(micro_batch)?,
-            losses: backend.zeros(Shape::vector(micro_batch))?,
+            normaliser: Normaliser::new(backend, &model.preprocess)?,
+            slots: (0..backend.batches_in_flight()).map(slot).collect::<Result<_>>()?,
+            next: 0,
+            under_way: VecDeque::new(),
+            loss_sum: 0.0,
+            finished: VecDeque::new(),
             host_losses: vec![0.0; micro_batch],
             host_crops: Vec::with_capacity(micro_batch),
+            records: true,
             backend,
             model,
             momentum,
@@ -157,65 +212,168 @@ impl<'a, B: Backend> Trainer<'a, B> {
         })
     }
 
-    /// One update of the weights from a batch; returns the sum of its samples' losses. `crops`
-    /// has one crop for each square of `pixels`, in the same order.
+    /// One update of the weights from a batch; waits for it and returns the sum of its samples'
+    /// losses. See [`Trainer::enqueue`].
     ///
     /// # Errors
-    /// If the loss is not finite (the weights are then as before), or the backend refuses.
+    /// As [`Trainer::enqueue`] and [`Trainer::wait`].
     pub fn step(
         &mut self,
         pixels: &[u8],
         crops: &[Crop],
         labels: &[u32],
-        mut state: StepState,
+        state: StepState,
     ) -> Result<f64> {
-        let backend = self.backend;
-        let network = &self.model.network;
+        self.enqueue(pixels, crops, labels, state)?;
+        self.wait()?;
+        let mut last = None;
+        while let Some(finished) = self.finished() {
+            last = Some(finished.loss_sum);
+        }
+        Ok(last.expect("this step is over"))
+    }
+
+    /// Begins one update of the weights from a batch, and returns when the batch is on its way.
+    /// `crops` has one crop for each square of `pixels`, in the same order.
+    ///
+    /// # Errors
+    /// If the loss of this step or of one under way is not finite (the weights are then as before
+    /// that step), or the backend refuses.
+    pub fn enqueue(
+        &mut self,
+        pixels: &[u8],
+        crops: &[Crop],
+        labels: &[u32],
+        mut state: StepState,
+    ) -> Result<()> {
         let scale = 1.0 / labels.len() as f32;
         let bytes = pixels.len() / labels.len();
-        let mut loss_sum = 0.0;
         let micro = self.micro_batch;
+        let count = labels.len().div_ceil(micro);
         let parts = pixels.chunks(micro * bytes).zip(crops.chunks(micro)).zip(labels.chunks(micro));
-        for (part, ((pixels, crops), labels)) in parts.enumerate() {
-            state.first_sample = (part * micro) as u32;
-            self.workspace.set_state(backend, state)?;
+        for (index, ((pixels, crops), labels)) in parts.enumerate() {
+            state.first_sample = (index * micro) as u32;
             // Crops count the squares of the whole batch, of which a part is uploaded.
             self.host_crops.clear();
             let of_part = |crop: &Crop| Crop { image: crop.image - state.first_sample, ..*crop };
             self.host_crops.extend(crops.iter().map(of_part));
-            self.stage.fill(backend, &mut self.workspace.input, pixels, &self.host_crops)?;
-            self.workspace.up(backend, network, &self.model.params)?;
-
-            let n = labels.len();
-            backend.upload_indices(&mut self.labels, labels)?;
-            self.losses.reshape(Shape::vector(n));
-            let (logits, descending) = self.workspace.logits_and_descending();
-            descending.reshape(logits.shape());
-            let losses = &mut self.losses;
-            backend.softmax_cross_entropy(losses, descending, logits, &self.labels, scale)?;
-            backend.download(&mut self.host_losses[..n], &self.losses)?;
-            loss_sum += self.host_losses[..n].iter().map(|loss| f64::from(*loss)).sum::<f64>();
-            if !loss_sum.is_finite() {
-                return Err(Error::Training(format!(
-                    "the loss is {loss_sum} at step {}: the weights have run away. Try a lower \
-                     --learning-rate (now {}) with another --out, there perhaps with --init from \
-                     a checkpoint of this run",
-                    state.step + 1,
-                    state.rate
-                )));
-            }
-            let descent = Descent {
-                from: network.layers.len() - 1,
-                rule: Rule::GRADIENT,
-                images: None,
-                gradients: Some(&mut self.gradients),
-                accumulate: part > 0,
-                to_pixels: false,
-            };
-            self.workspace.down(backend, network, &self.model.params, descent)?;
+            let batch = &mut self.slots[self.next].batch;
+            batch.losses.reshape(Shape::vector(labels.len()));
+            self.backend.upload_batch(batch, pixels, &self.host_crops, labels)?;
+            self.begin(state, Part { scale, accumulate: index > 0, update: index + 1 == count })?;
         }
-        self.update()?;
-        Ok(loss_sum)
+        Ok(())
+    }
+
+    /// Begins one more update from the batch that was enqueued longest ago, without copying it in
+    /// again. For measuring: every buffer must have held a whole batch.
+    ///
+    /// # Errors
+    /// As [`Trainer::enqueue`].
+    pub fn again(&mut self, state: StepState) -> Result<()> {
+        let scale = 1.0 / self.slots[self.next].batch.losses.shape().len() as f32;
+        self.begin(state, Part { scale, accumulate: false, update: true })
+    }
+
+    /// Begins the work on what is in the next slot, and ends older work until a slot is free.
+    fn begin(&mut self, state: StepState, part: Part) -> Result<()> {
+        let index = self.next;
+        let slot = &mut self.slots[index];
+        (slot.state, slot.ends_step) = (state, part.update);
+        self.workspace.set_state(self.backend, state)?;
+        self.run(index, part)?;
+        self.backend.end_batch(&mut self.slots[index].batch)?;
+        self.under_way.push_back(index);
+        self.next = (index + 1) % self.slots.len();
+        while self.under_way.len() >= self.slots.len() {
+            self.end_oldest()?;
+        }
+        Ok(())
+    }
+
+    /// Waits for all steps under way.
+    ///
+    /// # Errors
+    /// As [`Trainer::enqueue`].
+    pub fn wait(&mut self) -> Result<()> {
+        while !self.under_way.is_empty() {
+            self.end_oldest()?;
+        }
+        Ok(())
+    }
+
+    /// The next step, in order, whose losses are known.
+    pub fn finished(&mut self) -> Option<Finished> {
+        self.finished.pop_front()
+    }
+
+    /// Waits for the oldest part under way.
+    fn end_oldest(&mut self) -> Result<()> {
+        let Some(index) = self.under_way.pop_front() else { return Ok(()) };
+        let slot = &mut self.slots[index];
+        let n = slot.batch.losses.shape().len();
+        let losses = &mut self.host_losses[..n];
+        self.backend.losses(losses, &mut slot.batch)?;
+        self.loss_sum += losses.iter().map(|loss| f64::from(*loss)).sum::<f64>();
+        let (state, loss_sum) = (slot.state, self.loss_sum);
+        if !loss_sum.is_finite() {
+            return Err(Error::Training(format!(
+                "the loss is {loss_sum} at step {}: the weights have run away. Try a lower \
+                 --learning-rate (now {}) with another --out, there perhaps with --init from \
+                 a checkpoint of this run",
+                state.step + 1,
+                state.rate
+            )));
+        }
+        if slot.ends_step {
+            let samples = state.first_sample as usize + n;
+            let state = StepState { first_sample: 0, ..state };
+            self.finished.push_back(Finished { state, loss_sum, samples });
+            self.loss_sum = 0.0;
+        }
+        Ok(())
+    }
+
+    /// Runs a part, or replays it where the same was recorded.
+    fn run(&mut self, index: usize, part: Part) -> Result<()> {
+        let whole = part.update
+            && !part.accumulate
+            && self.slots[index].batch.losses.shape().len() == self.micro_batch;
+        self.slots[index].uses += 1;
+        if !whole || !self.records || self.slots[index].uses == 1 {
+            return self.operations(index, part);
+        }
+        let backend = self.backend;
+        if self.slots[index].recording.is_none() {
+            let recording = backend.record(&mut || self.operations(index, part))?;
+            self.slots[index].recording = recording;
+        }
+        match &self.slots[index].recording {
+            Some(recording) => backend.replay(recording),
+            None => self.operations(index, part),
+        }
+    }
+
+    /// What a part of a batch does: input, walk up, loss, walk down and, at the end, the update.
+    fn operations(&mut self, index: usize, part: Part) -> Result<()> {
+        let backend = self.backend;
+        let Model { network, params, .. } = &self.model;
+        let Batch { pixels, crops, labels, losses, .. } = &mut self.slots[index].batch;
+        let input = &mut self.workspace.input;
+        input.reshape(input.shape().with_n(losses.shape().len()));
+        self.normaliser.fill(backend, input, pixels, crops)?;
+        self.workspace.up(backend, network, params)?;
+        self.workspace.loss(backend, losses, labels, part.scale)?;
+        let descent = Descent {
+            from: network.layers.len() - 1,
+            rule: Rule::GRADIENT,
+            images: None,
+            gradients: Some(&mut self.gradients),
+            accumulate: part.accumulate,
+            to_pixels: false,
+        };
+        self.workspace.down(backend, network, params, descent)?;
+        if part.update { self.update() } else { Ok(()) }
     }
 
     /// Moves the weights. Several ranks would exchange their gradients first, here.
@@ -239,7 +397,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
             backend.sgd_step(weight, &mut v.weight, &g.weight, &decaying, state)?;
             backend.sgd_step(bias, &mut v.bias, &g.bias, of_bias, state)?;
             if limit > 0.0 {
-                backend.limit_rms(weight, limit)?;
+                backend.limit_rms(weight, limit, state)?;
             }
         }
         Ok(())
@@ -377,38 +535,49 @@ fn epoch<B: Backend>(
     let rate = state.schedule.rate(&recipe);
     let mut crops = Vec::with_capacity(recipe.batch_size);
     let mut saved = Instant::now();
+    // What has been given to the trainer; `state` counts what has come back.
+    let (mut begun_steps, mut begun_batches) = (state.step, state.batch);
     loop {
-        if job.stop.load(Ordering::Relaxed) != 0 {
-            return Ok(true);
+        let stopped = job.stop.load(Ordering::Relaxed) != 0;
+        let enough = job.max_steps.is_some_and(|max| begun_steps >= max);
+        let batch = if stopped || enough { None } else { session.loader.next_batch()? };
+        let over = batch.is_none();
+        if let Some(batch) = batch {
+            let first = begun_batches * recipe.batch_size;
+            crops.clear();
+            crops.extend((0..batch.labels.len()).map(|i| {
+                let preprocess = &trainer.model.preprocess;
+                let (seed, epoch) = (state.seed, state.epoch);
+                training_crop(recipe.crops, preprocess, seed, epoch, first + i, i as u32)
+            }));
+            let step = StepState { seed: state.seed, step: begun_steps, first_sample: 0, rate };
+            trainer.enqueue(&batch.pixels, &crops, &batch.labels, step)?;
+            session.loader.recycle(batch);
+            begun_steps += 1;
+            begun_batches += 1;
         }
-        if job.max_steps.is_some_and(|max| state.step >= max) {
-            return Ok(false);
+        let due = job.save_steps.is_some_and(|steps| begun_steps.is_multiple_of(steps.max(1)));
+        let due = !over && (due || saved.elapsed() >= job.save_interval);
+        if over || due {
+            trainer.wait()?;
         }
-        let Some(batch) = session.loader.next_batch()? else { return Ok(false) };
-        let samples = batch.labels.len();
-        let first = state.batch * recipe.batch_size;
-        crops.clear();
-        crops.extend((0..samples).map(|i| {
-            let preprocess = &trainer.model.preprocess;
-            let (seed, epoch) = (state.seed, state.epoch);
-            training_crop(recipe.crops, preprocess, seed, epoch, first + i, i as u32)
-        }));
-        let step = StepState { seed: state.seed, step: state.step, first_sample: 0, rate };
-        let loss_sum = trainer.step(&batch.pixels, &crops, &batch.labels, step)?;
-        session.loader.recycle(batch);
-        state.step += 1;
-        state.batch += 1;
-        state.loss_sum += loss_sum;
-        state.samples += samples;
-        let loss = loss_sum / samples as f64;
-        log.write(&Metric::Step { step: state.step, epoch: state.epoch + 1, loss, rate })?;
-        session.elapsed = start.elapsed();
-        let (elapsed, waiting) = (session.elapsed, session.loader.waited());
-        observe(Event::Step { state, loss, samples, elapsed, waiting })?;
-        let due = job.save_steps.is_some_and(|steps| state.step.is_multiple_of(steps.max(1)));
-        if due || saved.elapsed() >= job.save_interval {
+        while let Some(Finished { loss_sum, samples, .. }) = trainer.finished() {
+            state.step += 1;
+            state.batch += 1;
+            state.loss_sum += loss_sum;
+            state.samples += samples;
+            let loss = loss_sum / samples as f64;
+            log.write(&Metric::Step { step: state.step, epoch: state.epoch + 1, loss, rate })?;
+            session.elapsed = start.elapsed();
+            let (elapsed, waiting) = (session.elapsed, session.loader.waited());
+            observe(Event::Step { state, loss, samples, elapsed, waiting })?;
+        }
+        if due {
             saved = Instant::now();
             save(trainer.backend, job, trainer, log, state, false)?;
+        }
+        if over {
+            return Ok(stopped);
         }
     }
 }

@@ -6,17 +6,29 @@
 pub mod program;
 pub mod twin;
 
-use zfnet::backend::{Backend, Param, Tensor};
+use zfnet::backend::{Backend, Param, Precision, Tensor};
 use zfnet::model::{Architecture, Network, Params};
 use zfnet::shape::{ConvDims, PoolDims, Rounding, Shape, windows};
 
 /// Makes a `#[test]` of each named function, `fn name<B: Backend>(backend: &B)`, on each backend.
-/// A backend is one line here.
+/// A backend is one line here or in [`in_f32`].
 macro_rules! on_every_backend {
+    ($($test:ident),* $(,)?) => {
+        in_f32!($($test),*);
+        on_gpu!(cuda_tf32, Tf32, Fast, $($test),*);
+        on_gpu!(cuda_bf16, Bf16, Fast, $($test),*);
+        on_gpu!(cuda_bf16_plain, Bf16, Plain, $($test),*);
+    };
+}
+
+/// As [`on_every_backend`], on those that compute in f32: for what other precisions do not promise.
+macro_rules! in_f32 {
     ($($test:ident),* $(,)?) => {
         on_backend!(cpu, zfnet::backend::cpu::CpuBackend::new(Some(2)), $($test),*);
         on_backend!(cpu_avx2, zfnet::backend::cpu::CpuBackend::at_most_avx2(Some(2)), $($test),*);
         on_backend!(cpu_portable, zfnet::backend::cpu::CpuBackend::portable(Some(2)), $($test),*);
+        on_gpu!(cuda_f32, F32, Fast, $($test),*);
+        on_gpu!(cuda_f32_plain, F32, Plain, $($test),*);
     };
 }
 
@@ -27,6 +39,38 @@ macro_rules! on_backend {
             $(#[test] fn $test() { super::$test(&$backend.expect("a backend")) })*
         }
     };
+}
+
+/// See [`on_every_backend`]: on a GPU, or what stands in for one, if there is any.
+macro_rules! on_gpu {
+    ($name:ident, $precision:ident, $kernels:ident, $($test:ident),*) => {
+        #[cfg(feature = "cuda")]
+        mod $name {
+            $(#[test] fn $test() {
+                let backend = crate::common::gpu(zfnet::backend::cuda::Options {
+                    precision: Some(zfnet::backend::Precision::$precision),
+                    kernels: zfnet::backend::cuda::Kernels::$kernels,
+                    ..Default::default()
+                });
+                if let Some(backend) = backend {
+                    super::$test(&backend)
+                }
+            })*
+        }
+    };
+}
+
+/// A GPU, or `None`, said aloud, on a machine without one. With `ZFNET_REQUIRE_CUDA` set it is an
+/// error to have none.
+#[cfg(feature = "cuda")]
+pub fn gpu(options: zfnet::backend::cuda::Options) -> Option<zfnet::backend::cuda::CudaBackend> {
+    if std::env::var_os("ZFNET_REQUIRE_CUDA").is_none() {
+        if let Err(reason) = zfnet::backend::cuda::devices() {
+            eprintln!("skipped: {reason}");
+            return None;
+        }
+    }
+    Some(zfnet::backend::cuda::CudaBackend::new(options).expect("a GPU"))
 }
 
 /// SplitMix64: small, and the same everywhere.
@@ -122,15 +166,72 @@ pub fn network(toml: &str) -> Network {
     Network::new(Architecture::parse(toml).expect("well-formed")).expect("a network that fits")
 }
 
-pub fn tensor<B: Backend>(backend: &B, shape: Shape, values: &[f32]) -> Tensor<B> {
-    let mut tensor = backend.zeros(shape).unwrap();
+/// A tensor filled with values.
+pub fn filled<B: Backend>(backend: &B, mut tensor: Tensor<B>, values: &[f32]) -> Tensor<B> {
     backend.upload(&mut tensor, values).unwrap();
     tensor
 }
 
-/// A tensor that an operation has to overwrite: full of NaN.
+/// An activation, or what descends.
+pub fn tensor<B: Backend>(backend: &B, shape: Shape, values: &[f32]) -> Tensor<B> {
+    filled(backend, backend.activations(shape).unwrap(), values)
+}
+
+/// What is always f32: biases, gradients of weights, logits, means.
+pub fn in_full<B: Backend>(backend: &B, shape: Shape, values: &[f32]) -> Tensor<B> {
+    filled(backend, backend.zeros(shape).unwrap(), values)
+}
+
+/// Weights that convolutions read.
+pub fn weights<B: Backend>(backend: &B, shape: Shape, values: &[f32]) -> Tensor<B> {
+    filled(backend, backend.weights(shape).unwrap(), values)
+}
+
+/// An activation that an operation has to overwrite: full of NaN.
 pub fn unwritten<B: Backend>(backend: &B, shape: Shape) -> Tensor<B> {
     tensor(backend, shape, &vec![f32::NAN; shape.len()])
+}
+
+/// The same of what is always f32.
+pub fn unwritten_in_full<B: Backend>(backend: &B, shape: Shape) -> Tensor<B> {
+    in_full(backend, shape, &vec![f32::NAN; shape.len()])
+}
+
+/// Keeps `bits` bits of a fraction, rounding to nearest, ties to even.
+fn keep_fraction(value: f64, bits: i32) -> f64 {
+    if value == 0.0 || !value.is_finite() {
+        return value;
+    }
+    let step = 2f64.powi(value.abs().log2().floor() as i32 - bits);
+    (value / step).round_ties_even() * step
+}
+
+/// Rounds an exact result once, to what the backend stores of an activation.
+pub fn stored<B: Backend>(backend: &B, values: &[f64]) -> Vec<f64> {
+    let round = |value: &f64| match backend.precision() {
+        Precision::F32 | Precision::Tf32 => *value,
+        Precision::Bf16 => keep_fraction(*value, 7),
+    };
+    values.iter().map(round).collect()
+}
+
+/// Half the distance of neighbours of what the backend stores, as a share: what the rounding of an
+/// activation costs beyond f32's.
+pub fn storage_eps<B: Backend>(backend: &B) -> f64 {
+    match backend.precision() {
+        Precision::F32 | Precision::Tf32 => 0.0,
+        Precision::Bf16 => 1.0 / 256.0,
+    }
+}
+
+/// Values that the backend stores and multiplies as they are.
+pub fn exact_operands<B: Backend>(backend: &B, values: Vec<f32>) -> Vec<f32> {
+    let bits = match backend.precision() {
+        Precision::F32 => return values,
+        Precision::Tf32 => 10,
+        Precision::Bf16 => 7,
+    };
+    values.iter().map(|value| keep_fraction(f64::from(*value), bits) as f32).collect()
 }
 
 pub fn values<B: Backend>(backend: &B, tensor: &Tensor<B>) -> Vec<f32> {
@@ -198,7 +299,8 @@ pub fn assert_exact(found: &[f32], expected: &[f64], what: &str) {
     }
 }
 
-/// Asserts that `found` is `expected` but for the roundings of sums of `depth` products in f32.
+/// Asserts that `found` is `expected` but for the roundings of sums of `depth` products in f32, and
+/// of what is stored by the share `storage`.
 ///
 /// Roundings of such a sum are as likely up as down, so their sum grows as the root of `depth`:
 /// of a naive sum of random terms the relative error in norm is `eps / 2 * sqrt(depth / 2)`, and
@@ -206,16 +308,23 @@ pub fn assert_exact(found: &[f32], expected: &[f64], what: &str) {
 /// the same root holds times `magnitude`, the sum of the products' absolute values (Higham and
 /// Mary 2019), which no cancellation makes small; the result's own rounding counts once more.
 #[track_caller]
-pub fn assert_close(found: &[f32], expected: &[f64], magnitude: &[f64], depth: usize, what: &str) {
+pub fn assert_close(
+    found: &[f32],
+    expected: &[f64],
+    magnitude: &[f64],
+    depth: usize,
+    storage: f64,
+    what: &str,
+) {
     assert_eq!((found.len(), expected.len()), (expected.len(), magnitude.len()), "{what}");
     let eps = f64::from(f32::EPSILON);
-    let limit = eps * (depth as f64).sqrt();
+    let share = eps * (depth as f64).sqrt();
     for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
         let error = (f64::from(*found) - expected).abs();
-        let limit = limit * magnitude[i] + eps * expected.abs();
+        let limit = share * magnitude[i] + (eps + 1.01 * storage) * expected.abs();
         assert!(error <= limit, "{what}: {found} for {expected} at {i}: off by more than {limit}");
     }
     let error = norm(found.iter().zip(expected).map(|(f, e)| f64::from(*f) - e));
-    let size = norm(expected.iter().copied());
-    assert!(error <= limit * size, "{what}: off by {error} in norm, of {size}, limit {limit}");
+    let (size, share) = (norm(expected.iter().copied()), share + storage);
+    assert!(error <= share * size, "{what}: off by {error} in norm, of {size}, limit {share}");
 }

@@ -23,10 +23,10 @@ use std::sync::Mutex;
 use faer::MatMut;
 use rayon::prelude::*;
 
+use super::CpuBackend;
 use super::gemm::{gemm, matrix, matrix_mut};
 use super::isa::{Isa, vectorized};
 use super::pointwise::{add, add_rows, bias_relu, relu as relu_in_place};
-use super::room;
 use crate::Result;
 use crate::shape::ConvDims;
 
@@ -44,11 +44,11 @@ pub struct Scratch {
 }
 
 impl Scratch {
-    /// Room for each of these convolutions on `threads` threads.
+    /// Room for each of these convolutions on the backend's threads.
     ///
     /// # Errors
     /// If there is none.
-    pub fn new(threads: usize, convolutions: &[ConvDims]) -> Result<Self> {
+    pub fn new(backend: &CpuBackend, convolutions: &[ConvDims]) -> Result<Self> {
         let all = convolutions.iter().map(Sizes::new);
         let patched = all.filter(|sizes| !sizes.direct);
         let (mut tile, mut partials) = (0, 0);
@@ -56,8 +56,8 @@ impl Scratch {
             tile = tile.max(sizes.tile * sizes.patch);
             partials = partials.max(sizes.groups() * sizes.partial());
         }
-        let slots = (0..threads).map(|_| Ok(Mutex::new(room(0.0, tile)?)));
-        Ok(Scratch { slots: slots.collect::<Result<_>>()?, partials: room(0.0, partials)? })
+        let slots = (0..backend.threads()).map(|_| Ok(Mutex::new(backend.room(0.0, tile)?)));
+        Ok(Scratch { slots: slots.collect::<Result<_>>()?, partials: backend.room(0.0, partials)? })
     }
 
     /// The calling thread's slot. Each thread of the pool has its own, so it is always free.

@@ -12,12 +12,14 @@ mod peak;
 mod pointwise;
 mod pool;
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use isa::Isa;
 use rayon::prelude::*;
 
 use super::{
-    Backend, Crop, Dropout, InputDims, Lrn, Param, Peak, ReluRule, SeedUnit, SgdConstants,
-    StepState, Tensor,
+    Backend, Batch, Crop, Dropout, InputDims, Lrn, Memory, Param, Peak, Precision, ReluRule,
+    SeedUnit, SgdConstants, StepState, Tensor,
 };
 use crate::shape::{ConvDims, PoolDims, Shape};
 use crate::{Error, Result};
@@ -26,6 +28,14 @@ use crate::{Error, Result};
 pub struct CpuBackend {
     pool: rayon::ThreadPool,
     isa: Isa,
+    handed_out: AtomicUsize,
+}
+
+/// What operations read of the step.
+#[derive(Default)]
+pub struct State {
+    step: StepState,
+    halted: bool,
 }
 
 impl CpuBackend {
@@ -61,7 +71,19 @@ impl CpuBackend {
             .thread_name(|i| format!("zfnet-cpu-{i}"))
             .build()
             .map_err(|error| Error::Backend(format!("cannot start threads: {error}")))?;
-        Ok(CpuBackend { pool, isa })
+        Ok(CpuBackend { pool, isa, handed_out: AtomicUsize::new(0) })
+    }
+
+    /// Storage of `len` values, or an error where there is no room.
+    fn room<T: Clone>(&self, value: T, len: usize) -> Result<Vec<T>> {
+        let bytes = len.saturating_mul(size_of::<T>());
+        let mut storage = Vec::new();
+        storage
+            .try_reserve_exact(len)
+            .map_err(|_| Error::Memory { wanted: bytes, free: available_memory() })?;
+        storage.resize(len, value);
+        self.handed_out.fetch_add(bytes, Ordering::Relaxed);
+        Ok(storage)
     }
 
     /// Number of threads.
@@ -90,15 +112,11 @@ impl CpuBackend {
     }
 }
 
-/// Storage of `len` values, or an error where there is no room.
-fn room<T: Clone>(value: T, len: usize) -> Result<Vec<T>> {
-    let mut storage = Vec::new();
-    storage.try_reserve_exact(len).map_err(|_| {
-        let gigabytes = len as f64 * size_of::<T>() as f64 / 1e9;
-        Error::Backend(format!("no room for {len} values ({gigabytes:.1} GB) in memory"))
-    })?;
-    storage.resize(len, value);
-    Ok(storage)
+/// Bytes of memory that programs can still have, where Linux says so.
+fn available_memory() -> Option<usize> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix(" kB")?.parse::<usize>().ok().map(|kib| kib * 1024)
 }
 
 /// The values in use of a tensor's storage.
@@ -118,34 +136,57 @@ impl Backend for CpuBackend {
     type Indices = Vec<u32>;
     type Crops = Vec<Crop>;
     type Scratch = conv::Scratch;
-    type State = StepState;
+    type State = State;
+    type Staging = ();
+    type Recording = ();
 
     fn describe(&self) -> String {
         format!("CPU, {} threads, {}", self.threads(), self.instructions())
     }
 
+    fn precision(&self) -> Precision {
+        Precision::F32
+    }
+
+    fn device(&self) -> &'static str {
+        "cpu"
+    }
+
+    fn memory(&self) -> Result<Memory> {
+        let handed_out = self.handed_out.load(Ordering::Relaxed);
+        Ok(Memory { handed_out, free: available_memory() })
+    }
+
     fn zeros(&self, shape: Shape) -> Result<Tensor<Self>> {
-        Ok(Tensor::new(shape, room(0.0, shape.len())?))
+        Ok(Tensor::new(shape, self.room(0.0, shape.len())?))
+    }
+
+    fn activations(&self, shape: Shape) -> Result<Tensor<Self>> {
+        self.zeros(shape)
+    }
+
+    fn weights(&self, shape: Shape) -> Result<Tensor<Self>> {
+        self.zeros(shape)
     }
 
     fn bytes(&self, len: usize) -> Result<Vec<u8>> {
-        room(0, len)
+        self.room(0, len)
     }
 
     fn indices(&self, len: usize) -> Result<Vec<u32>> {
-        room(0, len)
+        self.room(0, len)
     }
 
     fn crops(&self, len: usize) -> Result<Vec<Crop>> {
-        room(Crop { image: 0, y: 0, x: 0, mirror: 0 }, len)
+        self.room(Crop { image: 0, y: 0, x: 0, mirror: 0 }, len)
     }
 
-    fn state(&self) -> Result<StepState> {
-        Ok(StepState::default())
+    fn state(&self) -> Result<State> {
+        Ok(State::default())
     }
 
     fn scratch(&self, convolutions: &[ConvDims]) -> Result<conv::Scratch> {
-        conv::Scratch::new(self.threads(), convolutions)
+        conv::Scratch::new(self, convolutions)
     }
 
     fn upload(&self, dst: &mut Tensor<Self>, src: &[f32]) -> Result<()> {
@@ -178,12 +219,49 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
-    fn set_state(&self, dst: &mut StepState, state: StepState) -> Result<()> {
-        *dst = state;
+    fn set_state(&self, dst: &mut State, state: StepState) -> Result<()> {
+        dst.step = state;
         Ok(())
     }
 
     fn synchronize(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn batches_in_flight(&self) -> usize {
+        1
+    }
+
+    fn staging(&self, _bytes: usize, _samples: usize) -> Result<()> {
+        Ok(())
+    }
+
+    fn upload_batch(
+        &self,
+        batch: &mut Batch<Self>,
+        pixels: &[u8],
+        crops: &[Crop],
+        labels: &[u32],
+    ) -> Result<()> {
+        self.upload_bytes(&mut batch.pixels, pixels)?;
+        self.upload_crops(&mut batch.crops, crops)?;
+        self.upload_indices(&mut batch.labels, labels)
+    }
+
+    fn end_batch(&self, _batch: &mut Batch<Self>) -> Result<()> {
+        Ok(())
+    }
+
+    fn losses(&self, losses: &mut [f32], batch: &mut Batch<Self>) -> Result<()> {
+        losses.copy_from_slice(&batch.losses.buffer[..losses.len()]);
+        Ok(())
+    }
+
+    fn record(&self, _operations: &mut dyn FnMut() -> Result<()>) -> Result<Option<()>> {
+        Ok(None)
+    }
+
+    fn replay(&self, _recording: &()) -> Result<()> {
         Ok(())
     }
 
@@ -339,12 +417,12 @@ impl Backend for CpuBackend {
         y: &mut Tensor<Self>,
         x: &Tensor<Self>,
         dropout: &Dropout,
-        state: &StepState,
+        state: &State,
     ) -> Result<()> {
         check(&[(y.shape(), x.shape())]);
         let shape = x.shape();
         let (y, x) = (values_mut(y), values(x));
-        self.pool.install(|| pointwise::dropout(self.isa, y, x, shape, dropout, state));
+        self.pool.install(|| pointwise::dropout(self.isa, y, x, shape, dropout, &state.step));
         Ok(())
     }
 
@@ -355,6 +433,7 @@ impl Backend for CpuBackend {
         logits: &Tensor<Self>,
         labels: &Vec<u32>,
         scale: f32,
+        state: &mut State,
     ) -> Result<()> {
         check(&[(dlogits.shape(), logits.shape())]);
         let classes = logits.shape().c;
@@ -368,6 +447,7 @@ impl Backend for CpuBackend {
                 sum += f64::from(*g);
             }
             *loss = (sum.ln() - f64::from(logits[label as usize] - max)) as f32;
+            state.halted |= !loss.is_finite();
             let factor = (1.0 / sum) as f32;
             for (class, g) in gradient.iter_mut().enumerate() {
                 let target = if class == label as usize { 1.0 } else { 0.0 };
@@ -434,16 +514,22 @@ impl Backend for CpuBackend {
         v: &mut Tensor<Self>,
         g: &Tensor<Self>,
         constants: &SgdConstants,
-        state: &StepState,
+        state: &State,
     ) -> Result<()> {
         check(&[(w.shape(), v.shape()), (w.shape(), g.shape())]);
+        if state.halted {
+            return Ok(());
+        }
         let (w, v, g) = (values_mut(w), values_mut(v), values(g));
-        let rate = state.rate;
+        let rate = state.step.rate;
         self.pool.install(|| pointwise::sgd_step(self.isa, w, v, g, constants, rate));
         Ok(())
     }
 
-    fn limit_rms(&self, weight: &mut Tensor<Self>, limit: f32) -> Result<()> {
+    fn limit_rms(&self, weight: &mut Tensor<Self>, limit: f32, state: &State) -> Result<()> {
+        if state.halted {
+            return Ok(());
+        }
         let len = weight.shape().per_image();
         let weight = values_mut(weight);
         self.pool.install(|| pointwise::limit_rms(weight, len, limit));

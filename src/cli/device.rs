@@ -1,0 +1,129 @@
+//! The choice of the machine: made once, here, and said.
+
+use std::process::ExitCode;
+use std::str::FromStr;
+
+use anyhow::{Result, bail};
+use clap::Args;
+#[cfg(feature = "cuda")]
+use clap::ValueEnum;
+use zfnet::backend::cpu::CpuBackend;
+#[cfg(feature = "cuda")]
+use zfnet::backend::{Precision, cuda};
+use zfnet::bench::Measured;
+
+/// Where to compute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceName {
+    /// The best there is.
+    Auto,
+    /// The processor.
+    Cpu,
+    /// An NVIDIA GPU by number.
+    Cuda(usize),
+}
+
+impl FromStr for DeviceName {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let number = |text: &str| text.parse().map(DeviceName::Cuda);
+        match (name, name.strip_prefix("cuda:").map(number)) {
+            ("auto", _) => Ok(DeviceName::Auto),
+            ("cpu", _) => Ok(DeviceName::Cpu),
+            ("cuda", _) => Ok(DeviceName::Cuda(0)),
+            (_, Some(Ok(device))) => Ok(device),
+            _ => Err("expected auto, cpu, cuda or cuda:N (N a GPU's number)".into()),
+        }
+    }
+}
+
+#[cfg(feature = "cuda")]
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum PrecisionName {
+    F32,
+    Tf32,
+    Bf16,
+}
+
+#[cfg(feature = "cuda")]
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum GemmName {
+    Cublaslt,
+    Own,
+}
+
+#[derive(Args, Clone)]
+pub struct DeviceArgs {
+    #[cfg_attr(feature = "cuda", doc = "Where to compute: auto, cpu, cuda or cuda:N")]
+    #[cfg_attr(not(feature = "cuda"), doc = "Where to compute: auto or cpu")]
+    #[arg(long, default_value = "auto")]
+    device: DeviceName,
+    /// Threads of the CPU backend [default: one a core]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+    /// On a GPU: how activations are stored and products made [default: bf16, or f32 before Ampere]
+    #[cfg(feature = "cuda")]
+    #[arg(long, value_enum)]
+    precision: Option<PrecisionName>,
+    /// On a GPU: what computes fully connected layers [default: cublaslt if it is installed]
+    #[cfg(feature = "cuda")]
+    #[arg(long, value_enum)]
+    gemm: Option<GemmName>,
+}
+
+/// A command that computes, on whichever device was chosen.
+pub trait OnDevice {
+    fn run<B: Measured>(self, backend: &B) -> Result<ExitCode>;
+}
+
+impl DeviceArgs {
+    /// Opens the device, says which one it is, and runs a command on it.
+    pub fn run(&self, command: impl OnDevice) -> Result<ExitCode> {
+        let threads = self.threads.map(usize::from);
+        if let Some(threads) = threads {
+            // What runs beside the backend (the mean image, say) keeps to it too.
+            rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
+        }
+        match self.device {
+            DeviceName::Cpu => self.on_cpu(threads, command),
+            #[cfg(feature = "cuda")]
+            DeviceName::Cuda(device) => self.on_gpu(device, command),
+            #[cfg(not(feature = "cuda"))]
+            DeviceName::Cuda(_) => {
+                bail!("this build has no CUDA backend: build it with --features cuda")
+            }
+            #[cfg(feature = "cuda")]
+            DeviceName::Auto if cuda::devices().is_ok() => self.on_gpu(0, command),
+            DeviceName::Auto => self.on_cpu(threads, command),
+        }
+    }
+
+    fn on_cpu(&self, threads: Option<usize>, command: impl OnDevice) -> Result<ExitCode> {
+        #[cfg(feature = "cuda")]
+        if self.gemm.is_some() || self.precision.is_some_and(|p| !matches!(p, PrecisionName::F32)) {
+            bail!("--precision and --gemm are for a GPU: the CPU backend computes in f32");
+        }
+        say(command, &CpuBackend::new(threads)?)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn on_gpu(&self, device: usize, command: impl OnDevice) -> Result<ExitCode> {
+        let precision = self.precision.map(|precision| match precision {
+            PrecisionName::F32 => Precision::F32,
+            PrecisionName::Tf32 => Precision::Tf32,
+            PrecisionName::Bf16 => Precision::Bf16,
+        });
+        let gemm = self.gemm.map(|gemm| match gemm {
+            GemmName::Cublaslt => cuda::Gemm::CublasLt,
+            GemmName::Own => cuda::Gemm::Own,
+        });
+        let kernels = cuda::Kernels::Fast;
+        say(command, &cuda::CudaBackend::new(cuda::Options { device, precision, gemm, kernels })?)
+    }
+}
+
+fn say<B: Measured>(command: impl OnDevice, backend: &B) -> Result<ExitCode> {
+    tracing::info!("device: {}", backend.describe());
+    command.run(backend)
+}
