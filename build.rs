@@ -1,0 +1,136 @@
+//! With the feature `cuda`: compiles every `kernels/*.cu` to a fatbin that is embedded in the
+//! library. Needs nvcc, and neither a GPU nor a driver nor any CUDA library.
+//!
+//! nvcc is looked for in `$NVCC`, `$CUDA_HOME/bin`, `$CUDA_PATH/bin`, the `PATH` and
+//! `/usr/local/cuda/bin`. `$ZFNET_CUDA_ARCH` names other targets than the usual ones, as in
+//! `80,90a,120`.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, exit};
+use std::{env, fs};
+
+/// The oldest compiler that knows all targets: major and minor version.
+const OLDEST: (u32, u32) = (12, 8);
+/// Turing, Ampere (and Ada), Hopper. What is newer compiles the embedded PTX when it loads it.
+const TARGETS: &str = "75,80,90a";
+/// Kernels on tensor cores (`mma.sync` on bf16 and TF32, `cp.async`) need Ampere.
+const TENSOR: u32 = 80;
+
+fn main() {
+    for variable in ["NVCC", "CUDA_HOME", "CUDA_PATH", "NVCC_CCBIN", "ZFNET_CUDA_ARCH", "PATH"] {
+        println!("cargo::rerun-if-env-changed={variable}");
+    }
+    println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=kernels");
+    if env::var_os("CARGO_FEATURE_CUDA").is_none() {
+        return;
+    }
+    let nvcc = find_nvcc().unwrap_or_else(|| {
+        fail(
+            "the feature `cuda` needs CUDA's compiler, nvcc 12.8 or later: install the CUDA \
+             toolkit, or run scripts/install-nvcc.sh, and set CUDA_HOME (or NVCC to the program)",
+        )
+    });
+    let version = version_of(&nvcc);
+    if version < OLDEST {
+        fail(&format!(
+            "{} is nvcc {}.{}: expected {}.{} or later",
+            nvcc.display(),
+            version.0,
+            version.1,
+            OLDEST.0,
+            OLDEST.1
+        ));
+    }
+    println!("cargo::rustc-env=ZFNET_NVCC_MAJOR={}", version.0);
+    println!("cargo::rustc-env=ZFNET_NVCC_MINOR={}", version.1);
+    let targets = env::var("ZFNET_CUDA_ARCH").unwrap_or_else(|_| TARGETS.into());
+    println!("cargo::rustc-env=ZFNET_CUDA_TARGETS={targets}");
+
+    let out = PathBuf::from(env::var_os("OUT_DIR").expect("set by cargo"));
+    let mut sources: Vec<PathBuf> = fs::read_dir("kernels")
+        .expect("kernels/ is part of the crate")
+        .map(|entry| entry.expect("a readable folder").path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "cu"))
+        .collect();
+    sources.sort();
+    // All at once: each is one process of a few seconds to a minute.
+    let compilations: Vec<_> = sources
+        .iter()
+        .map(|source| {
+            let name = source.file_stem().and_then(|stem| stem.to_str()).expect("a plain name");
+            let fatbin = out.join(format!("{name}.fatbin"));
+            let mut command = Command::new(&nvcc);
+            command.args(["-fatbin", "-std=c++17", "-O3", "-lineinfo"]);
+            command.args(architectures(&targets, name.contains("tensor")));
+            command.arg("-o").arg(&fatbin).arg(source);
+            let child = command
+                .spawn()
+                .unwrap_or_else(|error| fail(&format!("cannot run {}: {error}", nvcc.display())));
+            (source, fatbin, child)
+        })
+        .collect();
+    let mut list = String::from("pub static MODULES: &[&[u8]] = &[\n");
+    for (source, fatbin, mut child) in compilations {
+        if !child.wait().is_ok_and(|status| status.success()) {
+            fail(&format!("nvcc failed on {}: its message is above", source.display()));
+        }
+        list += &format!("    include_bytes!({fatbin:?}),\n");
+    }
+    list += "];\n";
+    fs::write(out.join("modules.rs"), list).expect("OUT_DIR can be written");
+}
+
+/// Machine code for each target, and PTX of the first for whatever is newer than all of them.
+fn architectures(targets: &str, tensor: bool) -> Vec<String> {
+    let number = |target: &str| target.trim_end_matches(|c: char| c.is_alphabetic()).parse::<u32>();
+    let mut options = Vec::new();
+    for target in targets.split(',').map(str::trim) {
+        match number(target) {
+            Ok(number) if tensor && number < TENSOR => continue,
+            Ok(_) => {}
+            Err(_) => fail(&format!(
+                "ZFNET_CUDA_ARCH: expected a list like {TARGETS}, found {target:?} in {targets:?}"
+            )),
+        }
+        // PTX for `90a` would run on nothing else.
+        if options.is_empty() && !target.ends_with('a') {
+            options.push(format!("-gencode=arch=compute_{target},code=compute_{target}"));
+        }
+        options.push(format!("-gencode=arch=compute_{target},code=sm_{target}"));
+    }
+    if options.is_empty() {
+        fail(&format!(
+            "ZFNET_CUDA_ARCH: kernels on tensor cores need {TENSOR} or later: {targets}"
+        ));
+    }
+    options
+}
+
+fn find_nvcc() -> Option<PathBuf> {
+    let in_folder = |name| env::var_os(name).map(|home| Path::new(&home).join("bin/nvcc"));
+    let mut places: Vec<PathBuf> = env::var_os("NVCC").map(PathBuf::from).into_iter().collect();
+    places.extend(["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(in_folder));
+    let path = env::var_os("PATH").unwrap_or_default();
+    places.extend(env::split_paths(&path).map(|folder| folder.join("nvcc")));
+    places.push("/usr/local/cuda/bin/nvcc".into());
+    places.into_iter().find(|place| place.is_file())
+}
+
+/// From the line "Cuda compilation tools, release 13.0, V13.0.88".
+fn version_of(nvcc: &Path) -> (u32, u32) {
+    let output = Command::new(nvcc).arg("--version").output();
+    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+    let release = text.unwrap_or_default();
+    let release = release.split("release ").nth(1).and_then(|rest| rest.split(',').next());
+    let mut numbers = release.unwrap_or_default().split('.').map(|part| part.parse().ok());
+    match (numbers.next().flatten(), numbers.next().flatten()) {
+        (Some(major), Some(minor)) => (major, minor),
+        _ => fail(&format!("{} --version names no release: is it nvcc?", nvcc.display())),
+    }
+}
+
+fn fail(message: &str) -> ! {
+    println!("cargo::error={message}");
+    exit(1)
+}

@@ -1,0 +1,842 @@
+// Convolution on tensor cores: bf16 operands, or f32 rounded to tf32; sums are always f32.
+//
+//   forward          y[n,p,q,k]  = sum over r, s, c of x[n,h,w,c] w[k,r,s,c]    (+ bias[k], relu)
+//   backward data    dx[n,h,w,c] = sum over r, s, k of dy[n,p,q,k] w[k,r,s,c]
+//   backward filter  dw[k,r,s,c] = sum over n, p, q of dy[n,p,q,k] x[n,h,w,c]   (+ dw)
+//   with h = p stride - pad + r and w = q stride - pad + s; beyond the edge zeros are read.
+//
+// Each is a product of matrices A [rows, depth] and B [depth, columns] that are never written out:
+// blocks copy pieces of x, w and dy into shared memory as if they were there.
+//
+//                    rows                          columns    depth
+//   forward          N P Q                         K          R S C
+//   backward data    pixels (n,h,w) of a class     C          taps (r,s) of the class, K
+//   backward filter  K                             R S C      N P Q
+//
+// Pixels with the same remainders of h and w by the stride meet the same taps: they are a class,
+// with a product of its own.
+//
+// Every operand is described by a source, a matrix of `majors` rows whose `minors` columns are
+// contiguous in memory, at least chunk by chunk (16 bytes). Depth runs along the minors (a plain
+// tile) or along the majors (a transposed one).
+//
+// A product whose tiles are fewer than the machine has room for is split along its depth: split i
+// writes partial[i * outputs + index], and conv_reduce (conv.cu) adds the splits in order. How
+// often, src/backend/cuda/plan.rs says from the sizes alone.
+//
+// The first layer has kernels of its own at the end of this file.
+#include "mma.cuh"
+
+namespace conv_tensor {
+
+// The same constants are in src/backend/cuda/plan.rs.
+constexpr int THREADS = 256;
+constexpr int ROWS = 128;                           // of a block's tile
+constexpr int WIDE = 128, MEDIUM = 96, NARROW = 32; // its columns
+constexpr int DEPTH_BYTES = 128;                    // its depth: 64 values of bf16, 32 of tf32
+constexpr int STAGES = 3;
+
+// ---- operands ----
+
+struct Bf16 {
+    using T = bf16;
+    static __device__ __forceinline__ void multiply(float (&d)[4], const unsigned (&a)[4],
+                                                    unsigned b0, unsigned b1) {
+        mma_bf16(d, a, b0, b1);
+    }
+};
+
+struct Tf32 {
+    using T = float;
+    static __device__ __forceinline__ void multiply(float (&d)[4], const unsigned (&a)[4],
+                                                    unsigned b0, unsigned b1) {
+        mma_tf32(d, a, b0, b1);
+    }
+};
+
+// Division by a number that does not change, of numbers below 2^31: a product and a shift. With 2^s
+// the first power of two not below d, the multiplier is the part of 2^32 2^s / d above 2^32,
+// rounded up.
+struct Divisor {
+    unsigned divisor, multiplier, shift;
+    // Nothing is ever divided by the 0 of an empty class.
+    __device__ explicit Divisor(unsigned d) : divisor(d ? d : 1), shift(0) {
+        while ((1u << shift) < divisor) shift++;
+        multiplier = (unsigned)((((1ull << shift) - divisor) << 32) / divisor + 1);
+    }
+    __device__ __forceinline__ unsigned quotient(unsigned n) const {
+        return ((unsigned)((unsigned long long)n * multiplier >> 32) + n) >> shift;
+    }
+};
+
+// One axis of a class of pixels: pixel h = place * stride + remainder, by tap first + i * stride,
+// reads row place + origin - i of dy. A class may have no pixels, or no taps.
+struct ClassAxis {
+    unsigned first, taps, places;
+    int origin;
+    __device__ ClassAxis(unsigned remainder, unsigned size, unsigned kernel, unsigned stride,
+                         unsigned pad) {
+        first = (remainder + pad) % stride;
+        taps = first < kernel ? (kernel - first - 1) / stride + 1 : 0;
+        places = remainder < size ? (size - remainder - 1) / stride + 1 : 0;
+        origin = (int)((remainder + pad) / stride);
+    }
+};
+
+// A source says what it can of a major and of a minor alone, `major(i)` and `minor(j)`, so that
+// this is worked out once for many values; `at` joins the two to an address, and says whether the
+// value is inside: outside, the address is not to be read.
+
+// A matrix as it lies in memory, [majors, minors].
+template <class T> struct Matrix {
+    const T *base;
+    unsigned majors, minors;
+
+    using Major = unsigned;
+    struct Minor { const T *from; bool inside; };
+    __device__ __forceinline__ Major major(unsigned i) const { return i; }
+    __device__ __forceinline__ Minor minor(unsigned j) const { return {base + j, j < minors}; }
+    __device__ __forceinline__ bool at(const T *&value, Major i, const Minor &j) const {
+        value = j.from + (size_t)i * minors;
+        return i < majors && j.inside;
+    }
+    __device__ bool whole_chunks() const { return minors % (16 / sizeof(T)) == 0; }
+};
+
+// The windows of images [N, H, W, C]: major (n * P + p) * Q + q at minor (i * S + j) * C + c is
+// channel c of image n in row p * stride + origin + i * step, and the same of columns.
+template <class T> struct Windows {
+    static constexpr int OUTSIDE = -(1 << 30); // a row that no sum brings back into an image
+
+    const T *base;
+    unsigned h, w, c, majors, minors;
+    Divisor per_image, across, per_tap_row, channels;
+    unsigned stride[2];
+    int origin[2], step;
+
+    // What outputs of a convolution see of x.
+    __device__ Windows(const T *x, const ConvDims &d)
+        : base(x), h(d.h), w(d.w), c(d.c), majors(d.n * d.p * d.q), minors(d.r * d.s * d.c),
+          per_image(d.p * d.q), across(d.q), per_tap_row(d.s * d.c), channels(d.c),
+          stride{d.stride[0], d.stride[1]}, origin{-(int)d.pad[0], -(int)d.pad[1]}, step(1) {}
+    // What inputs of a class see of dy.
+    __device__ Windows(const T *dy, const ConvDims &d, const ClassAxis &down,
+                       const ClassAxis &right)
+        : base(dy), h(d.p), w(d.q), c(d.k), majors(d.n * down.places * right.places),
+          minors(down.taps * right.taps * d.k), per_image(down.places * right.places),
+          across(right.places), per_tap_row(right.taps * d.k), channels(d.k), stride{1, 1},
+          origin{down.origin, right.origin}, step(-1) {}
+
+    // Parts of a row, a column, and a pixel's index in the whole tensor.
+    struct Major { int row, column, pixel; };
+    struct Minor { int row, column, pixel; const T *from; };
+    __device__ __forceinline__ Major major(unsigned i) const {
+        unsigned n = per_image.quotient(i), place = i - n * per_image.divisor;
+        unsigned p = across.quotient(place), q = place - p * across.divisor;
+        int row = (int)(p * stride[0]) + origin[0], column = (int)(q * stride[1]) + origin[1];
+        return {i < majors ? row : OUTSIDE, column, ((int)(n * h) + row) * (int)w + column};
+    }
+    __device__ __forceinline__ Minor minor(unsigned j) const {
+        unsigned down = per_tap_row.quotient(j), rest = j - down * per_tap_row.divisor;
+        unsigned right = channels.quotient(rest), channel = rest - right * c;
+        int row = (int)down * step, column = (int)right * step;
+        return {j < minors ? row : OUTSIDE, column, row * (int)w + column, base + channel};
+    }
+    __device__ __forceinline__ bool at(const T *&value, const Major &i, const Minor &j) const {
+        value = j.from + (ptrdiff_t)(i.pixel + j.pixel) * (int)c;
+        return (unsigned)(i.row + j.row) < h && (unsigned)(i.column + j.column) < w;
+    }
+    __device__ bool whole_chunks() const { return c % (16 / sizeof(T)) == 0; }
+};
+
+// Filters w [K, R, S, C] by the taps of one class: major (i * across + j) * K + k at minor c is
+// channel c of filter k at tap (first + i * stride, first + j * stride).
+template <class T> struct Taps {
+    const T *base;
+    unsigned k, r, s, c, majors;
+    Divisor filters, across;
+    unsigned first[2], stride[2];
+
+    __device__ Taps(const T *w, const ConvDims &d, const ClassAxis &down, const ClassAxis &right)
+        : base(w), k(d.k), r(d.r), s(d.s), c(d.c), majors(down.taps * right.taps * d.k),
+          filters(d.k), across(right.taps), first{down.first, right.first},
+          stride{d.stride[0], d.stride[1]} {}
+
+    // place: (k * R + r) * S + s
+    struct Major { int place; bool inside; };
+    struct Minor { const T *from; bool inside; };
+    __device__ __forceinline__ Major major(unsigned m) const {
+        unsigned tap = filters.quotient(m), filter = m - tap * k;
+        unsigned i = across.quotient(tap), j = tap - i * across.divisor;
+        unsigned place = (filter * r + first[0] + i * stride[0]) * s + first[1] + j * stride[1];
+        return {(int)place, m < majors};
+    }
+    __device__ __forceinline__ Minor minor(unsigned j) const { return {base + j, j < c}; }
+    __device__ __forceinline__ bool at(const T *&value, const Major &i, const Minor &j) const {
+        value = j.from + (ptrdiff_t)i.place * (int)c;
+        return i.inside && j.inside;
+    }
+    __device__ bool whole_chunks() const { return c % (16 / sizeof(T)) == 0; }
+};
+
+// ---- tiles in shared memory ----
+
+// A piece of a source in shared memory: `MAJORS` rows of `MINORS` values, of which the 16-byte
+// chunks have `SLOTS` to be in. Which one changes with the number of the row, so that neither
+// copies nor fragments meet in a bank.
+template <class T_, bool TRANSPOSED_, int WIDTH>
+struct Tile {
+    using T = T_;
+    static constexpr bool TRANSPOSED = TRANSPOSED_;
+    static constexpr int DEPTH = DEPTH_BYTES / sizeof(T);
+    static constexpr int MAJORS = TRANSPOSED ? DEPTH : WIDTH;
+    static constexpr int MINORS = TRANSPOSED ? WIDTH : DEPTH;
+    static constexpr int CHUNK = 16 / sizeof(T);
+    static constexpr int CHUNKS = MINORS / CHUNK;
+    static constexpr int SLOTS = CHUNKS <= 8 ? 8 : CHUNKS <= 16 ? 16 : 32;
+    static constexpr int PITCH = SLOTS * 16;
+    static constexpr int BYTES = MAJORS * PITCH;
+
+    static __device__ __forceinline__ unsigned offset(unsigned major, unsigned chunk) {
+        // Fragments of transposed f32 are single words, four rows by eight columns at a time.
+        unsigned turn = TRANSPOSED && sizeof(T) == 4 ? 2 * (major % 4) : major % 8;
+        return major * PITCH + (chunk ^ turn) * 16;
+    }
+};
+
+template <class T> struct alignas(16) Chunk { T v[16 / sizeof(T)]; };
+
+// A thread's share of filling tiles from a source: the same chunk of every STEP-th major; none
+// where the tile has fewer chunks than slots. If not `WHOLE`, the source's runs may be no whole
+// chunks, which are then gathered value by value.
+template <class Tile, class Source, bool WHOLE>
+struct Loader {
+    using T = typename Tile::T;
+    static constexpr int STEP = THREADS / Tile::SLOTS;
+    static constexpr int COPIES = Tile::MAJORS / STEP;
+    static_assert(Tile::MAJORS % STEP == 0, "every thread copies as much");
+
+    const Source &source;
+    unsigned first; // row or column of the product where the tile begins
+    unsigned major0, chunk;
+    bool by_chunk;
+    typename Source::Major majors[Tile::TRANSPOSED ? 1 : COPIES];
+    typename Source::Minor minor;
+
+    __device__ __forceinline__ Loader(const Source &source, unsigned first)
+        : source(source), first(first), major0(threadIdx.x / Tile::SLOTS),
+          chunk(threadIdx.x % Tile::SLOTS), by_chunk(WHOLE || source.whole_chunks()) {
+        if (Tile::TRANSPOSED) {
+            minor = source.minor(first + chunk * Tile::CHUNK);
+        } else {
+#pragma unroll
+            for (int i = 0; i < COPIES; i++) majors[i] = source.major(first + major0 + i * STEP);
+        }
+    }
+
+    // Begins to fill `tile` with what lies at `depth` and behind it.
+    __device__ __forceinline__ void fill(unsigned char *tile, unsigned depth) {
+        if (Tile::CHUNKS < Tile::SLOTS && chunk >= Tile::CHUNKS) return;
+        if (!WHOLE && !by_chunk) return gather(tile, depth);
+        if (!Tile::TRANSPOSED) minor = source.minor(depth + chunk * Tile::CHUNK);
+#pragma unroll
+        for (int i = 0; i < COPIES; i++) {
+            unsigned major = major0 + i * STEP;
+            if (Tile::TRANSPOSED) majors[0] = source.major(depth + major);
+            const T *value;
+            bool inside = source.at(value, majors[Tile::TRANSPOSED ? 0 : i], minor);
+            copy_16(tile + Tile::offset(major, chunk), value, inside);
+        }
+    }
+
+    // The same without whole chunks: ordinary loads, those of a chunk all on their way at once.
+    __device__ __forceinline__ void gather(unsigned char *tile, unsigned depth) const {
+        unsigned column = (Tile::TRANSPOSED ? first : depth) + chunk * Tile::CHUNK;
+#pragma unroll 1
+        for (int i = 0; i < COPIES; i++) {
+            unsigned major = major0 + i * STEP;
+            auto row = source.major((Tile::TRANSPOSED ? depth : first) + major);
+            Chunk<T> values;
+#pragma unroll
+            for (int e = 0; e < Tile::CHUNK; e++) {
+                const T *value;
+                bool inside = source.at(value, row, source.minor(column + e));
+                values.v[e] = inside ? *value : T{};
+            }
+            *(Chunk<T> *)(tile + Tile::offset(major, chunk)) = values;
+        }
+    }
+};
+
+// A lane's part of 16 rows (of A; or columns, of B) by slice `slice` of the tile's depth, 32 bytes:
+// r[i + 2 j] (of B r[2 i + j], so that what one product takes is side by side) is rows first + 8 i
+// and on, half j.
+template <class Tile, bool OF_B>
+__device__ __forceinline__ void load_fragment(unsigned (&r)[4], const unsigned char *tile,
+                                              unsigned first, unsigned slice) {
+    unsigned lane = threadIdx.x % 32;
+    // The matrix whose row this lane points at.
+    unsigned i = OF_B ? lane / 16 : lane / 8 % 2, j = OF_B ? lane / 8 % 2 : lane / 16;
+    if (!Tile::TRANSPOSED) {
+        load_matrices(r, tile + Tile::offset(first + 8 * i + lane % 8, 2 * slice + j));
+    } else if (sizeof(typename Tile::T) == 2) {
+        unsigned depth = 16 * slice + 8 * j + lane % 8;
+        load_matrices_transposed(r, tile + Tile::offset(depth, first / 8 + i));
+    } else {
+        unsigned g = lane / 4, t = lane % 4;
+#pragma unroll
+        for (int m = 0; m < 4; m++) {
+            unsigned row = first + 8 * (OF_B ? m / 2 : m % 2) + g;
+            unsigned depth = 8 * slice + 4 * (OF_B ? m % 2 : m / 2) + t;
+            r[m] = *(const unsigned *)(tile + Tile::offset(depth, row / 4) + row % 4 * 4);
+        }
+    }
+    if (sizeof(typename Tile::T) == 4) {
+#pragma unroll
+        for (int m = 0; m < 4; m++) r[m] = round_tf32(r[m]);
+    }
+}
+
+// ---- results ----
+
+template <class T> struct alignas(4 * sizeof(T)) Quad { T v[4]; };
+
+// Where a product goes: rows of `columns` values, into y, or as they are into this split's part of
+// the partial sums, which lie as y does.
+template <class T> struct Output {
+    T *y;
+    float *partial;    // null if there is one split
+    const float *bias; // [columns] or null
+    bool relu, accumulate;
+    unsigned rows, columns;
+
+    // Up to four sums of one row, which begins at value `start` of y.
+    __device__ __forceinline__ void store(size_t start, unsigned column, Quad<float> sums) const {
+        size_t index = start + column;
+        if (columns % 4 == 0) {
+            if (partial) {
+                *(Quad<float> *)(partial + index) = sums;
+                return;
+            }
+            Quad<T> old = {};
+            if (accumulate) old = *(const Quad<T> *)(y + index);
+            Quad<T> out;
+#pragma unroll
+            for (int e = 0; e < 4; e++) out.v[e] = finish(sums.v[e], old.v[e], column + e);
+            *(Quad<T> *)(y + index) = out;
+        } else {
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                if (column + e >= columns) continue;
+                if (partial) partial[index + e] = sums.v[e];
+                else y[index + e] = finish(sums.v[e], accumulate ? y[index + e] : T{}, column + e);
+            }
+        }
+    }
+    __device__ __forceinline__ T finish(float sum, T old, unsigned column) const {
+        if (accumulate) sum += widen(old);
+        if (bias) sum += bias[column];
+        if (relu && sum < 0) sum = 0;
+        return narrow<T>(sum);
+    }
+};
+
+template <int WIDTH> constexpr int SLAB = 16 * (WIDTH + 8); // floats
+
+// Writes a warp's 16 rows of `WIDTH` sums, by way of a slab of shared memory of its own, so that
+// lanes write runs. `start(row)` is where a row begins in y, counted in values.
+template <int WIDTH, class T, class Start>
+__device__ __forceinline__ void store_rows(const Output<T> &output, float *slab,
+                                           const float (&sums)[WIDTH / 8][4], unsigned row0,
+                                           unsigned column0, Start start) {
+    constexpr int PITCH = WIDTH + 8;
+    unsigned lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    __syncwarp(); // the rows before these have been read
+#pragma unroll
+    for (int j = 0; j < WIDTH / 8; j++)
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            float *pair = slab + (g + 8 * i) * PITCH + 8 * j + 2 * t;
+            pair[0] = sums[j][2 * i];
+            pair[1] = sums[j][2 * i + 1];
+        }
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < 16 * WIDTH / 128; i++) {
+        unsigned quad = lane + 32 * i, row = quad / (WIDTH / 4), column = quad % (WIDTH / 4) * 4;
+        const float *four = slab + row * PITCH + column;
+        if (row0 + row < output.rows && column0 + column < output.columns)
+            output.store(start(row0 + row), column0 + column, *(const Quad<float> *)four);
+    }
+}
+
+// ---- the product ----
+
+// Where part `i` of `parts` about equal parts of `count` begins.
+__device__ __forceinline__ unsigned part_begin(unsigned count, unsigned i, unsigned parts) {
+    return (unsigned)((unsigned long long)count * i / parts);
+}
+
+// Rows of y that lie one behind the other.
+struct Rows {
+    unsigned columns;
+    __device__ __forceinline__ size_t operator()(unsigned row) const {
+        return (size_t)row * columns;
+    }
+};
+
+// One tile of a product, and of its depth the part of this split. `COLUMNS` wide, by 8 warps: 2 x 4
+// if wide, else 4 x 2.
+template <class Math, int COLUMNS, bool WHOLE, bool A_TRANSPOSED, bool B_TRANSPOSED, class A,
+          class B, class T, class Start>
+__device__ __forceinline__ void multiply(const Output<T> &output, const A &a_source,
+                                         const B &b_source, unsigned depth, unsigned row_tile,
+                                         unsigned column_tile, unsigned splits, Start start) {
+    using TileA = Tile<typename Math::T, A_TRANSPOSED, ROWS>;
+    using TileB = Tile<typename Math::T, B_TRANSPOSED, COLUMNS>;
+    constexpr int STAGE = TileA::BYTES + TileB::BYTES;
+    constexpr int WARPS_DOWN = COLUMNS == WIDE ? 2 : 4, WARPS_ACROSS = THREADS / 32 / WARPS_DOWN;
+    constexpr int WARP_ROWS = ROWS / WARPS_DOWN, WARP_COLUMNS = COLUMNS / WARPS_ACROSS;
+    DYNAMIC_SHARED(unsigned char, shared);
+
+    unsigned steps = (depth + TileA::DEPTH - 1) / TileA::DEPTH;
+    unsigned step = part_begin(steps, blockIdx.z, splits);
+    unsigned end = part_begin(steps, blockIdx.z + 1, splits);
+
+    Loader<TileA, A, WHOLE> load_a(a_source, row_tile * ROWS);
+    Loader<TileB, B, WHOLE> load_b(b_source, column_tile * COLUMNS);
+    auto fill = [&](unsigned step, unsigned stage) {
+        unsigned char *tile = shared + stage * STAGE;
+        if (step < end) {
+            load_a.fill(tile, step * TileA::DEPTH);
+            load_b.fill(tile + TileA::BYTES, step * TileA::DEPTH);
+        }
+        commit_copies();
+    };
+
+    unsigned warp = threadIdx.x / 32;
+    unsigned warp_row = warp / WARPS_ACROSS * WARP_ROWS;
+    unsigned warp_column = warp % WARPS_ACROSS * WARP_COLUMNS;
+    float sums[WARP_ROWS / 16][WARP_COLUMNS / 8][4] = {};
+
+    for (unsigned i = 0; i + 1 < STAGES; i++) fill(step + i, i);
+    unsigned stage = 0;
+    for (; step < end; step++) {
+        wait_copies<STAGES - 2>();
+        // Now everyone's copies of this step are here, and nobody reads the step before it any
+        // more, whose stage is filled next.
+        __syncthreads();
+        fill(step + STAGES - 1, stage == 0 ? STAGES - 1 : stage - 1);
+        const unsigned char *tile = shared + stage * STAGE;
+#pragma unroll
+        for (int slice = 0; slice < DEPTH_BYTES / 32; slice++) {
+            unsigned a[WARP_ROWS / 16][4], b[WARP_COLUMNS / 16][4];
+#pragma unroll
+            for (int i = 0; i < WARP_ROWS / 16; i++)
+                load_fragment<TileA, false>(a[i], tile, warp_row + 16 * i, slice);
+#pragma unroll
+            for (int j = 0; j < WARP_COLUMNS / 16; j++)
+                load_fragment<TileB, true>(b[j], tile + TileA::BYTES, warp_column + 16 * j, slice);
+#pragma unroll
+            for (int i = 0; i < WARP_ROWS / 16; i++)
+#pragma unroll
+                for (int j = 0; j < WARP_COLUMNS / 8; j++)
+                    Math::multiply(sums[i][j], a[i], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
+        }
+        stage = stage == STAGES - 1 ? 0 : stage + 1;
+    }
+    __syncthreads(); // all copies have landed: the stages' memory becomes the warps' slabs
+
+    float *slab = (float *)shared + warp * SLAB<WARP_COLUMNS>;
+#pragma unroll
+    for (int i = 0; i < WARP_ROWS / 16; i++)
+        store_rows<WARP_COLUMNS>(output, slab, sums[i], row_tile * ROWS + warp_row + 16 * i,
+                                 column_tile * COLUMNS + warp_column, start);
+}
+
+// Where this block's split puts its sums, if there are several.
+__device__ __forceinline__ float *part_of(float *partial, size_t outputs, unsigned splits) {
+    return splits > 1 ? partial + blockIdx.z * outputs : nullptr;
+}
+
+// x of the grid: tiles of columns fastest, then tiles of rows; z: splits.
+
+template <class Math, class T, int COLUMNS, bool WHOLE>
+__device__ __forceinline__ void forward(T *y, const typename Math::T *x, const typename Math::T *w,
+                                        const float *bias, unsigned relu, const ConvDims &d,
+                                        unsigned splits, float *partial) {
+    Windows<typename Math::T> windows(x, d);
+    unsigned rows = windows.majors, depth = windows.minors, columns = d.k;
+    Matrix<typename Math::T> filters{w, columns, depth};
+    float *part = part_of(partial, (size_t)rows * columns, splits);
+    Output<T> output{y, part, bias, relu != 0, false, rows, columns};
+    unsigned across = (columns + COLUMNS - 1) / COLUMNS;
+    multiply<Math, COLUMNS, WHOLE, false, false>(output, windows, filters, depth,
+                                                 blockIdx.x / across, blockIdx.x % across, splits,
+                                                 Rows{columns});
+}
+
+// x of the grid: tiles of columns fastest, then classes, of which neighbours read the same part of
+// dy, then tiles of rows. A class of fewer rows than the largest leaves its last blocks idle.
+template <class Math, int COLUMNS, bool WHOLE>
+__device__ __forceinline__ void backward_data(typename Math::T *dx, const typename Math::T *dy,
+                                              const typename Math::T *w, const ConvDims &d,
+                                              unsigned splits, float *partial) {
+    using T = typename Math::T;
+    unsigned across = (d.c + COLUMNS - 1) / COLUMNS, classes = d.stride[0] * d.stride[1];
+    unsigned row_tile = blockIdx.x / across / classes, remainder = blockIdx.x / across % classes;
+    unsigned top = remainder / d.stride[1], left = remainder % d.stride[1];
+    ClassAxis down(top, d.h, d.r, d.stride[0], d.pad[0]);
+    ClassAxis right(left, d.w, d.s, d.stride[1], d.pad[1]);
+    Windows<T> windows(dy, d, down, right);
+    Taps<T> taps(w, d, down, right);
+    if (row_tile * ROWS >= windows.majors) return;
+
+    float *part = part_of(partial, (size_t)d.n * d.h * d.w * d.c, splits);
+    Output<T> output{dx, part, nullptr, false, false, windows.majors, d.c};
+    auto start = [&](unsigned row) {
+        unsigned n = windows.per_image.quotient(row), place = row - n * windows.per_image.divisor;
+        unsigned i = windows.across.quotient(place), j = place - i * windows.across.divisor;
+        unsigned h = i * d.stride[0] + top, w = j * d.stride[1] + left;
+        return ((size_t)(n * d.h + h) * d.w + w) * d.c;
+    };
+    multiply<Math, COLUMNS, WHOLE, false, true>(output, windows, taps, taps.majors, row_tile,
+                                                blockIdx.x % across, splits, start);
+}
+
+template <class Math, bool WHOLE>
+__device__ __forceinline__ void backward_filter(float *dw, const typename Math::T *dy,
+                                                const typename Math::T *x, unsigned accumulate,
+                                                const ConvDims &d, unsigned splits,
+                                                float *partial) {
+    Windows<typename Math::T> windows(x, d);
+    unsigned rows = d.k, columns = windows.minors, depth = windows.majors;
+    Matrix<typename Math::T> gradients{dy, depth, rows};
+    float *part = part_of(partial, (size_t)rows * columns, splits);
+    Output<float> output{dw, part, nullptr, false, accumulate != 0, rows, columns};
+    unsigned across = (columns + WIDE - 1) / WIDE;
+    multiply<Math, WIDE, WHOLE, true, true>(output, gradients, windows, depth, blockIdx.x / across,
+                                            blockIdx.x % across, splits, Rows{columns});
+}
+
+// ---- the first layer ----
+
+// An image of three channels gives runs of three values, which no copy of 16 bytes fits. So a block
+// keeps the part of the image under a tile of outputs in shared memory, with a fourth channel of
+// zeros, and reads fragments straight from there: the depth of a filter row is S pixels, filled up
+// with zero weights to `padded` = 8 or 12 pixels. An image holding a NaN spreads it that far.
+//
+// Values are rounded to tf32 on their way into shared memory.
+
+constexpr int FIRST_FILTERS = 48;                     // of a block
+constexpr int FIRST_ACROSS = 16;                      // columns of outputs of a tile,
+constexpr int FIRST_DOWN = 16, FIRST_FILTER_DOWN = 8; // rows: forward and filter gradient
+constexpr int FIRST_PITCH = FIRST_FILTERS + 8;        // of dy's tile, values
+
+__device__ __forceinline__ bf16 rounded(bf16 value) { return value; }
+__device__ __forceinline__ float rounded(float value) {
+    unsigned bits;
+    memcpy(&bits, &value, 4);
+    bits = round_tf32(bits);
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+// The part of x [N, H, W, 3] under tiles of outputs, `DOWN` x FIRST_ACROSS of them.
+template <class T, int DOWN>
+struct Patch {
+    Quad<T> *pixels;
+    ConvDims d;
+    unsigned padded, rows, columns, tiles;
+    Divisor per_row, across, per_image;
+    unsigned n, p, q; // the tile's image, and its first output
+
+    __device__ Patch(unsigned char *shared, const ConvDims &d)
+        : pixels((Quad<T> *)shared), d(d), padded((d.s + 3) / 4 * 4),
+          rows((DOWN - 1) * d.stride[0] + d.r), columns((FIRST_ACROSS - 1) * d.stride[1] + padded),
+          per_row(columns), across((d.q + FIRST_ACROSS - 1) / FIRST_ACROSS),
+          per_image((d.p + DOWN - 1) / DOWN * across.divisor) {
+        tiles = d.n * per_image.divisor;
+    }
+
+    __device__ void fill(const T *x, unsigned tile) {
+        n = per_image.quotient(tile);
+        unsigned place = tile - n * per_image.divisor, down = across.quotient(place);
+        p = down * DOWN, q = (place - down * across.divisor) * FIRST_ACROSS;
+        int top = (int)(p * d.stride[0]) - (int)d.pad[0],
+            left = (int)(q * d.stride[1]) - (int)d.pad[1];
+        for (unsigned i = threadIdx.x; i < rows * columns; i += blockDim.x) {
+            unsigned row = per_row.quotient(i);
+            int h = top + (int)row, w = left + (int)(i - row * columns);
+            Quad<T> pixel = {};
+            if ((unsigned)h < d.h && (unsigned)w < d.w) {
+                const T *from = x + ((size_t)(n * d.h + h) * d.w + w) * 3;
+#pragma unroll
+                for (int c = 0; c < 3; c++) pixel.v[c] = rounded(from[c]);
+            }
+            pixels[i] = pixel;
+        }
+    }
+    // Where output (i, j) of the tile begins to read row r of the filter.
+    __device__ __forceinline__ const Quad<T> *window(unsigned i, unsigned j, unsigned r) const {
+        return pixels + (i * d.stride[0] + r) * columns + j * d.stride[1];
+    }
+};
+
+// A warp's part of a tile are two rows of outputs by all of the block's filters.
+template <class Math>
+__device__ __forceinline__ void forward_first(typename Math::T *y, const typename Math::T *x,
+                                              const typename Math::T *w, const float *bias,
+                                              unsigned relu, const ConvDims &d) {
+    using T = typename Math::T;
+    DYNAMIC_SHARED(unsigned char, shared);
+    unsigned padded = (d.s + 3) / 4 * 4, row_bytes = padded * sizeof(Quad<T>);
+    unsigned pitch = d.r * row_bytes + 16; // an odd number of chunks: eight filters meet in no bank
+    Patch<T, FIRST_DOWN> patch(shared + FIRST_FILTERS * pitch, d);
+
+    unsigned filter0 = blockIdx.y * FIRST_FILTERS;
+    for (unsigned i = threadIdx.x; i < FIRST_FILTERS * d.r * padded; i += THREADS) {
+        unsigned s = i % padded, r = i / padded % d.r, k = i / padded / d.r;
+        Quad<T> weights = {};
+        if (s < d.s && filter0 + k < d.k) {
+#pragma unroll
+            for (int c = 0; c < 3; c++)
+                weights.v[c] = rounded(w[(((filter0 + k) * d.r + r) * d.s + s) * 3 + c]);
+        }
+        *(Quad<T> *)(shared + k * pitch + r * row_bytes + s * sizeof(Quad<T>)) = weights;
+    }
+
+    unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const unsigned char *filter = shared + (lane / 16 * 8 + lane % 8) * pitch + lane / 8 % 2 * 16;
+    for (unsigned tile = blockIdx.x; tile < patch.tiles; tile += gridDim.x) {
+        patch.fill(x, tile);
+        __syncthreads();
+        float sums[2][FIRST_FILTERS / 8][4] = {};
+#pragma unroll 1
+        for (unsigned r = 0; r < d.r; r++) {
+            const unsigned char *window[2];
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                const Quad<T> *begin = patch.window(2 * warp + i, lane % 16, r);
+                window[i] = (const unsigned char *)begin + lane / 16 * 16;
+            }
+#pragma unroll 2
+            for (unsigned byte = 0; byte < row_bytes; byte += 32) {
+                unsigned a[2][4], b[FIRST_FILTERS / 16][4];
+#pragma unroll
+                for (int i = 0; i < 2; i++) load_matrices(a[i], window[i] + byte);
+#pragma unroll
+                for (int j = 0; j < FIRST_FILTERS / 16; j++)
+                    load_matrices(b[j], filter + 16 * j * pitch + r * row_bytes + byte);
+#pragma unroll
+                for (int i = 0; i < 2; i++)
+#pragma unroll
+                    for (int j = 0; j < FIRST_FILTERS / 8; j++)
+                        Math::multiply(sums[i][j], a[i], b[j / 2][j % 2 * 2],
+                                       b[j / 2][j % 2 * 2 + 1]);
+            }
+        }
+        __syncthreads(); // the patch's memory becomes the warps' slabs
+        float *slab = (float *)patch.pixels + warp * SLAB<FIRST_FILTERS>;
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            unsigned p = patch.p + 2 * warp + i;
+            // Rows of the product are columns of y: of 16, those that there are.
+            T *row = y + ((size_t)(patch.n * d.p + p) * d.q + patch.q) * d.k;
+            unsigned rows = p < d.p ? d.q - patch.q : 0;
+            Output<T> output{row, nullptr, bias, relu != 0, false, rows, d.k};
+            store_rows<FIRST_FILTERS>(output, slab, sums[i], 0, filter0, Rows{d.k});
+        }
+        __syncthreads(); // and a patch again
+    }
+}
+
+// Warp r sums row r of the block's filters, over the tiles of its split: a product of dy [pixels,
+// 48], transposed, and the patch seen as [pixels, padded * 4].
+template <class Math, int PADDED>
+__device__ __forceinline__ void backward_filter_first(float *dw, const typename Math::T *dy,
+                                                      const typename Math::T *x,
+                                                      unsigned accumulate, const ConvDims &d,
+                                                      unsigned splits, float *partial) {
+    using T = typename Math::T;
+    constexpr int DOWN = FIRST_FILTER_DOWN, CHUNK = 16 / sizeof(T), CHUNKS = FIRST_FILTERS / CHUNK;
+    constexpr int SLICE = 32 / sizeof(T); // pixels that one product takes
+    DYNAMIC_SHARED(unsigned char, shared);
+    T *gradients = (T *)shared; // [DOWN x FIRST_ACROSS pixels, FIRST_PITCH]
+    Patch<T, DOWN> patch(shared + DOWN * FIRST_ACROSS * FIRST_PITCH * sizeof(T), d);
+
+    unsigned filter0 = blockIdx.y * FIRST_FILTERS, split = blockIdx.z;
+    unsigned tile = part_begin(patch.tiles, split, splits);
+    unsigned end = part_begin(patch.tiles, split + 1, splits);
+    unsigned r = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    float sums[FIRST_FILTERS / 16][PADDED / 2][4] = {};
+    for (; tile < end; tile++) {
+        __syncthreads(); // the tile before has been read
+        patch.fill(x, tile);
+        for (unsigned i = threadIdx.x; i < DOWN * FIRST_ACROSS * CHUNKS; i += blockDim.x) {
+            unsigned pixel = i / CHUNKS, chunk = i % CHUNKS;
+            unsigned p = patch.p + pixel / FIRST_ACROSS, q = patch.q + pixel % FIRST_ACROSS;
+            unsigned k = filter0 + chunk * CHUNK;
+            size_t place = ((size_t)(patch.n * d.p + p) * d.q + q) * d.k + k;
+            copy_16(gradients + pixel * FIRST_PITCH + chunk * CHUNK, dy + place,
+                    p < d.p && q < d.q && k < d.k);
+        }
+        commit_copies();
+        wait_copies<0>();
+        __syncthreads();
+#pragma unroll 1
+        for (unsigned pixel = 0; pixel < DOWN * FIRST_ACROSS; pixel += SLICE) {
+            unsigned a[FIRST_FILTERS / 16][4], b[PADDED / 2][2];
+            const T *gradient = gradients + pixel * FIRST_PITCH;
+            const Quad<T> *window = patch.window(pixel / FIRST_ACROSS, pixel % FIRST_ACROSS, r);
+            if (sizeof(T) == 2) {
+                // Matrices of eight pixels by eight filters, or by two pixels of four channels.
+                unsigned row = lane / 16 * 8 + lane % 8;
+#pragma unroll
+                for (int i = 0; i < FIRST_FILTERS / 16; i++)
+                    load_matrices_transposed(
+                        a[i], gradient + row * FIRST_PITCH + 16 * i + lane / 8 % 2 * 8);
+#pragma unroll
+                for (int j = 0; j < PADDED / 4; j++) {
+                    unsigned both[4];
+                    load_matrices_transposed(
+                        both, window + lane % 16 * d.stride[1] + 4 * j + lane / 16 * 2);
+#pragma unroll
+                    for (int m = 0; m < 4; m++) b[2 * j + m / 2][m % 2] = both[m];
+                }
+            } else {
+#pragma unroll
+                for (int i = 0; i < FIRST_FILTERS / 16; i++)
+#pragma unroll
+                    for (int m = 0; m < 4; m++) {
+                        const T *value =
+                            gradient + (m / 2 * 4 + t) * FIRST_PITCH + 16 * i + m % 2 * 8 + g;
+                        a[i][m] = round_tf32(*(const unsigned *)value);
+                    }
+#pragma unroll
+                for (int j = 0; j < PADDED / 2; j++)
+#pragma unroll
+                    for (int m = 0; m < 2; m++) {
+                        const Quad<T> *value = window + (4 * m + t) * d.stride[1] + 2 * j + g / 4;
+                        memcpy(&b[j][m], &value->v[g % 4], 4);
+                    }
+            }
+#pragma unroll
+            for (int i = 0; i < FIRST_FILTERS / 16; i++)
+#pragma unroll
+                for (int j = 0; j < PADDED / 2; j++)
+                    Math::multiply(sums[i][j], a[i], b[j][0], b[j][1]);
+        }
+    }
+    float *to = splits > 1 ? partial + split * ((size_t)d.k * d.r * d.s * 3) : dw;
+#pragma unroll
+    for (int i = 0; i < FIRST_FILTERS / 16; i++)
+#pragma unroll
+        for (int j = 0; j < PADDED / 2; j++)
+#pragma unroll
+            for (int m = 0; m < 4; m++) {
+                unsigned k = filter0 + 16 * i + m / 2 * 8 + g, column = 8 * j + 2 * t + m % 2;
+                unsigned s = column / 4, c = column % 4;
+                if (k >= d.k || s >= d.s || c >= 3) continue;
+                size_t index = (((size_t)k * d.r + r) * d.s + s) * 3 + c;
+                to[index] = sums[i][j][m] + (accumulate && splits == 1 ? to[index] : 0);
+            }
+}
+
+} // namespace conv_tensor
+
+// ---- exports ----
+//
+// Block 256. Grid (tiles, 1, splits), where tiles are those of rows (128 each) times those of
+// columns (128 each; 96 in `_medium`, 32 in `_narrow`), for the data gradient of the largest class
+// and times stride[0] stride[1]. Dynamic shared memory: 3 stages of 32 KB, of 24 KB if narrow.
+//
+// groups == 1; N P Q, N H W and K R S C below 2^31. Those without `_any` or `_narrow` need channel
+// counts that are multiples of 8 (bf16) or 4 (tf32): C for forward, C and K for the others. Tensors
+// are whole and aligned to 16 bytes. With splits > 1 partial has room for splits x outputs and
+// conv_reduce has to follow: bias, relu and accumulate are its affair then.
+
+#define FORWARD(name, Math, Out, COLUMNS, WHOLE)                                                   \
+    extern "C" __global__ void __launch_bounds__(conv_tensor::THREADS, WHOLE ? 2 : 1)              \
+        name(Out *y, const conv_tensor::Math::T *x, const conv_tensor::Math::T *w,                 \
+             const float *bias, unsigned relu, ConvDims d, unsigned splits, float *partial) {      \
+        conv_tensor::forward<conv_tensor::Math, Out, conv_tensor::COLUMNS, WHOLE>(                 \
+            y, x, w, bias, relu, d, splits, partial);                                              \
+    }
+#define BACKWARD_DATA(name, Math, COLUMNS, WHOLE)                                                  \
+    extern "C" __global__ void __launch_bounds__(conv_tensor::THREADS, WHOLE ? 2 : 1)              \
+        name(conv_tensor::Math::T *dx, const conv_tensor::Math::T *dy,                             \
+             const conv_tensor::Math::T *w, ConvDims d, unsigned splits, float *partial) {         \
+        conv_tensor::backward_data<conv_tensor::Math, conv_tensor::COLUMNS, WHOLE>(                \
+            dx, dy, w, d, splits, partial);                                                        \
+    }
+#define BACKWARD_FILTER(name, Math, WHOLE)                                                         \
+    extern "C" __global__ void __launch_bounds__(conv_tensor::THREADS, WHOLE ? 2 : 1)              \
+        name(float *dw, const conv_tensor::Math::T *dy, const conv_tensor::Math::T *x,             \
+             unsigned accumulate, ConvDims d, unsigned splits, float *partial) {                   \
+        conv_tensor::backward_filter<conv_tensor::Math, WHOLE>(dw, dy, x, accumulate, d, splits,   \
+                                                               partial);                           \
+    }
+
+FORWARD(conv_forward_bf16, Bf16, bf16, WIDE, true)
+FORWARD(conv_forward_bf16_medium, Bf16, bf16, MEDIUM, true)
+FORWARD(conv_forward_bf16_any, Bf16, bf16, WIDE, false)
+FORWARD(conv_forward_bf16_narrow, Bf16, bf16, NARROW, false)
+// bf16 operands, f32 results: the last layer's logits.
+FORWARD(conv_forward_bf16_f32, Bf16, float, WIDE, true)
+FORWARD(conv_forward_bf16_f32_any, Bf16, float, WIDE, false)
+FORWARD(conv_forward_bf16_f32_narrow, Bf16, float, NARROW, false)
+FORWARD(conv_forward_tf32, Tf32, float, WIDE, true)
+FORWARD(conv_forward_tf32_medium, Tf32, float, MEDIUM, true)
+FORWARD(conv_forward_tf32_any, Tf32, float, WIDE, false)
+FORWARD(conv_forward_tf32_narrow, Tf32, float, NARROW, false)
+
+BACKWARD_DATA(conv_backward_data_bf16, Bf16, WIDE, true)
+BACKWARD_DATA(conv_backward_data_bf16_medium, Bf16, MEDIUM, true)
+BACKWARD_DATA(conv_backward_data_bf16_any, Bf16, WIDE, false)
+BACKWARD_DATA(conv_backward_data_bf16_narrow, Bf16, NARROW, false)
+BACKWARD_DATA(conv_backward_data_tf32, Tf32, WIDE, true)
+BACKWARD_DATA(conv_backward_data_tf32_medium, Tf32, MEDIUM, true)
+BACKWARD_DATA(conv_backward_data_tf32_any, Tf32, WIDE, false)
+BACKWARD_DATA(conv_backward_data_tf32_narrow, Tf32, NARROW, false)
+
+BACKWARD_FILTER(conv_backward_filter_bf16, Bf16, true)
+BACKWARD_FILTER(conv_backward_filter_bf16_any, Bf16, false)
+BACKWARD_FILTER(conv_backward_filter_tf32, Tf32, true)
+BACKWARD_FILTER(conv_backward_filter_tf32_any, Tf32, false)
+
+// The first layer: C = 3, stride[1] even, S in 5 ..= 12, and for the filter gradient R <= 12 and K
+// a multiple of 8; x holds no NaN. With padded = S rounded up to a multiple of 4 and `size` the
+// bytes of a value:
+//   forward  block 256, grid (any, ceil(K / 48)), dynamic shared memory 48 (R padded 4 size + 16)
+//            + max(28672, (15 stride[0] + R) (15 stride[1] + padded) 4 size)
+//   filter   block 32 R, grid (1, ceil(K / 48), splits), dynamic shared memory 128 x 56 size
+//            + (7 stride[0] + R) (15 stride[1] + padded) 4 size; `_8` and `_12` are `padded`
+// The last two arguments of forward are for its likeness with the others: it takes no splits.
+
+#define FORWARD_FIRST(name, Math)                                                                  \
+    extern "C" __global__ void __launch_bounds__(conv_tensor::THREADS, 2) name(                    \
+        conv_tensor::Math::T *y, const conv_tensor::Math::T *x, const conv_tensor::Math::T *w,     \
+        const float *bias, unsigned relu, ConvDims d, unsigned, float *) {                         \
+        conv_tensor::forward_first<conv_tensor::Math>(y, x, w, bias, relu, d);                     \
+    }
+#define BACKWARD_FILTER_FIRST(name, Math, PADDED)                                                  \
+    extern "C" __global__ void __launch_bounds__(32 * 12, 1)                                       \
+        name(float *dw, const conv_tensor::Math::T *dy, const conv_tensor::Math::T *x,             \
+             unsigned accumulate, ConvDims d, unsigned splits, float *partial) {                   \
+        conv_tensor::backward_filter_first<conv_tensor::Math, PADDED>(dw, dy, x, accumulate, d,    \
+                                                                      splits, partial);            \
+    }
+
+FORWARD_FIRST(conv_forward_first_bf16, Bf16)
+FORWARD_FIRST(conv_forward_first_tf32, Tf32)
+BACKWARD_FILTER_FIRST(conv_backward_filter_first_8_bf16, Bf16, 8)
+BACKWARD_FILTER_FIRST(conv_backward_filter_first_12_bf16, Bf16, 12)
+BACKWARD_FILTER_FIRST(conv_backward_filter_first_8_tf32, Tf32, 8)
+BACKWARD_FILTER_FIRST(conv_backward_filter_first_12_tf32, Tf32, 12)
+
+#undef FORWARD_FIRST
+#undef BACKWARD_FILTER_FIRST
+#undef FORWARD
+#undef BACKWARD_DATA
+#undef BACKWARD_FILTER

@@ -1,0 +1,509 @@
+//! A GPU: opened or refused with a reason, its memory, its two streams and its kernels.
+//!
+//! Kernels run on one stream, in the order in which they are launched; batches are copied in on a
+//! second one. Memory is taken when a network is planned and never while its steps run.
+
+use std::collections::HashMap;
+use std::ffi::{CString, c_void};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use cudarc::driver::sys::{
+    CUdevice_attribute, CUevent_flags, CUfunction, CUfunction_attribute, CUmodule, CUresult,
+};
+use cudarc::driver::{CudaContext, CudaEvent, CudaStream, DriverError, result, sys};
+
+use crate::shape::{ConvDims, PoolDims};
+use crate::{Error, Result};
+
+mod embedded {
+    include!(concat!(env!("OUT_DIR"), "/modules.rs"));
+}
+
+/// Dynamic shared memory that a kernel may use without being allowed to.
+const SHARED: u32 = 48 << 10;
+/// The oldest GPUs that the kernels are compiled for.
+const OLDEST: (i32, i32) = (7, 5);
+
+/// The oldest driver that has all that is asked of it, by the CUDA version it is for. Kernels by an
+/// nvcc of CUDA 13 need a driver for CUDA 13.
+const OLDEST_DRIVER: (i32, i32) = (12, 8);
+
+/// A GPU with everything loaded.
+pub struct Device {
+    context: Arc<CudaContext>,
+    /// Where kernels run.
+    pub stream: Arc<CudaStream>,
+    /// Where batches are copied in.
+    pub copies: Arc<CudaStream>,
+    modules: Vec<CUmodule>,
+    functions: Mutex<HashMap<&'static str, Function>>,
+    handed_out: AtomicUsize,
+}
+
+/// A kernel, and the dynamic shared memory it is allowed.
+#[derive(Clone, Copy)]
+struct Function {
+    handle: CUfunction,
+    shared: u32,
+}
+
+// SAFETY: modules and functions are handles into the driver, which may be used from any thread in
+// which the context is current; every use makes it so first.
+unsafe impl Send for Device {}
+// SAFETY: as above; what changes is behind a lock.
+unsafe impl Sync for Device {}
+
+/// How many GPUs there are.
+///
+/// # Errors
+/// If there is none or no driver: which of the two.
+pub fn count() -> Result<usize> {
+    // SAFETY: loading the driver's library runs its initialisers, as for every CUDA program.
+    if !unsafe { sys::is_culib_present() } {
+        return Err(Error::Backend(
+            "no NVIDIA driver on this machine (libcuda.so.1 was not found): install one, or use \
+             --device cpu"
+                .into(),
+        ));
+    }
+    let count = match result::init() {
+        Ok(()) => result::device::get_count().map_err(failed("count devices"))?,
+        Err(DriverError(CUresult::CUDA_ERROR_NO_DEVICE)) => 0,
+        Err(error) => return Err(failed("start the driver")(error)),
+    };
+    if count < 1 {
+        return Err(Error::Backend(
+            "an NVIDIA driver, but no GPU that it sees (CUDA_VISIBLE_DEVICES hides those it does \
+             not name): use --device cpu"
+                .into(),
+        ));
+    }
+    Ok(count as usize)
+}
+
+impl Device {
+    /// Opens a GPU by its number and loads the kernels.
+    ///
+    /// # Errors
+    /// If there is no driver, no such GPU, or one that cannot run this build's kernels.
+    pub fn open(ordinal: usize) -> Result<Self> {
+        let count = count()?;
+        if ordinal >= count {
+            return Err(Error::Backend(format!(
+                "no CUDA device {ordinal}: this machine has {count} (0 to {})",
+                count - 1
+            )));
+        }
+        let driver = driver_version()?;
+        let major = env!("ZFNET_NVCC_MAJOR").parse().expect("a number from build.rs");
+        let needed = OLDEST_DRIVER.max((major, 0));
+        if driver < needed {
+            return Err(Error::Backend(format!(
+                "the driver is for CUDA {}.{}: this program's kernels were compiled by nvcc {}.{} \
+                 and need a driver for CUDA {}.{} or later; update the driver, or build with an \
+                 older nvcc (12.8 or later)",
+                driver.0,
+                driver.1,
+                env!("ZFNET_NVCC_MAJOR"),
+                env!("ZFNET_NVCC_MINOR"),
+                needed.0,
+                needed.1
+            )));
+        }
+        let context = CudaContext::new(ordinal).map_err(failed("open the GPU"))?;
+        // SAFETY: nothing has been allocated yet; from here on this module orders the streams.
+        unsafe { context.disable_event_tracking() };
+        let capability = context.compute_capability().map_err(failed("ask the GPU"))?;
+        if capability < OLDEST {
+            return Err(Error::Backend(format!(
+                "{} has compute capability {}.{}: expected {}.{} (Turing) or later",
+                context.name().unwrap_or_default(),
+                capability.0,
+                capability.1,
+                OLDEST.0,
+                OLDEST.1
+            )));
+        }
+        let (stream, copies) = (
+            context.new_stream().map_err(failed("make a stream"))?,
+            context.new_stream().map_err(failed("make a stream"))?,
+        );
+        let mut device = Device {
+            context,
+            stream,
+            copies,
+            modules: Vec::new(),
+            functions: Mutex::default(),
+            handed_out: AtomicUsize::new(0),
+        };
+        for image in embedded::MODULES {
+            device.modules.extend(device.load(image, capability)?);
+        }
+        Ok(device)
+    }
+
+    /// Loads a module; `None` for one of tensor-core kernels on a GPU that has none of that kind.
+    fn load(&self, image: &'static [u8], capability: (i32, i32)) -> Result<Option<CUmodule>> {
+        self.bind()?;
+        // SAFETY: `image` is a whole fatbin that nvcc made.
+        match unsafe { result::module::load_data(image.as_ptr().cast()) } {
+            Ok(module) => Ok(Some(module)),
+            Err(DriverError(CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU)) if capability < (8, 0) => {
+                Ok(None)
+            }
+            Err(error) => Err(Error::Backend(format!(
+                "CUDA cannot load this build's kernels (for {}) on a GPU of compute capability \
+                 {}.{}: {}; build with ZFNET_CUDA_ARCH={}{}",
+                env!("ZFNET_CUDA_TARGETS"),
+                capability.0,
+                capability.1,
+                describe(error),
+                capability.0,
+                capability.1
+            ))),
+        }
+    }
+
+    /// Makes this GPU current in the calling thread.
+    fn bind(&self) -> Result<()> {
+        self.context.bind_to_thread().map_err(failed("use the GPU"))
+    }
+
+    /// The GPU's name.
+    pub fn name(&self) -> String {
+        self.context.name().unwrap_or_else(|_| "GPU".into())
+    }
+
+    /// Compute capability: major, minor.
+    pub fn capability(&self) -> (i32, i32) {
+        self.context.compute_capability().unwrap_or(OLDEST)
+    }
+
+    /// A number that the driver knows of the GPU.
+    pub fn attribute(&self, attribute: CUdevice_attribute) -> usize {
+        self.context.attribute(attribute).map_or(0, |value| value.max(0) as usize)
+    }
+
+    /// Bytes handed out so far, and free now.
+    pub fn memory(&self) -> Result<(usize, usize)> {
+        let (free, _) = self.context.mem_get_info().map_err(failed("ask for free memory"))?;
+        Ok((self.handed_out.load(Ordering::Relaxed), free))
+    }
+
+    /// Memory of `bytes` bytes, zero.
+    ///
+    /// # Errors
+    /// If there is no room.
+    pub fn room(self: &Arc<Self>, bytes: usize) -> Result<Memory> {
+        self.bind()?;
+        // SAFETY: the memory is zeroed below before anyone can read it.
+        let pointer = match unsafe { result::malloc_sync(bytes.max(1)) } {
+            Ok(pointer) => pointer,
+            Err(DriverError(CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => {
+                let free = self.memory().ok().map(|(_, free)| free);
+                return Err(Error::Memory { wanted: bytes, free });
+            }
+            Err(error) => return Err(failed("take memory")(error)),
+        };
+        self.handed_out.fetch_add(bytes, Ordering::Relaxed);
+        let memory = Memory { device: self.clone(), pointer, bytes };
+        self.clear(&memory, bytes)?;
+        Ok(memory)
+    }
+
+    /// Memory of the host that the GPU can copy from and to beside its work.
+    ///
+    /// # Errors
+    /// If there is no room.
+    pub fn pinned(self: &Arc<Self>, bytes: usize) -> Result<Pinned> {
+        self.bind()?;
+        // Not write-combined: losses are read from it.
+        // SAFETY: the memory is initialised before anyone can read it.
+        let pointer =
+            unsafe { result::malloc_host(bytes.max(1), 0) }.map_err(failed("pin memory"))?;
+        // SAFETY: a fresh allocation of that many bytes.
+        unsafe { pointer.cast::<u8>().write_bytes(0, bytes.max(1)) };
+        Ok(Pinned { device: self.clone(), pointer: pointer.cast(), bytes })
+    }
+
+    /// An event, not yet recorded: waiting for it does not wait.
+    pub fn event(&self) -> Result<CudaEvent> {
+        self.context.new_event(None).map_err(failed("make an event"))
+    }
+
+    /// An event that notes the time.
+    pub fn timer(&self) -> Result<CudaEvent> {
+        let flags = CUevent_flags::CU_EVENT_DEFAULT;
+        self.context.new_event(Some(flags)).map_err(failed("make an event"))
+    }
+
+    /// Zeroes the first `bytes` bytes, in the stream's order.
+    pub fn clear(&self, memory: &Memory, bytes: usize) -> Result<()> {
+        assert!(bytes <= memory.bytes);
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.bind()?;
+        // SAFETY: the range lies inside one live allocation.
+        unsafe { result::memset_d8_async(memory.pointer, 0, bytes, self.stream.cu_stream()) }
+            .map_err(failed("clear memory"))
+    }
+
+    /// Copies values in, in the stream's order; `src` is free again on return.
+    pub fn upload<T: bytemuck::Pod>(&self, dst: &Memory, src: &[T]) -> Result<()> {
+        assert!(size_of_val(src) <= dst.bytes);
+        self.bind()?;
+        // SAFETY: the range lies inside one live allocation; pageable memory is read at the call.
+        unsafe { result::memcpy_htod_async(dst.pointer, src, self.stream.cu_stream()) }
+            .map_err(failed("copy to the GPU"))
+    }
+
+    /// Copies values out, after all work before.
+    pub fn download<T: bytemuck::Pod>(&self, dst: &mut [T], src: &Memory) -> Result<()> {
+        assert!(size_of_val(dst) <= src.bytes);
+        self.bind()?;
+        // SAFETY: the range lies inside one live allocation, and `dst` is borrowed until the
+        // stream has been waited for.
+        unsafe { result::memcpy_dtoh_async(dst, src.pointer, self.stream.cu_stream()) }
+            .map_err(failed("copy from the GPU"))?;
+        self.synchronize()
+    }
+
+    /// Waits for all kernels.
+    pub fn synchronize(&self) -> Result<()> {
+        self.bind()?;
+        self.stream.synchronize().map_err(failed("run kernels"))
+    }
+
+    /// Launches a kernel. See [`launch`] for the arguments.
+    ///
+    /// # Errors
+    /// If the driver refuses.
+    ///
+    /// # Safety
+    /// `arguments` must point at values of the types and in the order of the kernel's parameters;
+    /// what the kernel reads and writes by them must lie inside live allocations.
+    pub unsafe fn launch(
+        &self,
+        name: &'static str,
+        launch: Launch,
+        arguments: &mut [*mut c_void],
+    ) -> Result<()> {
+        self.bind()?;
+        let function = self.function(name, launch.shared)?;
+        let Launch { grid, block, shared } = launch;
+        let (grid, block) = ((grid[0], grid[1], grid[2]), (block[0], block[1], block[2]));
+        let stream = self.stream.cu_stream();
+        // SAFETY: the function is loaded; the rest is promised by the caller.
+        unsafe { result::launch_kernel(function, grid, block, shared, stream, arguments) }
+            .map_err(|error| Error::Backend(format!("CUDA: {name}: {}", describe(error))))
+    }
+
+    fn function(&self, name: &'static str, shared: u32) -> Result<CUfunction> {
+        let mut functions = self.functions.lock().expect("no thread panicked here");
+        let found = match functions.get(name) {
+            Some(function) if function.shared >= shared => return Ok(function.handle),
+            Some(function) => function.handle,
+            None => self.find(name)?,
+        };
+        if shared > SHARED {
+            let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: `found` is a function of a loaded module.
+            unsafe { result::function::set_function_attribute(found, attribute, shared as i32) }
+                .map_err(failed("give a kernel its shared memory"))?;
+        }
+        functions.insert(name, Function { handle: found, shared: shared.max(SHARED) });
+        Ok(found)
+    }
+
+    fn find(&self, name: &'static str) -> Result<CUfunction> {
+        let symbol = CString::new(name).expect("kernel names hold no zero");
+        let found = self.modules.iter().find_map(|module| {
+            // SAFETY: the module is loaded, and stays so as long as `self` lives.
+            unsafe { result::module::get_function(*module, symbol.clone()) }.ok()
+        });
+        found.ok_or_else(|| Error::Backend(format!("CUDA: no kernel {name} for this GPU")))
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        let _ = self.bind();
+        let _ = self.stream.synchronize();
+        let _ = self.copies.synchronize();
+        for module in self.modules.drain(..) {
+            // SAFETY: nothing runs any more, and no function of it can be called again.
+            let _ = unsafe { result::module::unload(module) };
+        }
+    }
+}
+
+/// An allocation on the GPU.
+pub struct Memory {
+    device: Arc<Device>,
+    pointer: u64,
+    bytes: usize,
+}
+
+impl Memory {
+    /// Its address on the GPU.
+    pub fn pointer(&self) -> u64 {
+        self.pointer
+    }
+
+    /// Its size.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        let _ = self.device.bind();
+        // SAFETY: the allocation is ours; the driver waits for work that uses it.
+        let _ = unsafe { result::free_sync(self.pointer) };
+    }
+}
+
+/// An allocation of the host that does not move.
+pub struct Pinned {
+    device: Arc<Device>,
+    pointer: *mut u8,
+    bytes: usize,
+}
+
+// SAFETY: plain memory, owned.
+unsafe impl Send for Pinned {}
+// SAFETY: it is only written through `&mut self`.
+unsafe impl Sync for Pinned {}
+
+impl Pinned {
+    /// Its bytes. Whatever the GPU copies from or to it must have been waited for.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: `bytes` initialised bytes, borrowed as `self` is.
+        unsafe { std::slice::from_raw_parts_mut(self.pointer, self.bytes) }
+    }
+
+    /// Copies `len` bytes from `from` on to the GPU, in the order of `stream`.
+    pub fn upload(&self, dst: &Memory, from: usize, len: usize, stream: &CudaStream) -> Result<()> {
+        assert!(from + len <= self.bytes && len <= dst.bytes);
+        self.device.bind()?;
+        // SAFETY: both ranges lie inside live allocations; the event that is recorded after this
+        // copy is waited for before the host writes here again.
+        unsafe {
+            let source = std::slice::from_raw_parts(self.pointer.add(from), len);
+            result::memcpy_htod_async(dst.pointer, source, stream.cu_stream())
+        }
+        .map_err(failed("copy a batch to the GPU"))
+    }
+
+    /// Copies the first `len` bytes back from the GPU, in the order of `stream`.
+    pub fn download(&mut self, src: &Memory, len: usize, stream: &CudaStream) -> Result<()> {
+        assert!(len <= self.bytes && len <= src.bytes);
+        self.device.bind()?;
+        // SAFETY: as for `upload`; the host reads after the event recorded next.
+        unsafe {
+            let target = std::slice::from_raw_parts_mut(self.pointer, len);
+            result::memcpy_dtoh_async(target, src.pointer, stream.cu_stream())
+        }
+        .map_err(failed("copy losses from the GPU"))
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        let _ = self.device.bind();
+        let _ = self.device.copies.synchronize();
+        let _ = self.device.stream.synchronize();
+        // SAFETY: the allocation is ours, and no copy is under way.
+        let _ = unsafe { result::free_host(self.pointer.cast()) };
+    }
+}
+
+/// How a kernel is spread over the GPU.
+#[derive(Clone, Copy, Debug)]
+pub struct Launch {
+    /// Blocks.
+    pub grid: [u32; 3],
+    /// Threads of a block.
+    pub block: [u32; 3],
+    /// Bytes of dynamic shared memory.
+    pub shared: u32,
+}
+
+impl Launch {
+    /// Threads of a block where a kernel's contract says nothing else.
+    pub const BLOCK: u32 = 256;
+
+    /// A thread for each of `count` values.
+    pub fn per_value(count: usize) -> Self {
+        Self::blocks(count.div_ceil(Self::BLOCK as usize))
+    }
+
+    /// So many blocks.
+    pub fn blocks(count: usize) -> Self {
+        let count = u32::try_from(count).expect("fewer than 2^31 blocks, by the limit of a batch");
+        Launch { grid: [count, 1, 1], block: [Self::BLOCK, 1, 1], shared: 0 }
+    }
+}
+
+/// A type that a kernel takes by value, laid out as in `kernels/common.cuh`.
+///
+/// # Safety
+/// Its layout must be that of the parameter.
+pub unsafe trait Argument {}
+
+// SAFETY: C's `unsigned long long`, `size_t` and pointers.
+unsafe impl Argument for u64 {}
+// SAFETY: C's `unsigned`.
+unsafe impl Argument for u32 {}
+// SAFETY: C's `float`.
+unsafe impl Argument for f32 {}
+// SAFETY: `repr(C)`, the same fields as `ConvDims` there.
+unsafe impl Argument for ConvDims {}
+// SAFETY: `repr(C)`, the same fields as `PoolDims` there.
+unsafe impl Argument for PoolDims {}
+// SAFETY: `repr(C)`, the same fields as `Lrn` there.
+unsafe impl Argument for crate::backend::Lrn {}
+// SAFETY: `repr(C)`, the same fields as `InputDims` there.
+unsafe impl Argument for crate::backend::InputDims {}
+
+/// `launch!(device, name, launch, argument, ...)`: launches a kernel with arguments by value, in the
+/// order of its contract.
+macro_rules! launch {
+    ($device:expr, $name:expr, $launch:expr $(, $argument:expr)* $(,)?) => {{
+        fn address<T: $crate::backend::cuda::device::Argument>(
+            argument: &T,
+        ) -> *mut std::ffi::c_void {
+            std::ptr::from_ref(argument).cast_mut().cast()
+        }
+        // SAFETY: the types are those of the kernel's contract (the tests run every launch with
+        // a stand-in that knows the true ones); pointers come from live tensors whose shapes
+        // were checked.
+        unsafe { $device.launch($name, $launch, &mut [$(address(&$argument)),*]) }
+    }};
+}
+pub(super) use launch;
+
+/// For `map_err`: what could not be done, and what the driver said.
+pub fn failed(what: &'static str) -> impl Fn(DriverError) -> Error {
+    move |error| Error::Backend(format!("CUDA: cannot {what}: {}", describe(error)))
+}
+
+fn describe(error: DriverError) -> String {
+    let text = |text: Result<&std::ffi::CStr, DriverError>| {
+        text.map(|text| text.to_string_lossy().into_owned()).unwrap_or_default()
+    };
+    format!("{} ({})", text(error.error_string()), text(error.error_name()))
+}
+
+/// The CUDA version that the driver is for: major, minor.
+fn driver_version() -> Result<(i32, i32)> {
+    let mut version = 0;
+    // SAFETY: the driver has been initialised; it writes one integer.
+    unsafe { sys::cuDriverGetVersion(&mut version) }
+        .result()
+        .map_err(failed("ask for the driver's version"))?;
+    Ok((version / 1000, version % 1000 / 10))
+}

@@ -1,0 +1,760 @@
+//! The CUDA backend: our own kernels (`kernels/*.cu`) on an NVIDIA GPU, through CUDA's driver.
+//!
+//! Every operation checks its operands and launches kernels on one stream, in order; nothing is
+//! waited for but where values go to the host. No float is added atomically and work is cut by
+//! sizes alone, so reruns are bit-identical.
+
+mod blas;
+mod conv;
+mod device;
+mod measure;
+mod plan;
+
+use std::sync::{Arc, Mutex};
+
+use cudarc::driver::{CudaEvent, CudaGraph, sys};
+use device::{Device, Launch, Memory, Pinned, failed, launch};
+use half::bf16;
+
+pub use device::count as devices;
+
+use super::philox::keep_threshold;
+use super::{
+    Backend, Batch, Crop, Dropout, InputDims, Lrn, Param, Peak, Precision, ReluRule, SeedUnit,
+    SgdConstants, StepState, Tensor,
+};
+use crate::shape::{ConvDims, PoolDims, Shape};
+use crate::{Error, Result};
+
+/// Values of a block of `lrn.cu`.
+const LRN_TILE: usize = 1024;
+
+/// Batches under way at a time: one is worked on, one is copied, one is made ready.
+const IN_FLIGHT: usize = 3;
+
+/// What multiplies the matrices of fully connected layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gemm {
+    /// NVIDIA's cuBLASLt, loaded if the machine has it.
+    CublasLt,
+    /// The kernels that do the other convolutions.
+    Own,
+}
+
+/// How convolutions are computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kernels {
+    /// The fast ones of the precision.
+    Fast,
+    /// One thread an output, in f32: slow, and short enough to be checked by reading. For tests.
+    Plain,
+}
+
+/// What a [`CudaBackend`] is to be.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Number of the GPU.
+    pub device: usize,
+    /// Precision; the best that the GPU has for `None`: bf16, or f32 before Ampere.
+    pub precision: Option<Precision>,
+    /// Library for fully connected layers; cuBLASLt where it is there for `None`.
+    pub gemm: Option<Gemm>,
+    /// Convolutions.
+    pub kernels: Kernels,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options { device: 0, precision: None, gemm: None, kernels: Kernels::Fast }
+    }
+}
+
+/// Runs on an NVIDIA GPU.
+pub struct CudaBackend {
+    device: Arc<Device>,
+    precision: Precision,
+    kernels: Kernels,
+    blas: Option<blas::Blas>,
+    /// Where seeds, peaks and sums pass through; it grows.
+    passage: Mutex<Memory>,
+}
+
+/// Storage of a tensor: f32, bf16, or (for weights in bf16) both.
+pub struct Buffer {
+    f32: Option<Memory>,
+    bf16: Option<Memory>,
+}
+
+/// How a tensor's values are stored, as the kernels' names tell it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Storage {
+    F32,
+    Bf16,
+}
+
+impl Buffer {
+    fn storage(&self) -> Storage {
+        if self.f32.is_some() { Storage::F32 } else { Storage::Bf16 }
+    }
+
+    /// Address of the values that are the truth: f32 where there are such.
+    fn values(&self) -> u64 {
+        self.f32.as_ref().or(self.bf16.as_ref()).map_or(0, Memory::pointer)
+    }
+
+    /// Address of the values that convolutions read.
+    fn operand(&self) -> u64 {
+        self.bf16.as_ref().or(self.f32.as_ref()).map_or(0, Memory::pointer)
+    }
+
+    /// Address of the bf16 copy of f32 values, or null.
+    fn copy(&self) -> u64 {
+        match self {
+            Buffer { f32: Some(_), bf16: Some(copy) } => copy.pointer(),
+            _ => 0,
+        }
+    }
+}
+
+/// Chooses a kernel by storage.
+fn by(storage: Storage, f32: &'static str, bf16: &'static str) -> &'static str {
+    match storage {
+        Storage::F32 => f32,
+        Storage::Bf16 => bf16,
+    }
+}
+
+/// Address of a list of images, or null.
+fn list(images: Option<&Memory>) -> u64 {
+    images.map_or(0, Memory::pointer)
+}
+
+/// Pinned copies of a batch on its way, and the events that order them.
+pub struct Staging {
+    /// Pixels, then crops, then labels.
+    input: Pinned,
+    losses: Pinned,
+    /// Where crops and labels begin.
+    crops: usize,
+    labels: usize,
+    copied: CudaEvent,
+    done: CudaEvent,
+}
+
+impl CudaBackend {
+    /// Opens a GPU.
+    ///
+    /// # Errors
+    /// If there is no driver, no such GPU, or it cannot do what is asked.
+    pub fn new(options: Options) -> Result<Self> {
+        let device = Arc::new(Device::open(options.device)?);
+        let (major, minor) = device.capability();
+        let ampere = major >= 8;
+        let best = if ampere { Precision::Bf16 } else { Precision::F32 };
+        let precision = options.precision.unwrap_or(best);
+        if precision != Precision::F32 && !ampere {
+            return Err(Error::Backend(format!(
+                "{} has compute capability {major}.{minor}: precision {} needs 8.0 (Ampere) or \
+                 later; use --precision f32",
+                device.name(),
+                precision.name()
+            )));
+        }
+        let blas = match options.gemm {
+            Some(Gemm::Own) => None,
+            None if !blas::present() => None,
+            Some(Gemm::CublasLt) if !blas::present() => {
+                return Err(Error::Backend(
+                    "cuBLASLt (libcublasLt.so) was not found on this machine: put its folder into \
+                     LD_LIBRARY_PATH, or use --gemm own"
+                        .into(),
+                ));
+            }
+            _ => Some(blas::Blas::new()?),
+        };
+        let passage = Mutex::new(device.room(1 << 16)?);
+        Ok(CudaBackend { device, precision, kernels: options.kernels, blas, passage })
+    }
+
+    /// What multiplies the matrices of fully connected layers.
+    pub fn gemm(&self) -> Gemm {
+        if self.blas.is_some() { Gemm::CublasLt } else { Gemm::Own }
+    }
+
+    fn room(&self, bytes: usize) -> Result<Memory> {
+        self.device.room(bytes)
+    }
+
+    fn f32(&self, len: usize) -> Result<Memory> {
+        self.room(4 * len)
+    }
+
+    /// Works with at least `bytes` of memory between host and GPU.
+    fn through<T>(&self, bytes: usize, work: impl FnOnce(&Memory) -> Result<T>) -> Result<T> {
+        let mut passage = self.passage.lock().expect("no thread panicked here");
+        if passage.bytes() < bytes {
+            *passage = self.room(bytes)?;
+        }
+        work(&passage)
+    }
+
+    /// A value for each map of each image, by a kernel of `look.cu`.
+    fn per_map<T: bytemuck::Pod>(
+        &self,
+        name: &'static str,
+        values: &mut [T],
+        x: &Tensor<Self>,
+    ) -> Result<()> {
+        let Shape { n, h, w, c } = x.shape();
+        assert_eq!(values.len(), n * c);
+        let grid = [c.div_ceil(32) as u32, n as u32, 1];
+        let spread = Launch { grid, block: [32, 8, 1], shared: 0 };
+        self.through(size_of_val(values), |memory| {
+            let (hw, c) = ((h * w) as u32, c as u32);
+            launch!(self.device, name, spread, memory.pointer(), x.buffer.values(), hw, c)?;
+            self.device.download(values, memory)
+        })
+    }
+}
+
+impl Backend for CudaBackend {
+    type Buffer = Buffer;
+    type Bytes = Memory;
+    type Indices = Memory;
+    type Crops = Memory;
+    type Scratch = conv::Scratch;
+    type State = Memory;
+    type Staging = Staging;
+    type Recording = CudaGraph;
+
+    fn describe(&self) -> String {
+        let (major, minor) = self.device.capability();
+        let gemm = match self.gemm() {
+            Gemm::CublasLt => "cublaslt",
+            Gemm::Own => "own gemm",
+        };
+        let precision = self.precision.name();
+        format!("CUDA, {} (sm_{major}{minor}) {precision} {gemm}", self.device.name())
+    }
+
+    fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    fn device(&self) -> &'static str {
+        "cuda"
+    }
+
+    fn memory(&self) -> Result<super::Memory> {
+        let (handed_out, free) = self.device.memory()?;
+        Ok(super::Memory { handed_out, free: Some(free) })
+    }
+
+    fn zeros(&self, shape: Shape) -> Result<Tensor<Self>> {
+        Ok(Tensor::new(shape, Buffer { f32: Some(self.f32(shape.len())?), bf16: None }))
+    }
+
+    fn activations(&self, shape: Shape) -> Result<Tensor<Self>> {
+        match self.precision {
+            Precision::F32 | Precision::Tf32 => self.zeros(shape),
+            Precision::Bf16 => {
+                let half = self.room(2 * shape.len())?;
+                Ok(Tensor::new(shape, Buffer { f32: None, bf16: Some(half) }))
+            }
+        }
+    }
+
+    fn weights(&self, shape: Shape) -> Result<Tensor<Self>> {
+        let mut weights = self.zeros(shape)?;
+        if self.precision == Precision::Bf16 {
+            weights.buffer.bf16 = Some(self.room(2 * shape.len())?);
+        }
+        Ok(weights)
+    }
+
+    fn bytes(&self, len: usize) -> Result<Memory> {
+        self.room(len)
+    }
+
+    fn indices(&self, len: usize) -> Result<Memory> {
+        self.room(4 * len)
+    }
+
+    fn crops(&self, len: usize) -> Result<Memory> {
+        self.room(size_of::<Crop>() * len)
+    }
+
+    fn state(&self) -> Result<Memory> {
+        self.room(size_of::<StepState>())
+    }
+
+    fn scratch(&self, convolutions: &[ConvDims]) -> Result<conv::Scratch> {
+        conv::Scratch::new(self, convolutions)
+    }
+
+    fn upload(&self, dst: &mut Tensor<Self>, src: &[f32]) -> Result<()> {
+        let len = dst.shape().len();
+        assert_eq!(src.len(), len);
+        let Buffer { f32, bf16: half } = &dst.buffer;
+        match (f32, half) {
+            (Some(values), copy) => {
+                self.device.upload(values, src)?;
+                let Some(copy) = copy else { return Ok(()) };
+                let (copy, values) = (copy.pointer(), values.pointer());
+                let spread = Launch::per_value(len.div_ceil(4));
+                launch!(self.device, "to_bf16", spread, copy, values, len as u64)
+            }
+            (None, Some(half)) => {
+                let rounded: Vec<u16> = src.iter().map(|v| bf16::from_f32(*v).to_bits()).collect();
+                self.device.upload(half, &rounded)
+            }
+            (None, None) => Ok(()),
+        }
+    }
+
+    fn download(&self, dst: &mut [f32], src: &Tensor<Self>) -> Result<()> {
+        assert_eq!(dst.len(), src.shape().len());
+        match (&src.buffer.f32, &src.buffer.bf16) {
+            (Some(values), _) => self.device.download(dst, values),
+            (None, Some(half)) => {
+                let mut bits = vec![0u16; dst.len()];
+                self.device.download(&mut bits, half)?;
+                dst.iter_mut().zip(bits).for_each(|(v, bits)| *v = bf16::from_bits(bits).to_f32());
+                Ok(())
+            }
+            (None, None) => Ok(()),
+        }
+    }
+
+    fn upload_bytes(&self, dst: &mut Memory, src: &[u8]) -> Result<()> {
+        self.device.upload(dst, src)
+    }
+
+    fn download_bytes(&self, dst: &mut [u8], src: &Memory) -> Result<()> {
+        self.device.download(dst, src)
+    }
+
+    fn upload_indices(&self, dst: &mut Memory, src: &[u32]) -> Result<()> {
+        self.device.upload(dst, src)
+    }
+
+    fn upload_crops(&self, dst: &mut Memory, src: &[Crop]) -> Result<()> {
+        self.device.upload(dst, src)
+    }
+
+    fn set_state(&self, dst: &mut Memory, state: StepState) -> Result<()> {
+        let StepState { seed, step, first_sample, rate } = state;
+        let one = Launch { grid: [1; 3], block: [1; 3], shared: 0 };
+        launch!(self.device, "set_state", one, dst.pointer(), seed, step, first_sample, rate)
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        self.device.synchronize()
+    }
+
+    fn batches_in_flight(&self) -> usize {
+        IN_FLIGHT
+    }
+
+    fn staging(&self, bytes: usize, samples: usize) -> Result<Staging> {
+        let crops = bytes.next_multiple_of(16);
+        let labels = crops + size_of::<Crop>() * samples;
+        Ok(Staging {
+            input: self.device.pinned(labels + 4 * samples)?,
+            losses: self.device.pinned(4 * samples)?,
+            crops,
+            labels,
+            copied: self.device.event()?,
+            done: self.device.event()?,
+        })
+    }
+
+    fn upload_batch(
+        &self,
+        batch: &mut Batch<Self>,
+        pixels: &[u8],
+        crops: &[Crop],
+        labels: &[u32],
+    ) -> Result<()> {
+        let Staging { input, crops: crops_at, labels: labels_at, copied, done, .. } =
+            &mut batch.staging;
+        // What these buffers held last has been copied, and what was copied has been used.
+        copied.synchronize().map_err(failed("wait for a copy"))?;
+        let Device { stream, copies, .. } = &*self.device;
+        copies.wait(done).map_err(failed("order streams"))?;
+        let parts: [(&Memory, usize, &[u8]); 3] = [
+            (&batch.pixels, 0, pixels),
+            (&batch.crops, *crops_at, bytemuck::cast_slice(crops)),
+            (&batch.labels, *labels_at, bytemuck::cast_slice(labels)),
+        ];
+        for (memory, at, bytes) in parts {
+            input.bytes_mut()[at..at + bytes.len()].copy_from_slice(bytes);
+            input.upload(memory, at, bytes.len(), copies)?;
+        }
+        copied.record(copies).map_err(failed("record an event"))?;
+        stream.wait(copied).map_err(failed("order streams"))
+    }
+
+    fn end_batch(&self, batch: &mut Batch<Self>) -> Result<()> {
+        let Batch { losses, staging, .. } = batch;
+        let memory = losses.buffer.f32.as_ref().expect("losses are f32");
+        let stream = &self.device.stream;
+        staging.losses.download(memory, 4 * losses.shape().len(), stream)?;
+        staging.done.record(stream).map_err(failed("record an event"))
+    }
+
+    fn losses(&self, losses: &mut [f32], batch: &mut Batch<Self>) -> Result<()> {
+        batch.staging.done.synchronize().map_err(failed("run a step"))?;
+        let bytes = &batch.staging.losses.bytes_mut()[..4 * losses.len()];
+        bytemuck::cast_slice_mut(losses).copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn record(&self, operations: &mut dyn FnMut() -> Result<()>) -> Result<Option<CudaGraph>> {
+        let stream = &self.device.stream;
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        stream.begin_capture(mode).map_err(failed("record a step"))?;
+        let result = operations();
+        let graph = stream.end_capture(sys::CUgraphInstantiate_flags(0));
+        result?;
+        let graph = graph.map_err(failed("record a step"))?;
+        if let Some(graph) = &graph {
+            graph.upload().map_err(failed("make a recorded step ready"))?;
+        }
+        Ok(graph)
+    }
+
+    fn replay(&self, recording: &CudaGraph) -> Result<()> {
+        recording.launch().map_err(failed("replay a step"))
+    }
+
+    fn input(
+        &self,
+        x: &mut Tensor<Self>,
+        pixels: &Memory,
+        crops: &Memory,
+        mean: &Tensor<Self>,
+        inverse_std: &Tensor<Self>,
+        dims: &InputDims,
+    ) -> Result<()> {
+        let Shape { n, h, w, c } = x.shape();
+        assert_eq!(c, dims.order.len(), "the input has three channels");
+        assert!(h.max(w) <= dims.side as usize, "crops of {} from {dims:?}", x.shape());
+        let per_pixel = u32::from(mean.shape().len() > 3);
+        launch!(
+            self.device,
+            by(x.buffer.storage(), "input_f32", "input_bf16"),
+            Launch::per_value(n * h * w),
+            x.buffer.values(),
+            pixels.pointer(),
+            crops.pointer(),
+            mean.buffer.values(),
+            inverse_std.buffer.values(),
+            *dims,
+            per_pixel,
+            n as u32,
+            h as u32,
+            w as u32,
+        )
+    }
+
+    fn conv_forward(
+        &self,
+        y: &mut Tensor<Self>,
+        x: &Tensor<Self>,
+        weight: &Tensor<Self>,
+        bias: Option<&Tensor<Self>>,
+        relu: bool,
+        dims: &ConvDims,
+        scratch: &mut conv::Scratch,
+    ) -> Result<()> {
+        check(&[(y.shape(), dims.output()), (x.shape(), dims.input())]);
+        check(&[(weight.shape(), dims.filter())]);
+        conv::forward(self, y, x, weight, bias, relu, dims, scratch)
+    }
+
+    fn conv_backward_data(
+        &self,
+        dx: &mut Tensor<Self>,
+        dy: &Tensor<Self>,
+        weight: &Tensor<Self>,
+        dims: &ConvDims,
+        scratch: &mut conv::Scratch,
+    ) -> Result<()> {
+        check(&[(dx.shape(), dims.input()), (dy.shape(), dims.output())]);
+        check(&[(weight.shape(), dims.filter())]);
+        conv::backward_data(self, dx, dy, weight, dims, scratch)
+    }
+
+    fn conv_backward_filter(
+        &self,
+        gradient: &mut Param<Self>,
+        dy: &Tensor<Self>,
+        x: &Tensor<Self>,
+        accumulate: bool,
+        dims: &ConvDims,
+        scratch: &mut conv::Scratch,
+    ) -> Result<()> {
+        check(&[(x.shape(), dims.input()), (dy.shape(), dims.output())]);
+        check(&[(gradient.weight.shape(), dims.filter())]);
+        conv::backward_filter(self, gradient, dy, x, accumulate, dims, scratch)
+    }
+
+    fn maxpool_forward(
+        &self,
+        y: &mut Tensor<Self>,
+        switches: &mut Memory,
+        x: &Tensor<Self>,
+        dims: &PoolDims,
+    ) -> Result<()> {
+        check(&[(y.shape(), dims.output()), (x.shape(), dims.input())]);
+        launch!(
+            self.device,
+            by(x.buffer.storage(), "maxpool_forward_f32", "maxpool_forward_bf16"),
+            pooling(dims.output().len(), dims.c),
+            y.buffer.values(),
+            switches.pointer(),
+            x.buffer.values(),
+            *dims,
+        )
+    }
+
+    fn maxpool_backward(
+        &self,
+        dx: &mut Tensor<Self>,
+        dy: &Tensor<Self>,
+        switches: &Memory,
+        images: Option<&Memory>,
+        forward_mask: bool,
+        dims: &PoolDims,
+    ) -> Result<()> {
+        check(&[(dx.shape(), dims.input()), (dy.shape(), dims.output())]);
+        launch!(
+            self.device,
+            by(dx.buffer.storage(), "maxpool_backward_f32", "maxpool_backward_bf16"),
+            pooling(dims.input().len(), dims.c),
+            dx.buffer.values(),
+            dy.buffer.values(),
+            switches.pointer(),
+            list(images),
+            u32::from(forward_mask),
+            *dims,
+        )
+    }
+
+    fn relu_forward(&self, y: &mut Tensor<Self>, x: &Tensor<Self>) -> Result<()> {
+        check(&[(y.shape(), x.shape())]);
+        let len = x.shape().len();
+        launch!(
+            self.device,
+            by(x.buffer.storage(), "relu_forward_f32", "relu_forward_bf16"),
+            Launch::per_value(len.div_ceil(4)),
+            y.buffer.values(),
+            x.buffer.values(),
+            len as u64,
+        )
+    }
+
+    fn relu_backward(
+        &self,
+        dy: &mut Tensor<Self>,
+        y: &Tensor<Self>,
+        images: Option<&Memory>,
+        rule: ReluRule,
+    ) -> Result<()> {
+        check(&[(dy.shape().with_n(1), y.shape().with_n(1))]);
+        let shape = dy.shape();
+        launch!(
+            self.device,
+            by(dy.buffer.storage(), "relu_backward_f32", "relu_backward_bf16"),
+            Launch::per_value(shape.len().div_ceil(4)),
+            dy.buffer.values(),
+            y.buffer.values(),
+            list(images),
+            shape.per_image() as u64,
+            shape.len() as u64,
+            u32::from(rule.forward_mask),
+            u32::from(rule.relu_down),
+        )
+    }
+
+    fn lrn_forward(&self, y: &mut Tensor<Self>, x: &Tensor<Self>, lrn: &Lrn) -> Result<()> {
+        check(&[(y.shape(), x.shape())]);
+        let Shape { n, h, w, c } = x.shape();
+        launch!(
+            self.device,
+            by(x.buffer.storage(), "lrn_forward_f32", "lrn_forward_bf16"),
+            Launch::blocks(x.shape().len().div_ceil(LRN_TILE)),
+            y.buffer.values(),
+            x.buffer.values(),
+            (n * h * w) as u64,
+            c as u32,
+            *lrn,
+        )
+    }
+
+    fn lrn_backward(
+        &self,
+        dx: &mut Tensor<Self>,
+        dy: &Tensor<Self>,
+        x: &Tensor<Self>,
+        images: Option<&Memory>,
+        lrn: &Lrn,
+    ) -> Result<()> {
+        check(&[(dx.shape(), dy.shape()), (dy.shape().with_n(1), x.shape().with_n(1))]);
+        let Shape { n, h, w, c } = dy.shape();
+        launch!(
+            self.device,
+            by(dx.buffer.storage(), "lrn_backward_f32", "lrn_backward_bf16"),
+            Launch::blocks(n * dy.shape().per_image().div_ceil(LRN_TILE)),
+            dx.buffer.values(),
+            dy.buffer.values(),
+            x.buffer.values(),
+            list(images),
+            (h * w) as u64,
+            (n * h * w) as u64,
+            c as u32,
+            *lrn,
+        )
+    }
+
+    fn dropout(
+        &self,
+        y: &mut Tensor<Self>,
+        x: &Tensor<Self>,
+        dropout: &Dropout,
+        state: &Memory,
+    ) -> Result<()> {
+        check(&[(y.shape(), x.shape())]);
+        let Shape { n, h, w, c } = x.shape();
+        // A vector's values come four from one number's counter.
+        let threads = if h * w == 1 { n * c.div_ceil(4) } else { x.shape().len() };
+        launch!(
+            self.device,
+            by(x.buffer.storage(), "dropout_f32", "dropout_bf16"),
+            Launch::per_value(threads),
+            y.buffer.values(),
+            x.buffer.values(),
+            n as u32,
+            (h * w) as u32,
+            c as u32,
+            dropout.layer,
+            keep_threshold(dropout.rate),
+            1.0 / (1.0 - dropout.rate),
+            state.pointer(),
+        )
+    }
+
+    fn softmax_cross_entropy(
+        &self,
+        losses: &mut Tensor<Self>,
+        dlogits: &mut Tensor<Self>,
+        logits: &Tensor<Self>,
+        labels: &Memory,
+        scale: f32,
+        state: &mut Memory,
+    ) -> Result<()> {
+        check(&[(dlogits.shape(), logits.shape())]);
+        let Shape { n, c, .. } = logits.shape();
+        assert_eq!(losses.shape().len(), n);
+        launch!(
+            self.device,
+            by(dlogits.buffer.storage(), "softmax_cross_entropy_f32", "softmax_cross_entropy_bf16"),
+            Launch::blocks(n),
+            losses.buffer.values(),
+            dlogits.buffer.values(),
+            logits.buffer.values(),
+            labels.pointer(),
+            c as u32,
+            scale,
+            state.pointer(),
+        )
+    }
+
+    fn channel_max(&self, peaks: &mut [Peak], x: &Tensor<Self>) -> Result<()> {
+        self.per_map(by(x.buffer.storage(), "channel_max_f32", "channel_max_bf16"), peaks, x)
+    }
+
+    fn channel_sum(&self, sums: &mut [f32], x: &Tensor<Self>) -> Result<()> {
+        self.per_map(by(x.buffer.storage(), "channel_sum_f32", "channel_sum_bf16"), sums, x)
+    }
+
+    fn seed(&self, dy: &mut Tensor<Self>, units: &[SeedUnit]) -> Result<()> {
+        let Shape { n, h, w, c } = dy.shape();
+        assert_eq!(units.len(), n);
+        for unit in units {
+            let [map, y, x] = [unit.map, unit.y, unit.x].map(|v| v as usize);
+            assert!(map < c && y < h && x < w, "unit {unit:?} outside [{h}, {w}, {c}]");
+        }
+        let storage = dy.buffer.storage();
+        let memory = dy.buffer.f32.as_ref().or(dy.buffer.bf16.as_ref()).expect("has storage");
+        let bytes = if storage == Storage::F32 { 4 } else { 2 };
+        self.device.clear(memory, bytes * dy.shape().len())?;
+        self.through(size_of_val(units), |passage| {
+            self.device.upload(passage, units)?;
+            launch!(
+                self.device,
+                by(storage, "seed_f32", "seed_bf16"),
+                Launch::per_value(n),
+                memory.pointer(),
+                passage.pointer(),
+                n as u32,
+                h as u32,
+                w as u32,
+                c as u32,
+            )
+        })
+    }
+
+    fn sgd_step(
+        &self,
+        w: &mut Tensor<Self>,
+        v: &mut Tensor<Self>,
+        g: &Tensor<Self>,
+        constants: &SgdConstants,
+        state: &Memory,
+    ) -> Result<()> {
+        check(&[(w.shape(), v.shape()), (w.shape(), g.shape())]);
+        let len = w.shape().len();
+        launch!(
+            self.device,
+            "sgd_step",
+            Launch::per_value(len.div_ceil(4)),
+            w.buffer.values(),
+            w.buffer.copy(),
+            v.buffer.values(),
+            g.buffer.values(),
+            len as u64,
+            constants.momentum,
+            constants.decay,
+            state.pointer(),
+        )
+    }
+
+    fn limit_rms(&self, weight: &mut Tensor<Self>, limit: f32, state: &Memory) -> Result<()> {
+        let shape = weight.shape();
+        launch!(
+            self.device,
+            "limit_rms",
+            Launch::blocks(shape.n),
+            weight.buffer.values(),
+            weight.buffer.copy(),
+            shape.per_image() as u32,
+            limit,
+            state.pointer(),
+        )
+    }
+}
+
+/// A thread of `pool.cu` takes eight channels where there are as many.
+fn pooling(values: usize, channels: u32) -> Launch {
+    Launch::per_value(if channels.is_multiple_of(8) { values / 8 } else { values })
+}
+
+/// Panics, with the shapes, where operands disagree: a planning mistake.
+#[track_caller]
+fn check(pairs: &[(Shape, Shape)]) {
+    for (found, expected) in pairs {
+        assert_eq!(found, expected, "operands disagree");
+    }
+}
