@@ -1,0 +1,80 @@
+#!/bin/sh
+# Builds OUTDIR/libcuda.so.1, the stand-in for the CUDA driver, from kernels/*.cu, and the one for
+# cuBLASLt, OUTDIR/blas/libcublasLt.so. Needs g++ 12 or later. What has not changed since the last
+# time is not compiled again.
+#
+#   tests/standin/build.sh OUTDIR
+#   LD_LIBRARY_PATH=OUTDIR cargo test --release --features cuda cuda
+#   LD_LIBRARY_PATH=OUTDIR:OUTDIR/blas ...    with fully connected layers by cuBLASLt
+#
+# KERNELS=DIR      other kernels than the repository's
+# SANITIZE=KIND    address (with bounds and alignment), or thread (each CUDA thread an OS thread)
+set -eu
+export LC_ALL=C
+[ $# = 1 ] || { echo "usage: $0 OUTDIR" >&2; exit 2; }
+here=$(cd "$(dirname "$0")" && pwd)
+kernels=$(cd "${KERNELS:-$here/../../kernels}" && pwd)
+mkdir -p "$1"
+out=$(cd "$1" && pwd)
+CXX=${CXX:-g++}
+
+flags="-std=c++17 -fPIC -fvisibility=hidden -pthread -DZFNET_STANDIN -I$here -Wall -Wextra -Wno-unknown-pragmas"
+# In kernels these are right: an unsigned compared with a template's 0, a helper or a parameter that
+# not every variant needs.
+kernel_flags="-Wno-type-limits -Wno-unused-function -Wno-unused-parameter"
+case "${SANITIZE:-}" in
+    "") flags="$flags -O2 -march=native" ;; # it runs where it is built
+    address) flags="$flags -O1 -g -fno-omit-frame-pointer -fsanitize=address,bounds,alignment -fno-sanitize-recover=bounds,alignment" ;;
+    thread) flags="$flags -O1 -g -fsanitize=thread -DZFNET_THREADS" ;;
+    *) echo "SANITIZE=$SANITIZE: address or thread" >&2; exit 2 ;;
+esac
+if [ "$(cat "$out/flags" 2>/dev/null)" != "$CXX $flags" ]; then
+    rm -f "$out"/*.o
+    echo "$CXX $flags" > "$out/flags"
+fi
+
+# Whether object $1 is newer than all that it is made of: the rest, and every header.
+up_to_date() {
+    object=$1
+    [ -e "$object" ] || return 1
+    shift
+    for part in "$@" "$here"/*.h "$here/build.sh" "$kernels"/*.cuh; do
+        [ "$part" -ot "$object" ] || return 1
+    done
+}
+
+objects=$out/libcuda.o
+if ! up_to_date "$out/libcuda.o" "$here/libcuda.cpp"; then
+    $CXX $flags -c "$here/libcuda.cpp" -o "$out/libcuda.o"
+fi
+for source in "$kernels"/*.cu; do
+    name=$(basename "$source" .cu)
+    objects="$objects $out/$name.o"
+    up_to_date "$out/$name.o" "$source" && continue
+    # The exported kernels, also those that a macro writes.
+    text=$($CXX $flags -w -D__global__=__global__ -I"$kernels" -E -P -x c++ "$source" | tr -s '[:space:]' ' ')
+    exports=$(echo "$text" | grep -aoE 'extern "C" __global__ void [A-Za-z0-9_]+' | sed 's/.* //')
+    if [ -z "$exports" ] || [ "$(echo "$text" | grep -ao '__global__' | wc -l)" != "$(echo "$exports" | wc -w)" ]; then
+        echo "$source: every __global__ function is to be written extern \"C\" __global__ void NAME" >&2
+        exit 1
+    fi
+    {
+        for header in "$kernels"/*.cuh; do echo "#include \"$header\""; done
+        # Every file by itself, as for nvcc: two may have helpers of one name.
+        echo "namespace file_$name {"
+        echo "#include \"$source\""
+        echo "[[maybe_unused]] const bool added[] = {"
+        for kernel in $exports; do echo "    zfcpu::add_kernel(\"$kernel\", $kernel),"; done
+        echo "};"
+        echo "}"
+    } > "$out/$name.cpp"
+    $CXX $flags $kernel_flags -c "$out/$name.cpp" -o "$out/$name.o"
+done
+$CXX $flags -shared -Wl,-soname,libcuda.so.1 -o "$out/libcuda.so.1" $objects
+# Under the name that is looked for first: a real one must not be found before it.
+ln -sf libcuda.so.1 "$out/libcuda.so"
+
+mkdir -p "$out/blas"
+if ! up_to_date "$out/blas/libcublasLt.so" "$here/libcublaslt.cpp"; then
+    $CXX $flags -shared -o "$out/blas/libcublasLt.so" "$here/libcublaslt.cpp" -ldl
+fi
