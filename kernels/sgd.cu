@@ -11,15 +11,6 @@ namespace sgd {
 
 constexpr unsigned N = 4; // values of a thread
 
-template <class Out, class In> __device__ void convert(Out *y, const In *x, size_t len) {
-    size_t first = global_index() * N;
-    if (first >= len) return;
-    Pack<In, N> values = load_pack<N>(x, first, len);
-    Pack<Out, N> converted;
-    for (unsigned i = 0; i < N; i++) converted.of[i] = narrow<Out>(widen(values.of[i]));
-    store_pack(y, first, len, converted);
-}
-
 } // namespace sgd
 
 // sgd_step: w, v and g [len], copy [len] or null. Grid ceil(len / 1024) or more, block 256.
@@ -75,11 +66,12 @@ extern "C" __global__ void set_state(StepState *state, unsigned long long seed, 
     state->rate = rate;
 }
 
-// to_bf16, to_f32: y and x [len]. Grid ceil(len / 1024) or more, block 256.
+// to_bf16: y and x [len]. Grid ceil(len / 1024) or more, block 256.
 extern "C" __global__ void to_bf16(bf16 *y, const float *x, size_t len) {
-    sgd::convert(y, x, len);
-}
-
-extern "C" __global__ void to_f32(float *y, const bf16 *x, size_t len) {
-    sgd::convert(y, x, len);
+    size_t first = global_index() * sgd::N;
+    if (first >= len) return;
+    Pack<float, sgd::N> wide = load_pack<sgd::N>(x, first, len);
+    Pack<bf16, sgd::N> narrowed;
+    for (unsigned i = 0; i < sgd::N; i++) narrowed.of[i] = narrow<bf16>(wide.of[i]);
+    store_pack(y, first, len, narrowed);
 }

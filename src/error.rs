@@ -75,7 +75,10 @@ impl Error {
 
 /// A number of bytes, for people.
 fn gigabytes(bytes: usize) -> String {
-    format!("{:.2} GB", bytes as f64 / 1e9)
+    match bytes as f64 {
+        bytes if bytes < 1e8 => format!("{:.1} MB", bytes / 1e6),
+        bytes => format!("{:.2} GB", bytes / 1e9),
+    }
 }
 
 fn free_of(free: Option<usize>) -> String {

@@ -3,12 +3,15 @@
 #[macro_use]
 mod common;
 
-use common::{Random, bits, host_params, indices, network, random_params, twin, values, widen};
+use common::{
+    Random, bits, host_params, indices, is_stand_in, mini, network, random_params, twin, values,
+    widen,
+};
 use zfnet::Error;
 use zfnet::backend::{Backend, Crop, Peak, SeedUnit};
 use zfnet::model::{
-    Architecture, Descent, LrnDown, Network, Params, Preprocess, Projector, Purpose, Rule, Seed,
-    Workspace, strongest,
+    Descent, LrnDown, Network, Params, Preprocess, Projector, Purpose, Rule, Seed, Workspace,
+    strongest,
 };
 
 on_every_backend!(
@@ -365,8 +368,21 @@ fn strongest_seeds<B: Backend>(
     (0..each).flat_map(|i| (0..images).rev().map(move |image| (i, image))).map(seed).collect()
 }
 
+/// The CPU sums in the same order whatever the batch. A GPU cuts the sums of few samples in more
+/// parts: roundings of a few hundred products, three layers of them, as in the test above.
+#[track_caller]
+fn same_for_any_batch<B: Backend>(backend: &B, found: &[f32], expected: &[f32], what: &str) {
+    if backend.device() == "cpu" {
+        assert!(bits(found) == bits(expected), "{what}");
+    }
+    let largest = expected.iter().fold(0.0, |a: f32, b| a.max(b.abs()));
+    for (found, expected) in found.iter().zip(expected) {
+        assert!((found - expected).abs() <= 1e-5 * largest, "{what}: {found} for {expected}");
+    }
+}
+
 fn seeds_that_share_a_walk_up_equal_single_ones<B: Backend>(backend: &B) {
-    let network = Network::new(Architecture::find("zfnet-mini").unwrap()).unwrap();
+    let network = Network::new(mini(backend)).unwrap();
     let params = random_params(backend, &network, 6);
     let (preprocess, pixels, crops) = random_pixels(&network, 3);
     let len = network.input().len();
@@ -381,7 +397,7 @@ fn seeds_that_share_a_walk_up_equal_single_ones<B: Backend>(backend: &B) {
         for (rule_name, rule) in RULES {
             let mut pictures = vec![Vec::new(); seeds.len()];
             many.project(layer, &seeds, rule, |i, picture| {
-                pictures[i] = bits(picture);
+                pictures[i] = picture.to_vec();
                 Ok(())
             })
             .unwrap();
@@ -395,7 +411,8 @@ fn seeds_that_share_a_walk_up_equal_single_ones<B: Backend>(backend: &B) {
                     .project(layer, &[alone], rule, |i, found| {
                         calls += 1;
                         assert_eq!((i, found.len()), (0, len));
-                        assert!(bits(found) == *picture, "{rule_name} of {seed:?} in {name}");
+                        let what = format!("{rule_name} of {seed:?} in {name}");
+                        same_for_any_batch(backend, found, picture, &what);
                         Ok(())
                     })
                     .unwrap();
@@ -456,7 +473,7 @@ fn peaks_and_the_strongest<B: Backend>(backend: &B) {
 
 /// Whatever the rule, and from the corners, the edges and the middle of every map.
 fn projections_stay_inside_the_receptive_field<B: Backend>(backend: &B) {
-    let network = Network::new(Architecture::find("zfnet-mini").unwrap()).unwrap();
+    let network = Network::new(mini(backend)).unwrap();
     let params = random_params(backend, &network, 9);
     let size = network.input().h;
     let input = Random(6).reals(network.input().len());
@@ -470,8 +487,12 @@ fn projections_stay_inside_the_receptive_field<B: Backend>(backend: &B) {
         if name.starts_with("fc") {
             break;
         }
-        let places = [0, 1, output.h / 2, output.h - 1];
-        for (y, x) in places.iter().flat_map(|y| places.map(|x| (*y, x))) {
+        // On a stand-in the corners must do.
+        let places = match is_stand_in(backend) {
+            true => vec![0, output.h - 1],
+            false => vec![0, 1, output.h / 2, output.h - 1],
+        };
+        for (y, x) in places.iter().flat_map(|y| places.iter().map(|x| (*y, *x))) {
             // All maps of one place, so that something comes through.
             let mut seed = vec![0.0; output.len()];
             seed[(y * output.w + x) * output.c..][..output.c].fill(1.0);

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
+use zfnet::backend::Backend;
 use zfnet::bench::Measured;
 use zfnet::data::folder::ImageFolder;
 use zfnet::model::Architecture;
 use zfnet::train::checkpoint::{architecture_of, candidates};
-use zfnet::train::{Crops, Event, Init, Job, Outcome, Recipe, ScheduleKind, train};
+use zfnet::train::{Crops, Event, Init, Job, Needs, Outcome, Recipe, ScheduleKind, dry_run, train};
 
 use super::progress::Progress;
 use super::{BareArgs, DeviceArgs, OnDevice, ReadArgs, Split, signal_code, stop_on_signals};
@@ -31,6 +32,9 @@ pub struct Train {
     /// Stop after so many updates in all
     #[arg(long)]
     max_steps: Option<u32>,
+    /// Say what the training will need (memory, steps, time, from a few trial steps), write nothing
+    #[arg(long)]
+    dry_run: bool,
     /// Seed of weights, order, crops and dropout
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -196,6 +200,9 @@ impl OnDevice for Train {
             workers: usize::from(self.read.workers),
             stop: &stop,
         };
+        if self.dry_run {
+            return foretell(backend, &job);
+        }
         let mut display = Display::new(job.architecture.recipe.epochs);
         let outcome = train(backend, &job, |event| {
             display.event(&event);
@@ -217,6 +224,45 @@ impl OnDevice for Train {
                 Ok(signal_code(&stop))
             }
         }
+    }
+}
+
+/// Prints what a training will need.
+fn foretell<B: Backend>(backend: &B, job: &Job<'_>) -> Result<ExitCode> {
+    let mut progress = Progress::new();
+    let needs = dry_run(backend, job, |done, all| progress.show("trial step", done, all, ""))?;
+    progress.end();
+    let recipe = &job.architecture.recipe;
+    let gigabytes = |bytes: usize| format!("{:.2} GB", bytes as f64 / 1e9);
+    let free = needs.free.map_or(String::from("an unknown amount"), gigabytes);
+    let largest = match needs.largest_batch {
+        Some(largest) => format!("; about {largest} samples at a time would fit"),
+        None => String::new(),
+    };
+    let Needs { steps_per_epoch, seconds_per_step, .. } = needs;
+    let epoch = steps_per_epoch as f64 * seconds_per_step;
+    println!("parameters  {}", needs.parameters);
+    println!("memory      {} wanted, {free} free{largest}", gigabytes(needs.wanted));
+    let steps = steps_per_epoch * recipe.epochs as usize;
+    println!("steps       {steps_per_epoch} an epoch, {steps} in {} epochs", recipe.epochs);
+    println!(
+        "time        {:.1} ms a step (the mean of {}), {:.0} images/s, {} an epoch, {} in all, \
+         without validation",
+        1e3 * seconds_per_step,
+        needs.trial_steps,
+        job.train.len() as f64 / epoch,
+        duration(epoch),
+        duration(epoch * f64::from(recipe.epochs))
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Seconds, for people.
+fn duration(seconds: f64) -> String {
+    match seconds {
+        s if s < 120.0 => format!("{s:.1} s"),
+        s if s < 7200.0 => format!("{:.0} min", s / 60.0),
+        s => format!("{:.1} h", s / 3600.0),
     }
 }
 

@@ -343,6 +343,11 @@ impl<B: Backend> Workspace<B> {
         self.switches[self.block_of[layer]].as_ref()
     }
 
+    /// The same, to be written: a walk down can be given another backend's switches.
+    pub fn switches_mut(&mut self, layer: usize) -> Option<&mut B::Bytes> {
+        self.switches[self.block_of[layer]].as_mut()
+    }
+
     /// What has descended, and where the next walk down is seeded.
     pub fn descending(&mut self) -> &mut Tensor<B> {
         &mut self.descending[0]

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::checkpoint::{self, Resumed, State};
+use super::dry_run::explain;
 use super::evaluate::{Classifier, Evaluation, Member, TestCrops, evaluate};
 use super::log::{Metric, MetricsLog};
 use super::recipe::Recipe;
@@ -425,7 +426,9 @@ pub fn train<B: Backend>(
     };
     let Some(Resumed { model, momentum, mut state }) = begun else { return Ok(Outcome::Stopped) };
     let recipe = model.network.architecture.recipe.clone();
-    let mut trainer = Trainer::new(backend, model, momentum, job.accumulate)?;
+    let planned = model.network.clone();
+    let mut trainer = Trainer::new(backend, model, momentum, job.accumulate)
+        .map_err(|error| explain(backend, &planned, job.accumulate, error))?;
     let mut log = MetricsLog::open(&job.out, state.step, state.epoch)?;
     let steps_per_epoch = job.train.len().div_ceil(recipe.batch_size);
     let network = &trainer.model.network;

@@ -7,7 +7,7 @@ pub mod program;
 pub mod twin;
 
 use zfnet::backend::{Backend, Param, Precision, Tensor};
-use zfnet::model::{Architecture, Network, Params};
+use zfnet::model::{Architecture, LayerSpec, Network, Params};
 use zfnet::shape::{ConvDims, PoolDims, Rounding, Shape, windows};
 
 /// Makes a `#[test]` of each named function, `fn name<B: Backend>(backend: &B)`, on each backend.
@@ -64,11 +64,11 @@ macro_rules! on_gpu {
 /// error to have none.
 #[cfg(feature = "cuda")]
 pub fn gpu(options: zfnet::backend::cuda::Options) -> Option<zfnet::backend::cuda::CudaBackend> {
-    if std::env::var_os("ZFNET_REQUIRE_CUDA").is_none() {
-        if let Err(reason) = zfnet::backend::cuda::devices() {
-            eprintln!("skipped: {reason}");
-            return None;
-        }
+    if std::env::var_os("ZFNET_REQUIRE_CUDA").is_none()
+        && let Err(reason) = zfnet::backend::cuda::devices()
+    {
+        eprintln!("skipped: {reason}");
+        return None;
     }
     Some(zfnet::backend::cuda::CudaBackend::new(options).expect("a GPU"))
 }
@@ -159,6 +159,26 @@ pub fn pooling(
     let [n, h, w, c, p, q] = [n, h, w, c, p, q].map(|v| v as u32);
     let [window, stride] = [window, stride].map(|pair| pair.map(|v| v as u32));
     Some(PoolDims { n, h, w, c, p, q, window, stride, pad: [pad[0] as u32, pad[2] as u32] })
+}
+
+/// Whether the backend is a GPU of which a processor only plays the part, slowly.
+pub fn is_stand_in<B: Backend>(backend: &B) -> bool {
+    backend.describe().contains("stand-in")
+}
+
+/// zfnet-mini; on a stand-in with as many layers of the same geometry, but a sixth of the maps.
+pub fn mini<B: Backend>(backend: &B) -> Architecture {
+    let mut architecture = Architecture::find("zfnet-mini").unwrap();
+    if is_stand_in(backend) {
+        for layer in &mut architecture.layers {
+            match layer {
+                LayerSpec::Conv { channels, .. } => *channels /= 6,
+                LayerSpec::Fc { outputs: Some(outputs), .. } => *outputs /= 16,
+                _ => {}
+            }
+        }
+    }
+    architecture
 }
 
 /// A network from its TOML text.

@@ -25,8 +25,14 @@
 #include <sys/mman.h>
 #include <thread>
 #include <type_traits>
+#include <utility>
 #include <vector>
-#if !defined(__x86_64__)
+#ifdef ZFNET_THREADS
+#include <climits>
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#elif !defined(__x86_64__)
 #include <ucontext.h>
 #endif
 #ifdef __SANITIZE_ADDRESS__
@@ -491,31 +497,33 @@ inline void launch(const char *name, dim3 grid, dim3 threads, size_t shared, con
 inline Block block;
 
 // Threads waiting for each other: those of a warp or of a block. A thread that has ended is waited
-// for no longer.
+// for no longer. Who wakes up reads only `phase`: with a mutex ThreadSanitizer would take a thread
+// that wakes late to have seen all that faster ones did since.
 struct Barrier {
-    std::mutex mutex;
-    std::condition_variable change;
-    int members = 0, waiting = 0, ended = 0;
-    unsigned long phase = 0;
-    void reset(int count) { members = count, waiting = ended = 0; }
+    unsigned members = 0;
+    std::atomic<uint64_t> counts{0}; // threads that wait, and from bit 32 on those that have ended
+    std::atomic<unsigned> phase{0};
+    void reset(unsigned count) { members = count, counts = 0; }
     void wait(bool strict) {
-        std::unique_lock lock(mutex);
-        if (strict && ended) die("divergent barrier: other threads have ended");
-        const unsigned long mine = phase;
-        waiting++;
-        if (!open()) change.wait(lock, [&] { return phase != mine; });
+        const unsigned mine = phase.load(std::memory_order_relaxed);
+        const uint64_t now = counts.fetch_add(1) + 1;
+        if (strict && now >> 32) die("divergent barrier: other threads have ended");
+        if (open(now)) return;
+        while (phase.load(std::memory_order_acquire) == mine)
+            syscall(SYS_futex, &phase, FUTEX_WAIT_PRIVATE, mine, nullptr, nullptr, 0);
     }
     void end(bool strict) {
-        std::unique_lock lock(mutex);
-        if (strict && waiting) die("divergent barrier: ends while other threads are at __syncthreads");
-        ended++;
-        open();
+        const uint64_t now = counts.fetch_add(1ull << 32) + (1ull << 32);
+        if (strict && (unsigned)now)
+            die("divergent barrier: ends while other threads are at __syncthreads");
+        open(now);
     }
-    bool open() {
+    bool open(uint64_t now) {
+        const unsigned waiting = (unsigned)now, ended = now >> 32;
         if (!waiting || waiting + ended < members) return false;
-        waiting = 0;
-        phase++;
-        change.notify_all();
+        counts.fetch_sub(waiting);
+        phase.fetch_add(1, std::memory_order_release);
+        syscall(SYS_futex, &phase, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
         return true;
     }
 };

@@ -155,7 +155,7 @@ struct Module { std::map<std::string, Function> functions; };
 
 struct Driver {
     std::mutex mutex;
-    bool initialized = false;
+    std::atomic<bool> initialized{false};
     pthread_key_t current; // the thread's context
     std::vector<Context> contexts;
     std::map<Address, Allocation> memory;

@@ -229,9 +229,10 @@ impl Backend for CudaBackend {
 
     fn describe(&self) -> String {
         let (major, minor) = self.device.capability();
-        let gemm = match self.gemm() {
-            Gemm::CublasLt => "cublaslt",
-            Gemm::Own => "own gemm",
+        // Sums depend on the library's version, and so do the last bits of what is trained.
+        let gemm = match &self.blas {
+            Some(blas) => format!("cublaslt {}", blas.version()),
+            None => "own gemm".into(),
         };
         let precision = self.precision.name();
         format!("CUDA, {} (sm_{major}{minor}) {precision} {gemm}", self.device.name())

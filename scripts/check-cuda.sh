@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# What must hold of the CUDA backend on a machine without a GPU: the kernels compile without a
+# warning or a spill and use the tensor cores; the backend builds, and passes its tests on the
+# stand-in for CUDA's driver; those tests notice planted bugs; sanitizers find nothing.
+# Needs g++, python3 with pip (for a compiler, if there is no nvcc) and an x86-64 machine.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+if ! command -v nvcc > /dev/null || ! command -v cuobjdump > /dev/null || ! command -v nvdisasm > /dev/null; then
+  exports=$(scripts/install-nvcc.sh)
+  eval "$exports"
+fi
+echo "== kernels: warnings, spills, tensor cores"
+scripts/check-kernels.sh
+echo "== lints and docs with the feature cuda"
+cargo clippy --release --all-targets --features cuda -- -D warnings
+RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps --features cuda
+echo "== tests on the stand-in"
+standin=${CARGO_TARGET_DIR:-target}/standin
+tests/standin/build.sh "$standin"
+standin=$(cd "$standin" && pwd)
+export ZFNET_REQUIRE_CUDA=1
+LD_LIBRARY_PATH=$standin cargo test --release --features cuda --lib --tests -- cuda
+echo "== the same network, with batches in flight, recorded steps, broken machines and cuBLASLt"
+LD_LIBRARY_PATH=$standin:$standin/blas cargo test --release --features cuda --test cuda
+echo "== convolutions with asynchronous copies that land early, and fully connected ones by cuBLASLt"
+LD_LIBRARY_PATH=$standin:$standin/blas ZFNET_STANDIN_EARLY=1 \
+  cargo test --release --features cuda --test operations -- cuda_bf16::conv cuda_tf32::conv cuda_f32::conv
+echo "== planted bugs"
+tests/standin/planted-bugs.sh \
+  cargo test --release --features cuda --test operations -- cuda_f32:: cuda_bf16::
+echo "== sanitizers"
+tests/standin/sanitize.sh address cargo test --release --features cuda --test operations -- \
+  cuda_f32:: cuda_bf16:: cuda_tf32::conv
+tests/standin/sanitize.sh thread

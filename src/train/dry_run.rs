@@ -1,0 +1,156 @@
+//! What a training will need, before it is begun: memory, steps, time.
+
+use std::time::Instant;
+
+use super::trainer::{Job, Trainer};
+use crate::backend::{Backend, StepState};
+use crate::data::loader::{Bad, Loader};
+use crate::data::order::{permutation, training_crop};
+use crate::model::{Architecture, Model, Network, Params, Preprocess};
+use crate::{Error, Result};
+
+/// Steps that are timed, and steps before them that are not.
+const TRIAL: usize = 20;
+const WARM_UP: usize = 5;
+/// Samples of the two small trainings by which the need of larger ones is told.
+const SMALL: [usize; 2] = [16, 32];
+
+/// What a training will need.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Needs {
+    /// Weights and biases.
+    pub parameters: usize,
+    /// Bytes of memory that it takes on its device.
+    pub wanted: usize,
+    /// Bytes that were free before, if the device says so.
+    pub free: Option<usize>,
+    /// About how many samples at a time would fit.
+    pub largest_batch: Option<usize>,
+    /// Updates of an epoch.
+    pub steps_per_epoch: usize,
+    /// Seconds of a step, data included: the mean of [`Needs::trial_steps`] on the first batches.
+    pub seconds_per_step: f64,
+    /// Steps that were timed.
+    pub trial_steps: usize,
+}
+
+/// Plans a training as [`super::train`] would, takes a few steps with weights that are then thrown
+/// away, and writes nothing. `observe` hears of steps done, of how many.
+///
+/// # Errors
+/// If the data, the network or the device cannot be used, or there is no room.
+pub fn dry_run<B: Backend>(
+    backend: &B,
+    job: &Job<'_>,
+    mut observe: impl FnMut(usize, usize),
+) -> Result<Needs> {
+    let architecture = Architecture { classes: job.classes.len(), ..job.architecture.clone() };
+    let network = Network::new(architecture)?;
+    let recipe = network.architecture.recipe.clone();
+    let before = backend.memory()?;
+    let mut trainer = blank(backend, &network, job.accumulate)
+        .map_err(|error| explain(backend, &network, job.accumulate, error))?;
+    let wanted = backend.memory()?.handed_out - before.handed_out;
+    let steps_per_epoch = job.train.len().div_ceil(recipe.batch_size);
+
+    let order = permutation(job.seed, 0, job.train.len());
+    let images = job.train.clone();
+    let mut loader = Loader::new(images, order, recipe.batch_size, 0, job.workers, Bad::Replace);
+    let rate = recipe.learning_rate.min(1e-6); // steps that lead nowhere
+    let all = (WARM_UP + TRIAL).min(steps_per_epoch);
+    let warm_up = WARM_UP.min(all / 2);
+    let mut start = Instant::now();
+    for step in 0..all {
+        if step == warm_up {
+            trainer.wait()?;
+            start = Instant::now();
+        }
+        let Some(batch) = loader.next_batch()? else { break };
+        let crops: Vec<_> = (0..batch.labels.len())
+            .map(|i| {
+                let (preprocess, place) = (&trainer.model.preprocess, step * recipe.batch_size + i);
+                training_crop(recipe.crops, preprocess, job.seed, 0, place, i as u32)
+            })
+            .collect();
+        let state = StepState { seed: job.seed, step: step as u32, first_sample: 0, rate };
+        trainer.enqueue(&batch.pixels, &crops, &batch.labels, state)?;
+        loader.recycle(batch);
+        observe(step + 1, all);
+    }
+    trainer.wait()?;
+    let trial_steps = all - warm_up;
+    let seconds_per_step = start.elapsed().as_secs_f64() / trial_steps as f64;
+    drop(trainer);
+    Ok(Needs {
+        parameters: network.parameters(),
+        wanted,
+        free: before.free,
+        largest_batch: largest_batch(backend, &network, before.free),
+        steps_per_epoch,
+        seconds_per_step,
+        trial_steps,
+    })
+}
+
+/// Adds to an error for want of memory how much would be needed and which batch would fit.
+pub fn explain<B: Backend>(
+    backend: &B,
+    network: &Network,
+    accumulate: usize,
+    error: Error,
+) -> Error {
+    let Error::Memory { .. } = error else { return error };
+    let batch = network.architecture.recipe.batch_size;
+    let at_a_time = batch.div_ceil(accumulate.max(1));
+    let free = backend.memory().ok().and_then(|memory| memory.free);
+    let Some((fixed, each)) = affine(backend, network) else { return error };
+    let wanted = (fixed + each * at_a_time as f64) / 1e9;
+    let name = &network.architecture.name;
+    let fits = match largest_batch(backend, network, free) {
+        Some(largest) if largest > 0 && largest < at_a_time => format!(
+            "about {largest} would fit: try --batch-size {largest}, or --accumulate {} for the \
+             same batch in parts",
+            batch.div_ceil(largest)
+        ),
+        _ => "not even one would fit".into(),
+    };
+    Error::Training(format!(
+        "{error}. To train {name} on {at_a_time} samples at a time takes about {wanted:.2} GB; {fits}"
+    ))
+}
+
+/// A training of a network with any weights, for a set of pictures that does not matter.
+fn blank<'a, B: Backend>(
+    backend: &'a B,
+    network: &Network,
+    accumulate: usize,
+) -> Result<Trainer<'a, B>> {
+    let input = network.architecture.input;
+    let mean = vec![128.0; input.resize * input.resize * 3];
+    let preprocess = Preprocess::paper(input.size, input.resize, input.std, mean);
+    let params = Params::init(backend, network, 0)?;
+    let classes = vec![String::new(); network.classes()];
+    let model = Model { network: network.clone(), params, preprocess, classes };
+    Trainer::new(backend, model, Params::zeros(backend, network)?, accumulate)
+}
+
+/// Bytes that a training takes whatever its batch, and bytes for each sample of it.
+fn affine<B: Backend>(backend: &B, network: &Network) -> Option<(f64, f64)> {
+    let bytes = |batch| {
+        let mut network = network.clone();
+        network.architecture.recipe.batch_size = batch;
+        let before = backend.memory().ok()?.handed_out;
+        blank(backend, &network, 1).ok()?;
+        Some((backend.memory().ok()?.handed_out - before) as f64)
+    };
+    let [few, more] = [bytes(SMALL[0])?, bytes(SMALL[1])?];
+    let each = (more - few) / (SMALL[1] - SMALL[0]) as f64;
+    Some((more - each * SMALL[1] as f64, each))
+}
+
+fn largest_batch<B: Backend>(backend: &B, network: &Network, free: Option<usize>) -> Option<usize> {
+    let (fixed, each) = affine(backend, network)?;
+    // Allocations are rounded up, and the host and the driver need some.
+    let room = 0.95 * free? as f64 - fixed;
+    Some((room / each).max(0.0) as usize)
+}

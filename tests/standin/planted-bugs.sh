@@ -1,0 +1,90 @@
+#!/bin/sh
+# Whether the tests would notice: plants one bug at a time in a copy of the kernels, builds the
+# stand-in from it, and fails unless the tests then fail. Before, they have to pass without any.
+# At the end AddressSanitizer has to name the line of a store out of bounds, and ThreadSanitizer
+# that of a missing barrier.
+#
+#   tests/standin/planted-bugs.sh [COMMAND ...]
+#
+# COMMAND runs the tests; ONLY=NAME plants just that bug.
+set -eu
+here=$(cd "$(dirname "$0")" && pwd)
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+cd "$here/../.."
+[ $# -gt 0 ] || set -- cargo test --release --features cuda --test operations cuda
+export ZFNET_REQUIRE_CUDA=1
+
+quietly() { "$@" > "$work/log" 2>&1 || { tail -40 "$work/log" >&2; exit 1; }; }
+# tests FOLDER COMMAND: with the stand-in there.
+tests() { folder=$1; shift; LD_LIBRARY_PATH=$folder "$@" > "$work/log" 2>&1; }
+
+# plant FILE SED: $work/kernels with one change.
+plant() {
+    rm -rf "$work/kernels"
+    cp -rp kernels "$work/kernels"
+    sed -i -E "$2" "$work/kernels/$1"
+    if cmp -s "kernels/$1" "$work/kernels/$1"; then
+        echo "planted-bugs.sh: nothing in $1 is changed by $2" >&2
+        exit 1
+    fi
+}
+
+# bugs COMMAND: plants each in turn. A line of the list: name | file | change.
+bugs() {
+    missed= tried=0
+    while IFS='|' read -r name file change; do
+        [ -n "$name" ] || continue
+        [ "${ONLY:-$name}" = "$name" ] || continue
+        tried=$((tried + 1))
+        plant "$file" "$change"
+        rm -rf "$work/mutant"
+        cp -rp "$work/whole" "$work/mutant" # only what changed is compiled again
+        KERNELS=$work/kernels quietly "$here/build.sh" "$work/mutant"
+        if tests "$work/mutant" "$@" < /dev/null; then
+            echo "MISSED   $name"
+            missed="$missed, $name"
+        else
+            echo "noticed  $name: $(grep -m1 -aE '^stand-in:|FAILED' "$work/log" || tail -1 "$work/log")"
+        fi
+    done <<'LIST'
+a barrier between the tiles of a convolution|conv.cu|/carrier_b\.store\(/{n;s/__syncthreads\(\);/;/}
+a barrier in a sum over channels|lrn.cu|/terms\[i\] = scaled/,/__syncthreads/s/__syncthreads\(\);//
+a barrier before a block's strongest values are joined|look.cu|0,/__syncthreads\(\);/s///
+a barrier between the stages of the tensor cores|conv_tensor.cu|/wait_copies<STAGES - 2>/,/__syncthreads/s/__syncthreads\(\);//
+a wait for asynchronous copies|conv_tensor.cu|s/wait_copies<STAGES - 2>\(\);//
+a store one column too far|conv.cu|s/if \(column \+ j < columns\) y\[at/if (column + j <= columns) y[at/
+a store one value too far|pool.cu|s/if \(place >= (.*d\.h \* d\.w)/if (place > \1/
+weights and velocities swapped|sgd.cu|s/sgd_step\(float \*w, bf16 \*copy, float \*v/sgd_step(float *v, bf16 *copy, float *w/
+two inputs swapped|lrn.cu|s/T \*dx, const T \*dy, const T \*x, const unsigned \*images, size_t pixels_per/T *dx, const T *x, const T *dy, const unsigned *images, size_t pixels_per/
+the last of equal values wins a window|pool.cu|s/value > best\[i\]/value >= best[i]/
+the last of equal values is the peak|look.cu|s/(a\.value == b\.value .. a\.position) < /\1 > /
+LIST
+    [ "$tried" -gt 0 ] || { echo "no bug is called $ONLY" >&2; exit 1; }
+    [ -z "$missed" ] || { echo "not noticed${missed#,}" >&2; exit 1; }
+}
+
+# sanitizer KIND FILE SED TEST REPORT: its report has to name a line of the file.
+sanitizer() {
+    plant "$2" "$3"
+    find "$work/kernels" -name '*.cu' ! -name "$2" -delete # the rest is not needed
+    export KERNELS="$work/kernels" OUT="$work/$1"
+    if "$here/sanitize.sh" "$1" cargo test --release --features cuda --test operations -- "$4" --exact > "$work/log" 2>&1; then
+        echo "MISSED   by the $1 sanitizer: $2" >&2
+        exit 1
+    fi
+    grep -aq "$5" "$work/log" && line=$(grep -m1 -aoE "$2:[0-9]+" "$work/log") || { tail -40 "$work/log" >&2; exit 1; }
+    echo "noticed  by the $1 sanitizer: $5, $line"
+}
+
+quietly "$here/build.sh" "$work/whole"
+if ! tests "$work/whole" "$@"; then
+    tail -40 "$work/log" >&2
+    echo "the tests fail without any bug" >&2
+    exit 1
+fi
+echo "passed   without a bug"
+bugs "$@"
+[ -z "${ONLY:-}" ] || exit 0
+sanitizer address pool.cu 's/if \(place >= (.*d\.h \* d\.w)/if (place > \1/' cuda_f32::unpooling AddressSanitizer
+sanitizer thread look.cu '0,/__syncthreads\(\);/s///' cuda_f32::peaks_sums_and_seeds "data race"
