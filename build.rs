@@ -17,7 +17,7 @@ const TARGETS: &str = "75,80,90a";
 const TENSOR: u32 = 80;
 
 fn main() {
-    for variable in ["NVCC", "CUDA_HOME", "CUDA_PATH", "NVCC_CCBIN", "ZFNET_CUDA_ARCH", "PATH"] {
+    for variable in ["NVCC", "CUDA_HOME", "CUDA_PATH", "NVCC_CCBIN", "ZFNET_CUDA_ARCH"] {
         println!("cargo::rerun-if-env-changed={variable}");
     }
     println!("cargo::rerun-if-changed=build.rs");

@@ -121,6 +121,46 @@ fn inspect_and_bench_for_scripts() {
 }
 
 #[test]
+fn bench_notices_what_has_become_slower() {
+    let place = Place::new();
+    let bench = "bench --arch tiny.toml --layer fc3 --op forward --batch 2";
+    place.run(&format!("{bench} --save rows.json")).ok();
+    let saved: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(place.path("rows.json")).unwrap()).unwrap();
+    assert_eq!(saved["rows"][0]["id"], "tiny/fc3/forward/f32/2/cpu");
+    // Even on a noisy machine it is not a hundred times slower than before; a thousandth of its time
+    // it never takes.
+    let compare = format!("{bench} --compare rows.json --tolerance 100");
+    place.run(&compare).ok();
+    let time = saved["rows"][0]["milliseconds"].as_f64().unwrap();
+    let mut faster = saved.clone();
+    faster["rows"][0]["milliseconds"] = (time / 1000.0).into();
+    fs::write(place.path("rows.json"), faster.to_string()).unwrap();
+    let ran = place.run(&compare);
+    assert_eq!(ran.code, Some(1));
+    assert!(ran.stderr.contains("slower: tiny/fc3/forward"), "{}", ran.stderr);
+    // Rows that are not there are no success; nor is a file of something else.
+    let ran = place.run(&compare.replace("forward", "backward-data"));
+    assert!(ran.code == Some(1) && ran.stderr.contains("0 of 0 rows"), "{}", ran.stderr);
+    fs::write(place.path("rows.json"), "{}").unwrap();
+    place.run(&compare).refused(&["rows.json", "bench --save"]);
+}
+
+#[test]
+fn a_dry_run_foretells_and_writes_nothing() {
+    let place = Place::new();
+    let told = place.run("train --data data --arch tiny.toml --out run --dry-run").ok().stdout;
+    let line = |name: &str| told.lines().find(|line| line.starts_with(name)).unwrap().to_owned();
+    let inspected = place.run("inspect tiny.toml --json").json();
+    let layers = inspected.as_array().unwrap().iter();
+    let parameters: u64 = layers.map(|layer| layer["parameters"].as_u64().unwrap()).sum();
+    assert_eq!(line("parameters").split_whitespace().nth(1), Some(&*parameters.to_string()));
+    assert!(line("steps").contains("4 an epoch, 16 in 4 epochs"), "{told}");
+    assert!(line("memory").contains("wanted") && line("time").contains("ms a step"), "{told}");
+    assert!(!place.path("run").exists());
+}
+
+#[test]
 fn weights_go_over_to_another_network() {
     let place = Place::new();
     place.run("train --data data --arch tiny.toml --out run").ok();

@@ -477,6 +477,28 @@ mod program {
     }
 
     #[test]
+    fn what_is_interrupted_goes_on_bit_for_bit() {
+        if !stand_in() {
+            return;
+        }
+        let place = Place::new();
+        let train = |steps: u32, rest: &str| {
+            let command = TRAIN.replace("--max-steps 2", &format!("--max-steps {steps}"));
+            run(&place, &[], &command.replace("--out run", rest)).ok()
+        };
+        train(7, "--out whole");
+        // In the middle of an epoch, and with batches under way that the end has to wait for.
+        train(2, "--out parts");
+        train(5, "--out parts --resume");
+        train(7, "--out parts --resume");
+        assert!(place.results("whole") == place.results("parts"));
+        // On the CPU the same run goes on, and says that it is not the same.
+        let cpu = "train --data data --arch tiny.toml --out parts --resume --max-steps 8 --device cpu";
+        let said = run(&place, &[], cpu).ok().stderr;
+        assert!(said.contains("not bit for bit"), "{said}");
+    }
+
+    #[test]
     fn a_dry_run_foretells() {
         if !stand_in() {
             return;

@@ -59,10 +59,11 @@ impl Place {
         self.root.path().join(name)
     }
 
-    /// The program with arguments separated by blanks.
+    /// The program with arguments separated by blanks, on a machine that shows no GPU.
     pub fn command(&self, arguments: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_zfnet"));
         command.args(arguments.split_whitespace()).current_dir(&self.root);
+        command.env("CUDA_VISIBLE_DEVICES", "");
         command
     }
 
