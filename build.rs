@@ -54,6 +54,11 @@ fn main() {
         .filter(|path| path.extension().is_some_and(|extension| extension == "cu"))
         .collect();
     sources.sort();
+    let tensor = |source: &Path| source.to_string_lossy().contains("tensor");
+    sources.retain(|source| !architectures(&targets, tensor(source)).is_empty());
+    if sources.is_empty() {
+        fail(&format!("ZFNET_CUDA_ARCH: expected a list like {TARGETS}, found {targets:?}"));
+    }
     // All at once: each is one process of a few seconds to a minute.
     let compilations: Vec<_> = sources
         .iter()
@@ -62,7 +67,7 @@ fn main() {
             let fatbin = out.join(format!("{name}.fatbin"));
             let mut command = Command::new(&nvcc);
             command.args(["-fatbin", "-std=c++17", "-O3", "-lineinfo"]);
-            command.args(architectures(&targets, name.contains("tensor")));
+            command.args(architectures(&targets, tensor(source)));
             command.arg("-o").arg(&fatbin).arg(source);
             let child = command
                 .spawn()
@@ -70,18 +75,20 @@ fn main() {
             (source, fatbin, child)
         })
         .collect();
-    let mut list = String::from("pub static MODULES: &[&[u8]] = &[\n");
+    // Whether a module needs tensor cores, and the module.
+    let mut list = String::from("pub static MODULES: &[(bool, &[u8])] = &[\n");
     for (source, fatbin, mut child) in compilations {
         if !child.wait().is_ok_and(|status| status.success()) {
             fail(&format!("nvcc failed on {}: its message is above", source.display()));
         }
-        list += &format!("    include_bytes!({fatbin:?}),\n");
+        list += &format!("    ({}, include_bytes!({fatbin:?})),\n", tensor(source));
     }
     list += "];\n";
     fs::write(out.join("modules.rs"), list).expect("OUT_DIR can be written");
 }
 
-/// Machine code for each target, and PTX of the first for whatever is newer than all of them.
+/// Machine code for each target, and PTX of the first for whatever is newer than all of them. None
+/// for kernels on tensor cores if no target has any.
 fn architectures(targets: &str, tensor: bool) -> Vec<String> {
     let number = |target: &str| target.trim_end_matches(|c: char| c.is_alphabetic()).parse::<u32>();
     let mut options = Vec::new();
@@ -99,22 +106,33 @@ fn architectures(targets: &str, tensor: bool) -> Vec<String> {
         }
         options.push(format!("-gencode=arch=compute_{target},code=sm_{target}"));
     }
-    if options.is_empty() {
-        fail(&format!(
-            "ZFNET_CUDA_ARCH: kernels on tensor cores need {TENSOR} or later: {targets}"
-        ));
-    }
     options
 }
 
+/// What was named is used or refused, never passed over for another.
 fn find_nvcc() -> Option<PathBuf> {
-    let in_folder = |name| env::var_os(name).map(|home| Path::new(&home).join("bin/nvcc"));
-    let mut places: Vec<PathBuf> = env::var_os("NVCC").map(PathBuf::from).into_iter().collect();
-    places.extend(["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(in_folder));
     let path = env::var_os("PATH").unwrap_or_default();
-    places.extend(env::split_paths(&path).map(|folder| folder.join("nvcc")));
-    places.push("/usr/local/cuda/bin/nvcc".into());
-    places.into_iter().find(|place| place.is_file())
+    let on_path = |name: &Path| {
+        env::split_paths(&path).map(|folder| folder.join(name)).find(|place| place.is_file())
+    };
+    let named = |variable: &str, nvcc: PathBuf| {
+        let found = if nvcc.components().count() == 1 { on_path(&nvcc) } else { Some(nvcc) };
+        found.filter(|place| place.is_file()).unwrap_or_else(|| {
+            fail(&format!("{variable} is set, but there is no nvcc where it points"))
+        })
+    };
+    if let Some(nvcc) = env::var_os("NVCC") {
+        return Some(named("NVCC", nvcc.into()));
+    }
+    for variable in ["CUDA_HOME", "CUDA_PATH"] {
+        if let Some(home) = env::var_os(variable) {
+            return Some(named(variable, Path::new(&home).join("bin/nvcc")));
+        }
+    }
+    on_path(Path::new("nvcc")).or_else(|| {
+        let usual = PathBuf::from("/usr/local/cuda/bin/nvcc");
+        usual.is_file().then_some(usual)
+    })
 }
 
 /// From the line "Cuda compilation tools, release 13.0, V13.0.88".

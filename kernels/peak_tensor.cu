@@ -1,6 +1,5 @@
 // What the tensor cores can do through mma.sync: products in registers, for the benchmarks' ceilings.
-// (Hopper's own instruction, wgmma, does about half as much again: a large product by cuBLASLt shows
-// that.)
+// (Hopper's own instruction, wgmma, can do more: a large product by cuBLASLt shows that.)
 #include "mma.cuh"
 
 namespace peak_tensor {

@@ -6,9 +6,9 @@
 //   dx[n, h, w, c] = sum of dy over the windows whose switch points at (h, w)
 //
 // Unpooling is a gather: each pixel asks the windows that cover it, row by row, so no two threads
-// add to one place and the order of the sum is fixed. A
-// thread takes N channels of a place, which share its windows: 8 where they divide the channels,
-// else 1. Consecutive threads are consecutive channels.
+// add to one place and the order of the sum is fixed. A thread takes N channels of a place, which
+// share its windows: 8 where they divide the channels, else 1. Consecutive threads are consecutive
+// channels.
 #include "common.cuh"
 
 namespace pool {

@@ -17,6 +17,11 @@ conv_forward_bf16_narrow         BF16
 conv_backward_data_bf16          BF16
 conv_backward_data_bf16_any      BF16
 conv_backward_data_bf16_narrow   BF16
+conv_forward_bf16_medium         BF16
+conv_backward_data_bf16_medium   BF16
+conv_forward_first_bf16          BF16
+conv_backward_filter_first_8_bf16  BF16
+conv_backward_filter_first_12_bf16 BF16
 conv_backward_filter_bf16        BF16
 conv_backward_filter_bf16_any    BF16
 conv_forward_bf16_f32            BF16
@@ -30,6 +35,13 @@ conv_backward_data_tf32_any      TF32
 conv_backward_data_tf32_narrow   TF32
 conv_backward_filter_tf32        TF32
 conv_backward_filter_tf32_any    TF32
+conv_forward_tf32_medium         TF32
+conv_backward_data_tf32_medium   TF32
+conv_forward_first_tf32          TF32
+conv_backward_filter_first_8_tf32  TF32
+conv_backward_filter_first_12_tf32 TF32
+peak_bf16                        BF16
+peak_tf32                        TF32
 '
 chips='sm_80 sm_90a' # those that tensor instructions are looked for on, and that the table shows
 
@@ -37,9 +49,12 @@ flags=(-fatbin -std=c++17 -O3 -lineinfo "-Xptxas=-v,-warn-spills")
 everywhere=(
   "-gencode=arch=compute_80,code=sm_80"
   "-gencode=arch=compute_90a,code=sm_90a"
-  "-gencode=arch=compute_80,code=compute_80"
 )
-without_tensor_cores=("-gencode=arch=compute_75,code=sm_75")
+with_tensor_cores=("-gencode=arch=compute_80,code=compute_80")
+without_tensor_cores=(
+  "-gencode=arch=compute_75,code=sm_75"
+  "-gencode=arch=compute_75,code=compute_75"
+)
 
 folder=${1:-$(dirname "$0")/../kernels}
 PATH=${CUDA_HOME:+$CUDA_HOME/bin:}$PATH
@@ -87,7 +102,10 @@ for source in "$folder"/*.cu; do
   found=$((found + 1))
   name=$(basename "$source" .cu)
   targets=("${everywhere[@]}")
-  case $name in *tensor*) ;; *) targets+=("${without_tensor_cores[@]}") ;; esac
+  case $name in
+    *tensor*) targets+=("${with_tensor_cores[@]}") ;;
+    *) targets+=("${without_tensor_cores[@]}") ;;
+  esac
   log=$work/$name.log
   if ! nvcc "${flags[@]}" "${targets[@]}" -o "$work/$name.fatbin" "$source" >"$log" 2>&1; then
     grep -v '^ptxas info' "$log" >&2 || true

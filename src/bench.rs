@@ -268,7 +268,8 @@ impl Case<'_> {
         }
         // As many sets of operands as it takes for none to be left in a cache when its turn comes.
         let layer = &self.network.layers[self.layer];
-        let values = self.batch * (layer.input.len() + layer.output.len());
+        let samples = if self.op == "update" { 1 } else { self.batch };
+        let values = samples * (layer.input.len() + layer.output.len());
         let bytes = values * backend.precision().bytes() + 4 * layer.parameters();
         let sets = (2 * backend.cache()).div_ceil(bytes.max(1)).clamp(1, 64);
         let mut runs =
@@ -309,10 +310,11 @@ impl Case<'_> {
 
     fn prepare_operation<'b, B: Backend>(&'b self, backend: &'b B) -> Result<Run<'b>> {
         let layer = &self.network.layers[self.layer];
-        let mut x = noise(backend, layer.input.with_n(self.batch))?;
-        let mut y = noise(backend, layer.output.with_n(self.batch))?;
         let state = backend.state()?;
-        let n = self.batch;
+        // An update looks at no activation.
+        let n = if self.op == "update" { 1 } else { self.batch };
+        let mut x = noise(backend, layer.input.with_n(n))?;
+        let mut y = noise(backend, layer.output.with_n(n))?;
         Ok(match (layer.kind, self.op) {
             (Kind::Conv { dims, .. } | Kind::FullyConnected { dims, .. }, op) => {
                 let dims = dims.with_n(n);
@@ -391,16 +393,18 @@ fn noise<B: Backend>(backend: &B, shape: Shape) -> Result<Tensor<B>> {
     Ok(tensor)
 }
 
-/// Numbers from -1 to 1 in no particular order.
+/// Numbers from -1 to 1 in no particular order, the same again after a while.
 fn fill<B: Backend>(backend: &B, tensor: &mut Tensor<B>) -> Result<()> {
+    const PERIOD: usize = 65_521; // a prime: no two rows of a tensor are alike
     let mut number = 1u32;
     let values: Vec<f32> = std::iter::repeat_with(|| {
         number = number.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         number as f32 / u32::MAX as f32 * 2.0 - 1.0
     })
-    .take(tensor.shape().len())
+    .take(PERIOD)
     .collect();
-    backend.upload(tensor, &values)
+    let all = values.iter().copied().cycle().take(tensor.shape().len());
+    backend.upload(tensor, &all.collect::<Vec<f32>>())
 }
 
 /// Images a second of whole training steps (input, walk up, loss, walk down, update): the median
@@ -438,8 +442,8 @@ pub fn training_steps<B: Measured>(
         state.step += 1;
     }
     trainer.wait()?;
-    // Several steps a run, since on a GPU one's end overlaps the next one's beginning.
-    let steps = backend.batches_in_flight();
+    // Many steps a run where one's end overlaps the next one's beginning.
+    let steps = if backend.batches_in_flight() > 1 { 20 } else { 1 };
     let times = backend.seconds(&mut || {
         for _ in 0..steps {
             state.step += 1;

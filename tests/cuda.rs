@@ -385,6 +385,8 @@ fn both_libraries_compute_the_same() {
         let Some(chosen) = with(None) else { return };
         assert_eq!(own.gemm(), Gemm::Own);
         if chosen.gemm() == Gemm::Own {
+            let needed = std::env::var_os("ZFNET_REQUIRE_CUBLASLT").is_some();
+            assert!(!needed, "cuBLASLt is not to be found, and ZFNET_REQUIRE_CUBLASLT is set");
             eprintln!("skipped: no cuBLASLt");
             return;
         }
@@ -409,17 +411,21 @@ fn memory_is_counted_and_bounded() {
     let tensor: Tensor<CudaBackend> = backend.zeros(Shape::vector(1 << 20)).unwrap();
     let after = backend.memory().unwrap();
     assert_eq!(after.handed_out - before.handed_out, 4 << 20);
-    assert!(after.free.unwrap() < before.free.unwrap());
     assert!(values(&backend, &tensor).iter().all(|v| *v == 0.0), "zero, not what was there");
     drop(tensor);
+    // Other tests take and give back memory meanwhile: half as much again as there is.
     let free = backend.memory().unwrap().free.unwrap();
-    let Err(error) = backend.zeros(Shape::vector(free / 2)) else { panic!("more than there is") };
+    let too_many = free / 4 + free / 8;
+    let Err(error) = backend.zeros(Shape::vector(too_many)) else { panic!("more than there is") };
     assert!(error.to_string().contains("free"), "{error}");
 }
 
 #[test]
 fn what_is_not_there_is_refused() {
-    let Ok(count) = cuda::devices() else { return };
+    if gpu(Options::default()).is_none() {
+        return;
+    }
+    let count = cuda::devices().unwrap();
     let beyond = Options { device: count, kernels: Kernels::Plain, ..Options::default() };
     let message = CudaBackend::new(beyond).err().expect("no such device").to_string();
     let expected = format!("no CUDA device {count}");
@@ -493,7 +499,8 @@ mod program {
         train(7, "--out parts --resume");
         assert!(place.results("whole") == place.results("parts"));
         // On the CPU the same run goes on, and says that it is not the same.
-        let cpu = "train --data data --arch tiny.toml --out parts --resume --max-steps 8 --device cpu";
+        let cpu =
+            "train --data data --arch tiny.toml --out parts --resume --max-steps 8 --device cpu";
         let said = run(&place, &[], cpu).ok().stderr;
         assert!(said.contains("not bit for bit"), "{said}");
     }

@@ -94,7 +94,14 @@ impl DeviceArgs {
                 bail!("this build has no CUDA backend: build it with --features cuda")
             }
             #[cfg(feature = "cuda")]
-            DeviceName::Auto if cuda::devices().is_ok() => self.on_gpu(0, command),
+            DeviceName::Auto => match cuda::devices() {
+                Ok(_) => self.on_gpu(0, command),
+                Err(reason) => {
+                    tracing::info!("not on a GPU: {reason}");
+                    self.on_cpu(threads, command)
+                }
+            },
+            #[cfg(not(feature = "cuda"))]
             DeviceName::Auto => self.on_cpu(threads, command),
         }
     }

@@ -9,9 +9,8 @@ use crate::data::order::{permutation, training_crop};
 use crate::model::{Architecture, Model, Network, Params, Preprocess};
 use crate::{Error, Result};
 
-/// Steps that are timed, and steps before them that are not.
+/// Steps that are timed.
 const TRIAL: usize = 20;
-const WARM_UP: usize = 5;
 /// Samples of the two small trainings by which the need of larger ones is told.
 const SMALL: [usize; 2] = [16, 32];
 
@@ -57,8 +56,10 @@ pub fn dry_run<B: Backend>(
     let images = job.train.clone();
     let mut loader = Loader::new(images, order, recipe.batch_size, 0, job.workers, Bad::Replace);
     let rate = recipe.learning_rate.min(1e-6); // steps that lead nowhere
-    let all = (WARM_UP + TRIAL).min(steps_per_epoch);
-    let warm_up = WARM_UP.min(all / 2);
+    // Until every buffer has had its batch and, where steps are recorded, its recording.
+    let settling = 3 * backend.batches_in_flight();
+    let all = (settling + TRIAL).min(steps_per_epoch);
+    let warm_up = settling.min(all / 2);
     let mut start = Instant::now();
     for step in 0..all {
         if step == warm_up {

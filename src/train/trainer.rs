@@ -119,8 +119,8 @@ pub enum Outcome {
 ///
 /// Where the backend runs beside the host ([`Backend::batches_in_flight`]), so many batches are
 /// under way at a time: while one is worked on, the next is copied in and another made ready. A
-/// step that has all its samples is recorded the second time its buffers are used, and from then on
-/// replayed.
+/// step of one part that has all its samples is recorded the second time that its buffers hold one,
+/// and from then on replayed.
 pub struct Trainer<'a, B: Backend> {
     backend: &'a B,
     /// The network and its weights.
@@ -148,7 +148,7 @@ pub struct Trainer<'a, B: Backend> {
 struct Slot<B: Backend> {
     batch: Batch<B>,
     recording: Option<B::Recording>,
-    uses: usize,
+    whole_batches: usize,
     state: StepState,
     ends_step: bool,
 }
@@ -192,7 +192,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
         let slot = |_| {
             let batch = Batch::new(backend, bytes, micro_batch)?;
             let state = StepState::default();
-            Ok(Slot { batch, recording: None, uses: 0, state, ends_step: false })
+            Ok(Slot { batch, recording: None, whole_batches: 0, state, ends_step: false })
         };
         Ok(Trainer {
             gradients: Params::zeros(backend, network)?,
@@ -340,8 +340,8 @@ impl<'a, B: Backend> Trainer<'a, B> {
         let whole = part.update
             && !part.accumulate
             && self.slots[index].batch.losses.shape().len() == self.micro_batch;
-        self.slots[index].uses += 1;
-        if !whole || !self.records || self.slots[index].uses == 1 {
+        self.slots[index].whole_batches += usize::from(whole);
+        if !whole || !self.records || self.slots[index].whole_batches == 1 {
             return self.operations(index, part);
         }
         let backend = self.backend;
@@ -421,7 +421,11 @@ pub fn train<B: Backend>(
     let _held_until_the_end = lock(&job.out)?;
     let mut notes = Vec::new();
     let begun = match last_checkpoint(backend, job, &network, &mut notes)? {
-        None => start(backend, job, network, &mut notes, &mut observe)?,
+        None => {
+            let planned = network.clone();
+            start(backend, job, network, &mut notes, &mut observe)
+                .map_err(|error| explain(backend, &planned, job.accumulate, error))?
+        }
         resumed => resumed,
     };
     let Some(Resumed { model, momentum, mut state }) = begun else { return Ok(Outcome::Stopped) };
@@ -545,6 +549,8 @@ fn epoch<B: Backend>(
         let enough = job.max_steps.is_some_and(|max| begun_steps >= max);
         let batch = if stopped || enough { None } else { session.loader.next_batch()? };
         let over = batch.is_none();
+        // An error is told after those steps that have ended well.
+        let mut begun = Ok(());
         if let Some(batch) = batch {
             let first = begun_batches * recipe.batch_size;
             crops.clear();
@@ -554,15 +560,15 @@ fn epoch<B: Backend>(
                 training_crop(recipe.crops, preprocess, seed, epoch, first + i, i as u32)
             }));
             let step = StepState { seed: state.seed, step: begun_steps, first_sample: 0, rate };
-            trainer.enqueue(&batch.pixels, &crops, &batch.labels, step)?;
+            begun = trainer.enqueue(&batch.pixels, &crops, &batch.labels, step);
             session.loader.recycle(batch);
             begun_steps += 1;
             begun_batches += 1;
         }
         let due = job.save_steps.is_some_and(|steps| begun_steps.is_multiple_of(steps.max(1)));
         let due = !over && (due || saved.elapsed() >= job.save_interval);
-        if over || due {
-            trainer.wait()?;
+        if begun.is_ok() && (over || due) {
+            begun = trainer.wait();
         }
         while let Some(Finished { loss_sum, samples, .. }) = trainer.finished() {
             state.step += 1;
@@ -575,6 +581,7 @@ fn epoch<B: Backend>(
             let (elapsed, waiting) = (session.elapsed, session.loader.waited());
             observe(Event::Step { state, loss, samples, elapsed, waiting })?;
         }
+        begun?;
         if due {
             saved = Instant::now();
             save(trainer.backend, job, trainer, log, state, false)?;

@@ -327,6 +327,8 @@ pub fn assert_exact(found: &[f32], expected: &[f64], what: &str) {
 /// any other order's is less. So `eps * sqrt(depth)` leaves a factor of about three. For each value
 /// the same root holds times `magnitude`, the sum of the products' absolute values (Higham and
 /// Mary 2019), which no cancellation makes small; the result's own rounding counts once more.
+/// (Tensor cores cut what they add to a sum, every 8 or 16 products, rather than round it: that leans
+/// one way and grows with the number of times, but for depths of a few thousand stays below the root.)
 #[track_caller]
 pub fn assert_close(
     found: &[f32],

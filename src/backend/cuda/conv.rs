@@ -5,9 +5,9 @@ use super::blas::{Blas, Fc, Operands, WORKSPACE};
 use super::device::{Launch, Memory, launch};
 use super::plan::{Arithmetic, Direction, Plan, chunks_of_bias_gradient, flattened, plan};
 use super::{Buffer, CudaBackend, Kernels, Storage, by};
-use crate::Result;
 use crate::backend::{Param, Precision, Tensor};
 use crate::shape::ConvDims;
+use crate::{Error, Result};
 
 const DIRECTIONS: [Direction; 3] =
     [Direction::Forward, Direction::BackwardData, Direction::BackwardFilter];
@@ -21,19 +21,28 @@ pub struct Scratch {
 impl Scratch {
     /// Room for each of these convolutions, in every direction, for up to as many images.
     pub fn new(backend: &CudaBackend, convolutions: &[ConvDims]) -> Result<Self> {
+        if let Some(dims) = convolutions.iter().find(|dims| !fits(dims)) {
+            return Err(Error::Backend(format!(
+                "a convolution of {} images of {}x{}x{} is more than a kernel counts (2^31 places): \
+                 use a smaller batch",
+                dims.n, dims.h, dims.w, dims.c
+            )));
+        }
         let floats = |dims: &ConvDims| {
             let needs = (1..=dims.n).map(|n| floats_of(backend, &dims.with_n(n as usize)));
             needs.max().unwrap_or(0)
         };
         let most = convolutions.iter().map(floats).max().unwrap_or(0);
         let products = convolutions.iter().filter(|dims| dims.is_fully_connected());
-        let mut by_library = false;
+        let mut workspace = 0;
         for dims in products {
             for direction in DIRECTIONS {
-                by_library |= library(backend, direction, dims)?.is_some();
+                // Planned now: while a step is recorded it could not be.
+                library(backend, direction, &flattened(dims))?;
             }
+            workspace = if backend.blas.is_some() { WORKSPACE } else { 0 };
         }
-        let workspace = backend.room(if by_library { WORKSPACE } else { 0 })?;
+        let workspace = backend.room(workspace)?;
         Ok(Scratch { partial: backend.f32(most)?, workspace })
     }
 
@@ -46,7 +55,10 @@ impl Scratch {
 /// Partial sums of a convolution, whichever direction needs most.
 fn floats_of(backend: &CudaBackend, dims: &ConvDims) -> usize {
     let dims = &flattened(dims);
-    let planned = |direction| plan(direction, arithmetic(backend), dims, false).partial;
+    let planned = |direction| {
+        let of = |f32_output| plan(direction, arithmetic(backend), dims, f32_output).partial;
+        of(false).max(of(true))
+    };
     let pixels = dims.output().len() / dims.k as usize;
     let biases = chunks_of_bias_gradient(pixels) as usize * dims.k as usize;
     // A product by the library is kept in f32 until its bias has been added.
@@ -70,6 +82,7 @@ fn library<'a>(
     direction: Direction,
     dims: &ConvDims,
 ) -> Result<Option<&'a Blas>> {
+    backend.device.bind()?;
     let fast = backend.kernels == Kernels::Fast && dims.is_fully_connected();
     match &backend.blas {
         Some(blas) if fast && blas.prepare(direction, sizes(dims), operands(backend))? => {
@@ -97,8 +110,22 @@ fn storage(backend: &CudaBackend) -> Storage {
     if backend.precision == Precision::Bf16 { Storage::Bf16 } else { Storage::F32 }
 }
 
-fn spread(plan: &Plan) -> Launch {
+/// How a plan is launched, once it is sure that its partial sums have room.
+fn launch_of(plan: &Plan, scratch: &Scratch) -> Launch {
+    assert!(
+        4 * plan.partial <= scratch.partial.bytes(),
+        "{plan:?}: no scratch was reserved for it"
+    );
     Launch { grid: plan.grid, block: [plan.block, 1, 1], shared: plan.shared }
+}
+
+/// Whether the kernels' 32-bit places reach.
+fn fits(dims: &ConvDims) -> bool {
+    const MOST: u64 = 1 << 31;
+    let [n, k] = [dims.n, dims.k].map(u64::from);
+    let inputs = n * u64::from(dims.h) * u64::from(dims.w);
+    let outputs = n * u64::from(dims.p) * u64::from(dims.q);
+    inputs < MOST && outputs < MOST && k * (dims.filter().per_image() as u64) < MOST
 }
 
 /// What `conv_reduce` does with partial sums: adds them up in order, then what is said here.
@@ -163,7 +190,7 @@ pub fn forward(
     launch!(
         backend.device,
         plan.kernel,
-        spread(&plan),
+        launch_of(&plan, scratch),
         y,
         x,
         w,
@@ -203,7 +230,7 @@ pub fn backward_data(
     launch!(
         backend.device,
         plan.kernel,
-        spread(&plan),
+        launch_of(&plan, scratch),
         dx,
         dy,
         w,
@@ -243,7 +270,7 @@ pub fn backward_filter(
         launch!(
             backend.device,
             plan.kernel,
-            spread(&plan),
+            launch_of(&plan, scratch),
             dw,
             dy,
             x,

@@ -25,6 +25,8 @@ const SHARED: u32 = 48 << 10;
 /// The oldest GPUs that the kernels are compiled for.
 const OLDEST: (i32, i32) = (7, 5);
 
+/// The oldest GPUs that have the kernels' tensor cores.
+pub const TENSOR: (i32, i32) = (8, 0);
 /// The oldest driver that has all that is asked of it, by the CUDA version it is for. Kernels by an
 /// nvcc of CUDA 13 need a driver for CUDA 13.
 const OLDEST_DRIVER: (i32, i32) = (12, 8);
@@ -102,7 +104,7 @@ impl Device {
             return Err(Error::Backend(format!(
                 "the driver is for CUDA {}.{}: this program's kernels were compiled by nvcc {}.{} \
                  and need a driver for CUDA {}.{} or later; update the driver, or build with an \
-                 older nvcc (12.8 or later)",
+                 older nvcc (12.8 or later), or use --device cpu",
                 driver.0,
                 driver.1,
                 env!("ZFNET_NVCC_MAJOR"),
@@ -117,7 +119,7 @@ impl Device {
         let capability = context.compute_capability().map_err(failed("ask the GPU"))?;
         if capability < OLDEST {
             return Err(Error::Backend(format!(
-                "{} has compute capability {}.{}: expected {}.{} (Turing) or later",
+                "{} has compute capability {}.{}: expected {}.{} (Turing) or later; use --device cpu",
                 context.name().unwrap_or_default(),
                 capability.0,
                 capability.1,
@@ -137,36 +139,33 @@ impl Device {
             functions: Mutex::default(),
             handed_out: AtomicUsize::new(0),
         };
-        for image in embedded::MODULES {
-            device.modules.extend(device.load(image, capability)?);
+        for &(tensor, image) in embedded::MODULES {
+            if !tensor || capability >= TENSOR {
+                device.modules.push(device.load(image, capability)?);
+            }
         }
         Ok(device)
     }
 
-    /// Loads a module; `None` for one of tensor-core kernels on a GPU that has none of that kind.
-    fn load(&self, image: &'static [u8], capability: (i32, i32)) -> Result<Option<CUmodule>> {
+    fn load(&self, image: &'static [u8], capability: (i32, i32)) -> Result<CUmodule> {
         self.bind()?;
         // SAFETY: `image` is a whole fatbin that nvcc made.
-        match unsafe { result::module::load_data(image.as_ptr().cast()) } {
-            Ok(module) => Ok(Some(module)),
-            Err(DriverError(CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU)) if capability < (8, 0) => {
-                Ok(None)
-            }
-            Err(error) => Err(Error::Backend(format!(
+        unsafe { result::module::load_data(image.as_ptr().cast()) }.map_err(|error| {
+            Error::Backend(format!(
                 "CUDA cannot load this build's kernels (for {}) on a GPU of compute capability \
-                 {}.{}: {}; build with ZFNET_CUDA_ARCH={}{}",
+                 {}.{}: {}; build with ZFNET_CUDA_ARCH={}{}, or use --device cpu",
                 env!("ZFNET_CUDA_TARGETS"),
                 capability.0,
                 capability.1,
                 describe(error),
                 capability.0,
                 capability.1
-            ))),
-        }
+            ))
+        })
     }
 
     /// Makes this GPU current in the calling thread.
-    fn bind(&self) -> Result<()> {
+    pub fn bind(&self) -> Result<()> {
         self.context.bind_to_thread().map_err(failed("use the GPU"))
     }
 
@@ -220,8 +219,12 @@ impl Device {
         self.bind()?;
         // Not write-combined: losses are read from it.
         // SAFETY: the memory is initialised before anyone can read it.
-        let pointer =
-            unsafe { result::malloc_host(bytes.max(1), 0) }.map_err(failed("pin memory"))?;
+        let pointer = match unsafe { result::malloc_host(bytes.max(1), 0) } {
+            Err(DriverError(CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => {
+                return Err(Error::Memory { wanted: bytes, free: None });
+            }
+            pointer => pointer.map_err(failed("pin memory"))?,
+        };
         // SAFETY: a fresh allocation of that many bytes.
         unsafe { pointer.cast::<u8>().write_bytes(0, bytes.max(1)) };
         Ok(Pinned { device: self.clone(), pointer: pointer.cast(), bytes })
@@ -436,14 +439,14 @@ impl Launch {
     /// Threads of a block where a kernel's contract says nothing else.
     pub const BLOCK: u32 = 256;
 
-    /// A thread for each of `count` values.
+    /// A thread for each of `count` values. (2^31 blocks would be more values than GPUs hold.)
     pub fn per_value(count: usize) -> Self {
         Self::blocks(count.div_ceil(Self::BLOCK as usize))
     }
 
     /// So many blocks.
     pub fn blocks(count: usize) -> Self {
-        let count = u32::try_from(count).expect("fewer than 2^31 blocks, by the limit of a batch");
+        let count = u32::try_from(count).expect("values that fit into memory");
         Launch { grid: [count, 1, 1], block: [Self::BLOCK, 1, 1], shared: 0 }
     }
 }
@@ -470,7 +473,8 @@ unsafe impl Argument for crate::backend::Lrn {}
 unsafe impl Argument for crate::backend::InputDims {}
 
 /// `launch!(device, name, launch, argument, ...)`: launches a kernel with arguments by value, in the
-/// order of its contract.
+/// order of its contract. The compiler sees that each is of a type that kernels take; that they are
+/// the right ones the tests show.
 macro_rules! launch {
     ($device:expr, $name:expr, $launch:expr $(, $argument:expr)* $(,)?) => {{
         fn address<T: $crate::backend::cuda::device::Argument>(
@@ -478,9 +482,9 @@ macro_rules! launch {
         ) -> *mut std::ffi::c_void {
             std::ptr::from_ref(argument).cast_mut().cast()
         }
-        // SAFETY: the types are those of the kernel's contract (the tests run every launch with
-        // a stand-in that knows the true ones); pointers come from live tensors whose shapes
-        // were checked.
+        // SAFETY: the arguments are those of the kernel's contract, which the tests of every launch
+        // would otherwise show; pointers come from live tensors whose shapes were checked, and
+        // from scratch that was found to be large enough.
         unsafe { $device.launch($name, $launch, &mut [$(address(&$argument)),*]) }
     }};
 }

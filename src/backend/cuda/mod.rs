@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex};
 use cudarc::driver::{CudaEvent, CudaGraph, sys};
 use device::{Device, Launch, Memory, Pinned, failed, launch};
 use half::bf16;
+use rayon::prelude::*;
 
 pub use device::count as devices;
 
@@ -26,6 +27,10 @@ use super::{
 use crate::shape::{ConvDims, PoolDims, Shape};
 use crate::{Error, Result};
 
+/// A [`StepState`] and whether updates are halted, as `StepState` of `common.cuh` has them.
+const STATE_BYTES: usize = 24;
+const _: () = assert!(std::mem::offset_of!(StepState, rate) + 2 * size_of::<f32>() == STATE_BYTES);
+
 /// Values of a block of `lrn.cu`.
 const LRN_TILE: usize = 1024;
 
@@ -35,7 +40,8 @@ const IN_FLIGHT: usize = 3;
 /// What multiplies the matrices of fully connected layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gemm {
-    /// NVIDIA's cuBLASLt, loaded if the machine has it.
+    /// NVIDIA's cuBLASLt, loaded if the machine has it. In TF32 it takes the operands as they are,
+    /// and rounds them in its own way.
     CublasLt,
     /// The kernels that do the other convolutions.
     Own,
@@ -75,8 +81,8 @@ pub struct CudaBackend {
     precision: Precision,
     kernels: Kernels,
     blas: Option<blas::Blas>,
-    /// Where seeds, peaks and sums pass through; it grows.
-    passage: Mutex<Memory>,
+    /// On the GPU: seeds on their way in, peaks and sums on their way out. It grows.
+    staging: Mutex<Memory>,
 }
 
 /// Storage of a tensor: f32, bf16, or (for weights in bf16) both.
@@ -149,7 +155,7 @@ impl CudaBackend {
     pub fn new(options: Options) -> Result<Self> {
         let device = Arc::new(Device::open(options.device)?);
         let (major, minor) = device.capability();
-        let ampere = major >= 8;
+        let ampere = (major, minor) >= device::TENSOR;
         let best = if ampere { Precision::Bf16 } else { Precision::F32 };
         let precision = options.precision.unwrap_or(best);
         if precision != Precision::F32 && !ampere {
@@ -172,8 +178,8 @@ impl CudaBackend {
             }
             _ => Some(blas::Blas::new()?),
         };
-        let passage = Mutex::new(device.room(1 << 16)?);
-        Ok(CudaBackend { device, precision, kernels: options.kernels, blas, passage })
+        let staging = Mutex::new(device.room(1 << 16)?);
+        Ok(CudaBackend { device, precision, kernels: options.kernels, blas, staging })
     }
 
     /// What multiplies the matrices of fully connected layers.
@@ -191,11 +197,11 @@ impl CudaBackend {
 
     /// Works with at least `bytes` of memory between host and GPU.
     fn through<T>(&self, bytes: usize, work: impl FnOnce(&Memory) -> Result<T>) -> Result<T> {
-        let mut passage = self.passage.lock().expect("no thread panicked here");
-        if passage.bytes() < bytes {
-            *passage = self.room(bytes)?;
+        let mut staging = self.staging.lock().expect("no thread panicked here");
+        if staging.bytes() < bytes {
+            *staging = self.room(bytes)?;
         }
-        work(&passage)
+        work(&staging)
     }
 
     /// A value for each map of each image, by a kernel of `look.cu`.
@@ -286,7 +292,7 @@ impl Backend for CudaBackend {
     }
 
     fn state(&self) -> Result<Memory> {
-        self.room(size_of::<StepState>())
+        self.room(STATE_BYTES)
     }
 
     fn scratch(&self, convolutions: &[ConvDims]) -> Result<conv::Scratch> {
@@ -306,7 +312,8 @@ impl Backend for CudaBackend {
                 launch!(self.device, "to_bf16", spread, copy, values, len as u64)
             }
             (None, Some(half)) => {
-                let rounded: Vec<u16> = src.iter().map(|v| bf16::from_f32(*v).to_bits()).collect();
+                let rounded: Vec<u16> =
+                    src.par_iter().map(|v| bf16::from_f32(*v).to_bits()).collect();
                 self.device.upload(half, &rounded)
             }
             (None, None) => Ok(()),
@@ -360,13 +367,17 @@ impl Backend for CudaBackend {
     fn staging(&self, bytes: usize, samples: usize) -> Result<Staging> {
         let crops = bytes.next_multiple_of(16);
         let labels = crops + size_of::<Crop>() * samples;
+        // The buffers of this batch have been zeroed in the order of the kernels' stream: the first
+        // copy, on another, is not to come before that.
+        let done = self.device.event()?;
+        done.record(&self.device.stream).map_err(failed("record an event"))?;
         Ok(Staging {
             input: self.device.pinned(labels + 4 * samples)?,
             losses: self.device.pinned(4 * samples)?,
             crops,
             labels,
             copied: self.device.event()?,
-            done: self.device.event()?,
+            done,
         })
     }
 
@@ -388,8 +399,11 @@ impl Backend for CudaBackend {
             (&batch.crops, *crops_at, bytemuck::cast_slice(crops)),
             (&batch.labels, *labels_at, bytemuck::cast_slice(labels)),
         ];
+        let pinned = input.bytes_mut();
+        for (_, at, bytes) in parts {
+            pinned[at..at + bytes.len()].copy_from_slice(bytes);
+        }
         for (memory, at, bytes) in parts {
-            input.bytes_mut()[at..at + bytes.len()].copy_from_slice(bytes);
             input.upload(memory, at, bytes.len(), copies)?;
         }
         copied.record(copies).map_err(failed("record an event"))?;
@@ -691,14 +705,14 @@ impl Backend for CudaBackend {
         let memory = dy.buffer.f32.as_ref().or(dy.buffer.bf16.as_ref()).expect("has storage");
         let bytes = if storage == Storage::F32 { 4 } else { 2 };
         self.device.clear(memory, bytes * dy.shape().len())?;
-        self.through(size_of_val(units), |passage| {
-            self.device.upload(passage, units)?;
+        self.through(size_of_val(units), |staged| {
+            self.device.upload(staged, units)?;
             launch!(
                 self.device,
                 by(storage, "seed_f32", "seed_bf16"),
                 Launch::per_value(n),
                 memory.pointer(),
-                passage.pointer(),
+                staged.pointer(),
                 n as u32,
                 h as u32,
                 w as u32,
