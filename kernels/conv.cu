@@ -20,7 +20,7 @@
 //
 // A depth can be split among several blocks; then each writes its sums to `partial`, and conv_reduce
 // adds them in order.
-#include "common.cuh"
+#include "conv.cuh"
 
 namespace conv {
 
@@ -326,22 +326,9 @@ __device__ void forward_tiled(float *y, const float *x, const float *w, const fl
 
 // ---- backward, data ----
 
-// One axis of a parity class: pixel i of the class is pixel parity + i stride of the image; tap u
-// that meets it is tap first + u stride of the filter, and stands at output base + i - u.
-struct Axis {
-    unsigned parity, stride, pixels, first, taps, base;
-
-    __device__ Axis(unsigned parity, unsigned stride, unsigned pad, unsigned input, unsigned filter)
-        : parity(parity), stride(stride) {
-        pixels = parity < input ? (input - parity - 1) / stride + 1 : 0;
-        first = (parity + pad) % stride;
-        taps = first < filter ? (filter - first - 1) / stride + 1 : 0;
-        base = (parity + pad) / stride;
-    }
-};
-
+// A parity class: see conv.cuh.
 struct Parity {
-    Axis down, right;
+    ParityAxis down, right;
 
     __device__ Parity(const ConvDims &d, unsigned number)
         : down(number / d.stride[1], d.stride[0], d.pad[0], d.h, d.r),

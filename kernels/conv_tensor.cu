@@ -25,6 +25,7 @@
 // often, src/backend/cuda/plan.rs says from the sizes alone.
 //
 // The first layer has kernels of its own at the end of this file.
+#include "conv.cuh"
 #include "mma.cuh"
 
 namespace conv_tensor {
@@ -69,20 +70,6 @@ struct Divisor {
     }
 };
 
-// One axis of a class of pixels: pixel h = place * stride + remainder, by tap first + i * stride,
-// reads row place + origin - i of dy. A class may have no pixels, or no taps.
-struct ClassAxis {
-    unsigned first, taps, places;
-    int origin;
-    __device__ ClassAxis(unsigned remainder, unsigned size, unsigned kernel, unsigned stride,
-                         unsigned pad) {
-        first = (remainder + pad) % stride;
-        taps = first < kernel ? (kernel - first - 1) / stride + 1 : 0;
-        places = remainder < size ? (size - remainder - 1) / stride + 1 : 0;
-        origin = (int)((remainder + pad) / stride);
-    }
-};
-
 // A source says what it can of a major and of a minor alone, `major(i)` and `minor(j)`, so that
 // this is worked out once for many values; `at` joins the two to an address, and says whether the
 // value is inside: outside, the address is not to be read.
@@ -120,12 +107,12 @@ template <class T> struct Windows {
           per_image(d.p * d.q), across(d.q), per_tap_row(d.s * d.c), channels(d.c),
           stride{d.stride[0], d.stride[1]}, origin{-(int)d.pad[0], -(int)d.pad[1]}, step(1) {}
     // What inputs of a class see of dy.
-    __device__ Windows(const T *dy, const ConvDims &d, const ClassAxis &down,
-                       const ClassAxis &right)
-        : base(dy), h(d.p), w(d.q), c(d.k), majors(d.n * down.places * right.places),
-          minors(down.taps * right.taps * d.k), per_image(down.places * right.places),
-          across(right.places), per_tap_row(right.taps * d.k), channels(d.k), stride{1, 1},
-          origin{down.origin, right.origin}, step(-1) {}
+    __device__ Windows(const T *dy, const ConvDims &d, const ParityAxis &down,
+                       const ParityAxis &right)
+        : base(dy), h(d.p), w(d.q), c(d.k), majors(d.n * down.pixels * right.pixels),
+          minors(down.taps * right.taps * d.k), per_image(down.pixels * right.pixels),
+          across(right.pixels), per_tap_row(right.taps * d.k), channels(d.k), stride{1, 1},
+          origin{(int)down.base, (int)right.base}, step(-1) {}
 
     // Parts of a row, a column, and a pixel's index in the whole tensor.
     struct Major { int row, column, pixel; };
@@ -157,7 +144,7 @@ template <class T> struct Taps {
     Divisor filters, across;
     unsigned first[2], stride[2];
 
-    __device__ Taps(const T *w, const ConvDims &d, const ClassAxis &down, const ClassAxis &right)
+    __device__ Taps(const T *w, const ConvDims &d, const ParityAxis &down, const ParityAxis &right)
         : base(w), k(d.k), r(d.r), s(d.s), c(d.c), majors(down.taps * right.taps * d.k),
           filters(d.k), across(right.taps), first{down.first, right.first},
           stride{d.stride[0], d.stride[1]} {}
@@ -486,8 +473,8 @@ __device__ __forceinline__ void backward_data(typename Math::T *dx, const typena
     unsigned across = (d.c + COLUMNS - 1) / COLUMNS, classes = d.stride[0] * d.stride[1];
     unsigned row_tile = blockIdx.x / across / classes, remainder = blockIdx.x / across % classes;
     unsigned top = remainder / d.stride[1], left = remainder % d.stride[1];
-    ClassAxis down(top, d.h, d.r, d.stride[0], d.pad[0]);
-    ClassAxis right(left, d.w, d.s, d.stride[1], d.pad[1]);
+    ParityAxis down(top, d.stride[0], d.pad[0], d.h, d.r);
+    ParityAxis right(left, d.stride[1], d.pad[1], d.w, d.s);
     Windows<T> windows(dy, d, down, right);
     Taps<T> taps(w, d, down, right);
     if (row_tile * ROWS >= windows.majors) return;

@@ -4,13 +4,11 @@
 #[macro_use]
 mod common;
 
-use common::{Random, bits, norm, random_params, values};
+use common::{Random, Samples, all_weights, bits, norm, random_params, values};
 use zfnet::Result;
 use zfnet::backend::cpu::CpuBackend;
-use zfnet::backend::{Backend, Crop, StepState};
-use zfnet::model::{
-    Architecture, Model, Network, Params, Preprocess, Projector, Rule, Seed, strongest,
-};
+use zfnet::backend::{Backend, StepState};
+use zfnet::model::{Architecture, Model, Network, Params, Projector, Rule, Seed, strongest};
 use zfnet::train::Trainer;
 
 on_every_backend!(
@@ -29,34 +27,6 @@ fn mini(batch_size: usize) -> Network {
     Network::new(architecture).unwrap()
 }
 
-/// Squares of random pixels, crops of them, labels.
-struct Batch {
-    preprocess: Preprocess,
-    pixels: Vec<u8>,
-    crops: Vec<Crop>,
-    labels: Vec<u32>,
-}
-
-impl Batch {
-    fn random(network: &Network, samples: usize) -> Self {
-        let input = network.architecture.input;
-        let mut random = Random(11);
-        let mut preprocess = Preprocess::named("paper", input.size, input.resize).unwrap();
-        preprocess.std = [input.std; 3];
-        let places = input.resize - input.size + 1;
-        let crop = |image: usize| {
-            let [y, x] = [(); 2].map(|()| random.below(places) as u32);
-            Crop { image: image as u32, y, x, mirror: random.below(2) as u32 }
-        };
-        Batch {
-            preprocess,
-            crops: (0..samples).map(crop).collect(),
-            pixels: Random(12).bytes(samples * input.resize * input.resize * 3),
-            labels: (0..samples).map(|i| (i * 7 % network.classes()) as u32).collect(),
-        }
-    }
-}
-
 /// All weights and biases after `steps` updates, in `accumulate` parts each, and the losses.
 fn train<B: Backend>(
     backend: &B,
@@ -64,7 +34,7 @@ fn train<B: Backend>(
     accumulate: usize,
     steps: u32,
 ) -> (Vec<f32>, Vec<f64>) {
-    let batch = Batch::random(network, network.architecture.recipe.batch_size);
+    let batch = Samples::random(network, network.architecture.recipe.batch_size);
     let params = random_params(backend, network, 1);
     let classes = vec![String::from("a class"); network.classes()];
     let preprocess = batch.preprocess.clone();
@@ -79,14 +49,9 @@ fn train<B: Backend>(
     (all_weights(backend, &trainer.model.params), losses)
 }
 
-fn all_weights<B: Backend>(backend: &B, params: &Params<B>) -> Vec<f32> {
-    let params = params.layers.iter().flatten();
-    params.flat_map(|p| [values(backend, &p.weight), values(backend, &p.bias)].concat()).collect()
-}
-
 /// Projections of the strongest units of a low, a high and a fully connected layer.
 fn project<B: Backend>(backend: &B, network: &Network) -> Vec<f32> {
-    let batch = Batch::random(network, 3);
+    let batch = Samples::random(network, 3);
     let params = random_params(backend, network, 2);
     let mut projector = Projector::new(backend, network, &params, &batch.preprocess, 3, 5).unwrap();
     projector.look(&batch.pixels, &batch.crops).unwrap();
@@ -195,7 +160,7 @@ fn a_batch_in_parts_is_close<B: Backend>(backend: &B) {
 /// A loss that is no number is an error, and leaves the weights as they were.
 fn a_step_without_a_finite_loss_changes_nothing<B: Backend>(backend: &B) {
     let network = small(4);
-    let batch = Batch::random(&network, 4);
+    let batch = Samples::random(&network, 4);
     let mut params = random_params(backend, &network, 1);
     let last = params.layers.iter_mut().flatten().last().unwrap();
     backend.upload(&mut last.bias, &[f32::NAN; 4]).unwrap();

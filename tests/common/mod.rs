@@ -6,8 +6,8 @@
 pub mod program;
 pub mod twin;
 
-use zfnet::backend::{Backend, Param, Precision, Tensor};
-use zfnet::model::{Architecture, LayerSpec, Network, Params};
+use zfnet::backend::{Backend, Crop, Param, Precision, Tensor};
+use zfnet::model::{Architecture, LayerSpec, Network, Params, Preprocess};
 use zfnet::shape::{ConvDims, PoolDims, Rounding, Shape, windows};
 
 /// Makes a `#[test]` of each named function, `fn name<B: Backend>(backend: &B)`, on each backend.
@@ -281,6 +281,40 @@ pub fn random_params<B: Backend>(backend: &B, network: &Network, seed: u64) -> P
         backend.upload(bias, &values).unwrap();
     }
     params
+}
+
+/// Squares of random pixels, crops of them, labels.
+pub struct Samples {
+    pub preprocess: Preprocess,
+    pub pixels: Vec<u8>,
+    pub crops: Vec<Crop>,
+    pub labels: Vec<u32>,
+}
+
+impl Samples {
+    pub fn random(network: &Network, samples: usize) -> Self {
+        let input = network.architecture.input;
+        let mut random = Random(11);
+        let mut preprocess = Preprocess::named("paper", input.size, input.resize).unwrap();
+        preprocess.std = [input.std; 3];
+        let places = input.resize - input.size + 1;
+        let crop = |image: usize| {
+            let [y, x] = [(); 2].map(|()| random.below(places) as u32);
+            Crop { image: image as u32, y, x, mirror: random.below(2) as u32 }
+        };
+        Samples {
+            preprocess,
+            crops: (0..samples).map(crop).collect(),
+            pixels: Random(12).bytes(samples * input.resize * input.resize * 3),
+            labels: (0..samples).map(|i| (i * 7 % network.classes()) as u32).collect(),
+        }
+    }
+}
+
+/// All weights and biases, in order.
+pub fn all_weights<B: Backend>(backend: &B, params: &Params<B>) -> Vec<f32> {
+    let params = params.layers.iter().flatten();
+    params.flat_map(|p| [values(backend, &p.weight), values(backend, &p.bias)].concat()).collect()
 }
 
 /// Weights and biases of each layer, on the host.
