@@ -87,25 +87,28 @@ fn main() {
     fs::write(out.join("modules.rs"), list).expect("OUT_DIR can be written");
 }
 
-/// Machine code for each target, and PTX of the first for whatever is newer than all of them. None
+/// Machine code for each target, and PTX of the oldest for whatever is newer than all of them. None
 /// for kernels on tensor cores if no target has any.
 fn architectures(targets: &str, tensor: bool) -> Vec<String> {
     let number = |target: &str| target.trim_end_matches(|c: char| c.is_alphabetic()).parse::<u32>();
     let mut options = Vec::new();
+    let mut oldest: Option<u32> = None;
     for target in targets.split(',').map(str::trim) {
-        match number(target) {
-            Ok(number) if tensor && number < TENSOR => continue,
-            Ok(_) => {}
-            Err(_) => fail(&format!(
+        let Ok(number) = number(target) else {
+            fail(&format!(
                 "ZFNET_CUDA_ARCH: expected a list like {TARGETS}, found {target:?} in {targets:?}"
-            )),
-        }
-        // PTX for `90a` would run on nothing else.
-        if options.is_empty() && !target.ends_with('a') {
-            options.push(format!("-gencode=arch=compute_{target},code=compute_{target}"));
+            ));
+        };
+        if tensor && number < TENSOR {
+            continue;
         }
         options.push(format!("-gencode=arch=compute_{target},code=sm_{target}"));
+        // PTX for `90a` would run on nothing else.
+        if !target.ends_with('a') {
+            oldest = Some(oldest.map_or(number, |oldest| oldest.min(number)));
+        }
     }
+    options.extend(oldest.map(|ptx| format!("-gencode=arch=compute_{ptx},code=compute_{ptx}")));
     options
 }
 

@@ -24,9 +24,10 @@ LD_LIBRARY_PATH=$standin cargo test --release --features cuda --lib --tests -- c
 echo "== the same network, with batches in flight, recorded steps, broken machines and cuBLASLt"
 export ZFNET_REQUIRE_CUBLASLT=1
 LD_LIBRARY_PATH=$standin:$standin/blas cargo test --release --features cuda --test cuda
-echo "== convolutions with asynchronous copies that land early, and fully connected ones by cuBLASLt"
+echo "== with asynchronous copies that land early, and fully connected layers by cuBLASLt"
 LD_LIBRARY_PATH=$standin:$standin/blas ZFNET_STANDIN_EARLY=1 \
-  cargo test --release --features cuda --test operations -- cuda_bf16::conv cuda_tf32::conv cuda_f32::conv
+  cargo test --release --features cuda --test operations --test determinism -- \
+  cuda_bf16::conv cuda_tf32::conv cuda_f32::conv parts_is_close repeatable
 echo "== planted bugs"
 tests/standin/planted-bugs.sh \
   cargo test --release --features cuda --test operations -- \

@@ -37,7 +37,7 @@ pub enum Error {
     #[error("training: {0}")]
     Training(String),
     /// More memory than there is.
-    #[error("no room for {}{}", gigabytes(*wanted), free_of(*free))]
+    #[error("no room for {}{}", human_bytes(*wanted), free_of(*free))]
     Memory {
         /// Bytes that were asked for.
         wanted: usize,
@@ -74,13 +74,14 @@ impl Error {
 }
 
 /// A number of bytes, for people.
-fn gigabytes(bytes: usize) -> String {
+pub fn human_bytes(bytes: usize) -> String {
     match bytes as f64 {
+        bytes if bytes < 1e5 => format!("{:.1} kB", bytes / 1e3),
         bytes if bytes < 1e8 => format!("{:.1} MB", bytes / 1e6),
         bytes => format!("{:.2} GB", bytes / 1e9),
     }
 }
 
 fn free_of(free: Option<usize>) -> String {
-    free.map_or(String::from(" in memory"), |free| format!(": {} are free", gigabytes(free)))
+    free.map_or(String::from(" in memory"), |free| format!(": {} are free", human_bytes(free)))
 }

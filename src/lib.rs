@@ -89,4 +89,4 @@ pub mod shape;
 pub mod study;
 pub mod train;
 
-pub use error::{Error, Result};
+pub use error::{Error, Result, human_bytes};

@@ -155,7 +155,7 @@ fn a_dry_run_foretells_and_writes_nothing() {
     let layers = inspected.as_array().unwrap().iter();
     let parameters: u64 = layers.map(|layer| layer["parameters"].as_u64().unwrap()).sum();
     assert_eq!(line("parameters").split_whitespace().nth(1), Some(&*parameters.to_string()));
-    assert!(line("steps").contains("4 an epoch, 16 in 4 epochs"), "{told}");
+    assert!(line("steps").contains("4 an epoch, 16 in all, of 4 epochs"), "{told}");
     assert!(line("memory").contains("wanted") && line("time").contains("ms a step"), "{told}");
     assert!(!place.path("run").exists());
 }

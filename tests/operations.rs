@@ -109,6 +109,44 @@ fn convolutions() -> Vec<Conv> {
         // The filter covers the input, but with pads or groups.
         Conv { n: 2, input: [3, 3, 4], filters: [5, 3, 3], pad: [1, 0, 1, 0], ..simple },
         Conv { n: 3, input: [3, 3, 4], filters: [4, 3, 3], groups: 2, ..simple },
+        // Channels and filters that are multiples of eight, which tensor cores take whole: narrow,
+        // of 96 and of more, with and without a stride, and fully connected.
+        Conv { n: 2, input: [9, 8, 16], filters: [24, 3, 3], pad: [1; 4], ..simple },
+        Conv {
+            n: 2,
+            input: [14, 13, 32],
+            filters: [96, 5, 5],
+            stride: [2, 2],
+            rounding: Ceil,
+            ..simple
+        },
+        Conv { n: 3, input: [7, 9, 96], filters: [136, 3, 3], pad: [1; 4], ..simple },
+        Conv { n: 6, input: [6, 6, 64], filters: [200, 6, 6], ..simple },
+        // First layers: three channels, as ZFNet, its small version and AlexNet have them.
+        Conv {
+            n: 2,
+            input: [40, 37, 3],
+            filters: [96, 7, 7],
+            stride: [2, 2],
+            rounding: Ceil,
+            ..simple
+        },
+        Conv {
+            n: 1,
+            input: [37, 40, 3],
+            filters: [48, 7, 7],
+            stride: [2, 2],
+            pad: [3; 4],
+            ..simple
+        },
+        Conv {
+            n: 2,
+            input: [50, 47, 3],
+            filters: [56, 11, 11],
+            stride: [4, 4],
+            rounding: Ceil,
+            ..simple
+        },
         // Several tiles of pixels, and several tiles to a partial sum.
         Conv {
             n: 3,

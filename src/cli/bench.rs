@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde::{Deserialize, Serialize};
 use zfnet::bench::{Measured, OPS, Peaks, Row, cases, slower, training_steps};
@@ -31,7 +31,7 @@ pub struct Bench {
     #[arg(long, conflicts_with_all = ["layer", "op"])]
     step: bool,
     /// With --step: on a batch that stays where the device has it, instead of copying one in each time
-    #[arg(long, requires = "step")]
+    #[arg(long)]
     resident: bool,
     /// Write the rows into this file, as --json prints them
     #[arg(long, value_name = "FILE")]
@@ -40,7 +40,7 @@ pub struct Bench {
     #[arg(long, value_name = "FILE")]
     compare: Option<PathBuf>,
     /// Share by which a row may be slower than in --compare
-    #[arg(long, default_value_t = 0.1, requires = "compare")]
+    #[arg(long, default_value_t = 0.1, value_parser = share)]
     tolerance: f64,
     /// Print JSON
     #[arg(long)]
@@ -60,9 +60,14 @@ struct Saved {
 
 impl OnDevice for Bench {
     fn run<B: Measured>(self, backend: &B) -> Result<ExitCode> {
+        if self.resident && !self.step {
+            bail!("--resident is about whole training steps: add --step");
+        }
         let network = Network::new(Architecture::find(&self.arch)?)?;
-        let earlier = self.compare.as_deref().map(read).transpose()?;
         let batch = usize::from(self.batch);
+        let (layer, op) = (self.layer.as_deref(), self.op.as_deref());
+        let cases = cases(backend, &network, batch, layer, op)?;
+        let earlier = self.compare.as_deref().map(read).transpose()?;
         let peaks = backend.peaks()?;
         let device = backend.describe();
         let mut rows = Vec::new();
@@ -77,10 +82,9 @@ impl OnDevice for Bench {
             println!("{device}: {gflops:.0} GFLOP/s of multiply-adds, {gbytes:.1} GB/s copied");
         }
         if self.step {
-            show(training_steps(backend, network, batch, self.resident, &peaks)?);
+            show(training_steps(backend, network.clone(), batch, self.resident, &peaks)?);
         } else {
-            let (layer, op) = (self.layer.as_deref(), self.op.as_deref());
-            for case in cases(backend, &network, batch, layer, op)? {
+            for case in cases {
                 show(case.measure(backend, &peaks)?);
             }
         }
@@ -97,6 +101,14 @@ impl OnDevice for Bench {
             Some(earlier) => Ok(compare(&all, &earlier, self.tolerance)),
             None => Ok(ExitCode::SUCCESS),
         }
+    }
+}
+
+/// A finite share of at least 0.
+fn share(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(share) if share.is_finite() && share >= 0.0 => Ok(share),
+        _ => Err("expected a share such as 0.1".into()),
     }
 }
 
@@ -124,7 +136,11 @@ fn compare(now: &Saved, earlier: &Saved, tolerance: f64) -> ExitCode {
         slower.len(),
         100.0 * tolerance
     );
-    // Nothing to compare is no success.
+    if shared == 0 {
+        eprintln!(
+            "nothing to compare: no row has the layer, operation, precision, batch and device"
+        );
+    }
     if slower.is_empty() && shared > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 

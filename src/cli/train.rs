@@ -9,6 +9,7 @@ use clap::Args;
 use zfnet::backend::Backend;
 use zfnet::bench::Measured;
 use zfnet::data::folder::ImageFolder;
+use zfnet::human_bytes;
 use zfnet::model::Architecture;
 use zfnet::train::checkpoint::{architecture_of, candidates};
 use zfnet::train::{Crops, Event, Init, Job, Needs, Outcome, Recipe, ScheduleKind, dry_run, train};
@@ -233,8 +234,7 @@ fn foretell<B: Backend>(backend: &B, job: &Job<'_>) -> Result<ExitCode> {
     let needs = dry_run(backend, job, |done, all| progress.show("trial step", done, all, ""))?;
     progress.end();
     let recipe = &job.architecture.recipe;
-    let gigabytes = |bytes: usize| format!("{:.2} GB", bytes as f64 / 1e9);
-    let free = needs.free.map_or(String::from("an unknown amount"), gigabytes);
+    let free = needs.free.map_or(String::from("an unknown amount"), human_bytes);
     let largest = match needs.largest_batch {
         Some(largest) => format!("; about {largest} samples at a time would fit"),
         None => String::new(),
@@ -242,9 +242,10 @@ fn foretell<B: Backend>(backend: &B, job: &Job<'_>) -> Result<ExitCode> {
     let Needs { steps_per_epoch, seconds_per_step, .. } = needs;
     let epoch = steps_per_epoch as f64 * seconds_per_step;
     println!("parameters  {}", needs.parameters);
-    println!("memory      {} wanted, {free} free{largest}", gigabytes(needs.wanted));
+    println!("memory      {} wanted, {free} free{largest}", human_bytes(needs.wanted));
     let steps = steps_per_epoch * recipe.epochs as usize;
-    println!("steps       {steps_per_epoch} an epoch, {steps} in {} epochs", recipe.epochs);
+    let steps = steps.min(job.max_steps.map_or(usize::MAX, |max| max as usize));
+    println!("steps       {steps_per_epoch} an epoch, {steps} in all, of {} epochs", recipe.epochs);
     println!(
         "time        {:.1} ms a step (the mean of {}), {:.0} images/s, {} an epoch, {} in all, \
          without validation",
@@ -252,7 +253,7 @@ fn foretell<B: Backend>(backend: &B, job: &Job<'_>) -> Result<ExitCode> {
         needs.trial_steps,
         job.train.len() as f64 / epoch,
         duration(epoch),
-        duration(epoch * f64::from(recipe.epochs))
+        duration(steps as f64 * seconds_per_step)
     );
     Ok(ExitCode::SUCCESS)
 }

@@ -433,6 +433,10 @@ pub fn train<B: Backend>(
     let planned = model.network.clone();
     let mut trainer = Trainer::new(backend, model, momentum, job.accumulate)
         .map_err(|error| explain(backend, &planned, job.accumulate, error))?;
+    // Planned with the rest, so that there is room for it when the first epoch ends.
+    let mut classifier = validator(backend, &trainer.model, job.accumulate)
+        .map(Some)
+        .map_err(|error| explain(backend, &planned, job.accumulate, error))?;
     let mut log = MetricsLog::open(&job.out, state.step, state.epoch)?;
     let steps_per_epoch = job.train.len().div_ceil(recipe.batch_size);
     let network = &trainer.model.network;
@@ -451,7 +455,8 @@ pub fn train<B: Backend>(
             save(backend, job, &trainer, &mut log, &mut state, false)?;
             return Ok(if stopped { Outcome::Stopped } else { Outcome::Done });
         }
-        let validation = match validate(backend, job, &trainer.model, &mut observe) {
+        let validation = match validate(backend, job, &trainer.model, &mut classifier, &mut observe)
+        {
             Ok(Some(validation)) => validation,
             // The epoch is kept, and validated when the run goes on.
             unfinished => {
@@ -610,12 +615,13 @@ fn validate<B: Backend>(
     backend: &B,
     job: &Job<'_>,
     model: &Model<B>,
+    classifier: &mut Option<Classifier<B>>,
     observe: &mut impl FnMut(Event<'_>) -> Result<()>,
 ) -> Result<Option<Evaluation>> {
-    let Model { network, params, preprocess, .. } = model;
-    let classifier =
-        Classifier::new(backend, network, preprocess, TestCrops::One, TestCrops::One.batch())?;
-    let mut members = [Member { network, params, classifier, images: job.val.clone() }];
+    let Model { network, params, .. } = model;
+    let images = job.val.clone();
+    let lent = classifier.take().expect("given back by the validation before");
+    let mut members = [Member { network, params, classifier: lent, images }];
     let (mut done, all) = (0, job.val.len());
     let mut failed = None;
     let result = evaluate(backend, &mut members, job.workers, job.stop, |images| {
@@ -624,7 +630,21 @@ fn validate<B: Backend>(
             failed = Some(error);
         }
     })?;
+    let [Member { classifier: lent, .. }] = members;
+    *classifier = Some(lent);
     failed.map_or(Ok(result), Err)
+}
+
+/// What validation needs: no more samples at a time than training has.
+pub(super) fn validator<B: Backend>(
+    backend: &B,
+    model: &Model<B>,
+    accumulate: usize,
+) -> Result<Classifier<B>> {
+    let Model { network, preprocess, .. } = model;
+    let at_a_time = network.architecture.recipe.batch_size.div_ceil(accumulate.max(1));
+    let images = TestCrops::One.batch().min(at_a_time);
+    Classifier::new(backend, network, preprocess, TestCrops::One, images)
 }
 
 /// A fresh start: the mean image, and weights drawn or taken from another checkpoint. `None` if it

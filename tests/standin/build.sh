@@ -4,8 +4,8 @@
 # time is not compiled again.
 #
 #   tests/standin/build.sh OUTDIR
-#   LD_LIBRARY_PATH=OUTDIR cargo test --release --features cuda cuda
-#   LD_LIBRARY_PATH=OUTDIR:OUTDIR/blas ...    with fully connected layers by cuBLASLt
+#   LD_LIBRARY_PATH=/ABSOLUTE/OUTDIR cargo test --release --features cuda cuda
+#   LD_LIBRARY_PATH=/ABSOLUTE/OUTDIR:/ABSOLUTE/OUTDIR/blas ...    fully connected layers by cuBLASLt
 #
 # KERNELS=DIR      other kernels than the repository's
 # SANITIZE=KIND    address (with bounds and alignment), or thread (each CUDA thread an OS thread)

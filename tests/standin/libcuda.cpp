@@ -13,6 +13,7 @@
 //   ZFNET_STANDIN_CAPABILITY  compute capability, 90
 //   ZFNET_STANDIN_MEMORY      bytes of memory of a device, 16 GiB
 //   ZFNET_STANDIN_THREADS     OS threads that run kernels, one a core
+//   ZFNET_STANDIN_EARLY       if set: asynchronous copies land as early as they may
 #include "cuda_cpu.h"
 #include <chrono>
 #include <deque>
@@ -303,6 +304,10 @@ int nothing_captured() {
 
 // ---- copies ----
 
+// Copies from pinned memory are late like all else, or with this as early as they may be: a copy on a
+// stream of its own that nothing orders behind what it may overtake shows in one of the two.
+const bool copies_land_early = getenv("ZFNET_STANDIN_EARLY") != nullptr;
+
 int check(Address at, size_t bytes) { return allocation(at, bytes) ? SUCCESS : ILLEGAL_ADDRESS; }
 
 // Checked when it is queued, and again when it runs: the memory may be gone by then.
@@ -320,7 +325,12 @@ int queue_copy(Stream &stream, Address to, size_t bytes, std::function<const voi
 }
 int copy_in(Stream &stream, Address to, const void *from, size_t bytes) {
     if (bytes == 0) return SUCCESS;
-    if (is_pinned(from)) return queue_copy(stream, to, bytes, [=] { return from; });
+    if (is_pinned(from)) {
+        int error = queue_copy(stream, to, bytes, [=] { return from; });
+        // Nothing before it in its stream: as early as a driver may be, whatever other streams do.
+        const bool first = !stream.capture && stream.queue.size() == 1;
+        return !error && first && copies_land_early ? run_all(stream) : error;
+    }
     if (int error = not_captured(stream)) return error; // where would the bytes be at the replay
     auto bytes_now = std::make_shared<std::vector<char>>((const char *)from, (const char *)from + bytes);
     return queue_copy(stream, to, bytes, [=]() -> const void * { return bytes_now->data(); });

@@ -385,8 +385,9 @@ mod tests {
 
     #[test]
     fn plans_fit_every_gpu_and_their_partial_sums() {
-        for n in [1, 2, 7, 128, 1000] {
-            for dims in zfnet(n) {
+        for n in [1, 2, 7, 128, 1000, 1024, 2048] {
+            let classes = [769, 1000].map(|classes| square(n, 1, 4096, classes, 1, 1, 0));
+            for dims in zfnet(n).into_iter().chain(classes) {
                 for (direction, arithmetic, plan, product) in plans(&flattened(&dims)) {
                     let what = format!("{direction:?} {arithmetic:?} {dims:?}: {plan:?}");
                     let [_, y, z] = plan.grid;
