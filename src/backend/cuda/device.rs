@@ -279,6 +279,14 @@ impl Device {
         self.stream.synchronize().map_err(failed("run kernels"))
     }
 
+    /// Waits for all work on both streams, before something that it may use is given back. Whatever
+    /// has failed by then is told by the call that needed it.
+    fn settle(&self) {
+        let _ = self.bind();
+        let _ = self.copies.synchronize();
+        let _ = self.stream.synchronize();
+    }
+
     /// Launches a kernel. See [`launch`] for the arguments.
     ///
     /// # Errors
@@ -332,9 +340,7 @@ impl Device {
 
 impl Drop for Device {
     fn drop(&mut self) {
-        let _ = self.bind();
-        let _ = self.stream.synchronize();
-        let _ = self.copies.synchronize();
+        self.settle();
         for module in self.modules.drain(..) {
             // SAFETY: nothing runs any more, and no function of it can be called again.
             let _ = unsafe { result::module::unload(module) };
@@ -363,8 +369,8 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        let _ = self.device.bind();
-        // SAFETY: the allocation is ours; the driver waits for work that uses it.
+        self.device.settle();
+        // SAFETY: the allocation is ours, and no work uses it any more.
         let _ = unsafe { result::free_sync(self.pointer) };
     }
 }
@@ -416,9 +422,7 @@ impl Pinned {
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        let _ = self.device.bind();
-        let _ = self.device.copies.synchronize();
-        let _ = self.device.stream.synchronize();
+        self.device.settle();
         // SAFETY: the allocation is ours, and no copy is under way.
         let _ = unsafe { result::free_host(self.pointer.cast()) };
     }
