@@ -15,7 +15,9 @@ use crate::backend::cpu::CpuBackend;
 use crate::backend::{
     Backend, Crop, Dropout, Param, ReluRule, SeedUnit, SgdConstants, StepState, Tensor,
 };
-use crate::model::{Kind, Layer, Model, Network, Params, Preprocess, Projector, Rule, Seed};
+use crate::model::{
+    Descent, Kind, Layer, Model, Network, Params, Preprocess, Purpose, Rule, Workspace,
+};
 use crate::shape::Shape;
 use crate::train::Trainer;
 use crate::{Error, Result};
@@ -242,7 +244,9 @@ fn operations(layer: &Layer, index: usize, batch: usize, bytes: f64) -> Vec<(&'s
             if index > 0 {
                 rows.insert(1, ("backward-data", flops));
             }
-            rows.push(("update", Work::Bytes(4.0 * 5.0 * parameters)));
+            // Weight and velocity read and written, the gradient read, a copy in storage written.
+            let copy = if bytes < 4.0 { bytes } else { 0.0 };
+            rows.push(("update", Work::Bytes((4.0 * 5.0 + copy) * parameters)));
             rows
         }
         Kind::MaxPool { .. } => vec![
@@ -281,30 +285,37 @@ impl Case<'_> {
         }))
     }
 
+    /// The deconvnet's walk down from nine units of one image, and the pictures' way to the host.
     fn prepare_projection<'b, B: Backend>(&'b self, backend: &'b B) -> Result<Run<'b>> {
         let network = self.network;
-        let input = network.architecture.input;
-        let preprocess = Preprocess::paper(input.size, input.resize, input.std, vec![128.0; 3]);
-        let mut with_params = {
-            let params = Params::init(backend, network, 0)?;
-            // The projector borrows the weights as long as it lives; a benchmark lives to the end.
-            let params: &'static Params<B> = Box::leak(Box::new(params));
-            Projector::new(backend, network, params, &preprocess, 1, SEEDS)?
+        let params = Params::init(backend, network, 0)?;
+        let purpose = Purpose::Project { seeds: SEEDS };
+        let mut workspace = Workspace::new(backend, network, purpose, 1)?;
+        fill(backend, &mut workspace.input)?;
+        workspace.up(backend, network, &params)?;
+        let images = backend.indices(SEEDS)?; // all of them the first
+        let shape = network.layers[self.layer].output.with_n(SEEDS);
+        let unit = |i: usize| {
+            let place = [i % shape.c, i * 7 % shape.h, i * 5 % shape.w];
+            let [map, y, x] = place.map(|v| v as u32);
+            SeedUnit { map, y, x, value: 1.0 }
         };
-        let pixels: Vec<u8> = (0..preprocess.bytes()).map(|i| (i * 31 % 251) as u8).collect();
-        with_params.look(&pixels, &preprocess.ten_crops(0)[4..5])?;
-        let Shape { h, w, c, .. } = network.layers[self.layer].output;
-        let seed = |i: usize| {
-            let (map, y, x) = (i % c, i * 7 % h, i * 5 % w);
-            let [map, y, x] = [map, y, x].map(|v| v as u32);
-            Seed { image: 0, unit: SeedUnit { map, y, x, value: 1.0 } }
-        };
-        let seeds: Vec<Seed> = (0..SEEDS).map(seed).collect();
+        let units: Vec<SeedUnit> = (0..SEEDS).map(unit).collect();
+        let mut pictures = vec![0.0; SEEDS * network.input().len()];
         Ok(Box::new(move || {
-            with_params.project(self.layer, &seeds, Rule::DECONVNET, |_, picture| {
-                black_box(picture);
-                Ok(())
-            })
+            let descending = workspace.descending();
+            descending.reshape(shape);
+            backend.seed(descending, &units)?;
+            let descent = Descent {
+                from: self.layer,
+                rule: Rule::DECONVNET,
+                images: Some(&images),
+                gradients: None,
+                accumulate: false,
+                to_pixels: true,
+            };
+            workspace.down(backend, network, &params, descent)?;
+            backend.download(&mut pictures, workspace.descending())
         }))
     }
 

@@ -204,6 +204,8 @@ fn projections_by_the_same_switches_agree() {
 }
 
 /// End to end, by each one's own switches: which share of them differs, and how alike pictures are.
+/// Found on a stand-in: 0, 1 and 9 of 4,590 switches in f32, tf32 and bf16, and correlations of
+/// 1.00000, 1.00000 and 0.9956. The limits leave room for other sums: in f32 none for another switch.
 #[test]
 fn pictures_of_all_precisions_look_alike() {
     let (network, cpu) = (common::network(SMALL), cpu());
