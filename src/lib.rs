@@ -81,6 +81,7 @@
 pub mod backend;
 pub mod bench;
 pub mod data;
+pub mod disk;
 mod error;
 pub mod model;
 pub mod picture;

@@ -11,7 +11,6 @@
 //! out of the percentile because most of an uncut projection lies outside the unit's receptive
 //! field: so cutting it before or after the contrast gives the same picture.
 
-use std::fs;
 use std::io;
 use std::path::Path;
 
@@ -194,31 +193,13 @@ impl Image {
 
     /// Writes a PNG, whole or not at all.
     pub fn write_png(&self, path: &Path) -> io::Result<()> {
-        write_whole(path, &self.png()?)
+        crate::disk::write_whole(path, &self.png()?)
     }
 
     /// Writes a JPEG, whole or not at all.
     pub fn write_jpeg(&self, path: &Path) -> io::Result<()> {
-        write_whole(path, &self.jpeg()?)
+        crate::disk::write_whole(path, &self.jpeg()?)
     }
-}
-
-/// Writes a file beside its place and renames it into it: whoever looks meanwhile sees the old
-/// file or the new one, never half of one. Makes the folder if it is missing.
-pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let name = path.file_name().ok_or_else(|| io::Error::other("a file needs a name"))?;
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder)?;
-    }
-    let mut beside = std::ffi::OsString::from(".");
-    beside.push(name);
-    beside.push(format!(".{}.tmp", std::process::id()));
-    let beside = path.with_file_name(beside);
-    let done = fs::write(&beside, bytes).and_then(|()| fs::rename(&beside, path));
-    if done.is_err() {
-        let _ = fs::remove_file(&beside);
-    }
-    done.map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))
 }
 
 #[cfg(test)]
@@ -344,7 +325,7 @@ mod tests {
         Image::filled(8, 8, 50).write_jpeg(&photo).unwrap();
         let back = image::open(&photo).unwrap().to_rgb8();
         assert!(back.as_raw().iter().all(|&v| v.abs_diff(50) <= 2));
-        let left: Vec<_> = fs::read_dir(folder.path().join("new folder")).unwrap().collect();
+        let left: Vec<_> = std::fs::read_dir(folder.path().join("new folder")).unwrap().collect();
         assert_eq!(left.len(), 1);
     }
 }

@@ -7,8 +7,8 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde::{Deserialize, Serialize};
 use zfnet::bench::{Measured, OPS, Peaks, Row, cases, slower, training_steps};
+use zfnet::disk::write_whole;
 use zfnet::model::{Architecture, Network};
-use zfnet::picture::write_whole;
 
 use super::{DeviceArgs, OnDevice};
 

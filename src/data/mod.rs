@@ -1,8 +1,29 @@
-//! From files on disk to batches of pixels: folders, decoding, order, and the threads that load.
+//! From files on disk to batches of pixels: folders and shards, decoding, order, and the threads that
+//! load.
 
 pub mod decode;
 pub mod folder;
 pub mod images;
 pub mod loader;
 pub mod order;
+pub mod shard;
 pub mod synthetic;
+
+/// A part of a data set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Split {
+    /// The images to learn from.
+    Train,
+    /// The images to measure on.
+    Val,
+}
+
+impl Split {
+    /// "train" or "val", as folders and shards are called.
+    pub fn name(self) -> &'static str {
+        match self {
+            Split::Train => "train",
+            Split::Val => "val",
+        }
+    }
+}

@@ -19,7 +19,8 @@ use maud::{Markup, html};
 use serde::Serialize;
 
 use super::{Slugs, by_rule, caution, facts, page, short, signed};
-use crate::picture::{Image, write_whole};
+use crate::disk::write_whole;
+use crate::picture::Image;
 
 /// What a page shows.
 #[derive(Clone, Debug, Default, Serialize)]

@@ -22,7 +22,8 @@ use serde::Serialize;
 use super::{
     Slugs, by_rule, caution, facts, grouped, inline_json, page, plural, rounded, short, signed,
 };
-use crate::picture::{Image, write_whole};
+use crate::disk::write_whole;
+use crate::picture::Image;
 
 const SCRIPT: &str = include_str!("page.js");
 

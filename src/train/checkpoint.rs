@@ -6,7 +6,6 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -15,6 +14,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::recipe::Recipe;
 use super::schedule::Schedule;
 use crate::backend::{Backend, Param};
+use crate::disk::{sync_folder, write_synced};
 use crate::model::weights::{architecture_in, deserialize, named_values, read_params, serialize};
 use crate::model::{Architecture, Bare, Model, Params};
 use crate::{Error, Result};
@@ -342,25 +342,6 @@ fn verified(folder: &Path, file: &str, state: &State) -> Result<Vec<u8>> {
         ));
     }
     Ok(bytes)
-}
-
-fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
-    let write = || {
-        let mut file = fs::File::create(path)?;
-        file.write_all(bytes)?;
-        file.sync_all()
-    };
-    write().map_err(Error::io("write", path))
-}
-
-/// Makes a folder's entries durable; where the system has no such thing, nothing.
-fn sync_folder(path: &Path) -> Result<()> {
-    if cfg!(unix) {
-        fs::File::open(path)
-            .and_then(|folder| folder.sync_all())
-            .map_err(Error::io("sync", path))?;
-    }
-    Ok(())
 }
 
 /// Points the relative symbolic link `run/link` at `target`, replacing what it pointed at.

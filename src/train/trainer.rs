@@ -16,6 +16,7 @@ use crate::backend::{Backend, Batch, Crop, Param, SgdConstants, StepState};
 use crate::data::images::Images;
 use crate::data::loader::{Bad, Loader};
 use crate::data::order::{permutation, training_crop};
+use crate::disk::lock;
 use crate::model::{
     Architecture, Bare, Descent, Kind, Model, Network, Normaliser, Params, Preprocess, Purpose,
     Rule, Workspace,
@@ -418,7 +419,7 @@ pub fn train<B: Backend>(
     let architecture = Architecture { classes: job.classes.len(), ..job.architecture.clone() };
     let network = Network::new(architecture)?; // before anything is made for it
     fs::create_dir_all(&job.out).map_err(Error::io("create", &job.out))?;
-    let _held_until_the_end = lock(&job.out)?;
+    let _held_until_the_end = lock(&job.out, "another training")?;
     let mut notes = Vec::new();
     let begun = match last_checkpoint(backend, job, &network, &mut notes)? {
         None => {
@@ -500,22 +501,6 @@ pub fn train<B: Backend>(
         }
     }
     Ok(Outcome::Done)
-}
-
-/// Keeps a second training out of a run's folder; the system gives the lock back whenever and
-/// however this one ends.
-fn lock(run: &Path) -> Result<fs::File> {
-    let path = run.join("lock");
-    let file = fs::File::create(&path).map_err(Error::io("create", &path))?;
-    match file.try_lock() {
-        Err(fs::TryLockError::WouldBlock) => {
-            let hint =
-                "another training is writing into it: wait for its end, or choose another --out";
-            Err(Error::file(run, hint))
-        }
-        // Some file systems know no locks; training goes on there.
-        _ => Ok(file),
-    }
 }
 
 /// What one epoch needs while it runs.

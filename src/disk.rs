@@ -1,0 +1,73 @@
+//! Files that are there whole or not at all, and folders that only one process writes into.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::Path;
+
+use crate::{Error, Result};
+
+/// Writes a file beside its place and renames it into it: whoever looks meanwhile sees the old
+/// file or the new one, never half of one. Makes the folder if it is missing.
+///
+/// # Errors
+/// What the system says, with the file's name.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let name = path.file_name().ok_or_else(|| io::Error::other("a file needs a name"))?;
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    let mut beside = std::ffi::OsString::from(".");
+    beside.push(name);
+    beside.push(format!(".{}.tmp", std::process::id()));
+    let beside = path.with_file_name(beside);
+    let done = fs::write(&beside, bytes).and_then(|()| fs::rename(&beside, path));
+    if done.is_err() {
+        let _ = fs::remove_file(&beside);
+    }
+    done.map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))
+}
+
+/// Writes a file and waits until it is on the disk.
+///
+/// # Errors
+/// If the disk is full or the file cannot be written.
+pub fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
+    let write = || {
+        let mut file = fs::File::create(path)?;
+        file.write_all(bytes)?;
+        file.sync_all()
+    };
+    write().map_err(Error::io("write", path))
+}
+
+/// Makes a folder's entries durable; where the system has no such thing, nothing.
+///
+/// # Errors
+/// If the system says that it failed.
+pub fn sync_folder(path: &Path) -> Result<()> {
+    if cfg!(unix) {
+        fs::File::open(path)
+            .and_then(|folder| folder.sync_all())
+            .map_err(Error::io("sync", path))?;
+    }
+    Ok(())
+}
+
+/// Keeps a second process out of a folder until the file returned is dropped; the system gives the
+/// lock back whenever and however this process ends. `who` writes there: "another training".
+///
+/// # Errors
+/// If another process holds it, or the folder cannot be written.
+pub fn lock(folder: &Path, who: &str) -> Result<fs::File> {
+    let path = folder.join("lock");
+    let file = fs::File::create(&path).map_err(Error::io("create", &path))?;
+    match file.try_lock() {
+        Err(fs::TryLockError::WouldBlock) => {
+            let hint =
+                format!("{who} is writing into it: wait for its end, or choose another folder");
+            Err(Error::file(folder, hint))
+        }
+        // Some file systems know no locks; work goes on there.
+        _ => Ok(file),
+    }
+}
