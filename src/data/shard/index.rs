@@ -223,7 +223,7 @@ mod tests {
         for place in [32, 40] {
             assert!(with(place, u64::MAX).is_err(), "more than there is");
         }
-        assert!(with(48 + 24, 3).is_err(), "a name that ends before the one before it");
-        assert!(with(48 + 24, 1 << 30).is_err(), "a name beyond all names");
+        assert!(with(80 + 24, 3).is_err(), "a name that ends before the one before it");
+        assert!(with(80 + 24, 1 << 30).is_err(), "a name beyond all names");
     }
 }
