@@ -4,7 +4,6 @@
 //! of the list, so that what a run sees depends on the files alone.
 
 use std::collections::BTreeMap;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock};
 
@@ -13,10 +12,8 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::decode::{Rgb, decode, prepare};
 use super::folder::Sample;
+use super::source::read_file;
 use crate::{Error, Result};
-
-/// A file larger than this is not read: no photograph of a training set comes near it.
-const MAX_FILE_BYTES: u64 = 256 << 20;
 
 /// Images between two looks at whether to go on with the mean.
 const MEAN_STRETCH: usize = 1024;
@@ -202,19 +199,7 @@ impl Images {
 /// # Errors
 /// If it cannot be read or is no image; names the file.
 pub fn read_rgb(path: &Path) -> Result<Rgb> {
-    // Asked before it is opened: opening a pipe would wait for whoever writes into it.
-    if !std::fs::metadata(path).map_err(Error::io("read", path))?.is_file() {
-        return Err(Error::file(path, "is no file; expected a JPEG or PNG image"));
-    }
     let mut bytes = Vec::new();
-    std::fs::File::open(path)
-        .and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes))
-        .map_err(Error::io("read", path))?;
-    if bytes.len() as u64 > MAX_FILE_BYTES {
-        return Err(Error::file(
-            path,
-            format!("expected at most {MAX_FILE_BYTES} bytes, found more"),
-        ));
-    }
+    read_file(path, &mut bytes)?;
     decode(&bytes).map_err(|error| Error::file(path, error.to_string()))
 }

@@ -7,6 +7,7 @@ pub mod images;
 pub mod loader;
 pub mod order;
 pub mod shard;
+pub mod source;
 pub mod synthetic;
 
 /// A part of a data set.
