@@ -63,6 +63,15 @@ impl Error {
         }
     }
 
+    /// What is wrong, without the file's name, for messages that begin with it.
+    pub(crate) fn without_path(self) -> String {
+        match self {
+            Error::File { reason, .. } => reason,
+            Error::Io { action, error, .. } => format!("cannot {action} it: {error}"),
+            other => other.to_string(),
+        }
+    }
+
     /// For `map_err`: a failed operation of the file system.
     pub fn io(
         action: &'static str,

@@ -8,12 +8,14 @@ use common::{Random, Samples, all_weights, bits, norm, random_params, values};
 use zfnet::Result;
 use zfnet::backend::cpu::CpuBackend;
 use zfnet::backend::{Backend, StepState};
+use zfnet::data::loader;
 use zfnet::model::{Architecture, Model, Network, Params, Projector, Rule, Seed, strongest};
 use zfnet::train::Trainer;
 
 on_every_backend!(
     a_batch_in_parts_is_close,
     steps_are_repeatable,
+    batches_in_the_backends_own_memory_are_the_same,
     a_step_without_a_finite_loss_changes_nothing,
     a_dropout_below_all_layers_is_only_for_training,
 );
@@ -133,6 +135,51 @@ fn steps_are_repeatable<B: Backend>(backend: &B) {
     let one = train(backend, &network, 1, 4);
     assert!(one == train(backend, &network, 1, 4));
     assert!(one.1.windows(2).all(|pair| pair[0] != pair[1]), "each step's masks are its own");
+}
+
+/// Read into memory that the backend exchanges for that of the batch before, and written over as soon
+/// as it is given back.
+fn batches_in_the_backends_own_memory_are_the_same<B: Backend>(backend: &B) {
+    let network = small(6);
+    let batch = Samples::random(&network, 6);
+    let bytes = batch.pixels.len();
+    let train = |own_memory: bool| {
+        let params = random_params(backend, &network, 1);
+        let classes = vec![String::from("a class"); network.classes()];
+        let preprocess = batch.preprocess.clone();
+        let model = Model { network: network.clone(), params, preprocess, classes };
+        let momentum = Params::zeros(backend, &network).unwrap();
+        let mut trainer = Trainer::new(backend, model, momentum, 1).unwrap();
+        let mut ring: Vec<loader::Batch> = (0..2)
+            .map(|_| loader::Batch {
+                memory: backend.host_memory(bytes).unwrap(),
+                bytes: 0,
+                labels: Vec::new(),
+                indices: Vec::new(),
+                first: 0,
+            })
+            .collect();
+        for step in 0..9 {
+            let samples = if step == 5 { 4 } else { 6 };
+            let pixels = Random(u64::from(step)).bytes(bytes / 6 * samples);
+            let (crops, labels) = (&batch.crops[..samples], &batch.labels[..samples]);
+            let state = StepState { seed: 5, step, first_sample: 0, rate: 0.01 };
+            if own_memory {
+                let read = &mut ring[step as usize % 2];
+                read.memory.bytes_mut().fill(0);
+                read.memory.bytes_mut()[..pixels.len()].copy_from_slice(&pixels);
+                read.bytes = pixels.len();
+                read.labels = labels.to_vec();
+                trainer.enqueue_batch(read, crops, state).unwrap();
+                read.memory.bytes_mut().fill(255);
+            } else {
+                trainer.enqueue(&pixels, crops, labels, state).unwrap();
+            }
+        }
+        trainer.wait().unwrap();
+        all_weights(backend, &trainer.model.params)
+    };
+    assert_eq!(bits(&train(true)), bits(&train(false)));
 }
 
 /// Masks depend on a sample's place in the whole batch, so parts draw the same ones; but their

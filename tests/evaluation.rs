@@ -12,7 +12,7 @@ use common::program::Place;
 use common::values;
 use zfnet::backend::Backend;
 use zfnet::data::folder::ImageFolder;
-use zfnet::data::images::{Images, ReadOptions};
+use zfnet::data::images::{Images, ReadOptions, Scratch};
 use zfnet::model::{
     Architecture, InputStage, Model, Network, Params, Preprocess, Purpose, Rule, Workspace,
 };
@@ -22,7 +22,7 @@ use zfnet::train::evaluate::{Classifier, Member, TestCrops, evaluate};
 
 on_every_backend!(errors_are_those_of_averaged_probabilities, the_nine_strongest_are_the_strongest);
 
-const OPTIONS: ReadOptions = ReadOptions { side: 20, max_bad: 0.0, cache_bytes: 1 << 20 };
+const OPTIONS: ReadOptions = ReadOptions { side: 20, max_bad: 0.0, cache_bytes: 1 << 20, io: None };
 
 /// An untrained network of the place, which gives every image its own probabilities.
 fn model<B: Backend>(backend: &B, place: &Place, seed: u64) -> Model<B> {
@@ -38,7 +38,7 @@ fn model<B: Backend>(backend: &B, place: &Place, seed: u64) -> Model<B> {
 fn squares(images: &Images) -> Vec<Vec<u8>> {
     let square = |i| {
         let mut square = vec![0; images.bytes_per_image()];
-        images.read_good(i, &mut square).unwrap();
+        images.read_good(i, &mut Scratch::default(), &mut square).unwrap();
         square
     };
     (0..images.len()).map(square).collect()

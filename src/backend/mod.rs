@@ -29,6 +29,7 @@ pub mod cuda;
 pub mod philox;
 
 use serde::{Deserialize, Serialize};
+use std::any::Any;
 
 use crate::Result;
 use crate::shape::{ConvDims, PoolDims, Shape};
@@ -250,6 +251,24 @@ impl<B: Backend> Batch<B> {
     }
 }
 
+/// Memory of the host that pixels are read into, on their way to a device.
+pub trait HostMemory: Any + Send {
+    /// Its bytes.
+    fn bytes(&self) -> &[u8];
+    /// Its bytes, to be written.
+    fn bytes_mut(&mut self) -> &mut [u8];
+}
+
+impl HostMemory for Vec<u8> {
+    fn bytes(&self) -> &[u8] {
+        self
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        self
+    }
+}
+
 /// How much memory a backend's tensors take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Memory {
@@ -362,6 +381,22 @@ pub trait Backend: Send + Sync + Sized + 'static {
         crops: &[Crop],
         labels: &[u32],
     ) -> Result<()>;
+    /// Memory that [`Backend::upload_batch_from`] need not copy from one place of the host to another.
+    fn host_memory(&self, bytes: usize) -> Result<Box<dyn HostMemory>> {
+        Ok(Box::new(vec![0; bytes]))
+    }
+    /// As [`Backend::upload_batch`], of the first `bytes` of `pixels`. What they held is afterwards
+    /// no longer there: they may have been exchanged for those of the batch before.
+    fn upload_batch_from(
+        &self,
+        batch: &mut Batch<Self>,
+        pixels: &mut dyn HostMemory,
+        bytes: usize,
+        crops: &[Crop],
+        labels: &[u32],
+    ) -> Result<()> {
+        self.upload_batch(batch, &pixels.bytes()[..bytes], crops, labels)
+    }
     /// Says that the operations so far are all that read the batch, and sends its losses on their
     /// way back.
     fn end_batch(&self, batch: &mut Batch<Self>) -> Result<()>;

@@ -11,6 +11,7 @@ use clap::Args;
 use serde_json::json;
 use zfnet::backend::Backend;
 use zfnet::bench::Measured;
+use zfnet::data::Split;
 use zfnet::data::folder::ImageFolder;
 use zfnet::data::images::Images;
 use zfnet::data::synthetic;
@@ -23,9 +24,7 @@ use zfnet::train::{Event, Job, Outcome, ScheduleKind, train};
 use super::progress::Progress;
 use super::top9::{PageJob, write_page};
 use super::train::Display;
-use super::{
-    BareArgs, DeviceArgs, OnDevice, ReadArgs, Split, make_folder, signal_code, stop_on_signals,
-};
+use super::{BareArgs, DeviceArgs, OnDevice, ReadArgs, make_folder, signal_code, stop_on_signals};
 
 #[derive(Args)]
 pub struct Demo {
@@ -136,11 +135,12 @@ fn learn<B: Backend>(
 ) -> Result<Outcome> {
     let options = read_args().options(architecture.input.resize)?;
     let job = Job {
-        train: Split::Train.images(folder, options),
-        val: Split::Val.images(folder, options),
+        train: Arc::new(Images::new(folder.train.clone(), options)),
+        val: Arc::new(Images::new(folder.val.clone(), options)),
         classes: folder.names.clone(),
         out: run.to_owned(),
         seed: args.seed,
+        shuffle_window: None,
         accumulate: 1,
         max_steps: None,
         resume: true, // the same command goes on where it was stopped
@@ -227,7 +227,8 @@ fn measure<B: Backend>(
 ) -> Result<Option<Evaluation>> {
     let crops = TestCrops::Ten;
     let model = load_model(backend, run, &bare().bare())?;
-    let images = Split::Val.images(folder, read_args().options(model.preprocess.resize)?);
+    let options = read_args().options(model.preprocess.resize)?;
+    let images = Arc::new(Images::new(folder.val.clone(), options));
     let classifier =
         Classifier::new(backend, &model.network, &model.preprocess, crops, crops.batch())?;
     let (network, params) = (&model.network, &model.params);
@@ -240,5 +241,5 @@ fn bare() -> BareArgs {
 }
 
 fn read_args() -> ReadArgs {
-    ReadArgs { workers: 1, max_bad: 0.0, cache_mb: 2048 }
+    ReadArgs { workers: 1, max_bad: 0.0, cache_mb: 2048, io: None }
 }

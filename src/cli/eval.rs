@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
 use anyhow::Result;
@@ -11,19 +12,19 @@ use zfnet::bench::Measured;
 use zfnet::train::evaluate::{Classifier, Evaluation, Member, TestCrops, evaluate};
 
 use super::progress::Progress;
-use super::{BareArgs, CropsName, DeviceArgs, OnDevice, ReadArgs, Split, open_data};
+use super::{BareArgs, CropsName, DeviceArgs, OnDevice, ReadArgs, SplitName, open_data};
 
 #[derive(Args)]
 pub struct Eval {
     /// Checkpoints (RUN, RUN/step-N, RUN/best or a safetensors file); several are averaged
     #[arg(long, required = true, num_args = 1..)]
     checkpoint: Vec<PathBuf>,
-    /// Folder with train/CLASS/* and val/CLASS/*
+    /// Folder with train/CLASS/* and val/CLASS/*, or shards made by `zfnet pack`
     #[arg(long)]
     data: PathBuf,
     /// Which images
     #[arg(long, value_enum, default_value = "val")]
-    split: Split,
+    split: SplitName,
     /// Crops averaged
     #[arg(long, value_enum, default_value = "10")]
     crops: CropsName,
@@ -64,7 +65,7 @@ fn measure<B: Backend>(backend: &B, args: &Eval) -> Result<Evaluation> {
     let crops = TestCrops::from(args.crops);
     let mut members = Vec::new();
     for model in &models {
-        let folder = open_data(&args.data, model)?;
+        let data = open_data(&args.data, model)?;
         let options = args.read.options(model.preprocess.resize)?;
         members.push(Member {
             network: &model.network,
@@ -76,7 +77,7 @@ fn measure<B: Backend>(backend: &B, args: &Eval) -> Result<Evaluation> {
                 crops,
                 crops.batch(),
             )?,
-            images: args.split.images(&folder, options),
+            images: Arc::new(data.images(args.split.into(), options)?),
         });
     }
     let total = members.iter().map(|member| member.images.len()).sum();

@@ -22,8 +22,10 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use device::{DeviceArgs, OnDevice};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use zfnet::backend::Backend;
-use zfnet::data::folder::ImageFolder;
-use zfnet::data::images::{Images, ReadOptions};
+use zfnet::data::Split;
+use zfnet::data::images::ReadOptions;
+use zfnet::data::set::DataSet;
+use zfnet::data::shard::Io;
 use zfnet::model::weights::made_up_classes;
 use zfnet::model::{Bare, Model};
 use zfnet::train::checkpoint::load_model;
@@ -77,7 +79,7 @@ impl BareArgs {
     }
 }
 
-/// How a folder of images is read.
+/// How images are read.
 #[derive(Args, Clone)]
 struct ReadArgs {
     /// Threads that read and decode images
@@ -89,6 +91,9 @@ struct ReadArgs {
     /// Keep decoded images in memory if all of a split fit into so many MiB
     #[arg(long, default_value_t = 2048)]
     cache_mb: usize,
+    /// How shards are read [default: mmap, or pread on a network file system]
+    #[arg(long, value_enum)]
+    io: Option<IoName>,
 }
 
 impl ReadArgs {
@@ -97,7 +102,8 @@ impl ReadArgs {
             bail!("--max-bad: expected a share from 0 to 1, found {}", self.max_bad);
         }
         let cache_bytes = self.cache_mb.saturating_mul(1 << 20);
-        Ok(ReadOptions { side, max_bad: self.max_bad, cache_bytes })
+        let io = self.io.map(Io::from);
+        Ok(ReadOptions { side, max_bad: self.max_bad, cache_bytes, io })
     }
 }
 
@@ -121,53 +127,60 @@ impl From<CropsName> for TestCrops {
     }
 }
 
-/// A split of an image folder.
+/// How shards are read.
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum Split {
+enum IoName {
+    /// Mapped into memory.
+    Mmap,
+    /// By reads.
+    Pread,
+}
+
+impl From<IoName> for Io {
+    fn from(name: IoName) -> Self {
+        match name {
+            IoName::Mmap => Io::Mmap,
+            IoName::Pread => Io::Pread,
+        }
+    }
+}
+
+/// A split of a data set.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum SplitName {
     /// The training images.
     Train,
     /// The validation images.
     Val,
 }
 
-impl Split {
-    fn name(self) -> &'static str {
-        match self {
-            Split::Train => "train",
-            Split::Val => "val",
+impl From<SplitName> for Split {
+    fn from(name: SplitName) -> Self {
+        match name {
+            SplitName::Train => Split::Train,
+            SplitName::Val => Split::Val,
         }
-    }
-
-    fn images(self, folder: &ImageFolder, options: ReadOptions) -> Arc<Images> {
-        let samples = match self {
-            Split::Train => &folder.train,
-            Split::Val => &folder.val,
-        };
-        Arc::new(Images::new(samples.clone(), options))
     }
 }
 
-/// Images of a folder whose classes are a model's.
-fn open_data<B: Backend>(data: &Path, model: &Model<B>) -> Result<ImageFolder> {
-    let folder = ImageFolder::open(data)?;
+/// A data set whose classes are a model's.
+fn open_data<B: Backend>(data: &Path, model: &Model<B>) -> Result<DataSet> {
+    let set = DataSet::open(data)?;
+    let names = set.names();
     // A bare model does not know its classes' names: they have been made up.
     let named = model.classes != made_up_classes(model.classes.len());
-    let fits = if named {
-        model.classes == folder.names
-    } else {
-        model.classes.len() == folder.names.len()
-    };
+    let fits = if named { model.classes == names } else { model.classes.len() == names.len() };
     if !fits {
         bail!(
             "{}: expected the classes of the checkpoint ({}: {}), found {}: {}",
             data.display(),
             model.classes.len(),
             shorten(&model.classes),
-            folder.names.len(),
-            shorten(&folder.names)
+            names.len(),
+            shorten(&names)
         );
     }
-    Ok(folder)
+    Ok(set)
 }
 
 fn shorten(names: &[String]) -> String {

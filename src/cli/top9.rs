@@ -8,20 +8,21 @@ use anyhow::{Context, Result};
 use clap::Args;
 use zfnet::backend::Backend;
 use zfnet::bench::Measured;
+use zfnet::data::Split;
 use zfnet::data::images::Images;
 use zfnet::model::{Kind, Model, Rule};
 use zfnet::report::top9::{Header, Writer};
 use zfnet::study::top9::{Request, top9};
 
 use super::progress::Progress;
-use super::{BareArgs, DeviceArgs, OnDevice, ReadArgs, Split, make_folder, open_data};
+use super::{BareArgs, DeviceArgs, OnDevice, ReadArgs, SplitName, make_folder, open_data};
 
 #[derive(Args)]
 pub struct Top9 {
     /// RUN, RUN/step-N, RUN/best or a safetensors file
     #[arg(long)]
     checkpoint: PathBuf,
-    /// Folder with train/CLASS/* and val/CLASS/*
+    /// Folder with train/CLASS/* and val/CLASS/*, or shards made by `zfnet pack`
     #[arg(long)]
     data: PathBuf,
     /// Folder for the page
@@ -35,7 +36,7 @@ pub struct Top9 {
     maps: Option<usize>,
     /// Which images
     #[arg(long, value_enum, default_value = "val")]
-    split: Split,
+    split: SplitName,
     /// How to walk down
     #[arg(long, default_value = "deconvnet", value_parser = ["deconvnet", "gradient", "guided"])]
     rule: String,
@@ -50,13 +51,14 @@ pub struct Top9 {
 impl OnDevice for Top9 {
     fn run<B: Measured>(self, backend: &B) -> Result<ExitCode> {
         let model = self.bare.load(backend, &self.checkpoint)?;
-        let folder = open_data(&self.data, &model)?;
-        let images = self.split.images(&folder, self.read.options(model.preprocess.resize)?);
+        let data = open_data(&self.data, &model)?;
+        let split = Split::from(self.split);
+        let images = data.images(split, self.read.options(model.preprocess.resize)?)?;
         let job = PageJob {
             checkpoint: self.checkpoint.display().to_string(),
             root: &self.data,
-            images,
-            split: self.split,
+            images: Arc::new(images),
+            split,
             layers: self.layers,
             maps: self.maps,
             rule: self.rule,

@@ -2,24 +2,26 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
 use zfnet::backend::Backend;
 use zfnet::bench::Measured;
-use zfnet::data::folder::ImageFolder;
+use zfnet::data::Split;
+use zfnet::data::set::DataSet;
 use zfnet::human_bytes;
 use zfnet::model::Architecture;
 use zfnet::train::checkpoint::{architecture_of, candidates};
 use zfnet::train::{Crops, Event, Init, Job, Needs, Outcome, Recipe, ScheduleKind, dry_run, train};
 
 use super::progress::Progress;
-use super::{BareArgs, DeviceArgs, OnDevice, ReadArgs, Split, signal_code, stop_on_signals};
+use super::{BareArgs, DeviceArgs, OnDevice, ReadArgs, signal_code, stop_on_signals};
 
 #[derive(Args)]
 pub struct Train {
-    /// Folder with train/CLASS/* and val/CLASS/* (JPEG or PNG)
+    /// Folder with train/CLASS/* and val/CLASS/* (JPEG or PNG), or shards made by `zfnet pack`
     #[arg(long)]
     data: PathBuf,
     /// zfnet, zfnet-wide, alexnet, zfnet-mini, alexnet-mini or a TOML file
@@ -39,6 +41,10 @@ pub struct Train {
     /// Seed of weights, order, crops and dropout
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Read shards from front to back and shuffle only so many images at a time, for disks that
+    /// cannot seek [default: shuffle all]
+    #[arg(long, value_name = "IMAGES", value_parser = positive)]
+    shuffle_window: Option<usize>,
     /// Split a batch into so many parts whose gradients are summed, to save memory
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     accumulate: u16,
@@ -180,17 +186,18 @@ impl OnDevice for Train {
         };
         self.recipe.apply(&mut architecture.recipe);
         architecture.recipe.check()?;
-        let folder = ImageFolder::open(&self.data)?;
+        let data = DataSet::open(&self.data)?;
         let options = self.read.options(architecture.input.resize)?;
         let stop = stop_on_signals()?;
         let bare = BareArgs { arch: self.arch.clone(), preprocess: self.preprocess };
         let job = Job {
-            train: Split::Train.images(&folder, options),
-            val: Split::Val.images(&folder, options),
+            train: Arc::new(data.images(Split::Train, options)?),
+            val: Arc::new(data.images(Split::Val, options)?),
             architecture,
-            classes: folder.names.clone(),
+            classes: data.names(),
             out: self.out.clone(),
             seed: self.seed,
+            shuffle_window: self.shuffle_window,
             accumulate: usize::from(self.accumulate),
             max_steps: self.max_steps,
             resume: self.resume,
@@ -225,6 +232,14 @@ impl OnDevice for Train {
                 Ok(signal_code(&stop))
             }
         }
+    }
+}
+
+/// A number above 0.
+fn positive(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) | Err(_) => Err("expected a number above 0".into()),
+        Ok(number) => Ok(number),
     }
 }
 

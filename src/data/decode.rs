@@ -24,6 +24,11 @@ use fast_image_resize as fir;
 use zune_core::{bytestream::ZCursor, colorspace::ColorSpace, options::DecoderOptions};
 use zune_jpeg::JpegDecoder;
 
+/// The crates that decode, for a set's manifest: another version may give other pixels.
+pub const DECODER: &str = "zune-jpeg 0.5, png 0.18";
+/// The crate that resizes and how, for a set's manifest.
+pub const RESIZER: &str = "fast_image_resize 6, antialiased bilinear";
+
 /// The longest side taken: the largest that common JPEG libraries write.
 pub const MAX_SIDE: usize = 65_500;
 /// The most pixels taken: 100 megapixels, 300 MB decoded.
@@ -35,7 +40,7 @@ const JPEG_PIXELS_PER_BYTE: usize = 8 * 64 * 2;
 const PNG_PIXELS_PER_BYTE: usize = 8 * 1032;
 
 /// An RGB image: height * width * 3 bytes, row-major.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rgb {
     /// Columns.
     pub width: usize,
@@ -73,16 +78,40 @@ pub enum DecodeError {
 }
 
 /// Decodes a JPEG or PNG file.
+///
+/// # Errors
+/// If the bytes are no JPEG or PNG file, or a damaged one.
 pub fn decode(bytes: &[u8]) -> Result<Rgb, DecodeError> {
+    let mut image = Rgb::default();
+    decode_into(bytes, &mut image)?;
+    Ok(image)
+}
+
+/// `decode` into the memory of an image that is no longer wanted; it grows to fit the largest image
+/// so far. After an error, what `image` shows is neither the old picture nor the new one.
+///
+/// # Errors
+/// If the bytes are no JPEG or PNG file, or a damaged one.
+pub fn decode_into(bytes: &[u8], image: &mut Rgb) -> Result<(), DecodeError> {
     match bytes {
         [] => Err(DecodeError::Empty),
-        [0xff, 0xd8, ..] => decode_jpeg(bytes),
-        [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1a, b'\n', ..] => decode_png(bytes),
+        [0xff, 0xd8, ..] => decode_jpeg(bytes, image),
+        [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1a, b'\n', ..] => decode_png(bytes, image),
         _ => Err(DecodeError::Format(looks_like(bytes))),
     }
 }
 
-fn decode_jpeg(bytes: &[u8]) -> Result<Rgb, DecodeError> {
+impl Rgb {
+    /// Black, in another size. The decoders leave out pixels of some damaged files; those must not
+    /// show the picture before.
+    fn reset(&mut self, width: usize, height: usize) {
+        (self.width, self.height) = (width, height);
+        self.pixels.clear();
+        self.pixels.resize(width * height * 3, 0);
+    }
+}
+
+fn decode_jpeg(bytes: &[u8], image: &mut Rgb) -> Result<(), DecodeError> {
     // The decoder's messages come with quotes and line ends of their own.
     let jpeg = |e: zune_jpeg::errors::DecodeErrors| {
         DecodeError::Jpeg(e.to_string().trim_matches(['"', '\n']).into())
@@ -99,7 +128,8 @@ fn decode_jpeg(bytes: &[u8]) -> Result<Rgb, DecodeError> {
     if !jpeg_has_end(bytes) {
         return Err(DecodeError::NoEnd);
     }
-    Ok(Rgb { width, height, pixels: decoder.decode().map_err(jpeg)? })
+    image.reset(width, height);
+    decoder.decode_into(&mut image.pixels).map_err(jpeg)
 }
 
 /// Whether an end-of-image marker follows the start of the first scan. The decoder does not ask
@@ -120,7 +150,7 @@ fn jpeg_has_end(bytes: &[u8]) -> bool {
     }
 }
 
-fn decode_png(bytes: &[u8]) -> Result<Rgb, DecodeError> {
+fn decode_png(bytes: &[u8], image: &mut Rgb) -> Result<(), DecodeError> {
     let png = |e: png::DecodingError| DecodeError::Png(e.to_string());
     let mut decoder = png::Decoder::new(Cursor::new(bytes));
     decoder.set_transformations(png::Transformations::normalize_to_color8());
@@ -131,25 +161,25 @@ fn decode_png(bytes: &[u8]) -> Result<Rgb, DecodeError> {
     check_size(width, height, bytes.len(), PNG_PIXELS_PER_BYTE)?;
     let mut reader = decoder.read_info().map_err(png)?;
     let channels = reader.output_color_type().0.samples();
-    let mut stored = vec![0; width * height * channels];
-    reader.next_frame(&mut stored).map_err(png)?;
-    let pixels = match channels {
-        3 => stored,
-        _ => rgb_from(&stored, channels),
-    };
-    Ok(Rgb { width, height, pixels })
+    image.reset(width, height);
+    if channels == 3 {
+        reader.next_frame(&mut image.pixels).map_err(png)?;
+    } else {
+        let mut stored = vec![0; width * height * channels];
+        reader.next_frame(&mut stored).map_err(png)?;
+        to_rgb(&stored, channels, &mut image.pixels);
+    }
+    Ok(())
 }
 
 /// Grey (1 or 2 channels, the second alpha) replicated; the fourth channel, alpha, dropped.
-fn rgb_from(stored: &[u8], channels: usize) -> Vec<u8> {
-    let mut pixels = vec![0; stored.len() / channels * 3];
+fn to_rgb(stored: &[u8], channels: usize, pixels: &mut [u8]) {
     for (to, from) in pixels.chunks_exact_mut(3).zip(stored.chunks_exact(channels)) {
         match from {
             [grey] | [grey, _] => to.fill(*grey),
             colour => to.copy_from_slice(&colour[..3]),
         }
     }
-    pixels
 }
 
 fn check_size(w: usize, h: usize, bytes: usize, per_byte: usize) -> Result<(), DecodeError> {
@@ -243,4 +273,43 @@ impl Preparer {
 /// Shortest side resized to `side`, the centre `side` x `side` cut out: see `Preparer::prepare`.
 pub fn prepare(image: &Rgb, side: usize, out: &mut [u8]) {
     Preparer::default().prepare(image, side, out);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn crates_are_named_as_cargo_has_them() {
+        let manifest = include_str!("../../Cargo.toml");
+        let resizer = RESIZER.split(',').next().unwrap();
+        for named in DECODER.split(", ").chain([resizer]) {
+            let (name, version) = named.split_once(' ').unwrap();
+            let wanted = format!("{name} = \"{version}\"");
+            assert!(manifest.lines().any(|line| line.starts_with(&wanted)), "{wanted}");
+        }
+    }
+
+    #[test]
+    fn memory_is_reused_and_shows_nothing_of_the_picture_before() {
+        let jpeg = |w: u16, h: u16, value: u8| {
+            let mut bytes = Vec::new();
+            let pixels = vec![value; usize::from(w) * usize::from(h) * 3];
+            let encoder = jpeg_encoder::Encoder::new(&mut bytes, 95);
+            encoder.encode(&pixels, w, h, jpeg_encoder::ColorType::Rgb).unwrap();
+            bytes
+        };
+        let (large, small) = (jpeg(40, 30, 200), jpeg(17, 9, 50));
+        let mut image = decode(&large).unwrap();
+        let memory = image.pixels.as_ptr();
+        // A second scan of the same picture: the decoder stops there without an error.
+        let scan = large.windows(2).position(|pair| pair == [0xff, 0xda]).unwrap();
+        let twice = [&large[..large.len() - 2], &large[scan..]].concat();
+        for bytes in [&small, &large, &twice] {
+            let fresh = decode(bytes).map_err(|e| e.to_string());
+            let reused = decode_into(bytes, &mut image).map_err(|e| e.to_string());
+            assert_eq!(reused.map(|()| image.clone()), fresh);
+            assert_eq!(image.pixels.as_ptr(), memory);
+        }
+    }
 }

@@ -1,28 +1,40 @@
 //! Batches, read and decoded by threads of their own ahead of the step that needs them.
 //!
-//! A fixed ring of batches goes round: a worker takes a free one and the next number, fills it,
-//! and hands it over; the loader puts them in order. Which images a batch holds depends on the
-//! order given alone.
+//! A fixed ring of batches goes round: a worker takes a free one and the next number, tells the
+//! system what will be wanted a ring's length later, fills its batch and hands it over; the loader
+//! puts them in order. Once each has been filled, no memory is asked for but what decoding one image
+//! takes. Which images a batch holds depends on the order given alone.
 
-use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::images::Images;
+use super::images::{Images, Scratch};
+use super::order::Rank;
+use crate::backend::HostMemory;
 use crate::{Error, Result};
 
 /// Images of one batch, as squares of pixels.
-#[derive(Default)]
 pub struct Batch {
-    /// `[images, side, side, 3]`.
-    pub pixels: Vec<u8>,
+    /// Begins with `[images, side, side, 3]`: see [`Batch::pixels`].
+    pub memory: Box<dyn HostMemory>,
+    /// Bytes of that.
+    pub bytes: usize,
     /// The class of each image.
     pub labels: Vec<u32>,
     /// The index of each image in its set (of the replacement, where a file was bad).
     pub indices: Vec<u32>,
+    /// The position in the order of its first image.
+    pub first: usize,
+}
+
+impl Batch {
+    /// `[images, side, side, 3]`.
+    pub fn pixels(&self) -> &[u8] {
+        &self.memory.bytes()[..self.bytes]
+    }
 }
 
 /// What to do where a file is bad.
@@ -34,11 +46,45 @@ pub enum Bad {
     Skip,
 }
 
+/// Which images are read, and in which batches.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The images, by index.
+    pub order: Vec<u32>,
+    /// Images of a batch, over all ranks; the last batch may be smaller.
+    pub batch_size: usize,
+    /// The number of the first batch to read.
+    pub first_batch: usize,
+    /// Whose share of each batch is read.
+    pub rank: Rank,
+    /// What to do where a file is bad.
+    pub bad: Bad,
+}
+
+impl Plan {
+    /// All batches of an order.
+    pub fn new(order: Vec<u32>, batch_size: usize, bad: Bad) -> Self {
+        Plan { order, batch_size, first_batch: 0, rank: Rank::ALONE, bad }
+    }
+
+    /// The number of the batch behind the last.
+    fn end(&self) -> usize {
+        self.order.len().div_ceil(self.batch_size)
+    }
+
+    /// The images of a batch, and the position of the first; none behind the last.
+    fn batch(&self, number: usize) -> (usize, &[u32]) {
+        let positions = self.rank.positions(number, self.batch_size, self.order.len());
+        (positions.start, &self.order[positions])
+    }
+}
+
 /// An iterator over batches of images in a given order.
 pub struct Loader {
     filled: Receiver<(usize, Result<Batch>)>,
-    free: Option<Sender<Batch>>,
-    early: BTreeMap<usize, Result<Batch>>,
+    free: Option<SyncSender<Batch>>,
+    /// Batches that are ready before their turn: number n in place n modulo the ring's length.
+    early: Vec<Option<Result<Batch>>>,
     next: usize,
     end: usize,
     waited: Duration,
@@ -46,31 +92,49 @@ pub struct Loader {
 }
 
 impl Loader {
-    /// Batches `first_batch ..` of `batch_size` images each (the last may be smaller) in `order`,
-    /// read by `workers` threads.
-    pub fn new(
+    /// The batches of a plan, read by `workers` threads into ordinary memory.
+    pub fn new(images: Arc<Images>, plan: Plan, workers: usize) -> Self {
+        Self::into_memory(images, plan, workers, |bytes| Ok(Box::new(vec![0; bytes])))
+            .expect("vectors are made or the program ends")
+    }
+
+    /// The batches of a plan, read by `workers` threads into memory made by `memory`, which is asked
+    /// for so many bytes for each batch of the ring.
+    ///
+    /// # Errors
+    /// If `memory` fails.
+    pub fn into_memory(
         images: Arc<Images>,
-        order: Vec<u32>,
-        batch_size: usize,
-        first_batch: usize,
+        plan: Plan,
         workers: usize,
-        bad: Bad,
-    ) -> Self {
+        memory: impl Fn(usize) -> Result<Box<dyn HostMemory>>,
+    ) -> Result<Self> {
         let workers = workers.max(1);
-        let end = order.len().div_ceil(batch_size);
-        let (free, free_receiver) = channel();
-        let (filled_sender, filled) = channel();
-        for _ in 0..workers + 2 {
-            let _ = free.send(Batch::default()); // the receiver is in this function
+        let ring = workers + 2;
+        let (first, end) = (plan.first_batch, plan.end());
+        let (free, free_receiver) = sync_channel(ring);
+        let (filled_sender, filled) = sync_channel(ring);
+        for _ in 0..ring {
+            let images_at_most = plan.batch(first).1.len();
+            let batch = Batch {
+                memory: memory(images_at_most * images.bytes_per_image())?,
+                bytes: 0,
+                labels: Vec::with_capacity(images_at_most),
+                indices: Vec::with_capacity(images_at_most),
+                first: 0,
+            };
+            let _ = free.send(batch); // the receiver is in this function
         }
+        (first..first + ring).for_each(|number| images.advise(plan.batch(number).1));
         // A worker takes the free batch and the number under one lock, so that whoever has a number
         // has room for it.
-        let claims = Arc::new(Mutex::new((free_receiver, first_batch)));
-        let order = Arc::new(order);
+        let claims = Arc::new(Mutex::new((free_receiver, first)));
+        let plan = Arc::new(plan);
         let spawn = |_| {
-            let (images, order, claims) = (images.clone(), order.clone(), claims.clone());
+            let (images, plan, claims) = (images.clone(), plan.clone(), claims.clone());
             let filled = filled_sender.clone();
             std::thread::spawn(move || {
+                let mut scratch = Scratch::default();
                 loop {
                     let (mut batch, number) = {
                         let mut claims = claims.lock().expect("no panic while it is held");
@@ -81,11 +145,11 @@ impl Loader {
                         claims.1 += 1;
                         (batch, claims.1 - 1)
                     };
-                    let end = ((number + 1) * batch_size).min(order.len());
-                    let indices = &order[number * batch_size..end];
+                    images.advise(plan.batch(number + ring).1);
                     // A worker that died with its batch would leave the loader waiting for it.
-                    let filled_batch =
-                        catch_unwind(AssertUnwindSafe(|| fill(&mut batch, &images, indices, bad)));
+                    let filled_batch = catch_unwind(AssertUnwindSafe(|| {
+                        fill(&mut batch, &images, &plan, number, &mut scratch)
+                    }));
                     let result = filled_batch
                         .unwrap_or_else(|_| Err(Error::Data("a decoder has panicked".into())))
                         .map(|()| batch);
@@ -96,32 +160,33 @@ impl Loader {
             })
         };
         let workers = (0..workers).map(spawn).collect();
-        Loader {
+        Ok(Loader {
             filled,
             free: Some(free),
-            early: BTreeMap::new(),
-            next: first_batch,
+            early: (0..ring).map(|_| None).collect(),
+            next: first,
             end,
             waited: Duration::ZERO,
             workers,
-        }
+        })
     }
 
     /// The next batch, or `None` after the last.
     ///
     /// # Errors
-    /// If too many files are bad.
+    /// If too many files are bad, or a shard can no longer be read.
     pub fn next_batch(&mut self) -> Result<Option<Batch>> {
-        if self.next == self.end {
+        if self.next >= self.end {
             return Ok(None);
         }
         let start = Instant::now();
+        let ring = self.early.len();
         let batch = loop {
-            if let Some(batch) = self.early.remove(&self.next) {
+            if let Some(batch) = self.early[self.next % ring].take() {
                 break batch;
             }
             let (number, batch) = self.filled.recv().expect("workers live until the last batch");
-            self.early.insert(number, batch);
+            self.early[number % ring] = Some(batch);
         };
         self.waited += start.elapsed();
         self.next += 1;
@@ -150,23 +215,30 @@ impl Drop for Loader {
     }
 }
 
-fn fill(batch: &mut Batch, images: &Images, indices: &[u32], bad: Bad) -> Result<()> {
+fn fill(
+    batch: &mut Batch,
+    images: &Images,
+    plan: &Plan,
+    number: usize,
+    scratch: &mut Scratch,
+) -> Result<()> {
     let len = images.bytes_per_image();
-    batch.pixels.resize(indices.len() * len, 0);
+    let (first, indices) = plan.batch(number);
+    batch.first = first;
     batch.labels.clear();
     batch.indices.clear();
     for &index in indices {
         let start = batch.labels.len() * len;
-        let square = &mut batch.pixels[start..start + len];
-        let read = match bad {
-            Bad::Replace => Some(images.read_good(index as usize, square)?),
-            Bad::Skip => images.read(index as usize, square)?.map(|()| index as usize),
+        let square = &mut batch.memory.bytes_mut()[start..start + len];
+        let read = match plan.bad {
+            Bad::Replace => Some(images.read_good(index as usize, scratch, square)?),
+            Bad::Skip => images.read(index as usize, scratch, square)?.map(|()| index as usize),
         };
         if let Some(index) = read {
             batch.labels.push(images.class(index));
             batch.indices.push(index as u32);
         }
     }
-    batch.pixels.truncate(batch.labels.len() * len);
+    batch.bytes = batch.labels.len() * len;
     Ok(())
 }

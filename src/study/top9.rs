@@ -11,8 +11,8 @@ use std::sync::Arc;
 
 use super::{centre_crop, field_box, original_box, projection_image};
 use crate::backend::{Backend, SeedUnit};
-use crate::data::images::{Images, read_rgb};
-use crate::data::loader::{Bad, Loader};
+use crate::data::images::{Images, Scratch};
+use crate::data::loader::{Bad, Loader, Plan};
 use crate::model::{Model, Projector, Rule, Seed};
 use crate::report::top9::{Layer, Map, Peak, Writer};
 use crate::train::evaluate::TestCrops;
@@ -130,11 +130,12 @@ fn project_maps<B: Backend>(
         maps.iter().map(|found| vec![Peak::default(); found.len()]).collect();
     let images: Vec<u32> = by_image.keys().copied().collect();
     let bytes = request.images.bytes_per_image();
+    let mut scratch = Scratch::default();
     for images in images.chunks(BATCH) {
         let mut pixels = vec![0; images.len() * bytes];
         let mut crops = Vec::new();
         for (i, (image, square)) in images.iter().zip(pixels.chunks_exact_mut(bytes)).enumerate() {
-            request.images.read_good(*image as usize, square)?;
+            request.images.read_good(*image as usize, &mut scratch, square)?;
             crops.extend(TestCrops::One.of(preprocess, i as u32));
         }
         projector.look(&pixels, &crops)?;
@@ -155,8 +156,8 @@ fn project_maps<B: Backend>(
             let (width, height) = match sizes.get(&image) {
                 Some(size) => *size,
                 None => {
-                    let original = read_rgb(path)?;
-                    *sizes.entry(image).or_insert((original.width, original.height))
+                    let size = request.images.size(image as usize, &mut scratch)?;
+                    *sizes.entry(image).or_insert(size)
                 }
             };
             let (y, x) = (unit.y as usize, unit.x as usize);
@@ -164,7 +165,7 @@ fn project_maps<B: Backend>(
             let class = request.images.class(image as usize) as usize;
             let square = &pixels[i * bytes..(i + 1) * bytes];
             pictures[map][place] = Peak {
-                image: path.strip_prefix(request.root).unwrap_or(path).display().to_string(),
+                image: path.strip_prefix(request.root).unwrap_or(&path).display().to_string(),
                 class: model.classes[class].clone(),
                 y,
                 x,
@@ -198,8 +199,8 @@ fn find<B: Backend>(
         })
         .collect();
     let order = (0..total as u32).collect();
-    let mut loader =
-        Loader::new(request.images.clone(), order, BATCH, 0, request.workers, Bad::Skip);
+    let plan = Plan::new(order, BATCH, Bad::Skip);
+    let mut loader = Loader::new(request.images.clone(), plan, request.workers);
     let mut done = 0;
     while let Some(batch) = loader.next_batch()? {
         let crops: Vec<_> = (0..batch.labels.len() as u32)
@@ -209,7 +210,7 @@ fn find<B: Backend>(
             loader.recycle(batch); // all of its files are bad
             continue;
         }
-        projector.look(&batch.pixels, &crops)?;
+        projector.look(batch.pixels(), &crops)?;
         for (&layer, best) in request.layers.iter().zip(&mut best) {
             let output = model.network.layers[layer].output;
             let peaks = projector.peaks(layer)?;

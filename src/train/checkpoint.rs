@@ -48,6 +48,9 @@ pub struct State {
     pub seed: u64,
     /// Micro-batches of an update.
     pub accumulate: usize,
+    /// Neighbouring images of shards that are shuffled at a time; all, for `None`.
+    #[serde(default)]
+    pub shuffle_window: Option<usize>,
     /// The recipe, flags included.
     pub recipe: Recipe,
     /// What ran it: a bit-identical continuation needs the same instructions.
@@ -313,6 +316,7 @@ impl State {
             best: None,
             seed,
             accumulate,
+            shuffle_window: None,
             recipe,
             backend,
             program: concat!("zfnet ", env!("CARGO_PKG_VERSION")).into(),

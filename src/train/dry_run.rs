@@ -5,8 +5,8 @@ use std::time::Instant;
 use super::evaluate::Classifier;
 use super::trainer::{Job, Trainer, validator};
 use crate::backend::{Backend, StepState};
-use crate::data::loader::{Bad, Loader};
-use crate::data::order::{permutation, training_crop};
+use crate::data::loader::{Bad, Loader, Plan};
+use crate::data::order::{epoch_order, training_crop};
 use crate::error::human_bytes;
 use crate::model::{Architecture, Model, Network, Params, Preprocess};
 use crate::{Error, Result};
@@ -55,9 +55,10 @@ pub fn dry_run<B: Backend>(
     let wanted = backend.memory()?.handed_out - before.handed_out;
     let steps_per_epoch = job.train.len().div_ceil(recipe.batch_size);
 
-    let order = permutation(job.seed, 0, job.train.len());
-    let images = job.train.clone();
-    let mut loader = Loader::new(images, order, recipe.batch_size, 0, job.workers, Bad::Replace);
+    let order = epoch_order(&job.train, job.shuffle_window, job.seed, 0)?;
+    let plan = Plan::new(order, recipe.batch_size, Bad::Replace);
+    let memory = |bytes| backend.host_memory(bytes);
+    let mut loader = Loader::into_memory(job.train.clone(), plan, job.workers, memory)?;
     let rate = recipe.learning_rate.min(1e-6); // steps that lead nowhere
     // Until every buffer has had its batch and, where steps are recorded, its recording.
     let settling = 3 * backend.batches_in_flight();
@@ -69,15 +70,15 @@ pub fn dry_run<B: Backend>(
             trainer.wait()?;
             start = Instant::now();
         }
-        let Some(batch) = loader.next_batch()? else { break };
+        let Some(mut batch) = loader.next_batch()? else { break };
         let crops: Vec<_> = (0..batch.labels.len())
             .map(|i| {
-                let (preprocess, place) = (&trainer.model.preprocess, step * recipe.batch_size + i);
-                training_crop(recipe.crops, preprocess, job.seed, 0, place, i as u32)
+                let preprocess = &trainer.model.preprocess;
+                training_crop(recipe.crops, preprocess, job.seed, 0, batch.first + i, i as u32)
             })
             .collect();
         let state = StepState { seed: job.seed, step: step as u32, first_sample: 0, rate };
-        trainer.enqueue(&batch.pixels, &crops, &batch.labels, state)?;
+        trainer.enqueue_batch(&mut batch, &crops, state)?;
         loader.recycle(batch);
         observe(step + 1, all);
     }

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::backend::{Backend, Crop};
 use crate::data::images::Images;
-use crate::data::loader::{Bad, Loader};
+use crate::data::loader::{Bad, Loader, Plan};
 use crate::model::{InputStage, Network, Params, Preprocess, Purpose, Workspace};
 use crate::{Error, Result};
 
@@ -176,7 +176,8 @@ pub fn evaluate<B: Backend>(
         // All go through the same images in step; each sees them in its own size.
         assert_eq!(member.classifier.images(), batch, "members take the same crops");
         let order = (0..len as u32).collect();
-        loaders.push(Loader::new(member.images.clone(), order, batch, 0, workers, Bad::Skip));
+        let plan = Plan::new(order, batch, Bad::Skip);
+        loaders.push(Loader::new(member.images.clone(), plan, workers));
     }
     let weight = 1.0 / members.len() as f64;
     let mut sums = vec![0.0f64; batch * classes];
@@ -194,7 +195,7 @@ pub fn evaluate<B: Backend>(
             let one = &mut one[..batch.labels.len() * classes];
             one.fill(0.0);
             if !one.is_empty() {
-                classifier.add_probabilities(backend, network, params, &batch.pixels, one)?;
+                classifier.add_probabilities(backend, network, params, batch.pixels(), one)?;
             }
             sums.iter_mut().zip(one).for_each(|(sum, p)| *sum += *p * weight);
             labels.clone_from(&batch.labels);

@@ -1,14 +1,24 @@
-//! `metrics.jsonl`: one line a step and one an epoch, all of it a function of seed and data.
+//! What a run writes down beside its checkpoints.
 //!
-//! Times are not in it, so that an interrupted and continued run leaves the very same file.
+//! `metrics.jsonl`: one line a step and one an epoch, all of it a function of seed and data. Times are
+//! not in it, so that an interrupted and continued run leaves the very same file.
+//!
+//! `quarantine.tsv`: images that could not be used, one a line: file or shard, which image of the
+//! shard, what is wrong with it.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::data::images::{BadImage, Images};
+use crate::disk::write_whole;
 use crate::{Error, Result};
+
+/// Where bad images are listed.
+const QUARANTINE: &str = "quarantine.tsv";
 
 /// One line.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -50,6 +60,35 @@ impl Metric {
             Metric::Step { step, .. } | Metric::Epoch { step, .. } => *step,
         }
     }
+}
+
+/// Adds the images of these sets that were bad so far to `run/quarantine.tsv`.
+///
+/// # Errors
+/// If the file cannot be read or written.
+pub fn quarantine(run: &Path, sets: &[&Images]) -> Result<()> {
+    let bad: Vec<BadImage> = sets.iter().flat_map(|images| images.bad()).collect();
+    if bad.is_empty() {
+        return Ok(());
+    }
+    let path = run.join(QUARANTINE);
+    let known = match fs::read_to_string(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(Error::io("read", &path)(error));
+        }
+        read => read.unwrap_or_default(),
+    };
+    // Those of earlier sessions may not have been met again.
+    let mut lines: BTreeSet<String> = known.lines().map(str::to_owned).collect();
+    let before = lines.len();
+    lines.extend(bad.iter().map(|BadImage { file, key, reason }| {
+        [file, key, reason].map(|column| column.replace(['\t', '\n', '\r'], " ")).join("\t")
+    }));
+    if lines.len() > before {
+        let text: String = lines.iter().flat_map(|line| [line.as_str(), "\n"]).collect();
+        write_whole(&path, text.as_bytes()).map_err(Error::io("write", &path))?;
+    }
+    Ok(())
 }
 
 /// The open file.

@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 use super::checkpoint::{self, Resumed, State};
 use super::dry_run::explain;
 use super::evaluate::{Classifier, Evaluation, Member, TestCrops, evaluate};
-use super::log::{Metric, MetricsLog};
+use super::log::{Metric, MetricsLog, quarantine};
 use super::recipe::Recipe;
 use crate::backend::{Backend, Batch, Crop, Param, SgdConstants, StepState};
 use crate::data::images::Images;
-use crate::data::loader::{Bad, Loader};
-use crate::data::order::{permutation, training_crop};
+use crate::data::loader::{self, Bad, Loader, Plan};
+use crate::data::order::{epoch_order, training_crop};
 use crate::disk::lock;
 use crate::model::{
     Architecture, Bare, Descent, Kind, Model, Network, Normaliser, Params, Preprocess, Purpose,
@@ -38,6 +38,8 @@ pub struct Job<'a> {
     pub out: PathBuf,
     /// Seed of initialisation, order, crops and dropout.
     pub seed: u64,
+    /// Shuffle only so many neighbouring images of shards at a time: see [`epoch_order`].
+    pub shuffle_window: Option<usize>,
     /// Micro-batches of an update, whose gradients are summed in order.
     pub accumulate: usize,
     /// Stop after so many updates in all.
@@ -267,6 +269,29 @@ impl<'a, B: Backend> Trainer<'a, B> {
         Ok(())
     }
 
+    /// As [`Trainer::enqueue`], of a batch that a loader has read. Its pixels are gone afterwards; it
+    /// is to be recycled.
+    ///
+    /// # Errors
+    /// As [`Trainer::enqueue`].
+    pub fn enqueue_batch(
+        &mut self,
+        read: &mut loader::Batch,
+        crops: &[Crop],
+        state: StepState,
+    ) -> Result<()> {
+        let samples = read.labels.len();
+        if samples > self.micro_batch {
+            return self.enqueue(read.pixels(), crops, &read.labels, state);
+        }
+        let batch = &mut self.slots[self.next].batch;
+        batch.losses.reshape(Shape::vector(samples));
+        let pixels = &mut *read.memory;
+        self.backend.upload_batch_from(batch, pixels, read.bytes, crops, &read.labels)?;
+        let scale = 1.0 / samples as f32;
+        self.begin(state, Part { scale, accumulate: false, update: true })
+    }
+
     /// Begins one more update from the batch that was enqueued longest ago, without copying it in
     /// again. For measuring: every buffer must have held a whole batch.
     ///
@@ -414,12 +439,26 @@ impl<'a, B: Backend> Trainer<'a, B> {
 pub fn train<B: Backend>(
     backend: &B,
     job: &Job<'_>,
-    mut observe: impl FnMut(Event<'_>) -> Result<()>,
+    observe: impl FnMut(Event<'_>) -> Result<()>,
 ) -> Result<Outcome> {
     let architecture = Architecture { classes: job.classes.len(), ..job.architecture.clone() };
     let network = Network::new(architecture)?; // before anything is made for it
+    if job.shuffle_window.is_some() {
+        epoch_order(&job.train, job.shuffle_window, job.seed, 0)?; // so is this
+    }
     fs::create_dir_all(&job.out).map_err(Error::io("create", &job.out))?;
     let _held_until_the_end = lock(&job.out, "another training")?;
+    let outcome = run(backend, job, network, observe);
+    let listed = quarantine(&job.out, &[&job.train, &job.val]); // however it ended
+    outcome.and_then(|outcome| listed.map(|()| outcome))
+}
+
+fn run<B: Backend>(
+    backend: &B,
+    job: &Job<'_>,
+    network: Network,
+    mut observe: impl FnMut(Event<'_>) -> Result<()>,
+) -> Result<Outcome> {
     let mut notes = Vec::new();
     let begun = match last_checkpoint(backend, job, &network, &mut notes)? {
         None => {
@@ -449,7 +488,7 @@ pub fn train<B: Backend>(
     }
 
     while state.epoch < recipe.epochs {
-        let mut session = Session::begin(job, &recipe, &state);
+        let mut session = Session::begin(backend, job, &recipe, &state)?;
         let stopped = epoch(job, &mut trainer, &mut log, &mut state, &mut session, &mut observe)?;
         let enough = job.max_steps.is_some_and(|max| state.step >= max);
         if stopped || (enough && state.batch < steps_per_epoch) {
@@ -510,11 +549,18 @@ struct Session {
 }
 
 impl Session {
-    fn begin(job: &Job<'_>, recipe: &Recipe, state: &State) -> Self {
-        let order = permutation(state.seed, state.epoch, job.train.len());
-        let (images, size) = (job.train.clone(), recipe.batch_size);
-        let loader = Loader::new(images, order, size, state.batch, job.workers, Bad::Replace);
-        Session { loader, elapsed: Duration::ZERO }
+    fn begin<B: Backend>(
+        backend: &B,
+        job: &Job<'_>,
+        recipe: &Recipe,
+        state: &State,
+    ) -> Result<Self> {
+        let order = epoch_order(&job.train, job.shuffle_window, state.seed, state.epoch)?;
+        let plan = Plan::new(order, recipe.batch_size, Bad::Replace);
+        let plan = Plan { first_batch: state.batch, ..plan };
+        let memory = |bytes| backend.host_memory(bytes);
+        let loader = Loader::into_memory(job.train.clone(), plan, job.workers, memory)?;
+        Ok(Session { loader, elapsed: Duration::ZERO })
     }
 }
 
@@ -533,7 +579,7 @@ fn epoch<B: Backend>(
     let mut crops = Vec::with_capacity(recipe.batch_size);
     let mut saved = Instant::now();
     // What has been given to the trainer; `state` counts what has come back.
-    let (mut begun_steps, mut begun_batches) = (state.step, state.batch);
+    let mut begun_steps = state.step;
     loop {
         let stopped = job.stop.load(Ordering::Relaxed) != 0;
         let enough = job.max_steps.is_some_and(|max| begun_steps >= max);
@@ -541,19 +587,17 @@ fn epoch<B: Backend>(
         let over = batch.is_none();
         // An error is told after those steps that have ended well.
         let mut begun = Ok(());
-        if let Some(batch) = batch {
-            let first = begun_batches * recipe.batch_size;
+        if let Some(mut batch) = batch {
             crops.clear();
             crops.extend((0..batch.labels.len()).map(|i| {
                 let preprocess = &trainer.model.preprocess;
                 let (seed, epoch) = (state.seed, state.epoch);
-                training_crop(recipe.crops, preprocess, seed, epoch, first + i, i as u32)
+                training_crop(recipe.crops, preprocess, seed, epoch, batch.first + i, i as u32)
             }));
             let step = StepState { seed: state.seed, step: begun_steps, first_sample: 0, rate };
-            begun = trainer.enqueue(&batch.pixels, &crops, &batch.labels, step);
+            begun = trainer.enqueue_batch(&mut batch, &crops, step);
             session.loader.recycle(batch);
             begun_steps += 1;
-            begun_batches += 1;
         }
         let due = job.save_steps.is_some_and(|steps| begun_steps.is_multiple_of(steps.max(1)));
         let due = !over && (due || saved.elapsed() >= job.save_interval);
@@ -591,6 +635,7 @@ fn save<B: Backend>(
     is_best: bool,
 ) -> Result<()> {
     log.sync()?;
+    quarantine(&job.out, &[&job.train, &job.val])?;
     checkpoint::save(backend, &job.out, &trainer.model, &trainer.momentum, state, is_best)?;
     checkpoint::prune(&job.out, job.keep)
 }
@@ -658,7 +703,8 @@ fn start<B: Backend>(
     let momentum = Params::zeros(backend, &network)?;
     let recipe = network.architecture.recipe.clone();
     let data = job.train.fingerprint();
-    let state = State::new(recipe, job.seed, job.accumulate, backend.describe(), data);
+    let mut state = State::new(recipe, job.seed, job.accumulate, backend.describe(), data);
+    state.shuffle_window = job.shuffle_window;
     let model = Model { network, params, preprocess, classes: job.classes.clone() };
     Ok(Some(Resumed { model, momentum, state }))
 }
@@ -788,6 +834,9 @@ fn agree<B: Backend>(
     if (state.seed, state.accumulate) != (job.seed, job.accumulate) {
         let (then, now) = ((state.seed, state.accumulate), (job.seed, job.accumulate));
         return differs("seed or --accumulate", &then, &now);
+    }
+    if state.shuffle_window != job.shuffle_window {
+        return differs("--shuffle-window", &state.shuffle_window, &job.shuffle_window);
     }
     if state.data != job.train.fingerprint() {
         return differs("set of training images", &state.data, &job.train.fingerprint());

@@ -13,6 +13,7 @@ use cudarc::driver::sys::{
 };
 use cudarc::driver::{CudaContext, CudaEvent, CudaStream, DriverError, result, sys};
 
+use crate::backend::HostMemory;
 use crate::shape::{ConvDims, PoolDims};
 use crate::{Error, Result};
 
@@ -394,14 +395,14 @@ impl Pinned {
         unsafe { std::slice::from_raw_parts_mut(self.pointer, self.bytes) }
     }
 
-    /// Copies `len` bytes from `from` on to the GPU, in the order of `stream`.
-    pub fn upload(&self, dst: &Memory, from: usize, len: usize, stream: &CudaStream) -> Result<()> {
-        assert!(from + len <= self.bytes && len <= dst.bytes);
+    /// Copies the first `len` bytes to the GPU, in the order of `stream`.
+    pub fn upload(&self, dst: &Memory, len: usize, stream: &CudaStream) -> Result<()> {
+        assert!(len <= self.bytes && len <= dst.bytes);
         self.device.bind()?;
         // SAFETY: both ranges lie inside live allocations; the event that is recorded after this
         // copy is waited for before the host writes here again.
         unsafe {
-            let source = std::slice::from_raw_parts(self.pointer.add(from), len);
+            let source = std::slice::from_raw_parts(self.pointer, len);
             result::memcpy_htod_async(dst.pointer, source, stream.cu_stream())
         }
         .map_err(failed("copy a batch to the GPU"))
@@ -417,6 +418,17 @@ impl Pinned {
             result::memcpy_dtoh_async(target, src.pointer, stream.cu_stream())
         }
         .map_err(failed("copy losses from the GPU"))
+    }
+}
+
+impl HostMemory for Pinned {
+    fn bytes(&self) -> &[u8] {
+        // SAFETY: `bytes` initialised bytes, borrowed as `self` is.
+        unsafe { std::slice::from_raw_parts(self.pointer, self.bytes) }
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        Pinned::bytes_mut(self)
     }
 }
 

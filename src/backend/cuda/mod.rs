@@ -10,6 +10,7 @@ mod device;
 mod measure;
 mod plan;
 
+use std::any::Any;
 use std::sync::{Arc, Mutex};
 
 use cudarc::driver::{CudaEvent, CudaGraph, sys};
@@ -21,8 +22,8 @@ pub use device::count as devices;
 
 use super::philox::keep_threshold;
 use super::{
-    Backend, Batch, Crop, Dropout, InputDims, Lrn, Param, Peak, Precision, ReluRule, SeedUnit,
-    SgdConstants, StepState, Tensor,
+    Backend, Batch, Crop, Dropout, HostMemory, InputDims, Lrn, Param, Peak, Precision, ReluRule,
+    SeedUnit, SgdConstants, StepState, Tensor,
 };
 use crate::shape::{ConvDims, PoolDims, Shape};
 use crate::{Error, Result};
@@ -137,12 +138,11 @@ fn list(images: Option<&Memory>) -> u64 {
 
 /// Pinned copies of a batch on its way, and the events that order them.
 pub struct Staging {
-    /// Pixels, then crops, then labels.
-    input: Pinned,
+    /// Exchanged for what a batch has been read into, where that is pinned too.
+    pixels: Pinned,
+    crops: Pinned,
+    labels: Pinned,
     losses: Pinned,
-    /// Where crops and labels begin.
-    crops: usize,
-    labels: usize,
     copied: CudaEvent,
     done: CudaEvent,
 }
@@ -220,6 +220,35 @@ impl CudaBackend {
             launch!(self.device, name, spread, memory.pointer(), x.buffer.values(), hw, c)?;
             self.device.download(values, memory)
         })
+    }
+}
+
+impl CudaBackend {
+    /// Copies a batch to the GPU, beside the kernels: its first `bytes` of pixels, which are in its
+    /// pinned memory, its crops and its labels. The copy before from there has been waited for.
+    fn send_batch(
+        &self,
+        batch: &mut Batch<Self>,
+        bytes: usize,
+        crops: &[Crop],
+        labels: &[u32],
+    ) -> Result<()> {
+        let Staging { pixels, crops: pinned_crops, labels: pinned_labels, copied, done, .. } =
+            &mut batch.staging;
+        let Device { stream, copies, .. } = &*self.device;
+        // What was copied before has been used.
+        copies.wait(done).map_err(failed("order streams"))?;
+        pixels.upload(&batch.pixels, bytes, copies)?;
+        let small: [(&mut Pinned, &Memory, &[u8]); 2] = [
+            (pinned_crops, &batch.crops, bytemuck::cast_slice(crops)),
+            (pinned_labels, &batch.labels, bytemuck::cast_slice(labels)),
+        ];
+        for (pinned, memory, bytes) in small {
+            pinned.bytes_mut()[..bytes.len()].copy_from_slice(bytes);
+            pinned.upload(memory, bytes.len(), copies)?;
+        }
+        copied.record(copies).map_err(failed("record an event"))?;
+        stream.wait(copied).map_err(failed("order streams"))
     }
 }
 
@@ -365,17 +394,15 @@ impl Backend for CudaBackend {
     }
 
     fn staging(&self, bytes: usize, samples: usize) -> Result<Staging> {
-        let crops = bytes.next_multiple_of(16);
-        let labels = crops + size_of::<Crop>() * samples;
         // The buffers of this batch have been zeroed in the order of the kernels' stream: the first
         // copy, on another, is not to come before that.
         let done = self.device.event()?;
         done.record(&self.device.stream).map_err(failed("record an event"))?;
         Ok(Staging {
-            input: self.device.pinned(labels + 4 * samples)?,
+            pixels: self.device.pinned(bytes)?,
+            crops: self.device.pinned(size_of::<Crop>() * samples)?,
+            labels: self.device.pinned(4 * samples)?,
             losses: self.device.pinned(4 * samples)?,
-            crops,
-            labels,
             copied: self.device.event()?,
             done,
         })
@@ -388,26 +415,34 @@ impl Backend for CudaBackend {
         crops: &[Crop],
         labels: &[u32],
     ) -> Result<()> {
-        let Staging { input, crops: crops_at, labels: labels_at, copied, done, .. } =
-            &mut batch.staging;
-        // What these buffers held last has been copied, and what was copied has been used.
-        copied.synchronize().map_err(failed("wait for a copy"))?;
-        let Device { stream, copies, .. } = &*self.device;
-        copies.wait(done).map_err(failed("order streams"))?;
-        let parts: [(&Memory, usize, &[u8]); 3] = [
-            (&batch.pixels, 0, pixels),
-            (&batch.crops, *crops_at, bytemuck::cast_slice(crops)),
-            (&batch.labels, *labels_at, bytemuck::cast_slice(labels)),
-        ];
-        let pinned = input.bytes_mut();
-        for (_, at, bytes) in parts {
-            pinned[at..at + bytes.len()].copy_from_slice(bytes);
+        // What this memory held last has been copied.
+        batch.staging.copied.synchronize().map_err(failed("wait for a copy"))?;
+        batch.staging.pixels.bytes_mut()[..pixels.len()].copy_from_slice(pixels);
+        self.send_batch(batch, pixels.len(), crops, labels)
+    }
+
+    fn host_memory(&self, bytes: usize) -> Result<Box<dyn HostMemory>> {
+        Ok(Box::new(self.device.pinned(bytes)?))
+    }
+
+    fn upload_batch_from(
+        &self,
+        batch: &mut Batch<Self>,
+        pixels: &mut dyn HostMemory,
+        bytes: usize,
+        crops: &[Crop],
+        labels: &[u32],
+    ) -> Result<()> {
+        let memory: &mut dyn Any = pixels;
+        match memory.downcast_mut::<Pinned>() {
+            Some(filled) => {
+                // The batch before has been copied from what is given in exchange.
+                batch.staging.copied.synchronize().map_err(failed("wait for a copy"))?;
+                std::mem::swap(filled, &mut batch.staging.pixels);
+                self.send_batch(batch, bytes, crops, labels)
+            }
+            None => self.upload_batch(batch, &pixels.bytes()[..bytes], crops, labels),
         }
-        for (memory, at, bytes) in parts {
-            input.upload(memory, at, bytes.len(), copies)?;
-        }
-        copied.record(copies).map_err(failed("record an event"))?;
-        stream.wait(copied).map_err(failed("order streams"))
     }
 
     fn end_batch(&self, batch: &mut Batch<Self>) -> Result<()> {

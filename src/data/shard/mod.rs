@@ -1,4 +1,9 @@
 //! Sets of shards: files of about a gigabyte that hold many images, to be mapped and streamed.
 
+pub mod bytes;
 pub mod index;
 pub mod manifest;
+pub mod set;
+
+pub use bytes::Io;
+pub use set::{ShardSet, Shards};

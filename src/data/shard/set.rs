@@ -1,0 +1,269 @@
+//! A set of shards, opened: which image lies where, and its bytes, checked.
+
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use rayon::prelude::*;
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::bytes::{Io, ShardBytes};
+use super::index::{Entry, Index};
+use super::manifest::{Form, MANIFEST, Manifest, MeanMark, ShardMark};
+use crate::data::Split;
+use crate::model::weights::deserialize;
+use crate::{Error, Result};
+
+/// What to do about a set that does not fit together.
+const MEND: &str = "run the same `zfnet pack` into this folder again: it makes anew what is missing \
+                    or damaged";
+
+/// A set of shards whose manifest has been read.
+#[derive(Clone, Debug)]
+pub struct ShardSet {
+    /// The folder that holds it.
+    pub root: PathBuf,
+    /// What it says of itself.
+    pub manifest: Manifest,
+}
+
+/// The images of one split of a set, by their numbers.
+pub struct Shards {
+    root: PathBuf,
+    split: Split,
+    form: Form,
+    io: Io,
+    shards: Vec<Shard>,
+    /// Shard and place in it, by number.
+    places: Vec<[u32; 2]>,
+}
+
+struct Shard {
+    path: PathBuf,
+    index: Index,
+    /// Opened when it is first read.
+    bytes: OnceLock<ShardBytes>,
+}
+
+impl ShardSet {
+    /// Whether a folder looks like a set.
+    pub fn is_at(root: &Path) -> bool {
+        root.join(MANIFEST).is_file()
+    }
+
+    /// Reads a set's manifest.
+    ///
+    /// # Errors
+    /// If there is none, or it is not one of ours.
+    pub fn open(root: &Path) -> Result<Self> {
+        Ok(ShardSet { root: root.into(), manifest: Manifest::read(root)? })
+    }
+
+    /// Opens a split: reads its indices, and looks for its shards. They are read by `io`, or as
+    /// suits the file system.
+    ///
+    /// # Errors
+    /// If the split has no image, or an index or a shard is missing or is not what the manifest says.
+    pub fn split(&self, split: Split, io: Option<Io>) -> Result<Shards> {
+        let marks = self.manifest.shards(split);
+        if marks.is_empty() {
+            let reason = format!("the set has no {} images", split.name());
+            return Err(Error::file(&self.root, reason));
+        }
+        let shards: Vec<Shard> =
+            marks.par_iter().map(|mark| open_shard(&self.root, mark)).collect::<Result<_>>()?;
+        let places = self.places(split, &shards)?;
+        let io = io.unwrap_or_else(|| Io::for_path(&self.root));
+        let (root, form) = (self.root.clone(), self.manifest.form);
+        Ok(Shards { root, split, form, io, shards, places })
+    }
+
+    /// Where each number lies. Every number must be there once, and of a class that is.
+    fn places(&self, split: Split, shards: &[Shard]) -> Result<Vec<[u32; 2]>> {
+        const NOWHERE: [u32; 2] = [u32::MAX; 2];
+        let total = self.manifest.images(split);
+        let mut places = vec![NOWHERE; total];
+        let mut counts = vec![0; self.manifest.classes.len()];
+        for (shard, Shard { path, index, .. }) in (0..).zip(shards) {
+            for (place, entry) in (0..).zip(index.entries()) {
+                let free = places.get_mut(entry.number as usize).filter(|at| **at == NOWHERE);
+                let class = counts.get_mut(entry.class as usize);
+                let (Some(free), Some(class)) = (free, class) else {
+                    let reason = format!(
+                        "its index numbers image {} as {} of {total} and of class {} of {}, which is \
+                         taken or beyond; {MEND}",
+                        index.name(place as usize),
+                        entry.number,
+                        entry.class,
+                        counts.len()
+                    );
+                    return Err(Error::file(path, reason));
+                };
+                *free = [shard, place];
+                *class += 1;
+            }
+        }
+        let mut classes = self.manifest.classes.iter().zip(counts);
+        if let Some((class, found)) = classes.find(|(class, found)| class.images(split) != *found) {
+            let reason = format!(
+                "expected {} {} images of class {}, found {found} in the indices; {MEND}",
+                class.images(split),
+                split.name(),
+                class.folder
+            );
+            return Err(Error::file(self.root.join(MANIFEST), reason));
+        }
+        Ok(places)
+    }
+
+    /// The mean of the training squares, `[side, side, 3]`, if it is kept for this side.
+    ///
+    /// # Errors
+    /// If its file is missing or is not what the manifest says.
+    pub fn mean(&self, side: usize) -> Result<Option<Vec<f32>>> {
+        match &self.manifest.mean {
+            Some(mark) if mark.side as usize == side => self.read_mean(mark).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// The mean image that a manifest speaks of.
+    pub(crate) fn read_mean(&self, mark: &MeanMark) -> Result<Vec<f32>> {
+        let path = self.root.join(&mark.file);
+        let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
+        check_hash(&path, &bytes, &mark.xxh3)?;
+        let wanted = [mark.side as usize, mark.side as usize, 3];
+        let tensors = deserialize(&bytes).map_err(|error| error.in_file(&path))?;
+        match tensors.tensor("mean") {
+            Ok(mean) if mean.shape() == wanted && mean.dtype() == safetensors::Dtype::F32 => {
+                let values = mean.data().chunks_exact(4);
+                Ok(values.map(|v| f32::from_le_bytes(v.try_into().expect("four"))).collect())
+            }
+            _ => Err(Error::file(path, format!("expected `mean`, f32 {wanted:?}; {MEND}"))),
+        }
+    }
+}
+
+/// The index of a shard, if both are what the manifest says.
+fn open_shard(root: &Path, mark: &ShardMark) -> Result<Shard> {
+    let (path, index_path) = (root.join(&mark.file), root.join(mark.index_file()));
+    let bytes = std::fs::read(&index_path).map_err(Error::io("read", &index_path))?;
+    check_hash(&index_path, &bytes, &mark.index_xxh3)?;
+    let index = Index::parse(&bytes)
+        .map_err(|reason| Error::file(&index_path, format!("{reason}; {MEND}")))?;
+    let of_shard = (index.shard_bytes, format!("{:016x}", index.shard_xxh3), index.len());
+    let expected = (mark.bytes, mark.xxh3.clone(), mark.images as usize);
+    if of_shard != expected {
+        let reason = format!(
+            "expected the index of a shard of {expected:?} (bytes, xxh3, images), found one of \
+             {of_shard:?}; {MEND}"
+        );
+        return Err(Error::file(&index_path, reason));
+    }
+    let found = std::fs::metadata(&path).map_err(Error::io("read", &path))?.len();
+    if found != mark.bytes {
+        let reason = format!("expected {} bytes, found {found}; {MEND}", mark.bytes);
+        return Err(Error::file(&path, reason));
+    }
+    Ok(Shard { path, index, bytes: OnceLock::new() })
+}
+
+/// Whether a file of a set is the one that its manifest speaks of.
+fn check_hash(path: &Path, bytes: &[u8], expected: &str) -> Result<()> {
+    let found = format!("{:016x}", xxh3_64(bytes));
+    if found == expected {
+        return Ok(());
+    }
+    Err(Error::file(path, format!("expected xxh3 {expected}, found {found}; {MEND}")))
+}
+
+impl Shards {
+    /// Number of images.
+    pub fn len(&self) -> usize {
+        self.places.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.places.is_empty()
+    }
+
+    /// How the images lie in the shards.
+    pub fn form(&self) -> Form {
+        self.form
+    }
+
+    /// How they are read.
+    pub fn io(&self) -> Io {
+        self.io
+    }
+
+    /// The class of an image.
+    pub fn class(&self, number: usize) -> u32 {
+        self.at(number).1.class
+    }
+
+    /// Length of an image's bytes.
+    pub fn bytes(&self, number: usize) -> usize {
+        self.at(number).1.bytes as usize
+    }
+
+    /// An image as `CLASS/FILE`.
+    pub fn name(&self, number: usize) -> &str {
+        let [shard, place] = self.places[number];
+        self.shards[shard as usize].index.name(place as usize)
+    }
+
+    /// Where an image lay before it was packed, had that been in this folder.
+    pub fn path(&self, number: usize) -> PathBuf {
+        self.root.join(self.split.name()).join(self.name(number))
+    }
+
+    /// The shard of an image.
+    pub fn shard(&self, number: usize) -> &Path {
+        &self.at(number).0.path
+    }
+
+    /// The numbers of the images in each shard, in the order in which they lie there.
+    pub fn on_disk(&self) -> impl Iterator<Item = impl Iterator<Item = u32>> {
+        self.shards.iter().map(|shard| shard.index.entries().iter().map(|entry| entry.number))
+    }
+
+    /// Copies an image's bytes to `out`, which is as long as they are. If they are not those that
+    /// were packed, says so in the inner result.
+    ///
+    /// # Errors
+    /// If its shard is missing, or has been cut short since.
+    pub fn read(&self, number: usize, out: &mut [u8]) -> Result<Result<(), String>> {
+        let (shard, entry) = self.at(number);
+        self.opened(shard)?.read_at(entry.offset, out)?;
+        let found = crc32c::crc32c(out);
+        Ok(if found == entry.crc32c {
+            Ok(())
+        } else {
+            Err(format!("damaged: expected CRC-32C {:08x}, found {found:08x}", entry.crc32c))
+        })
+    }
+
+    /// Tells the system that an image's bytes will be wanted soon.
+    pub fn advise(&self, number: usize) {
+        let (shard, entry) = self.at(number);
+        // What cannot be opened will be told when it is read.
+        if let Ok(bytes) = self.opened(shard) {
+            bytes.advise(entry.offset, u64::from(entry.bytes));
+        }
+    }
+
+    fn at(&self, number: usize) -> (&Shard, Entry) {
+        let [shard, place] = self.places[number];
+        let shard = &self.shards[shard as usize];
+        (shard, shard.index.entries()[place as usize])
+    }
+
+    fn opened<'a>(&self, shard: &'a Shard) -> Result<&'a ShardBytes> {
+        if let Some(bytes) = shard.bytes.get() {
+            return Ok(bytes);
+        }
+        let bytes = ShardBytes::open(&shard.path, shard.index.shard_bytes, self.io)?;
+        Ok(shard.bytes.get_or_init(|| bytes)) // another thread may have been faster
+    }
+}

@@ -1,0 +1,259 @@
+//! Training from shards: the same run as from the folder they were made of, whatever reads them; and
+//! what happens when a shard is damaged, cut short or gone.
+
+mod common;
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::program::{Place, Ran, TRAIN};
+use zfnet::data::Split;
+use zfnet::data::images::{Images, ReadOptions};
+use zfnet::data::loader::{Bad, Loader, Plan};
+use zfnet::data::order::{Rank, epoch_order};
+use zfnet::data::set::DataSet;
+use zfnet::data::shard::Io;
+use zfnet::data::shard::index::Index;
+
+const OPTIONS: ReadOptions =
+    ReadOptions { side: 20, max_bad: 0.0, cache_bytes: 0, io: Some(Io::Mmap) };
+
+/// A place whose data are also packed, as they are, into several shards.
+fn packed(flags: &str) -> Place {
+    let place = Place::new();
+    place.run(&format!("pack data set {flags} --shard-size 20kB")).ok();
+    assert!(place.path("set/train-000002.tar").exists() || flags.contains("raw"), "several shards");
+    place
+}
+
+fn train(place: &Place, data: &str, out: &str, flags: &str) -> Ran {
+    place.run(&format!("train --data {data} --arch tiny.toml --epochs 1 --out {out} {flags}"))
+}
+
+fn images(place: &Place, data: &str, options: ReadOptions) -> Arc<Images> {
+    let set = DataSet::open(&place.path(data)).unwrap();
+    Arc::new(set.images(Split::Train, options).unwrap())
+}
+
+/// The entry of an image in its shard's index: file of the shard, offset, name.
+fn find(place: &Place, number: u32) -> (PathBuf, u64, String) {
+    for shard in 0.. {
+        let path = place.path(&format!("set/train-{shard:06}.tar"));
+        let index = Index::parse(&fs::read(path.with_extension("idx")).unwrap()).unwrap();
+        if let Some(at) = index.entries().iter().position(|entry| entry.number == number) {
+            return (path, index.entries()[at].offset, index.name(at).to_owned());
+        }
+    }
+    unreachable!()
+}
+
+#[test]
+fn weights_do_not_depend_on_where_images_are_nor_on_who_reads_them() {
+    let place = packed("");
+    train(&place, "data", "folder", "").ok();
+    for (i, reading) in ["mmap", "pread"].into_iter().enumerate() {
+        for workers in [1, 4] {
+            let out = format!("run-{i}-{workers}");
+            let flags = format!("--io {reading} --workers {workers} --cache-mb 0");
+            train(&place, "set", &out, &flags).ok();
+            assert_eq!(place.results("folder"), place.results(&out), "{flags}");
+        }
+    }
+    // Where a run reads its images from may even change on the way.
+    let half = "--max-steps 2 --workers 1";
+    train(&place, "data", "half", half).ok();
+    train(&place, "set", "half", "--resume").ok();
+    assert_eq!(place.results("folder"), place.results("half"));
+    // Other commands take a set too.
+    let of =
+        |data: &str| place.run(&format!("eval --checkpoint folder --data {data} --json")).json();
+    assert_eq!(of("data"), of("set"));
+    let page = |data: &str| {
+        let out = format!("page-{data}");
+        place.run(&format!("top9 --checkpoint folder --data {data} --out {out}")).ok();
+        let text = fs::read_to_string(place.path(&out).join("top9.json")).unwrap();
+        let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        json["layers"].clone()
+    };
+    assert_eq!(page("data"), page("set"));
+}
+
+/// Raw squares of the right size are what training would have cut out.
+#[test]
+fn raw_squares_train_the_same_weights() {
+    let place = packed("--raw --resize 20");
+    train(&place, "data", "folder", "").ok();
+    for reading in ["mmap", "pread"] {
+        train(&place, "set", reading, &format!("--io {reading}")).ok();
+        let [weights, momentum, ..] = place.results("folder");
+        let [raw_weights, raw_momentum, ..] = place.results(reading);
+        assert!(weights == raw_weights && momentum == raw_momentum, "{reading}");
+    }
+    // They are other data to a run that is continued, though.
+    train(&place, "set", "folder", "--resume --epochs 2")
+        .refused(&["training images", "raw 20x20"]);
+}
+
+#[test]
+fn a_window_reads_shards_in_turn_and_loses_nothing() {
+    let place = packed("");
+    let images = images(&place, "set", OPTIONS);
+    let shards: Vec<Vec<u32>> = images.shards().unwrap().on_disk().map(Iterator::collect).collect();
+    let order = epoch_order(&images, Some(4), 1, 0).unwrap();
+    let mut all = order.clone();
+    all.sort_unstable();
+    assert!(all.into_iter().eq(0..images.len() as u32));
+    let shard_of = |i: &u32| shards.iter().position(|shard| shard.contains(i)).unwrap();
+    let mut visits: Vec<usize> = order.iter().map(shard_of).collect();
+    visits.dedup();
+    assert!(visits.len() <= shards.len() + 2 * 4 * shards.len(), "{visits:?}");
+    let far = order.windows(2).filter(|pair| shard_of(&pair[0]) != shard_of(&pair[1])).count();
+    assert!(far < order.len() / 2, "neighbours are of one shard");
+
+    train(&place, "set", "windowed", "--shuffle-window 8 --workers 4").ok();
+    train(&place, "set", "again", "--shuffle-window 8 --workers 1 --max-steps 2").ok();
+    train(&place, "set", "again", "--resume").refused(&["--shuffle-window"]);
+    train(&place, "set", "again", "--shuffle-window 8 --resume").ok();
+    assert_eq!(place.results("windowed"), place.results("again"));
+    train(&place, "data", "folder", "--shuffle-window 8").refused(&["--shuffle-window", "pack"]);
+    assert!(!place.path("folder").exists());
+}
+
+/// Ranks read the batch among them, sample by sample the same as one alone.
+#[test]
+fn ranks_share_what_one_would_read() {
+    let place = packed("");
+    let images = images(&place, "set", OPTIONS);
+    let order = epoch_order(&images, None, 3, 5).unwrap();
+    let read = |rank: Rank, first_batch, workers| {
+        let plan = Plan::new(order.clone(), 16, Bad::Replace);
+        let mut loader = Loader::new(images.clone(), Plan { rank, first_batch, ..plan }, workers);
+        let mut batches = Vec::new();
+        while let Some(batch) = loader.next_batch().unwrap() {
+            let samples =
+                batch.pixels().chunks(20 * 20 * 3).map(<[u8]>::to_vec).zip(batch.labels.clone());
+            batches.push((batch.first, samples.collect::<Vec<_>>()));
+            loader.recycle(batch);
+        }
+        batches
+    };
+    let alone = read(Rank::ALONE, 0, 1);
+    assert_eq!(alone.len(), (10 * TRAIN).div_ceil(16));
+    assert_eq!(alone[2..], read(Rank::ALONE, 2, 3)[..], "from the middle on");
+    let three: Vec<_> = (0..3).map(|rank| read(Rank { rank, ranks: 3 }, 0, 2)).collect();
+    for (number, (first, samples)) in alone.iter().enumerate() {
+        let shares: Vec<_> = three.iter().map(|batches| &batches[number]).collect();
+        let mut next = *first;
+        for (first, share) in &shares {
+            assert_eq!(*first, next);
+            next += share.len();
+        }
+        let together: Vec<_> = shares.iter().flat_map(|(_, share)| share.clone()).collect();
+        assert_eq!(together, *samples);
+    }
+}
+
+/// Damage after packing: replaced in a way that depends on nothing else, listed, and counted.
+#[test]
+fn a_damaged_sample_is_replaced_and_listed() {
+    let place = packed("");
+    let (shard, offset, name) = find(&place, 7);
+    let mut bytes = fs::read(&shard).unwrap();
+    bytes[offset as usize + 100] ^= 1;
+    fs::write(&shard, bytes).unwrap();
+    train(&place, "set", "strict", "").refused(&["train-", &name, "CRC-32C", "--max-bad"]);
+    let ran = train(&place, "set", "run", "--max-bad 0.02 --workers 1 --io pread").ok();
+    assert!(ran.stderr.contains("1 training file(s)"), "{}", ran.stderr);
+    train(&place, "set", "again", "--max-bad 0.02 --workers 4").ok();
+    assert_eq!(place.results("run"), place.results("again"));
+    for out in ["strict", "run", "again"] {
+        let listed = fs::read_to_string(place.path(out).join("quarantine.tsv")).unwrap();
+        let columns: Vec<&str> = listed.trim_end().split('\t').collect();
+        let [file, key, reason] = columns[..] else { panic!("{listed}") };
+        assert!(file.ends_with(shard.file_name().unwrap().to_str().unwrap()), "{listed}");
+        assert!(key == name && reason.contains("CRC-32C"), "{listed}");
+    }
+    // As from a folder whose file is bad: the next one of the list stands in for it.
+    let file = place.path("data/train").join(&name);
+    fs::write(&file, "").unwrap();
+    train(&place, "data", "folder", "--max-bad 0.02").ok();
+    let [weights, ..] = place.results("folder");
+    assert_eq!(weights, place.results("run")[0]);
+}
+
+/// A set that does not fit together is refused before anything is made, with what to do about it.
+#[test]
+fn sets_that_do_not_fit_together() {
+    let refused = |damage: &dyn Fn(&Place), words: &[&str]| {
+        let place = packed("");
+        damage(&place);
+        train(&place, "set", "run", "").refused(&[words, &["zfnet pack"]].concat());
+        assert!(!place.path("run").exists());
+    };
+    let shard = "set/train-000001.tar";
+    let index = "set/train-000001.idx";
+    refused(&|place| fs::remove_file(place.path(index)).unwrap(), &["train-000001.idx"]);
+    refused(&|place| fs::remove_file(place.path(shard)).unwrap(), &["train-000001.tar"]);
+    let cut = |place: &Place| {
+        let file = fs::File::options().write(true).open(place.path(shard)).unwrap();
+        file.set_len(700).unwrap();
+    };
+    refused(&cut, &["train-000001.tar", "expected", "found 700"]);
+    let other = |place: &Place| {
+        fs::copy(place.path("set/train-000000.idx"), place.path(index)).unwrap();
+    };
+    refused(&other, &["train-000001.idx", "expected xxh3"]);
+    let flip = |place: &Place| {
+        let mut bytes = fs::read(place.path(index)).unwrap();
+        bytes[50] ^= 4;
+        fs::write(place.path(index), bytes).unwrap();
+    };
+    refused(&flip, &["train-000001.idx", "expected xxh3"]);
+    let manifest = |from: &'static str, to: &'static str| {
+        move |place: &Place| {
+            let path = place.path("set/manifest.json");
+            let text = fs::read_to_string(&path).unwrap();
+            assert!(text.contains(from));
+            fs::write(&path, text.replacen(from, to, 1)).unwrap();
+        }
+    };
+    refused(
+        &manifest("\"train-000001.tar\"", "\"../data.tar\""),
+        &["manifest.json", "../data.tar"],
+    );
+    refused(&manifest("\"version\": 1", "\"version\": 9"), &["manifest.json", "version 9"]);
+    refused(&manifest("\"train\": 6", "\"train\": 7"), &["manifest.json", "60", "61"]);
+    refused(&manifest("{", "["), &["manifest.json", "expected"]);
+    refused(&manifest("mean.safetensors", "mean.tensors"), &["mean.tensors"]);
+}
+
+/// Cut short while a training reads it: an error that names the shard, not a crash and not zeros.
+#[cfg(unix)]
+#[test]
+fn a_shard_cut_short_while_it_is_read() {
+    for reading in ["mmap", "pread"] {
+        let place = packed("");
+        let flags = format!("--epochs 100000 --io {reading} --cache-mb 0");
+        let child = place
+            .command(&format!("train --data set --arch tiny.toml --out run {flags}"))
+            .stderr(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let patience = Instant::now();
+        let metrics = place.path("run/metrics.jsonl");
+        while fs::metadata(&metrics).map_or(0, |file| file.len()) < 1000 {
+            assert!(patience.elapsed() < Duration::from_secs(60), "no step in a minute");
+            thread::sleep(Duration::from_millis(20));
+        }
+        let shard =
+            fs::File::options().write(true).open(place.path("set/train-000001.tar")).unwrap();
+        shard.set_len(600).unwrap();
+        let ran = Ran::new(&flags, child.wait_with_output().unwrap());
+        ran.refused(&["train-000001.tar", "cut short", "--resume"]);
+    }
+}
