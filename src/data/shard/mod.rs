@@ -4,6 +4,8 @@ pub mod bytes;
 pub mod index;
 pub mod manifest;
 pub mod set;
+#[cfg(unix)]
+mod sigbus;
 
 pub use bytes::Io;
 pub use set::{ShardSet, Shards};
