@@ -2,6 +2,7 @@
 //! load.
 
 pub mod decode;
+pub mod devkit;
 pub mod folder;
 pub mod images;
 pub mod loader;
@@ -10,6 +11,7 @@ pub mod set;
 pub mod shard;
 pub mod source;
 pub mod synthetic;
+pub mod tar;
 
 /// A part of a data set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
