@@ -120,14 +120,14 @@ fn is_image(path: &Path) -> bool {
     ["jpg", "jpeg", "png"].iter().any(|known| extension.eq_ignore_ascii_case(known))
 }
 
-struct Entry {
-    name: OsString,
-    path: PathBuf,
-    is_dir: bool,
+pub(super) struct Entry {
+    pub(super) name: OsString,
+    pub(super) path: PathBuf,
+    pub(super) is_dir: bool,
 }
 
 /// What a folder holds, sorted by name, without hidden entries; links are followed.
-fn entries(folder: &Path) -> Result<Vec<Entry>> {
+pub(super) fn entries(folder: &Path) -> Result<Vec<Entry>> {
     let cannot_list = |source| Error::io("list", folder)(source);
     let mut entries = Vec::new();
     for entry in fs::read_dir(folder).map_err(cannot_list)? {
@@ -146,7 +146,7 @@ fn entries(folder: &Path) -> Result<Vec<Entry>> {
 }
 
 /// "found a, b, c and 7 more", for a message.
-fn found(entries: &[Entry]) -> String {
+pub(super) fn found(entries: &[Entry]) -> String {
     let name = |entry: &Entry| entry.name.to_string_lossy().into_owned();
     let first: Vec<_> = entries.iter().take(3).map(name).collect();
     match entries.len() {
