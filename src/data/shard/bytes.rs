@@ -172,22 +172,23 @@ impl Map {
 
     /// Fills `out` from `offset` on, and says whether it holds the file's bytes.
     fn copy(&self, offset: usize, out: &mut [u8]) -> bool {
-        assert!(offset + out.len() <= self.memory.len(), "the copy lies within the mapping");
-        let copy = || {
-            // SAFETY: both are `out.len()` bytes long, and `out` is ours alone. Another process may
-            // write to the file during the copy; then some mixture of bytes arrives, which nothing
-            // here looks at.
-            unsafe {
-                let from = self.memory.as_ptr().add(offset);
-                from.copy_to_nonoverlapping(out.as_mut_ptr(), out.len());
-            }
-        };
         #[cfg(unix)]
-        return self.guard.run(copy);
+        return self.guard.run(|| self.copy_unguarded(offset, out));
         #[cfg(not(unix))]
         {
-            copy();
+            self.copy_unguarded(offset, out);
             true
+        }
+    }
+
+    fn copy_unguarded(&self, offset: usize, out: &mut [u8]) {
+        assert!(offset + out.len() <= self.memory.len(), "the copy lies within the mapping");
+        // SAFETY: both are `out.len()` bytes long, and `out` is ours alone. Another process may
+        // write to the file during the copy; then some mixture of bytes arrives, which nothing here
+        // looks at.
+        unsafe {
+            let from = self.memory.as_ptr().add(offset);
+            from.copy_to_nonoverlapping(out.as_mut_ptr(), out.len());
         }
     }
 
