@@ -23,7 +23,8 @@ use memmap2::{MmapOptions, MmapRaw};
 use super::sigbus::Guarded;
 use crate::{Error, Result};
 
-/// Linux reads no more ahead for one request than its device takes at once: 128 KiB or more.
+/// For one request, Linux reads no more ahead than the device's setting, often 128 KiB, and drops
+/// the rest.
 const AHEAD: u64 = 128 << 10;
 
 /// How a shard is read.
@@ -170,7 +171,8 @@ impl Map {
         })
     }
 
-    /// Fills `out` from `offset` on, and says whether it holds the file's bytes.
+    /// Fills `out` from `offset` on, and says whether it holds the file's bytes. Pages are mapped by
+    /// the faults of the copy: asking for them all before it (MADV_POPULATE_READ) takes longer.
     fn copy(&self, offset: usize, out: &mut [u8]) -> bool {
         #[cfg(unix)]
         return self.guard.run(|| self.copy_unguarded(offset, out));
