@@ -161,6 +161,8 @@ fn apply(bytes: &mut Vec<u8>, edit: &Edit) {
 
 /// Mutates the good files of an input, after all that is kept in its corpus.
 fn mutated(name: &str) {
+    // Decoders may panic inside `decode`, which catches it. Backtraces take more memory than images.
+    std::panic::set_hook(Box::new(|panic| eprintln!("{panic}")));
     let input = input(name);
     for (seed, bytes) in corpus(name) {
         if let Err(error) = holds(input, &bytes) {

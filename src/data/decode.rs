@@ -19,6 +19,7 @@
 //!   below, and against what a file of that length could hold at all.
 
 use std::io::Cursor;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use fast_image_resize as fir;
 use zune_core::{bytestream::ZCursor, colorspace::ColorSpace, options::DecoderOptions};
@@ -75,6 +76,9 @@ pub enum DecodeError {
     /// What the PNG decoder reports.
     #[error("damaged or unsupported PNG: {0}")]
     Png(String),
+    /// One of the decoders panicked, which it should not.
+    #[error("damaged in a way that the decoder does not survive")]
+    Panic,
 }
 
 /// Decodes a JPEG or PNG file.
@@ -93,12 +97,15 @@ pub fn decode(bytes: &[u8]) -> Result<Rgb, DecodeError> {
 /// # Errors
 /// If the bytes are no JPEG or PNG file, or a damaged one.
 pub fn decode_into(bytes: &[u8], image: &mut Rgb) -> Result<(), DecodeError> {
-    match bytes {
-        [] => Err(DecodeError::Empty),
-        [0xff, 0xd8, ..] => decode_jpeg(bytes, image),
-        [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1a, b'\n', ..] => decode_png(bytes, image),
-        _ => Err(DecodeError::Format(looks_like(bytes))),
-    }
+    let decode: fn(&[u8], &mut Rgb) -> _ = match bytes {
+        [] => return Err(DecodeError::Empty),
+        [0xff, 0xd8, ..] => decode_jpeg,
+        [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1a, b'\n', ..] => decode_png,
+        _ => return Err(DecodeError::Format(looks_like(bytes))),
+    };
+    // Fuzzing found files for which the decoders panic. A bad image is no reason to end a run. What
+    // they leave behind in `image` is a vector of some length, as after any error.
+    catch_unwind(AssertUnwindSafe(|| decode(bytes, image))).unwrap_or(Err(DecodeError::Panic))
 }
 
 impl Rgb {
