@@ -6,6 +6,7 @@ mod demo;
 mod device;
 mod eval;
 mod inspect;
+mod pack;
 mod progress;
 mod project;
 mod top9;
@@ -53,6 +54,8 @@ enum Command {
     Project(project::Project),
     /// The nine strongest activations of every map, projected, beside their patches (Figure 2)
     Top9(top9::Top9),
+    /// Make shards of many images each, from a folder or tars of images
+    Pack(pack::Pack),
     /// Layers, shapes, parameters and receptive fields of a network or checkpoint
     Inspect(inspect::Inspect),
     /// How fast each operation is, beside what this machine can do
@@ -207,6 +210,13 @@ fn signal_code(stop: &AtomicUsize) -> ExitCode {
     ExitCode::from(128u8.saturating_add(stop.load(Ordering::Relaxed) as u8))
 }
 
+/// So many threads for what runs on all cores outside the CPU backend.
+fn use_threads(threads: Option<u16>) -> Result<()> {
+    let threads = threads.map_or(0, usize::from); // 0: all cores
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+    pool.build_global().context("cannot start threads")
+}
+
 /// The folder for a command's pages, made if need be.
 fn make_folder(out: &Path) -> Result<PathBuf> {
     std::fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
@@ -236,6 +246,7 @@ pub fn main() -> ExitCode {
         Command::Classify(args) => args.device.clone().run(args),
         Command::Project(args) => args.device.clone().run(args),
         Command::Top9(args) => args.device.clone().run(args),
+        Command::Pack(args) => pack::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Bench(args) => args.device.clone().run(args),
     };

@@ -7,6 +7,7 @@ pub mod folder;
 pub mod images;
 pub mod loader;
 pub mod order;
+pub mod pack;
 pub mod set;
 pub mod shard;
 pub mod source;
