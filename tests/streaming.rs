@@ -94,8 +94,7 @@ fn raw_squares_train_the_same_weights() {
         assert!(weights == raw_weights && momentum == raw_momentum, "{reading}");
     }
     // They are other data to a run that is continued, though.
-    train(&place, "set", "folder", "--resume --epochs 2")
-        .refused(&["training images", "raw 20x20"]);
+    train(&place, "set", "folder", "--resume").refused(&["training images", "raw 20x20"]);
 }
 
 #[test]
@@ -185,6 +184,43 @@ fn a_damaged_sample_is_replaced_and_listed() {
     assert_eq!(weights, place.results("run")[0]);
 }
 
+/// Packing again into a set that has lost something puts back what was there.
+#[test]
+fn what_is_missing_is_made_anew() {
+    let place = packed("");
+    // One that was left out, so that numbers have a gap to mind.
+    fs::write(place.path("data/train/disc/00001.png"), "").unwrap();
+    fs::remove_dir_all(place.path("set")).unwrap();
+    let pack = "pack data set --shard-size 20kB --max-bad 0.02";
+    place.run(pack).ok();
+    let set = || -> Vec<_> {
+        let files = place.images("set");
+        files.into_iter().map(|path| (path.clone(), fs::read(path).unwrap())).collect()
+    };
+    let whole = set();
+    fs::remove_file(place.path("set/train-000001.tar")).unwrap();
+    fs::write(place.path("set/train-000002.tar"), "short").unwrap();
+    fs::write(place.path("set/train-000002.tar.tmp"), "left by a packer that was killed").unwrap();
+    fs::remove_file(place.path("set/val-000000.idx")).unwrap();
+    train(&place, "set", "run", "").refused(&["zfnet pack"]);
+    let ran = place.run(pack).ok();
+    assert!(ran.stderr.contains("made 3 damaged or missing"), "{}", ran.stderr);
+    assert!(set() == whole);
+    let ran = place.run(pack).ok();
+    assert!(ran.stderr.contains("there already"), "{}", ran.stderr);
+    assert!(set() == whole);
+    // Nor does it mix the images of two sources.
+    for file in place.images("set").iter().filter(|file| file.extension().unwrap() == "tar") {
+        fs::remove_file(file).unwrap();
+    }
+    let image = place.path("data/train/disc/00002.png");
+    let mut bytes = fs::read(&image).unwrap();
+    let at = bytes.len() - 30;
+    bytes[at] ^= 1; // as long as it was, and no longer an image
+    fs::write(&image, bytes).unwrap();
+    place.run(pack).refused(&["train-00000", "as it was", "source has changed"]);
+}
+
 /// A set that does not fit together is refused before anything is made, with what to do about it.
 #[test]
 fn sets_that_do_not_fit_together() {
@@ -228,7 +264,23 @@ fn sets_that_do_not_fit_together() {
     refused(&manifest("\"version\": 1", "\"version\": 9"), &["manifest.json", "version 9"]);
     refused(&manifest("\"train\": 6", "\"train\": 7"), &["manifest.json", "60", "61"]);
     refused(&manifest("{", "["), &["manifest.json", "expected"]);
-    refused(&manifest("mean.safetensors", "mean.tensors"), &["mean.tensors"]);
+}
+
+/// The mean image of a set is used where its size fits, so it must be what it was.
+#[test]
+fn a_damaged_mean_is_refused() {
+    let place = packed("--raw --resize 20");
+    let mean = place.path("set/mean.safetensors");
+    let mut bytes = fs::read(&mean).unwrap();
+    let at = bytes.len() - 3;
+    bytes[at] ^= 1;
+    fs::write(&mean, bytes).unwrap();
+    let words = ["mean.safetensors", "expected xxh3", "zfnet pack"];
+    train(&place, "set", "run", "").refused(&words);
+    place.run("pack data set --raw --resize 20 --shard-size 20kB").refused(&words[..2]);
+    fs::remove_file(place.path("set/manifest.json")).unwrap();
+    fs::remove_file(&mean).unwrap();
+    train(&place, "set", "run", "").refused(&["train"]);
 }
 
 /// Cut short while a training reads it: an error that names the shard, not a crash and not zeros.

@@ -101,7 +101,10 @@ pub fn run(args: Pack) -> Result<ExitCode> {
             eprintln!("stopped; the same command goes on");
             return Ok(signal_code(&stop));
         }
-        Outcome::Already => eprintln!("the whole set is there already; `zfnet verify` checks it"),
+        Outcome::Already(0) => {
+            eprintln!("the whole set is there already; `zfnet verify` checks it")
+        }
+        Outcome::Already(shards) => eprintln!("made {shards} damaged or missing shard(s) anew"),
         Outcome::Done => {}
     }
     println!("{}", args.out.display());

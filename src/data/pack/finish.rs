@@ -5,6 +5,7 @@ use rayon::prelude::*;
 use safetensors::tensor::{Dtype, TensorView};
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::plan::ShardPlan;
 use super::shard::Part;
 use super::{MEAN, Packer, REJECTED};
 use crate::data::Split;
@@ -44,8 +45,10 @@ impl Packer<'_> {
                 };
                 *count += u32::from(number.is_some());
             }
-            let marks = self.write_indices(split, parts, &numbers)?;
+            let shards: Vec<_> = self.plan.shards.iter().filter(|s| s.split == split).collect();
+            let marks = self.write_indices(&shards, parts, &numbers)?;
             match split {
+                Split::Train if numbers.is_empty() => {} // a source of validation images alone
                 Split::Train => {
                     self.check_classes(&manifest.classes)?;
                     let count = numbers.iter().flatten().count();
@@ -102,16 +105,15 @@ impl Packer<'_> {
         Ok(numbers)
     }
 
-    /// Writes the indices of a split's shards.
-    fn write_indices(
+    /// Writes the indices of shards.
+    pub(super) fn write_indices(
         &self,
-        split: Split,
+        shards: &[&ShardPlan],
         parts: Vec<Part>,
         numbers: &[Option<u32>],
     ) -> Result<Vec<ShardMark>> {
-        let items = self.source.items(split);
-        let shards: Vec<_> = self.plan.shards.iter().filter(|s| s.split == split).collect();
-        let write = |(shard, part): (&&super::ShardPlan, Part)| {
+        let write = |(shard, part): (&&ShardPlan, Part)| {
+            let items = self.source.items(shard.split);
             if part.images.is_empty() {
                 self.remove(&shard.file)?; // all were rejected; a rerun would write it again
                 return Ok(None);

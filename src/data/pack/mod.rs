@@ -18,6 +18,7 @@
 
 mod finish;
 mod image;
+mod mend;
 mod plan;
 mod shard;
 
@@ -48,8 +49,8 @@ const ASIDE: &str = ".tmp";
 pub enum Outcome {
     /// The set is there.
     Done,
-    /// It was there already.
-    Already,
+    /// It was there already; so many of its shards were made anew.
+    Already(usize),
     /// It was asked to stop; the same call goes on.
     Stopped,
 }
@@ -83,9 +84,8 @@ pub fn pack(
     observe: &mut dyn FnMut(Progress),
 ) -> Result<Outcome> {
     let packer = Packer { source, plan, out, max_bad };
-    if packer.is_finished()? {
-        packer.tidy()?;
-        return Ok(Outcome::Already);
+    if let Some(manifest) = packer.finished()? {
+        return packer.mend(&manifest, stop, observe);
     }
     fs::create_dir_all(out).map_err(Error::io("create", out))?;
     let _lock = lock(out, "another `zfnet pack`")?;
@@ -177,13 +177,14 @@ impl Packer<'_> {
         sync_folder(self.out)
     }
 
-    /// Whether the whole set is there.
-    fn is_finished(&self) -> Result<bool> {
+    /// The manifest, if the set has been finished.
+    fn finished(&self) -> Result<Option<Manifest>> {
         if !self.path(MANIFEST).exists() {
-            return Ok(false);
+            return Ok(None);
         }
-        if Manifest::read(self.out)?.plan == self.plan.hash {
-            return Ok(true);
+        let manifest = Manifest::read(self.out)?;
+        if manifest.plan == self.plan.hash {
+            return Ok(Some(manifest));
         }
         Err(self.holds(format!("a finished set ({MANIFEST}), of another source or other options")))
     }
@@ -253,7 +254,11 @@ impl Packer<'_> {
     /// manifest.
     fn tidy(&self) -> Result<()> {
         for shard in &self.plan.shards {
-            self.remove(&shard.beside("part"))?;
+            let [index, part] = ["idx", "part"].map(|extension| shard.beside(extension));
+            self.remove(&part)?;
+            for name in [&shard.file, &index, &part] {
+                self.remove(&format!("{name}{ASIDE}"))?;
+            }
         }
         [PLAN, LOCK].into_iter().try_for_each(|name| self.remove(name))
     }

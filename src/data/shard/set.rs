@@ -1,5 +1,6 @@
 //! A set of shards, opened: which image lies where, and its bytes, checked.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -37,7 +38,7 @@ pub struct Shards {
     places: Vec<[u32; 2]>,
 }
 
-struct Shard {
+pub(crate) struct Shard {
     path: PathBuf,
     index: Index,
     /// Opened when it is first read.
@@ -129,7 +130,7 @@ impl ShardSet {
     /// The mean image that a manifest speaks of.
     pub(crate) fn read_mean(&self, mark: &MeanMark) -> Result<Vec<f32>> {
         let path = self.root.join(&mark.file);
-        let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
+        let bytes = std::fs::read(&path).map_err(cannot_read(&path))?;
         check_hash(&path, &bytes, &mark.xxh3)?;
         let wanted = [mark.side as usize, mark.side as usize, 3];
         let tensors = deserialize(&bytes).map_err(|error| error.in_file(&path))?;
@@ -144,9 +145,9 @@ impl ShardSet {
 }
 
 /// The index of a shard, if both are what the manifest says.
-fn open_shard(root: &Path, mark: &ShardMark) -> Result<Shard> {
+pub(crate) fn open_shard(root: &Path, mark: &ShardMark) -> Result<Shard> {
     let (path, index_path) = (root.join(&mark.file), root.join(mark.index_file()));
-    let bytes = std::fs::read(&index_path).map_err(Error::io("read", &index_path))?;
+    let bytes = std::fs::read(&index_path).map_err(cannot_read(&index_path))?;
     check_hash(&index_path, &bytes, &mark.index_xxh3)?;
     let index = Index::parse(&bytes)
         .map_err(|reason| Error::file(&index_path, format!("{reason}; {MEND}")))?;
@@ -159,12 +160,21 @@ fn open_shard(root: &Path, mark: &ShardMark) -> Result<Shard> {
         );
         return Err(Error::file(&index_path, reason));
     }
-    let found = std::fs::metadata(&path).map_err(Error::io("read", &path))?.len();
+    let found = std::fs::metadata(&path).map_err(cannot_read(&path))?.len();
     if found != mark.bytes {
         let reason = format!("expected {} bytes, found {found}; {MEND}", mark.bytes);
         return Err(Error::file(&path, reason));
     }
     Ok(Shard { path, index, bytes: OnceLock::new() })
+}
+
+/// For `map_err`: a file of the set that cannot be read.
+fn cannot_read(path: &Path) -> impl FnOnce(std::io::Error) -> Error {
+    let path = path.to_owned();
+    move |error| match error.kind() {
+        ErrorKind::NotFound => Error::file(path, format!("is missing; {MEND}")),
+        _ => Error::io("read", path)(error),
+    }
 }
 
 /// Whether a file of a set is the one that its manifest speaks of.
