@@ -1,4 +1,4 @@
-//! A step allocates nothing of a tensor's size: counted, on a network's real shapes.
+//! A step allocates nothing of a tensor's size, and a loader no batches: counted, on real shapes.
 //!
 //! A test program of its own, on one backend after the other: the allocator counts for all threads.
 
@@ -6,11 +6,17 @@
 mod common;
 
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicIsize, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use common::{Random, is_stand_in, mini, random_params};
 use zfnet::backend::{Backend, Crop, StepState};
+use zfnet::data::Split;
+use zfnet::data::images::ReadOptions;
+use zfnet::data::loader::{Bad, Loader, Plan};
+use zfnet::data::order::permutation;
+use zfnet::data::set::DataSet;
+use zfnet::data::shard::Io;
 use zfnet::model::{Model, Network, Params, Preprocess, Purpose, Workspace};
 use zfnet::train::Trainer;
 
@@ -22,10 +28,13 @@ struct Counting;
 static COUNTS: AtomicBool = AtomicBool::new(false);
 static LARGEST: AtomicUsize = AtomicUsize::new(0);
 static TOTAL: AtomicUsize = AtomicUsize::new(0);
+/// Bytes that are held now, counted always.
+static HELD: AtomicIsize = AtomicIsize::new(0);
 /// Tests run one after the other.
 static TURN: Mutex<()> = Mutex::new(());
 
 fn count(bytes: usize) {
+    HELD.fetch_add(bytes as isize, Ordering::Relaxed);
     if COUNTS.load(Ordering::Relaxed) {
         LARGEST.fetch_max(bytes, Ordering::Relaxed);
         TOTAL.fetch_add(bytes, Ordering::Relaxed);
@@ -41,6 +50,7 @@ unsafe impl GlobalAlloc for Counting {
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        HELD.fetch_sub(layout.size() as isize, Ordering::Relaxed);
         // SAFETY: as above.
         unsafe { System.dealloc(pointer, layout) }
     }
@@ -53,6 +63,7 @@ unsafe impl GlobalAlloc for Counting {
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         count(size);
+        HELD.fetch_sub(layout.size() as isize, Ordering::Relaxed);
         // SAFETY: as above.
         unsafe { System.realloc(pointer, layout, size) }
     }
@@ -75,6 +86,48 @@ fn counted(work: impl FnOnce()) -> (usize, usize) {
 /// output, 64 KiB. A thread pool may take a block for its queue (below 4 KiB) now and then.
 const LARGEST_ALLOWED: usize = 4 << 10;
 const TOTAL_ALLOWED: usize = 64 << 10;
+
+/// Batches of raw squares cost no memory once the ring has been round; those that are decoded only
+/// what a decoder takes for one image. After three epochs no more is held than after one.
+#[test]
+fn a_loader_keeps_to_its_ring() {
+    let _turn = TURN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let folder = tempfile::tempdir().unwrap();
+    for (name, path) in zfnet::bench::loader::example(folder.path(), 34).unwrap() {
+        for io in [Io::Mmap, Io::Pread] {
+            let options = ReadOptions { side: 256, max_bad: 0.0, cache_bytes: 0, io: Some(io) };
+            let set = DataSet::open(&path).unwrap();
+            let images = Arc::new(set.images(Split::Train, options).unwrap());
+            let epoch = |epoch| {
+                let order = permutation(1, epoch, images.len()).repeat(3);
+                let mut loader = Loader::new(images.clone(), Plan::new(order, 8, Bad::Replace), 1);
+                let take = |loader: &mut Loader, batches: usize| {
+                    for _ in 0..batches {
+                        let batch = loader.next_batch().unwrap().unwrap();
+                        loader.recycle(batch);
+                    }
+                };
+                take(&mut loader, 4);
+                let counted = counted(|| take(&mut loader, 8));
+                assert!(loader.next_batch().unwrap().is_none());
+                counted
+            };
+            let mut held = [0; 3];
+            for (number, held) in (0..).zip(&mut held) {
+                let (largest, total) = epoch(number);
+                if name.contains("raw") {
+                    assert!(total <= 4 << 10, "{name} {io:?} allocates {total} bytes");
+                }
+                // Rows of blocks and tables of a decoder, far from a picture's 562,500 bytes.
+                assert!(largest <= 128 << 10, "{name} {io:?} allocates {largest} bytes at once");
+                *held = HELD.load(Ordering::SeqCst);
+            }
+            // Whichever thread is still ending holds its name and handle.
+            let more = held[2] - held[0];
+            assert!(more <= 8 << 10, "{name} {io:?} holds {more} bytes more after three epochs");
+        }
+    }
+}
 
 fn steps_and_walks_allocate_no_tensors<B: Backend>(backend: &B) {
     let _turn = TURN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use clap::Args;
+use clap::{Args, Subcommand};
 use serde::{Deserialize, Serialize};
 use zfnet::bench::{Measured, OPS, Peaks, Row, cases, slower, training_steps};
 use zfnet::disk::write_whole;
@@ -13,7 +13,10 @@ use zfnet::model::{Architecture, Network};
 use super::{DeviceArgs, OnDevice};
 
 #[derive(Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Bench {
+    #[command(subcommand)]
+    pub other: Option<Other>,
     /// A built-in network or a TOML file
     #[arg(long, visible_alias = "model", default_value = "zfnet")]
     arch: String,
@@ -47,6 +50,13 @@ pub struct Bench {
     json: bool,
     #[command(flatten)]
     pub device: DeviceArgs,
+}
+
+/// What else can be measured.
+#[derive(Subcommand)]
+pub enum Other {
+    /// How fast images on disk become batches
+    Loader(super::bench_loader::BenchLoader),
 }
 
 /// What a run prints and keeps.

@@ -1,6 +1,7 @@
 //! One file a command; parsing and printing only. What the commands share is here.
 
 mod bench;
+mod bench_loader;
 mod classify;
 mod demo;
 mod device;
@@ -58,7 +59,7 @@ enum Command {
     Pack(pack::Pack),
     /// Layers, shapes, parameters and receptive fields of a network or checkpoint
     Inspect(inspect::Inspect),
-    /// How fast each operation is, beside what this machine can do
+    /// How fast each operation is, beside what this machine can do; or the loader
     Bench(bench::Bench),
 }
 
@@ -248,7 +249,10 @@ pub fn main() -> ExitCode {
         Command::Top9(args) => args.device.clone().run(args),
         Command::Pack(args) => pack::run(args),
         Command::Inspect(args) => inspect::run(args),
-        Command::Bench(args) => args.device.clone().run(args),
+        Command::Bench(args) => match args.other {
+            Some(bench::Other::Loader(args)) => bench_loader::run(args),
+            None => args.device.clone().run(args),
+        },
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -170,6 +170,6 @@ impl Packer<'_> {
 }
 
 /// A name or reason as one field of a line.
-fn on_one_line(text: &str) -> String {
+pub(super) fn on_one_line(text: &str) -> String {
     text.replace(char::is_control, "\u{fffd}")
 }

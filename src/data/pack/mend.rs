@@ -4,6 +4,7 @@
 use std::collections::HashSet;
 use std::sync::atomic::AtomicUsize;
 
+use super::finish::on_one_line;
 use super::{LOCK, Outcome, Packer, Progress, REJECTED, ShardPlan};
 use crate::data::Split;
 use crate::data::shard::manifest::{Manifest, ShardMark};
@@ -78,7 +79,7 @@ impl Packer<'_> {
                 line.strip_prefix(split.name())?.strip_prefix('\t')?.split('\t').next()
             })
             .collect();
-        let is_bad = |name: &str| names.contains(name);
+        let is_bad = |name: &str| names.contains(on_one_line(name).as_str());
         let mut next = 0;
         let number = |bad: bool| {
             next += u32::from(!bad);

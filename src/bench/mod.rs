@@ -6,6 +6,8 @@
 //! multiply-adds a second (from registers; on a GPU with cuBLASLt also those of a large product,
 //! whichever are more), and bytes a second copied.
 
+pub mod loader;
+
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
