@@ -70,7 +70,8 @@ fn write_indices(root: &Path) {
     };
     manifest.classes = (0..1000).map(class).collect();
     for (shard, first) in (0..IMAGENET).step_by(IN_SHARD as usize).enumerate() {
-        let mut index = Index { shard_bytes: 1 << 30, ..Index::default() };
+        let mut index = Index::default();
+        index.shard_bytes = 1 << 30;
         for number in first..IMAGENET.min(first + IN_SHARD) {
             let offset = u64::from(number - first) * 100_000;
             let entry = Entry { offset, bytes: 99_000, crc32c: 0, class: number % 1000, number };
