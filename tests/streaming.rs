@@ -280,7 +280,8 @@ fn a_damaged_mean_is_refused() {
     place.run("pack data set --raw --resize 20 --shard-size 20kB").refused(&words[..2]);
     fs::remove_file(place.path("set/manifest.json")).unwrap();
     fs::remove_file(&mean).unwrap();
-    train(&place, "set", "run", "").refused(&["train"]);
+    fs::write(place.path("set/plan.json"), "{}").unwrap();
+    train(&place, "set", "run", "").refused(&["set", "was not ended", "zfnet pack"]);
 }
 
 /// Cut short while a training reads it: an error that names the shard, not a crash and not zeros.

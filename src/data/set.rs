@@ -5,8 +5,9 @@ use std::path::Path;
 use super::Split;
 use super::folder::ImageFolder;
 use super::images::{Images, ReadOptions};
+use super::pack::PLAN;
 use super::shard::ShardSet;
-use crate::Result;
+use crate::{Error, Result};
 
 /// A data set of two splits.
 #[derive(Clone, Debug)]
@@ -25,6 +26,10 @@ impl DataSet {
     pub fn open(root: &Path) -> Result<Self> {
         if ShardSet::is_at(root) {
             ShardSet::open(root).map(DataSet::Shards)
+        } else if root.join(PLAN).is_file() {
+            let reason =
+                "is a set of shards whose packing was not ended: run the same `zfnet pack` again";
+            Err(Error::file(root, reason))
         } else {
             ImageFolder::open(root).map(DataSet::Folder)
         }

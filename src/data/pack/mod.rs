@@ -37,7 +37,7 @@ use crate::error::human_bytes;
 use crate::{Error, Result};
 
 /// Names the plan whose shards a folder holds, until the manifest does.
-const PLAN: &str = "plan.json";
+pub(super) const PLAN: &str = "plan.json";
 const MEAN: &str = "mean.safetensors";
 const REJECTED: &str = "rejected.tsv";
 const LOCK: &str = "lock";
