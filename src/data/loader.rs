@@ -72,6 +72,11 @@ impl Plan {
         self.order.len().div_ceil(self.batch_size)
     }
 
+    /// Images that a batch has at most.
+    fn images_at_most(&self) -> usize {
+        self.batch_size.div_ceil(self.rank.ranks).min(self.order.len())
+    }
+
     /// The images of a batch, and the position of the first; none behind the last.
     fn batch(&self, number: usize) -> (usize, &[u32]) {
         let positions = self.rank.positions(number, self.batch_size, self.order.len());
@@ -111,11 +116,11 @@ impl Loader {
     ) -> Result<Self> {
         let workers = workers.max(1);
         let ring = workers + 2;
+        let images_at_most = plan.images_at_most();
         let (first, end) = (plan.first_batch, plan.end());
         let (free, free_receiver) = sync_channel(ring);
         let (filled_sender, filled) = sync_channel(ring);
         for _ in 0..ring {
-            let images_at_most = plan.batch(first).1.len();
             let batch = Batch {
                 memory: memory(images_at_most * images.bytes_per_image())?,
                 bytes: 0,
