@@ -110,7 +110,12 @@ impl Set {
             let key = key.replace('\u{1b}', "\u{fffd}");
             text.lines().any(|l| l.starts_with(file) && l.contains(&key) && l.contains(what))
         }));
-        assert!(text.contains("`zfnet pack`"), "{text}");
+        let of_all = |file| ["manifest.json", "mean.safetensors"].contains(&file);
+        let advice = match expected.iter().any(|[file, ..]| of_all(file)) {
+            true => "remove the whole set and run the same `zfnet pack` again",
+            false => "remove the damaged files and run the same `zfnet pack` into this folder",
+        };
+        assert!(text.contains(advice), "{text}");
     }
 }
 
