@@ -1,4 +1,4 @@
-//! `zfnet inspect`: the table of a network's layers.
+//! `zfnet inspect`: the table of a network's layers, or what a set of shards holds.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -7,14 +7,23 @@ use anyhow::Result;
 use clap::Args;
 use serde::Serialize;
 use zfnet::backend::cpu::CpuBackend;
+use zfnet::data::Split;
+use zfnet::data::shard::ShardSet;
+use zfnet::data::shard::manifest::{Form, Manifest};
+use zfnet::human_bytes;
 use zfnet::model::{Architecture, Network};
 
-use super::BareArgs;
+use super::{BareArgs, grouped};
+
+/// Classes of a set that are printed; if there are more, all but the first and last few are left out.
+const FEW: usize = 8;
+const FIRST: usize = 5;
+const LAST: usize = 2;
 
 #[derive(Args)]
 pub struct Inspect {
-    /// A built-in network (zfnet, zfnet-wide, alexnet, zfnet-mini, alexnet-mini), a TOML file or a
-    /// checkpoint
+    /// A built-in network (zfnet, zfnet-wide, alexnet, zfnet-mini, alexnet-mini), a TOML file, a
+    /// checkpoint or a set of shards
     what: String,
     /// Print JSON
     #[arg(long)]
@@ -36,6 +45,16 @@ struct Row<'a> {
 }
 
 pub fn run(args: Inspect) -> Result<ExitCode> {
+    let path = Path::new(&args.what);
+    if ShardSet::is_at(path) {
+        let manifest = ShardSet::open(path)?.manifest;
+        if args.json {
+            print!("{}", manifest.to_json());
+        } else {
+            print_set(&args.what, &manifest);
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
     let network = find(&args)?;
     let rows: Vec<Row<'_>> = network
         .layers
@@ -81,6 +100,63 @@ pub fn run(args: Inspect) -> Result<ExitCode> {
     let (parameters, multiply_adds) = (network.parameters(), network.multiply_adds());
     println!("{:<8} {:>16} {parameters:>12} {multiply_adds:>14}", "total", "");
     Ok(ExitCode::SUCCESS)
+}
+
+fn print_set(what: &str, set: &Manifest) {
+    // What stands in a set may come from anywhere, and must not drive the terminal.
+    let line = |text: String| println!("{}", text.replace(char::is_control, "\u{fffd}"));
+    let form = match set.form {
+        Form::Kept => "images as they were, in tars".into(),
+        Form::Resized { side, quality } => {
+            format!("JPEG of quality {quality}, shortest side {side}, in tars")
+        }
+        Form::Raw { side } => format!("raw pixels, {side}x{side}"),
+    };
+    line(format!("{what}: {form}"));
+    let mean = match &set.mean {
+        Some(mean) => format!("{}, {1}x{1}", mean.file, mean.side),
+        None => "none".into(),
+    };
+    for (name, value) in [
+        ("source", &set.source),
+        ("program", &set.program),
+        ("decoder", &set.decoder),
+        ("resizer", &set.resizer),
+        ("mean", &mean),
+        ("rejected", &grouped(set.rejected as usize)),
+    ] {
+        line(format!("{name:<8}  {value}"));
+    }
+
+    println!("\n{:<24} {:>12} {:>10}", "shard", "bytes", "images");
+    for split in [Split::Train, Split::Val] {
+        for shard in set.shards(split) {
+            line(format!("{:<24} {:>12} {:>10}", shard.file, shard.bytes, shard.images));
+        }
+    }
+    for split in [Split::Train, Split::Val] {
+        let bytes =
+            set.shards(split).iter().fold(0u64, |sum, shard| sum.saturating_add(shard.bytes));
+        println!(
+            "{:<24} {:>12} {:>10}",
+            format!("{}: {} shard(s)", split.name(), set.shards(split).len()),
+            human_bytes(bytes as usize),
+            set.images(split)
+        );
+    }
+
+    println!("\n{:<6} {:<20} {:<32} {:>8} {:>8}", "class", "folder", "name", "train", "val");
+    let many = set.classes.len() > FEW;
+    for (index, class) in set.classes.iter().enumerate() {
+        if many && (FIRST..set.classes.len() - LAST).contains(&index) {
+            if index == FIRST {
+                println!("...");
+            }
+            continue;
+        }
+        let (folder, name) = (&class.folder, &class.name);
+        line(format!("{index:<6} {folder:<20} {name:<32} {:>8} {:>8}", class.train, class.val));
+    }
 }
 
 /// A network by name or file, or the one of a checkpoint, read whole and checked.

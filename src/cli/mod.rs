@@ -12,6 +12,7 @@ mod progress;
 mod project;
 mod top9;
 mod train;
+mod verify;
 
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
@@ -57,7 +58,9 @@ enum Command {
     Top9(top9::Top9),
     /// Make shards of many images each, from a folder or tars of images
     Pack(pack::Pack),
-    /// Layers, shapes, parameters and receptive fields of a network or checkpoint
+    /// Check every byte of a set of shards
+    Verify(verify::Verify),
+    /// What a set of shards holds; layers, parameters and receptive fields of a network or checkpoint
     Inspect(inspect::Inspect),
     /// How fast each operation is, beside what this machine can do; or the loader
     Bench(bench::Bench),
@@ -218,6 +221,14 @@ fn use_threads(threads: Option<u16>) -> Result<()> {
     pool.build_global().context("cannot start threads")
 }
 
+/// A number with a comma before every third digit from the right.
+fn grouped(number: usize) -> String {
+    let digits = number.to_string();
+    let groups: Vec<_> =
+        digits.as_bytes().rchunks(3).rev().map(|group| String::from_utf8_lossy(group)).collect();
+    groups.join(",")
+}
+
 /// The folder for a command's pages, made if need be.
 fn make_folder(out: &Path) -> Result<PathBuf> {
     std::fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
@@ -248,6 +259,7 @@ pub fn main() -> ExitCode {
         Command::Project(args) => args.device.clone().run(args),
         Command::Top9(args) => args.device.clone().run(args),
         Command::Pack(args) => pack::run(args),
+        Command::Verify(args) => verify::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Bench(args) => match args.other {
             Some(bench::Other::Loader(args)) => bench_loader::run(args),
@@ -258,4 +270,14 @@ pub fn main() -> ExitCode {
         eprintln!("error: {error:#}");
         ExitCode::FAILURE
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::grouped;
+
+    #[test]
+    fn thousands_are_set_apart() {
+        assert_eq!([0, 999, 1000, 1_281_167].map(grouped), ["0", "999", "1,000", "1,281,167"]);
+    }
 }

@@ -13,6 +13,7 @@ pub mod shard;
 pub mod source;
 pub mod synthetic;
 pub mod tar;
+pub mod verify;
 
 /// A part of a data set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -15,7 +15,7 @@ use crate::model::weights::deserialize;
 use crate::{Error, Result};
 
 /// What to do about a set that does not fit together.
-const MEND: &str = "run the same `zfnet pack` into this folder again: it makes anew what is missing \
+pub(crate) const MEND: &str = "run the same `zfnet pack` into this folder again: it makes anew what is missing \
                     or damaged";
 
 /// A set of shards whose manifest has been read.
@@ -72,19 +72,27 @@ impl ShardSet {
         }
         let shards: Vec<Shard> =
             marks.par_iter().map(|mark| open_shard(&self.root, mark)).collect::<Result<_>>()?;
-        let places = self.places(split, &shards)?;
+        let indices: Vec<_> = shards.iter().map(|shard| (&*shard.path, &shard.index)).collect();
+        let places = self.places(split, &indices, &mut Err)?;
         let io = io.unwrap_or_else(|| Io::for_path(&self.root));
         let (root, form) = (self.root.clone(), self.manifest.form);
         Ok(Shards { root, split, form, io, shards, places })
     }
 
-    /// Where each number lies. Every number must be there once, and of a class that is.
-    fn places(&self, split: Split, shards: &[Shard]) -> Result<Vec<[u32; 2]>> {
+    /// Where each number lies, by all shards of a split and their indices, which have as many images
+    /// as the manifest says. Every number must be there once, and of a class that is: what is not so
+    /// goes to `fault`, which says whether to go on.
+    pub(crate) fn places(
+        &self,
+        split: Split,
+        indices: &[(&Path, &Index)],
+        fault: &mut dyn FnMut(Error) -> Result<()>,
+    ) -> Result<Vec<[u32; 2]>> {
         const NOWHERE: [u32; 2] = [u32::MAX; 2];
         let total = self.manifest.images(split);
         let mut places = vec![NOWHERE; total];
         let mut counts = vec![0; self.manifest.classes.len()];
-        for (shard, Shard { path, index, .. }) in (0..).zip(shards) {
+        for (shard, &(path, index)) in (0..).zip(indices) {
             for (place, entry) in (0..).zip(index.entries()) {
                 let free = places.get_mut(entry.number as usize).filter(|at| **at == NOWHERE);
                 let class = counts.get_mut(entry.class as usize);
@@ -97,21 +105,23 @@ impl ShardSet {
                         entry.class,
                         counts.len()
                     );
-                    return Err(Error::file(path, reason));
+                    fault(Error::file(path, reason))?;
+                    continue;
                 };
                 *free = [shard, place];
                 *class += 1;
             }
         }
-        let mut classes = self.manifest.classes.iter().zip(counts);
-        if let Some((class, found)) = classes.find(|(class, found)| class.images(split) != *found) {
-            let reason = format!(
-                "expected {} {} images of class {}, found {found} in the indices; {MEND}",
-                class.images(split),
-                split.name(),
-                class.folder
-            );
-            return Err(Error::file(self.root.join(MANIFEST), reason));
+        for (class, found) in self.manifest.classes.iter().zip(counts) {
+            if class.images(split) != found {
+                let reason = format!(
+                    "expected {} {} images of class {}, found {found} in the indices; {MEND}",
+                    class.images(split),
+                    split.name(),
+                    class.folder
+                );
+                fault(Error::file(self.root.join(MANIFEST), reason))?;
+            }
         }
         Ok(places)
     }
@@ -130,8 +140,8 @@ impl ShardSet {
     /// The mean image that a manifest speaks of.
     pub(crate) fn read_mean(&self, mark: &MeanMark) -> Result<Vec<f32>> {
         let path = self.root.join(&mark.file);
-        let bytes = std::fs::read(&path).map_err(cannot_read(&path))?;
-        check_hash(&path, &bytes, &mark.xxh3)?;
+        let bytes = read_whole(&path)?;
+        check_hash(&path, xxh3_64(&bytes), &mark.xxh3)?;
         let wanted = [mark.side as usize, mark.side as usize, 3];
         let tensors = deserialize(&bytes).map_err(|error| error.in_file(&path))?;
         match tensors.tensor("mean") {
@@ -144,13 +154,20 @@ impl ShardSet {
     }
 }
 
-/// The index of a shard, if both are what the manifest says.
+/// A shard with its index, if both are what the manifest says. The shard is not read.
 pub(crate) fn open_shard(root: &Path, mark: &ShardMark) -> Result<Shard> {
-    let (path, index_path) = (root.join(&mark.file), root.join(mark.index_file()));
-    let bytes = std::fs::read(&index_path).map_err(cannot_read(&index_path))?;
-    check_hash(&index_path, &bytes, &mark.index_xxh3)?;
-    let index = Index::parse(&bytes)
-        .map_err(|reason| Error::file(&index_path, format!("{reason}; {MEND}")))?;
+    let index = read_index(root, mark)?;
+    check_length(root, mark)?;
+    Ok(Shard { path: root.join(&mark.file), index, bytes: OnceLock::new() })
+}
+
+/// The index of a shard, if it is what the manifest says.
+pub(crate) fn read_index(root: &Path, mark: &ShardMark) -> Result<Index> {
+    let path = root.join(mark.index_file());
+    let bytes = read_whole(&path)?;
+    check_hash(&path, xxh3_64(&bytes), &mark.index_xxh3)?;
+    let index =
+        Index::parse(&bytes).map_err(|reason| Error::file(&path, format!("{reason}; {MEND}")))?;
     let of_shard = (index.shard_bytes, format!("{:016x}", index.shard_xxh3), index.len());
     let expected = (mark.bytes, mark.xxh3.clone(), mark.images as usize);
     if of_shard != expected {
@@ -158,14 +175,38 @@ pub(crate) fn open_shard(root: &Path, mark: &ShardMark) -> Result<Shard> {
             "expected the index of a shard of {expected:?} (bytes, xxh3, images), found one of \
              {of_shard:?}; {MEND}"
         );
-        return Err(Error::file(&index_path, reason));
+        return Err(Error::file(&path, reason));
     }
+    Ok(index)
+}
+
+/// Whether a shard is there and as long as the manifest says.
+pub(crate) fn check_length(root: &Path, mark: &ShardMark) -> Result<()> {
+    let path = root.join(&mark.file);
     let found = std::fs::metadata(&path).map_err(cannot_read(&path))?.len();
     if found != mark.bytes {
         let reason = format!("expected {} bytes, found {found}; {MEND}", mark.bytes);
         return Err(Error::file(&path, reason));
     }
-    Ok(Shard { path, index, bytes: OnceLock::new() })
+    Ok(())
+}
+
+/// Whether an image's bytes are those that were packed.
+pub(crate) fn check_image(entry: &Entry, bytes: &[u8]) -> Result<(), String> {
+    let found = crc32c::crc32c(bytes);
+    if found == entry.crc32c {
+        Ok(())
+    } else {
+        Err(format!("damaged: expected CRC-32C {:08x}, found {found:08x}", entry.crc32c))
+    }
+}
+
+fn read_whole(path: &Path) -> Result<Vec<u8>> {
+    // Asked for before it is opened, which waits for ever if it is a pipe.
+    if !std::fs::metadata(path).map_err(cannot_read(path))?.is_file() {
+        return Err(Error::file(path, format!("expected a file, found something else; {MEND}")));
+    }
+    std::fs::read(path).map_err(cannot_read(path))
 }
 
 /// For `map_err`: a file of the set that cannot be read.
@@ -177,9 +218,9 @@ fn cannot_read(path: &Path) -> impl FnOnce(std::io::Error) -> Error {
     }
 }
 
-/// Whether a file of a set is the one that its manifest speaks of.
-fn check_hash(path: &Path, bytes: &[u8], expected: &str) -> Result<()> {
-    let found = format!("{:016x}", xxh3_64(bytes));
+/// Whether a file of a set, which has this xxh3, is the one that its manifest speaks of.
+pub(crate) fn check_hash(path: &Path, xxh3: u64, expected: &str) -> Result<()> {
+    let found = format!("{xxh3:016x}");
     if found == expected {
         return Ok(());
     }
@@ -246,12 +287,7 @@ impl Shards {
     pub fn read(&self, number: usize, out: &mut [u8]) -> Result<Result<(), String>> {
         let (shard, entry) = self.at(number);
         self.opened(shard)?.read_at(entry.offset, out)?;
-        let found = crc32c::crc32c(out);
-        Ok(if found == entry.crc32c {
-            Ok(())
-        } else {
-            Err(format!("damaged: expected CRC-32C {:08x}, found {found:08x}", entry.crc32c))
-        })
+        Ok(check_image(&entry, out))
     }
 
     /// Tells the system that an image's bytes will be wanted soon.

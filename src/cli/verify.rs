@@ -1,0 +1,86 @@
+//! `zfnet verify`: whether a set of shards is still what was packed.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use anyhow::Result;
+use clap::Args;
+use zfnet::data::verify::{Report, verify};
+use zfnet::human_bytes;
+
+use super::progress::Progress;
+use super::{grouped, signal_code, stop_on_signals, use_threads};
+
+/// Problems printed; `--json` has all.
+const SHOWN: usize = 50;
+
+#[derive(Args)]
+pub struct Verify {
+    /// Folder of a set that `zfnet pack` has made
+    set: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// CPU threads [default: all cores]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    threads: Option<u16>,
+}
+
+pub fn run(args: Verify) -> Result<ExitCode> {
+    use_threads(args.threads)?;
+    let stop = stop_on_signals()?;
+    let mut progress = Progress::new();
+    let begun = Instant::now();
+    let report = verify(&args.set, &stop, &mut |done, total| {
+        let rate = done as f64 / begun.elapsed().as_secs_f64().max(1e-9);
+        progress.show("verify", done, total, &format!(", {rate:.0} images/s"));
+    });
+    progress.end();
+    let report = report?;
+    if stop.load(Ordering::Relaxed) != 0 {
+        eprintln!("stopped; the set has not been checked to its end");
+        return Ok(signal_code(&stop));
+    }
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print(&report);
+    }
+    Ok(if report.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn print(report: &Report) {
+    let checked = format!(
+        "{} images in {} shards, {}",
+        grouped(report.images),
+        grouped(report.shards),
+        human_bytes(report.bytes as usize)
+    );
+    let problems = &report.problems;
+    if problems.is_empty() {
+        println!("{checked}: all good");
+        return;
+    }
+    for problem in problems.iter().take(SHOWN) {
+        let key = problem.key.as_ref().map_or(String::new(), |key| format!("{key}: "));
+        let line = format!("{}: {key}{}", problem.file, problem.what);
+        // Names from a damaged file must not drive the terminal.
+        println!("{}", line.replace(char::is_control, "\u{fffd}"));
+    }
+    if problems.len() > SHOWN {
+        println!("... and {} more", grouped(problems.len() - SHOWN));
+    }
+    println!("\n{checked}: {} problem(s)", grouped(problems.len()));
+    // The manifest and the mean image come of all shards.
+    let of_shard = |file: &str| [".tar", ".raw", ".idx"].iter().any(|end| file.ends_with(end));
+    if !problems.iter().all(|problem| of_shard(&problem.file)) {
+        println!("remove the whole set and run the same `zfnet pack` again");
+    } else {
+        println!(
+            "remove the damaged files and run the same `zfnet pack` into this folder again: it makes \
+             them anew"
+        );
+    }
+}
