@@ -244,10 +244,10 @@ pub fn key_matches(key: &str, name: &str) -> bool {
 /// Where names of the same class differ in nothing but dots and endings, the later ones get a number.
 fn other_keys(items: &[Item]) -> HashMap<u32, String> {
     let mut others = HashMap::new();
+    let mut place = 0;
     for class in items.chunk_by(|a, b| a.class == b.class) {
         let mut taken = HashSet::new();
-        let first = items.element_offset(&class[0]).expect("a part of the items");
-        for (place, item) in (first as u32..).zip(class) {
+        for item in class {
             let plain = plain_key(&item.name);
             let mut key = plain.clone();
             for number in 2.. {
@@ -259,6 +259,7 @@ fn other_keys(items: &[Item]) -> HashMap<u32, String> {
             if key != plain {
                 others.insert(place, key);
             }
+            place += 1;
         }
     }
     others

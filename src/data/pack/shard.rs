@@ -181,7 +181,7 @@ impl Packer<'_> {
 /// A shard on its way to the disk.
 enum Writer {
     Tar(Box<Builder<Hashed>>),
-    Raw(Hashed, u64),
+    Raw(Box<Hashed>, u64),
 }
 
 impl Writer {
@@ -190,7 +190,7 @@ impl Writer {
         let hashed = Hashed { file, hash: Xxh3::new(), at: 0 };
         match form {
             Form::Kept | Form::Resized { .. } => Writer::Tar(Box::new(Builder::new(hashed))),
-            Form::Raw { side } => Writer::Raw(hashed, raw_stride(side)),
+            Form::Raw { side } => Writer::Raw(Box::new(hashed), raw_stride(side)),
         }
     }
 
@@ -223,7 +223,7 @@ impl Writer {
     fn end(self) -> io::Result<(u64, u64)> {
         let mut hashed = match self {
             Writer::Tar(tar) => tar.into_inner()?,
-            Writer::Raw(file, _) => file,
+            Writer::Raw(file, _) => *file,
         };
         hashed.flush()?;
         hashed.file.get_ref().sync_all()?;
