@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use anyhow::{Result, bail};
@@ -21,7 +22,7 @@ pub struct Pack {
     source: PathBuf,
     /// Folder for the set: a new one, or the beginning of this set, which is then gone on with
     out: PathBuf,
-    /// Length of a shard, at most: 1GB, 500MB, 1GiB or a number of bytes
+    /// Length of a shard, at most (about, with --resize): 1GB, 500MB, 1GiB or a number of bytes
     #[arg(long, default_value = "1GB", value_parser = parse_bytes)]
     shard_size: u64,
     /// Resize the shortest side to so many pixels and write JPEG, instead of keeping the files as
@@ -67,8 +68,18 @@ pub fn run(args: Pack) -> Result<ExitCode> {
     let mut progress = Progress::new();
     let source = Source::open(&args.source, &mut |images| {
         progress.show("list images", images, images, "");
-        Ok(())
-    })?;
+        match stop.load(Ordering::Relaxed) {
+            0 => Ok(()),
+            _ => Err(zfnet::Error::Data("stopped".into())),
+        }
+    });
+    let source = match source {
+        Err(_) if stop.load(Ordering::Relaxed) != 0 => {
+            progress.end();
+            return Ok(stopped(&stop));
+        }
+        listed => listed?,
+    };
     let plan = Plan::new(&source, &options)?;
     progress.line(&format!(
         "{}: {} classes, {} training and {} validation images",
@@ -97,10 +108,7 @@ pub fn run(args: Pack) -> Result<ExitCode> {
     });
     progress.end();
     match outcome? {
-        Outcome::Stopped => {
-            eprintln!("stopped; the same command goes on");
-            return Ok(signal_code(&stop));
-        }
+        Outcome::Stopped => return Ok(stopped(&stop)),
         Outcome::Already(0) => {
             eprintln!("the whole set is there already; `zfnet verify` checks it")
         }
@@ -109,6 +117,12 @@ pub fn run(args: Pack) -> Result<ExitCode> {
     }
     println!("{}", args.out.display());
     Ok(ExitCode::SUCCESS)
+}
+
+/// Says that a signal has ended it, and how to go on.
+fn stopped(stop: &AtomicUsize) -> ExitCode {
+    eprintln!("stopped; the same command goes on");
+    signal_code(stop)
 }
 
 /// "1GB", "500 MB", "1GiB" or a plain number.

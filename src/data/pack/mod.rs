@@ -88,8 +88,9 @@ pub fn pack(
         return packer.mend(&manifest, stop, observe);
     }
     fs::create_dir_all(out).map_err(Error::io("create", out))?;
+    packer.unfinished()?; // or the lock would be left in a folder that is none of ours
     let _lock = lock(out, "another `zfnet pack`")?;
-    packer.claim()?;
+    packer.unfinished()?.iter().try_for_each(|name| packer.remove(name))?;
 
     let of_images = source.train.len() + source.val.len();
     let mut progress = Progress { images: 0, of_images, bytes: 0, rejected: 0 };
@@ -194,9 +195,9 @@ impl Packer<'_> {
         format!("{{\"packing\": \"zfnet shards\", \"plan\": \"{}\"}}\n", self.plan.hash)
     }
 
-    /// Makes sure that the folder holds nothing but parts of this set, and removes what was not
-    /// written to its end.
-    fn claim(&self) -> Result<()> {
+    /// Makes sure that the folder holds nothing but parts of this set. Returns the files that were
+    /// not written to their end.
+    fn unfinished(&self) -> Result<Vec<String>> {
         let own = match fs::read_to_string(self.path(PLAN)) {
             Ok(text) if text == self.claim_text() => true,
             Ok(_) => {
@@ -228,7 +229,7 @@ impl Packer<'_> {
                 unfinished.push(name);
             }
         }
-        unfinished.iter().try_for_each(|name| self.remove(name))
+        Ok(unfinished)
     }
 
     fn holds(&self, what: String) -> Error {

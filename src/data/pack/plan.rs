@@ -33,7 +33,8 @@ const MAX_SHARD_BYTES: u64 = 16 << 30;
 pub struct Options {
     /// How images lie in it.
     pub form: Form,
-    /// A shard is ended before it becomes longer than this, if it has an image.
+    /// A shard is ended before it becomes longer than this, if it has an image. Resized images are
+    /// counted at their estimated length, so that shards come out about as long.
     pub shard_bytes: u64,
     /// Whether images lie in a shuffled order, always the same, so that a shard read from its front
     /// gives mixed classes; or by class and name.
