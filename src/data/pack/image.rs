@@ -8,6 +8,7 @@ use fast_image_resize as fir;
 use jpeg_encoder::{ColorType, Encoder, SamplingFactor};
 
 use crate::data::decode::{DecodeError, Preparer, Rgb, decode};
+use crate::data::shard::crc32c;
 use crate::data::shard::manifest::Form;
 use crate::data::source::{Item, Source};
 use crate::{Error, Result};
@@ -28,7 +29,7 @@ pub struct Stored {
 
 impl Stored {
     fn new(bytes: Vec<u8>, extension: &'static str) -> Self {
-        Stored { crc32c: crc32c::crc32c(&bytes), bytes, extension }
+        Stored { crc32c: crc32c(&bytes), bytes, extension }
     }
 }
 

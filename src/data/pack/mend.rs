@@ -29,7 +29,6 @@ impl Packer<'_> {
                 }
             }
         }
-        self.check_mean(manifest)?;
         if damaged.is_empty() {
             self.tidy()?;
             return Ok(Outcome::Already(0));
@@ -89,14 +88,9 @@ impl Packer<'_> {
         Ok(items.map(|item| is_bad(&item.name)).map(number).collect())
     }
 
-    /// The mean image takes all shards to make.
-    fn check_mean(&self, manifest: &Manifest) -> Result<()> {
-        let Some(mark) = &manifest.mean else { return Ok(()) };
+    /// Whether the mean image, if there is to be one, is there as the manifest says.
+    pub(super) fn has_mean(&self, manifest: &Manifest) -> bool {
         let set = ShardSet { root: self.out.into(), manifest: manifest.clone() };
-        set.read_mean(mark).map(|_| ()).map_err(|error| {
-            let reason = "to make it anew, remove manifest.json and run this again: every image is \
-                          packed again";
-            Error::file(self.path(&mark.file), format!("{}; {reason}", error.without_path()))
-        })
+        manifest.mean.as_ref().is_none_or(|mark| set.read_mean(mark).is_ok())
     }
 }

@@ -85,7 +85,12 @@ pub fn pack(
 ) -> Result<Outcome> {
     let packer = Packer { source, plan, out, max_bad };
     if let Some(manifest) = packer.finished()? {
-        return packer.mend(&manifest, stop, observe);
+        if packer.has_mean(&manifest) {
+            return packer.mend(&manifest, stop, observe);
+        }
+        // The mean image takes all shards to make.
+        packer.write_aside(PLAN, packer.claim_text().as_bytes())?;
+        packer.remove(MANIFEST)?;
     }
     fs::create_dir_all(out).map_err(Error::io("create", out))?;
     packer.unfinished()?; // or the lock would be left in a folder that is none of ours

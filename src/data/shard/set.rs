@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::bytes::{Io, ShardBytes};
+use super::crc32c;
 use super::index::{Entry, Index};
 use super::manifest::{Form, MANIFEST, Manifest, MeanMark, ShardMark};
 use crate::data::Split;
@@ -193,7 +194,7 @@ pub(crate) fn check_length(root: &Path, mark: &ShardMark) -> Result<()> {
 
 /// Whether an image's bytes are those that were packed.
 pub(crate) fn check_image(entry: &Entry, bytes: &[u8]) -> Result<(), String> {
-    let found = crc32c::crc32c(bytes);
+    let found = crc32c(bytes);
     if found == entry.crc32c {
         Ok(())
     } else {
