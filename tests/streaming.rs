@@ -17,7 +17,7 @@ use zfnet::data::loader::{Bad, Loader, Plan};
 use zfnet::data::order::{Rank, epoch_order};
 use zfnet::data::set::DataSet;
 use zfnet::data::shard::Io;
-use zfnet::data::shard::index::Index;
+use zfnet::data::shard::index::{Entry, Index};
 
 const OPTIONS: ReadOptions =
     ReadOptions { side: 20, max_bad: 0.0, cache_bytes: 0, io: Some(Io::Mmap) };
@@ -118,6 +118,10 @@ fn a_window_reads_shards_in_turn_and_loses_nothing() {
     train(&place, "set", "again", "--resume").refused(&["--shuffle-window"]);
     train(&place, "set", "again", "--shuffle-window 8 --resume").ok();
     assert_eq!(place.results("windowed"), place.results("again"));
+    // The same images, lying otherwise, would come in another order.
+    place.run("pack data other --shard-size 40kB").ok();
+    train(&place, "set", "moved", "--shuffle-window 8 --max-steps 2").ok();
+    train(&place, "other", "moved", "--shuffle-window 8 --resume").refused(&["training images"]);
     train(&place, "data", "folder", "--shuffle-window 8").refused(&["--shuffle-window", "pack"]);
     assert!(!place.path("folder").exists());
 }
@@ -265,6 +269,26 @@ fn sets_that_do_not_fit_together() {
     refused(&manifest("\"version\": 1", "\"version\": 9"), &["manifest.json", "version 9"]);
     refused(&manifest("\"train\": 6", "\"train\": 7"), &["manifest.json", "60", "61"]);
     refused(&manifest("{", "["), &["manifest.json", "expected"]);
+}
+
+/// Lengths that no packer writes, with all checksums right.
+#[test]
+fn raw_images_of_other_lengths_are_refused() {
+    let place = packed("--raw --resize 24");
+    let manifest = place.path("set/manifest.json");
+    let path = place.path("set/train-000000.idx");
+    let bytes = fs::read(&path).unwrap();
+    let index = Index::parse(&bytes).unwrap();
+    let mut forged = Index::default();
+    (forged.shard_bytes, forged.shard_xxh3) = (index.shard_bytes, index.shard_xxh3);
+    for (place, entry) in index.entries().iter().enumerate() {
+        forged.push(Entry { bytes: entry.bytes - 3, ..*entry }, index.name(place));
+    }
+    let hash = |bytes: &[u8]| format!("{:016x}", xxhash_rust::xxh3::xxh3_64(bytes));
+    let text = fs::read_to_string(&manifest).unwrap();
+    fs::write(&manifest, text.replace(&hash(&bytes), &hash(&forged.to_bytes()))).unwrap();
+    fs::write(&path, forged.to_bytes()).unwrap();
+    train(&place, "set", "run", "").refused(&["train-000000.raw", "cannot have 1725 bytes"]);
 }
 
 /// The mean image of a set is used where its size fits, so it must be what it was.

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use clap::Args;
+use zfnet::data::shard::manifest::MANIFEST;
 use zfnet::data::verify::{Report, verify};
 use zfnet::human_bytes;
 
@@ -73,8 +74,8 @@ fn print(report: &Report) {
         println!("... and {} more", grouped(problems.len() - SHOWN));
     }
     println!("\n{checked}: {} problem(s)", grouped(problems.len()));
-    // The manifest and the mean image come of all shards.
-    let of_shard = |file: &str| [".tar", ".raw", ".idx"].iter().any(|end| file.ends_with(end));
+    // The manifest comes of all shards, and says what they must be.
+    let of_shard = |file: &str| !file.ends_with(MANIFEST);
     if !problems.iter().all(|problem| of_shard(&problem.file)) {
         println!("remove the whole set and run the same `zfnet pack` again");
     } else {

@@ -172,6 +172,16 @@ impl Images {
         format!("{} files, xxh3 {:016x}{changed}", self.len(), hash.digest())
     }
 
+    /// A hash of the order in which images lie in shards, which a windowed order refers to.
+    pub fn layout(&self) -> String {
+        let mut hash = Xxh3::new();
+        for shard in self.shards().into_iter().flat_map(Shards::on_disk) {
+            shard.for_each(|number| hash.update(&number.to_le_bytes()));
+            hash.update(&u32::MAX.to_le_bytes());
+        }
+        format!("{:016x}", hash.digest())
+    }
+
     /// Rows and columns of a square.
     pub fn side(&self) -> usize {
         self.options.side

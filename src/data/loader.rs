@@ -194,7 +194,8 @@ impl Loader {
             self.early[number % ring] = Some(batch);
         };
         self.waited += start.elapsed();
-        self.next += 1;
+        // An error is the end: the batch is lost to the ring.
+        self.next = if batch.is_err() { self.end } else { self.next + 1 };
         batch.map(Some)
     }
 

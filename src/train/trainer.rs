@@ -702,7 +702,7 @@ fn start<B: Backend>(
     }
     let momentum = Params::zeros(backend, &network)?;
     let recipe = network.architecture.recipe.clone();
-    let data = job.train.fingerprint();
+    let data = data_of(job);
     let mut state = State::new(recipe, job.seed, job.accumulate, backend.describe(), data);
     state.shuffle_window = job.shuffle_window;
     let model = Model { network, params, preprocess, classes: job.classes.clone() };
@@ -795,6 +795,15 @@ fn last_checkpoint<B: Backend>(
     }
 }
 
+/// The images that a run sees and, if it sees them as they lie in shards, how they lie.
+fn data_of(job: &Job<'_>) -> String {
+    let images = job.train.fingerprint();
+    match job.shuffle_window {
+        Some(_) => format!("{images}, in shards as {}", job.train.layout()),
+        None => images,
+    }
+}
+
 /// A continued run must be the run that was begun; only its length may change.
 fn agree<B: Backend>(
     backend: &B,
@@ -838,8 +847,8 @@ fn agree<B: Backend>(
     if state.shuffle_window != job.shuffle_window {
         return differs("--shuffle-window", &state.shuffle_window, &job.shuffle_window);
     }
-    if state.data != job.train.fingerprint() {
-        return differs("set of training images", &state.data, &job.train.fingerprint());
+    if state.data != data_of(job) {
+        return differs("set of training images", &state.data, &data_of(job));
     }
     // Threads do not matter, instructions do.
     let kind = |description: &str| description.rsplit(", ").next().map(str::to_owned);

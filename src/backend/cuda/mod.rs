@@ -435,13 +435,14 @@ impl Backend for CudaBackend {
     ) -> Result<()> {
         let memory: &mut dyn Any = pixels;
         match memory.downcast_mut::<Pinned>() {
-            Some(filled) => {
+            // Of another length, it would not do for the next batch.
+            Some(filled) if filled.bytes().len() == batch.staging.pixels.bytes().len() => {
                 // The batch before has been copied from what is given in exchange.
                 batch.staging.copied.synchronize().map_err(failed("wait for a copy"))?;
                 std::mem::swap(filled, &mut batch.staging.pixels);
                 self.send_batch(batch, bytes, crops, labels)
             }
-            None => self.upload_batch(batch, &pixels.bytes()[..bytes], crops, labels),
+            _ => self.upload_batch(batch, &pixels.bytes()[..bytes], crops, labels),
         }
     }
 

@@ -5,11 +5,11 @@ use std::collections::HashSet;
 use std::sync::atomic::AtomicUsize;
 
 use super::finish::on_one_line;
-use super::{LOCK, Outcome, Packer, Progress, REJECTED, ShardPlan};
+use super::{Outcome, Packer, Progress, REJECTED, ShardPlan};
 use crate::data::Split;
 use crate::data::shard::manifest::{Manifest, ShardMark};
 use crate::data::shard::set::{ShardSet, open_shard};
-use crate::disk::lock;
+use crate::data::source::Item;
 use crate::{Error, Result};
 
 impl Packer<'_> {
@@ -24,37 +24,27 @@ impl Packer<'_> {
         let mut damaged = Vec::new();
         for split in [Split::Train, Split::Val] {
             for mark in manifest.shards(split) {
-                if open_shard(self.out, mark).is_err() {
+                if !is_whole(open_shard(self.out, mark))? {
                     damaged.push((self.planned(mark)?, mark));
                 }
             }
         }
         if damaged.is_empty() {
-            self.tidy()?;
             return Ok(Outcome::Already(0));
         }
-        let _lock = lock(self.out, "another `zfnet pack`")?;
         let shards: Vec<&ShardPlan> = damaged.iter().map(|(shard, _)| *shard).collect();
         self.check_space(&shards)?;
-        let numbers = [Split::Train, Split::Val].map(|split| self.numbers_as_before(split));
-        let [train, val] = numbers;
-        let numbers = [train?, val?];
+        let numbers = self.numbers_as_before(manifest)?;
         let of_images = shards.iter().map(|shard| shard.items.len()).sum();
         let mut progress = Progress { images: 0, of_images, bytes: 0, rejected: 0 };
         for &(shard, mark) in &damaged {
-            if !self.write_shard(shard, stop, &mut [0; 2], &mut progress, observe)? {
+            if !self.write_shard(shard, Some(mark), stop, &mut [0; 2], &mut progress, observe)? {
                 return Ok(Outcome::Stopped);
             }
             let part = self.read_part(shard).into_iter().collect();
             let numbers = &numbers[shard.split as usize];
-            if self.write_indices(&[shard], part, numbers)? != [mark.clone()] {
-                let reason = "does not come out as it was: the source has changed, or the decoder; \
-                              remove the whole set and pack it again";
-                return Err(Error::file(self.path(&shard.file), reason));
-            }
-            self.remove(&shard.beside("part"))?;
+            self.write_indices(&[shard], part, numbers)?;
         }
-        self.remove(LOCK)?;
         Ok(Outcome::Already(damaged.len()))
     }
 
@@ -64,33 +54,55 @@ impl Packer<'_> {
         known.ok_or_else(|| self.holds(format!("{}, which is no part of it", mark.file)))
     }
 
-    /// The numbers that the images of a finished set have.
-    fn numbers_as_before(&self, split: Split) -> Result<Vec<Option<u32>>> {
+    /// The numbers that the images of a finished set have, by split.
+    fn numbers_as_before(&self, manifest: &Manifest) -> Result<[Vec<Option<u32>>; 2]> {
         let path = self.path(REJECTED);
         let rejected = match std::fs::read_to_string(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
             Err(error) => return Err(Error::io("read", path)(error)),
         };
-        let names: HashSet<&str> = rejected
+        let names: HashSet<(&str, &str)> = rejected
             .lines()
             .filter_map(|line| {
-                line.strip_prefix(split.name())?.strip_prefix('\t')?.split('\t').next()
+                let mut columns = line.split('\t');
+                Some((columns.next()?, columns.next()?))
             })
             .collect();
-        let is_bad = |name: &str| names.contains(on_one_line(name).as_str());
-        let mut next = 0;
-        let number = |bad: bool| {
-            next += u32::from(!bad);
-            (!bad).then(|| next - 1)
-        };
-        let items = self.source.items(split).iter();
-        Ok(items.map(|item| is_bad(&item.name)).map(number).collect())
+        let mut left_out = 0;
+        let numbers = [Split::Train, Split::Val].map(|split| {
+            let mut next = 0;
+            let number = |item: &Item| {
+                let bad = names.contains(&(split.name(), on_one_line(&item.name).as_str()));
+                left_out += u32::from(bad);
+                next += u32::from(!bad);
+                (!bad).then(|| next - 1)
+            };
+            self.source.items(split).iter().map(number).collect()
+        });
+        if left_out != manifest.rejected {
+            let reason = format!(
+                "expected the {} images that were left out, found {left_out} of the source's; remove \
+                 the whole set and pack it again",
+                manifest.rejected
+            );
+            return Err(Error::file(path, reason));
+        }
+        Ok(numbers)
     }
 
     /// Whether the mean image, if there is to be one, is there as the manifest says.
-    pub(super) fn has_mean(&self, manifest: &Manifest) -> bool {
+    pub(super) fn has_mean(&self, manifest: &Manifest) -> Result<bool> {
         let set = ShardSet { root: self.out.into(), manifest: manifest.clone() };
-        manifest.mean.as_ref().is_none_or(|mark| set.read_mean(mark).is_ok())
+        manifest.mean.as_ref().map_or(Ok(true), |mark| is_whole(set.read_mean(mark)))
+    }
+}
+
+/// Whether something of a set was as it must be. A disk that fails is another matter.
+fn is_whole<T>(read: Result<T>) -> Result<bool> {
+    match read {
+        Ok(_) => Ok(true),
+        Err(error @ Error::Io { .. }) => Err(error),
+        Err(_) => Ok(false),
     }
 }

@@ -84,17 +84,21 @@ pub fn pack(
     observe: &mut dyn FnMut(Progress),
 ) -> Result<Outcome> {
     let packer = Packer { source, plan, out, max_bad };
+    fs::create_dir_all(out).map_err(Error::io("create", out))?;
+    if packer.finished()?.is_none() {
+        packer.unfinished()?; // or the lock would be left in a folder that is none of ours
+    }
+    let _lock = lock(out, "another `zfnet pack`")?;
     if let Some(manifest) = packer.finished()? {
-        if packer.has_mean(&manifest) {
-            return packer.mend(&manifest, stop, observe);
+        if packer.has_mean(&manifest)? {
+            let outcome = packer.mend(&manifest, stop, observe)?;
+            packer.tidy()?;
+            return Ok(outcome);
         }
         // The mean image takes all shards to make.
         packer.write_aside(PLAN, packer.claim_text().as_bytes())?;
         packer.remove(MANIFEST)?;
     }
-    fs::create_dir_all(out).map_err(Error::io("create", out))?;
-    packer.unfinished()?; // or the lock would be left in a folder that is none of ours
-    let _lock = lock(out, "another `zfnet pack`")?;
     packer.unfinished()?.iter().try_for_each(|name| packer.remove(name))?;
 
     let of_images = source.train.len() + source.val.len();
@@ -114,7 +118,7 @@ pub fn pack(
     packer.check_space(&missing)?;
     packer.write_aside(PLAN, packer.claim_text().as_bytes())?;
     for shard in missing {
-        if !packer.write_shard(shard, stop, &mut rejected, &mut progress, observe)? {
+        if !packer.write_shard(shard, None, stop, &mut rejected, &mut progress, observe)? {
             return Ok(Outcome::Stopped);
         }
     }
@@ -271,7 +275,11 @@ impl Packer<'_> {
 
     /// Whether the disk has room for the shards that are still to be written.
     fn check_space(&self, missing: &[&ShardPlan]) -> Result<()> {
-        let shards: u64 = missing.iter().map(|shard| shard.bytes).sum();
+        // One that is there already is written beside itself, and then takes its place.
+        let there = |shard: &ShardPlan| fs::metadata(self.path(&shard.file)).map_or(0, |f| f.len());
+        let more = |shard: &&ShardPlan| shard.bytes.saturating_sub(there(shard));
+        let beside = missing.iter().map(|s| there(s)).max().unwrap_or(0);
+        let shards: u64 = missing.iter().map(more).sum::<u64>() + beside;
         let images: usize = missing.iter().map(|shard| shard.items.len()).sum();
         let wanted = shards + self.plan.beside_bytes(missing.len(), images);
         match free_bytes(self.out) {

@@ -302,6 +302,18 @@ fn check_names(source: &Source) -> Result<()> {
             )));
         }
     }
+    let mut empty = vec![!source.train.is_empty(); source.classes.len()];
+    for item in &source.train {
+        if let Some(class) = empty.get_mut(item.class as usize) {
+            *class = false;
+        }
+    }
+    if let Some(class) = empty.iter().position(|empty| *empty) {
+        let class = &source.classes[class];
+        return Err(Error::Data(format!(
+            "class {class} has no training image; it cannot be learnt"
+        )));
+    }
     for item in source.train.iter().chain(&source.val) {
         let class = source.classes.get(item.class as usize);
         let file = class.and_then(|class| item.name.strip_prefix(class)?.strip_prefix('/'));

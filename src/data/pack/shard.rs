@@ -13,15 +13,17 @@ use super::image::{Maker, Stored};
 use super::plan::{ShardPlan, raw_stride};
 use super::{ASIDE, Packer, Progress};
 use crate::data::Split;
-use crate::data::shard::manifest::Form;
+use crate::data::shard::manifest::{Form, ShardMark};
 use crate::data::source::Item;
 use crate::{Error, Result};
 
 /// Images in memory at a time: so many,
 const CHUNK_IMAGES: usize = 256;
-/// and about so many bytes.
+/// and about so many bytes,
 const CHUNK_BYTES: u64 = 64 << 20;
-/// Images that a thread takes at a time.
+/// or so many for each thread.
+const THREAD_BYTES: u64 = 16 << 20;
+/// Images that a thread takes at a time, at most.
 const THREAD_IMAGES: usize = 16;
 /// The time that all members bear: when the paper appeared. GNU tar warns of 1970.
 const MTIME: u64 = 1_384_214_400;
@@ -55,10 +57,12 @@ pub struct Packed {
 }
 
 impl Packer<'_> {
-    /// Writes a shard and its part; `false` if it was asked to stop.
+    /// Writes a shard and its part; `false` if it was asked to stop. If there was one before, it must
+    /// come out the same.
     pub(super) fn write_shard(
         &self,
         shard: &ShardPlan,
+        as_before: Option<&ShardMark>,
         stop: &AtomicUsize,
         rejected: &mut [usize; 2],
         progress: &mut Progress,
@@ -101,6 +105,14 @@ impl Packer<'_> {
             observe(*progress);
         }
         (part.shard_bytes, part.shard_xxh3) = writer.end().map_err(Error::io("write", &path))?;
+        if let Some(mark) = as_before
+            && (part.shard_bytes, format!("{:016x}", part.shard_xxh3))
+                != (mark.bytes, mark.xxh3.clone())
+        {
+            let reason = "does not come out as it was: the source has changed, or the decoder; \
+                          remove the whole set and pack it again";
+            return Err(Error::file(self.path(&shard.file), reason));
+        }
         progress.bytes = before + part.shard_bytes;
         self.put_in_place(&shard.file)?;
         let json = serde_json::to_string(&part).expect("plain data");
@@ -124,10 +136,11 @@ impl Packer<'_> {
     /// A shard's images in pieces that fit into memory.
     fn chunks<'a>(&self, shard: &'a ShardPlan) -> Vec<&'a [u32]> {
         let items = self.source.items(shard.split);
+        let most = CHUNK_BYTES.max(THREAD_BYTES * rayon::current_num_threads() as u64);
         let (mut chunks, mut first, mut bytes) = (Vec::new(), 0, 0);
         for (place, item) in shard.items.iter().enumerate() {
             let weight = self.plan.weight(&items[*item as usize]);
-            let full = place - first == CHUNK_IMAGES || bytes + weight > CHUNK_BYTES;
+            let full = place - first == CHUNK_IMAGES || bytes + weight > most;
             if full && place > first {
                 chunks.push(&shard.items[first..place]);
                 (first, bytes) = (place, 0);
@@ -163,9 +176,12 @@ impl Packer<'_> {
             }
             Ok::<_, Error>((all, sums))
         };
+        // Several pieces for each thread, also where a chunk has few large images.
+        let pieces = 4 * rayon::current_num_threads();
+        let per_thread = (chunk.len() / pieces).clamp(1, THREAD_IMAGES);
         // Collected in the chunk's order, whichever thread was first.
         let pieces: Vec<_> = chunk
-            .par_chunks(THREAD_IMAGES)
+            .par_chunks(per_thread)
             .map_init(Maker::default, make_some)
             .collect::<Result<_>>()?;
         sums.resize(length, 0);

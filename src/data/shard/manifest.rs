@@ -1,5 +1,6 @@
 //! `manifest.json`: what a set of shards holds. It is written last, so a set that has one is whole.
 
+use std::io::ErrorKind;
 use std::path::{Component, Path};
 
 use serde::{Deserialize, Serialize};
@@ -132,7 +133,15 @@ impl Manifest {
     /// If there is none, or it is not one of ours.
     pub fn read(root: &Path) -> Result<Self> {
         let path = root.join(MANIFEST);
-        let bytes = std::fs::metadata(&path).map_err(Error::io("read", &path))?.len();
+        let bytes = std::fs::metadata(&path).map_err(|error| match error.kind() {
+            ErrorKind::NotFound => {
+                let reason = "is no set of shards: expected a manifest.json in it, which `zfnet pack` \
+                              writes last; if packing was not ended, run the same command again";
+                Error::file(root, reason)
+            }
+            _ => Error::io("read", &path)(error),
+        })?;
+        let bytes = bytes.len();
         if bytes > MAX_BYTES {
             return Err(Error::file(
                 &path,
@@ -141,7 +150,10 @@ impl Manifest {
         }
         let text = std::fs::read(&path).map_err(Error::io("read", &path))?;
         Self::parse(&text).map_err(|reason| {
-            Error::file(&path, format!("{reason}; make the set again with `zfnet pack`"))
+            Error::file(
+                &path,
+                format!("{reason}; remove the whole set and pack it again with `zfnet pack`"),
+            )
         })
     }
 

@@ -12,6 +12,7 @@ use super::crc32c;
 use super::index::{Entry, Index};
 use super::manifest::{Form, MANIFEST, Manifest, MeanMark, ShardMark};
 use crate::data::Split;
+use crate::data::source::MAX_IMAGE_BYTES;
 use crate::model::weights::deserialize;
 use crate::{Error, Result};
 
@@ -73,11 +74,24 @@ impl ShardSet {
         }
         let shards: Vec<Shard> =
             marks.par_iter().map(|mark| open_shard(&self.root, mark)).collect::<Result<_>>()?;
+        shards.iter().try_for_each(|shard| self.check_lengths(shard))?;
         let indices: Vec<_> = shards.iter().map(|shard| (&*shard.path, &shard.index)).collect();
         let places = self.places(split, &indices, &mut Err)?;
         let io = io.unwrap_or_else(|| Io::for_path(&self.root));
         let (root, form) = (self.root.clone(), self.manifest.form);
         Ok(Shards { root, split, form, io, shards, places })
+    }
+
+    /// Whether images are as long as they can be, and raw ones as they must be.
+    fn check_lengths(&self, Shard { path, index, .. }: &Shard) -> Result<()> {
+        let fits = |bytes: u64| match self.manifest.form {
+            Form::Raw { side } => bytes == 3 * u64::from(side).pow(2),
+            _ => bytes <= MAX_IMAGE_BYTES,
+        };
+        let bad = index.entries().iter().position(|entry| !fits(u64::from(entry.bytes)));
+        let Some(place) = bad else { return Ok(()) };
+        let (name, bytes) = (index.name(place), index.entries()[place].bytes);
+        Err(Error::file(path, format!("{name} cannot have {bytes} bytes; {MEND}")))
     }
 
     /// Where each number lies, by all shards of a split and their indices, which have as many images
