@@ -11,7 +11,7 @@
 //! * `manifest.json`, written last ([`super::shard::manifest`]).
 //!
 //! Which image goes into which shard is planned first ([`Plan`]), from the listing and the options
-//! alone. Each shard is then written aside, synced and renamed ([`shard`]), and a `.part` file beside
+//! alone. Each shard is then written aside, synced and renamed (`shard.rs`), and a `.part` file beside
 //! it holds what the end needs of it: so a packer that is killed goes on with the next shard. When
 //! all shards are there, `finish` numbers the images that are in, and writes indices, mean and
 //! manifest. Meanwhile `plan.json` says whose shards these are.
