@@ -13,6 +13,7 @@ use tar::{Builder, EntryType, Header};
 use tempfile::TempDir;
 use zfnet::Result;
 use zfnet::data::devkit::{Devkit, parse_meta};
+use zfnet::data::pack::{Options, Plan};
 use zfnet::data::shard::index::{Entry, Index};
 use zfnet::data::shard::manifest::{Class, Form, Manifest, ShardMark};
 use zfnet::data::source::{Item, Source};
@@ -459,9 +460,13 @@ fn set(change: impl Fn(&mut Manifest, &mut Index)) -> TempDir {
         tar_of(&[("b/y.jpg", "second"), ("b/y.cls", "1"), ("a/x.jpg", "first"), ("a/x.cls", "0")]);
     let mut index = Index::default();
     (index.shard_bytes, index.shard_xxh3) = (shard.len() as u64, 5);
-    let entry = |offset, bytes, number| Entry { offset, bytes, crc32c: 0, class: number, number };
-    index.push(entry(512, 6, 1), "b/y.JPEG");
-    index.push(entry(512 * 5, 5, 0), "a/x.JPEG");
+    let mut push = |offset: usize, bytes: usize, number, name| {
+        let crc32c = crc32c::crc32c(&shard[offset..offset + bytes]);
+        let (offset, bytes) = (offset as u64, bytes as u32);
+        index.push(Entry { offset, bytes, crc32c, class: number, number }, name);
+    };
+    push(512, 6, 1, "b/y.JPEG");
+    push(512 * 5, 5, 0, "a/x.JPEG");
     let mut manifest = Manifest::new(Form::Kept);
     manifest.classes = ["a", "b"]
         .map(|name| Class { folder: name.into(), name: name.to_uppercase(), train: 1, val: 0 })
@@ -474,6 +479,8 @@ fn set(change: impl Fn(&mut Manifest, &mut Index)) -> TempDir {
         index_xxh3: String::new(),
     }];
     change(&mut manifest, &mut index);
+    let index_xxh3 = format!("{:016x}", xxhash_rust::xxh3::xxh3_64(&index.to_bytes()));
+    manifest.train.iter_mut().for_each(|mark| mark.index_xxh3.clone_from(&index_xxh3));
     folder(&[
         ("train-000000.tar", shard),
         ("train-000000.idx", index.to_bytes()),
@@ -496,19 +503,32 @@ fn a_set_can_be_packed_again() {
     open_refused(set(|m, _| m.form = Form::Raw { side: 256 }).path(), &["cannot be packed again"]);
     open_refused(
         set(|m, _| m.train[0].bytes += 1).path(),
-        &["train-000000.tar", "by the set's manifest"],
+        &["train-000000.idx", "expected the index of a shard"],
     );
     open_refused(
         set(|m, _| m.train[0].xxh3 = "6".into()).path(),
-        &["train-000000.idx", "not the index"],
+        &["train-000000.idx", "expected the index of a shard"],
     );
     let swapped = set(|m, _| m.classes.swap(0, 1));
-    open_refused(swapped.path(), &["train-000000.idx", "\"b/y.JPEG\" in class 1"]);
+    let swapped = open(swapped.path()).unwrap();
+    let options = Options { form: Form::Kept, shard_bytes: 1 << 20, shuffle: true, mean_side: 8 };
+    let error = Plan::new(&swapped, &options).err().unwrap().to_string();
+    assert!(error.contains("of one of the classes") && error.contains(".JPEG"), "{error}");
     let doubled = set(|m, _| {
         m.train.push(m.train[0].clone());
         m.classes.iter_mut().for_each(|class| class.train = 2);
     });
-    open_refused(doubled.path(), &["numbers are not"]);
+    open_refused(doubled.path(), &["train-000000.tar", "taken or beyond"]);
+    // What has changed since it was packed is not packed again as if it were good.
+    let damaged = set(|_, _| ());
+    let mut shard = fs::read(damaged.path().join("train-000000.tar")).unwrap();
+    shard[512] ^= 1;
+    fs::write(damaged.path().join("train-000000.tar"), shard).unwrap();
+    let source = open(damaged.path()).unwrap();
+    let [first, second] = &source.train[..] else { panic!("two images") };
+    source.read(first, &mut Vec::new()).unwrap();
+    let error = source.read(second, &mut Vec::new()).unwrap_err().to_string();
+    assert!(error.contains("b/y.JPEG: damaged: expected CRC-32C"), "{error}");
     let gone = set(|_, _| ());
     fs::remove_file(gone.path().join("train-000000.tar")).unwrap();
     open_refused(gone.path(), &["train-000000.tar"]);

@@ -109,7 +109,8 @@ fn a_window_reads_shards_in_turn_and_loses_nothing() {
     let shard_of = |i: &u32| shards.iter().position(|shard| shard.contains(i)).unwrap();
     let mut visits: Vec<usize> = order.iter().map(shard_of).collect();
     visits.dedup();
-    assert!(visits.len() <= shards.len() + 2 * 4 * shards.len(), "{visits:?}");
+    // Only a stretch of 4 that two shards share goes back and forth.
+    assert!(visits.len() <= shards.len() + 3 * (shards.len() - 1), "{visits:?}");
     let far = order.windows(2).filter(|pair| shard_of(&pair[0]) != shard_of(&pair[1])).count();
     assert!(far < order.len() / 2, "neighbours are of one shard");
 

@@ -72,8 +72,10 @@ impl Devkit {
             };
             let mut bytes = vec![0; member.bytes as usize];
             unpacked.read_exact_at(&mut bytes, member.offset).map_err(Error::io("read", path))?;
-            *wanted = Some(bytes);
-            Ok(())
+            match wanted.replace(bytes) {
+                None => Ok(()),
+                Some(_) => Err(tar.member_error(member.name, "is there twice")),
+            }
         })?;
 
         let lacks = |file: &str| Error::file(path, format!("has no {file}"));

@@ -108,10 +108,14 @@ impl Images {
         let shards = set.split(split, options.io)?;
         let mean = if split == Split::Train { set.mean(options.side)? } else { None };
         tracing::info!(
-            "{}: {} {} images in shards",
+            "{}: {} {} images in shards, {}",
             set.root.display(),
             shards.len(),
-            split.name()
+            split.name(),
+            match shards.io() {
+                Io::Mmap => "mapped",
+                Io::Pread => "read with pread",
+            }
         );
         Ok(Self::from(Origin::Shards(shards), options, mean))
     }

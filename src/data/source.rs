@@ -16,6 +16,7 @@ use std::sync::Arc;
 use super::Split;
 use super::folder::{self, ImageFolder, Sample};
 use super::shard::manifest::MANIFEST;
+use super::shard::set::check_crc32c;
 use super::tar::{Archive, Member, ReadAt};
 use crate::{Error, Result};
 
@@ -65,6 +66,8 @@ enum Place {
     Tar {
         tar: u32,
         offset: u64,
+        /// What its CRC-32C must be, where that is known.
+        crc32c: Option<u32>,
     },
 }
 
@@ -134,11 +137,11 @@ impl Source {
     /// Reads an image's file into `bytes`.
     ///
     /// # Errors
-    /// If it cannot be read or is too large; names it.
+    /// If it cannot be read, is too large or, in a set, is not what was packed; names it.
     pub fn read(&self, item: &Item, bytes: &mut Vec<u8>) -> Result<()> {
-        let (tar, offset) = match &item.place {
+        let (tar, offset, expected) = match &item.place {
             Place::File(path) => return read_file(path, bytes),
-            Place::Tar { tar, offset } => (&self.tars[*tar as usize], *offset),
+            Place::Tar { tar, offset, crc32c } => (&self.tars[*tar as usize], *offset, *crc32c),
         };
         bytes.clear();
         if item.bytes > MAX_IMAGE_BYTES {
@@ -147,7 +150,11 @@ impl Source {
             return Err(Error::file(&tar.path, reason));
         }
         bytes.resize(item.bytes as usize, 0);
-        tar.read(bytes, offset)
+        tar.read(bytes, offset)?;
+        match expected.map(|expected| check_crc32c(bytes, expected)) {
+            Some(Err(reason)) => Err(Error::file(&tar.path, format!("{}: {reason}", item.name))),
+            _ => Ok(()),
+        }
     }
 
     /// A source of tars, with its items in order.
@@ -241,7 +248,7 @@ impl Listing<'_> {
     fn item(&mut self, name: String, class: u32, offset: u64, bytes: u64) -> Item {
         self.found += 1;
         let tar = self.tars.len() as u32 - 1;
-        Item { name, class, bytes, place: Place::Tar { tar, offset } }
+        Item { name, class, bytes, place: Place::Tar { tar, offset, crc32c: None } }
     }
 }
 

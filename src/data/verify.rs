@@ -19,16 +19,14 @@ use super::decode::{Rgb, decode_into};
 use super::pack::key_matches;
 use super::shard::bytes::{Io, ShardBytes};
 use super::shard::index::{Entry, Index};
-use super::shard::manifest::{Form, ShardMark};
-use super::shard::set::{MEND, ShardSet, check_hash, check_image, check_length, read_index};
+use super::shard::manifest::{Form, PAGE, ShardMark};
+use super::shard::set::{MEND, ShardSet, check_crc32c, check_hash, check_length, read_index};
 use super::source::MAX_IMAGE_BYTES;
 use super::tar::{Archive, ReadAt};
 use crate::{Error, Result};
 
 /// Bytes of a shard in memory at a time, if no single image has more.
 const PIECE: u64 = 32 << 20;
-/// Raw images begin at multiples of this.
-const PAGE: u64 = 4096;
 
 /// What has been checked, and what was wrong.
 #[derive(Debug, Default, Serialize)]
@@ -131,7 +129,7 @@ fn check_shard(
         let check = |decoded: &mut Rgb, image: &Image<'_>| {
             let start = (image.entry.offset - at) as usize;
             let bytes = &piece[start..start + image.entry.bytes as usize];
-            let checked = check_image(&image.entry, bytes).and_then(|()| match form {
+            let checked = check_crc32c(bytes, image.entry.crc32c).and_then(|()| match form {
                 Form::Raw { .. } => Ok(()),
                 _ => decode_into(bytes, decoded).map_err(|error| error.to_string()),
             });

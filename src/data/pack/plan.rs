@@ -11,12 +11,10 @@ use super::image::Maker;
 use crate::data::Split;
 use crate::data::decode::{DECODER, RESIZER};
 use crate::data::order::permutation;
-use crate::data::shard::manifest::Form;
+use crate::data::shard::manifest::{Form, PAGE};
 use crate::data::source::{Item, Source};
 use crate::{Error, Result};
 
-/// Images begin at multiples of this in raw shards: a page, and a block of any disk.
-const PAGE: u64 = 4096;
 /// Tar counts in blocks.
 const BLOCK: u64 = 512;
 /// Two empty blocks end a tar.
@@ -182,11 +180,12 @@ impl Plan {
                     Some(place) => (Split::Val, place),
                 };
                 let items = source.items(split);
-                let made = maker.make(source, &items[place], self.options.form);
-                let (stored, _) = made.map_err(|error| error.to_string())??;
-                Ok(self.tar_bytes(split, items, place as u32, stored.bytes.len() as u64))
+                let made = maker.make(source, &items[place], self.options.form)?;
+                Ok(made.map(|(stored, _)| {
+                    self.tar_bytes(split, items, place as u32, stored.bytes.len() as u64)
+                }))
             })
-            .collect();
+            .collect::<Result<_>>()?;
         let (mut total, mut good, mut fault) = (0, 0, String::from("there is none"));
         for length in lengths {
             match length {

@@ -13,6 +13,8 @@ pub const MANIFEST: &str = "manifest.json";
 /// What `format` must be.
 const FORMAT: &str = "zfnet shards";
 const VERSION: u32 = 1;
+/// Images in raw shards begin at multiples of this: a page, and a block of any disk.
+pub const PAGE: u64 = 4096;
 /// A manifest larger than this is not read: one of 100,000 shards is smaller.
 const MAX_BYTES: u64 = 64 << 20;
 

@@ -207,12 +207,12 @@ pub(crate) fn check_length(root: &Path, mark: &ShardMark) -> Result<()> {
 }
 
 /// Whether an image's bytes are those that were packed.
-pub(crate) fn check_image(entry: &Entry, bytes: &[u8]) -> Result<(), String> {
+pub(crate) fn check_crc32c(bytes: &[u8], expected: u32) -> Result<(), String> {
     let found = crc32c(bytes);
-    if found == entry.crc32c {
+    if found == expected {
         Ok(())
     } else {
-        Err(format!("damaged: expected CRC-32C {:08x}, found {found:08x}", entry.crc32c))
+        Err(format!("damaged: expected CRC-32C {expected:08x}, found {found:08x}"))
     }
 }
 
@@ -302,7 +302,7 @@ impl Shards {
     pub fn read(&self, number: usize, out: &mut [u8]) -> Result<Result<(), String>> {
         let (shard, entry) = self.at(number);
         self.opened(shard)?.read_at(entry.offset, out)?;
-        Ok(check_image(&entry, out))
+        Ok(check_crc32c(out, entry.crc32c))
     }
 
     /// Tells the system that an image's bytes will be wanted soon.
