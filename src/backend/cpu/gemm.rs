@@ -1,111 +1,243 @@
-//! Matrix products on one thread: `out = a b` or `out += a b`.
+//! Products of packed operands, a tile of registers at a time: `out = a b` or `out += a b`.
 //!
-//! On x86 with AVX2 or AVX-512 the work is faer's, chosen by it at run time. Anywhere else, and
-//! in tests anywhere, a small tiled product in plain Rust does it, which the compiler vectorises
-//! for whatever the target has. Neither uses threads: the order of a sum depends on sizes alone.
+//! A tile is [`block`]'s rows of `a` by its columns of `b`; its sums stay in registers for the whole
+//! depth. What surrounds it (which rows, which columns, in which order) is the business of whoever
+//! packs the operands, in [`super::conv`]. The order of a sum depends on its depth alone.
 
-use faer::{Accum, MatMut, MatRef, Par};
+use super::isa::{Isa, Level};
+#[cfg(target_arch = "x86_64")]
+use super::simd::{Avx2, Avx512};
+use super::simd::{Portable, Simd};
 
-use super::isa::Isa;
+/// Largest depth of a packed row of `a`.
+pub const DEPTH: usize = 384;
+/// Distance of packed rows. More than [`DEPTH`], so that rows do not fall into the same sets of a
+/// cache.
+pub const STRIDE: usize = DEPTH + 16;
 
-/// Rows of `out` computed together by the portable product.
-const ROWS: usize = 4;
-/// Columns of `out` computed together by the portable product.
-const COLUMNS: usize = 16;
-/// Depth whose panels are packed at a time (both fit in 20 KB of stack).
-const DEPTH: usize = 256;
+/// Vectors of `b` in a tile.
+const VECTORS: usize = 2;
+/// Rows of a tile that leave room for `b` and a value of `a` among 32 registers, and among 16.
+const ROWS_OF_32: usize = 14;
+const ROWS_OF_16: usize = 6;
 
-/// `out = a b`, or `out += a b` with `accumulate`, for `[m, n] = [m, k] [k, n]`.
-pub fn gemm(
-    isa: Isa,
-    out: MatMut<'_, f32>,
-    accumulate: bool,
-    a: MatRef<'_, f32>,
-    b: MatRef<'_, f32>,
-) {
-    if isa != Isa::PORTABLE {
-        let accumulate = if accumulate { Accum::Add } else { Accum::Replace };
-        faer::linalg::matmul::matmul(out, accumulate, a, b, 1.0, Par::Seq);
-    } else {
-        portable(out, accumulate, a, b);
+/// Rows and columns of a tile.
+pub fn block(isa: Isa) -> (usize, usize) {
+    match isa.level() {
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => (ROWS_OF_32, VECTORS * Avx512::LANES),
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => (ROWS_OF_16, VECTORS * Avx2::LANES),
+        _ => (ROWS_OF_16, VECTORS * Portable::LANES),
     }
 }
 
-/// A row-major matrix over the first `rows * columns` values of a slice.
-pub fn matrix(values: &[f32], rows: usize, columns: usize) -> MatRef<'_, f32> {
-    MatRef::from_row_major_slice(&values[..rows * columns], rows, columns)
+/// What a tile multiplies: words, each one step of its depth.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Words {
+    /// An f32.
+    F32,
+    /// Two bf16 that follow each other along the depth, the first in the lower half.
+    Bf16Pairs,
 }
 
-/// As [`matrix`], to be written.
-pub fn matrix_mut(values: &mut [f32], rows: usize, columns: usize) -> MatMut<'_, f32> {
-    MatMut::from_row_major_slice_mut(&mut values[..rows * columns], rows, columns)
-}
-
-fn portable(mut out: MatMut<'_, f32>, accumulate: bool, a: MatRef<'_, f32>, b: MatRef<'_, f32>) {
-    let (m, n, k) = (out.nrows(), out.ncols(), a.ncols());
-    assert_eq!((a.nrows(), b.nrows(), b.ncols()), (m, k, n));
-    if !accumulate {
-        out.fill(0.0);
-    }
-    let mut b_panel = [[0.0f32; COLUMNS]; DEPTH];
-    let mut a_panel = [[0.0f32; ROWS]; DEPTH];
-    for k0 in (0..k).step_by(DEPTH) {
-        let depth = DEPTH.min(k - k0);
-        for j0 in (0..n).step_by(COLUMNS) {
-            let columns = COLUMNS.min(n - j0);
-            for (l, row) in b_panel[..depth].iter_mut().enumerate() {
-                for (j, value) in row.iter_mut().enumerate() {
-                    *value = if j < columns { b[(k0 + l, j0 + j)] } else { 0.0 };
-                }
-            }
-            for i0 in (0..m).step_by(ROWS) {
-                let rows = ROWS.min(m - i0);
-                for (l, row) in a_panel[..depth].iter_mut().enumerate() {
-                    for (i, value) in row.iter_mut().enumerate() {
-                        *value = if i < rows { a[(i0 + i, k0 + l)] } else { 0.0 };
-                    }
-                }
-                let mut sums = [[0.0f32; COLUMNS]; ROWS];
-                for (a, b) in a_panel[..depth].iter().zip(&b_panel[..depth]) {
-                    for (sums, a) in sums.iter_mut().zip(a) {
-                        for (sum, b) in sums.iter_mut().zip(b) {
-                            *sum += a * b;
-                        }
-                    }
-                }
-                for (i, sums) in sums[..rows].iter().enumerate() {
-                    for (j, sum) in sums[..columns].iter().enumerate() {
-                        out[(i0 + i, j0 + j)] += sum;
-                    }
-                }
-            }
+impl Words {
+    /// Words for so many values along the depth.
+    pub fn count(self, values: usize) -> usize {
+        match self {
+            Words::F32 => values,
+            Words::Bf16Pairs => values.div_ceil(2),
         }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// How the rows of a tile lie in memory.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Layout {
+    /// Row `i` begins at `i * STRIDE`, its depth is contiguous.
+    Rows,
+    /// Step `k` of the depth begins at `k * STRIDE`, its rows are contiguous.
+    Columns,
+}
 
-    /// Both products, exactly, on small integers, with ragged edges and every storage order.
-    #[test]
-    fn products_are_exact_on_integers() {
-        let (m, n, k) = (ROWS * 2 + 3, COLUMNS + 5, DEPTH + 7);
-        let a: Vec<f32> = (0..m * k).map(|i| (i * 7 % 11) as f32 - 5.0).collect();
-        let b: Vec<f32> = (0..k * n).map(|i| (i * 5 % 13) as f32 - 6.0).collect();
-        let at: Vec<f32> = (0..k * m).map(|i| a[(i % m) * k + i / m]).collect();
-        let bt: Vec<f32> = (0..k * n).map(|i| b[(i % k) * n + i / k]).collect();
-        let want: Vec<f32> =
-            (0..m * n).map(|i| (0..k).map(|l| a[i / n * k + l] * b[l * n + i % n]).sum()).collect();
-        for isa in [Isa::PORTABLE, Isa::detect()] {
-            for a in [matrix(&a, m, k), matrix(&at, k, m).transpose()] {
-                for b in [matrix(&b, k, n), matrix(&bt, n, k).transpose()] {
-                    let mut out = vec![f32::NAN; m * n];
-                    gemm(isa, matrix_mut(&mut out, m, n), false, a, b);
-                    assert_eq!(out, want);
-                    gemm(isa, matrix_mut(&mut out, m, n), true, a, b);
-                    assert!(out.iter().zip(&want).all(|(o, w)| *o == 2.0 * w));
+/// `a` and `b` of a tile: words of a whole tile, of which those that are not wanted may be anything.
+#[derive(Clone, Copy)]
+pub struct Operands<'a> {
+    /// What a word is.
+    pub words: Words,
+    /// Steps of the sum.
+    pub depth: usize,
+    /// Rows.
+    pub a: &'a [u32],
+    /// How they lie.
+    pub layout: Layout,
+    /// Columns: those of step `k` begin at `k * b_stride`.
+    pub b: &'a [u32],
+    /// See there.
+    pub b_stride: usize,
+}
+
+/// Where the sums of a tile go: row `i` to `i * stride`.
+pub struct Out<'a> {
+    /// Of all that is written.
+    pub values: &'a mut [f32],
+    /// From row to row.
+    pub stride: usize,
+    /// Rows that are wanted.
+    pub rows: usize,
+    /// Columns that are wanted.
+    pub columns: usize,
+    /// Add to what is there.
+    pub accumulate: bool,
+}
+
+/// `out = a b`, or `out += a b`, for one tile.
+pub fn tile(isa: Isa, out: Out<'_>, operands: Operands<'_>) {
+    let (rows, columns) = block(isa);
+    let Operands { depth, a, b, .. } = operands;
+    assert!(depth > 0 && (1..=rows).contains(&out.rows) && (1..=columns).contains(&out.columns));
+    let last_of_a = match operands.layout {
+        Layout::Rows => (rows - 1) * STRIDE + depth - 1,
+        Layout::Columns => (depth - 1) * STRIDE + rows - 1,
+    };
+    assert!(last_of_a < a.len() && (depth - 1) * operands.b_stride + columns <= b.len());
+    assert!((out.rows - 1) * out.stride + out.columns <= out.values.len());
+    if (out.rows, out.columns) == (rows, columns) {
+        let place = (out.values.as_mut_ptr(), out.stride, out.accumulate);
+        // SAFETY: the assertions say that all that is read and written lies in the slices.
+        unsafe { dispatch(isa, place, operands) };
+        return;
+    }
+    let mut whole = [0.0; ROWS_OF_32 * VECTORS * 16];
+    // SAFETY: as above, and a tile of any instruction set fits into `whole`.
+    unsafe { dispatch(isa, (whole.as_mut_ptr(), columns, false), operands) };
+    let rows = out.values.chunks_mut(out.stride).zip(whole.chunks(columns)).take(out.rows);
+    for (values, sums) in rows {
+        for (value, sum) in values.iter_mut().zip(&sums[..out.columns]) {
+            *value = if out.accumulate { *value + sum } else { *sum };
+        }
+    }
+}
+
+/// Pointer to the first sum, distance of rows, whether to add.
+type Place = (*mut f32, usize, bool);
+
+/// # Safety
+/// A whole tile lies in the operands, and behind the place.
+unsafe fn dispatch(isa: Isa, place: Place, operands: Operands<'_>) {
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+    unsafe fn avx512_bf16<const A: usize, const STEP: usize>(place: Place, operands: Operands<'_>) {
+        // SAFETY: the caller's.
+        unsafe { sums::<Avx512, Pairs, ROWS_OF_32, A, STEP>(place, operands) }
+    }
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
+    unsafe fn avx512<const A: usize, const STEP: usize>(place: Place, operands: Operands<'_>) {
+        // SAFETY: the caller's.
+        unsafe { sums::<Avx512, Single, ROWS_OF_32, A, STEP>(place, operands) }
+    }
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn avx2<const A: usize, const STEP: usize>(place: Place, operands: Operands<'_>) {
+        // SAFETY: the caller's.
+        unsafe { sums::<Avx2, Single, ROWS_OF_16, A, STEP>(place, operands) }
+    }
+    let rows = operands.layout == Layout::Rows;
+    // SAFETY: the caller's, and an `Isa` of a level exists only where the running machine has it.
+    unsafe {
+        match (isa.level(), operands.words) {
+            #[cfg(target_arch = "x86_64")]
+            (Level::Avx512, Words::F32) if rows => avx512::<STRIDE, 1>(place, operands),
+            #[cfg(target_arch = "x86_64")]
+            (Level::Avx512, Words::F32) => avx512::<1, STRIDE>(place, operands),
+            #[cfg(target_arch = "x86_64")]
+            (_, Words::Bf16Pairs) => {
+                assert!(isa.has_bf16(), "bf16 is refused where there is no AVX512-BF16");
+                if rows {
+                    avx512_bf16::<STRIDE, 1>(place, operands);
+                } else {
+                    avx512_bf16::<1, STRIDE>(place, operands);
                 }
+            }
+            #[cfg(target_arch = "x86_64")]
+            (Level::Avx2, _) if rows => avx2::<STRIDE, 1>(place, operands),
+            #[cfg(target_arch = "x86_64")]
+            (Level::Avx2, _) => avx2::<1, STRIDE>(place, operands),
+            _ if rows => sums::<Portable, Single, ROWS_OF_16, STRIDE, 1>(place, operands),
+            _ => sums::<Portable, Single, ROWS_OF_16, 1, STRIDE>(place, operands),
+        }
+    }
+}
+
+/// How a step of the depth is added to the sums.
+trait Multiply<S: Simd> {
+    /// # Safety
+    /// As for [`Simd`].
+    unsafe fn add(a: S::V, b: S::V, sum: S::V) -> S::V;
+}
+
+/// Words are f32.
+struct Single;
+
+impl<S: Simd> Multiply<S> for Single {
+    #[inline(always)]
+    unsafe fn add(a: S::V, b: S::V, sum: S::V) -> S::V {
+        // SAFETY: the caller's.
+        unsafe { S::multiply_add(a, b, sum) }
+    }
+}
+
+/// Words are pairs of bf16.
+#[cfg(target_arch = "x86_64")]
+struct Pairs;
+
+#[cfg(target_arch = "x86_64")]
+impl Multiply<Avx512> for Pairs {
+    #[inline(always)]
+    unsafe fn add(
+        a: std::arch::x86_64::__m512,
+        b: std::arch::x86_64::__m512,
+        sum: std::arch::x86_64::__m512,
+    ) -> std::arch::x86_64::__m512 {
+        // SAFETY: both are 512 bits, any of which are bf16; the instruction is the caller's.
+        unsafe {
+            let [a, b] = [a, b].map(|v| std::mem::transmute(v));
+            std::arch::x86_64::_mm512_dpbf16_ps(sum, a, b)
+        }
+    }
+}
+
+/// The tile itself: value (row `i`, step `k`) of `a` lies at `i * A + k * STEP`.
+///
+/// # Safety
+/// The machine has the instructions, and a whole tile lies in the operands and behind the place.
+#[inline(always)]
+unsafe fn sums<S: Simd, M: Multiply<S>, const ROWS: usize, const A: usize, const STEP: usize>(
+    (out, out_stride, accumulate): Place,
+    operands: Operands<'_>,
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        let mut a = operands.a.as_ptr().cast::<f32>();
+        let mut b = operands.b.as_ptr().cast::<f32>();
+        let mut sums = [[S::zero(); VECTORS]; ROWS];
+        for _ in 0..operands.depth {
+            let columns: [S::V; VECTORS] = std::array::from_fn(|j| S::load(b.add(j * S::LANES)));
+            for (i, sums) in sums.iter_mut().enumerate() {
+                let value = S::splat(*a.add(i * A));
+                for (sum, column) in sums.iter_mut().zip(columns) {
+                    *sum = M::add(value, column, *sum);
+                }
+            }
+            // One past the last step these point nowhere, and nothing is read.
+            a = a.wrapping_add(STEP);
+            b = b.wrapping_add(operands.b_stride);
+        }
+        for (i, sums) in sums.into_iter().enumerate() {
+            for (j, sum) in sums.into_iter().enumerate() {
+                let out = out.add(i * out_stride + j * S::LANES);
+                S::store(out, if accumulate { S::add(S::load(out), sum) } else { sum });
             }
         }
     }

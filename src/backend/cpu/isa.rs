@@ -55,6 +55,15 @@ impl Isa {
         }
     }
 
+    /// Whether the machine multiplies pairs of bf16 (AVX512-BF16), and this is AVX-512.
+    pub fn has_bf16(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        if self.0 == Level::Avx512 {
+            return is_x86_feature_detected!("avx512bf16");
+        }
+        false
+    }
+
     /// Which of the three versions to call. A level above portable is what [`Isa::detect`] has
     /// found, or below that, so whoever holds one is on a machine that has it.
     pub(super) fn level(self) -> Level {

@@ -1,5 +1,6 @@
-//! The CPU backend: rayon for threads, faer for matrix products, plain loops compiled for AVX2
-//! and AVX-512 besides the portable form, the choice made once when the backend is created.
+//! The CPU backend: rayon for threads, products and Winograd transformations in registers, plain loops
+//! compiled for AVX2 and AVX-512 besides the portable form, the choice made once when the backend is
+//! created.
 //!
 //! All work is cut by sizes alone and no float is added in an order that threads decide, so
 //! results are bit-identical for any number of threads.
@@ -11,9 +12,12 @@ mod lrn;
 mod peak;
 mod pointwise;
 mod pool;
+mod simd;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use conv::Arithmetic;
+use gemm::Words;
 use isa::Isa;
 use rayon::prelude::*;
 
@@ -28,6 +32,8 @@ use crate::{Error, Result};
 pub struct CpuBackend {
     pool: rayon::ThreadPool,
     isa: Isa,
+    words: Words,
+    exact: bool,
     handed_out: AtomicUsize,
 }
 
@@ -71,7 +77,24 @@ impl CpuBackend {
             .thread_name(|i| format!("zfnet-cpu-{i}"))
             .build()
             .map_err(|error| Error::Backend(format!("cannot start threads: {error}")))?;
-        Ok(CpuBackend { pool, isa, handed_out: AtomicUsize::new(0) })
+        Ok(CpuBackend {
+            pool,
+            isa,
+            words: Words::F32,
+            exact: false,
+            handed_out: AtomicUsize::new(0),
+        })
+    }
+
+    /// Leaves Winograd's method alone: convolutions multiply what they are given, and sums of small
+    /// integers are exact.
+    pub fn exact(self) -> Self {
+        CpuBackend { exact: true, ..self }
+    }
+
+    /// How convolutions multiply.
+    fn arithmetic(&self) -> Arithmetic {
+        Arithmetic { isa: self.isa, words: self.words, winograd: !self.exact }
     }
 
     /// Storage of `len` values, or an error where there is no room.
@@ -297,7 +320,7 @@ impl Backend for CpuBackend {
         check(&[(weight.shape(), dims.filter())]);
         let (y, x, weight, bias) = (values_mut(y), values(x), values(weight), bias.map(values));
         self.pool.install(|| {
-            conv::forward(self.isa, y, x, weight, bias, relu, dims, scratch);
+            conv::forward(self.arithmetic(), y, x, weight, bias, relu, dims, scratch);
         });
         Ok(())
     }
@@ -313,7 +336,7 @@ impl Backend for CpuBackend {
         check(&[(dx.shape(), dims.input()), (dy.shape(), dims.output())]);
         check(&[(weight.shape(), dims.filter())]);
         let (dx, dy, weight) = (values_mut(dx), values(dy), values(weight));
-        self.pool.install(|| conv::backward_data(self.isa, dx, dy, weight, dims, scratch));
+        self.pool.install(|| conv::backward_data(self.arithmetic(), dx, dy, weight, dims, scratch));
         Ok(())
     }
 
@@ -331,7 +354,7 @@ impl Backend for CpuBackend {
         let (dw, db) = (values_mut(&mut gradient.weight), values_mut(&mut gradient.bias));
         let (dy, x) = (values(dy), values(x));
         self.pool.install(|| {
-            conv::backward_filter(self.isa, dw, db, dy, x, accumulate, dims, scratch);
+            conv::backward_filter(self.arithmetic(), dw, db, dy, x, accumulate, dims, scratch);
         });
         Ok(())
     }

@@ -191,13 +191,6 @@ vectorized! {
         }
     }
 
-    /// `sums += values`.
-    pub fn add(sums: &mut [f32], values: &[f32]) {
-        for (sum, value) in sums.iter_mut().zip(values) {
-            *sum += value;
-        }
-    }
-
     /// `sums += ` every row of `rows`.
     pub fn add_rows(sums: &mut [f32], rows: &[f32]) {
         for row in rows.chunks_exact(sums.len()) {

@@ -1,0 +1,334 @@
+//! Convolution in its three directions, by the method that suits its sizes:
+//!
+//! - [`dense`]: fully connected layers, whose weights are read once for all samples;
+//! - [`winograd`]: 3x3 filters, and 5x5 ones with a stride of 2, with a third of the multiplications;
+//! - [`direct`]: everything else, and everything with `--exact`, as products over patches.
+//!
+//! All of them pack operands for the tiles of [`super::gemm`]. Work is cut by sizes alone, and sums
+//! over pixels are made in a fixed number of parts, added in order: results do not depend on threads.
+
+mod dense;
+mod direct;
+mod pack;
+mod winograd;
+
+use std::ops::Range;
+use std::sync::Mutex;
+
+use super::CpuBackend;
+use super::gemm::{DEPTH, Words};
+use super::isa::{Isa, vectorized};
+use super::pointwise::{add_rows, bias_relu, relu};
+use crate::Result;
+use crate::shape::ConvDims;
+
+/// How products are made.
+#[derive(Clone, Copy)]
+pub struct Arithmetic {
+    /// The instructions.
+    pub isa: Isa,
+    /// What is multiplied; results are rounded to the same.
+    pub words: Words,
+    /// Whether Winograd's method may be used.
+    pub winograd: bool,
+}
+
+impl Arithmetic {
+    /// Values of a block of the depth that fits a packed row.
+    fn depth_step(self) -> usize {
+        match self.words {
+            Words::F32 => DEPTH,
+            Words::Bf16Pairs => 2 * DEPTH,
+        }
+    }
+
+    /// Cuts a depth into blocks of about one size that fit a packed row.
+    fn depth_blocks(self, depth: usize) -> impl Iterator<Item = Range<usize>> {
+        let count = depth.div_ceil(self.depth_step());
+        let step = depth.div_ceil(count).next_multiple_of(2);
+        (0..depth).step_by(step).map(move |start| start..(start + step).min(depth))
+    }
+}
+
+/// Words that a convolution needs beside its tensors.
+#[derive(Clone, Copy, Default)]
+struct Room {
+    /// On each thread.
+    thread: usize,
+    /// By all of them.
+    shared: usize,
+}
+
+impl Room {
+    fn or(self, other: Room) -> Room {
+        let thread = self.thread.max(other.thread);
+        Room { thread, shared: self.shared.max(other.shared) }
+    }
+}
+
+/// Room for packed operands and partial sums.
+pub struct Scratch {
+    threads: Vec<Mutex<Vec<f32>>>,
+    shared: Vec<f32>,
+}
+
+impl Scratch {
+    /// Room for each of these convolutions on the backend's threads.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn new(backend: &CpuBackend, convolutions: &[ConvDims]) -> Result<Self> {
+        let arithmetic = backend.arithmetic();
+        let needs = convolutions.iter().map(|dims| {
+            let sizes = &Sizes::new(dims);
+            match method(sizes, arithmetic) {
+                Method::Dense => dense::room(sizes, arithmetic),
+                Method::Winograd => winograd::room(sizes, arithmetic),
+                Method::Direct => direct::room(sizes, arithmetic),
+            }
+        });
+        let room = needs.fold(Room::default(), Room::or);
+        let thread = |_| Ok(Mutex::new(backend.room(0.0, room.thread)?));
+        Ok(Scratch {
+            threads: (0..backend.threads()).map(thread).collect::<Result<_>>()?,
+            shared: backend.room(0.0, room.shared)?,
+        })
+    }
+}
+
+/// Runs `work` with the calling thread's room. Each thread of the pool has its own, so it is always free.
+fn with_room<T>(threads: &[Mutex<Vec<f32>>], work: impl FnOnce(&mut [f32]) -> T) -> T {
+    let thread = rayon::current_thread_index().unwrap_or(0);
+    work(&mut threads[thread].lock().expect("a thread panicked while it held its room"))
+}
+
+enum Method {
+    Dense,
+    Winograd,
+    Direct,
+}
+
+fn method(sizes: &Sizes, arithmetic: Arithmetic) -> Method {
+    if sizes.dense {
+        Method::Dense
+    } else if arithmetic.winograd && winograd::suits(sizes, arithmetic) {
+        Method::Winograd
+    } else {
+        Method::Direct
+    }
+}
+
+/// `y = conv(x, w) + bias`, then relu if asked for.
+pub fn forward(
+    arithmetic: Arithmetic,
+    y: &mut [f32],
+    x: &[f32],
+    weight: &[f32],
+    bias: Option<&[f32]>,
+    relu: bool,
+    dims: &ConvDims,
+    scratch: &mut Scratch,
+) {
+    let sizes = &Sizes::new(dims);
+    let run = match method(sizes, arithmetic) {
+        Method::Dense => dense::forward,
+        Method::Winograd => winograd::forward,
+        Method::Direct => direct::forward,
+    };
+    run(arithmetic, y, x, weight, &Epilogue { bias, relu }, sizes, scratch);
+}
+
+/// `dx = conv^T(dy, w)`.
+pub fn backward_data(
+    arithmetic: Arithmetic,
+    dx: &mut [f32],
+    dy: &[f32],
+    weight: &[f32],
+    dims: &ConvDims,
+    scratch: &mut Scratch,
+) {
+    let sizes = &Sizes::new(dims);
+    let run = match method(sizes, arithmetic) {
+        Method::Dense => dense::backward_data,
+        Method::Winograd => winograd::backward_data,
+        Method::Direct => direct::backward_data,
+    };
+    run(arithmetic, dx, dy, weight, sizes, scratch);
+}
+
+/// `dw = sum over output pixels of dy * patch`, `db = sum of dy`; added to what is there with
+/// `accumulate`.
+pub fn backward_filter(
+    arithmetic: Arithmetic,
+    dw: &mut [f32],
+    db: &mut [f32],
+    dy: &[f32],
+    x: &[f32],
+    accumulate: bool,
+    dims: &ConvDims,
+    scratch: &mut Scratch,
+) {
+    let sizes = &Sizes::new(dims);
+    let run = match method(sizes, arithmetic) {
+        Method::Dense => dense::backward_filter,
+        Method::Winograd => winograd::backward_filter,
+        Method::Direct => direct::backward_filter,
+    };
+    run(arithmetic, dw, db, dy, x, accumulate, sizes, scratch);
+}
+
+/// What happens to a forward sum before it is stored.
+struct Epilogue<'a> {
+    bias: Option<&'a [f32]>,
+    relu: bool,
+}
+
+impl Epilogue<'_> {
+    /// Of rows of all filters.
+    fn run(&self, arithmetic: Arithmetic, y: &mut [f32]) {
+        match self.bias {
+            Some(bias) => bias_relu(arithmetic.isa, y, bias, self.relu),
+            None if self.relu => relu(arithmetic.isa, y),
+            None => {}
+        }
+        store(arithmetic, y);
+    }
+}
+
+/// Rounds values to what is stored.
+fn store(arithmetic: Arithmetic, values: &mut [f32]) {
+    if arithmetic.words == Words::Bf16Pairs {
+        round(arithmetic.isa, values);
+    }
+}
+
+vectorized! {
+    fn round(values: &mut [f32]) {
+        for value in values {
+            *value = f32::from_bits(u32::from(pack::bf16(*value)) << 16);
+        }
+    }
+}
+
+/// [`ConvDims`] as `usize`, and what follows from them.
+#[derive(Clone, Copy)]
+struct Sizes {
+    n: usize,
+    h: usize,
+    w: usize,
+    c: usize,
+    k: usize,
+    r: usize,
+    s: usize,
+    p: usize,
+    q: usize,
+    stride: [usize; 2],
+    pad: [usize; 2],
+    groups: usize,
+    /// Channels that a filter sees: `c / groups`.
+    channels: usize,
+    /// Filters of a group: `k / groups`.
+    filters: usize,
+    /// Output pixels of all images.
+    pixels: usize,
+    /// Values of a patch of one group: `r * s * channels`.
+    patch: usize,
+    /// Whether every filter covers its whole input.
+    dense: bool,
+}
+
+/// An output pixel: image, row, column.
+#[derive(Clone, Copy)]
+struct Place(usize, usize, usize);
+
+impl Sizes {
+    fn new(dims: &ConvDims) -> Self {
+        let [n, h, w, c] = [dims.n, dims.h, dims.w, dims.c].map(|v| v as usize);
+        let [k, r, s, p, q] = [dims.k, dims.r, dims.s, dims.p, dims.q].map(|v| v as usize);
+        let groups = dims.groups as usize;
+        let (channels, filters) = (c / groups, k / groups);
+        Sizes {
+            n,
+            h,
+            w,
+            c,
+            k,
+            r,
+            s,
+            p,
+            q,
+            stride: dims.stride.map(|v| v as usize),
+            pad: dims.pad.map(|v| v as usize),
+            groups,
+            channels,
+            filters,
+            pixels: n * p * q,
+            patch: r * s * channels,
+            dense: dims.is_fully_connected(),
+        }
+    }
+
+    /// Where output pixel `pixel` of all images lies.
+    #[inline(always)]
+    fn place(&self, pixel: usize) -> Place {
+        Place(pixel / (self.p * self.q), pixel / self.q % self.p, pixel % self.q)
+    }
+
+    /// The output pixel after this one.
+    #[inline(always)]
+    fn next(&self, Place(image, y, x): Place) -> Place {
+        if x + 1 < self.q {
+            Place(image, y, x + 1)
+        } else if y + 1 < self.p {
+            Place(image, y + 1, 0)
+        } else {
+            Place(image + 1, 0, 0)
+        }
+    }
+
+    /// Calls `run(at, len, input)` for each contiguous run of values `depth` of an output pixel's
+    /// patch: `at` counts from the start of `depth`, `input` from the start of all images, and is
+    /// `None` outside the image.
+    #[inline(always)]
+    fn runs(
+        &self,
+        Place(image, y, x): Place,
+        group: usize,
+        depth: &Range<usize>,
+        mut run: impl FnMut(usize, usize, Option<usize>),
+    ) {
+        let channels = self.channels;
+        let left = (x * self.stride[1]) as isize - self.pad[1] as isize;
+        let first = (-left).clamp(0, self.s as isize) as usize;
+        let last = (self.w as isize - left).clamp(first as isize, self.s as isize) as usize;
+        // The part of `from..to` of the patch that is in `depth`.
+        let mut cut = |from: usize, to: usize, input: Option<usize>| {
+            let (start, end) = (from.max(depth.start), to.min(depth.end));
+            if start < end {
+                run(start - depth.start, end - start, input.map(|input| input + start - from));
+            }
+        };
+        let line = self.s * channels;
+        for r in depth.start / line..depth.end.div_ceil(line) {
+            let row = (y * self.stride[0] + r) as isize - self.pad[0] as isize;
+            let start = r * line;
+            if row < 0 || row >= self.h as isize || first == last {
+                cut(start, start + line, None);
+                continue;
+            }
+            cut(start, start + first * channels, None);
+            let column = (left + first as isize) as usize;
+            let input =
+                ((image * self.h + row as usize) * self.w + column) * self.c + group * channels;
+            if self.groups == 1 {
+                cut(start + first * channels, start + last * channels, Some(input));
+            } else {
+                for s in first..last {
+                    let from = start + s * channels;
+                    cut(from, from + channels, Some(input + (s - first) * self.c));
+                }
+            }
+            cut(start + last * channels, start + line, None);
+        }
+    }
+}

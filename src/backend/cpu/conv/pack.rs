@@ -1,0 +1,220 @@
+//! From tensors to the words that tiles multiply ([`crate::backend::cpu::gemm`]).
+//!
+//! *Along*: values that follow each other in memory follow each other in the depth. *Across*: they
+//! are neighbouring rows or columns of one step of the depth. A panel holds the columns of one tile,
+//! step by step.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::Sizes;
+use crate::backend::cpu::gemm::{STRIDE, Words};
+use crate::backend::cpu::isa::{Isa, vectorized};
+
+/// Values copied at a time.
+const LANES: usize = 16;
+/// Steps of the depth that a panel's columns are packed together for, to stay in a cache.
+const STEPS: usize = 64;
+
+/// Packs the columns `rows[j * stride..][..depth]`, `count` of them, into panels of `columns`.
+pub fn panels_along(
+    panels: &mut [u32],
+    words: Words,
+    rows: &[f32],
+    stride: usize,
+    count: usize,
+    depth: usize,
+    columns: usize,
+) {
+    let steps = words.count(depth);
+    panels.par_chunks_mut(steps * columns).enumerate().for_each(|(panel, out)| {
+        for first in (0..steps).step_by(STEPS) {
+            let last = (first + STEPS).min(steps);
+            let out = &mut out[first * columns..last * columns];
+            for j in 0..columns {
+                let row = panel * columns + j;
+                let row = if row < count { &rows[row * stride..][..depth] } else { &[] };
+                for (out, step) in out.chunks_exact_mut(columns).zip(first..last) {
+                    let value = |i: usize| row.get(i).copied().unwrap_or(0.0);
+                    out[j] = match words {
+                        Words::F32 => value(step).to_bits(),
+                        Words::Bf16Pairs => pair(value(2 * step), value(2 * step + 1)),
+                    };
+                }
+            }
+        }
+    });
+}
+
+/// Packs the columns `matrix[k * stride + j]` of `depth` steps `k`, `count` of them, into panels of
+/// `columns`.
+pub fn panels_across(
+    isa: Isa,
+    panels: &mut [u32],
+    words: Words,
+    matrix: &[f32],
+    stride: usize,
+    count: usize,
+    depth: usize,
+    columns: usize,
+) {
+    panels.par_chunks_mut(words.count(depth) * columns).enumerate().for_each(|(panel, out)| {
+        let first = panel * columns;
+        let wanted = columns.min(count - first);
+        pack_across(isa, out, columns, words, &matrix[first..], stride, depth, wanted);
+    });
+}
+
+vectorized! {
+    /// Packs `depth` rows of `wanted` values each, a step (or, of pairs, half a step) a row. Steps
+    /// begin `out_stride` apart; what is left of them becomes zero up to the next tile's width.
+    pub fn pack_across(
+        out: &mut [u32],
+        out_stride: usize,
+        words: Words,
+        matrix: &[f32],
+        stride: usize,
+        depth: usize,
+        wanted: usize,
+    ) {
+        let steps = words.count(depth);
+        for (step, out) in out.chunks_mut(out_stride).take(steps).enumerate() {
+            let (values, rest) = out.split_at_mut(wanted);
+            rest.fill(0);
+            match words {
+                Words::F32 => copy(values, &matrix[step * stride..][..wanted]),
+                Words::Bf16Pairs => {
+                    let first = &matrix[2 * step * stride..][..wanted];
+                    if 2 * step + 1 < depth {
+                        let second = &matrix[(2 * step + 1) * stride..][..wanted];
+                        for ((out, first), second) in values.iter_mut().zip(first).zip(second) {
+                            *out = pair(*first, *second);
+                        }
+                    } else {
+                        for (out, first) in values.iter_mut().zip(first) {
+                            *out = pair(*first, 0.0);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Packs rows of `depth` values, along: [`STRIDE`] apart.
+    pub fn pack_rows(out: &mut [u32], words: Words, rows: &[f32], stride: usize, depth: usize, count: usize) {
+        for (row, out) in out.chunks_mut(STRIDE).take(count).enumerate() {
+            along(words, out, 0, &rows[row * stride..][..depth]);
+            end(words, out, depth);
+        }
+    }
+
+    /// Packs values `depth` of the patches of some output pixels, along, a patch a row.
+    pub fn pack_patches(
+        out: &mut [u32],
+        words: Words,
+        x: &[f32],
+        pixels: Range<usize>,
+        group: usize,
+        depth: Range<usize>,
+        sizes: &Sizes,
+    ) {
+        let mut place = sizes.place(pixels.start);
+        for out in out.chunks_mut(STRIDE).take(pixels.len()) {
+            sizes.runs(place, group, &depth, |at, len, from| match from {
+                Some(from) => along(words, out, at, &x[from..from + len]),
+                None => zeros(words, out, at, len),
+            });
+            end(words, out, depth.len());
+            place = sizes.next(place);
+        }
+    }
+
+    /// Adds values `depth` of the patches of some output pixels to where they lie in `dx`, which
+    /// starts at `offset`. Patches begin `stride` apart.
+    pub fn add_patches(
+        dx: &mut [f32],
+        offset: usize,
+        patches: &[f32],
+        stride: usize,
+        pixels: Range<usize>,
+        group: usize,
+        depth: Range<usize>,
+        sizes: &Sizes,
+    ) {
+        let mut place = sizes.place(pixels.start);
+        for patch in patches.chunks(stride).take(pixels.len()) {
+            sizes.runs(place, group, &depth, |at, len, to| {
+                let Some(to) = to else { return };
+                let to = to - offset;
+                for (sum, value) in dx[to..to + len].iter_mut().zip(&patch[at..at + len]) {
+                    *sum += value;
+                }
+            });
+            place = sizes.next(place);
+        }
+    }
+}
+
+/// Writes values from value `at` of a row on.
+#[inline(always)]
+fn along(words: Words, row: &mut [u32], at: usize, values: &[f32]) {
+    match words {
+        Words::F32 => copy(&mut row[at..at + values.len()], values),
+        Words::Bf16Pairs => {
+            let row: &mut [u16] = bytemuck::cast_slice_mut(row);
+            for (out, value) in row[at..at + values.len()].iter_mut().zip(values) {
+                *out = bf16(*value);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn zeros(words: Words, row: &mut [u32], at: usize, len: usize) {
+    match words {
+        Words::F32 => row[at..at + len].fill(0),
+        Words::Bf16Pairs => bytemuck::cast_slice_mut::<u32, u16>(row)[at..at + len].fill(0),
+    }
+}
+
+/// Completes the last word of a row of `len` values.
+#[inline(always)]
+fn end(words: Words, row: &mut [u32], len: usize) {
+    if words == Words::Bf16Pairs && len % 2 == 1 {
+        zeros(words, row, len, 1);
+    }
+}
+
+/// Copies short runs in whole vectors: the last one overlaps the one before.
+#[inline(always)]
+fn copy(to: &mut [u32], from: &[f32]) {
+    let (to, len): (&mut [f32], _) = (bytemuck::cast_slice_mut(to), from.len());
+    if len < LANES {
+        for (to, from) in to.iter_mut().zip(from) {
+            *to = *from;
+        }
+        return;
+    }
+    for (to, from) in to.chunks_exact_mut(LANES).zip(from.chunks_exact(LANES)) {
+        to.copy_from_slice(from);
+    }
+    if len % LANES > 0 {
+        to[len - LANES..].copy_from_slice(&from[len - LANES..]);
+    }
+}
+
+/// Two values as one word.
+#[inline(always)]
+fn pair(first: f32, second: f32) -> u32 {
+    u32::from(bf16(first)) | u32::from(bf16(second)) << 16
+}
+
+/// Rounds to nearest, ties to even; NaN stays one.
+#[inline(always)]
+pub fn bf16(value: f32) -> u16 {
+    let bits = value.to_bits();
+    let rounded = bits.wrapping_add(0x7FFF + (bits >> 16 & 1)) >> 16;
+    let quiet = bits >> 16 | 0x40;
+    (if value.is_nan() { quiet } else { rounded }) as u16
+}
