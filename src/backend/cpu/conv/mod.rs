@@ -286,49 +286,60 @@ impl Sizes {
         }
     }
 
-    /// Calls `run(at, len, input)` for each contiguous run of values `depth` of an output pixel's
-    /// patch: `at` counts from the start of `depth`, `input` from the start of all images, and is
-    /// `None` outside the image.
+    /// Visits each contiguous run of values `depth` of an output pixel's patch.
     #[inline(always)]
     fn runs(
         &self,
         Place(image, y, x): Place,
         group: usize,
         depth: &Range<usize>,
-        mut run: impl FnMut(usize, usize, Option<usize>),
+        visitor: &mut impl Visitor,
     ) {
         let channels = self.channels;
         let left = (x * self.stride[1]) as isize - self.pad[1] as isize;
         let first = (-left).clamp(0, self.s as isize) as usize;
         let last = (self.w as isize - left).clamp(first as isize, self.s as isize) as usize;
-        // The part of `from..to` of the patch that is in `depth`.
-        let mut cut = |from: usize, to: usize, input: Option<usize>| {
-            let (start, end) = (from.max(depth.start), to.min(depth.end));
-            if start < end {
-                run(start - depth.start, end - start, input.map(|input| input + start - from));
-            }
-        };
         let line = self.s * channels;
         for r in depth.start / line..depth.end.div_ceil(line) {
             let row = (y * self.stride[0] + r) as isize - self.pad[0] as isize;
             let start = r * line;
             if row < 0 || row >= self.h as isize || first == last {
-                cut(start, start + line, None);
+                visit(start..start + line, None, depth, visitor);
                 continue;
             }
-            cut(start, start + first * channels, None);
+            visit(start..start + first * channels, None, depth, visitor);
             let column = (left + first as isize) as usize;
             let input =
                 ((image * self.h + row as usize) * self.w + column) * self.c + group * channels;
             if self.groups == 1 {
-                cut(start + first * channels, start + last * channels, Some(input));
+                let inside = start + first * channels..start + last * channels;
+                visit(inside, Some(input), depth, visitor);
             } else {
                 for s in first..last {
                     let from = start + s * channels;
-                    cut(from, from + channels, Some(input + (s - first) * self.c));
+                    let input = input + (s - first) * self.c;
+                    visit(from..from + channels, Some(input), depth, visitor);
                 }
             }
-            cut(start + last * channels, start + line, None);
+            visit(start + last * channels..start + line, None, depth, visitor);
         }
+    }
+}
+
+/// What is done with the runs of a patch. A trait, since closures that are not inlined do not have
+/// the instructions of the function around them.
+trait Visitor {
+    /// A run of `len` values from value `at` of the visited depth on, which lies at `input` from the
+    /// start of all images, or outside the image.
+    fn run(&mut self, at: usize, len: usize, input: Option<usize>);
+}
+
+/// Visits the part of a run that is in `depth`.
+#[inline(always)]
+fn visit(run: Range<usize>, input: Option<usize>, depth: &Range<usize>, visitor: &mut impl Visitor) {
+    let (start, end) = (run.start.max(depth.start), run.end.min(depth.end));
+    if start < end {
+        let input = input.map(|input| input + start - run.start);
+        visitor.run(start - depth.start, end - start, input);
     }
 }

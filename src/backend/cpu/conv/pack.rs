@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::Sizes;
+use super::{Sizes, Visitor};
 use crate::backend::cpu::gemm::{STRIDE, Words};
 use crate::backend::cpu::isa::{Isa, vectorized};
 
@@ -121,10 +121,7 @@ vectorized! {
     ) {
         let mut place = sizes.place(pixels.start);
         for out in out.chunks_mut(STRIDE).take(pixels.len()) {
-            sizes.runs(place, group, &depth, |at, len, from| match from {
-                Some(from) => along(words, out, at, &x[from..from + len]),
-                None => zeros(words, out, at, len),
-            });
+            sizes.runs(place, group, &depth, &mut Pack { out, words, x });
             end(words, out, depth.len());
             place = sizes.next(place);
         }
@@ -144,14 +141,43 @@ vectorized! {
     ) {
         let mut place = sizes.place(pixels.start);
         for patch in patches.chunks(stride).take(pixels.len()) {
-            sizes.runs(place, group, &depth, |at, len, to| {
-                let Some(to) = to else { return };
-                let to = to - offset;
-                for (sum, value) in dx[to..to + len].iter_mut().zip(&patch[at..at + len]) {
-                    *sum += value;
-                }
-            });
+            sizes.runs(place, group, &depth, &mut Add { dx, offset, patch });
             place = sizes.next(place);
+        }
+    }
+}
+
+/// Packs the runs of a patch into a row.
+struct Pack<'a> {
+    out: &'a mut [u32],
+    words: Words,
+    x: &'a [f32],
+}
+
+impl Visitor for Pack<'_> {
+    #[inline(always)]
+    fn run(&mut self, at: usize, len: usize, input: Option<usize>) {
+        match input {
+            Some(input) => along(self.words, self.out, at, &self.x[input..input + len]),
+            None => zeros(self.words, self.out, at, len),
+        }
+    }
+}
+
+/// Adds the runs of a patch to where they lie.
+struct Add<'a> {
+    dx: &'a mut [f32],
+    offset: usize,
+    patch: &'a [f32],
+}
+
+impl Visitor for Add<'_> {
+    #[inline(always)]
+    fn run(&mut self, at: usize, len: usize, input: Option<usize>) {
+        let Some(input) = input else { return };
+        let to = &mut self.dx[input - self.offset..][..len];
+        for (sum, value) in to.iter_mut().zip(&self.patch[at..at + len]) {
+            *sum += value;
         }
     }
 }
@@ -189,18 +215,17 @@ fn end(words: Words, row: &mut [u32], len: usize) {
 /// Copies short runs in whole vectors: the last one overlaps the one before.
 #[inline(always)]
 fn copy(to: &mut [u32], from: &[f32]) {
-    let (to, len): (&mut [f32], _) = (bytemuck::cast_slice_mut(to), from.len());
-    if len < LANES {
+    let to: &mut [f32] = bytemuck::cast_slice_mut(to);
+    if let (Some(last), Some(end)) = (to.last_chunk_mut::<LANES>(), from.last_chunk::<LANES>()) {
+        *last = *end;
+        let (to, _) = to.as_chunks_mut::<LANES>();
+        for (to, from) in to.iter_mut().zip(from.as_chunks::<LANES>().0) {
+            *to = *from;
+        }
+    } else {
         for (to, from) in to.iter_mut().zip(from) {
             *to = *from;
         }
-        return;
-    }
-    for (to, from) in to.chunks_exact_mut(LANES).zip(from.chunks_exact(LANES)) {
-        to.copy_from_slice(from);
-    }
-    if len % LANES > 0 {
-        to[len - LANES..].copy_from_slice(&from[len - LANES..]);
     }
 }
 

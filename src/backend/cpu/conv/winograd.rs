@@ -36,7 +36,7 @@ const POINTS: usize = IN * IN;
 /// Tiles worked on at a time, about: what is kept of them fits the last cache.
 const TILES: usize = 112;
 /// Register blocks of tiles, one under the other, of a task.
-const TASK: usize = 4;
+const TASK: usize = 8;
 /// Channels and filters are multiples of this, so that they are whole vectors.
 const LANES: usize = 16;
 /// Tiles of pixels below which the filters' transformation does not pay.
