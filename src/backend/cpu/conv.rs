@@ -26,6 +26,7 @@ use rayon::prelude::*;
 use super::CpuBackend;
 use super::gemm::{gemm, matrix, matrix_mut};
 use super::isa::{Isa, vectorized};
+use super::memory::Storage;
 use super::pointwise::{add, add_rows, bias_relu, relu as relu_in_place};
 use crate::Result;
 use crate::shape::ConvDims;
@@ -39,8 +40,8 @@ const COLUMN_TASK: usize = 128;
 
 /// Room for patches, one slot a thread, and for partial filter gradients.
 pub struct Scratch {
-    slots: Vec<Mutex<Vec<f32>>>,
-    partials: Vec<f32>,
+    slots: Vec<Mutex<Storage>>,
+    partials: Storage,
 }
 
 impl Scratch {
@@ -56,12 +57,12 @@ impl Scratch {
             tile = tile.max(sizes.tile * sizes.patch);
             partials = partials.max(sizes.groups() * sizes.partial());
         }
-        let slots = (0..backend.threads()).map(|_| Ok(Mutex::new(backend.room(0.0, tile)?)));
-        Ok(Scratch { slots: slots.collect::<Result<_>>()?, partials: backend.room(0.0, partials)? })
+        let slots = (0..backend.threads()).map(|_| Ok(Mutex::new(backend.room(tile)?)));
+        Ok(Scratch { slots: slots.collect::<Result<_>>()?, partials: backend.room(partials)? })
     }
 
     /// The calling thread's slot. Each thread of the pool has its own, so it is always free.
-    fn with_slot<T>(slots: &[Mutex<Vec<f32>>], work: impl FnOnce(&mut [f32]) -> T) -> T {
+    fn with_slot<T>(slots: &[Mutex<Storage>], work: impl FnOnce(&mut [f32]) -> T) -> T {
         let thread = rayon::current_thread_index().unwrap_or(0);
         work(&mut slots[thread].lock().expect("a thread panicked while it held its patches"))
     }

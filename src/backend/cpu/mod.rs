@@ -8,6 +8,7 @@ mod conv;
 mod gemm;
 mod isa;
 mod lrn;
+mod memory;
 mod peak;
 mod pointwise;
 mod pool;
@@ -15,6 +16,7 @@ mod pool;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use isa::Isa;
+use memory::Storage;
 use rayon::prelude::*;
 
 use super::{
@@ -74,16 +76,28 @@ impl CpuBackend {
         Ok(CpuBackend { pool, isa, handed_out: AtomicUsize::new(0) })
     }
 
-    /// Storage of `len` values, or an error where there is no room.
-    fn room<T: Clone>(&self, value: T, len: usize) -> Result<Vec<T>> {
+    /// Storage of `len` zeros, or an error where there is no room.
+    fn room(&self, len: usize) -> Result<Storage> {
+        let storage = self.pool.install(|| Storage::zeros(len));
+        self.count::<f32, _>(len, storage)
+    }
+
+    /// A list of `len` values, or an error where there is no room.
+    fn list<T: Clone>(&self, value: T, len: usize) -> Result<Vec<T>> {
+        let mut list = Vec::new();
+        let reserved = list.try_reserve_exact(len).ok();
+        self.count::<T, _>(len, reserved)?;
+        list.resize(len, value);
+        Ok(list)
+    }
+
+    /// Counts what was handed out for `len` values, or says that there was no room.
+    fn count<T, M>(&self, len: usize, memory: Option<M>) -> Result<M> {
         let bytes = len.saturating_mul(size_of::<T>());
-        let mut storage = Vec::new();
-        storage
-            .try_reserve_exact(len)
-            .map_err(|_| Error::Memory { wanted: bytes, free: available_memory() })?;
-        storage.resize(len, value);
+        let memory =
+            memory.ok_or_else(|| Error::Memory { wanted: bytes, free: available_memory() })?;
         self.handed_out.fetch_add(bytes, Ordering::Relaxed);
-        Ok(storage)
+        Ok(memory)
     }
 
     /// Number of threads.
@@ -131,7 +145,7 @@ fn values_mut(tensor: &mut Tensor<CpuBackend>) -> &mut [f32] {
 }
 
 impl Backend for CpuBackend {
-    type Buffer = Vec<f32>;
+    type Buffer = Storage;
     type Bytes = Vec<u8>;
     type Indices = Vec<u32>;
     type Crops = Vec<Crop>;
@@ -158,7 +172,7 @@ impl Backend for CpuBackend {
     }
 
     fn zeros(&self, shape: Shape) -> Result<Tensor<Self>> {
-        Ok(Tensor::new(shape, self.room(0.0, shape.len())?))
+        Ok(Tensor::new(shape, self.room(shape.len())?))
     }
 
     fn activations(&self, shape: Shape) -> Result<Tensor<Self>> {
@@ -170,15 +184,15 @@ impl Backend for CpuBackend {
     }
 
     fn bytes(&self, len: usize) -> Result<Vec<u8>> {
-        self.room(0, len)
+        self.list(0, len)
     }
 
     fn indices(&self, len: usize) -> Result<Vec<u32>> {
-        self.room(0, len)
+        self.list(0, len)
     }
 
     fn crops(&self, len: usize) -> Result<Vec<Crop>> {
-        self.room(Crop { image: 0, y: 0, x: 0, mirror: 0 }, len)
+        self.list(Crop { image: 0, y: 0, x: 0, mirror: 0 }, len)
     }
 
     fn state(&self) -> Result<State> {
