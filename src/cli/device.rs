@@ -4,9 +4,7 @@ use std::process::ExitCode;
 use std::str::FromStr;
 
 use anyhow::{Result, bail};
-use clap::Args;
-#[cfg(feature = "cuda")]
-use clap::ValueEnum;
+use clap::{Args, ValueEnum};
 use zfnet::backend::cpu::CpuBackend;
 #[cfg(feature = "cuda")]
 use zfnet::backend::{Precision, cuda};
@@ -38,10 +36,10 @@ impl FromStr for DeviceName {
     }
 }
 
-#[cfg(feature = "cuda")]
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum PrecisionName {
     F32,
+    #[cfg(feature = "cuda")]
     Tf32,
     Bf16,
 }
@@ -62,10 +60,19 @@ pub struct DeviceArgs {
     /// Threads of the CPU backend [default: one a core]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
-    /// On a GPU: how activations are stored and products made [default: bf16, or f32 before Ampere]
-    #[cfg(feature = "cuda")]
+    #[cfg_attr(
+        feature = "cuda",
+        doc = "How activations are kept and products made [default: on a GPU bf16, or f32 before Ampere; on the CPU f32, where bf16 takes AVX512-BF16]"
+    )]
+    #[cfg_attr(
+        not(feature = "cuda"),
+        doc = "How activations are kept and products made; bf16 takes AVX512-BF16 [default: f32]"
+    )]
     #[arg(long, value_enum)]
     precision: Option<PrecisionName>,
+    /// On the CPU: 3x3 and 5x5 convolutions without Winograd's method, slower and rounding less
+    #[arg(long)]
+    exact: bool,
     /// On a GPU: what computes fully connected layers [default: cublaslt if it is installed]
     #[cfg(feature = "cuda")]
     #[arg(long, value_enum)]
@@ -108,14 +115,27 @@ impl DeviceArgs {
 
     fn on_cpu(&self, threads: Option<usize>, command: impl OnDevice) -> Result<ExitCode> {
         #[cfg(feature = "cuda")]
-        if self.gemm.is_some() || self.precision.is_some_and(|p| !matches!(p, PrecisionName::F32)) {
-            bail!("--precision and --gemm are for a GPU: the CPU backend computes in f32");
+        if self.gemm.is_some() {
+            bail!("--gemm is for a GPU");
         }
-        say(command, &CpuBackend::new(threads)?)
+        let mut backend = CpuBackend::new(threads)?;
+        if self.exact {
+            backend = backend.exact();
+        }
+        match self.precision {
+            None | Some(PrecisionName::F32) => {}
+            #[cfg(feature = "cuda")]
+            Some(PrecisionName::Tf32) => bail!("--precision tf32 is for a GPU"),
+            Some(PrecisionName::Bf16) => backend = backend.bf16()?,
+        }
+        say(command, &backend)
     }
 
     #[cfg(feature = "cuda")]
     fn on_gpu(&self, device: usize, command: impl OnDevice) -> Result<ExitCode> {
+        if self.exact {
+            bail!("--exact is for the CPU: no kernel for a GPU uses Winograd's method");
+        }
         let precision = self.precision.map(|precision| match precision {
             PrecisionName::F32 => Precision::F32,
             PrecisionName::Tf32 => Precision::Tf32,

@@ -9,6 +9,7 @@ mod conv;
 mod gemm;
 mod isa;
 mod lrn;
+mod memory;
 mod peak;
 mod pointwise;
 mod pool;
@@ -16,9 +17,10 @@ mod simd;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use conv::Arithmetic;
+use conv::{Arithmetic, Epilogue};
 use gemm::Words;
 use isa::Isa;
+use memory::Storage;
 use rayon::prelude::*;
 
 use super::{
@@ -35,6 +37,13 @@ pub struct CpuBackend {
     words: Words,
     exact: bool,
     handed_out: AtomicUsize,
+}
+
+/// A tensor's values.
+pub struct Buffer {
+    values: Storage,
+    /// Whether they are rounded to bf16, each in the room of an f32.
+    bf16: bool,
 }
 
 /// What operations read of the step.
@@ -92,21 +101,57 @@ impl CpuBackend {
         CpuBackend { exact: true, ..self }
     }
 
+    /// Keeps activations in bf16 and multiplies pairs of them: sums, weights and their gradients stay
+    /// in f32.
+    ///
+    /// # Errors
+    /// If the machine has no instructions for it (AVX512-BF16).
+    pub fn bf16(self) -> Result<Self> {
+        if !self.isa.has_bf16() {
+            return Err(Error::Backend(format!(
+                "bf16 needs AVX512-BF16, and what is used of this processor is {}: use f32",
+                self.instructions()
+            )));
+        }
+        Ok(CpuBackend { words: Words::Bf16Pairs, ..self })
+    }
+
+    /// Rounds an operation's result to what its tensor stores.
+    fn round(&self, tensor: &mut Tensor<Self>) {
+        const CHUNK: usize = 1 << 14;
+        if tensor.buffer.bf16 {
+            let chunks = values_mut(tensor).par_chunks_mut(CHUNK);
+            self.pool.install(|| chunks.for_each(|values| pointwise::round(self.isa, values)));
+        }
+    }
+
     /// How convolutions multiply.
     fn arithmetic(&self) -> Arithmetic {
         Arithmetic { isa: self.isa, words: self.words, winograd: !self.exact }
     }
 
-    /// Storage of `len` values, or an error where there is no room.
-    fn room<T: Clone>(&self, value: T, len: usize) -> Result<Vec<T>> {
+    /// Storage of `len` zeros, or an error where there is no room.
+    fn room(&self, len: usize) -> Result<Storage> {
+        let storage = self.pool.install(|| Storage::zeros(len));
+        self.count::<f32, _>(len, storage)
+    }
+
+    /// A list of `len` values, or an error where there is no room.
+    fn list<T: Clone>(&self, value: T, len: usize) -> Result<Vec<T>> {
+        let mut list = Vec::new();
+        let reserved = list.try_reserve_exact(len).ok();
+        self.count::<T, _>(len, reserved)?;
+        list.resize(len, value);
+        Ok(list)
+    }
+
+    /// Counts what was handed out for `len` values, or says that there was no room.
+    fn count<T, M>(&self, len: usize, memory: Option<M>) -> Result<M> {
         let bytes = len.saturating_mul(size_of::<T>());
-        let mut storage = Vec::new();
-        storage
-            .try_reserve_exact(len)
-            .map_err(|_| Error::Memory { wanted: bytes, free: available_memory() })?;
-        storage.resize(len, value);
+        let memory =
+            memory.ok_or_else(|| Error::Memory { wanted: bytes, free: available_memory() })?;
         self.handed_out.fetch_add(bytes, Ordering::Relaxed);
-        Ok(storage)
+        Ok(memory)
     }
 
     /// Number of threads.
@@ -144,17 +189,17 @@ fn available_memory() -> Option<usize> {
 
 /// The values in use of a tensor's storage.
 fn values(tensor: &Tensor<CpuBackend>) -> &[f32] {
-    &tensor.buffer[..tensor.shape().len()]
+    &tensor.buffer.values[..tensor.shape().len()]
 }
 
 /// As [`values`], to be written.
 fn values_mut(tensor: &mut Tensor<CpuBackend>) -> &mut [f32] {
     let len = tensor.shape().len();
-    &mut tensor.buffer[..len]
+    &mut tensor.buffer.values[..len]
 }
 
 impl Backend for CpuBackend {
-    type Buffer = Vec<f32>;
+    type Buffer = Buffer;
     type Bytes = Vec<u8>;
     type Indices = Vec<u32>;
     type Crops = Vec<Crop>;
@@ -164,11 +209,20 @@ impl Backend for CpuBackend {
     type Recording = ();
 
     fn describe(&self) -> String {
-        format!("CPU, {} threads, {}", self.threads(), self.instructions())
+        let mut text = format!("CPU, {} threads, {}", self.threads(), self.instructions());
+        if self.words == Words::Bf16Pairs {
+            text += ", bf16";
+        } else if self.exact {
+            text += ", exact";
+        }
+        text
     }
 
     fn precision(&self) -> Precision {
-        Precision::F32
+        match self.words {
+            Words::F32 => Precision::F32,
+            Words::Bf16Pairs => Precision::Bf16,
+        }
     }
 
     fn device(&self) -> &'static str {
@@ -181,11 +235,12 @@ impl Backend for CpuBackend {
     }
 
     fn zeros(&self, shape: Shape) -> Result<Tensor<Self>> {
-        Ok(Tensor::new(shape, self.room(0.0, shape.len())?))
+        Ok(Tensor::new(shape, Buffer { values: self.room(shape.len())?, bf16: false }))
     }
 
     fn activations(&self, shape: Shape) -> Result<Tensor<Self>> {
-        self.zeros(shape)
+        let bf16 = self.words == Words::Bf16Pairs;
+        Ok(Tensor::new(shape, Buffer { values: self.room(shape.len())?, bf16 }))
     }
 
     fn weights(&self, shape: Shape) -> Result<Tensor<Self>> {
@@ -193,15 +248,15 @@ impl Backend for CpuBackend {
     }
 
     fn bytes(&self, len: usize) -> Result<Vec<u8>> {
-        self.room(0, len)
+        self.list(0, len)
     }
 
     fn indices(&self, len: usize) -> Result<Vec<u32>> {
-        self.room(0, len)
+        self.list(0, len)
     }
 
     fn crops(&self, len: usize) -> Result<Vec<Crop>> {
-        self.room(Crop { image: 0, y: 0, x: 0, mirror: 0 }, len)
+        self.list(Crop { image: 0, y: 0, x: 0, mirror: 0 }, len)
     }
 
     fn state(&self) -> Result<State> {
@@ -214,6 +269,7 @@ impl Backend for CpuBackend {
 
     fn upload(&self, dst: &mut Tensor<Self>, src: &[f32]) -> Result<()> {
         values_mut(dst).copy_from_slice(src);
+        self.round(dst);
         Ok(())
     }
 
@@ -276,7 +332,7 @@ impl Backend for CpuBackend {
     }
 
     fn losses(&self, losses: &mut [f32], batch: &mut Batch<Self>) -> Result<()> {
-        losses.copy_from_slice(&batch.losses.buffer[..losses.len()]);
+        losses.copy_from_slice(&batch.losses.buffer.values[..losses.len()]);
         Ok(())
     }
 
@@ -299,10 +355,11 @@ impl Backend for CpuBackend {
     ) -> Result<()> {
         let shape = x.shape();
         let (crops, mean, inverse_std) = (&crops[..shape.n], values(mean), values(inverse_std));
-        let x = values_mut(x);
         self.pool.install(|| {
+            let x = values_mut(x);
             pointwise::input(self.isa, x, shape, pixels, crops, mean, inverse_std, dims);
         });
+        self.round(x);
         Ok(())
     }
 
@@ -318,9 +375,10 @@ impl Backend for CpuBackend {
     ) -> Result<()> {
         check(&[(y.shape(), dims.output()), (x.shape(), dims.input())]);
         check(&[(weight.shape(), dims.filter())]);
-        let (y, x, weight, bias) = (values_mut(y), values(x), values(weight), bias.map(values));
+        let epilogue = &Epilogue { bias: bias.map(values), relu, round: y.buffer.bf16 };
+        let (y, x, weight) = (values_mut(y), values(x), values(weight));
         self.pool.install(|| {
-            conv::forward(self.arithmetic(), y, x, weight, bias, relu, dims, scratch);
+            conv::forward(self.arithmetic(), y, x, weight, epilogue, dims, scratch);
         });
         Ok(())
     }
@@ -335,8 +393,11 @@ impl Backend for CpuBackend {
     ) -> Result<()> {
         check(&[(dx.shape(), dims.input()), (dy.shape(), dims.output())]);
         check(&[(weight.shape(), dims.filter())]);
+        let epilogue = &Epilogue { round: dx.buffer.bf16, ..Epilogue::default() };
         let (dx, dy, weight) = (values_mut(dx), values(dy), values(weight));
-        self.pool.install(|| conv::backward_data(self.arithmetic(), dx, dy, weight, dims, scratch));
+        self.pool.install(|| {
+            conv::backward_data(self.arithmetic(), dx, dy, weight, epilogue, dims, scratch);
+        });
         Ok(())
     }
 
@@ -383,10 +444,11 @@ impl Backend for CpuBackend {
         dims: &PoolDims,
     ) -> Result<()> {
         check(&[(dx.shape(), dims.input()), (dy.shape(), dims.output())]);
-        let (dx, dy, images) = (values_mut(dx), values(dy), images.map(Vec::as_slice));
+        let (dy, images) = (values(dy), images.map(Vec::as_slice));
         self.pool.install(|| {
-            pool::backward(self.isa, dx, dy, switches, images, forward_mask, dims);
+            pool::backward(self.isa, values_mut(dx), dy, switches, images, forward_mask, dims);
         });
+        self.round(dx);
         Ok(())
     }
 
@@ -414,8 +476,8 @@ impl Backend for CpuBackend {
     fn lrn_forward(&self, y: &mut Tensor<Self>, x: &Tensor<Self>, lrn: &Lrn) -> Result<()> {
         check(&[(y.shape(), x.shape())]);
         let c = x.shape().c;
-        let (y, x) = (values_mut(y), values(x));
-        self.pool.install(|| lrn::forward(self.isa, y, x, c, lrn));
+        self.pool.install(|| lrn::forward(self.isa, values_mut(y), values(x), c, lrn));
+        self.round(y);
         Ok(())
     }
 
@@ -429,9 +491,9 @@ impl Backend for CpuBackend {
     ) -> Result<()> {
         check(&[(dx.shape(), dy.shape()), (dy.shape().with_n(1), x.shape().with_n(1))]);
         let (len, c) = (dy.shape().per_image(), dy.shape().c);
-        let (dx, dy, x, images) =
-            (values_mut(dx), values(dy), values(x), images.map(Vec::as_slice));
-        self.pool.install(|| lrn::backward(self.isa, dx, dy, x, images, len, c, lrn));
+        let (dy, x, images) = (values(dy), values(x), images.map(Vec::as_slice));
+        self.pool.install(|| lrn::backward(self.isa, values_mut(dx), dy, x, images, len, c, lrn));
+        self.round(dx);
         Ok(())
     }
 
@@ -444,8 +506,11 @@ impl Backend for CpuBackend {
     ) -> Result<()> {
         check(&[(y.shape(), x.shape())]);
         let shape = x.shape();
-        let (y, x) = (values_mut(y), values(x));
-        self.pool.install(|| pointwise::dropout(self.isa, y, x, shape, dropout, &state.step));
+        self.pool.install(|| {
+            let (y, x) = (values_mut(y), values(x));
+            pointwise::dropout(self.isa, y, x, shape, dropout, &state.step);
+        });
+        self.round(y);
         Ok(())
     }
 
@@ -477,6 +542,7 @@ impl Backend for CpuBackend {
                 *g = (*g * factor - target) * scale;
             }
         }
+        self.round(dlogits);
         Ok(())
     }
 
@@ -521,13 +587,13 @@ impl Backend for CpuBackend {
     fn seed(&self, dy: &mut Tensor<Self>, units: &[SeedUnit]) -> Result<()> {
         let Shape { h, w, c, .. } = dy.shape();
         assert_eq!(units.len(), dy.shape().n);
-        let dy = values_mut(dy);
-        dy.fill(0.0);
-        for (dy, unit) in dy.chunks_exact_mut(h * w * c).zip(units) {
+        values_mut(dy).fill(0.0);
+        for (dy, unit) in values_mut(dy).chunks_exact_mut(h * w * c).zip(units) {
             let [map, y, x] = [unit.map, unit.y, unit.x].map(|v| v as usize);
             assert!(map < c && y < h && x < w, "unit {unit:?} outside [{h}, {w}, {c}]");
             dy[(y * w + x) * c + map] = unit.value;
         }
+        self.round(dy);
         Ok(())
     }
 

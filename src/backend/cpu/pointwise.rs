@@ -147,6 +147,13 @@ vectorized! {
         }
     }
 
+    /// Rounds values to bf16, to nearest, ties to even.
+    pub fn round(values: &mut [f32]) {
+        for value in values {
+            *value = f32::from_bits(u32::from(bf16(*value)) << 16);
+        }
+    }
+
     /// Below zero becomes zero; NaN stays.
     pub fn relu(values: &mut [f32]) {
         for value in values {
@@ -199,4 +206,13 @@ vectorized! {
             }
         }
     }
+}
+
+/// Rounds to nearest, ties to even; NaN stays one.
+#[inline(always)]
+pub fn bf16(value: f32) -> u16 {
+    let bits = value.to_bits();
+    let rounded = bits.wrapping_add(0x7FFF + (bits >> 16 & 1)) >> 16;
+    let quiet = bits >> 16 | 0x40;
+    (if value.is_nan() { quiet } else { rounded }) as u16
 }

@@ -9,8 +9,9 @@ use bytemuck::{cast_slice, cast_slice_mut};
 use rayon::prelude::*;
 
 use super::pack::{pack_across, pack_rows, panels_across, panels_along};
-use super::{Arithmetic, Epilogue, Room, Scratch, Sizes, add_rows, store, with_room};
+use super::{Arithmetic, Epilogue, Room, Scratch, Sizes, with_room};
 use crate::backend::cpu::gemm::{DEPTH, Layout, Operands, Out, STRIDE, block, tile};
+use crate::backend::cpu::pointwise::add_rows;
 
 /// Tiles, one under the other, of a forward task.
 const FORWARD_TILES: usize = 4;
@@ -77,7 +78,7 @@ pub fn forward(
             }
         });
     });
-    transpose(y, transposed, k, samples, |y| epilogue.run(arithmetic, y));
+    transpose(y, transposed, k, samples, |y| epilogue.run(isa, y));
 }
 
 /// `dx^T = w^T * dy^T`.
@@ -86,6 +87,7 @@ pub fn backward_data(
     dx: &mut [f32],
     dy: &[f32],
     weight: &[f32],
+    epilogue: &Epilogue<'_>,
     sizes: &Sizes,
     scratch: &mut Scratch,
 ) {
@@ -122,7 +124,7 @@ pub fn backward_data(
             }
         });
     });
-    transpose(dx, transposed, patch, samples, |dx| store(arithmetic, dx));
+    transpose(dx, transposed, patch, samples, |dx| epilogue.run(isa, dx));
 }
 
 /// Writes sums of `samples` columns as rows of `len` values, each group of which is then `finish`ed.

@@ -15,8 +15,9 @@ use bytemuck::{cast_slice, cast_slice_mut};
 use rayon::prelude::*;
 
 use super::pack::{add_patches, pack_across, pack_patches, pack_rows, panels_across, panels_along};
-use super::{Arithmetic, Epilogue, Room, Scratch, Sizes, add_rows, store, with_room};
+use super::{Arithmetic, Epilogue, Room, Scratch, Sizes, with_room};
 use crate::backend::cpu::gemm::{DEPTH, Layout, Operands, Out, STRIDE, Words, block, tile};
+use crate::backend::cpu::pointwise::add_rows;
 
 /// Tiles, one under the other, of a task.
 const TILES: usize = 8;
@@ -89,7 +90,7 @@ pub fn forward(
                     }
                 }
             }
-            epilogue.run(arithmetic, y);
+            epilogue.run(isa, y);
         });
     });
 }
@@ -111,6 +112,7 @@ pub fn backward_data(
     dx: &mut [f32],
     dy: &[f32],
     weight: &[f32],
+    epilogue: &Epilogue<'_>,
     sizes: &Sizes,
     scratch: &mut Scratch,
 ) {
@@ -167,7 +169,7 @@ pub fn backward_data(
                 }
             }
         });
-        store(arithmetic, dx);
+        epilogue.run(isa, dx);
     });
 }
 

@@ -17,8 +17,9 @@ use std::sync::Mutex;
 
 use super::CpuBackend;
 use super::gemm::{DEPTH, Words};
-use super::isa::{Isa, vectorized};
-use super::pointwise::{add_rows, bias_relu, relu};
+use super::isa::Isa;
+use super::memory::Storage;
+use super::pointwise::{bias_relu, relu, round};
 use crate::Result;
 use crate::shape::ConvDims;
 
@@ -27,7 +28,7 @@ use crate::shape::ConvDims;
 pub struct Arithmetic {
     /// The instructions.
     pub isa: Isa,
-    /// What is multiplied; results are rounded to the same.
+    /// What is multiplied.
     pub words: Words,
     /// Whether Winograd's method may be used.
     pub winograd: bool,
@@ -68,8 +69,8 @@ impl Room {
 
 /// Room for packed operands and partial sums.
 pub struct Scratch {
-    threads: Vec<Mutex<Vec<f32>>>,
-    shared: Vec<f32>,
+    threads: Vec<Mutex<Storage>>,
+    shared: Storage,
 }
 
 impl Scratch {
@@ -88,16 +89,16 @@ impl Scratch {
             }
         });
         let room = needs.fold(Room::default(), Room::or);
-        let thread = |_| Ok(Mutex::new(backend.room(0.0, room.thread)?));
+        let thread = |_| Ok(Mutex::new(backend.room(room.thread)?));
         Ok(Scratch {
             threads: (0..backend.threads()).map(thread).collect::<Result<_>>()?,
-            shared: backend.room(0.0, room.shared)?,
+            shared: backend.room(room.shared)?,
         })
     }
 }
 
 /// Runs `work` with the calling thread's room. Each thread of the pool has its own, so it is always free.
-fn with_room<T>(threads: &[Mutex<Vec<f32>>], work: impl FnOnce(&mut [f32]) -> T) -> T {
+fn with_room<T>(threads: &[Mutex<Storage>], work: impl FnOnce(&mut [f32]) -> T) -> T {
     let thread = rayon::current_thread_index().unwrap_or(0);
     work(&mut threads[thread].lock().expect("a thread panicked while it held its room"))
 }
@@ -118,14 +119,13 @@ fn method(sizes: &Sizes, arithmetic: Arithmetic) -> Method {
     }
 }
 
-/// `y = conv(x, w) + bias`, then relu if asked for.
+/// `y = conv(x, w)`, then the epilogue.
 pub fn forward(
     arithmetic: Arithmetic,
     y: &mut [f32],
     x: &[f32],
     weight: &[f32],
-    bias: Option<&[f32]>,
-    relu: bool,
+    epilogue: &Epilogue<'_>,
     dims: &ConvDims,
     scratch: &mut Scratch,
 ) {
@@ -135,15 +135,16 @@ pub fn forward(
         Method::Winograd => winograd::forward,
         Method::Direct => direct::forward,
     };
-    run(arithmetic, y, x, weight, &Epilogue { bias, relu }, sizes, scratch);
+    run(arithmetic, y, x, weight, epilogue, sizes, scratch);
 }
 
-/// `dx = conv^T(dy, w)`.
+/// `dx = conv^T(dy, w)`, then the epilogue, which has no bias.
 pub fn backward_data(
     arithmetic: Arithmetic,
     dx: &mut [f32],
     dy: &[f32],
     weight: &[f32],
+    epilogue: &Epilogue<'_>,
     dims: &ConvDims,
     scratch: &mut Scratch,
 ) {
@@ -153,7 +154,7 @@ pub fn backward_data(
         Method::Winograd => winograd::backward_data,
         Method::Direct => direct::backward_data,
     };
-    run(arithmetic, dx, dy, weight, sizes, scratch);
+    run(arithmetic, dx, dy, weight, epilogue, sizes, scratch);
 }
 
 /// `dw = sum over output pixels of dy * patch`, `db = sum of dy`; added to what is there with
@@ -177,35 +178,27 @@ pub fn backward_filter(
     run(arithmetic, dw, db, dy, x, accumulate, sizes, scratch);
 }
 
-/// What happens to a forward sum before it is stored.
-struct Epilogue<'a> {
-    bias: Option<&'a [f32]>,
-    relu: bool,
+/// What happens to sums before they are stored.
+#[derive(Clone, Copy, Default)]
+pub struct Epilogue<'a> {
+    /// Added to rows of all filters.
+    pub bias: Option<&'a [f32]>,
+    /// Below zero becomes zero.
+    pub relu: bool,
+    /// Round to bf16.
+    pub round: bool,
 }
 
 impl Epilogue<'_> {
     /// Of rows of all filters.
-    fn run(&self, arithmetic: Arithmetic, y: &mut [f32]) {
+    fn run(&self, isa: Isa, y: &mut [f32]) {
         match self.bias {
-            Some(bias) => bias_relu(arithmetic.isa, y, bias, self.relu),
-            None if self.relu => relu(arithmetic.isa, y),
+            Some(bias) => bias_relu(isa, y, bias, self.relu),
+            None if self.relu => relu(isa, y),
             None => {}
         }
-        store(arithmetic, y);
-    }
-}
-
-/// Rounds values to what is stored.
-fn store(arithmetic: Arithmetic, values: &mut [f32]) {
-    if arithmetic.words == Words::Bf16Pairs {
-        round(arithmetic.isa, values);
-    }
-}
-
-vectorized! {
-    fn round(values: &mut [f32]) {
-        for value in values {
-            *value = f32::from_bits(u32::from(pack::bf16(*value)) << 16);
+        if self.round {
+            round(isa, y);
         }
     }
 }
@@ -336,7 +329,12 @@ trait Visitor {
 
 /// Visits the part of a run that is in `depth`.
 #[inline(always)]
-fn visit(run: Range<usize>, input: Option<usize>, depth: &Range<usize>, visitor: &mut impl Visitor) {
+fn visit(
+    run: Range<usize>,
+    input: Option<usize>,
+    depth: &Range<usize>,
+    visitor: &mut impl Visitor,
+) {
     let (start, end) = (run.start.max(depth.start), run.end.min(depth.end));
     if start < end {
         let input = input.map(|input| input + start - run.start);

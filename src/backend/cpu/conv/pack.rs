@@ -11,6 +11,7 @@ use rayon::prelude::*;
 use super::{Sizes, Visitor};
 use crate::backend::cpu::gemm::{STRIDE, Words};
 use crate::backend::cpu::isa::{Isa, vectorized};
+use crate::backend::cpu::pointwise::bf16;
 
 /// Values copied at a time.
 const LANES: usize = 16;
@@ -233,13 +234,4 @@ fn copy(to: &mut [u32], from: &[f32]) {
 #[inline(always)]
 fn pair(first: f32, second: f32) -> u32 {
     u32::from(bf16(first)) | u32::from(bf16(second)) << 16
-}
-
-/// Rounds to nearest, ties to even; NaN stays one.
-#[inline(always)]
-pub fn bf16(value: f32) -> u16 {
-    let bits = value.to_bits();
-    let rounded = bits.wrapping_add(0x7FFF + (bits >> 16 & 1)) >> 16;
-    let quiet = bits >> 16 | 0x40;
-    (if value.is_nan() { quiet } else { rounded }) as u16
 }

@@ -21,8 +21,9 @@
 use bytemuck::cast_slice;
 use rayon::prelude::*;
 
-use super::{Arithmetic, Epilogue, Room, Scratch, Sizes, add_rows};
+use super::{Arithmetic, Epilogue, Room, Scratch, Sizes};
 use crate::backend::cpu::gemm::{DEPTH, Layout, Operands, Out, STRIDE, Words, block, tile};
+use crate::backend::cpu::pointwise::add_rows;
 use crate::backend::cpu::simd::{Simd, vectors};
 
 /// Outputs of a tile along an axis.
@@ -35,8 +36,6 @@ const IN: usize = OUT + TAPS - 1;
 const POINTS: usize = IN * IN;
 /// Tiles worked on at a time, about: what is kept of them fits the last cache.
 const TILES: usize = 112;
-/// Register blocks of tiles, one under the other, of a task.
-const TASK: usize = 8;
 /// Channels and filters are multiples of this, so that they are whole vectors.
 const LANES: usize = 16;
 /// Tiles of pixels below which the filters' transformation does not pay.
@@ -61,18 +60,13 @@ pub fn suits(sizes: &Sizes, arithmetic: Arithmetic) -> bool {
 pub fn room(sizes: &Sizes, arithmetic: Arithmetic) -> Room {
     let (rows, columns) = block(arithmetic.isa);
     let (k, depth) = (sizes.k, sizes.c * sizes.stride[0] * sizes.stride[1]);
-    let tiles = tiles_at_a_time(rows);
+    let tiles = TILES.next_multiple_of(rows);
     let [packed_k, packed_depth] = [k, depth].map(|depth| Packed::new(tiles, depth).len());
     let filters = |rows: usize, count: usize| POINTS * rows * count.next_multiple_of(columns);
     let forward = k * sizes.patch + filters(depth, k) + packed_depth + POINTS * tiles * k;
     let data = filters(k, depth) + packed_k + POINTS * tiles * depth;
     let filter = POINTS * k * depth + packed_depth + packed_k;
     Room { thread: 0, shared: forward.max(data).max(filter) }
-}
-
-/// Tiles of [`TASK`] register blocks each.
-fn tiles_at_a_time(rows: usize) -> usize {
-    TILES.next_multiple_of(TASK * rows)
 }
 
 /// A tensor cut into tiles.
@@ -228,6 +222,7 @@ pub fn backward_data(
     dx: &mut [f32],
     dy: &[f32],
     weight: &[f32],
+    epilogue: &Epilogue<'_>,
     sizes: &Sizes,
     scratch: &mut Scratch,
 ) {
@@ -239,7 +234,6 @@ pub fn backward_data(
     let to = Side { h, w, c, parities, pad: pad.map(|v| v as isize) };
     let taps = Taps { weight, down: true, sizes };
     let grid = Grid::new(n, (h + pad[0]).div_ceil(parities), (w + pad[1]).div_ceil(parities));
-    let epilogue = &Epilogue { bias: None, relu: false };
     correlate(arithmetic, (dx, to), (dy, from), &taps, epilogue, grid, &mut scratch.shared);
 }
 
@@ -294,7 +288,7 @@ fn correlate(
         unsafe { filters(isa, out, taps, index * columns, columns) };
     });
     let filters: &[u32] = cast_slice(packed_filters);
-    let most = tiles_at_a_time(rows);
+    let most = TILES.next_multiple_of(rows);
     let packed = Packed::new(most, depth);
     let (values, products) = rest.split_at_mut(packed.len());
     let products = &mut products[..POINTS * most * count];
@@ -308,14 +302,12 @@ fn correlate(
             unsafe { inputs(isa, target, x, &from, place, packed, tile) };
         });
         let values: &[u32] = cast_slice(values);
-        products.par_chunks_mut(TASK * rows * count).enumerate().for_each(|(task, out)| {
-            let tasks = most / (TASK * rows);
-            let (point, first) = (task / tasks, task % tasks * TASK * rows);
-            for row in (first..tiles.min(first + TASK * rows)).step_by(rows) {
+        products.par_chunks_mut(most * count).enumerate().for_each(|(point, out)| {
+            for row in (0..tiles).step_by(rows) {
                 for (j, panel) in filters.chunks_exact(panel).enumerate() {
                     for (block, range) in packed.blocks() {
                         let out = Out {
-                            values: &mut out[(row - first) * count + j * columns..],
+                            values: &mut out[row * count + j * columns..],
                             stride: count,
                             rows: rows.min(tiles - row),
                             columns: columns.min(count - j * columns),
@@ -360,7 +352,7 @@ pub fn backward_filter(
     let (rows, columns) = block(isa);
     let from = Side { h, w, c, parities: stride[0], pad: pad.map(|v| v as isize) };
     let to = Side { h: p, w: q, c: k, parities: 1, pad: [0, 0] };
-    let (grid, depth, most) = (Grid::new(n, p, q), from.depth(), tiles_at_a_time(rows));
+    let (grid, depth, most) = (Grid::new(n, p, q), from.depth(), TILES.next_multiple_of(rows));
     let [packed_x, packed_dy] = [depth, k].map(|depth| Packed::new(most, depth));
     let (sums, rest) = scratch.shared.split_at_mut(POINTS * k * depth);
     let (values_x, values_dy) = rest.split_at_mut(packed_x.len());
