@@ -465,6 +465,43 @@ pub trait Backend: Send + Sync + Sized + 'static {
         scratch: &mut Self::Scratch,
     ) -> Result<()>;
 
+    /// Whether [`Backend::conv_pool_forward`] and [`Backend::conv_pool_backward_filter`] do these two.
+    fn fuses(&self, _dims: &ConvDims, _pool: &PoolDims) -> bool {
+        false
+    }
+
+    /// Convolution with bias and relu, and max pooling of its output, which is not kept: for a first
+    /// layer in training, whose output is larger than all others and read by nothing else.
+    fn conv_pool_forward(
+        &self,
+        _y: &mut Tensor<Self>,
+        _switches: &mut Self::Bytes,
+        _x: &Tensor<Self>,
+        _weight: &Tensor<Self>,
+        _bias: &Tensor<Self>,
+        _dims: &ConvDims,
+        _pool: &PoolDims,
+        _scratch: &mut Self::Scratch,
+    ) -> Result<()> {
+        unreachable!("asked for only where `fuses` says so")
+    }
+
+    /// [`Backend::conv_backward_filter`] of what [`Backend::maxpool_backward`] makes, under the forward
+    /// mask, of the pooled output's gradient `dy`.
+    fn conv_pool_backward_filter(
+        &self,
+        _gradient: &mut Param<Self>,
+        _dy: &Tensor<Self>,
+        _switches: &Self::Bytes,
+        _x: &Tensor<Self>,
+        _accumulate: bool,
+        _dims: &ConvDims,
+        _pool: &PoolDims,
+        _scratch: &mut Self::Scratch,
+    ) -> Result<()> {
+        unreachable!("asked for only where `fuses` says so")
+    }
+
     /// `y` = each window's largest value, and where it stood (see the rule of the switch).
     fn maxpool_forward(
         &self,

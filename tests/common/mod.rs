@@ -15,6 +15,7 @@ use zfnet::shape::{ConvDims, PoolDims, Rounding, Shape, windows};
 macro_rules! on_every_backend {
     ($($test:ident),* $(,)?) => {
         in_f32!($($test),*);
+        on_cpu_bf16!($($test),*);
         on_gpu!(cuda_tf32, Tf32, Fast, $($test),*);
         on_gpu!(cuda_bf16, Bf16, Fast, $($test),*);
         on_gpu!(cuda_bf16_plain, Bf16, Plain, $($test),*);
@@ -37,6 +38,20 @@ macro_rules! on_backend {
     ($name:ident, $backend:expr, $($test:ident),*) => {
         mod $name {
             $(#[test] fn $test() { super::$test(&$backend.expect("a backend")) })*
+        }
+    };
+}
+
+/// See [`on_every_backend`]: on a CPU that multiplies pairs of bf16, if this is one.
+macro_rules! on_cpu_bf16 {
+    ($($test:ident),*) => {
+        mod cpu_bf16 {
+            $(#[test] fn $test() {
+                match zfnet::backend::cpu::CpuBackend::new(Some(2)).expect("threads").bf16() {
+                    Ok(backend) => super::$test(&backend),
+                    Err(reason) => eprintln!("skipped: {reason}"),
+                }
+            })*
         }
     };
 }

@@ -242,3 +242,54 @@ unsafe fn sums<S: Simd, M: Multiply<S>, const ROWS: usize, const A: usize, const
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whole tiles and parts of them, both layouts, written and added, exactly on small integers.
+    #[test]
+    fn tiles_are_exact_on_integers() {
+        for isa in [Isa::PORTABLE, Isa::at_most_avx2(), Isa::detect()] {
+            let (most_rows, most_columns) = block(isa);
+            let depth = most_rows + 3;
+            let a = |i: usize, k: usize| ((i * 7 + k * 3) % 11) as f32 - 5.0;
+            let b = |k: usize, j: usize| ((k * 5 + j * 2) % 13) as f32 - 6.0;
+            let lay = |step: usize, row: usize| {
+                let mut words = vec![f32::NAN.to_bits(); (most_rows + depth) * STRIDE];
+                for i in 0..most_rows {
+                    for k in 0..depth {
+                        words[i * row + k * step] = a(i, k).to_bits();
+                    }
+                }
+                words
+            };
+            let b_stride = most_columns + 1;
+            let columns: Vec<u32> =
+                (0..depth * b_stride).map(|at| b(at / b_stride, at % b_stride).to_bits()).collect();
+            for (layout, a_words) in
+                [(Layout::Rows, lay(1, STRIDE)), (Layout::Columns, lay(STRIDE, 1))]
+            {
+                for (rows, wanted) in [(most_rows, most_columns), (1, most_columns - 1), (2, 1)] {
+                    for accumulate in [false, true] {
+                        let stride = most_columns + 2;
+                        let mut values = vec![2.0; most_rows * stride];
+                        let out =
+                            Out { values: &mut values, stride, rows, columns: wanted, accumulate };
+                        let words = Words::F32;
+                        let operands =
+                            Operands { words, depth, a: &a_words, layout, b: &columns, b_stride };
+                        tile(isa, out, operands);
+                        for (at, value) in values.iter().enumerate() {
+                            let (i, j) = (at / stride, at % stride);
+                            let sum: f32 = (0..depth).map(|k| a(i, k) * b(k, j)).sum();
+                            let start = if accumulate { 2.0 } else { 0.0 };
+                            let want = if i < rows && j < wanted { start + sum } else { 2.0 };
+                            assert_eq!(*value, want, "{isa:?}, row {i}, column {j}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

@@ -420,6 +420,55 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
+    fn fuses(&self, dims: &ConvDims, pool: &PoolDims) -> bool {
+        conv::pools(self.arithmetic(), dims, pool)
+    }
+
+    fn conv_pool_forward(
+        &self,
+        y: &mut Tensor<Self>,
+        switches: &mut Vec<u8>,
+        x: &Tensor<Self>,
+        weight: &Tensor<Self>,
+        bias: &Tensor<Self>,
+        dims: &ConvDims,
+        pool: &PoolDims,
+        scratch: &mut conv::Scratch,
+    ) -> Result<()> {
+        check(&[(y.shape(), pool.output()), (x.shape(), dims.input())]);
+        check(&[(pool.input(), dims.output()), (weight.shape(), dims.filter())]);
+        let epilogue = &Epilogue { bias: Some(values(bias)), relu: true, round: y.buffer.bf16 };
+        let y = (values_mut(y), &mut switches[..pool.output().len()]);
+        let (x, weight) = (values(x), values(weight));
+        self.pool.install(|| {
+            let sizes = (dims, pool);
+            conv::forward_pooled(self.arithmetic(), y, x, weight, epilogue, sizes, scratch);
+        });
+        Ok(())
+    }
+
+    fn conv_pool_backward_filter(
+        &self,
+        gradient: &mut Param<Self>,
+        dy: &Tensor<Self>,
+        switches: &Vec<u8>,
+        x: &Tensor<Self>,
+        accumulate: bool,
+        dims: &ConvDims,
+        pool: &PoolDims,
+        scratch: &mut conv::Scratch,
+    ) -> Result<()> {
+        check(&[(dy.shape(), pool.output()), (x.shape(), dims.input())]);
+        check(&[(pool.input(), dims.output()), (gradient.weight.shape(), dims.filter())]);
+        let (dw, db) = (values_mut(&mut gradient.weight), values_mut(&mut gradient.bias));
+        let (dy, x) = ((values(dy), switches.as_slice()), values(x));
+        self.pool.install(|| {
+            let (arithmetic, sizes) = (self.arithmetic(), (dims, pool));
+            conv::backward_filter_pooled(arithmetic, dw, db, dy, x, accumulate, sizes, scratch);
+        });
+        Ok(())
+    }
+
     fn maxpool_forward(
         &self,
         y: &mut Tensor<Self>,

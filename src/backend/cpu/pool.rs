@@ -43,7 +43,7 @@ pub fn backward(
 
 vectorized! {
     /// Row `py` of the output of one image.
-    fn forward_row(y: &mut [f32], switches: &mut [u8], x: &[f32], py: usize, dims: &PoolDims) {
+    pub fn forward_row(y: &mut [f32], switches: &mut [u8], x: &[f32], py: usize, dims: &PoolDims) {
         let [h, w, c] = [dims.h, dims.w, dims.c].map(|v| v as usize);
         let (window, stride, pad) = windows(dims);
         let (r0, r1, top) = clip(py, stride[0], pad[0], window[0], h);
@@ -70,7 +70,7 @@ vectorized! {
     }
 
     /// Row `y` of the input of one image.
-    fn backward_row(
+    pub fn backward_row(
         dx: &mut [f32],
         dy: &[f32],
         switches: &[u8],

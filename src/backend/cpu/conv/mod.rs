@@ -21,7 +21,8 @@ use super::isa::Isa;
 use super::memory::Storage;
 use super::pointwise::{bias_relu, relu, round};
 use crate::Result;
-use crate::shape::ConvDims;
+use crate::shape::{ConvDims, PoolDims};
+use direct::OutputGradient;
 
 /// How products are made.
 #[derive(Clone, Copy)]
@@ -173,9 +174,48 @@ pub fn backward_filter(
     let run = match method(sizes, arithmetic) {
         Method::Dense => dense::backward_filter,
         Method::Winograd => winograd::backward_filter,
-        Method::Direct => direct::backward_filter,
+        Method::Direct => {
+            let dy = OutputGradient::Values(dy);
+            return direct::backward_filter(arithmetic, dw, db, dy, x, accumulate, sizes, scratch);
+        }
     };
     run(arithmetic, dw, db, dy, x, accumulate, sizes, scratch);
+}
+
+/// Whether a convolution and the max pooling of its output can be one operation.
+pub fn pools(arithmetic: Arithmetic, dims: &ConvDims, pool: &PoolDims) -> bool {
+    let sizes = &Sizes::new(dims);
+    matches!(method(sizes, arithmetic), Method::Direct) && direct::pools(sizes, pool)
+}
+
+/// `y = maxpool(epilogue(conv(x, w)))`, with its switches.
+pub fn forward_pooled(
+    arithmetic: Arithmetic,
+    y: (&mut [f32], &mut [u8]),
+    x: &[f32],
+    weight: &[f32],
+    epilogue: &Epilogue<'_>,
+    (dims, pool): (&ConvDims, &PoolDims),
+    scratch: &mut Scratch,
+) {
+    let sizes = &Sizes::new(dims);
+    direct::forward_pooled(arithmetic, y, x, weight, epilogue, (sizes, pool), scratch);
+}
+
+/// As [`backward_filter`], where `dy` is the gradient of the pooled output.
+pub fn backward_filter_pooled(
+    arithmetic: Arithmetic,
+    dw: &mut [f32],
+    db: &mut [f32],
+    (dy, switches): (&[f32], &[u8]),
+    x: &[f32],
+    accumulate: bool,
+    (dims, pool): (&ConvDims, &PoolDims),
+    scratch: &mut Scratch,
+) {
+    let sizes = &Sizes::new(dims);
+    let dy = OutputGradient::Pooled(dy, switches, pool);
+    direct::backward_filter(arithmetic, dw, db, dy, x, accumulate, sizes, scratch);
 }
 
 /// What happens to sums before they are stored.
@@ -277,6 +317,18 @@ impl Sizes {
         } else {
             Place(image + 1, 0, 0)
         }
+    }
+
+    /// Where an output pixel's window begins, if all of it is in the image.
+    #[inline(always)]
+    fn inside(&self, Place(image, y, x): Place) -> Option<usize> {
+        let (top, left) = (y * self.stride[0], x * self.stride[1]);
+        let within = top >= self.pad[0]
+            && left >= self.pad[1]
+            && top + self.r <= self.h + self.pad[0]
+            && left + self.s <= self.w + self.pad[1];
+        let row = || image * self.h + top - self.pad[0];
+        within.then(|| (row() * self.w + left - self.pad[1]) * self.c)
     }
 
     /// Visits each contiguous run of values `depth` of an output pixel's patch.

@@ -84,7 +84,9 @@ vectorized! {
             let (values, rest) = out.split_at_mut(wanted);
             rest.fill(0);
             match words {
-                Words::F32 => copy(values, &matrix[step * stride..][..wanted]),
+                Words::F32 => {
+                    copy(bytemuck::cast_slice_mut(values), &matrix[step * stride..][..wanted]);
+                }
                 Words::Bf16Pairs => {
                     let first = &matrix[2 * step * stride..][..wanted];
                     if 2 * step + 1 < depth {
@@ -121,8 +123,26 @@ vectorized! {
         sizes: &Sizes,
     ) {
         let mut place = sizes.place(pixels.start);
+        let line = sizes.s * sizes.c;
+        let whole = sizes.groups == 1 && depth == (0..sizes.patch);
         for out in out.chunks_mut(STRIDE).take(pixels.len()) {
-            sizes.runs(place, group, &depth, &mut Pack { out, words, x });
+            match sizes.inside(place) {
+                // The common case, and of a first layer's many pixels the only one that counts.
+                Some(first) if whole && words == Words::F32 => {
+                    let out: &mut [f32] = bytemuck::cast_slice_mut(out);
+                    let rows = x[first..].chunks(sizes.w * sizes.c).take(sizes.r);
+                    for (out, from) in out.chunks_exact_mut(line).zip(rows) {
+                        copy(out, &from[..line]);
+                    }
+                }
+                Some(first) if whole => {
+                    let rows = x[first..].chunks(sizes.w * sizes.c).take(sizes.r);
+                    for (r, from) in rows.enumerate() {
+                        along(words, out, r * line, &from[..line]);
+                    }
+                }
+                _ => sizes.runs(place, group, &depth, &mut Pack { out, words, x }),
+            }
             end(words, out, depth.len());
             place = sizes.next(place);
         }
@@ -187,7 +207,7 @@ impl Visitor for Add<'_> {
 #[inline(always)]
 fn along(words: Words, row: &mut [u32], at: usize, values: &[f32]) {
     match words {
-        Words::F32 => copy(&mut row[at..at + values.len()], values),
+        Words::F32 => copy(bytemuck::cast_slice_mut(&mut row[at..at + values.len()]), values),
         Words::Bf16Pairs => {
             let row: &mut [u16] = bytemuck::cast_slice_mut(row);
             for (out, value) in row[at..at + values.len()].iter_mut().zip(values) {
@@ -213,20 +233,16 @@ fn end(words: Words, row: &mut [u32], len: usize) {
     }
 }
 
-/// Copies short runs in whole vectors: the last one overlaps the one before.
+/// Copies; short runs as two vectors that overlap, since a call would take longer.
 #[inline(always)]
-fn copy(to: &mut [u32], from: &[f32]) {
-    let to: &mut [f32] = bytemuck::cast_slice_mut(to);
-    if let (Some(last), Some(end)) = (to.last_chunk_mut::<LANES>(), from.last_chunk::<LANES>()) {
-        *last = *end;
-        let (to, _) = to.as_chunks_mut::<LANES>();
-        for (to, from) in to.iter_mut().zip(from.as_chunks::<LANES>().0) {
-            *to = *from;
+fn copy(to: &mut [f32], from: &[f32]) {
+    match (from.first_chunk::<LANES>(), from.last_chunk::<LANES>()) {
+        (Some(first), Some(last)) if from.len() <= 2 * LANES => {
+            let (to, end) = (&mut to[..from.len()], from.len() - LANES);
+            to[..LANES].copy_from_slice(first);
+            to[end..].copy_from_slice(last);
         }
-    } else {
-        for (to, from) in to.iter_mut().zip(from) {
-            *to = *from;
-        }
+        _ => to.copy_from_slice(from),
     }
 }
 
