@@ -34,6 +34,12 @@ struct PoolDims {
     unsigned window[2], stride[2], pad[2];
 };
 
+// A window of each sample of a walk down, at start + jump * its unit's place: down, right.
+struct Windows {
+    unsigned map[2], size[2];
+    int start[2], jump[2];
+};
+
 struct Lrn {
     unsigned size;          // neighbours of channel j: j - size / 2 ..= j + (size - 1) / 2
     float k, alpha, beta;

@@ -3,6 +3,8 @@
 //! One alphabet everywhere: a convolution reads `N, H, W, C` (images, height, width, channels),
 //! has `K` filters of `R` rows and `S` columns, and writes `N, P, Q, K`.
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 
 /// Sizes of a tensor, contiguous in this order: images, rows, columns, channels (NHWC).
@@ -196,6 +198,13 @@ impl ConvDims {
     pub fn with_n(self, n: usize) -> Self {
         ConvDims { n: n as u32, ..self }
     }
+
+    /// The same convolution where there is no more of its output than windows of `p` by `q`: its
+    /// input is all that these see, without padding.
+    pub fn windowed(self, [p, q]: [u32; 2]) -> Self {
+        let [h, w] = seen([p, q], [self.r, self.s], self.stride);
+        ConvDims { h, w, p, q, pad: [0, 0], ..self }
+    }
 }
 
 /// Sizes of a max pooling. `#[repr(C)]`: kernels take the same struct.
@@ -236,6 +245,81 @@ impl PoolDims {
     /// The same pooling of `n` images.
     pub fn with_n(self, n: usize) -> Self {
         PoolDims { n: n as u32, ..self }
+    }
+
+    /// The same pooling where there is no more of its output than windows of `p` by `q`: its input
+    /// is all that these see, without padding.
+    pub fn windowed(self, [p, q]: [u32; 2]) -> Self {
+        let [h, w] = seen([p, q], self.window, self.stride);
+        PoolDims { h, w, p, q, pad: [0, 0], ..self }
+    }
+}
+
+/// Rows and columns that so many neighbouring kernels see.
+fn seen(count: [u32; 2], kernel: [u32; 2], stride: [u32; 2]) -> [u32; 2] {
+    [0, 1].map(|axis| (count[axis] - 1) * stride[axis] + kernel[axis])
+}
+
+/// Windows of one size in a map, one for each sample of a walk down: all that can be non-zero there
+/// if the walk began at a single unit. `#[repr(C)]`: kernels take the same struct.
+///
+/// They are never clipped: a window may begin before the map and reach beyond it, where only zeros
+/// lie. So all samples have the same sizes, wherever their units stand.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Windows {
+    /// Rows and columns of the map.
+    pub map: [u32; 2],
+    /// Rows and columns of a window.
+    pub size: [u32; 2],
+    /// First row and column of the window of a unit at (0, 0).
+    pub start: [i32; 2],
+    /// Distance of two neighbouring units' windows.
+    pub jump: [i32; 2],
+}
+
+impl Windows {
+    /// The windows in the units' own map: each unit itself.
+    pub fn units(map: Shape) -> Self {
+        Windows { map: [map.h as u32, map.w as u32], size: [1; 2], start: [0; 2], jump: [1; 2] }
+    }
+
+    /// The windows in the map below, where each value of these sees `kernel` values.
+    pub fn below(&self, map: [u32; 2], kernel: [u32; 2], stride: [u32; 2], pad: [u32; 2]) -> Self {
+        let axes = [0, 1];
+        Windows {
+            map,
+            size: seen(self.size, kernel, stride),
+            start: axes.map(|i| self.start[i] * stride[i] as i32 - pad[i] as i32),
+            jump: axes.map(|i| self.jump[i] * stride[i] as i32),
+        }
+    }
+
+    /// Where the map lies, seen from its windows: cutting by it puts windows back into whole maps.
+    pub fn inverse(&self) -> Self {
+        let Windows { map, size, start, jump } = *self;
+        Windows { map: size, size: map, start: start.map(|v| -v), jump: jump.map(|v| -v) }
+    }
+
+    /// Whether a window has no fewer places than the whole map.
+    pub fn cover(&self) -> bool {
+        let area = |[rows, columns]: [u32; 2]| u64::from(rows) * u64::from(columns);
+        area(self.size) >= area(self.map)
+    }
+
+    /// Shape of `n` windows of `c` channels.
+    pub fn shape(&self, n: usize, c: usize) -> Shape {
+        Shape::new(n, self.size[0] as usize, self.size[1] as usize, c)
+    }
+
+    /// What lies in the map of the window of a unit, along one axis (0: rows, 1: columns; `unit` is
+    /// the unit's place along it): places of the window, and the map's place of the first of them.
+    pub fn inside(&self, axis: usize, unit: u32) -> (Range<usize>, usize) {
+        let origin = i64::from(self.start[axis]) + i64::from(self.jump[axis]) * i64::from(unit);
+        let size = i64::from(self.size[axis]);
+        let first = (-origin).clamp(0, size);
+        let end = (i64::from(self.map[axis]) - origin).clamp(first, size);
+        (first as usize..end as usize, (origin + first).max(0) as usize)
     }
 }
 
@@ -294,6 +378,32 @@ mod tests {
         assert_eq!(windows(0, 1, 1, 1, 1, Rounding::Ceil), None);
         assert_eq!(windows(5, 0, 1, 0, 0, Rounding::Floor), None);
         assert_eq!(windows(5, 1, 0, 0, 0, Rounding::Floor), None);
+    }
+
+    /// A unit's window in the pixels is its receptive field.
+    #[test]
+    fn windows_grow_like_receptive_fields() {
+        let mut field = Field::PIXEL;
+        let layers = [(7, 2, 0, 110), (3, 2, 1, 56), (5, 1, 2, 56), (4, 3, 3, 20)];
+        layers.iter().for_each(|&(k, s, pad, _)| field = field.through(k, s, pad));
+        let mut windows = Windows::units(Shape::new(1, 20, 20, 1));
+        let maps = [224, 110, 56, 56];
+        for (&(k, s, pad, _), map) in layers.iter().rev().zip(maps.iter().rev()) {
+            windows = windows.below([*map; 2], [k as u32; 2], [s as u32; 2], [pad as u32; 2]);
+        }
+        assert_eq!(windows.size, [field.size as u32; 2]);
+        for unit in [0, 1, 10, 19] {
+            let (first, end) = field.of(unit);
+            let (inside, at) = windows.inside(1, unit as u32);
+            assert_eq!(inside.start as i64, (-first).max(0));
+            assert_eq!(inside.len() as i64, end.min(224) - first.max(0), "unit {unit}");
+            assert_eq!(at as i64, first.max(0));
+            // The map's places that a window holds.
+            let (held, place) = windows.inverse().inside(1, unit as u32);
+            assert_eq!((held.len(), held.start, place), (inside.len(), at, inside.start));
+        }
+        assert_eq!(windows.inverse().inverse(), windows);
+        assert!(!windows.cover() && windows.inverse().cover());
     }
 
     #[test]

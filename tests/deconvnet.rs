@@ -13,6 +13,7 @@ use zfnet::model::{
     Descent, LrnDown, Network, Params, Preprocess, Projector, Purpose, Rule, Seed, Workspace,
     strongest,
 };
+use zfnet::shape::Shape;
 
 on_every_backend!(
     rules_by_hand,
@@ -23,11 +24,17 @@ on_every_backend!(
     projector_refuses_what_did_not_fire,
     peaks_and_the_strongest,
     projections_stay_inside_the_receptive_field,
+    windows_equal_whole_maps_on_integers,
+    windows_are_all_that_descends,
 );
 // The walks up, and so the switches, agree with the twin's, and with those of another batch, in f32.
 mod in_f32 {
     use super::*;
-    in_f32!(rules_equal_the_naive_walk, seeds_that_share_a_walk_up_equal_single_ones);
+    in_f32!(
+        rules_equal_the_naive_walk,
+        seeds_that_share_a_walk_up_equal_single_ones,
+        windows_equal_whole_maps,
+    );
 }
 
 const RULES: [(&str, Rule); 3] =
@@ -67,6 +74,17 @@ impl<'a, B: Backend> Looker<'a, B> {
         };
         self.workspace.down(self.backend, &self.network, &self.params, descent).unwrap();
         values(self.backend, self.workspace.descending())
+    }
+
+    /// The same from single units, by windows.
+    fn windows(&mut self, from: usize, images: &[u32], units: &[SeedUnit], rule: Rule) -> Vec<f32> {
+        let images = indices(self.backend, images);
+        let mut pictures = vec![f32::NAN; units.len() * self.network.input().len()];
+        let (network, params) = (&self.network, &self.params);
+        self.workspace
+            .project(self.backend, network, params, from, rule, &images, units, &mut pictures)
+            .unwrap();
+        pictures
     }
 
     /// Projects one unit of the first image.
@@ -522,5 +540,151 @@ fn projections_stay_inside_the_receptive_field<B: Backend>(backend: &B) {
     let (first, end) = field.of(5);
     for corner in [(first, first), (first, end - 1), (end - 1, first), (end - 1, end - 1)] {
         assert!(picture[(corner.0 as usize * size + corner.1 as usize) * 3] != 0.0, "{corner:?}");
+    }
+}
+
+/// Pads of all sizes, pools that overlap, one on the other, with pads and without, strides wider than
+/// a kernel, and last windows that reach beyond the map.
+const EDGES: &str = r#"
+    name = "edges"
+    classes = 3
+    input = { size = 23, resize = 23 }
+    layers = [
+      { type = "conv", name = "conv1", channels = 4, kernel = 4, stride = 2, pad = [1, 2, 0, 3] },
+      { type = "relu" },
+      { type = "maxpool", name = "pool1", kernel = 3, stride = 2, pad = 1 },
+      { type = "maxpool", name = "pool2", kernel = 2, stride = 1 },
+      { type = "conv", name = "conv2", channels = 6, kernel = 3, pad = [2, 0, 1, 2], groups = 2 },
+      { type = "maxpool", name = "pool3", kernel = 3, stride = 1, pad = 1 },
+      { type = "relu" },
+      { type = "lrn", name = "norm2", size = 3, k = 1.0, alpha = 0.5 },
+      { type = "conv", name = "conv3", channels = 8, kernel = 2, stride = 3 },
+      { type = "relu" },
+      { type = "fc", name = "fc4", outputs = 5 },
+      { type = "relu" },
+      { type = "dropout" },
+      { type = "fc", name = "fc5" },
+    ]
+"#;
+
+/// What begins with a relu and a normalisation, so that these see the pixels.
+const BARE: &str = r#"
+    name = "bare"
+    classes = 3
+    input = { size = 17, resize = 17 }
+    layers = [
+      { type = "dropout" },
+      { type = "lrn", name = "norm0", size = 3, k = 1.0, alpha = 0.5 },
+      { type = "relu", name = "relu0" },
+      { type = "maxpool", name = "pool0", kernel = 3, stride = 2, pad = 1 },
+      { type = "conv", name = "conv1", channels = 8, kernel = 3, pad = 1 },
+      { type = "relu" },
+      { type = "fc", name = "fc2" },
+    ]
+"#;
+
+/// Units at the corners, the edges and in the middle of every layer's maps, of all images in turn,
+/// eight at a time: hands each batch's pictures to `check`, the windows' first, the whole maps' then.
+fn walk_by_windows_and_whole<B: Backend>(
+    looker: &mut Looker<'_, B>,
+    rules: &[Rule],
+    check: impl Fn(&[f32], &[f32], &str),
+) {
+    let images = looker.workspace.input.shape().n;
+    for from in 0..looker.network.layers.len() {
+        let layer = &looker.network.layers[from];
+        let (name, shape) = (layer.name.clone(), layer.output);
+        let few = |size: usize| {
+            let mut places = vec![0, 1.min(size - 1), size / 2, size - 1];
+            places.dedup();
+            places
+        };
+        let places =
+            few(shape.h).into_iter().flat_map(|y| few(shape.w).into_iter().map(move |x| (y, x)));
+        let units: Vec<SeedUnit> = (1u32..)
+            .zip(places)
+            .map(|(i, (y, x))| SeedUnit {
+                map: i * 5 % shape.c as u32,
+                y: y as u32,
+                x: x as u32,
+                value: 1.0 + (i % 3) as f32,
+            })
+            .collect();
+        let mut something = false;
+        for units in units.chunks(8) {
+            let list: Vec<u32> = (0..units.len()).map(|i| ((i + 1) % images) as u32).collect();
+            let mut seed = vec![0.0; units.len() * shape.len()];
+            for (seed, unit) in seed.chunks_exact_mut(shape.len()).zip(units) {
+                let [map, y, x] = [unit.map, unit.y, unit.x].map(|v| v as usize);
+                seed[(y * shape.w + x) * shape.c + map] = unit.value;
+            }
+            for &rule in rules {
+                let whole = looker.down(from, &list, &seed, rule);
+                let found = looker.windows(from, &list, units, rule);
+                something |= found.iter().any(|v| *v != 0.0);
+                check(&found, &whole, &format!("{name}, {rule:?}, {units:?}"));
+            }
+        }
+        assert!(something, "nothing came down from {name}");
+    }
+}
+
+fn windows_equal_whole_maps_on_integers<B: Backend>(backend: &B) {
+    let mut rules = Vec::new();
+    for forward_mask in [false, true] {
+        for relu_down in [false, true] {
+            rules.push(Rule { forward_mask, relu_down, lrn_down: LrnDown::Identity });
+        }
+    }
+    for toml in [EDGES, BARE, SMALL] {
+        let network = network(toml);
+        let mut random = Random(14);
+        let mut params = Params::weights(backend, &network).unwrap();
+        for param in params.layers.iter_mut().flatten() {
+            let weights = random.integers(param.weight.shape().len(), 1);
+            backend.upload(&mut param.weight, &weights).unwrap();
+        }
+        let input = random.integers(3 * network.input().len(), 3);
+        let mut looker = Looker::new(backend, network, params, &input);
+        walk_by_windows_and_whole(&mut looker, &rules, |found, whole, what| {
+            // NOT `bits`: a zero may have either sign.
+            assert!(found == whole, "{what}");
+        });
+    }
+}
+
+/// Sums in other orders: a few hundred products, three layers of them, as in the tests above.
+fn windows_equal_whole_maps<B: Backend>(backend: &B) {
+    let small_networks = [EDGES, BARE, SMALL].map(network);
+    let networks = small_networks.into_iter().chain([Network::new(mini(backend)).unwrap()]);
+    for network in networks {
+        let params = random_params(backend, &network, 15);
+        let input = Random(16).reals(2 * network.input().len());
+        let mut looker = Looker::new(backend, network, params, &input);
+        let rules = RULES.map(|(_, rule)| rule);
+        walk_by_windows_and_whole(&mut looker, &rules, |found, whole, what| {
+            let largest = whole.iter().fold(0.0, |a: f32, b| a.max(b.abs()));
+            for (found, whole) in found.iter().zip(whole) {
+                assert!((found - whole).abs() <= 1e-5 * largest, "{what}: {found} for {whole}");
+            }
+        });
+    }
+}
+
+/// From a convolution in the middle, no more than its field; from a fully connected layer, all.
+fn windows_are_all_that_descends<B: Backend>(backend: &B) {
+    let network = Network::new(mini(backend)).unwrap();
+    let params = random_params(backend, &network, 17);
+    let input = Random(18).reals(network.input().len());
+    let size = network.input().h;
+    let mut looker = Looker::new(backend, network, params, &input);
+    for (name, whole) in [("conv1", false), ("pool1", false), ("conv3", false), ("fc6", true)] {
+        let layer = looker.network.layer(name).unwrap();
+        let unit = SeedUnit { map: 0, y: 0, x: 0, value: 1.0 };
+        looker.windows(layer, &[0, 0], &[unit; 2], Rule::DECONVNET);
+        let side = if whole { size } else { looker.network.layers[layer].field[0].size };
+        assert!(whole || side < size, "{name} sees it all");
+        let descended = looker.workspace.descending().shape();
+        assert_eq!(descended, Shape::new(2, side, side, 3), "{name}");
     }
 }

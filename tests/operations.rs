@@ -14,7 +14,7 @@ use zfnet::backend::{
     Backend, Crop, Dropout, InputDims, Lrn, NOT_POSITIVE, Param, Peak, ReluRule, SeedUnit,
     SgdConstants, StepState,
 };
-use zfnet::shape::{ConvDims, PoolDims, Rounding, Shape};
+use zfnet::shape::{ConvDims, PoolDims, Rounding, Shape, Windows};
 
 on_every_backend!(
     convolutions_are_exact_on_integers,
@@ -34,6 +34,8 @@ on_every_backend!(
     input_is_exact,
     input_of_reals_is_close,
     peaks_sums_and_seeds,
+    windows_are_cut_and_put_back,
+    unpooling_of_windows,
     sgd_over_several_steps,
     rms_is_limited,
 );
@@ -915,6 +917,86 @@ fn peaks_sums_and_seeds<B: Backend>(backend: &B) {
             expected[((n * shape.h + y) * shape.w + x) * shape.c + map] = f64::from(unit.value);
         }
         assert_exact(&values(backend, &dy), &expected, "seed");
+    }
+}
+
+/// Inside the map, beyond each of its edges, beyond all of them, and nowhere near it.
+fn windows_are_cut_and_put_back<B: Backend>(backend: &B) {
+    let mut random = Random(12);
+    let units = [0, 0, 3, 1, 1, 2];
+    let cases = [
+        ([9, 8], [3, 4], [0, 0], [2, 1], 3),
+        ([9, 8], [3, 4], [-2, -1], [1, 3], 8),
+        ([5, 7], [4, 4], [-1, 2], [1, 2], 1),
+        ([4, 5], [9, 11], [-2, -3], [0, 0], 5),
+        ([4, 5], [3, 2], [-20, 0], [1, 1], 2),
+        ([4, 5], [3, 2], [0, 9], [1, 1], 2),
+        ([1, 1], [1, 1], [0, 0], [0, 0], 16),
+    ];
+    for (map, size, start, jump, c) in cases {
+        let windows = Windows { map, size, start, jump };
+        let what = format!("{windows:?}, {c} channels");
+        let (images, own) = ([1, 0, 1], [0, 1, 2]);
+        let src = random.integers(2 * windows.inverse().shape(1, c).len(), 9);
+        let src_tensor = tensor(backend, windows.inverse().shape(2, c), &src);
+        let (list, unit_list) = (indices(backend, &images), indices(backend, &units));
+        let mut dst = unwritten(backend, windows.shape(3, c));
+        backend.cut(&mut dst, &src_tensor, Some(&list), &unit_list, &windows).unwrap();
+        let cut = twin::cut(&windows, &units, &images, c, &widen(&src));
+        assert_exact(&values(backend, &dst), &cut, &what);
+
+        let mut whole = unwritten(backend, windows.inverse().shape(3, c));
+        backend.cut(&mut whole, &dst, None, &unit_list, &windows.inverse()).unwrap();
+        let back = twin::cut(&windows.inverse(), &units, &own, c, &cut);
+        assert_exact(&values(backend, &whole), &back, &format!("put back, {what}"));
+
+        let x = random.integers(windows.shape(3, c).len(), 9);
+        let mut x_tensor = tensor(backend, windows.shape(3, c), &x);
+        backend.clear_outside(&mut x_tensor, &unit_list, &windows).unwrap();
+        let inside = twin::cut(&windows, &units, &images, c, &vec![1.0; src.len()]);
+        let cleared: Vec<f64> = widen(&x).iter().zip(&inside).map(|(x, one)| x * one).collect();
+        assert_exact(&values(backend, &x_tensor), &cleared, &format!("cleared, {what}"));
+    }
+}
+
+/// Cut switches are those that unpool windows, without padding, to what windows of the unpooled maps
+/// hold.
+fn unpooling_of_windows<B: Backend>(backend: &B) {
+    let mut random = Random(13);
+    for dims in &poolings() {
+        let c = dims.c as usize;
+        let map = [dims.p, dims.q];
+        let windows = Windows { map, size: [3, 2], start: [-1, 0], jump: [1, 1] };
+        let below = windows.below([dims.h, dims.w], dims.window, dims.stride, dims.pad);
+        // Units at the corners and in the middle, of images in some order.
+        let [bottom, right] = map.map(|size| size - 1);
+        let units = [0, 0, bottom, right, 0, right, bottom / 2, right / 2];
+        let images: Vec<u32> = (0..4).map(|i| (i * 3 + 1) % dims.n).collect();
+        for x in pool_inputs(dims, &mut random) {
+            let (_, switches) = twin::pool(dims, &widen(&x));
+            let (whole, small) = (dims.with_n(4), dims.with_n(4).windowed(windows.size));
+            let inside = vec![1.0; whole.output().len()];
+            let inside = twin::cut(&windows, &units, &[0, 1, 2, 3], c, &inside);
+            let dy: Vec<f64> = widen(&random.integers(small.output().len(), 9));
+            let dy: Vec<f64> = dy.iter().zip(&inside).map(|(dy, one)| dy * one).collect();
+            let own = [0, 1, 2, 3];
+            let whole_dy = twin::cut(&windows.inverse(), &units, &own, c, &dy);
+            for forward_mask in [false, true] {
+                let mut cut = bytes(backend, &vec![77; small.output().len()]);
+                let (list, unit_list) = (indices(backend, &images), indices(backend, &units));
+                let from = bytes(backend, &switches);
+                let list = Some(&list);
+                backend
+                    .cut_switches(&mut cut, &from, list, &unit_list, &windows, forward_mask, &whole)
+                    .unwrap();
+                let mut found = vec![0; small.output().len()];
+                backend.download_bytes(&mut found, &cut).unwrap();
+                let found = twin::unpool(&small, &dy, &found, &own, forward_mask);
+                let whole_dx = twin::unpool(&whole, &whole_dy, &switches, &images, forward_mask);
+                let expected = twin::cut(&below, &units, &own, c, &whole_dx);
+                assert!(found == expected, "{dims:?}, mask {forward_mask}");
+            }
+        }
     }
 }
 

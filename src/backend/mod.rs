@@ -32,7 +32,7 @@ use serde::{Deserialize, Serialize};
 use std::any::Any;
 
 use crate::Result;
-use crate::shape::{ConvDims, PoolDims, Shape};
+use crate::shape::{ConvDims, PoolDims, Shape, Windows};
 
 /// The switch of a window whose winner is not positive.
 ///
@@ -582,6 +582,47 @@ pub trait Backend: Send + Sync + Sized + 'static {
 
     /// All zeros but one value a sample: sample `n` gets `units[n]`.
     fn seed(&self, dy: &mut Tensor<Self>, units: &[SeedUnit]) -> Result<()>;
+
+    // ---- windows ----
+    //
+    // `units` holds the row and the column of each descending sample's unit; with [`Windows`] they
+    // say where the sample's window lies.
+
+    /// Cuts windows out of maps: `dst[n, i, j] = src[image, y + i, x + j]`, with the window of sample
+    /// `n` at (y, x); zero outside the map. `dst` is `[n, size, c]`, `src` `[.., map, c]`, both
+    /// activations.
+    fn cut(
+        &self,
+        dst: &mut Tensor<Self>,
+        src: &Tensor<Self>,
+        images: Option<&Self::Indices>,
+        units: &Self::Indices,
+        windows: &Windows,
+    ) -> Result<()>;
+
+    /// The same of the switches of `dims`, `[.., p, q, c]`, so that they hold in a pooling of windows,
+    /// [`PoolDims::windowed`], which has no edge: unless with `forward_mask`, [`NOT_POSITIVE`] of a
+    /// window that begins before the image becomes the index of its first place inside.
+    /// `dims.n` is that of the descending samples.
+    fn cut_switches(
+        &self,
+        dst: &mut Self::Bytes,
+        src: &Self::Bytes,
+        images: Option<&Self::Indices>,
+        units: &Self::Indices,
+        windows: &Windows,
+        forward_mask: bool,
+        dims: &PoolDims,
+    ) -> Result<()>;
+
+    /// Puts zeros wherever a window, `x[n]`, lies outside the map: what a transposed convolution
+    /// leaves in the padding is not to go on.
+    fn clear_outside(
+        &self,
+        x: &mut Tensor<Self>,
+        units: &Self::Indices,
+        windows: &Windows,
+    ) -> Result<()>;
 
     // ---- parameters ----
 

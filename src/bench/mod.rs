@@ -17,9 +17,7 @@ use crate::backend::cpu::CpuBackend;
 use crate::backend::{
     Backend, Crop, Dropout, Param, ReluRule, SeedUnit, SgdConstants, StepState, Tensor,
 };
-use crate::model::{
-    Descent, Kind, Layer, Model, Network, Params, Preprocess, Purpose, Rule, Workspace,
-};
+use crate::model::{Kind, Layer, Model, Network, Params, Preprocess, Purpose, Rule, Workspace};
 use crate::shape::Shape;
 use crate::train::Trainer;
 use crate::{Error, Result};
@@ -288,6 +286,8 @@ impl Case<'_> {
     }
 
     /// The deconvnet's walk down from nine units of one image, and the pictures' way to the host.
+    /// Only what the units can reach is computed; the work counted is that of whole maps, as others
+    /// do it, so that a share of the peak may be above 1.
     fn prepare_projection<'b, B: Backend>(&'b self, backend: &'b B) -> Result<Run<'b>> {
         let network = self.network;
         let params = Params::init(backend, network, 0)?;
@@ -305,19 +305,17 @@ impl Case<'_> {
         let units: Vec<SeedUnit> = (0..SEEDS).map(unit).collect();
         let mut pictures = vec![0.0; SEEDS * network.input().len()];
         Ok(Box::new(move || {
-            let descending = workspace.descending();
-            descending.reshape(shape);
-            backend.seed(descending, &units)?;
-            let descent = Descent {
-                from: self.layer,
-                rule: Rule::DECONVNET,
-                images: Some(&images),
-                gradients: None,
-                accumulate: false,
-                to_pixels: true,
-            };
-            workspace.down(backend, network, &params, descent)?;
-            backend.download(&mut pictures, workspace.descending())
+            let (layer, rule) = (self.layer, Rule::DECONVNET);
+            workspace.project(
+                backend,
+                network,
+                &params,
+                layer,
+                rule,
+                &images,
+                &units,
+                &mut pictures,
+            )
         }))
     }
 

@@ -3,7 +3,7 @@
 //! Take one unit's activation, set all others of its layer to zero, and walk down by a [`Rule`].
 //! Many units, of the same or of different images, share one walk up.
 
-use super::network::{Descent, Network, Params, Purpose, Rule, Workspace};
+use super::network::{Network, Params, Purpose, Rule, Workspace};
 use super::preprocess::{InputStage, Preprocess};
 use crate::backend::{Backend, Crop, Peak, SeedUnit};
 use crate::{Error, Result};
@@ -110,21 +110,18 @@ impl<'a, B: Backend> Projector<'a, B> {
                 .collect();
             let images: Vec<u32> = seeds.iter().map(|seed| seed.image).collect();
             backend.upload_indices(&mut self.images, &images)?;
-            let shape = self.network.layers[layer].output.with_n(seeds.len());
-            let descending = self.workspace.descending();
-            descending.reshape(shape);
-            backend.seed(descending, &units)?;
-            let descent = Descent {
-                from: layer,
-                rule,
-                images: Some(&self.images),
-                gradients: None,
-                accumulate: false,
-                to_pixels: true,
-            };
-            self.workspace.down(backend, self.network, self.params, descent)?;
+            let (params, images) = (self.params, &self.images);
             let host = &mut self.host[..seeds.len() * per_image];
-            backend.download(host, self.workspace.descending())?;
+            self.workspace.project(
+                backend,
+                self.network,
+                params,
+                layer,
+                rule,
+                images,
+                &units,
+                host,
+            )?;
             for (i, projection) in host.chunks_exact(per_image).enumerate() {
                 each(batch * self.seeds + i, projection)?;
             }

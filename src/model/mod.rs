@@ -6,6 +6,7 @@ mod deconvnet;
 mod network;
 mod preprocess;
 pub mod weights;
+mod windows;
 
 pub use architecture::{Architecture, Input, Kind, Layer, LayerSpec, Pad};
 pub use deconvnet::{Projector, Seed, strongest};

@@ -7,8 +7,9 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use super::architecture::{Architecture, Kind, Layer, build_layers};
-use crate::backend::{Backend, Dropout, Param, ReluRule, StepState, Tensor};
-use crate::shape::{ConvDims, Shape};
+use super::windows::{Room, below, seen};
+use crate::backend::{Backend, Dropout, Param, ReluRule, SeedUnit, StepState, Tensor};
+use crate::shape::{ConvDims, Shape, Windows};
 use crate::train::Init;
 use crate::{Error, Result};
 
@@ -219,11 +220,11 @@ impl Rule {
 
 /// Neighbouring layers that are run, and kept, as one.
 #[derive(Clone, Copy, Debug)]
-struct Block {
+pub(super) struct Block {
     /// Index of its first layer.
-    layer: usize,
+    pub layer: usize,
     /// Whether the relu that follows is part of it.
-    relu: bool,
+    pub relu: bool,
 }
 
 /// Activations, switches and room for walks of up to `capacity` samples.
@@ -241,6 +242,8 @@ pub struct Workspace<B: Backend> {
     block_of: Vec<usize>,
     /// What descends: the current tensor, and the one the next layer writes.
     descending: [Tensor<B>; 2],
+    /// What walks down from single units need besides.
+    room: Room<B>,
     scratch: B::Scratch,
     /// Whether dropout drops: one that is the first of all layers is run for other purposes too.
     training: bool,
@@ -287,14 +290,15 @@ impl<B: Backend> Workspace<B> {
             block_of.push(blocks.len() - 1);
         }
 
-        let descending_samples = match purpose {
-            Purpose::Train => capacity,
-            Purpose::Infer => 0,
-            Purpose::Project { seeds } => seeds,
+        let (descending_samples, seeds) = match purpose {
+            Purpose::Train => (capacity, 0),
+            Purpose::Infer => (0, 0),
+            Purpose::Project { seeds } => (seeds, seeds),
         };
+        let (windows, room) = Room::new(backend, network, &blocks, seeds)?;
         let mut outputs = Vec::new();
         let mut switches = Vec::new();
-        let mut largest = network.input().len();
+        let mut largest = network.input().len().max(windows.descending);
         for block in &blocks {
             let layer = &network.layers[block.layer];
             largest = largest.max(layer.output.len());
@@ -306,10 +310,11 @@ impl<B: Backend> Workspace<B> {
                 _ => None,
             });
         }
-        let room = Shape::new(descending_samples, 1, 1, largest);
+        let descending = Shape::new(descending_samples, 1, 1, largest);
         let most = capacity.max(descending_samples);
-        let convolutions: Vec<ConvDims> =
+        let mut convolutions: Vec<ConvDims> =
             network.convolutions().map(|(_, dims)| dims.with_n(most)).collect();
+        convolutions.extend(windows.convolutions);
         Ok(Workspace {
             input: backend.activations(network.input().with_n(capacity))?,
             state: backend.state()?,
@@ -317,7 +322,8 @@ impl<B: Backend> Workspace<B> {
             switches,
             blocks,
             block_of,
-            descending: [backend.activations(room)?, backend.activations(room)?],
+            descending: [backend.activations(descending)?, backend.activations(descending)?],
+            room,
             scratch: backend.scratch(&convolutions)?,
             training: purpose == Purpose::Train,
         })
@@ -424,22 +430,88 @@ impl<B: Backend> Workspace<B> {
         backend: &B,
         network: &Network,
         params: &Params<B>,
-        mut descent: Descent<'_, B>,
+        descent: Descent<'_, B>,
     ) -> Result<()> {
+        self.walk_down(backend, network, params, descent, None).map(drop)
+    }
+
+    /// Walks down from single units of a layer, one a sample, which begin with their `value`, to
+    /// `pictures`, `[n, size, size, 3]` on the host. Sample `n` belongs to the forward image
+    /// `images[n]`.
+    ///
+    /// The same as [`Workspace::down`] from zeros but for these units, except that only what they
+    /// can reach is computed: the growing windows of their receptive fields.
+    ///
+    /// # Errors
+    /// If the backend refuses an operation.
+    pub fn project(
+        &mut self,
+        backend: &B,
+        network: &Network,
+        params: &Params<B>,
+        layer: usize,
+        rule: Rule,
+        images: &B::Indices,
+        units: &[SeedUnit],
+        pictures: &mut [f32],
+    ) -> Result<()> {
+        let map = network.layers[layer].output;
+        let windows = Windows::units(map);
+        let descending = &mut self.descending[0];
+        descending.reshape(windows.shape(units.len(), map.c));
+        self.room.seed(backend, descending, units, map)?;
+        let descent = Descent {
+            from: layer,
+            rule,
+            images: Some(images),
+            gradients: None,
+            accumulate: false,
+            to_pixels: true,
+        };
+        match self.walk_down(backend, network, params, descent, Some(windows))? {
+            None => backend.download(pictures, &self.descending[0]),
+            Some(windows) => {
+                self.room.put_into_pictures(backend, pictures, &self.descending[0], &windows)
+            }
+        }
+    }
+
+    /// See [`Workspace::down`]. With `windows`, what descends is no more than these of its layer, and
+    /// `images` must be given; returns those of the pixels, unless they are whole by then.
+    fn walk_down(
+        &mut self,
+        backend: &B,
+        network: &Network,
+        params: &Params<B>,
+        mut descent: Descent<'_, B>,
+        mut windows: Option<Windows>,
+    ) -> Result<Option<Windows>> {
         let Descent { rule, images, .. } = descent;
         let n = self.descending[0].shape().n;
         for index in (0..=self.block_of[descent.from]).rev() {
             let Block { layer: number, relu } = self.blocks[index];
             let layer = &network.layers[number];
+            // Windows that are no smaller than the map would be more work than the map.
+            if let Some(covering) = windows.take_if(|windows| windows.cover()) {
+                let [from, to] = &mut self.descending;
+                to.reshape(layer.output.with_n(n));
+                backend.cut(to, from, None, &self.room.units, &covering.inverse())?;
+                self.descending.swap(0, 1);
+            }
+            let below = windows.map(|windows| below(layer, &windows));
             let y = &self.outputs[index];
             let x = if index == 0 { &self.input } else { &self.outputs[index - 1] };
             let [dy, dx] = &mut self.descending;
+            let Room { units, cut, switches: cut_switches, .. } = &mut self.room;
+            if relu || matches!(layer.kind, Kind::Relu) {
+                let asked = rule.forward_mask;
+                let (y, images) = seen(backend, y, images, &windows, units, asked, dx, n)?;
+                backend.relu_backward(dy, y, images, rule.relu())?;
+            }
             match &layer.kind {
                 Kind::Conv { dims, .. } | Kind::FullyConnected { dims, .. } => {
-                    if relu {
-                        backend.relu_backward(dy, y, images, rule.relu())?;
-                    }
-                    let dims = &dims.with_n(n);
+                    let dims = dims.with_n(n);
+                    let dims = &windows.map_or(dims, |windows| dims.windowed(windows.size));
                     if let Some(gradients) = &mut descent.gradients {
                         let gradient = gradients.layers[number].as_mut().expect("has weights");
                         let accumulate = descent.accumulate;
@@ -447,39 +519,49 @@ impl<B: Backend> Workspace<B> {
                         backend.conv_backward_filter(gradient, dy, x, accumulate, dims, scratch)?;
                     }
                     if index == 0 && !descent.to_pixels {
-                        return Ok(());
+                        return Ok(None);
                     }
-                    dx.reshape(layer.input.with_n(n));
+                    dx.reshape(dims.input());
                     let weight = &weights(params, number).weight;
                     backend.conv_backward_data(dx, dy, weight, dims, &mut self.scratch)?;
+                    if let Some(below) = &below {
+                        backend.clear_outside(dx, units, below)?;
+                    }
                 }
-                Kind::Relu => {
-                    backend.relu_backward(dy, y, images, rule.relu())?;
-                    continue;
-                }
+                Kind::Relu => continue, // done
                 Kind::MaxPool { dims } => {
-                    dx.reshape(layer.input.with_n(n));
                     let switches = self.switches[index].as_ref().expect("planned for pooling");
-                    let (mask, dims) = (rule.forward_mask, &dims.with_n(n));
-                    backend.maxpool_backward(dx, dy, switches, images, mask, dims)?;
+                    let (mask, dims) = (rule.forward_mask, dims.with_n(n));
+                    let (switches, images, dims) = match &windows {
+                        None => (switches, images, dims),
+                        Some(windows) => {
+                            let (to, from) = (&mut *cut_switches, switches);
+                            backend.cut_switches(to, from, images, units, windows, mask, &dims)?;
+                            (&*cut_switches, None, dims.windowed(windows.size))
+                        }
+                    };
+                    dx.reshape(dims.input());
+                    backend.maxpool_backward(dx, dy, switches, images, mask, &dims)?;
                 }
                 Kind::Lrn(lrn) => match rule.lrn_down {
                     LrnDown::Identity => continue,
                     LrnDown::Derivative => {
-                        dx.reshape(layer.input.with_n(n));
+                        let (x, images) = seen(backend, x, images, &windows, units, true, cut, n)?;
+                        dx.reshape(dy.shape());
                         backend.lrn_backward(dx, dy, x, images, lrn)?;
                     }
                 },
                 Kind::Dropout { rate } => {
-                    dx.reshape(layer.input.with_n(n));
+                    dx.reshape(dy.shape());
                     let rate = if self.training { *rate } else { 0.0 };
                     let dropout = Dropout { rate, layer: number as u32 };
                     backend.dropout(dx, dy, &dropout, &self.state)?;
                 }
             }
             self.descending.swap(0, 1);
+            windows = below;
         }
-        Ok(())
+        Ok(windows)
     }
 }
 

@@ -3,7 +3,7 @@
 
 use zfnet::backend::{Lrn, NOT_POSITIVE, ReluRule};
 use zfnet::model::{Kind, LrnDown, Network, Rule};
-use zfnet::shape::{ConvDims, PoolDims};
+use zfnet::shape::{ConvDims, PoolDims, Windows};
 
 /// Weights and biases of each layer that has them.
 pub type HostParams = Vec<Option<[Vec<f64>; 2]>>;
@@ -115,6 +115,22 @@ pub fn unpool(
         place.into_iter().for_each(|(_, place)| dx[*place] += dy[output]);
     });
     dx
+}
+
+/// Windows of maps of `c` channels, each sample's where its unit's row and column say; zero outside.
+pub fn cut(windows: &Windows, units: &[u32], images: &[u32], c: usize, src: &[f64]) -> Vec<f64> {
+    let [h, w] = windows.map.map(|v| v as usize);
+    let mut dst = Vec::new();
+    for (n, i, j) in places(images.len(), windows.size[0] as usize, windows.size[1] as usize) {
+        let at = |axis: usize, index: usize, size: usize| {
+            let unit = units[2 * n + axis] as i32;
+            let place = windows.start[axis] + windows.jump[axis] * unit + index as i32;
+            usize::try_from(place).ok().filter(|place| *place < size)
+        };
+        let pixel = at(0, i, h).zip(at(1, j, w)).map(|(y, x)| (images[n] as usize * h + y) * w + x);
+        dst.extend((0..c).map(|channel| pixel.map_or(0.0, |pixel| src[pixel * c + channel])));
+    }
+    dst
 }
 
 pub fn relu(x: &[f64]) -> Vec<f64> {

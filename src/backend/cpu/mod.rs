@@ -14,6 +14,7 @@ mod peak;
 mod pointwise;
 mod pool;
 mod simd;
+mod window;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -27,7 +28,7 @@ use super::{
     Backend, Batch, Crop, Dropout, InputDims, Lrn, Memory, Param, Peak, Precision, ReluRule,
     SeedUnit, SgdConstants, StepState, Tensor,
 };
-use crate::shape::{ConvDims, PoolDims, Shape};
+use crate::shape::{ConvDims, PoolDims, Shape, Windows};
 use crate::{Error, Result};
 
 /// Runs on the cores of this machine.
@@ -643,6 +644,54 @@ impl Backend for CpuBackend {
             dy[(y * w + x) * c + map] = unit.value;
         }
         self.round(dy);
+        Ok(())
+    }
+
+    fn cut(
+        &self,
+        dst: &mut Tensor<Self>,
+        src: &Tensor<Self>,
+        images: Option<&Vec<u32>>,
+        units: &Vec<u32>,
+        windows: &Windows,
+    ) -> Result<()> {
+        let Shape { n, c, .. } = dst.shape();
+        check(&[(dst.shape(), windows.shape(n, c))]);
+        check(&[(src.shape().with_n(1), windows.inverse().shape(1, c))]);
+        let (dst, src, images) = (values_mut(dst), values(src), images.map(Vec::as_slice));
+        self.pool.install(|| window::cut(dst, src, images, units, windows, c));
+        Ok(())
+    }
+
+    fn cut_switches(
+        &self,
+        dst: &mut Vec<u8>,
+        src: &Vec<u8>,
+        images: Option<&Vec<u32>>,
+        units: &Vec<u32>,
+        windows: &Windows,
+        forward_mask: bool,
+        dims: &PoolDims,
+    ) -> Result<()> {
+        assert_eq!(windows.map, [dims.p, dims.q], "operands disagree");
+        let dst = &mut dst[..windows.shape(dims.n as usize, dims.c as usize).len()];
+        let images = images.map(Vec::as_slice);
+        self.pool.install(|| {
+            window::cut_switches(dst, src, images, units, windows, forward_mask, dims);
+        });
+        Ok(())
+    }
+
+    fn clear_outside(
+        &self,
+        x: &mut Tensor<Self>,
+        units: &Vec<u32>,
+        windows: &Windows,
+    ) -> Result<()> {
+        let Shape { n, c, .. } = x.shape();
+        check(&[(x.shape(), windows.shape(n, c))]);
+        let x = values_mut(x);
+        self.pool.install(|| window::clear_outside(x, units, windows, c));
         Ok(())
     }
 

@@ -483,6 +483,8 @@ unsafe impl Argument for f32 {}
 unsafe impl Argument for ConvDims {}
 // SAFETY: `repr(C)`, the same fields as `PoolDims` there.
 unsafe impl Argument for PoolDims {}
+// SAFETY: `repr(C)`, the same fields as `Windows` there.
+unsafe impl Argument for crate::shape::Windows {}
 // SAFETY: `repr(C)`, the same fields as `Lrn` there.
 unsafe impl Argument for crate::backend::Lrn {}
 // SAFETY: `repr(C)`, the same fields as `InputDims` there.

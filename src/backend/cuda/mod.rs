@@ -25,7 +25,7 @@ use super::{
     Backend, Batch, Crop, Dropout, HostMemory, InputDims, Lrn, Param, Peak, Precision, ReluRule,
     SeedUnit, SgdConstants, StepState, Tensor,
 };
-use crate::shape::{ConvDims, PoolDims, Shape};
+use crate::shape::{ConvDims, PoolDims, Shape, Windows};
 use crate::{Error, Result};
 
 /// A [`StepState`] and whether updates are halted, as `StepState` of `common.cuh` has them.
@@ -755,6 +755,74 @@ impl Backend for CudaBackend {
                 c as u32,
             )
         })
+    }
+
+    fn cut(
+        &self,
+        dst: &mut Tensor<Self>,
+        src: &Tensor<Self>,
+        images: Option<&Memory>,
+        units: &Memory,
+        windows: &Windows,
+    ) -> Result<()> {
+        let Shape { n, c, .. } = dst.shape();
+        check(&[(dst.shape(), windows.shape(n, c))]);
+        check(&[(src.shape().with_n(1), windows.inverse().shape(1, c))]);
+        assert!(dst.buffer.storage() == src.buffer.storage(), "both are activations");
+        launch!(
+            self.device,
+            by(dst.buffer.storage(), "cut_f32", "cut_bf16"),
+            Launch::per_value(dst.shape().len()),
+            dst.buffer.values(),
+            src.buffer.values(),
+            list(images),
+            units.pointer(),
+            *windows,
+            n as u32,
+            c as u32,
+        )
+    }
+
+    fn cut_switches(
+        &self,
+        dst: &mut Memory,
+        src: &Memory,
+        images: Option<&Memory>,
+        units: &Memory,
+        windows: &Windows,
+        forward_mask: bool,
+        dims: &PoolDims,
+    ) -> Result<()> {
+        assert_eq!(windows.map, [dims.p, dims.q], "operands disagree");
+        let values = windows.shape(dims.n as usize, dims.c as usize).len();
+        assert!(values <= dst.bytes(), "{windows:?} in {} bytes", dst.bytes());
+        launch!(
+            self.device,
+            "cut_switches",
+            Launch::per_value(values),
+            dst.pointer(),
+            src.pointer(),
+            list(images),
+            units.pointer(),
+            *windows,
+            u32::from(forward_mask),
+            *dims,
+        )
+    }
+
+    fn clear_outside(&self, x: &mut Tensor<Self>, units: &Memory, windows: &Windows) -> Result<()> {
+        let Shape { n, c, .. } = x.shape();
+        check(&[(x.shape(), windows.shape(n, c))]);
+        launch!(
+            self.device,
+            by(x.buffer.storage(), "clear_outside_f32", "clear_outside_bf16"),
+            Launch::per_value(x.shape().len()),
+            x.buffer.values(),
+            units.pointer(),
+            *windows,
+            n as u32,
+            c as u32,
+        )
     }
 
     fn sgd_step(
