@@ -288,23 +288,23 @@ fn of_a_network<B: Backend>(backend: &B) {
     both.assert_close(&logits, both.walk.logits(), "logits");
 
     let labels = [4, 0, 2];
-    let mut losses = unwritten_in_full(backend, Shape::vector(N));
     let label_indices = indices(backend, &labels);
     let scale = 1.0 / N as f32;
-    both.workspace.loss(backend, &mut losses, &label_indices, scale).unwrap();
     let last = both.network.layers.len() - 1;
-    let mut gradients = Params::zeros(backend, &both.network).unwrap();
-    let descent = Descent {
-        from: last,
-        rule: Rule::GRADIENT,
-        images: None,
-        gradients: Some(&mut gradients),
-        accumulate: false,
-        to_pixels: true,
+    // Down to the weights, and, as training does not, to the pixels.
+    let down = |both: &mut Both<B>, gradients: Option<&mut Params<B>>, to_pixels| {
+        let mut losses = unwritten_in_full(backend, Shape::vector(N));
+        both.workspace.loss(backend, &mut losses, &label_indices, scale).unwrap();
+        let (from, rule, images, accumulate) = (last, Rule::GRADIENT, None, false);
+        let descent = Descent { from, rule, images, gradients, accumulate, to_pixels };
+        both.workspace.down(backend, &both.network, &both.params, descent).unwrap();
     };
-    both.workspace.down(backend, &both.network, &both.params, descent).unwrap();
-    let dx = values(backend, both.workspace.descending());
+    let mut gradients = Params::zeros(backend, &both.network).unwrap();
+    down(both, Some(&mut gradients), false);
     let gradients = host_params(backend, &gradients);
+    let to_pixels = &mut Both::new(backend, Purpose::Project { seeds: N }, N);
+    down(to_pixels, None, true);
+    let dx = values(backend, to_pixels.workspace.descending());
 
     // All of it against the twin's walk down ...
     let classes = both.network.classes();

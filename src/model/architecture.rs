@@ -273,6 +273,14 @@ impl Layer {
         }
     }
 
+    /// Sizes of the max pooling this layer is, if it is one.
+    pub fn pooling(&self) -> Option<&PoolDims> {
+        match &self.kind {
+            Kind::MaxPool { dims } => Some(dims),
+            _ => None,
+        }
+    }
+
     /// Number of weights and biases.
     pub fn parameters(&self) -> usize {
         self.convolution().map_or(0, |dims| dims.filter().len() + dims.k as usize)

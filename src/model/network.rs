@@ -225,6 +225,8 @@ pub(super) struct Block {
     pub layer: usize,
     /// Whether the relu that follows is part of it.
     pub relu: bool,
+    /// The max pooling after that, if it is part of it too.
+    pub pool: Option<usize>,
 }
 
 /// Activations, switches and room for walks of up to `capacity` samples.
@@ -261,7 +263,8 @@ pub struct Descent<'a, B: Backend> {
     pub gradients: Option<&'a mut Params<B>>,
     /// Add to `gradients` instead of overwriting.
     pub accumulate: bool,
-    /// Whether to go all the way to the pixels; training has no use for that.
+    /// Whether to go all the way to the pixels: in a workspace for projections, since training has no
+    /// use for that.
     pub to_pixels: bool,
 }
 
@@ -285,9 +288,16 @@ impl<B: Backend> Workspace<B> {
                     block.relu = true;
                 }
                 Some(_) if skipped => {}
-                _ => blocks.push(Block { layer: index, relu: false }),
+                _ => blocks.push(Block { layer: index, relu: false, pool: None }),
             }
             block_of.push(blocks.len() - 1);
+        }
+
+        if purpose == Purpose::Train && fuses(backend, network, &blocks, capacity) {
+            blocks[0].pool = Some(blocks.remove(1).layer);
+            for block in &mut block_of {
+                *block = block.saturating_sub(1);
+            }
         }
 
         let (descending_samples, seeds) = match purpose {
@@ -300,7 +310,7 @@ impl<B: Backend> Workspace<B> {
         let mut switches = Vec::new();
         let mut largest = network.input().len().max(windows.descending);
         for block in &blocks {
-            let layer = &network.layers[block.layer];
+            let layer = &network.layers[block.pool.unwrap_or(block.layer)];
             largest = largest.max(layer.output.len());
             let shape = layer.output.with_n(capacity);
             let logits = outputs.len() + 1 == blocks.len();
@@ -339,7 +349,8 @@ impl<B: Backend> Workspace<B> {
 
     /// The output of a layer after a walk up. A convolutional or fully connected layer's output is
     /// taken after the relu that follows it, as its maps are always shown; the last layer's is the
-    /// logits.
+    /// logits. In training, where a backend pools a first convolution's output at once, there is none
+    /// of that layer: it is the pool's.
     pub fn output(&self, layer: usize) -> &Tensor<B> {
         &self.outputs[self.block_of[layer]]
     }
@@ -393,13 +404,24 @@ impl<B: Backend> Workspace<B> {
             let (below, above) = self.outputs.split_at_mut(index);
             let x = below.last().unwrap_or(&self.input);
             let y = &mut above[0];
-            y.reshape(layer.output.with_n(n));
+            y.reshape(network.layers[block.pool.unwrap_or(block.layer)].output.with_n(n));
             match &layer.kind {
                 Kind::Conv { dims, .. } | Kind::FullyConnected { dims, .. } => {
                     let Param { weight, bias } = weights(params, block.layer);
-                    let dims = &dims.with_n(n);
-                    let scratch = &mut self.scratch;
-                    backend.conv_forward(y, x, weight, Some(bias), block.relu, dims, scratch)?;
+                    let (dims, scratch) = (&dims.with_n(n), &mut self.scratch);
+                    match block.pool.and_then(|pool| network.layers[pool].pooling()) {
+                        None => {
+                            let (bias, relu) = (Some(bias), block.relu);
+                            backend.conv_forward(y, x, weight, bias, relu, dims, scratch)?;
+                        }
+                        Some(pool) => {
+                            let switches = self.switches[index].as_mut().expect("planned for it");
+                            let pool = &pool.with_n(n);
+                            backend.conv_pool_forward(
+                                y, switches, x, weight, bias, dims, pool, scratch,
+                            )?;
+                        }
+                    }
                 }
                 Kind::Relu => backend.relu_forward(y, x)?,
                 Kind::MaxPool { dims } => {
@@ -488,9 +510,26 @@ impl<B: Backend> Workspace<B> {
     ) -> Result<Option<Windows>> {
         let Descent { rule, images, .. } = descent;
         let n = self.descending[0].shape().n;
+        // An unpooling under the forward mask lets nothing through that a relu below it would stop.
+        let mut masked = false;
         for index in (0..=self.block_of[descent.from]).rev() {
-            let Block { layer: number, relu } = self.blocks[index];
+            let Block { layer: number, relu, pool } = self.blocks[index];
             let layer = &network.layers[number];
+            if let Some(pool) = pool.and_then(|pool| network.layers[pool].pooling()) {
+                // The first of all layers, in training: only its gradients are wanted.
+                assert!(!descent.to_pixels, "a workspace for training does not reach the pixels");
+                let dims = layer.convolution().expect("planned for a convolution");
+                let (dims, pool) = (&dims.with_n(n), &pool.with_n(n));
+                let gradients = descent.gradients.as_mut().expect("asked for in training");
+                let gradient = gradients.layers[number].as_mut().expect("has weights");
+                let (dy, x) = (&self.descending[0], &self.input);
+                let switches = self.switches[index].as_ref().expect("planned for pooling");
+                let (add, scratch) = (descent.accumulate, &mut self.scratch);
+                backend.conv_pool_backward_filter(
+                    gradient, dy, switches, x, add, dims, pool, scratch,
+                )?;
+                return Ok(None);
+            }
             // Windows that are no smaller than the map would be more work than the map.
             if let Some(covering) = windows.take_if(|windows| windows.cover()) {
                 let [from, to] = &mut self.descending;
@@ -503,7 +542,8 @@ impl<B: Backend> Workspace<B> {
             let x = if index == 0 { &self.input } else { &self.outputs[index - 1] };
             let [dy, dx] = &mut self.descending;
             let Room { units, cut, switches: cut_switches, .. } = &mut self.room;
-            if relu || matches!(layer.kind, Kind::Relu) {
+            let rectified = relu || matches!(layer.kind, Kind::Relu);
+            if rectified && !std::mem::take(&mut masked) {
                 let asked = rule.forward_mask;
                 let (y, images) = seen(backend, y, images, &windows, units, asked, dx, n)?;
                 backend.relu_backward(dy, y, images, rule.relu())?;
@@ -542,6 +582,7 @@ impl<B: Backend> Workspace<B> {
                     };
                     dx.reshape(dims.input());
                     backend.maxpool_backward(dx, dy, switches, images, mask, &dims)?;
+                    masked = rule.relu() == ReluRule { forward_mask: true, relu_down: false };
                 }
                 Kind::Lrn(lrn) => match rule.lrn_down {
                     LrnDown::Identity => continue,
@@ -562,6 +603,19 @@ impl<B: Backend> Workspace<B> {
             windows = below;
         }
         Ok(windows)
+    }
+}
+
+/// Whether the first convolution, its relu and the max pooling behind it are one operation: then the
+/// largest of all outputs, which nothing else reads in training, is never stored.
+fn fuses<B: Backend>(backend: &B, network: &Network, blocks: &[Block], capacity: usize) -> bool {
+    let [Block { layer: first, relu: true, .. }, Block { layer: second, .. }, ..] = blocks else {
+        return false;
+    };
+    let dims = network.layers[*first].convolution();
+    match (dims, network.layers[*second].pooling()) {
+        (Some(dims), Some(pool)) => backend.fuses(&dims.with_n(capacity), &pool.with_n(capacity)),
+        _ => false,
     }
 }
 

@@ -44,12 +44,14 @@ pub fn room(sizes: &Sizes, arithmetic: Arithmetic) -> Room {
     let chunk = chunk.next_multiple_of(columns);
     let backward = chunks * arithmetic.words.count(sizes.filters) * chunk;
     let pixels = (TILES * rows).max(sizes.q);
+    // Whole rows of an image are more than half as many pixels as a block may have.
+    let parts = PARTS.min(sizes.pixels.div_ceil(TILES * rows / 2));
     let pooled = rows * STRIDE + POOLED_LINES * sizes.q * sizes.k;
     let unpacked = rows * STRIDE + TILES * rows * chunk;
     let gradient = pixels * (sizes.k + 2 * STRIDE + filters);
     Room {
         thread: pooled.max(unpacked).max(gradient),
-        shared: forward.max(backward).max(PARTS * partial(sizes)),
+        shared: forward.max(backward).max(parts * partial(sizes)),
     }
 }
 

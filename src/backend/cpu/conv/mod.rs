@@ -85,8 +85,12 @@ impl Scratch {
             let sizes = &Sizes::new(dims);
             match method(sizes, arithmetic) {
                 Method::Dense => dense::room(sizes, arithmetic),
-                Method::Winograd => winograd::room(sizes, arithmetic),
                 Method::Direct => direct::room(sizes, arithmetic),
+                Method::Winograd => {
+                    // Fewer images may not be worth it.
+                    let fewer = &Sizes::new(&dims.with_n(winograd::most_without(sizes)));
+                    winograd::room(sizes, arithmetic).or(direct::room(fewer, arithmetic))
+                }
             }
         });
         let room = needs.fold(Room::default(), Room::or);

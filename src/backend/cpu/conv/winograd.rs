@@ -53,7 +53,12 @@ pub fn suits(sizes: &Sizes, arithmetic: Arithmetic) -> bool {
     let tiles = p.div_ceil(OUT) * q.div_ceil(OUT);
     let gains = 3 * tiles * POINTS * stride[0] * stride[1] < 2 * p * q * r * s;
     let plain = sizes.groups == 1 && arithmetic.words == Words::F32;
-    plain && geometry && channels && gains && n * tiles >= FEWEST
+    plain && geometry && channels && gains && n > most_without(sizes)
+}
+
+/// The most images that are too few.
+pub fn most_without(sizes: &Sizes) -> usize {
+    (FEWEST - 1) / (sizes.p.div_ceil(OUT) * sizes.q.div_ceil(OUT))
 }
 
 /// What any direction needs.
