@@ -15,6 +15,8 @@ pub const DEPTH: usize = 384;
 /// cache.
 pub const STRIDE: usize = DEPTH + 16;
 
+/// Values of a line of a cache.
+const LINE: usize = 16;
 /// Vectors of `b` in a tile.
 const VECTORS: usize = 2;
 /// Rows of a tile that leave room for `b` and a value of `a` among 32 registers, and among 16.
@@ -75,6 +77,20 @@ pub struct Operands<'a> {
     pub b: &'a [u32],
     /// See there.
     pub b_stride: usize,
+    /// What memory is to bring meanwhile.
+    pub ahead: Option<Ahead<'a>>,
+}
+
+/// Rows in memory that will be packed next: a line of a row is asked for at each step of the depth,
+/// `rows` of them before the next line of each.
+#[derive(Clone, Copy)]
+pub struct Ahead<'a> {
+    /// The first row, and what is behind it.
+    pub values: &'a [f32],
+    /// From row to row.
+    pub stride: usize,
+    /// A power of two.
+    pub rows: usize,
 }
 
 /// Where the sums of a tile go: row `i` to `i * stride`.
@@ -214,15 +230,46 @@ impl Multiply<Avx512> for Pairs {
 /// The machine has the instructions, and a whole tile lies in the operands and behind the place.
 #[inline(always)]
 unsafe fn sums<S: Simd, M: Multiply<S>, const ROWS: usize, const A: usize, const STEP: usize>(
+    place: Place,
+    operands: Operands<'_>,
+) {
+    // Two loops, since even a wish that is not made costs an instruction.
+    // SAFETY: the caller's.
+    unsafe {
+        match operands.ahead {
+            None => steps::<S, M, ROWS, A, STEP>(place, operands, None),
+            Some(ahead) => steps::<S, M, ROWS, A, STEP>(place, operands, Some(ahead)),
+        }
+    }
+}
+
+/// See [`sums`].
+///
+/// # Safety
+/// See there.
+#[inline(always)]
+unsafe fn steps<S: Simd, M: Multiply<S>, const ROWS: usize, const A: usize, const STEP: usize>(
     (out, out_stride, accumulate): Place,
     operands: Operands<'_>,
+    ahead: Option<Ahead<'_>>,
 ) {
     // SAFETY: the caller's.
     unsafe {
         let mut a = operands.a.as_ptr().cast::<f32>();
         let mut b = operands.b.as_ptr().cast::<f32>();
         let mut sums = [[S::zero(); VECTORS]; ROWS];
-        for _ in 0..operands.depth {
+        if accumulate {
+            // They come in from the last cache, a few lines here and there, while the sums are made.
+            for i in 0..ROWS {
+                S::prefetch(out.add(i * out_stride));
+                S::prefetch(out.add(i * out_stride + VECTORS * S::LANES - 1));
+            }
+        }
+        for step in 0..operands.depth {
+            if let Some(Ahead { values, stride, rows }) = ahead {
+                let (row, line) = (step & (rows - 1), step >> rows.trailing_zeros());
+                S::prefetch(values.as_ptr().wrapping_add(row * stride + line * LINE));
+            }
             let columns: [S::V; VECTORS] = std::array::from_fn(|j| S::load(b.add(j * S::LANES)));
             for (i, sums) in sums.iter_mut().enumerate() {
                 let value = S::splat(*a.add(i * A));
@@ -277,8 +324,15 @@ mod tests {
                         let out =
                             Out { values: &mut values, stride, rows, columns: wanted, accumulate };
                         let words = Words::F32;
-                        let operands =
-                            Operands { words, depth, a: &a_words, layout, b: &columns, b_stride };
+                        let operands = Operands {
+                            words,
+                            depth,
+                            a: &a_words,
+                            layout,
+                            b: &columns,
+                            b_stride,
+                            ahead: None,
+                        };
                         tile(isa, out, operands);
                         for (at, value) in values.iter().enumerate() {
                             let (i, j) = (at / stride, at % stride);

@@ -14,6 +14,8 @@ pub trait Simd: Copy {
     /// Values of a vector.
     const LANES: usize;
 
+    /// Asks for a line of memory that will be wanted soon, if the machine takes such wishes.
+    unsafe fn prefetch(_line: *const f32) {}
     /// All zero.
     unsafe fn zero() -> Self::V;
     /// All the same.
@@ -104,6 +106,12 @@ macro_rules! simd {
         impl Simd for $name {
             type V = std::arch::x86_64::$v;
             const LANES: usize = $lanes;
+
+            #[inline(always)]
+            unsafe fn prefetch(line: *const f32) {
+                use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
+            }
 
             #[inline(always)]
             unsafe fn zero() -> Self::V {

@@ -1,7 +1,8 @@
 //! Fully connected layers: few samples and many weights, so weights are what is read once, in the
 //! order in which they lie, and samples are the columns of a tile:
 //!
-//! - forward: `y^T [K, N] = w [K, RSC] * x^T`,
+//! - forward: `y^T [K, N] = w [K, RSC] * x^T`; of few samples as dot products of rows as they lie, so
+//!   that one takes no longer than its weights take to come;
 //! - backward data: `dx^T [RSC, N] = w^T [RSC, K] * dy^T`,
 //! - backward filter: `dw [K, RSC] = dy^T [K, N] * x`.
 
@@ -10,9 +11,20 @@ use rayon::prelude::*;
 
 use super::pack::{pack_across, pack_rows, panels_across, panels_along};
 use super::{Arithmetic, Epilogue, Room, Scratch, Sizes, with_room};
-use crate::backend::cpu::gemm::{DEPTH, Layout, Operands, Out, STRIDE, block, tile};
+use crate::backend::cpu::gemm::{Ahead, DEPTH, Layout, Operands, Out, STRIDE, Words, block, tile};
 use crate::backend::cpu::pointwise::add_rows;
+use crate::backend::cpu::simd::{Simd, vectors};
 
+/// Most samples for which dot products are faster than tiles.
+const FEW_SAMPLES: usize = 16;
+/// Rows of weights of a task of dot products.
+const DOT_TASK: usize = 16;
+/// Values of rows that are multiplied before the next rows: all samples' fit the second cache.
+const DOT_DEPTH: usize = 2304;
+/// Rows that are multiplied with as many others at a time.
+const DOTS: usize = 4;
+/// Values of the longest vector.
+const MOST_LANES: usize = 16;
 /// Tiles, one under the other, of a forward task.
 const FORWARD_TILES: usize = 4;
 /// Steps of a tile's depth on the way back to the samples: rows of weights.
@@ -46,6 +58,107 @@ pub fn forward(
     sizes: &Sizes,
     scratch: &mut Scratch,
 ) {
+    if sizes.n > FEW_SAMPLES || arithmetic.words != Words::F32 {
+        return forward_by_tiles(arithmetic, y, x, weight, epilogue, sizes, scratch);
+    }
+    let Arithmetic { isa, .. } = arithmetic;
+    let Sizes { n, k, patch, .. } = *sizes;
+    let transposed = &mut scratch.shared[..k * n];
+    let tasks = transposed.par_chunks_mut(DOT_TASK * n).zip(weight.par_chunks(DOT_TASK * patch));
+    tasks.for_each(|(sums, weight)| {
+        // SAFETY: rows of `weight` and `x` have `patch` values, and there is a sum for each pair.
+        unsafe { dots(isa, sums, weight, x, n, patch) };
+    });
+    transpose(y, transposed, k, n, |y| epilogue.run(isa, y));
+}
+
+vectors! {
+    /// `sums[i * n + j]` = the product of row `i` of `weight` and row `j` of `x`.
+    ///
+    /// # Safety
+    /// Rows have `depth` values, and there are `n` of `x` and as many of `weight` as of `sums`.
+    unsafe fn dots<S>(sums: &mut [f32], weight: &[f32], x: &[f32], n: usize, depth: usize) {
+        let count = sums.len() / n;
+        sums.fill(0.0);
+        for start in (0..depth).step_by(DOT_DEPTH) {
+            let len = DOT_DEPTH.min(depth - start);
+            let (weight, x) = (weight.as_ptr().add(start), x.as_ptr().add(start));
+            for i in (0..count).step_by(DOTS) {
+                for j in (0..n).step_by(DOTS) {
+                    let sums = &mut sums[i * n + j..];
+                    let (weight, x) = (weight.add(i * depth), x.add(j * depth));
+                    if count - i >= DOTS && n - j >= DOTS {
+                        add_dots::<S, DOTS, DOTS>(sums, n, weight, x, depth, len);
+                    } else if count - i >= DOTS {
+                        for j in 0..n - j {
+                            let x = x.add(j * depth);
+                            add_dots::<S, DOTS, 1>(&mut sums[j..], n, weight, x, depth, len);
+                        }
+                    } else {
+                        for i in 0..count - i {
+                            for j in 0..DOTS.min(n - j) {
+                                let (weight, x) = (weight.add(i * depth), x.add(j * depth));
+                                let sums = &mut sums[i * n + j..];
+                                add_dots::<S, 1, 1>(sums, n, weight, x, depth, len);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Adds the products of `M` rows with `N` others, of `len` of their values, to `sums[i * n + j]`.
+#[inline(always)]
+unsafe fn add_dots<S: Simd, const M: usize, const N: usize>(
+    sums: &mut [f32],
+    n: usize,
+    weight: *const f32,
+    x: *const f32,
+    stride: usize,
+    len: usize,
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        let mut lanes = [[S::zero(); N]; M];
+        let whole = len - len % S::LANES;
+        for at in (0..whole).step_by(S::LANES) {
+            let mut columns = [S::zero(); N];
+            for (j, column) in columns.iter_mut().enumerate() {
+                *column = S::load(x.add(j * stride + at));
+            }
+            for (i, lanes) in lanes.iter_mut().enumerate() {
+                let row = S::load(weight.add(i * stride + at));
+                for (lane, column) in lanes.iter_mut().zip(columns) {
+                    *lane = S::multiply_add(row, column, *lane);
+                }
+            }
+        }
+        for (i, lanes) in lanes.into_iter().enumerate() {
+            for (j, lanes) in lanes.into_iter().enumerate() {
+                let mut values = [0.0; MOST_LANES];
+                S::store(values.as_mut_ptr(), lanes);
+                let mut sum: f32 = values.iter().sum();
+                for at in whole..len {
+                    sum += *weight.add(i * stride + at) * *x.add(j * stride + at);
+                }
+                sums[i * n + j] += sum;
+            }
+        }
+    }
+}
+
+/// The same by tiles.
+fn forward_by_tiles(
+    arithmetic: Arithmetic,
+    y: &mut [f32],
+    x: &[f32],
+    weight: &[f32],
+    epilogue: &Epilogue<'_>,
+    sizes: &Sizes,
+    scratch: &mut Scratch,
+) {
     let Arithmetic { isa, words, .. } = arithmetic;
     let (rows, columns) = block(isa);
     let Sizes { n, k, patch, .. } = *sizes;
@@ -64,15 +177,21 @@ pub fn forward(
             for depth in arithmetic.depth_blocks(patch) {
                 for start in (0..count).step_by(rows) {
                     let rows = rows.min(count - start);
-                    let weight = &weight[(index * task + start) * patch + depth.start..];
-                    pack_rows(isa, a, words, weight, patch, depth.len(), rows);
+                    let weight = &weight[index * task * patch..];
+                    let here = &weight[start * patch + depth.start..];
+                    pack_rows(isa, a, words, here, patch, depth.len(), rows);
+                    let below = start + rows < count;
+                    let next = if below { (start + rows) * patch + depth.start } else { depth.end };
+                    // Of 16 rows of memory a tile packs 14.
+                    let ahead = Ahead { values: &weight[next..], stride: patch, rows: 16 };
                     for (j, b) in packed.chunks_exact(panel).enumerate() {
                         let b = &b[words.count(depth.start) * columns..];
                         let values = &mut sums[start * samples + j * columns..];
                         let accumulate = depth.start > 0;
                         let out = Out { values, stride: samples, rows, columns, accumulate };
                         let (layout, depth) = (Layout::Rows, words.count(depth.len()));
-                        tile(isa, out, Operands { words, depth, a, layout, b, b_stride: columns });
+                        let (b_stride, ahead) = (columns, (j == 0).then_some(ahead));
+                        tile(isa, out, Operands { words, depth, a, layout, b, b_stride, ahead });
                     }
                 }
             }
@@ -110,15 +229,20 @@ pub fn backward_data(
                 let depth = DATA_DEPTH.min(k - first);
                 let weight = &weight[first * patch + index * task..];
                 pack_across(isa, a, STRIDE, words, weight, patch, depth, count);
+                let next = weight.get(DATA_DEPTH * patch..).unwrap_or(&[]);
                 for start in (0..count).step_by(rows) {
+                    let values = next.get(start..).unwrap_or(&[]);
+                    let ahead =
+                        Ahead { values, stride: patch, rows: DATA_DEPTH.next_power_of_two() };
                     for (j, b) in packed.chunks_exact(panel).enumerate() {
                         let b = &b[words.count(first) * columns..];
                         let values = &mut sums[start * samples + j * columns..];
                         let (rows, accumulate) = (rows.min(count - start), first > 0);
                         let out = Out { values, stride: samples, rows, columns, accumulate };
                         let (layout, depth) = (Layout::Columns, words.count(depth));
-                        let a = &a[start..];
-                        tile(isa, out, Operands { words, depth, a, layout, b, b_stride: columns });
+                        let (a, b_stride, ahead) =
+                            (&a[start..], columns, (j == 0).then_some(ahead));
+                        tile(isa, out, Operands { words, depth, a, layout, b, b_stride, ahead });
                     }
                 }
             }
@@ -182,7 +306,11 @@ pub fn backward_filter(
                         let (rows, columns) = (rows.min(count - start), columns.min(patch - first));
                         let out = Out { values, stride: patch, rows, columns, accumulate };
                         let (layout, a, b_stride) = (Layout::Columns, &a[start..], panel / depth);
-                        tile(isa, out, Operands { words, depth, a, layout, b, b_stride });
+                        tile(
+                            isa,
+                            out,
+                            Operands { words, depth, a, layout, b, b_stride, ahead: None },
+                        );
                     }
                 }
             }

@@ -177,7 +177,11 @@ fn multiply_patches(
                         accumulate: depth.start > 0,
                     };
                     let (depth, layout) = (words.count(depth.len()), Layout::Rows);
-                    tile(isa, out, Operands { words, depth, a, layout, b, b_stride: columns });
+                    tile(
+                        isa,
+                        out,
+                        Operands { words, depth, a, layout, b, b_stride: columns, ahead: None },
+                    );
                 }
             }
         }
@@ -248,7 +252,11 @@ pub fn backward_data(
                                 let out = Out { values, stride, rows, columns, accumulate };
                                 let depth = words.count(depth.len());
                                 let (layout, b_stride) = (Layout::Rows, columns);
-                                tile(isa, out, Operands { words, depth, a, layout, b, b_stride });
+                                tile(
+                                    isa,
+                                    out,
+                                    Operands { words, depth, a, layout, b, b_stride, ahead: None },
+                                );
                             }
                         }
                     }
@@ -419,7 +427,7 @@ fn add_gradient(
                     };
                     let (a, b) = (&a[i..], &panels[j * steps..]);
                     let (layout, depth, b_stride) = (Layout::Columns, steps, columns);
-                    tile(isa, out, Operands { words, depth, a, layout, b, b_stride });
+                    tile(isa, out, Operands { words, depth, a, layout, b, b_stride, ahead: None });
                 }
             }
         }

@@ -325,6 +325,7 @@ fn correlate(
                             layout: Layout::Rows,
                             b: &panel[(point * depth + range.start) * columns..],
                             b_stride: columns,
+                            ahead: None,
                         };
                         tile(isa, out, operands);
                     }
@@ -391,7 +392,11 @@ pub fn backward_filter(
                             let (a, b) = (&a[i..], &b[j..]);
                             let (words, layout, b_stride) = (Words::F32, Layout::Columns, STRIDE);
                             let depth = tiles;
-                            tile(isa, out, Operands { words, depth, a, layout, b, b_stride });
+                            tile(
+                                isa,
+                                out,
+                                Operands { words, depth, a, layout, b, b_stride, ahead: None },
+                            );
                         }
                     }
                 }
