@@ -4,10 +4,11 @@
 //! `dx[c] = dy[c] s[c]^-beta - 2 alpha beta x[c] * sum over those j whose neighbour is c of
 //! dy[j] x[j] s[j]^(-beta - 1)`. The neighbours of `c` are `c - size / 2 ..= c + (size - 1) / 2`.
 //!
-//! A pixel's channels are contiguous. A run of pixels is worked on in passes over short buffers in
+//! A pixel's channels are contiguous. A few pixels are worked on in passes over short buffers in
 //! which zeros stand between one pixel's channels and the next one's, so that a sum over neighbours
-//! is a sum of shifted vectors. A pass over several pixels, because a shifted vector straddles two
-//! that were written before: it must wait until they have left the core, unless that is long ago.
+//! is a sum of shifted vectors. Few, so that memory is read while there is arithmetic to do; not
+//! one, because a shifted vector straddles two that were written in the pass before, and waits for
+//! them if that was just now.
 
 use std::ops::Range;
 
@@ -132,11 +133,12 @@ fn backward_runs<const USUAL: bool>(dx: &mut [f32], dy: &[f32], x: &[f32], c: us
                 for group in groups(&block) {
                     let at = layout.place(pixel, &block, group.start);
                     let (x, direct) = (load(&x[group.clone()]), load(&direct[at..at + LANES]));
-                    let mut sum = sum_of_neighbours(&terms, at - after, size);
-                    for lane in 0..LANES {
-                        sum[lane] = direct[lane] - factor * x[lane] * sum[lane];
+                    let sum = sum_of_neighbours(&terms, at - after, size);
+                    let mut indirect = times(each(x, |x| factor * x), sum);
+                    for (value, direct) in indirect.iter_mut().zip(direct) {
+                        *value = direct - *value;
                     }
-                    store(&mut dx[group], sum);
+                    store(&mut dx[group], indirect);
                 }
             }
         }
@@ -215,8 +217,8 @@ fn sum_of_neighbours(values: &Buffer, at: usize, size: usize) -> Lanes {
     let mut sum = [0.0; LANES];
     for t in 0..size {
         let values = load(&values[at + t..at + t + LANES]);
-        for lane in 0..LANES {
-            sum[lane] += values[lane];
+        for (sum, value) in sum.iter_mut().zip(values) {
+            *sum += value;
         }
     }
     sum
@@ -245,8 +247,8 @@ fn each(mut values: Lanes, of: impl Fn(f32) -> f32) -> Lanes {
 
 #[inline(always)]
 fn times(mut a: Lanes, b: Lanes) -> Lanes {
-    for lane in 0..LANES {
-        a[lane] *= b[lane];
+    for (a, b) in a.iter_mut().zip(b) {
+        *a *= b;
     }
     a
 }
@@ -268,5 +270,30 @@ fn store(values: &mut [f32], lanes: Lanes) {
         *values = lanes;
     } else {
         values.copy_from_slice(&lanes[..values.len()]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nan_stays_and_what_is_huge_becomes_zero() {
+        for isa in [Isa::detect(), Isa::at_most_avx2(), Isa::PORTABLE] {
+            for beta in [0.75, 0.6] {
+                let lrn = &Lrn { size: 5, k: 1e-40, alpha: 1e-4, beta };
+                let mut x = [1.0; 40];
+                (x[5], x[20], x[30]) = (f32::NAN, 1e30, 0.0);
+                let (mut y, mut dx) = ([7.0; 40], [7.0; 40]);
+                forward(isa, &mut y, &x, 40, lrn);
+                backward(isa, &mut dx, &[1.0; 40], &x, None, 40, 40, lrn);
+                for (i, (y, dx)) in y.iter().zip(&dx).enumerate() {
+                    assert_eq!(y.is_nan(), i.abs_diff(5) <= 2, "{isa:?}, {beta}: {y} at {i}");
+                    assert_eq!(dx.is_nan(), i.abs_diff(5) <= 4, "{isa:?}, {beta}: {dx} at {i}");
+                    let zero = i.abs_diff(20) <= 2 || i == 30;
+                    assert_eq!(*y == 0.0, zero, "{isa:?}, {beta}: {y} at {i}");
+                }
+            }
+        }
     }
 }
