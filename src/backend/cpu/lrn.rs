@@ -246,9 +246,10 @@ fn each(mut values: Lanes, of: impl Fn(f32) -> f32) -> Lanes {
 }
 
 #[inline(always)]
+#[allow(clippy::needless_range_loop)] // zipped, backward takes a seventh longer
 fn times(mut a: Lanes, b: Lanes) -> Lanes {
-    for (a, b) in a.iter_mut().zip(b) {
-        *a *= b;
+    for lane in 0..LANES {
+        a[lane] *= b[lane];
     }
     a
 }
