@@ -529,7 +529,7 @@ fn relu_up_and_down<B: Backend>(backend: &B) {
 fn lrn_up_and_down<B: Backend>(backend: &B) {
     let eps = f64::from(f32::EPSILON);
     let mut random = Random(6);
-    for c in [1, 3, 64, 65, 200] {
+    for c in [1, 3, 64, 65, 200, 600] {
         for size in [1, 2, 5, 33] {
             for beta in [0.75, 0.5, 1.3] {
                 let lrn = &Lrn { size, k: 2.0, alpha: 0.3, beta };
