@@ -118,6 +118,17 @@ fn inspect_and_bench_for_scripts() {
     }
     let step = place.run(&format!("{bench} --step")).json();
     assert!(step["rows"][0]["images_per_second"].as_f64().unwrap() > 0.0, "{step}");
+    let forward = place.run(&format!("{bench} --forward")).json();
+    let row = &forward["rows"][0];
+    assert_eq!(row["id"], "tiny/all/forward/f32/4/cpu");
+    let rate = row["images_per_second"].as_f64().unwrap();
+    assert!((rate * row["milliseconds"].as_f64().unwrap() / 4e3 - 1.0).abs() < 1e-9, "{row}");
+    if cfg!(target_os = "linux") {
+        assert!(forward["peak_memory"].as_u64().unwrap() > 1_000_000, "{forward}");
+    }
+    for other in ["--step", "--resident", "--op update", "--layer conv2"] {
+        assert_eq!(place.run(&format!("{bench} --forward {other}")).code, Some(2), "{other}");
+    }
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! One harness for speed: a row for each operation of each layer, projections, and whole training
-//! steps.
+//! One harness for speed: a row for each operation of each layer, projections, whole training steps
+//! and whole walks up.
 //!
 //! A row's id is `network/layer/op/precision/batch/device`; `zfnet bench` and `cargo bench` run the
 //! same rows. What a row reaches is set beside what the machine can do, measured in the same run:
@@ -17,7 +17,9 @@ use crate::backend::cpu::CpuBackend;
 use crate::backend::{
     Backend, Crop, Dropout, Param, ReluRule, SeedUnit, SgdConstants, StepState, Tensor,
 };
-use crate::model::{Kind, Layer, Model, Network, Params, Preprocess, Purpose, Rule, Workspace};
+use crate::model::{
+    InputStage, Kind, Layer, Model, Network, Params, Preprocess, Purpose, Rule, Workspace,
+};
 use crate::shape::Shape;
 use crate::train::Trainer;
 use crate::{Error, Result};
@@ -163,7 +165,7 @@ pub struct Row {
     /// 10^9 bytes a second, for what memory limits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gbytes: Option<f64>,
-    /// Images a second, of whole training steps.
+    /// Images a second, of whole training steps and whole walks up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub images_per_second: Option<f64>,
     /// Share of the machine's measured peak of the same kind.
@@ -435,15 +437,11 @@ pub fn training_steps<B: Measured>(
     let op = if resident { "step-resident" } else { "step" };
     let id = id_of(backend, &network, "all", op, batch);
     let flops = 2.0 * batch as f64 * step_multiply_adds(&network) as f64;
-    let input = network.architecture.input;
-    let preprocess = Preprocess::paper(input.size, input.resize, input.std, vec![128.0; 3]);
+    let (preprocess, pixels, crops) = squares(&network, batch);
     let classes = (0..network.classes()).map(|class| class.to_string()).collect();
     let params = Params::init(backend, &network, 0)?;
     let momentum = Params::zeros(backend, &network)?;
     let labels: Vec<u32> = (0..batch).map(|i| (i % network.classes()) as u32).collect();
-    let pixels: Vec<u8> = (0..batch * preprocess.bytes()).map(|i| (i * 31 % 251) as u8).collect();
-    let crops: Vec<Crop> =
-        (0..batch as u32).map(|image| preprocess.ten_crops(image)[image as usize % 10]).collect();
     let model = Model { network, params, preprocess, classes };
     let mut trainer = Trainer::new(backend, model, momentum, 1)?;
     let mut state = StepState { seed: 0, step: 0, first_sample: 0, rate: 1e-4 };
@@ -466,18 +464,59 @@ pub fn training_steps<B: Measured>(
         }
         trainer.wait()
     })?;
+    let times = times.into_iter().map(|seconds| seconds / steps as f64).collect();
+    Ok(whole(id, times, flops, batch, peaks))
+}
+
+/// Images a second of whole walks up as evaluation does them: pixels copied in, input, walk up,
+/// logits copied out.
+///
+/// # Errors
+/// If the backend has no room or refuses.
+pub fn forward<B: Measured>(
+    backend: &B,
+    network: &Network,
+    batch: usize,
+    peaks: &Peaks,
+) -> Result<Row> {
+    let id = id_of(backend, network, "all", "forward", batch);
+    let flops = 2.0 * batch as f64 * network.multiply_adds() as f64;
+    let (preprocess, pixels, crops) = squares(network, batch);
+    let params = Params::init(backend, network, 0)?;
+    let mut stage = InputStage::new(backend, &preprocess, batch, batch)?;
+    let mut workspace = Workspace::new(backend, network, Purpose::Infer, batch)?;
+    let mut logits = vec![0.0; batch * network.classes()];
+    let times = backend.seconds(&mut || {
+        stage.fill(backend, &mut workspace.input, &pixels, &crops)?;
+        workspace.up(backend, network, &params)?;
+        backend.download(&mut logits, workspace.logits())
+    })?;
+    Ok(whole(id, times, flops, batch, peaks))
+}
+
+/// A batch of squares in the host's memory, and where they are cropped.
+fn squares(network: &Network, batch: usize) -> (Preprocess, Vec<u8>, Vec<Crop>) {
+    let input = network.architecture.input;
+    let preprocess = Preprocess::paper(input.size, input.resize, input.std, vec![128.0; 3]);
+    let pixels = (0..batch * preprocess.bytes()).map(|i| (i * 31 % 251) as u8).collect();
+    let crop = |image: u32| preprocess.ten_crops(image)[image as usize % 10];
+    let crops = (0..batch as u32).map(crop).collect();
+    (preprocess, pixels, crops)
+}
+
+/// The row of something that the whole network does with a batch in each of `times`.
+fn whole(id: String, times: Vec<f64>, flops: f64, batch: usize, peaks: &Peaks) -> Row {
     let Spread { median, quartiles } = Spread::of(times);
-    let seconds = median / steps as f64;
-    let gflops = flops / seconds / 1e9;
-    Ok(Row {
+    let gflops = flops / median / 1e9;
+    Row {
         id,
-        milliseconds: seconds * 1e3,
+        milliseconds: median * 1e3,
         spread: quartiles,
         gflops: Some(gflops),
         gbytes: None,
-        images_per_second: Some(batch as f64 / seconds),
+        images_per_second: Some(batch as f64 / median),
         share: gflops / peaks.gflops,
-    })
+    }
 }
 
 /// Rows of this run that are slower than the same rows of an earlier one by more than `tolerance`

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 use serde::{Deserialize, Serialize};
-use zfnet::bench::{Measured, OPS, Peaks, Row, cases, slower, training_steps};
+use zfnet::bench::{Measured, OPS, Peaks, Row, cases, forward, slower, training_steps};
 use zfnet::disk::write_whole;
 use zfnet::model::{Architecture, Network};
 
@@ -33,6 +33,9 @@ pub struct Bench {
     /// that the shares of memory-bound rows are taken of)
     #[arg(long, conflicts_with_all = ["layer", "op"])]
     step: bool,
+    /// Whole walks up instead of operations: pixels copied in, logits copied out
+    #[arg(long, conflicts_with_all = ["layer", "op", "step", "resident"])]
+    forward: bool,
     /// With --step: on a batch that stays where the device has it, instead of copying one in each time
     #[arg(long)]
     resident: bool,
@@ -66,6 +69,9 @@ struct Saved {
     peaks: Peaks,
     batch: usize,
     rows: Vec<Row>,
+    /// The most bytes that the process has had in memory, where the system says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    peak_memory: Option<u64>,
 }
 
 impl OnDevice for Bench {
@@ -93,12 +99,18 @@ impl OnDevice for Bench {
         }
         if self.step {
             show(training_steps(backend, network.clone(), batch, self.resident, &peaks)?);
+        } else if self.forward {
+            show(forward(backend, &network, batch, &peaks)?);
         } else {
             for case in cases {
                 show(case.measure(backend, &peaks)?);
             }
         }
-        let all = Saved { device, peaks, batch, rows };
+        let peak_memory = peak_memory();
+        if let (false, Some(bytes)) = (self.json, peak_memory) {
+            println!("peak memory: {:.0} MB", bytes as f64 / 1e6);
+        }
+        let all = Saved { device, peaks, batch, rows, peak_memory };
         let text = serde_json::to_string_pretty(&all)?;
         if self.json {
             println!("{text}");
@@ -112,6 +124,13 @@ impl OnDevice for Bench {
             None => Ok(ExitCode::SUCCESS),
         }
     }
+}
+
+/// Linux's high-water mark of the memory that the process has had resident, in bytes.
+fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(1024 * line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?)
 }
 
 /// A finite share of at least 0.
