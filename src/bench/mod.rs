@@ -20,12 +20,20 @@ use crate::backend::{
 use crate::model::{
     InputStage, Kind, Layer, Model, Network, Params, Preprocess, Purpose, Rule, Workspace,
 };
-use crate::shape::Shape;
+use crate::shape::{PoolDims, Shape};
 use crate::train::Trainer;
 use crate::{Error, Result};
 
 /// What an operation of a layer does; the names of `--op`.
-pub const OPS: [&str; 5] = ["forward", "backward-data", "backward-filter", "update", "project"];
+pub const OPS: [&str; 7] = [
+    "forward",
+    "forward-pooled",
+    "backward-data",
+    "backward-filter",
+    "backward-filter-pooled",
+    "update",
+    "project",
+];
 
 /// Projections at a time of the rows `project`: one image's nine, as on the paper's pages.
 const SEEDS: usize = 9;
@@ -202,6 +210,13 @@ pub fn cases<'a, B: Backend>(
             let below = network.layers[..=index].iter().map(Layer::multiply_adds).sum::<u64>();
             rows.push(("project", Work::Flops(2.0 * (SEEDS as u64 * below) as f64)));
         }
+        // As training runs them, where the backend does both at once.
+        if let (0, Some(dims), Some(pool)) = (index, l.convolution(), pool_of_first(network))
+            && backend.fuses(&dims.with_n(batch), &pool.with_n(batch))
+        {
+            let flops = Work::Flops(2.0 * dims.with_n(batch).multiply_adds() as f64);
+            rows.extend([("forward-pooled", flops), ("backward-filter-pooled", flops)]);
+        }
         for (name, work) in rows {
             if layer.is_none_or(|wanted| wanted == l.name) && op.is_none_or(|wanted| wanted == name)
             {
@@ -219,6 +234,12 @@ pub fn cases<'a, B: Backend>(
         )));
     }
     Ok(cases)
+}
+
+/// The max pooling that follows the first layer and its relu.
+fn pool_of_first(network: &Network) -> Option<&PoolDims> {
+    let relu = matches!(network.layers.get(1)?.kind, Kind::Relu);
+    network.layers.get(2)?.pooling().filter(|_| relu)
 }
 
 fn id_of<B: Backend>(
@@ -348,6 +369,25 @@ impl Case<'_> {
                     "backward-filter" => Box::new(move || {
                         backend.conv_backward_filter(&mut g, &y, &x, false, &dims, &mut scratch)
                     }),
+                    "forward-pooled" | "backward-filter-pooled" => {
+                        let pool = pool_of_first(self.network).expect("a row of its own");
+                        let pool = pool.with_n(n);
+                        let mut pooled = noise(backend, pool.output())?;
+                        let mut switches = backend.bytes(pool.output().len())?;
+                        let mut run = move |down: bool| {
+                            let (y, s, scratch) = (&mut pooled, &mut switches, &mut scratch);
+                            if down {
+                                let (g, add) = (&mut g, false);
+                                return backend.conv_pool_backward_filter(
+                                    g, y, s, &x, add, &dims, &pool, scratch,
+                                );
+                            }
+                            let (weight, bias) = (&w.weight, &w.bias);
+                            backend.conv_pool_forward(y, s, &x, weight, bias, &dims, &pool, scratch)
+                        };
+                        run(false)?; // for the switches
+                        Box::new(move || run(op != "forward-pooled"))
+                    }
                     _ => Box::new(move || {
                         backend.sgd_step(&mut w.weight, &mut v.weight, &g.weight, &sgd, &state)
                     }),
