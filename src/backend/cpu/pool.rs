@@ -9,6 +9,11 @@ use super::isa::{Isa, vectorized};
 use crate::backend::NOT_POSITIVE;
 use crate::shape::PoolDims;
 
+/// Channels that are worked on together: a vector of AVX-512, two of AVX2.
+const LANES: usize = 16;
+/// How many windows ahead of their use pixels are asked for.
+const AHEAD: usize = 4;
+
 /// `y`, `switches` = the largest value of each window and its place.
 pub fn forward(isa: Isa, y: &mut [f32], switches: &mut [u8], x: &[f32], dims: &PoolDims) {
     let (p, row) = (dims.p as usize, dims.q as usize * dims.c as usize);
@@ -50,10 +55,20 @@ vectorized! {
         let outputs = y.chunks_exact_mut(c).zip(switches.chunks_exact_mut(c));
         for (px, (y, switch)) in outputs.enumerate() {
             let (s0, s1, left) = clip(px, stride[1], pad[1], window[1], w);
+            let place = |r: usize, s: usize| {
+                let line = (top + r as isize) as usize * w;
+                (line + (left + s as isize) as usize) * c
+            };
+            if window == [3, 3] && (r0, r1, s0, s1) == (0, 3, 0, 3) {
+                for r in 0..3 {
+                    prefetch(x, place(r, 0) + AHEAD * stride[1] * c, stride[1] * c);
+                }
+                largest_of_nine(y, switch, std::array::from_fn(|i| &x[place(i / 3, i % 3)..][..c]));
+                continue;
+            }
             for r in r0..r1 {
                 for s in s0..s1 {
-                    let line = (top + r as isize) as usize * w;
-                    let x = &x[(line + (left + s as isize) as usize) * c..][..c];
+                    let x = &x[place(r, s)..][..c];
                     let index = (r * window[1] + s) as u8;
                     if (r, s) == (r0, s0) {
                         y.copy_from_slice(x);
@@ -128,6 +143,68 @@ fn clip(
 #[inline(always)]
 fn covering(i: usize, kernel: usize, stride: usize, count: usize) -> std::ops::Range<usize> {
     (i + 1).saturating_sub(kernel).div_ceil(stride)..(i / stride + 1).min(count)
+}
+
+/// Winners of whole windows of three by three, and their switches. Nine values meet in registers, so
+/// that `y` is written once; but they come from three rows at a time, which the machine does not
+/// foresee: see [`prefetch`].
+#[inline(always)]
+#[allow(clippy::needless_range_loop)] // lanes of several arrays
+fn largest_of_nine(y: &mut [f32], switches: &mut [u8], x: [&[f32]; 9]) {
+    let whole = y.len() / LANES * LANES;
+    for at in (0..whole).step_by(LANES) {
+        let lanes = |x: &[f32]| <[f32; LANES]>::try_from(&x[at..at + LANES]).expect("lanes");
+        let x = x.map(lanes);
+        let y: &mut [f32; LANES] = (&mut y[at..at + LANES]).try_into().expect("lanes");
+        let switches: &mut [u8; LANES] = (&mut switches[at..at + LANES]).try_into().expect("lanes");
+        let mut sum = [0.0; LANES];
+        for lane in 0..LANES {
+            let mut best = x[0][lane];
+            for x in &x {
+                best = if x[lane] > best { x[lane] } else { best };
+                sum[lane] += x[lane];
+            }
+            let mut winner = 0;
+            for i in (0..9u8).rev() {
+                winner = if x[usize::from(i)][lane] == best { i } else { winner };
+            }
+            y[lane] = best;
+            switches[lane] = if best <= 0.0 { NOT_POSITIVE } else { winner };
+        }
+        // Comparisons as above lose a NaN; a sum does not.
+        if sum.iter().fold(false, |nan, sum| nan | sum.is_nan()) {
+            for lane in 0..LANES {
+                (y[lane], switches[lane]) = largest(x.map(|x| x[lane]));
+            }
+        }
+    }
+    for at in whole..y.len() {
+        (y[at], switches[at]) = largest(x.map(|x| x[at]));
+    }
+}
+
+/// One window's winner and its switch.
+#[inline(always)]
+fn largest(x: [f32; 9]) -> (f32, u8) {
+    let (mut best, mut switch) = (x[0], 0);
+    for (index, x) in (0..).zip(x) {
+        let (best, switch) = (std::slice::from_mut(&mut best), std::slice::from_mut(&mut switch));
+        take_larger(best, switch, &[x], index);
+    }
+    (best, if best <= 0.0 { NOT_POSITIVE } else { switch })
+}
+
+/// Asks for the lines of `values[from .. from + len]`, as far as there are any.
+#[inline(always)]
+fn prefetch(values: &[f32], from: usize, len: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for value in values.iter().skip(from).take(len).step_by(64 / size_of::<f32>()) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a hint, which changes nothing; SSE is part of x86-64.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(value).cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (values, from, len);
 }
 
 /// Keeps the larger of `best` and `x`, the earlier of equals, a NaN for good.
