@@ -647,7 +647,7 @@ fn windows_equal_whole_maps_on_integers<B: Backend>(backend: &B) {
         let input = random.integers(3 * network.input().len(), 3);
         let mut looker = Looker::new(backend, network, params, &input);
         walk_by_windows_and_whole(&mut looker, &rules, |found, whole, what| {
-            // NOT `bits`: a zero may have either sign.
+            // Not bit by bit: a zero may have either sign.
             assert!(found == whole, "{what}");
         });
     }
@@ -655,8 +655,10 @@ fn windows_equal_whole_maps_on_integers<B: Backend>(backend: &B) {
 
 /// Sums in other orders: a few hundred products, three layers of them, as in the tests above.
 fn windows_equal_whole_maps<B: Backend>(backend: &B) {
-    let small_networks = [EDGES, BARE, SMALL].map(network);
-    let networks = small_networks.into_iter().chain([Network::new(mini(backend)).unwrap()]);
+    let mut networks = [EDGES, BARE, SMALL].map(network).to_vec();
+    if !is_stand_in(backend) {
+        networks.push(Network::new(mini(backend)).unwrap());
+    }
     for network in networks {
         let params = random_params(backend, &network, 15);
         let input = Random(16).reals(2 * network.input().len());
