@@ -19,8 +19,8 @@ use crate::backend::cpu::simd::{Simd, vectors};
 const FEW_SAMPLES: usize = 16;
 /// Rows of weights of a task of dot products.
 const DOT_TASK: usize = 16;
-/// Values of rows that are multiplied before the next rows: all samples' fit the second cache.
-const DOT_DEPTH: usize = 2304;
+/// Values of samples that are multiplied with some rows before the next rows: they fit the second cache.
+const DOT_VALUES: usize = 1 << 16;
 /// Rows that are multiplied with as many others at a time.
 const DOTS: usize = 4;
 /// Values of the longest vector.
@@ -80,8 +80,9 @@ vectors! {
     unsafe fn dots<S>(sums: &mut [f32], weight: &[f32], x: &[f32], n: usize, depth: usize) {
         let count = sums.len() / n;
         sums.fill(0.0);
-        for start in (0..depth).step_by(DOT_DEPTH) {
-            let len = DOT_DEPTH.min(depth - start);
+        let most = DOT_VALUES / n;
+        for start in (0..depth).step_by(most) {
+            let len = most.min(depth - start);
             let (weight, x) = (weight.as_ptr().add(start), x.as_ptr().add(start));
             for i in (0..count).step_by(DOTS) {
                 for j in (0..n).step_by(DOTS) {

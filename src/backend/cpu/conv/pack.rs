@@ -36,12 +36,19 @@ pub fn panels_along(
             for j in 0..columns {
                 let row = panel * columns + j;
                 let row = if row < count { &rows[row * stride..][..depth] } else { &[] };
-                for (out, step) in out.chunks_exact_mut(columns).zip(first..last) {
-                    let value = |i: usize| row.get(i).copied().unwrap_or(0.0);
-                    out[j] = match words {
-                        Words::F32 => value(step).to_bits(),
-                        Words::Bf16Pairs => pair(value(2 * step), value(2 * step + 1)),
-                    };
+                let out = out.iter_mut().skip(j).step_by(columns);
+                match words {
+                    _ if row.is_empty() => out.for_each(|out| *out = 0),
+                    Words::F32 => {
+                        for (out, value) in out.zip(&row[first..last]) {
+                            *out = value.to_bits();
+                        }
+                    }
+                    Words::Bf16Pairs => {
+                        for (out, two) in out.zip(row[2 * first..].chunks(2)) {
+                            *out = pair(two[0], two.get(1).copied().unwrap_or(0.0));
+                        }
+                    }
                 }
             }
         }
