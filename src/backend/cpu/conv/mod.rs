@@ -36,6 +36,12 @@ pub struct Arithmetic {
 }
 
 impl Arithmetic {
+    /// For filter gradients by Winograd's method: of operands that are bf16 already it makes, in f32,
+    /// what their products are, faster than pairs of pixels can be packed.
+    fn of_filters(self) -> Self {
+        Arithmetic { words: Words::F32, ..self }
+    }
+
     /// Values of a block of the depth that fits a packed row.
     fn depth_step(self) -> usize {
         match self.words {
@@ -83,15 +89,18 @@ impl Scratch {
         let arithmetic = backend.arithmetic();
         let needs = convolutions.iter().map(|dims| {
             let sizes = &Sizes::new(dims);
-            match method(sizes, arithmetic) {
-                Method::Dense => dense::room(sizes, arithmetic),
-                Method::Direct => direct::room(sizes, arithmetic),
-                Method::Winograd => {
-                    // Fewer images may not be worth it.
-                    let fewer = &Sizes::new(&dims.with_n(winograd::most_without(sizes)));
-                    winograd::room(sizes, arithmetic).or(direct::room(fewer, arithmetic))
+            let rooms = [arithmetic, arithmetic.of_filters()].map(|arithmetic| {
+                match method(sizes, arithmetic) {
+                    Method::Dense => dense::room(sizes, arithmetic),
+                    Method::Direct => direct::room(sizes, arithmetic),
+                    Method::Winograd => {
+                        // Fewer images may not be worth it.
+                        let fewer = &Sizes::new(&dims.with_n(winograd::most_without(sizes)));
+                        winograd::room(sizes, arithmetic).or(direct::room(fewer, arithmetic))
+                    }
                 }
-            }
+            });
+            rooms[0].or(rooms[1])
         });
         let room = needs.fold(Room::default(), Room::or);
         let thread = |_| Ok(Mutex::new(backend.room(room.thread)?));
@@ -175,6 +184,10 @@ pub fn backward_filter(
     scratch: &mut Scratch,
 ) {
     let sizes = &Sizes::new(dims);
+    let arithmetic = match method(sizes, arithmetic.of_filters()) {
+        Method::Winograd => arithmetic.of_filters(),
+        _ => arithmetic,
+    };
     let run = match method(sizes, arithmetic) {
         Method::Dense => dense::backward_filter,
         Method::Winograd => winograd::backward_filter,
