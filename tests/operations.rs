@@ -21,6 +21,7 @@ on_every_backend!(
     convolutions_of_reals_are_close,
     updates_reach_what_convolutions_read,
     relu_in_the_epilogue_passes_nan_on,
+    pooled_at_once_is_pooled_after,
     pooling_and_its_switches,
     unpooling,
     pooling_by_hand,
@@ -301,6 +302,92 @@ fn convolutions_of_reals_are_close<B: Backend>(backend: &B) {
         for part in 0..2 {
             let what = format!("gradient of {conv:?}");
             assert_close(&found.filter[part], &gradient[part], &magnitude[part], depth, 0.0, &what);
+        }
+    }
+}
+
+/// Where a backend pools what a first convolution makes at once, it is what the operations make one
+/// after the other: maps taller than what is kept of them, windows beyond the edge and apart, rows
+/// longer than a block of pixels, groups.
+fn pooled_at_once_is_pooled_after<B: Backend>(backend: &B) {
+    let simple = Conv { pad: [1; 4], ..Conv::SIMPLE };
+    let cases = [
+        (Conv { n: 3, input: [30, 27, 3], filters: [40, 3, 3], ..simple }, [3, 3], [2, 2]),
+        (Conv { n: 2, input: [9, 130, 3], filters: [5, 3, 3], ..simple }, [3, 2], [2, 2]),
+        (
+            Conv { n: 2, input: [16, 15, 4], filters: [6, 3, 3], groups: 2, ..simple },
+            [2, 2],
+            [3, 3],
+        ),
+        (Conv { n: 1, input: [6, 7, 1], filters: [33, 5, 5], ..simple }, [2, 3], [1, 2]),
+    ];
+    let mut random = Random(41);
+    for (conv, window, stride) in cases {
+        let dims = &conv.dims().unwrap();
+        let map = [dims.p, dims.q, dims.k].map(|v| v as usize);
+        let pool = &pooling(conv.n, map, window, stride, [0; 4], Rounding::Ceil).unwrap();
+        if !backend.fuses(dims, pool) {
+            assert_ne!(backend.device(), "cpu", "{conv:?}");
+            continue;
+        }
+        let mut scratch = backend.scratch(&[*dims]).unwrap();
+        let Operands { x, weight, bias, start, .. } =
+            Operands::new(dims, |count| random.integers(count, 2));
+        let x = &tensor(backend, dims.input(), &x);
+        let weight = &weights(backend, dims.filter(), &weight);
+        let bias = &in_full(backend, Shape::vector(map[2]), &bias);
+        let room = || backend.bytes(pool.output().len()).unwrap();
+        let switches_of = |switches: &B::Bytes| {
+            let mut found = vec![0; pool.output().len()];
+            backend.download_bytes(&mut found, switches).unwrap();
+            found
+        };
+
+        let (mut y, mut switches) = (unwritten(backend, pool.output()), room());
+        backend
+            .conv_pool_forward(&mut y, &mut switches, x, weight, bias, dims, pool, &mut scratch)
+            .unwrap();
+        let mut map = unwritten(backend, dims.output());
+        backend.conv_forward(&mut map, x, weight, Some(bias), true, dims, &mut scratch).unwrap();
+        let (mut after, mut switches_after) = (unwritten(backend, pool.output()), room());
+        backend.maxpool_forward(&mut after, &mut switches_after, &map, pool).unwrap();
+        assert_eq!(values(backend, &y), values(backend, &after), "{conv:?}");
+        assert_eq!(switches_of(&switches), switches_of(&switches_after), "{conv:?}");
+
+        let dy = &tensor(backend, pool.output(), &random.integers(pool.output().len(), 2));
+        let gradient = |accumulate: bool| {
+            let mut gradient = Param::zeros(backend, dims).unwrap();
+            let start = start
+                .each_ref()
+                .map(|start| if accumulate { start.clone() } else { vec![f32::NAN; start.len()] });
+            backend.upload(&mut gradient.weight, &start[0]).unwrap();
+            backend.upload(&mut gradient.bias, &start[1]).unwrap();
+            gradient
+        };
+        for accumulate in [false, true] {
+            let mut found = gradient(accumulate);
+            backend
+                .conv_pool_backward_filter(
+                    &mut found,
+                    dy,
+                    &switches,
+                    x,
+                    accumulate,
+                    dims,
+                    pool,
+                    &mut scratch,
+                )
+                .unwrap();
+            let mut expected = gradient(accumulate);
+            backend.maxpool_backward(&mut map, dy, &switches, None, true, pool).unwrap();
+            backend
+                .conv_backward_filter(&mut expected, &map, x, accumulate, dims, &mut scratch)
+                .unwrap();
+            for (found, expected) in
+                [(&found.weight, &expected.weight), (&found.bias, &expected.bias)]
+            {
+                assert_eq!(values(backend, found), values(backend, expected), "{conv:?}");
+            }
         }
     }
 }
