@@ -1171,3 +1171,10 @@ fn rms_is_limited<B: Backend>(backend: &B) {
     }
     assert!(limited > 2 && limited < 8, "{limited} filters were limited: both kinds are needed");
 }
+
+#[test]
+fn bf16_is_refused_without_its_instructions() {
+    let portable = zfnet::backend::cpu::CpuBackend::portable(Some(1)).unwrap();
+    let error = portable.bf16().err().expect("no AVX512-BF16 is used").to_string();
+    assert!(error.contains("AVX512-BF16") && error.contains("portable"), "{error}");
+}

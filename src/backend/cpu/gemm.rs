@@ -4,7 +4,9 @@
 //! depth. What surrounds it (which rows, which columns, in which order) is the business of whoever
 //! packs the operands, in [`super::conv`]. The order of a sum depends on its depth alone.
 
-use super::isa::{Isa, Level};
+use super::isa::Isa;
+#[cfg(target_arch = "x86_64")]
+use super::isa::Level;
 #[cfg(target_arch = "x86_64")]
 use super::simd::{Avx2, Avx512};
 use super::simd::{Portable, Simd};

@@ -92,6 +92,7 @@ macro_rules! vectorized {
             fn avx2($($arg: $type),*) {
                 body($($arg),*);
             }
+            #[cfg(target_arch = "x86_64")]
             use $crate::backend::cpu::isa::Level;
             match isa.level() {
                 // SAFETY: an `Isa` of this level exists only where `Isa::detect` has found all of

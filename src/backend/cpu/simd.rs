@@ -222,6 +222,7 @@ macro_rules! vectors {
                 // SAFETY: the caller's.
                 unsafe { body::<$crate::backend::cpu::simd::Avx2>($($arg),*) }
             }
+            #[cfg(target_arch = "x86_64")]
             use $crate::backend::cpu::isa::Level;
             // SAFETY: the caller's; an `Isa` of a level exists only where the machine has it.
             unsafe {
