@@ -23,6 +23,7 @@ in_f32!(
     of_dropout,
     of_the_loss,
     of_a_network,
+    of_a_network_that_normalises_first,
     of_single_activations,
 );
 
@@ -222,8 +223,8 @@ struct Both<B: Backend> {
 }
 
 impl<B: Backend> Both<B> {
-    fn new(backend: &B, purpose: Purpose, n: usize) -> Self {
-        let network = network(SMALL);
+    fn new(backend: &B, toml: &str, purpose: Purpose, n: usize) -> Self {
+        let network = network(toml);
         let params = random_params(backend, &network, 3);
         let host = host_params(backend, &params);
         let input = Random(6).reals(n * network.input().len());
@@ -281,9 +282,24 @@ impl<B: Backend> Both<B> {
 }
 
 fn of_a_network<B: Backend>(backend: &B) {
+    of_a_chain(backend, SMALL);
+}
+
+/// AlexNet's order: normalisation before pooling.
+fn of_a_network_that_normalises_first<B: Backend>(backend: &B) {
+    let [pool, norm] = [
+        "{ type = \"maxpool\", kernel = 3, stride = 2 },",
+        "{ type = \"lrn\", size = 3, k = 1.0, alpha = 0.5 },",
+    ];
+    let swapped = SMALL.replace(pool, "POOL").replace(norm, pool).replace("POOL", norm);
+    assert!(swapped.find("lrn") < swapped.find("maxpool"));
+    of_a_chain(backend, &swapped);
+}
+
+fn of_a_chain<B: Backend>(backend: &B, toml: &str) {
     const N: usize = 3;
     const SAMPLE: usize = 25;
-    let both = &mut Both::new(backend, Purpose::Train, N);
+    let both = &mut Both::new(backend, toml, Purpose::Train, N);
     let logits = values(backend, both.workspace.logits());
     both.assert_close(&logits, both.walk.logits(), "logits");
 
@@ -302,7 +318,7 @@ fn of_a_network<B: Backend>(backend: &B) {
     let mut gradients = Params::zeros(backend, &both.network).unwrap();
     down(both, Some(&mut gradients), false);
     let gradients = host_params(backend, &gradients);
-    let to_pixels = &mut Both::new(backend, Purpose::Project { seeds: N }, N);
+    let to_pixels = &mut Both::new(backend, toml, Purpose::Project { seeds: N }, N);
     down(to_pixels, None, true);
     let dx = values(backend, to_pixels.workspace.descending());
 
@@ -361,7 +377,7 @@ fn of_a_network<B: Backend>(backend: &B) {
 
 /// The walk down from one unit, by the rule of the gradient, is the derivative of its activation.
 fn of_single_activations<B: Backend>(backend: &B) {
-    let both = &mut Both::new(backend, Purpose::Project { seeds: 1 }, 1);
+    let both = &mut Both::new(backend, SMALL, Purpose::Project { seeds: 1 }, 1);
     let mut random = Random(8);
     let (mut kept, mut all) = (0, 0);
     for name in ["conv1", "pool1", "norm1", "conv2", "pool2", "fc3", "fc4"] {

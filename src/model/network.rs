@@ -510,8 +510,8 @@ impl<B: Backend> Workspace<B> {
     ) -> Result<Option<Windows>> {
         let Descent { rule, images, .. } = descent;
         let n = self.descending[0].shape().n;
-        // An unpooling under the forward mask lets nothing through that a relu below it would stop.
-        let mut masked = false;
+        // An unpooling under the forward mask lets nothing through that a relu right below it would stop.
+        let mut unpooled = false;
         for index in (0..=self.block_of[descent.from]).rev() {
             let Block { layer: number, relu, pool } = self.blocks[index];
             let layer = &network.layers[number];
@@ -542,8 +542,9 @@ impl<B: Backend> Workspace<B> {
             let x = if index == 0 { &self.input } else { &self.outputs[index - 1] };
             let [dy, dx] = &mut self.descending;
             let Room { units, cut, switches: cut_switches, .. } = &mut self.room;
+            let masked = std::mem::take(&mut unpooled);
             let rectified = relu || matches!(layer.kind, Kind::Relu);
-            if rectified && !std::mem::take(&mut masked) {
+            if rectified && !masked {
                 let asked = rule.forward_mask;
                 let (y, images) = seen(backend, y, images, &windows, units, asked, dx, n)?;
                 backend.relu_backward(dy, y, images, rule.relu())?;
@@ -582,7 +583,7 @@ impl<B: Backend> Workspace<B> {
                     };
                     dx.reshape(dims.input());
                     backend.maxpool_backward(dx, dy, switches, images, mask, &dims)?;
-                    masked = rule.relu() == ReluRule { forward_mask: true, relu_down: false };
+                    unpooled = rule.relu() == ReluRule { forward_mask: true, relu_down: false };
                 }
                 Kind::Lrn(lrn) => match rule.lrn_down {
                     LrnDown::Identity => continue,
