@@ -10,6 +10,7 @@ mod inspect;
 mod pack;
 mod progress;
 mod project;
+mod study;
 mod top9;
 mod train;
 mod verify;
@@ -56,6 +57,8 @@ enum Command {
     Project(project::Project),
     /// The nine strongest activations of every map, projected, beside their patches (Figure 2)
     Top9(top9::Top9),
+    /// The paper's other pictures, for a network of one's own
+    Study(study::StudyCommand),
     /// Make shards of many images each, from a folder or tars of images
     Pack(pack::Pack),
     /// Check every byte of a set of shards
@@ -258,6 +261,7 @@ pub fn main() -> ExitCode {
         Command::Classify(args) => args.device.clone().run(args),
         Command::Project(args) => args.device.clone().run(args),
         Command::Top9(args) => args.device.clone().run(args),
+        Command::Study(args) => study::run(args),
         Command::Pack(args) => pack::run(args),
         Command::Verify(args) => verify::run(args),
         Command::Inspect(args) => inspect::run(args),

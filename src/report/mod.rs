@@ -5,6 +5,8 @@
 //! Names of files, classes and layers are hostile input: maud escapes them in the page,
 //! `inline_json` in the data for the script, and `Slugs` makes them fit for a path.
 
+pub mod figure;
+pub mod plot;
 pub mod projections;
 pub mod top9;
 
@@ -77,6 +79,16 @@ fn caution() -> Markup {
 fn inline_json(data: &impl Serialize) -> serde_json::Result<String> {
     let json = serde_json::to_string(data)?;
     Ok(json.replace('<', "\\u003c").replace('\u{2028}', "\\u2028").replace('\u{2029}', "\\u2029"))
+}
+
+/// A file of comma-separated values: its names of columns, then its rows.
+pub fn csv(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    let rows = rows.into_iter();
+    // Writing into memory fails only on rows of unequal length, which would be ours.
+    writer.write_record(head).expect("written into memory");
+    rows.for_each(|row| writer.write_record(row).expect("as many cells as names"));
+    String::from_utf8(writer.into_inner().expect("flushed into memory")).expect("made of text")
 }
 
 /// Names that are fit for a path, an address and an id, no two alike on any file system.

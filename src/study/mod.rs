@@ -1,10 +1,33 @@
 //! Looking into a trained network: one file for each of the paper's experiments.
 
+pub mod parts;
+pub mod picks;
 pub mod project;
 pub mod top9;
 
-use crate::model::{Layer, Preprocess};
+use xxhash_rust::xxh3::Xxh3;
+
+use crate::Result;
+use crate::backend::Backend;
+use crate::model::weights::named_values;
+use crate::model::{Layer, Model, Preprocess};
 use crate::picture::Image;
+
+/// A hash of a model's weights and preprocessing: what a study's results depend on.
+///
+/// # Errors
+/// If the backend refuses.
+pub fn fingerprint<B: Backend>(backend: &B, model: &Model<B>) -> Result<String> {
+    let Model { network, params, preprocess, .. } = model;
+    let mut hash = Xxh3::new();
+    hash.update(network.architecture.to_toml().as_bytes());
+    hash.update(&serde_json::to_vec(preprocess).expect("plain data"));
+    for (name, _, values) in named_values(backend, network, params)? {
+        hash.update(name.as_bytes());
+        hash.update(bytemuck::cast_slice(&values));
+    }
+    Ok(format!("{:016x}", hash.digest()))
+}
 
 /// The receptive field of a unit as `[x0, y0, x1, y1]` in pixels of the network's input.
 pub fn field_box(layer: &Layer, y: usize, x: usize) -> [i64; 4] {

@@ -1,0 +1,141 @@
+//! `zfnet study ...`: the paper's pictures for a network of one's own. What the commands share is here.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use clap::{Args, Subcommand};
+use zfnet::backend::Backend;
+use zfnet::data::Split;
+use zfnet::model::Model;
+use zfnet::study::picks::{Picked, class_named, first_correct, from_files};
+
+use super::progress::Progress;
+use super::{BareArgs, DeviceArgs, ReadArgs, SplitName, make_folder, open_data};
+
+#[derive(Args)]
+pub struct StudyCommand {
+    #[command(subcommand)]
+    study: Study,
+}
+
+#[derive(Subcommand)]
+enum Study {}
+
+pub fn run(command: StudyCommand) -> Result<ExitCode> {
+    match command.study {}
+}
+
+/// What every study of a checkpoint takes.
+#[derive(Args)]
+struct StudyArgs {
+    /// RUN, RUN/step-N, RUN/best or a safetensors file
+    #[arg(long)]
+    checkpoint: PathBuf,
+    /// Folder for the page, its pictures and numbers [default: RUN/report/NAME]
+    #[arg(long)]
+    out: Option<PathBuf>,
+    #[command(flatten)]
+    bare: BareArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
+impl StudyArgs {
+    fn load<B: Backend>(&self, backend: &B) -> Result<Model<B>> {
+        self.bare.load(backend, &self.checkpoint)
+    }
+
+    /// The folder of a study of this name.
+    fn out(&self, study: &str) -> Result<PathBuf> {
+        if let Some(out) = &self.out {
+            return make_folder(out);
+        }
+        let is_run = |folder: &&Path| folder.join("metrics.jsonl").is_file();
+        match self.checkpoint.ancestors().take(2).find(is_run) {
+            Some(run) => make_folder(&run.join("report").join(study)),
+            None => bail!(
+                "{} is not of a run: say with --out where the pages shall be",
+                self.checkpoint.display()
+            ),
+        }
+    }
+
+    /// Network and checkpoint, as the first facts of a figure.
+    fn facts<B: Backend>(&self, model: &Model<B>) -> Vec<(String, String)> {
+        let network = model.network.architecture.name.clone();
+        let checkpoint = self.checkpoint.display().to_string();
+        vec![("Network".into(), network), ("Checkpoint".into(), checkpoint)]
+    }
+}
+
+/// Which images a study looks into.
+#[derive(Args)]
+struct PickArgs {
+    /// JPEG or PNG files
+    images: Vec<PathBuf>,
+    /// The files' class [default: their folder's name if it is a class, else the most probable one]
+    #[arg(long, requires = "images")]
+    class: Option<String>,
+    /// Instead of files: of each class the first image that is classified right, from a folder with
+    /// train/CLASS/* and val/CLASS/*, or from shards
+    #[arg(long, conflicts_with = "images", required_unless_present = "images")]
+    data: Option<PathBuf>,
+    /// Only of these classes, separated by commas
+    #[arg(long, value_delimiter = ',', requires = "data")]
+    classes: Vec<String>,
+    /// Of which split
+    #[arg(long, value_enum, default_value = "val")]
+    split: SplitName,
+    #[command(flatten)]
+    read: ReadArgs,
+}
+
+impl PickArgs {
+    fn pick<B: Backend>(
+        &self,
+        backend: &B,
+        model: &Model<B>,
+        progress: &mut Progress,
+    ) -> Result<Vec<Picked>> {
+        let Some(root) = &self.data else {
+            return Ok(from_files(backend, model, &self.images, self.class.as_deref())?);
+        };
+        let classes = match self.classes.as_slice() {
+            [] => (0..model.classes.len()).collect(),
+            names => names
+                .iter()
+                .map(|name| class_named(&model.classes, name))
+                .collect::<Result<Vec<_>, _>>()?,
+        };
+        let options = self.read.options(model.preprocess.resize)?;
+        let images = open_data(root, model)?.images(self.split.into(), options)?;
+        let picked = first_correct(backend, model, &images, root, &classes, |done, total| {
+            progress.show("choose images", done, total, "");
+        })?;
+        if picked.is_empty() {
+            bail!(
+                "{}: the network classifies no {} image right",
+                root.display(),
+                Split::from(self.split).name()
+            );
+        }
+        for &class in &classes {
+            if picked.iter().all(|picked| picked.class != class) {
+                progress.line(&format!(
+                    "class `{}` is left out: no image of it is classified right",
+                    model.classes[class]
+                ));
+            }
+        }
+        Ok(picked)
+    }
+
+    /// Where the images are from, for a figure's facts.
+    fn source(&self) -> String {
+        match &self.data {
+            Some(root) => format!("{}, {}", root.display(), Split::from(self.split).name()),
+            None => "files".into(),
+        }
+    }
+}

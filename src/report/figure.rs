@@ -1,0 +1,215 @@
+//! A figure: what a study found, as a page of its own and as a part of a run's report.
+//!
+//! ```text
+//! OUT/index.html     the page
+//! OUT/figure.json    the same as data, for the report
+//! OUT/...            pictures, and the study's numbers as CSV or JSON
+//! ```
+//!
+//! Studies describe a figure in words, pictures and tables; how it looks is decided here alone.
+
+use std::io;
+use std::path::{Component, Path, PathBuf};
+
+use maud::{Markup, html};
+use serde::{Deserialize, Serialize};
+
+use super::{facts, page};
+use crate::disk::write_whole;
+
+/// Where a figure's data are.
+pub const FILE: &str = "figure.json";
+
+/// How projections are shown, for captions: see [`crate::picture`].
+pub const PROJECTION_CONTRAST: &str = "zero is mid-grey, one scale for this picture, \
+     symmetric about zero, full at the 99.5 % percentile of the values that are not zero";
+/// How photographs are shown, for captions.
+pub const PHOTOGRAPH_CONTRAST: &str = "as in the file";
+
+/// What a study found.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Figure {
+    /// The study's name, as in `zfnet study NAME`.
+    pub study: String,
+    /// The page's title.
+    pub title: String,
+    /// What of the paper it repeats: "Figure 7".
+    pub paper: String,
+    /// Network, checkpoint, data, seed: what it was made with, as name and value.
+    pub facts: Vec<(String, String)>,
+    /// How it was made and how to read it: paragraphs.
+    pub how: Vec<String>,
+    /// In the order of the page.
+    pub sections: Vec<Section>,
+    /// Files of numbers beside the page: name, and what they hold.
+    pub files: Vec<(String, String)>,
+}
+
+/// A part of a figure.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Section {
+    /// Its heading.
+    pub title: String,
+    /// Paragraphs under it.
+    pub text: Vec<String>,
+    /// What is wrong, in words, set off from the text.
+    pub alarms: Vec<String>,
+    /// Side by side, as many in a row as fit.
+    pub pictures: Vec<Picture>,
+    /// Below the pictures.
+    pub tables: Vec<Table>,
+}
+
+/// A picture with its caption.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Picture {
+    /// Path relative to the figure's folder.
+    pub file: String,
+    /// Width and height in pixels of the file.
+    pub size: [usize; 2],
+    /// What it shows, in a few words: the caption's beginning, and the text for who cannot see it.
+    pub title: String,
+    /// How it was made.
+    pub method: String,
+    /// What its brightness or colour means.
+    pub contrast: String,
+    /// The image it was made from; none if it is of no single image.
+    pub image: String,
+    /// x0, y0, x1, y1 in pixels of the original file, of the part that is shown or meant.
+    pub area: Option<[f64; 4]>,
+    /// Whether it takes the whole width: plots, and sheets of many tiles.
+    pub wide: bool,
+}
+
+/// Numbers in rows.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Table {
+    /// What it holds, in which unit.
+    pub caption: String,
+    /// Names of its columns.
+    pub head: Vec<String>,
+    /// As many cells as columns in each; the first is the row's name.
+    pub rows: Vec<Vec<String>>,
+    /// What differs from the paper's table, and other remarks.
+    pub notes: Vec<String>,
+}
+
+impl Figure {
+    /// Writes `figure.json` and `index.html`; the pictures are there already. Returns the page's path.
+    ///
+    /// # Errors
+    /// If the folder cannot be written.
+    pub fn write(&self, out: &Path) -> io::Result<PathBuf> {
+        write_whole(&out.join(FILE), &serde_json::to_vec_pretty(self)?)?;
+        let body = html! {
+            header.top {
+                h1 { (self.title) }
+                (self.about())
+            }
+            main { (self.sections("", 2)) }
+            footer { (self.numbers("")) }
+        };
+        let path = out.join("index.html");
+        write_whole(&path, page(&self.title, None, &body).as_bytes())?;
+        Ok(path)
+    }
+
+    /// What it was made with, and how to read it.
+    pub(super) fn about(&self) -> Markup {
+        let paper = (!self.paper.is_empty()).then_some(("In the paper", self.paper.as_str()));
+        let own = self.facts.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        html! {
+            (facts(paper.into_iter().chain(own)))
+            section.how { @for text in &self.how { p { (text) } } }
+        }
+    }
+
+    /// The parts, with files under `folder` (empty, or ending with a slash) and headings of `level`.
+    pub(super) fn sections(&self, folder: &str, level: usize) -> Markup {
+        html! {
+            @for section in &self.sections {
+                section.part {
+                    @if !section.title.is_empty() {
+                        @if level == 2 { h2 { (section.title) } } @else { h3 { (section.title) } }
+                    }
+                    @for alarm in &section.alarms { p.alarm role="note" { (alarm) } }
+                    @for text in &section.text { p { (text) } }
+                    @if !section.pictures.is_empty() {
+                        div.pictures { @for picture in &section.pictures { (shown(picture, folder)) } }
+                    }
+                    @for table in &section.tables { (table_of(table)) }
+                }
+            }
+        }
+    }
+
+    /// Links to the files of numbers.
+    pub(super) fn numbers(&self, folder: &str) -> Markup {
+        html! {
+            @if !self.files.is_empty() {
+                p {
+                    "As data: "
+                    @for (i, (file, what)) in self.files.iter().enumerate() {
+                        @if i > 0 { ", " }
+                        a href={ (folder) (file) } { (file) } " (" (what) ")"
+                    }
+                    "."
+                }
+            }
+        }
+    }
+
+    /// Whether all its files lie in its own folder: what was read from a disk need not be ours.
+    pub fn stays_in_its_folder(&self) -> bool {
+        let pictures = self.sections.iter().flat_map(|section| &section.pictures);
+        let files = pictures.map(|picture| &picture.file);
+        let inside = |file: &String| {
+            let plain = |part| matches!(part, Component::Normal(_));
+            !file.contains(['\\', ':']) && Path::new(file).components().all(plain)
+        };
+        files.chain(self.files.iter().map(|(file, _)| file)).all(inside)
+    }
+}
+
+fn shown(picture: &Picture, folder: &str) -> Markup {
+    let Picture { file, size: [width, height], title, method, contrast, image, area, wide } =
+        picture;
+    html! {
+        figure.picture.wide[*wide] {
+            a href={ (folder) (file) } {
+                img src={ (folder) (file) } width=(width) height=(height) alt=(title) loading="lazy"
+                    .tiny[*width < 160];
+            }
+            figcaption {
+                b { (title) } ". "
+                @if !method.is_empty() { (method) ". " }
+                @if !contrast.is_empty() { "Contrast: " (contrast) ". " }
+                @if !image.is_empty() { "Image: " code { (image) } }
+                @if let Some(area) = area {
+                    " Box: " (area.map(|edge| format!("{edge:.0}")).join(", "))
+                }
+            }
+        }
+    }
+}
+
+fn table_of(table: &Table) -> Markup {
+    html! {
+        div.table {
+            table {
+                caption { (table.caption) }
+                thead { tr { @for name in &table.head { th scope="col" { (name) } } } }
+                tbody {
+                    @for row in &table.rows {
+                        tr {
+                            @for (i, cell) in row.iter().enumerate() {
+                                @if i == 0 { th scope="row" { (cell) } } @else { td { (cell) } }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        @for note in &table.notes { p.note { (note) } }
+    }
+}
