@@ -1,5 +1,7 @@
 //! Looking into a trained network: one file for each of the paper's experiments.
 
+pub mod boxes;
+pub mod fill;
 pub mod parts;
 pub mod picks;
 pub mod project;

@@ -1,0 +1,131 @@
+//! Boxes drawn by hand on images: what is a face's eye, where the object is.
+//!
+//! ```json
+//! { "images": [ { "image": "val/dog/a.jpg", "boxes": { "nose": [120, 80, 160, 110] } } ] }
+//! ```
+//!
+//! A box is `[x0, y0, x1, y1]` in pixels of the file, x1 and y1 excluded; an image's path is relative
+//! to the folder of this file, or to that of the data.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::picks::Picked;
+use crate::data::decode::Square;
+use crate::model::Preprocess;
+use crate::{Error, Result};
+
+/// Most bytes of such a file.
+const LARGEST: u64 = 16 << 20;
+
+/// An image and its boxes by name.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Marked {
+    /// Its path, as written.
+    pub image: String,
+    /// In pixels of the file.
+    pub boxes: BTreeMap<String, [f64; 4]>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Listed {
+    images: Vec<Marked>,
+}
+
+/// Reads such a file.
+///
+/// # Errors
+/// If it cannot be read, is no such JSON, or a box is empty or no numbers.
+pub fn read(path: &Path) -> Result<Vec<Marked>> {
+    let size = std::fs::metadata(path).map_err(Error::io("read", path))?.len();
+    if size > LARGEST {
+        return Err(Error::file(path, "expected a list of boxes of at most 16 MiB"));
+    }
+    let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+    let listed: Listed = serde_json::from_str(&text).map_err(|error| {
+        let expected =
+            r#"{ "images": [ { "image": PATH, "boxes": { NAME: [x0, y0, x1, y1] } } ] }"#;
+        Error::file(path, format!("expected {expected}: {error}"))
+    })?;
+    for Marked { image, boxes } in &listed.images {
+        for (name, [x0, y0, x1, y1]) in boxes {
+            if !(x0 < x1 && y0 < y1 && [x0, y0, x1, y1].iter().all(|v| v.is_finite())) {
+                return Err(Error::file(
+                    path,
+                    format!(
+                        "{image}: box `{name}`: expected x0 < x1 and y0 < y1, found \
+                         [{x0}, {y0}, {x1}, {y1}]"
+                    ),
+                ));
+            }
+        }
+    }
+    Ok(listed.images)
+}
+
+/// The files that a list names, beside it or in the folder it stands in.
+pub fn files(list: &Path, marked: &[Marked]) -> Vec<PathBuf> {
+    let folder = list.parent().unwrap_or(Path::new(""));
+    marked.iter().map(|marked| folder.join(&marked.image)).collect()
+}
+
+/// A box in pixels of the file, in pixels of the network's centre crop; it may reach beyond that.
+pub fn in_crop(preprocess: &Preprocess, picked: &Picked, [x0, y0, x1, y1]: [f64; 4]) -> [f64; 4] {
+    let square = Square::centre(picked.size[0], picked.size[1]);
+    let scale = preprocess.resize as f64 / square.side as f64;
+    let [top, left] = preprocess.centre().map(f64::from);
+    let x = |v: f64| (v - square.x as f64) * scale - left;
+    let y = |v: f64| (v - square.y as f64) * scale - top;
+    [x(x0), y(y0), x(x1), y(y1)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(text: &str) -> Result<Vec<Marked>> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("boxes.json");
+        std::fs::write(&path, text).unwrap();
+        read(&path)
+    }
+
+    #[test]
+    fn lists_are_read_and_bad_ones_named() {
+        let good = r#"{"images":[{"image":"a.png","boxes":{"eye":[1,2,3.5,4]}}]}"#;
+        let marked = written(good).unwrap();
+        assert_eq!(marked[0].boxes["eye"], [1.0, 2.0, 3.5, 4.0]);
+        assert_eq!(files(Path::new("d/boxes.json"), &marked), [Path::new("d/a.png")]);
+        for (bad, word) in [
+            ("", "expected {"),
+            ("[]", "expected {"),
+            (r#"{"images":[{"image":"a.png","boxes":{"eye":[1,2,3]}}]}"#, "expected {"),
+            (r#"{"images":[{"image":"a.png","boxes":{"eye":[3,2,3,4]}}]}"#, "`eye`"),
+            (r#"{"images":[{"image":"a.png","boxes":{"eye":[0,9,3,4]}}]}"#, "`eye`"),
+            (r#"{"images":[{"image":"a.png","parts":{}}]}"#, "expected {"),
+        ] {
+            let error = written(bad).unwrap_err().to_string();
+            assert!(error.contains("boxes.json") && error.contains(word), "{error}");
+        }
+    }
+
+    #[test]
+    fn to_the_crop_and_back_is_the_same_box() {
+        let preprocess = Preprocess::paper(64, 73, 1.0, vec![0.0; 3]);
+        let size = [500, 375];
+        let square = Vec::new();
+        let picked = Picked { name: "a".into(), class: 0, known: true, square, size };
+        let there = picked.in_file(&preprocess, [10, 20, 30, 50]);
+        let back = in_crop(&preprocess, &picked, there);
+        for (found, expected) in back.iter().zip([10.0, 20.0, 30.0, 50.0]) {
+            assert!((found - expected).abs() < 1e-9, "{back:?}");
+        }
+        // By hand: the square begins at column 62, is 375 wide; 4 pixels of 73 lie left of the crop.
+        let [x0, ..] = in_crop(&preprocess, &picked, [62.0 + 375.0 / 73.0 * 4.0, 0.0, 1e3, 1e3]);
+        assert!(x0.abs() < 1e-9);
+    }
+}

@@ -1,0 +1,147 @@
+//! Covering a part of an image, as an occluder does.
+
+use crate::model::Preprocess;
+
+/// What an occluder is filled with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fill {
+    /// The mean that preprocessing takes off, so that the network sees zero (but for rounding to a
+    /// byte): what is grey in the paper's Figure 7.
+    Mean,
+    /// Mid-grey, 128 in each channel.
+    Grey,
+    /// The image itself, blurred so much that only the colour of the place is left.
+    Blur,
+}
+
+/// What can be laid over one image.
+pub struct Cover {
+    /// `[resize, resize, 3]`, RGB: the whole square, filled.
+    filled: Vec<u8>,
+    side: usize,
+    /// Row and column of the centre crop in the square.
+    corner: [i64; 2],
+}
+
+impl Cover {
+    /// For a square of pixels (`[resize, resize, 3]`).
+    pub fn new(preprocess: &Preprocess, square: &[u8], fill: Fill) -> Self {
+        let side = preprocess.resize;
+        let filled = match fill {
+            Fill::Mean => mean_square(preprocess),
+            Fill::Grey => vec![crate::picture::GREY; square.len()],
+            // A tenth of the side blurs away what any unit below the top layers looks for.
+            Fill::Blur => blurred(square, side, side as f64 / 10.0),
+        };
+        Cover { filled, side, corner: preprocess.centre().map(i64::from) }
+    }
+
+    /// Covers a box `[x0, y0, x1, y1]`, in pixels of the centre crop, in a square; what lies outside the
+    /// square is left alone.
+    pub fn lay(&self, square: &mut [u8], [x0, y0, x1, y1]: [i64; 4]) {
+        let [top, left] = self.corner;
+        let inside = |v: i64| v.clamp(0, self.side as i64) as usize;
+        let (x0, x1) = (inside(x0 + left), inside(x1 + left));
+        for y in inside(y0 + top)..inside(y1 + top) {
+            let row = (y * self.side + x0) * 3..(y * self.side + x1.max(x0)) * 3;
+            square[row.clone()].copy_from_slice(&self.filled[row]);
+        }
+    }
+}
+
+/// The mean of a preprocessing as pixels, RGB.
+pub fn mean_square(preprocess: &Preprocess) -> Vec<u8> {
+    let Preprocess { resize, scale, order, mean, .. } = preprocess;
+    let places = resize * resize;
+    let byte = |i: usize, rgb: u32| {
+        let channel = order.iter().position(|c| *c == rgb).expect("an order of all three");
+        let value = if mean.len() == 3 { mean[channel] } else { mean[i * 3 + channel] };
+        (value / scale).round() as u8 // saturates
+    };
+    (0..places).flat_map(|i| [0, 1, 2].map(|rgb| byte(i, rgb))).collect()
+}
+
+/// Three box filters one after another, which is a Gaussian of about `deviation` pixels; at an edge the
+/// mean is over what there is.
+fn blurred(square: &[u8], side: usize, deviation: f64) -> Vec<u8> {
+    // A box of 2 r + 1 has the variance r (r + 1) / 3; three of them have three times that.
+    let radius = ((deviation * deviation + 0.25).sqrt() - 0.5).round().max(1.0) as usize;
+    let mut values: Vec<f64> = square.iter().map(|v| f64::from(*v)).collect();
+    for _ in 0..3 {
+        for (step, across) in [(3, side * 3), (side * 3, 3)] {
+            for line in 0..side {
+                for channel in 0..3 {
+                    let at = |i: usize| line * across + channel + i * step;
+                    let sums: Vec<f64> = std::iter::once(0.0)
+                        .chain((0..side).scan(0.0, |sum, i| {
+                            *sum += values[at(i)];
+                            Some(*sum)
+                        }))
+                        .collect();
+                    for i in 0..side {
+                        let (from, to) = (i.saturating_sub(radius), (i + radius + 1).min(side));
+                        values[at(i)] = (sums[to] - sums[from]) / (to - from) as f64;
+                    }
+                }
+            }
+        }
+    }
+    values.iter().map(|v| v.round() as u8).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ramp(side: usize) -> Vec<u8> {
+        (0..side * side * 3).map(|i| (i / 3 % side * 7) as u8).collect()
+    }
+
+    #[test]
+    fn a_box_is_covered_and_nothing_else() {
+        let preprocess = Preprocess::paper(6, 10, 1.0, vec![10.0, 20.4, 300.0]);
+        let before = ramp(10);
+        let mut square = before.clone();
+        let cover = Cover::new(&preprocess, &before, Fill::Mean);
+        cover.lay(&mut square, [1, 0, 3, 2]);
+        for (i, (new, old)) in square.chunks(3).zip(before.chunks(3)).enumerate() {
+            // The crop's corner is at (2, 2).
+            let (y, x) = (i / 10, i % 10);
+            let covered = (2..4).contains(&y) && (3..5).contains(&x);
+            assert_eq!(new, if covered { &[10, 20, 255] } else { old }, "{y} {x}");
+        }
+        cover.lay(&mut square, [-50, -50, 50, 50]);
+        assert!(square.chunks(3).all(|pixel| pixel == [10, 20, 255]));
+        let mut untouched = before.clone();
+        for nothing in [[3, 3, 3, 5], [4, 4, 2, 6], [90, 0, 99, 5], [-9, -9, -3, -3]] {
+            cover.lay(&mut untouched, nothing);
+        }
+        assert_eq!(untouched, before);
+    }
+
+    #[test]
+    fn the_mean_is_in_rgb_whatever_the_network_sees() {
+        let caffe = Preprocess::named("caffe", 2, 2).unwrap();
+        assert_eq!(mean_square(&caffe)[..3], [123, 117, 104]);
+        let torchvision = Preprocess::named("torchvision", 2, 2).unwrap();
+        assert_eq!(mean_square(&torchvision)[..3], [124, 116, 104]);
+        let image: Vec<f32> = (0..12).map(|v| v as f32 * 10.0).collect();
+        let own = Preprocess::paper(2, 2, 1.0, image);
+        assert_eq!(mean_square(&own), [0, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100, 110]);
+    }
+
+    #[test]
+    fn a_blur_keeps_what_is_flat_and_takes_away_stripes() {
+        let flat = vec![77; 20 * 20 * 3];
+        assert_eq!(blurred(&flat, 20, 2.0), flat);
+        let stripes: Vec<u8> = (0..20 * 20 * 3).map(|i| (i / 3 % 2 * 200) as u8).collect();
+        assert!(blurred(&stripes, 20, 2.0).iter().all(|v| v.abs_diff(100) <= 8));
+        // An impulse spreads with the deviation asked for.
+        let mut impulse = vec![0; 41 * 41 * 3];
+        impulse[(20 * 41 + 20) * 3] = 255;
+        let spread = blurred(&impulse, 41, 2.0);
+        let red = |y: usize, x: usize| f64::from(spread[(y * 41 + x) * 3]);
+        assert_eq!(red(20, 20), (255.0 / (2.0 * std::f64::consts::PI * 4.0)).round());
+        assert!(spread.chunks(3).all(|pixel| pixel[1] == 0 && pixel[2] == 0));
+    }
+}
