@@ -82,9 +82,9 @@ fn every_map_has_its_place_and_every_link_leads_somewhere() {
     let html = fs::read_to_string(index).unwrap();
     check_links(&out, &html);
     for slug in ["conv1", "---conv-2", "conv1-2"] {
-        assert!(html.contains(&format!("id=\"layer.{slug}\"")), "{slug}");
+        assert!(html.contains(&format!("id=\"{slug}\"")), "{slug}");
         for map in 0..40 {
-            assert!(html.contains(&format!("id=\"{slug}-{map}\"")), "{slug} {map}");
+            assert!(html.contains(&format!("id=\"{slug}/{map}\"")), "{slug} {map}");
         }
     }
     assert_eq!(html.matches("never above zero").count(), 3 * 6 + 3);

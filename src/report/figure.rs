@@ -159,15 +159,18 @@ impl Figure {
         }
     }
 
-    /// Whether all its files lie in its own folder: what was read from a disk need not be ours.
-    pub fn stays_in_its_folder(&self) -> bool {
+    /// Its pictures and numbers, relative to its folder.
+    pub(super) fn all_files(&self) -> impl Iterator<Item = &str> {
         let pictures = self.sections.iter().flat_map(|section| &section.pictures);
-        let files = pictures.map(|picture| &picture.file);
-        let inside = |file: &String| {
-            let plain = |part| matches!(part, Component::Normal(_));
-            !file.contains(['\\', ':']) && Path::new(file).components().all(plain)
-        };
-        files.chain(self.files.iter().map(|(file, _)| file)).all(inside)
+        let files = self.files.iter().map(|(file, _)| file.as_str());
+        pictures.map(|picture| picture.file.as_str()).chain(files)
+    }
+
+    /// Whether all its files lie in its own folder: what was read from a disk need not be ours.
+    pub(super) fn stays_in_its_folder(&self) -> bool {
+        let plain = |part| matches!(part, Component::Normal(_));
+        let mut files = self.all_files();
+        files.all(|file| !file.contains(['\\', ':']) && Path::new(file).components().all(plain))
     }
 }
 

@@ -29,7 +29,7 @@
     const x = (cell % columns) * pitch + (i % 3) * (side + gutter)
     const y = Math.floor(cell / columns) * pitch + Math.floor(i / 3) * (side + gutter)
     const name = file.replace('#', String(Math.floor(place / blocks)).padStart(3, '0'))
-    const img = make('img', { src: layer.slug + '/' + name, alt })
+    const img = make('img', { src: data.folder + layer.slug + '/' + name, alt })
     const percent = pixels => (pixels / (side - 1)) * 100 + '%'
     Object.assign(img.style, { width: percent(width), left: percent(-x - 0.5), top: percent(-y - 0.5) })
     return make('div', { class: enlarged ? 'tile crisp' : 'tile' }, img)

@@ -17,7 +17,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use maud::{Markup, PreEscaped, html};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{
     Slugs, by_rule, caution, facts, grouped, inline_json, page, plural, rounded, short, signed,
@@ -26,6 +26,9 @@ use crate::disk::write_whole;
 use crate::picture::Image;
 
 const SCRIPT: &str = include_str!("page.js");
+
+/// The data beside a page.
+pub const FILE: &str = "top9.json";
 
 /// Tiles a map has, and a side of its block.
 const PEAKS: usize = 9;
@@ -41,7 +44,7 @@ const GAP: usize = 8;
 const PAPER: u8 = 232;
 
 /// Everything at once, for small networks and tests; see [`Writer`] for large ones.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Top9 {
     /// What was looked at, with what.
     #[serde(flatten)]
@@ -51,7 +54,7 @@ pub struct Top9 {
 }
 
 /// What was looked at, with what.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Header {
     /// The page's title.
     pub title: String,
@@ -79,7 +82,7 @@ pub struct Header {
 }
 
 /// One layer's maps.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Layer {
     /// The layer's name.
     pub name: String,
@@ -96,7 +99,7 @@ pub struct Layer {
 }
 
 /// One map and its strongest activations.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Map {
     /// Its number in the layer.
     pub map: usize,
@@ -105,7 +108,7 @@ pub struct Map {
 }
 
 /// One activation.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Peak {
     /// Path relative to the data folder.
     pub image: String,
@@ -211,7 +214,7 @@ impl Writer {
         for (i, peak) in map.peaks.iter_mut().enumerate() {
             let projection = std::mem::take(&mut peak.projection);
             let photo = std::mem::take(&mut peak.photo);
-            let grid = *finished.grid.get_or_insert_with(|| Grid::new(projection.width));
+            let grid = *finished.grid.get_or_insert_with(|| Grid::new(finished.layer.field));
             let number = row / grid.blocks;
             if sheet.as_ref().is_some_and(|s| s.number != number) {
                 let full = sheet.take().expect("just seen");
@@ -237,7 +240,7 @@ impl Writer {
             layers: Vec<&'a Layer>,
         }
         let json = serde_json::to_vec(&Data { header: &self.header, layers })?;
-        write_whole(&self.out.join("top9.json"), &json)?;
+        write_whole(&self.out.join(FILE), &json)?;
         let path = self.out.join("index.html");
         let html = page(&self.header.title, self.header.refresh, &body(&self.header, &self.done)?);
         write_whole(&path, html.as_bytes())?;
@@ -340,20 +343,65 @@ fn body(header: &Header, layers: &[Finished]) -> io::Result<Markup> {
             (facts(fixed.into_iter().chain(own)))
             (how_to_read(&header.rule))
         }
-        nav.toc aria-label="Layers" {
-            @for f in layers {
-                a href={ "#layer." (f.slug) } {
-                    (f.layer.name) " " small { (grouped(f.layer.rows.len())) }
-                }
-            }
-        }
-        main { @for f in layers { (section(header, f)) } }
+        nav.toc aria-label="Layers" { (layer_links(layers)) }
+        main { @for f in layers { (section(header, f, "")) } }
         footer {
-            p { "All peaks as data: " a href="top9.json" { "top9.json" } ". Made by zfnet." }
+            p { "All peaks as data: " a href=(FILE) { (FILE) } ". Made by zfnet." }
         }
+        (enlarger(header, layers, "")?)
+    })
+}
+
+/// A page's maps as a part of another page.
+pub(super) struct Embedded {
+    /// What was looked at, with what.
+    pub header: Header,
+    /// How to read them, links to the layers, and the layers.
+    pub maps: Markup,
+    /// See [`enlarger`]; for the page's end.
+    pub enlarger: Markup,
+}
+
+/// What [`Writer`] has written into the folder `name` in `out`, for a page in `out`.
+///
+/// # Errors
+/// If the data cannot be read, or are none of ours.
+pub(super) fn embed(out: &Path, name: &str) -> io::Result<Embedded> {
+    let data: Top9 = serde_json::from_slice(&fs::read(out.join(name).join(FILE))?)?;
+    let mut slugs = Slugs::default();
+    let finished = |layer: Layer| {
+        let fired = layer.rows.iter().any(|map| !map.peaks.is_empty());
+        let grid = fired.then(|| Grid::new(layer.field));
+        Finished { slug: slugs.make(&layer.name), layer, grid }
+    };
+    let layers: Vec<Finished> = data.layers.into_iter().map(finished).collect();
+    let folder = format!("{name}/");
+    let maps = html! {
+        (how_to_read(&data.header.rule))
+        p.layers { (layer_links(&layers)) }
+        @for f in &layers { (section(&data.header, f, &folder)) }
+    };
+    let enlarger = enlarger(&data.header, &layers, &folder)?;
+    Ok(Embedded { header: data.header, maps, enlarger })
+}
+
+fn layer_links(layers: &[Finished]) -> Markup {
+    html! {
+        @for f in layers {
+            a href={ "#" (f.slug) } {
+                (f.layer.name) " " small { (grouped(f.layer.rows.len())) }
+            }
+            " "
+        }
+    }
+}
+
+/// The script that enlarges maps, with its data; its sheets are under `folder`.
+fn enlarger(header: &Header, layers: &[Finished], folder: &str) -> io::Result<Markup> {
+    Ok(html! {
         dialog.view aria-label="One map, enlarged" {}
         script type="application/json" id="page.data" {
-            (PreEscaped(inline_json(&for_script(header, layers))?))
+            (PreEscaped(inline_json(&for_script(header, layers, folder))?))
         }
         script { (PreEscaped(SCRIPT)) }
     })
@@ -377,11 +425,11 @@ fn how_to_read(rule: &str) -> Markup {
     }
 }
 
-fn section(header: &Header, f: &Finished) -> Markup {
+fn section(header: &Header, f: &Finished, folder: &str) -> Markup {
     let layer = &f.layer;
     let dead = layer.rows.iter().filter(|map| map.peaks.is_empty()).count();
     html! {
-        section.layer id={ "layer." (f.slug) } style=[f.grid.map(|g| style(&g))]
+        section.layer id=(f.slug) style=[f.grid.map(|g| style(&g))]
             .crisp[f.grid.is_some_and(|g| g.enlarged)] {
             div.head {
                 (glyph(header.input, layer.field))
@@ -390,7 +438,7 @@ fn section(header: &Header, f: &Finished) -> Markup {
                     p { (geometry(header.input, layer)) " " (count(layer, dead)) }
                 }
             }
-            div.maps { @for (row, map) in layer.rows.iter().enumerate() { (card(f, row, map)) } }
+            div.maps { @for (row, map) in layer.rows.iter().enumerate() { (card(f, row, map, folder)) } }
         }
     }
 }
@@ -460,9 +508,9 @@ fn count(layer: &Layer, dead: usize) -> String {
 }
 
 /// One map: its number, and its block cut out of either sheet. The whole is the map's own link.
-fn card(f: &Finished, row: usize, map: &Map) -> Markup {
+fn card(f: &Finished, row: usize, map: &Map, folder: &str) -> Markup {
     let (slug, name, number) = (&f.slug, &f.layer.name, map.map);
-    let id = format!("{slug}-{number}");
+    let id = format!("{slug}/{number}");
     let Some((grid, strongest)) = f.grid.zip(map.peaks.first()) else {
         return html! {
             a.map.dead id=(id) href={ "#" (id) } {
@@ -479,7 +527,7 @@ fn card(f: &Finished, row: usize, map: &Map) -> Markup {
             span.name { b { (number) } i { (short(strongest.value)) } }
             @for (file, what) in pictures {
                 span.block.{ "k" (row % grid.blocks) } {
-                    img src={ (slug) "/" (file) } width=(width) height=(height) loading="lazy"
+                    img src={ (folder) (slug) "/" (file) } width=(width) height=(height) loading="lazy"
                         alt={ (name) " map " (number) ", " (map.peaks.len()) " " (what) };
                 }
             }
@@ -491,6 +539,8 @@ fn card(f: &Finished, row: usize, map: &Map) -> Markup {
 #[derive(Serialize)]
 struct ForScript<'a> {
     refresh: Option<u32>,
+    /// Where the sheets are: empty, or a folder with a slash.
+    folder: &'a str,
     searched: usize,
     classes: Vec<&'a str>,
     /// (path, number of the class)
@@ -509,7 +559,7 @@ struct LayerForScript<'a> {
     rows: Vec<Vec<serde_json::Number>>,
 }
 
-fn for_script<'a>(header: &Header, layers: &'a [Finished]) -> ForScript<'a> {
+fn for_script<'a>(header: &Header, layers: &'a [Finished], folder: &'a str) -> ForScript<'a> {
     let mut classes = Numbered::default();
     let mut images = Numbered::default();
     let mut data = Vec::new();
@@ -534,6 +584,7 @@ fn for_script<'a>(header: &Header, layers: &'a [Finished]) -> ForScript<'a> {
     }
     ForScript {
         refresh: header.refresh,
+        folder,
         searched: header.images,
         classes: classes.list,
         images: images.list,

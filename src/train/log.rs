@@ -19,6 +19,8 @@ use crate::{Error, Result};
 
 /// Where bad images are listed.
 const QUARANTINE: &str = "quarantine.tsv";
+/// Where numbers are.
+const METRICS: &str = "metrics.jsonl";
 
 /// One line.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -91,6 +93,16 @@ pub fn quarantine(run: &Path, sets: &[&Images]) -> Result<()> {
     Ok(())
 }
 
+/// What a run has written so far, up to a line that was cut short.
+///
+/// # Errors
+/// If there is no such file, or it cannot be read.
+pub fn read_metrics(run: &Path) -> Result<Vec<Metric>> {
+    let path = run.join(METRICS);
+    let text = fs::read_to_string(&path).map_err(Error::io("read", &path))?;
+    Ok(text.lines().map_while(|line| serde_json::from_str(line).ok()).collect())
+}
+
 /// The open file.
 pub struct MetricsLog {
     path: PathBuf,
@@ -104,7 +116,7 @@ impl MetricsLog {
     /// # Errors
     /// If the file cannot be read or written.
     pub fn open(run: &Path, step: u32, epochs: u32) -> Result<Self> {
-        let path = run.join("metrics.jsonl");
+        let path = run.join(METRICS);
         let kept = match fs::read_to_string(&path) {
             Ok(text) => text
                 .split_inclusive('\n')

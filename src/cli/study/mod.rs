@@ -1,5 +1,7 @@
 //! `zfnet study ...`: the paper's pictures for a network of one's own. What the commands share is here.
 
+mod report;
+
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -20,10 +22,15 @@ pub struct StudyCommand {
 }
 
 #[derive(Subcommand)]
-enum Study {}
+enum Study {
+    /// One page of a run: training curves and every study made of it so far
+    Report(report::Report),
+}
 
 pub fn run(command: StudyCommand) -> Result<ExitCode> {
-    match command.study {}
+    match command.study {
+        Study::Report(args) => report::run(args),
+    }
 }
 
 /// What every study of a checkpoint takes.

@@ -1,0 +1,41 @@
+//! `zfnet study report`: everything known of a run on one page.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Result, anyhow};
+use clap::Args;
+use zfnet::Error;
+use zfnet::report::run::{Run, Written, write};
+use zfnet::train::checkpoint::{architecture_of, candidates, read_state};
+use zfnet::train::log::read_metrics;
+
+#[derive(Args)]
+pub struct Report {
+    /// Folder of the run; the page is RUN/report/index.html
+    run: PathBuf,
+}
+
+pub fn run(Report { run: folder }: Report) -> Result<ExitCode> {
+    // The newest checkpoint may have been cut short by a crash: then the one before it counts.
+    let mut reason = None;
+    let newest = candidates(&folder).into_iter().find_map(|step| {
+        let read = read_state(&step).and_then(|state| Ok((state, architecture_of(&step)?)));
+        read.map_err(|error| reason = reason.take().or(Some(error))).ok()
+    });
+    let none =
+        || Error::file(&folder, "is no run: expected checkpoints in it (step-N), found none");
+    let (state, architecture) = newest.ok_or_else(|| anyhow!(reason.unwrap_or_else(none)))?;
+    let metrics = read_metrics(&folder)?;
+    let run =
+        Run { folder: &folder, state: &state, architecture: &architecture, metrics: &metrics };
+    let Written { page, studies, left_out } = write(&run)?;
+    for reason in left_out {
+        tracing::warn!("left out: {reason}");
+    }
+    if studies.is_empty() {
+        eprintln!("no study of this run has been made yet: see `zfnet study --help`");
+    }
+    println!("{}", page.display());
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,335 @@
+//! The report of a run: its curves, and every figure made of it so far, on one page.
+//!
+//! ```text
+//! RUN/report/index.html       the page; nothing it shows lies outside this folder
+//! RUN/report/training/        the curves
+//! RUN/report/STUDY/           what `zfnet study STUDY` has written: figure.json, or Figure 2's data
+//! ```
+//!
+//! Links that stay: `#conv5/123` is map 123 of conv5, `#conv5` the layer, `#study.NAME` a study.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use maud::{Markup, html};
+
+use super::figure::{self, Figure, Picture, Section, Table};
+use super::plot::{self, Line, curves};
+use super::{facts, grouped, page, top9};
+use crate::disk::write_whole;
+use crate::model::Architecture;
+use crate::train::checkpoint::State;
+use crate::train::log::Metric;
+use crate::{Error, Result};
+
+/// The studies in the order of the page, each with what it shows; others follow by name.
+const STUDIES: [(&str, &str); 7] = [
+    ("features", "the nine strongest activations of every map, projected (Figure 2)"),
+    ("evolution", "the strongest activation of some maps, epoch by epoch (Figure 4)"),
+    ("invariance", "what moving, scaling and turning an image changes (Figure 5)"),
+    ("filters", "first-layer filters, dead features, aliasing (Figure 6)"),
+    ("occlusion", "what covering parts of an image changes (Figure 7)"),
+    ("correspondence", "whether parts of objects are told alike in different images (Table 1)"),
+    ("sanity", "how much a projection shows of what was learnt"),
+];
+/// The study with pages of its own kind.
+const FEATURES: &str = "features";
+/// The folder of the curves.
+const TRAINING: &str = "training";
+/// Points of the curve of single steps.
+const STEP_POINTS: usize = 200;
+
+/// A run as its folder tells it.
+pub struct Run<'a> {
+    /// Its folder.
+    pub folder: &'a Path,
+    /// Where its newest checkpoint stands.
+    pub state: &'a State,
+    /// Its network.
+    pub architecture: &'a Architecture,
+    /// All that it has written down.
+    pub metrics: &'a [Metric],
+}
+
+/// What one page shows, and what was wrong with what it could not show.
+pub struct Written {
+    /// The page.
+    pub page: PathBuf,
+    /// The studies in it.
+    pub studies: Vec<String>,
+    /// Folders that were left out, and why.
+    pub left_out: Vec<String>,
+}
+
+/// Writes `RUN/report/index.html`.
+///
+/// # Errors
+/// If the folder cannot be read or written.
+pub fn write(run: &Run<'_>) -> Result<Written> {
+    let out = run.folder.join("report");
+    let io = |error| Error::io("write", &out)(error);
+    let training = training(run, &out.join("training")).map_err(io)?;
+    let Found { features, figures, left_out } = find(&out)?;
+    let name = run.folder.file_name().unwrap_or(run.folder.as_os_str()).to_string_lossy();
+    let title = format!("{} in {name}", run.architecture.name);
+    let studies: Vec<String> = features
+        .iter()
+        .map(|_| "features".to_owned())
+        .chain(figures.iter().map(|(folder, _)| folder.clone()))
+        .collect();
+    let missing = STUDIES.iter().filter(|(study, _)| !studies.iter().any(|there| there == study));
+    let body = html! {
+        header.top {
+            h1 { (title) }
+            (facts(about(run).iter().map(|(name, value)| (*name, value.as_str()))))
+        }
+        nav.toc aria-label="Parts" {
+            a href="#study.training" { "training" }
+            @for study in &studies { a href={ "#study." (study) } { (study) } }
+        }
+        main {
+            (section(TRAINING, &training))
+            @if let Some(features) = &features { (maps(features)) }
+            @for (folder, figure) in &figures { (section(folder, figure)) }
+            @if studies.len() < STUDIES.len() {
+                section.study id="study.missing" {
+                    h2 { "Not made yet" }
+                    ul {
+                        @for (name, what) in missing {
+                            li { code { "zfnet study " (name) } ": " (what) }
+                        }
+                    }
+                }
+            }
+        }
+        footer {
+            p { "Made by zfnet; " code { "zfnet study report" } " makes it again, with what was added." }
+        }
+        @if let Some(features) = &features { (features.enlarger) }
+    };
+    let path = out.join("index.html");
+    write_whole(&path, page(&title, None, &body).as_bytes()).map_err(io)?;
+    Ok(Written { page: path, studies, left_out })
+}
+
+/// What studies have left in the folder of a report.
+#[derive(Default)]
+struct Found {
+    features: Option<top9::Embedded>,
+    /// With the folders they lie in, in the order of the page.
+    figures: Vec<(String, Figure)>,
+    left_out: Vec<String>,
+}
+
+fn find(out: &Path) -> Result<Found> {
+    let mut found = Found::default();
+    for folder in folders(out)? {
+        let read = match folder.as_str() {
+            FEATURES => top9::embed(out, FEATURES).map(|maps| found.features = Some(maps)),
+            _ => figure_in(&out.join(&folder))
+                .map(|figure| found.figures.push((folder.clone(), figure))),
+        };
+        match read {
+            // Another folder, or one whose study has not ended.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => found.left_out.push(format!("{}: {error}", out.join(&folder).display())),
+            Ok(()) => {}
+        }
+    }
+    let place = |name: &str| STUDIES.iter().position(|(study, _)| *study == name);
+    let order = |(name, _): &(String, Figure)| (place(name).unwrap_or(usize::MAX), name.clone());
+    found.figures.sort_by_key(order);
+    Ok(found)
+}
+
+/// The folders in a folder whose names are fit for an address, but for that of the curves.
+fn folders(out: &Path) -> Result<Vec<String>> {
+    let read = || -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(out)? {
+            let entry = entry?;
+            let Ok(name) = entry.file_name().into_string() else { continue };
+            let fit = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+            if entry.path().is_dir() && name.chars().all(fit) && name != TRAINING {
+                names.push(name);
+            }
+        }
+        names.sort();
+        Ok(names)
+    };
+    read().map_err(Error::io("read", out))
+}
+
+fn figure_in(folder: &Path) -> io::Result<Figure> {
+    let figure: Figure = serde_json::from_slice(&fs::read(folder.join(figure::FILE))?)?;
+    let refuse = |reason: String| Err(io::Error::new(io::ErrorKind::InvalidData, reason));
+    if !figure.stays_in_its_folder() {
+        return refuse(format!("{}: names a file outside its folder", figure::FILE));
+    }
+    for file in figure.all_files() {
+        if !folder.join(file).is_file() {
+            return refuse(format!("{file} is missing: run this study again"));
+        }
+    }
+    Ok(figure)
+}
+
+fn section(folder: &str, figure: &Figure) -> Markup {
+    let at = format!("{folder}/");
+    html! {
+        section.study id={ "study." (folder) } {
+            h2 { (figure.title) }
+            (figure.about())
+            (figure.sections(&at, 3))
+            (figure.numbers(&at))
+            @if folder != TRAINING {
+                p { a href={ (at) "index.html" } { "This on a page of its own" } }
+            }
+        }
+    }
+}
+
+fn maps(features: &top9::Embedded) -> Markup {
+    let header = &features.header;
+    let searched = format!("{}, {} images", header.split, grouped(header.images));
+    html! {
+        section.study id={ "study." (FEATURES) } {
+            h2 { (header.title) }
+            (facts([
+                ("In the paper", "Figure 2"),
+                ("Checkpoint", &header.checkpoint),
+                ("Data", &header.data),
+                ("Searched", &searched),
+                ("Rule", &header.rule),
+            ]))
+            (features.maps)
+            p { a href={ (FEATURES) "/index.html" } { "This on a page of its own" } }
+        }
+    }
+}
+
+/// The lines under the title.
+fn about(run: &Run<'_>) -> Vec<(&'static str, String)> {
+    let State { step, epoch, seed, recipe, backend, program, .. } = run.state;
+    let input = run.architecture.input;
+    vec![
+        ("Network", run.architecture.name.clone()),
+        ("Input", format!("{0} × {0} pixels", input.size)),
+        ("Classes", grouped(run.architecture.classes)),
+        (
+            "Trained",
+            format!("{epoch} of {} epochs, {} updates", recipe.epochs, grouped(*step as usize)),
+        ),
+        ("Batch", format!("{} images", recipe.batch_size)),
+        ("Seed", seed.to_string()),
+        ("Trained on", backend.clone()),
+        ("By", program.clone()),
+    ]
+}
+
+/// Curves of loss and error, and the best epoch beside the paper's numbers.
+fn training(run: &Run<'_>, out: &Path) -> io::Result<Figure> {
+    let epochs: Vec<(f64, [f64; 4])> = run
+        .metrics
+        .iter()
+        .filter_map(|metric| match *metric {
+            Metric::Epoch {
+                epoch, train_loss, val_loss, val_top1_error, val_top5_error, ..
+            } => Some((f64::from(epoch), [train_loss, val_loss, val_top1_error, val_top5_error])),
+            Metric::Step { .. } => None,
+        })
+        .collect();
+    let line = |name: &str, column: usize, scale: f64| Line {
+        name: name.into(),
+        points: epochs.iter().map(|(epoch, values)| (*epoch, values[column] * scale)).collect(),
+    };
+    let losses = [
+        step_losses(run.metrics),
+        line("training, mean of an epoch", 0, 1.0),
+        line("validation, centre crop", 1, 1.0),
+    ];
+    let errors = [line("top-1", 2, 100.0), line("top-5", 3, 100.0)];
+    write_whole(&out.join("loss.svg"), curves("epoch", "cross-entropy", &losses).as_bytes())?;
+    write_whole(
+        &out.join("error.svg"),
+        curves("epoch", "validation error, centre crop (%)", &errors).as_bytes(),
+    )?;
+    let plot = |file: &str, title: &str, method: &str| Picture {
+        file: file.into(),
+        size: plot::SIZE,
+        title: title.into(),
+        method: method.into(),
+        wide: true,
+        ..Picture::default()
+    };
+    let with_dropout = "training losses are those of the steps, with dropout and training crops";
+    Ok(Figure {
+        study: TRAINING.into(),
+        title: "Training".into(),
+        sections: vec![Section {
+            pictures: vec![
+                plot("loss.svg", "Loss by epoch", with_dropout),
+                plot(
+                    "error.svg",
+                    "Validation error by epoch",
+                    "one crop of each image, the centre",
+                ),
+            ],
+            tables: vec![beside_the_paper(run, &epochs)],
+            ..Section::default()
+        }],
+        ..Figure::default()
+    })
+}
+
+/// Losses of single steps, each point the mean of neighbours.
+fn step_losses(metrics: &[Metric]) -> Line {
+    let steps: Vec<(u32, u32, f64)> = metrics
+        .iter()
+        .filter_map(|metric| match *metric {
+            Metric::Step { step, epoch, loss, .. } => Some((step, epoch, loss)),
+            Metric::Epoch { .. } => None,
+        })
+        .collect();
+    // All epochs but perhaps the last have as many steps.
+    let per_epoch = steps.iter().filter(|(_, epoch, _)| *epoch == 1).count().max(1);
+    let points = steps.chunks(steps.len().div_ceil(STEP_POINTS).max(1)).map(|some| {
+        let mean = some.iter().map(|(.., loss)| loss).sum::<f64>() / some.len() as f64;
+        (f64::from(some[some.len() / 2].0) / per_epoch as f64, mean)
+    });
+    Line { name: "training, single steps".into(), points: points.collect() }
+}
+
+/// The run's best epoch, and what the paper reports of the network it is made after.
+fn beside_the_paper(run: &Run<'_>, epochs: &[(f64, [f64; 4])]) -> Table {
+    let percent = |share: f64| format!("{:.1}", share * 100.0);
+    let best = epochs.iter().min_by(|(_, a), (_, b)| a[2].total_cmp(&b[2]));
+    let mut rows = Vec::new();
+    if let Some((epoch, [.., top1, top5])) = best {
+        rows.push(vec![format!("this run, after epoch {epoch}"), percent(*top1), percent(*top5)]);
+    }
+    let name = &run.architecture.name;
+    if name.starts_with("zfnet") {
+        rows.push(["the paper’s network, ImageNet 2012", "38.4", "16.5"].map(String::from).into());
+    }
+    rows.push(["AlexNet as the paper trained it", "40.5", "18.1"].map(String::from).into());
+    let Architecture { classes, input, .. } = run.architecture;
+    let recipe = &run.state.recipe;
+    Table {
+        caption: "Validation error in per cent".into(),
+        head: ["", "top-1", "top-5"].map(String::from).into(),
+        rows,
+        notes: vec![format!(
+            "These are different tasks. The paper: 1,000 classes, 1.3 million training images, crops \
+             of 224 pixels, 70 epochs, ten crops averaged. Here: {} classes, {} updates of {} images \
+             so far, crops of {} pixels, {} of {} epochs, one crop.",
+            grouped(*classes),
+            grouped(run.state.step as usize),
+            recipe.batch_size,
+            input.size,
+            run.state.epoch,
+            recipe.epochs,
+        )],
+    }
+}
