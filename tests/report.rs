@@ -1,11 +1,14 @@
 //! The pages as a reader's browser finds them: every link leads somewhere, every map and peak is
 //! there, and no name of a file can break out of its place.
 
-use std::collections::HashSet;
+mod common;
+
 use std::fs;
 use std::path::Path;
 
+use common::page::attributes;
 use zfnet::picture::Image;
+use zfnet::report::figure::{Figure, Picture, Section, Table};
 use zfnet::report::projections::{self, Projections, Shown, ShownLayer, Unit};
 use zfnet::report::top9::{self, Header, Layer, Map, Peak, Top9, Writer};
 
@@ -48,27 +51,9 @@ fn top9() -> Top9 {
     }
 }
 
-/// The values of an attribute, as written.
-fn attributes<'a>(html: &'a str, name: &str) -> Vec<&'a str> {
-    let start = format!(" {name}=\"");
-    html.split(&start).skip(1).map(|rest| rest.split('"').next().unwrap()).collect()
-}
-
-/// Everything the page refers to is a file beside it or an id in it, and nothing is elsewhere.
+/// See [`common::page::check_links`]; and no name of a file or class got out of its place.
 fn check_links(out: &Path, html: &str) {
-    let ids = attributes(html, "id");
-    let unique: HashSet<&str> = ids.iter().copied().collect();
-    assert_eq!(ids.len(), unique.len(), "an id is used twice");
-    for source in attributes(html, "src") {
-        assert!(!source.contains("..") && out.join(source).is_file(), "{source}");
-    }
-    for target in attributes(html, "href") {
-        match target.strip_prefix('#') {
-            Some(id) => assert!(unique.contains(id), "{target}"),
-            None if target == "data:," || target == "https://arxiv.org/abs/1805.07039" => {}
-            None => assert!(out.join(target).is_file(), "{target}"),
-        }
-    }
+    common::page::check_links(out, html);
     assert!(!html.contains("alert('1')</"), "a name became a script");
     assert!(!html.contains("<b>cat"), "a class became markup");
 }
@@ -228,4 +213,43 @@ fn single_images_have_their_page() {
     let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
     assert_eq!(json["images"][2]["layers"][1]["units"][8]["map"], 8);
     assert_eq!(walk(folder.path()).len(), 2 + 3 * (1 + 2 * 9));
+}
+
+/// One picture, one table and one alarm, all of hostile names.
+fn figure() -> Figure {
+    let picture = Picture {
+        file: "a.png".into(),
+        size: [4, 4],
+        title: HOSTILE.into(),
+        image: HOSTILE.into(),
+        area: Some([1.0, 2.0, 3.5, 4.25]),
+        ..Picture::default()
+    };
+    let table = Table {
+        caption: "<b>cat".into(),
+        head: vec![String::new(), "x".into()],
+        rows: vec![vec!["row".into(), "1".into()]],
+        notes: vec!["note".into()],
+    };
+    let section = Section {
+        title: "part".into(),
+        alarms: vec!["<b>cat is dead".into()],
+        pictures: vec![picture],
+        tables: vec![table],
+        ..Section::default()
+    };
+    Figure { study: "test".into(), title: "t".into(), sections: vec![section], ..Figure::default() }
+}
+
+#[test]
+fn a_figure_has_its_page_and_its_data() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path();
+    Image::filled(4, 4, 9).write_png(&out.join("a.png")).unwrap();
+    let html = fs::read_to_string(figure().write(out).unwrap()).unwrap();
+    check_links(out, &html);
+    assert_eq!(attributes(&html, "src"), ["a.png"]);
+    assert!(html.contains("&lt;b&gt;cat is dead") && html.contains("Box: 1, 2, 4, 4"), "{html}");
+    let read: Figure = serde_json::from_slice(&fs::read(out.join("figure.json")).unwrap()).unwrap();
+    assert_eq!(read, figure());
 }

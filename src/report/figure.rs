@@ -119,8 +119,12 @@ impl Figure {
         let paper = (!self.paper.is_empty()).then_some(("In the paper", self.paper.as_str()));
         let own = self.facts.iter().map(|(name, value)| (name.as_str(), value.as_str()));
         html! {
-            (facts(paper.into_iter().chain(own)))
-            section.how { @for text in &self.how { p { (text) } } }
+            @if !(self.paper.is_empty() && self.facts.is_empty()) {
+                (facts(paper.into_iter().chain(own)))
+            }
+            @if !self.how.is_empty() {
+                section.how { @for text in &self.how { p { (text) } } }
+            }
         }
     }
 
@@ -184,8 +188,7 @@ fn shown(picture: &Picture, folder: &str) -> Markup {
                     .tiny[*width < 160];
             }
             figcaption {
-                b { (title) } ". "
-                @if !method.is_empty() { (method) ". " }
+                b { (title) } @if !method.is_empty() { ": " (method) } ". "
                 @if !contrast.is_empty() { "Contrast: " (contrast) ". " }
                 @if !image.is_empty() { "Image: " code { (image) } }
                 @if let Some(area) = area {

@@ -5,7 +5,7 @@ use plotters::prelude::*;
 use crate::picture::Image;
 
 /// Width and height of a plot, in the units of its SVG.
-pub const SIZE: [usize; 2] = [760, 420];
+pub const SIZE: [usize; 2] = [600, 400];
 
 /// One curve.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -47,16 +47,18 @@ fn draw(
     let points = || lines.iter().flat_map(|line| &line.points).copied().filter(finite);
     let mut chart = ChartBuilder::on(&root)
         .margin(14)
-        .x_label_area_size(44)
-        .y_label_area_size(64)
+        .x_label_area_size(50)
+        .y_label_area_size(70)
         .build_cartesian_2d(range(points().map(|p| p.0)), range(points().map(|p| p.1)))?;
     chart
         .configure_mesh()
         .x_desc(x)
         .y_desc(y)
-        .label_style(("sans-serif", 14))
-        .axis_desc_style(("sans-serif", 15))
+        .label_style(("sans-serif", 17))
+        .axis_desc_style(("sans-serif", 17))
         .light_line_style(WHITE)
+        .x_labels(7)
+        .y_labels(7)
         .draw()?;
     for (line, colour) in lines.iter().zip(COLOURS.iter().cycle()) {
         let points = line.points.iter().copied().filter(finite);
@@ -71,7 +73,7 @@ fn draw(
             .configure_series_labels()
             .background_style(WHITE.mix(0.85))
             .border_style(RGBColor(200, 200, 200))
-            .label_font(("sans-serif", 14))
+            .label_font(("sans-serif", 17))
             .draw()?;
     }
     root.present()?;

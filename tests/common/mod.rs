@@ -1,8 +1,10 @@
 //! What the tests share: the backends they run on, a tiny seeded generator, tensors to and from a
 //! backend, and comparison. [`twin`] holds the naive operations that backends are measured against,
-//! [`program`] runs the command line.
+//! [`program`] runs the command line, [`page`]
+//! reads its pages.
 #![allow(dead_code, unused_macros)] // each test binary uses a part of it
 
+pub mod page;
 pub mod program;
 pub mod twin;
 
