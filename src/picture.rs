@@ -109,6 +109,19 @@ impl Image {
         }
     }
 
+    /// Draws a frame of `thickness` pixels in a colour, inside the edges `[x0, y0, x1, y1]`.
+    pub fn frame(&mut self, [x0, y0, x1, y1]: [i64; 4], thickness: i64, colour: [u8; 3]) {
+        let (width, height) = (self.width as i64, self.height as i64);
+        for y in y0.max(0)..y1.min(height) {
+            for x in x0.max(0)..x1.min(width) {
+                if (x - x0).min(y - y0).min(x1 - 1 - x).min(y1 - 1 - y) < thickness {
+                    let place = (y * width + x) as usize * 3;
+                    self.pixels[place..place + 3].copy_from_slice(&colour);
+                }
+            }
+        }
+    }
+
     /// The same picture at another size: its pixels repeated if it at least doubles (so that a
     /// 7x7 patch shows its 49 pixels), averaged bilinearly otherwise.
     pub fn resize(&self, width: usize, height: usize) -> Image {
@@ -297,6 +310,19 @@ mod tests {
         assert_eq!(Image::default().resize(2, 2), Image::filled(2, 2, GREY));
         let half = Image::new(2, 1, vec![10, 10, 10, 200, 200, 200]).resize(1, 1);
         assert!((104..=106).contains(&half.pixels[0]), "{half:?}");
+    }
+
+    #[test]
+    fn a_frame_is_drawn_inside_its_edges_only() {
+        let mut image = Image::filled(5, 4, 0);
+        image.frame([1, 0, 5, 4], 1, [9, 8, 7]);
+        let drawn: Vec<usize> = (0..20).filter(|i| image.pixels[i * 3] == 9).collect();
+        assert_eq!(drawn, [1, 2, 3, 4, 6, 9, 11, 14, 16, 17, 18, 19]);
+        assert_eq!(image.pixels[3..6], [9, 8, 7]);
+        let mut outside = Image::filled(5, 4, 0);
+        outside.frame([-3, -3, 90, 90], 2, [9; 3]);
+        outside.frame([4, 4, 2, 2], 2, [9; 3]);
+        assert_eq!(outside, Image::filled(5, 4, 0));
     }
 
     #[test]

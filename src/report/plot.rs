@@ -1,8 +1,6 @@
-//! Curves as SVG, and maps of numbers as coloured pixels.
+//! Curves as SVG, and numbers as colours.
 
 use plotters::prelude::*;
-
-use crate::picture::Image;
 
 /// Width and height of a plot, in the units of its SVG.
 pub const SIZE: [usize; 2] = [600, 400];
@@ -16,15 +14,16 @@ pub struct Line {
     pub points: Vec<(f64, f64)>,
 }
 
-/// Colours that people of any colour vision tell apart (Okabe and Ito 2008).
-const COLOURS: [RGBColor; 7] = [
-    RGBColor(0, 114, 178),
-    RGBColor(213, 94, 0),
-    RGBColor(0, 158, 115),
-    RGBColor(204, 121, 167),
-    RGBColor(230, 159, 0),
-    RGBColor(86, 180, 233),
-    RGBColor(90, 90, 90),
+/// Colours that people of any colour vision tell apart, red, green, blue, with their names (Okabe and
+/// Ito 2008).
+pub const COLOURS: [([u8; 3], &str); 7] = [
+    ([0, 114, 178], "blue"),
+    ([213, 94, 0], "vermilion"),
+    ([0, 158, 115], "green"),
+    ([204, 121, 167], "pink"),
+    ([230, 159, 0], "orange"),
+    ([86, 180, 233], "sky blue"),
+    ([90, 90, 90], "grey"),
 ];
 
 /// Curves over a common axis, as the text of an SVG.
@@ -60,9 +59,9 @@ fn draw(
         .x_labels(7)
         .y_labels(7)
         .draw()?;
-    for (line, colour) in lines.iter().zip(COLOURS.iter().cycle()) {
+    for (line, ([r, g, b], _)) in lines.iter().zip(COLOURS.iter().cycle()) {
         let points = line.points.iter().copied().filter(finite);
-        let style = colour.stroke_width(2);
+        let style = RGBColor(*r, *g, *b).stroke_width(2);
         chart
             .draw_series(LineSeries::new(points, style))?
             .label(&line.name)
@@ -91,24 +90,15 @@ fn range(values: impl Iterator<Item = f64>) -> std::ops::Range<f64> {
     }
 }
 
-/// Numbers as colours of the scale viridis, dark for `low` and yellow for `high`; each number is
-/// `cell` pixels wide and high. What is not finite is grey.
-///
-/// # Panics
-/// Unless `values` has `width` values in each of its rows.
-pub fn heat(values: &[f32], width: usize, cell: usize, low: f32, high: f32) -> Image {
-    assert!(width > 0 && values.len().is_multiple_of(width), "whole rows");
-    let pixel = |value: &f32| {
-        if !value.is_finite() {
-            return [crate::picture::GREY; 3];
-        }
-        let place = if high > low { (value - low) / (high - low) } else { 0.0 };
-        let RGBColor(r, g, b) = ViridisRGB::get_color(place.clamp(0.0, 1.0));
-        [r, g, b]
-    };
-    let height = values.len() / width;
-    let small = Image::new(width, height, values.iter().flat_map(pixel).collect());
-    small.resize(width * cell, height * cell)
+/// A number as a colour of the scale viridis, dark for `low` and yellow for `high`; what is not finite is
+/// grey.
+pub fn heat(value: f64, low: f64, high: f64) -> [u8; 3] {
+    if !value.is_finite() {
+        return [crate::picture::GREY; 3];
+    }
+    let place = if high > low { (value - low) / (high - low) } else { 0.0 };
+    let RGBColor(r, g, b) = ViridisRGB::get_color(place.clamp(0.0, 1.0));
+    [r, g, b]
 }
 
 #[cfg(test)]
@@ -138,14 +128,11 @@ mod tests {
 
     #[test]
     fn heat_has_its_ends_and_no_number_is_grey() {
-        let image = heat(&[0.0, 1.0, 2.0, f32::NAN], 2, 3, 0.0, 2.0);
-        assert_eq!((image.width, image.height), (6, 6));
-        let pixel = |x: i64, y: i64| image.crop([x, y, x + 1, y + 1]).pixels;
-        assert!(pixel(0, 0).iter().map(|v| u32::from(*v)).sum::<u32>() < 200); // dark
-        assert!(pixel(0, 5)[1] > 200); // yellow
-        assert_eq!(pixel(5, 5), [128; 3]);
-        assert_eq!(pixel(2, 2), pixel(0, 0));
-        // A constant map is all of one colour.
-        assert!(heat(&[7.0; 4], 2, 1, 7.0, 7.0).pixels.chunks(3).all(|p| p == pixel(0, 0)));
+        let brightness = |[r, g, b]: [u8; 3]| u32::from(r) + u32::from(g) + u32::from(b);
+        let [low, middle, high] = [0.0, 1.0, 2.0].map(|value| brightness(heat(value, 0.0, 2.0)));
+        assert!(low < middle && middle < high, "{low} {middle} {high}");
+        assert_eq!(heat(-9.0, 0.0, 2.0), heat(0.0, 0.0, 2.0));
+        assert_eq!(heat(7.0, 7.0, 7.0), heat(0.0, 0.0, 2.0));
+        assert_eq!(heat(f64::NAN, 0.0, 2.0), [128; 3]);
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod boxes;
 pub mod fill;
+pub mod occlusion;
 pub mod parts;
 pub mod picks;
 pub mod project;

@@ -125,15 +125,20 @@ impl<B: Backend> Classifier<B> {
         let images = probabilities.chunks_exact_mut(classes).zip(logits.chunks_exact(per_image));
         for (probabilities, logits) in images {
             for logits in logits.chunks_exact(classes) {
-                let max = logits.iter().fold(f64::NEG_INFINITY, |m, l| m.max(f64::from(*l)));
-                let sum: f64 = logits.iter().map(|l| (f64::from(*l) - max).exp()).sum();
-                for (p, logit) in probabilities.iter_mut().zip(logits) {
-                    *p += (f64::from(*logit) - max).exp() / sum * share;
+                for (p, of_crop) in probabilities.iter_mut().zip(softmax(logits)) {
+                    *p += of_crop * share;
                 }
             }
         }
         Ok(())
     }
+}
+
+/// The probabilities of classes, from one sample's logits.
+pub fn softmax(logits: &[f32]) -> impl Iterator<Item = f64> {
+    let max = logits.iter().fold(f64::NEG_INFINITY, |m, l| m.max(f64::from(*l)));
+    let sum: f64 = logits.iter().map(|l| (f64::from(*l) - max).exp()).sum();
+    logits.iter().map(move |logit| (f64::from(*logit) - max).exp() / sum)
 }
 
 /// One model of an ensemble.

@@ -1,15 +1,17 @@
 //! `zfnet study ...`: the paper's pictures for a network of one's own. What the commands share is here.
 
+mod occlusion;
 mod report;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use zfnet::backend::Backend;
 use zfnet::data::Split;
 use zfnet::model::Model;
+use zfnet::study::fill::Fill;
 use zfnet::study::picks::{Picked, class_named, first_correct, from_files};
 
 use super::progress::Progress;
@@ -23,12 +25,15 @@ pub struct StudyCommand {
 
 #[derive(Subcommand)]
 enum Study {
+    /// Slide a square over images: where does the network look? (Figure 7)
+    Occlusion(occlusion::Occlusion),
     /// One page of a run: training curves and every study made of it so far
     Report(report::Report),
 }
 
 pub fn run(command: StudyCommand) -> Result<ExitCode> {
     match command.study {
+        Study::Occlusion(args) => args.study.device.clone().run(args),
         Study::Report(args) => report::run(args),
     }
 }
@@ -76,6 +81,37 @@ impl StudyArgs {
     }
 }
 
+/// What covers a part of an image.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum FillName {
+    /// The mean that preprocessing takes off: zero for the network, what the paper calls grey.
+    Mean,
+    /// Mid-grey, 128 in each channel.
+    Grey,
+    /// The image, blurred.
+    Blur,
+}
+
+impl FillName {
+    fn describe(self) -> &'static str {
+        match self {
+            FillName::Mean => "the training images’ mean, which is zero for the network",
+            FillName::Grey => "mid-grey, 128 in each channel",
+            FillName::Blur => "the image itself, blurred",
+        }
+    }
+}
+
+impl From<FillName> for Fill {
+    fn from(name: FillName) -> Self {
+        match name {
+            FillName::Mean => Fill::Mean,
+            FillName::Grey => Fill::Grey,
+            FillName::Blur => Fill::Blur,
+        }
+    }
+}
+
 /// Which images a study looks into.
 #[derive(Args)]
 struct PickArgs {
@@ -86,7 +122,7 @@ struct PickArgs {
     class: Option<String>,
     /// Instead of files: of each class the first image that is classified right, from a folder with
     /// train/CLASS/* and val/CLASS/*, or from shards
-    #[arg(long, conflicts_with = "images", required_unless_present = "images")]
+    #[arg(long, conflicts_with = "images")]
     data: Option<PathBuf>,
     /// Only of these classes, separated by commas
     #[arg(long, value_delimiter = ',', requires = "data")]
@@ -99,14 +135,20 @@ struct PickArgs {
 }
 
 impl PickArgs {
+    /// The images; `instead` are the files if none were named.
     fn pick<B: Backend>(
         &self,
         backend: &B,
         model: &Model<B>,
+        instead: &[PathBuf],
         progress: &mut Progress,
     ) -> Result<Vec<Picked>> {
         let Some(root) = &self.data else {
-            return Ok(from_files(backend, model, &self.images, self.class.as_deref())?);
+            let files = if self.images.is_empty() { instead } else { &self.images };
+            if files.is_empty() {
+                bail!("no images: name JPEG or PNG files, or a data set with --data");
+            }
+            return Ok(from_files(backend, model, files, self.class.as_deref())?);
         };
         let classes = match self.classes.as_slice() {
             [] => (0..model.classes.len()).collect(),
