@@ -370,7 +370,8 @@ fn section<B: Backend>(
     let scaled = |edges: [f64; 4]| edges.map(|edge| (edge * times as f64).round() as i64);
     let mut method = String::from("the centre crop, as the network sees it");
     if let Some(object) = object {
-        input.frame(scaled(*object), 2, COLOURS[5].0);
+        let visible = object.map(|edge| edge.clamp(0.0, size as f64));
+        input.frame(scaled(visible), 2, COLOURS[5].0);
         method += ", with the object’s box (sky blue)";
     }
     if let Some(place) = occluded.drop() {
@@ -424,7 +425,7 @@ fn section<B: Backend>(
         "label",
         "Most probable class".into(),
         "the colours are in the table below".into(),
-        "none".into(),
+        String::new(),
         &laid(&|place| colour_of(place.label).0),
     )?);
     let rows = labels.iter().map(|(label, count)| {
