@@ -17,7 +17,8 @@ use zfnet::model::{
     Architecture, InputStage, Model, Network, Params, Preprocess, Purpose, Rule, Workspace,
 };
 use zfnet::report::top9::{Header, Writer};
-use zfnet::study::top9::{Request, top9};
+use zfnet::study::features::{Request, features};
+use zfnet::study::peaks::Maps;
 use zfnet::train::evaluate::{Classifier, Member, TestCrops, evaluate};
 
 on_every_backend!(errors_are_those_of_averaged_probabilities, the_nine_strongest_are_the_strongest);
@@ -121,14 +122,13 @@ fn the_nine_strongest_are_the_strongest<B: Backend>(backend: &B) {
     let request = Request {
         images: images.clone(),
         root: &place.path("data"),
-        layers: vec![layer],
-        maps: 11,
+        chosen: vec![Maps::First(11).of(&model.network, layer)],
         rule: Rule::DECONVNET,
         workers: 2,
     };
     let out = place.path("page");
     let mut writer = Writer::new(&out, Header::default()).unwrap();
-    top9(backend, &model, &request, &mut writer, |_, _, _| ()).unwrap();
+    features(backend, &model, &request, &out, &mut writer, |_, _, _| ()).unwrap();
     writer.finish().unwrap();
 
     let shown = &model.network.layers[layer];

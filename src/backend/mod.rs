@@ -158,7 +158,16 @@ pub struct Dropout {
 
 /// One non-zero value of a seed tensor: where a walk down begins.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    bytemuck::Pod,
+    bytemuck::Zeroable,
+    serde::Serialize,
+    serde::Deserialize,
+)]
 pub struct SeedUnit {
     /// Channel.
     pub map: u32,

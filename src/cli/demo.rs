@@ -17,12 +17,13 @@ use zfnet::data::images::Images;
 use zfnet::data::synthetic;
 use zfnet::disk::write_whole;
 use zfnet::model::Architecture;
+use zfnet::study::peaks::{Maps, spatial_layers};
 use zfnet::train::checkpoint::load_model;
 use zfnet::train::evaluate::{Classifier, Evaluation, Member, TestCrops, evaluate};
 use zfnet::train::{Event, Job, Outcome, ScheduleKind, train};
 
 use super::progress::Progress;
-use super::top9::{PageJob, write_page};
+use super::study::features::{PageJob, write_page};
 use super::train::Display;
 use super::{BareArgs, DeviceArgs, OnDevice, ReadArgs, make_folder, signal_code, stop_on_signals};
 
@@ -195,13 +196,15 @@ fn page<B: Backend>(
     let step = if preview { folder.val.len().div_ceil(PREVIEW_IMAGES) } else { 1 };
     let samples = folder.val.iter().step_by(step).cloned().collect();
     let options = read_args().options(model.preprocess.resize)?;
+    let network = &model.network;
+    let layers = spatial_layers(network, false);
+    let maps = Maps::First(if preview { PREVIEW_MAPS } else { usize::MAX });
     let job = PageJob {
         checkpoint: run.display().to_string(),
         root: &folder.root,
         images: Arc::new(Images::new(samples, options)),
         split: Split::Val,
-        layers: Vec::new(),
-        maps: preview.then_some(PREVIEW_MAPS),
+        chosen: layers.into_iter().map(|layer| maps.of(network, layer)).collect(),
         rule: "deconvnet".into(),
         workers: 1,
         facts,

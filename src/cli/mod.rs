@@ -11,7 +11,6 @@ mod pack;
 mod progress;
 mod project;
 mod study;
-mod top9;
 mod train;
 mod verify;
 
@@ -55,9 +54,9 @@ enum Command {
     Classify(classify::Classify),
     /// Show what made units fire in an image: their projections down to pixels
     Project(project::Project),
-    /// The nine strongest activations of every map, projected, beside their patches (Figure 2)
-    Top9(top9::Top9),
-    /// The paper's other pictures, for a network of one's own
+    /// The same as `study features`
+    Top9(study::features::Features),
+    /// The paper's pictures, for a network of one's own
     Study(study::StudyCommand),
     /// Make shards of many images each, from a folder or tars of images
     Pack(pack::Pack),
@@ -260,7 +259,7 @@ pub fn main() -> ExitCode {
         Command::Eval(args) => args.device.clone().run(args),
         Command::Classify(args) => args.device.clone().run(args),
         Command::Project(args) => args.device.clone().run(args),
-        Command::Top9(args) => args.device.clone().run(args),
+        Command::Top9(args) => args.study.device.clone().run(args),
         Command::Study(args) => study::run(args),
         Command::Pack(args) => pack::run(args),
         Command::Verify(args) => verify::run(args),

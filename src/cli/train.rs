@@ -12,11 +12,12 @@ use zfnet::bench::Measured;
 use zfnet::data::Split;
 use zfnet::data::set::DataSet;
 use zfnet::human_bytes;
-use zfnet::model::Architecture;
+use zfnet::model::{Architecture, Network};
 use zfnet::train::checkpoint::{architecture_of, candidates};
 use zfnet::train::{Crops, Event, Init, Job, Needs, Outcome, Recipe, ScheduleKind, dry_run, train};
 
 use super::progress::Progress;
+use super::study::evolution::EvolutionArgs;
 use super::{BareArgs, DeviceArgs, OnDevice, ReadArgs, signal_code, stop_on_signals};
 
 #[derive(Args)]
@@ -66,6 +67,8 @@ pub struct Train {
     /// Checkpoints to keep, besides the best
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..))]
     keep: u16,
+    #[command(flatten)]
+    evolution: EvolutionArgs,
     #[command(flatten)]
     pub device: DeviceArgs,
     #[command(flatten)]
@@ -211,10 +214,17 @@ impl OnDevice for Train {
         if self.dry_run {
             return foretell(backend, &job);
         }
+        let classes = job.classes.len();
+        let network = Network::new(Architecture { classes, ..job.architecture.clone() })?;
+        let (images, run) = (job.train.clone(), &job.out);
+        let watch = self.evolution.watch(network, images, &self.data, run, job.workers)?;
         let mut display = Display::new(job.architecture.recipe.epochs);
         let outcome = train(backend, &job, |event| {
             display.event(&event);
-            Ok(())
+            match &watch {
+                Some(watch) => watch.event(backend, &event, &mut display.progress),
+                None => Ok(()),
+            }
         });
         display.progress.end();
         let outcome = outcome.with_context(|| format!("the run {}", self.out.display()))?;

@@ -1,20 +1,22 @@
 //! Looking into a trained network: one file for each of the paper's experiments.
 
 pub mod boxes;
+pub mod evolution;
+pub mod features;
 pub mod fill;
 pub mod occlusion;
 pub mod parts;
+pub mod peaks;
 pub mod picks;
 pub mod project;
-pub mod top9;
 
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::Result;
 use crate::backend::Backend;
 use crate::model::weights::named_values;
-use crate::model::{Layer, Model, Preprocess};
+use crate::model::{Layer, Model, Network, Preprocess};
 use crate::picture::Image;
+use crate::{Error, Result};
 
 /// A hash of a model's weights and preprocessing: what a study's results depend on.
 ///
@@ -30,6 +32,26 @@ pub fn fingerprint<B: Backend>(backend: &B, model: &Model<B>) -> Result<String> 
         hash.update(bytemuck::cast_slice(&values));
     }
     Ok(format!("{:016x}", hash.digest()))
+}
+
+/// A layer's index and a map of it, from `LAYER:MAP`.
+///
+/// # Errors
+/// If there is no such layer or map.
+pub fn unit_named(network: &Network, unit: &str) -> Result<(usize, usize)> {
+    let parts = unit.split_once(':').and_then(|(l, m)| Some((l, m.parse::<usize>().ok()?)));
+    let Some((name, map)) = parts else {
+        return Err(Error::Network(format!("unit `{unit}`: expected LAYER:MAP, as in conv5:123")));
+    };
+    let layer = network.layer(name)?;
+    let maps = network.layers[layer].output.c;
+    if map >= maps {
+        return Err(Error::Network(format!(
+            "unit `{unit}`: {name} has maps 0 to {}, found {map}",
+            maps - 1
+        )));
+    }
+    Ok((layer, map))
 }
 
 /// The receptive field of a unit as `[x0, y0, x1, y1]` in pixels of the network's input.

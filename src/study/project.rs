@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{centre_crop, field_box, original_box, projection_image};
+use super::{centre_crop, field_box, original_box, projection_image, unit_named};
 use crate::backend::{Backend, SeedUnit, Tensor};
 use crate::data::decode::prepare;
 use crate::data::images::read_rgb;
@@ -42,20 +42,7 @@ impl Units {
             let weighty = |&i: &usize| network.layers[i].convolution().is_some();
             return Ok(Units::Strongest(layers.filter(weighty).collect()));
         };
-        let parts = unit.split_once(':').and_then(|(l, m)| Some((l, m.parse::<usize>().ok()?)));
-        let Some((name, map)) = parts else {
-            return Err(Error::Network(format!(
-                "unit `{unit}`: expected LAYER:MAP, as in conv5:123"
-            )));
-        };
-        let layer = network.layer(name)?;
-        let maps = network.layers[layer].output.c;
-        if map >= maps {
-            return Err(Error::Network(format!(
-                "unit `{unit}`: {name} has maps 0 to {}, found {map}",
-                maps - 1
-            )));
-        }
+        let (layer, map) = unit_named(network, unit)?;
         Ok(Units::One { layer, map })
     }
 }

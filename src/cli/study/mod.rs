@@ -1,5 +1,7 @@
 //! `zfnet study ...`: the paper's pictures for a network of one's own. What the commands share is here.
 
+pub mod evolution;
+pub mod features;
 mod occlusion;
 mod report;
 
@@ -25,6 +27,10 @@ pub struct StudyCommand {
 
 #[derive(Subcommand)]
 enum Study {
+    /// The nine strongest activations of every map, projected, beside their patches (Figure 2)
+    Features(features::Features),
+    /// How features came about, epoch by epoch (Figure 4)
+    Evolution(evolution::Evolution),
     /// Slide a square over images: where does the network look? (Figure 7)
     Occlusion(occlusion::Occlusion),
     /// One page of a run: training curves and every study made of it so far
@@ -33,6 +39,8 @@ enum Study {
 
 pub fn run(command: StudyCommand) -> Result<ExitCode> {
     match command.study {
+        Study::Features(args) => args.study.device.clone().run(args),
+        Study::Evolution(args) => args.device.clone().run(args),
         Study::Occlusion(args) => args.study.device.clone().run(args),
         Study::Report(args) => report::run(args),
     }
@@ -40,7 +48,7 @@ pub fn run(command: StudyCommand) -> Result<ExitCode> {
 
 /// What every study of a checkpoint takes.
 #[derive(Args)]
-struct StudyArgs {
+pub struct StudyArgs {
     /// RUN, RUN/step-N, RUN/best or a safetensors file
     #[arg(long)]
     checkpoint: PathBuf,
@@ -50,7 +58,7 @@ struct StudyArgs {
     #[command(flatten)]
     bare: BareArgs,
     #[command(flatten)]
-    device: DeviceArgs,
+    pub device: DeviceArgs,
 }
 
 impl StudyArgs {

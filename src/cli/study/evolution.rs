@@ -1,0 +1,209 @@
+//! `zfnet study evolution`, and `zfnet train --evolution`: the paper's Figure 4.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Result, bail};
+use clap::Args;
+use zfnet::backend::Backend;
+use zfnet::bench::Measured;
+use zfnet::data::Split;
+use zfnet::data::images::Images;
+use zfnet::model::{Bare, Network};
+use zfnet::study::evolution::{EPOCHS, Followed, MAPS};
+use zfnet::study::peaks::{Chosen, Maps, spatial_layers};
+use zfnet::train::Event;
+use zfnet::train::checkpoint::{State, candidates, load_model, read_state};
+
+use super::features::chosen_units;
+use crate::cli::progress::Progress;
+use crate::cli::{DeviceArgs, OnDevice, ReadArgs, make_folder, open_data};
+
+#[derive(Args)]
+pub struct Evolution {
+    /// Folder of the run
+    run: PathBuf,
+    /// The data it was trained on: a folder with train/CLASS/* and val/CLASS/*, or shards
+    #[arg(long)]
+    data: PathBuf,
+    /// Epochs, separated by commas [default: all whose checkpoints are kept; see train --keep]
+    #[arg(long, value_delimiter = ',')]
+    epochs: Vec<u32>,
+    /// Maps (LAYER:MAP, as conv5:123), separated by commas [default: six of each spatial convolution]
+    #[arg(long, value_delimiter = ',')]
+    units: Vec<String>,
+    /// Seed of that choice
+    #[arg(long, default_value_t = 0, conflicts_with = "units")]
+    seed: u64,
+    /// Folder for the page, its pictures and numbers [default: RUN/report/evolution]
+    #[arg(long)]
+    out: Option<PathBuf>,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    #[command(flatten)]
+    read: ReadArgs,
+}
+
+impl OnDevice for Evolution {
+    fn run<B: Measured>(self, backend: &B) -> Result<ExitCode> {
+        let mut kept: Vec<(State, PathBuf)> = candidates(&self.run)
+            .into_iter()
+            .filter_map(|folder| Some((read_state(&folder).ok()?, folder)))
+            .filter(|(state, _)| state.batch == 0 && state.epoch > 0)
+            .collect();
+        kept.sort_by_key(|(state, _)| state.epoch);
+        let epochs: Vec<String> = kept.iter().map(|(state, _)| state.epoch.to_string()).collect();
+        if kept.is_empty() {
+            bail!(
+                "{}: expected checkpoints of ends of epochs, found none: train with --keep 100",
+                self.run.display()
+            );
+        }
+        for epoch in &self.epochs {
+            if kept.iter().all(|(state, _)| state.epoch != *epoch) {
+                bail!(
+                    "{}: no checkpoint of the end of epoch {epoch}, only of {}: train with a larger \
+                     --keep, or with --evolution",
+                    self.run.display(),
+                    epochs.join(", ")
+                );
+            }
+        }
+        if !self.epochs.is_empty() {
+            kept.retain(|(state, _)| self.epochs.contains(&state.epoch));
+        }
+        let out = self.out.clone().unwrap_or_else(|| self.run.join("report/evolution"));
+        let out = make_folder(&out)?;
+        let mut progress = Progress::new();
+        let mut written = None;
+        let mut images: Option<Arc<Images>> = None;
+        for (state, folder) in &kept {
+            let model = load_model(backend, folder, &Bare::default())?;
+            let images = match &images {
+                Some(images) => images.clone(),
+                None => {
+                    let options = self.read.options(model.preprocess.resize)?;
+                    let opened = open_data(&self.data, &model)?.images(Split::Train, options)?;
+                    images.insert(Arc::new(opened)).clone()
+                }
+            };
+            let chosen = choose(&model.network, &self.units, self.seed)?;
+            let workers = usize::from(self.read.workers);
+            let followed = Followed { images, root: &self.data, chosen, workers };
+            if !followed.has(&model.network, &out, state.epoch) {
+                let what = format!("evolution: epoch {}", state.epoch);
+                followed.snapshot(
+                    backend,
+                    &model,
+                    &out,
+                    state.epoch,
+                    state.step,
+                    |done, all| {
+                        progress.show(&what, done, all, "");
+                    },
+                )?;
+            }
+            let facts = facts(&model.network, &self.run, &self.data);
+            written = Some(followed.write(&model.network, &out, facts)?);
+        }
+        progress.end();
+        println!("{}", written.expect("one epoch at least").display());
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn choose(network: &Network, units: &[String], seed: u64) -> Result<Vec<Chosen>> {
+    if !units.is_empty() {
+        return chosen_units(network, units);
+    }
+    let layers = spatial_layers(network, false).into_iter();
+    Ok(layers.map(|layer| Maps::Random(MAPS, seed).of(network, layer)).collect())
+}
+
+fn facts(network: &Network, run: &Path, data: &Path) -> Vec<(String, String)> {
+    let facts = [
+        ("Network", network.architecture.name.clone()),
+        ("Run", run.display().to_string()),
+        ("Data", format!("{}, train", data.display())),
+    ];
+    facts.map(|(name, value)| (name.to_owned(), value)).into()
+}
+
+/// What `train` takes to follow features as they come about.
+#[derive(Args)]
+#[command(next_help_heading = "Features as they come about")]
+pub struct EvolutionArgs {
+    /// After some epochs, draw the strongest training activations of some maps (Figure 4)
+    #[arg(long)]
+    evolution: bool,
+    /// After these epochs, separated by commas, and after the last [default: the paper's 1, 2, 5, 10,
+    /// 20, 30, 40, 64]
+    #[arg(long, value_delimiter = ',', requires = "evolution")]
+    evolution_epochs: Vec<u32>,
+    /// Maps (LAYER:MAP), separated by commas [default: six of each spatial convolution]
+    #[arg(long, value_delimiter = ',', requires = "evolution")]
+    evolution_units: Vec<String>,
+}
+
+/// A training's features, followed as it goes.
+pub struct Watch<'a> {
+    followed: Followed<'a>,
+    network: Network,
+    epochs: Vec<u32>,
+    run: PathBuf,
+}
+
+impl EvolutionArgs {
+    /// What is to be followed, if anything; errors before anything is trained.
+    pub fn watch<'a>(
+        &self,
+        network: Network,
+        images: Arc<Images>,
+        data: &'a Path,
+        run: &Path,
+        workers: usize,
+    ) -> Result<Option<Watch<'a>>> {
+        if !self.evolution {
+            return Ok(None);
+        }
+        let chosen = choose(&network, &self.evolution_units, 0)?;
+        let mut epochs = self.evolution_epochs.clone();
+        if epochs.is_empty() {
+            epochs = EPOCHS.to_vec();
+        }
+        epochs.push(network.architecture.recipe.epochs);
+        let followed = Followed { images, root: data, chosen, workers };
+        Ok(Some(Watch { followed, network, epochs, run: run.to_owned() }))
+    }
+}
+
+impl Watch<'_> {
+    /// Makes the snapshot of an epoch that has just ended, or whose snapshot was interrupted.
+    pub fn event<B: Backend>(
+        &self,
+        backend: &B,
+        event: &Event<'_>,
+        progress: &mut Progress,
+    ) -> zfnet::Result<()> {
+        let (Event::Start { state, .. } | Event::Epoch { state, .. }) = event else {
+            return Ok(());
+        };
+        let out = self.run.join("report/evolution");
+        let due = state.batch == 0 && self.epochs.contains(&state.epoch);
+        if !due || self.followed.has(&self.network, &out, state.epoch) {
+            return Ok(());
+        }
+        // What training holds is left alone: the checkpoint just written has the same weights.
+        let model = load_model(backend, &self.run.join("last"), &Bare::default())?;
+        let what = format!("evolution: epoch {}", state.epoch);
+        let (epoch, step) = (state.epoch, state.step);
+        self.followed.snapshot(backend, &model, &out, epoch, step, |done, all| {
+            progress.show(&what, done, all, "");
+        })?;
+        let facts = facts(&self.network, &self.run, self.followed.root);
+        let page = self.followed.write(&self.network, &out, facts)?;
+        progress.line(&format!("evolution: {}", page.display()));
+        Ok(())
+    }
+}

@@ -1,0 +1,174 @@
+//! `zfnet study features`, and by its older name `zfnet top9`: the paper's Figure 2.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use zfnet::backend::Backend;
+use zfnet::bench::Measured;
+use zfnet::data::Split;
+use zfnet::data::images::Images;
+use zfnet::model::{Model, Network, Rule};
+use zfnet::report::top9::{Header, Writer};
+use zfnet::study::features::{Request, features};
+use zfnet::study::peaks::{Chosen, Maps, spatial_layers};
+use zfnet::study::unit_named;
+
+use super::StudyArgs;
+use crate::cli::progress::Progress;
+use crate::cli::{OnDevice, ReadArgs, SplitName, make_folder, open_data};
+
+#[derive(Args)]
+pub struct Features {
+    #[command(flatten)]
+    pub study: StudyArgs,
+    /// Folder with train/CLASS/* and val/CLASS/*, or shards made by `zfnet pack`
+    #[arg(long)]
+    data: PathBuf,
+    #[command(flatten)]
+    choose: ChooseArgs,
+    /// Which images
+    #[arg(long, value_enum, default_value = "val")]
+    split: SplitName,
+    /// How to walk down
+    #[arg(long, default_value = "deconvnet", value_parser = ["deconvnet", "gradient", "guided"])]
+    rule: String,
+    #[command(flatten)]
+    read: ReadArgs,
+}
+
+/// Which layers and maps.
+#[derive(Args)]
+pub struct ChooseArgs {
+    /// Layers, separated by commas [default: all spatial convolutions]
+    #[arg(long, value_delimiter = ',')]
+    layers: Vec<String>,
+    /// Take the maps after pooling: the layers default to the poolings
+    #[arg(long, conflicts_with_all = ["layers", "units"])]
+    post_pool: bool,
+    /// Only so many maps of each layer, from the first on [default: all]
+    #[arg(long)]
+    maps: Option<usize>,
+    /// Draw the maps at random instead, as the paper does
+    #[arg(long, requires = "maps")]
+    random: bool,
+    /// Seed of --random
+    #[arg(long, default_value_t = 0, requires = "random")]
+    seed: u64,
+    /// Single maps (LAYER:MAP, as conv5:123), separated by commas, instead of --layers and --maps
+    #[arg(long, value_delimiter = ',', conflicts_with_all = ["layers", "maps"])]
+    units: Vec<String>,
+}
+
+impl ChooseArgs {
+    fn chosen(&self, network: &Network) -> Result<Vec<Chosen>> {
+        if !self.units.is_empty() {
+            return chosen_units(network, &self.units);
+        }
+        let layers = match self.layers.as_slice() {
+            [] => spatial_layers(network, self.post_pool),
+            names => names.iter().map(|name| network.layer(name)).collect::<Result<_, _>>()?,
+        };
+        let maps = match self.maps {
+            Some(count) if self.random => Maps::Random(count, self.seed),
+            count => Maps::First(count.unwrap_or(usize::MAX)),
+        };
+        Ok(layers.into_iter().map(|layer| maps.of(network, layer)).collect())
+    }
+}
+
+/// Maps named one by one, by layer.
+pub fn chosen_units(network: &Network, units: &[String]) -> Result<Vec<Chosen>> {
+    let mut named = Vec::new();
+    for unit in units {
+        named.push(unit_named(network, unit)?);
+    }
+    named.sort_unstable();
+    named.dedup();
+    let of_layer = |units: &[(usize, usize)]| Chosen {
+        layer: units[0].0,
+        maps: units.iter().map(|(_, map)| *map).collect(),
+    };
+    Ok(named.chunk_by(|a, b| a.0 == b.0).map(of_layer).collect())
+}
+
+impl OnDevice for Features {
+    fn run<B: Measured>(self, backend: &B) -> Result<ExitCode> {
+        let model = self.study.load(backend)?;
+        let data = open_data(&self.data, &model)?;
+        let split = Split::from(self.split);
+        let images = data.images(split, self.read.options(model.preprocess.resize)?)?;
+        let job = PageJob {
+            checkpoint: self.study.checkpoint.display().to_string(),
+            root: &self.data,
+            images: Arc::new(images),
+            split,
+            chosen: self.choose.chosen(&model.network)?,
+            rule: self.rule,
+            workers: usize::from(self.read.workers),
+            facts: Vec::new(),
+            status: None,
+        };
+        let mut progress = Progress::new();
+        let out = self.study.out("features")?;
+        let page = write_page(backend, &model, job, &out, &mut progress)?;
+        progress.end();
+        println!("{}", page.display());
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// What a page shows.
+pub struct PageJob<'a> {
+    pub checkpoint: String,
+    pub root: &'a Path,
+    pub images: Arc<Images>,
+    pub split: Split,
+    pub chosen: Vec<Chosen>,
+    pub rule: String,
+    pub workers: usize,
+    /// What else stands under the title.
+    pub facts: Vec<(String, String)>,
+    /// What is still going on; the page then renews itself.
+    pub status: Option<String>,
+}
+
+/// Makes the page and says where it is.
+pub fn write_page<B: Backend>(
+    backend: &B,
+    model: &Model<B>,
+    job: PageJob<'_>,
+    out: &Path,
+    progress: &mut Progress,
+) -> Result<PathBuf> {
+    let network = &model.network;
+    let header = Header {
+        title: format!("What {} has learnt", network.architecture.name),
+        checkpoint: job.checkpoint,
+        data: job.root.display().to_string(),
+        network: network.architecture.name.clone(),
+        split: job.split.name().into(),
+        images: job.images.len(),
+        input: network.input().h,
+        rule: job.rule.clone(),
+        facts: job.facts,
+        refresh: job.status.as_ref().map(|_| 10),
+        status: job.status,
+    };
+    let written = || format!("cannot write into {}", out.display());
+    let out = make_folder(out)?;
+    let mut writer = Writer::new(&out, header).with_context(written)?;
+    let request = Request {
+        images: job.images,
+        root: job.root,
+        chosen: job.chosen,
+        rule: Rule::named(&job.rule)?,
+        workers: job.workers,
+    };
+    features(backend, model, &request, &out, &mut writer, |what, done, total| {
+        progress.show(&format!("features: {what}"), done, total, "");
+    })?;
+    writer.finish().with_context(written)
+}

@@ -1,0 +1,283 @@
+//! The strongest activations of chosen maps over many images, and their pictures.
+//!
+//! One pass over the images finds the peaks (value and place from the device; one peak an image and
+//! map). Then the images that hold peaks are looked at once more and each peak is projected from there.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+use serde::{Deserialize, Serialize};
+
+use super::{centre_crop, field_box, original_box, projection_image};
+use crate::Result;
+use crate::backend::{Backend, SeedUnit};
+use crate::data::images::{Images, Scratch};
+use crate::data::loader::{Bad, Loader, Plan};
+use crate::model::{Kind, Model, Network, Projector, Rule, Seed};
+use crate::report::top9::Peak;
+use crate::train::evaluate::TestCrops;
+
+/// Images, and projections, at a time.
+pub const BATCH: usize = 32;
+
+/// Maps of a layer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Chosen {
+    /// Index of the layer.
+    pub layer: usize,
+    /// In rising order.
+    pub maps: Vec<usize>,
+}
+
+/// Which maps of a layer.
+#[derive(Clone, Copy, Debug)]
+pub enum Maps {
+    /// So many, from the first on.
+    First(usize),
+    /// So many, drawn with this seed.
+    Random(usize, u64),
+}
+
+impl Maps {
+    /// The maps of a layer.
+    pub fn of(self, network: &Network, layer: usize) -> Chosen {
+        let count = network.layers[layer].output.c;
+        let maps = match self {
+            Maps::First(wanted) => (0..count.min(wanted)).collect(),
+            Maps::Random(wanted, seed) => {
+                // A stream for each layer, so that one layer's choice does not depend on the others.
+                let mut random = ChaCha8Rng::seed_from_u64(seed);
+                random.set_stream(layer as u64);
+                let mut maps: Vec<usize> = (0..count).collect();
+                for i in 0..count.min(wanted) {
+                    let left = (count - i) as u64;
+                    maps.swap(i, i + (random.next_u64() % left) as usize);
+                }
+                maps.truncate(wanted);
+                maps.sort_unstable();
+                maps
+            }
+        };
+        Chosen { layer, maps }
+    }
+}
+
+/// The spatial convolutions of a network, or with `pooled` the poolings behind them (where there is
+/// one before the next convolution).
+pub fn spatial_layers(network: &Network, pooled: bool) -> Vec<usize> {
+    let is = |i: usize| match network.layers[i].kind {
+        Kind::Conv { .. } => !pooled,
+        Kind::MaxPool { .. } => pooled,
+        _ => false,
+    };
+    (0..network.layers.len()).filter(|&i| is(i)).collect()
+}
+
+/// A peak and the image it was found in.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Found {
+    /// Index of the image.
+    pub image: u32,
+    /// Map, row, column, activation.
+    pub unit: SeedUnit,
+}
+
+/// Strongest first, the earlier image of equals, at most `count`.
+fn insert(best: &mut Vec<Found>, found: Found, count: usize) {
+    let stronger = |other: &Found| {
+        (other.unit.value, std::cmp::Reverse(other.image))
+            > (found.unit.value, std::cmp::Reverse(found.image))
+    };
+    let place = best.partition_point(stronger);
+    if place < count {
+        best.insert(place, found);
+        best.truncate(count);
+    }
+}
+
+/// How far a search has come.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Searched {
+    /// Images that were looked at, from the first on.
+    pub done: usize,
+    /// For each chosen layer and map the strongest peaks so far, strongest first.
+    pub best: Vec<Vec<Vec<Found>>>,
+}
+
+impl Searched {
+    /// Nothing yet.
+    pub fn nothing(chosen: &[Chosen]) -> Self {
+        let best = chosen.iter().map(|chosen| vec![Vec::new(); chosen.maps.len()]).collect();
+        Searched { done: 0, best }
+    }
+}
+
+/// One streaming pass: for each chosen layer and map, the `count` strongest peaks over all images.
+/// `searched` says how far it is; `progress` is told of it after each batch.
+///
+/// # Errors
+/// If images cannot be read, the backend refuses, or `progress` fails.
+pub fn search<B: Backend>(
+    projector: &mut Projector<'_, B>,
+    model: &Model<B>,
+    images: &Arc<Images>,
+    chosen: &[Chosen],
+    count: usize,
+    workers: usize,
+    searched: &mut Searched,
+    mut progress: impl FnMut(&Searched) -> Result<()>,
+) -> Result<()> {
+    let order: Vec<u32> = (searched.done as u32..images.len() as u32).collect();
+    let plan = Plan::new(order, BATCH, Bad::Skip);
+    let mut loader = Loader::new(images.clone(), plan, workers);
+    while let Some(batch) = loader.next_batch()? {
+        let crops: Vec<_> = (0..batch.labels.len() as u32)
+            .flat_map(|i| TestCrops::One.of(&model.preprocess, i))
+            .collect();
+        // If there are none, all files of the batch are bad.
+        if !crops.is_empty() {
+            projector.look(batch.pixels(), &crops)?;
+            for (Chosen { layer, maps }, best) in chosen.iter().zip(&mut searched.best) {
+                let output = model.network.layers[*layer].output;
+                let peaks = projector.peaks(*layer)?;
+                for (peaks, &image) in peaks.chunks_exact(output.c).zip(&batch.indices) {
+                    for (&map, best) in maps.iter().zip(best.iter_mut()) {
+                        let peak = peaks[map];
+                        if peak.value > 0.0 {
+                            let width = output.w as u32;
+                            let (y, x) = (peak.position / width, peak.position % width);
+                            let unit = SeedUnit { map: map as u32, y, x, value: peak.value };
+                            insert(best, Found { image, unit }, count);
+                        }
+                    }
+                }
+            }
+        }
+        searched.done = (searched.done + BATCH).min(images.len());
+        progress(searched)?;
+        loader.recycle(batch);
+    }
+    Ok(())
+}
+
+/// Projects peaks of some maps of a layer, cut to their receptive fields, beside the patches that were
+/// there; image paths are relative to `root`. `progress` is called with the number of peaks just done.
+///
+/// # Errors
+/// If images cannot be read, or the backend refuses.
+pub fn pictures<B: Backend>(
+    model: &Model<B>,
+    projector: &mut Projector<'_, B>,
+    images: &Images,
+    root: &Path,
+    rule: Rule,
+    layer: usize,
+    maps: &[Vec<Found>],
+    mut progress: impl FnMut(usize),
+) -> Result<Vec<Vec<Peak>>> {
+    let Model { network, preprocess, .. } = model;
+    let shown = &network.layers[layer];
+    // All peaks by image, so that each image is looked at once.
+    let mut by_image: BTreeMap<u32, Vec<(usize, usize)>> = BTreeMap::new();
+    for (map, found) in maps.iter().enumerate() {
+        for (place, found) in found.iter().enumerate() {
+            by_image.entry(found.image).or_default().push((map, place));
+        }
+    }
+    let mut pictures: Vec<Vec<Peak>> =
+        maps.iter().map(|found| vec![Peak::default(); found.len()]).collect();
+    let holding: Vec<u32> = by_image.keys().copied().collect();
+    let bytes = images.bytes_per_image();
+    let mut scratch = Scratch::default();
+    for some in holding.chunks(BATCH) {
+        let mut pixels = vec![0; some.len() * bytes];
+        let mut crops = Vec::new();
+        for (i, (image, square)) in some.iter().zip(pixels.chunks_exact_mut(bytes)).enumerate() {
+            images.read_good(*image as usize, &mut scratch, square)?;
+            crops.extend(TestCrops::One.of(preprocess, i as u32));
+        }
+        projector.look(&pixels, &crops)?;
+        let wanted: Vec<(usize, usize, usize)> = some
+            .iter()
+            .enumerate()
+            .flat_map(|(i, image)| by_image[image].iter().map(move |&(m, p)| (i, m, p)))
+            .collect();
+        let seeds: Vec<Seed> = wanted
+            .iter()
+            .map(|&(i, map, place)| Seed { image: i as u32, unit: maps[map][place].unit })
+            .collect();
+        let mut sizes = BTreeMap::new();
+        projector.project(layer, &seeds, rule, |index, projection| {
+            let (i, map, place) = wanted[index];
+            let Found { image, unit } = maps[map][place];
+            let path = images.path(image as usize);
+            let (width, height) = match sizes.get(&image) {
+                Some(size) => *size,
+                None => {
+                    let size = images.size(image as usize, &mut scratch)?;
+                    *sizes.entry(image).or_insert(size)
+                }
+            };
+            let (y, x) = (unit.y as usize, unit.x as usize);
+            let field = field_box(shown, y, x);
+            let class = images.class(image as usize) as usize;
+            let square = &pixels[i * bytes..(i + 1) * bytes];
+            pictures[map][place] = Peak {
+                image: path.strip_prefix(root).unwrap_or(&path).display().to_string(),
+                class: model.classes[class].clone(),
+                y,
+                x,
+                value: unit.value,
+                field_box: field,
+                patch: original_box(preprocess, width, height, field),
+                projection: projection_image(preprocess, projection).crop(field),
+                photo: centre_crop(preprocess, square).crop(field),
+            };
+            Ok(())
+        })?;
+        progress(seeds.len());
+    }
+    Ok(pictures)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nine_strongest_are_kept_in_order() {
+        let mut best = Vec::new();
+        let values = [3.0, 1.0, 3.0, 9.0, 2.0, 5.0, 4.0, 8.0, 7.0, 6.0, 0.5, 3.0];
+        for (image, value) in (0..).zip(values) {
+            insert(&mut best, Found { image, unit: SeedUnit { map: 0, y: 0, x: 0, value } }, 9);
+        }
+        let found: Vec<_> = best.iter().map(|f| (f.unit.value, f.image)).collect();
+        let expected = [(9.0, 3), (8.0, 7), (7.0, 8), (6.0, 9), (5.0, 5), (4.0, 6)];
+        assert_eq!(found[..6], expected);
+        assert_eq!(found[6..], [(3.0, 0), (3.0, 2), (3.0, 11)]);
+    }
+
+    #[test]
+    fn a_random_choice_is_that_of_its_seed() {
+        let network =
+            Network::new(crate::model::Architecture::find("zfnet-mini").unwrap()).unwrap();
+        let conv3 = network.layer("conv3").unwrap();
+        let choose = |seed| Maps::Random(9, seed).of(&network, conv3).maps;
+        assert_eq!(choose(1), choose(1));
+        assert_ne!(choose(1), choose(2));
+        assert!(choose(1).windows(2).all(|pair| pair[0] < pair[1]) && choose(1).len() == 9);
+        let all = network.layers[conv3].output.c;
+        let every: Vec<usize> = (0..all).collect();
+        assert_eq!(Maps::Random(all + 5, 3).of(&network, conv3).maps, every);
+        assert_eq!(Maps::First(usize::MAX).of(&network, conv3).maps, every);
+        let names = |pooled| -> Vec<&str> {
+            let layers = spatial_layers(&network, pooled);
+            layers.into_iter().map(|i| network.layers[i].name.as_str()).collect()
+        };
+        assert_eq!(names(false), ["conv1", "conv2", "conv3", "conv4", "conv5"]);
+        assert_eq!(names(true), ["pool1", "pool2", "pool5"]);
+    }
+}
