@@ -1,6 +1,7 @@
 //! Looking into a trained network: one file for each of the paper's experiments.
 
 pub mod boxes;
+pub mod correspondence;
 pub mod evolution;
 pub mod features;
 pub mod fill;

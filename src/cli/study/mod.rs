@@ -1,5 +1,6 @@
 //! `zfnet study ...`: the paper's pictures for a network of one's own. What the commands share is here.
 
+mod correspondence;
 pub mod evolution;
 pub mod features;
 mod occlusion;
@@ -33,6 +34,8 @@ enum Study {
     Evolution(evolution::Evolution),
     /// Slide a square over images: where does the network look? (Figure 7)
     Occlusion(occlusion::Occlusion),
+    /// Are parts of objects told alike in different images? (Table 1)
+    Correspondence(correspondence::Correspondence),
     /// One page of a run: training curves and every study made of it so far
     Report(report::Report),
 }
@@ -42,6 +45,7 @@ pub fn run(command: StudyCommand) -> Result<ExitCode> {
         Study::Features(args) => args.study.device.clone().run(args),
         Study::Evolution(args) => args.device.clone().run(args),
         Study::Occlusion(args) => args.study.device.clone().run(args),
+        Study::Correspondence(args) => args.study.device.clone().run(args),
         Study::Report(args) => report::run(args),
     }
 }
