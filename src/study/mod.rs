@@ -10,6 +10,7 @@ pub mod parts;
 pub mod peaks;
 pub mod picks;
 pub mod project;
+pub mod sanity;
 
 use xxhash_rust::xxh3::Xxh3;
 

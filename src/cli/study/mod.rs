@@ -5,6 +5,7 @@ pub mod evolution;
 pub mod features;
 mod occlusion;
 mod report;
+mod sanity;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -36,6 +37,8 @@ enum Study {
     Occlusion(occlusion::Occlusion),
     /// Are parts of objects told alike in different images? (Table 1)
     Correspondence(correspondence::Correspondence),
+    /// Projections beside those of random weights, by three rules
+    Sanity(sanity::Sanity),
     /// One page of a run: training curves and every study made of it so far
     Report(report::Report),
 }
@@ -46,6 +49,7 @@ pub fn run(command: StudyCommand) -> Result<ExitCode> {
         Study::Evolution(args) => args.device.clone().run(args),
         Study::Occlusion(args) => args.study.device.clone().run(args),
         Study::Correspondence(args) => args.study.device.clone().run(args),
+        Study::Sanity(args) => args.study.device.clone().run(args),
         Study::Report(args) => report::run(args),
     }
 }
