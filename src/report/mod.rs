@@ -117,7 +117,7 @@ impl Slugs {
 }
 
 /// Four digits, for captions.
-fn short(value: f32) -> String {
+pub(crate) fn short(value: f32) -> String {
     let value = rounded(value);
     let size = value.abs();
     if size >= 1e6 || size < 1e-3 && size > 0.0 {

@@ -20,11 +20,11 @@ use crate::model::{
     InputStage, Layer, Model, Projector, Purpose, Rule, Seed, Workspace, strongest,
 };
 use crate::picture::{GREY, Image};
-use crate::report::csv;
 use crate::report::figure::{
     Figure, PHOTOGRAPH_CONTRAST, PROJECTION_CONTRAST, Picture, Section, Table,
 };
 use crate::report::plot::{COLOURS, heat};
+use crate::report::{csv, short};
 use crate::shape::Shape;
 use crate::train::evaluate::{TestCrops, softmax};
 
@@ -390,8 +390,9 @@ fn section<B: Backend>(
             "projection",
             format!("{name}, projected"),
             format!(
-                "its strongest unit (row {y}, column {x}, activation {value:.3}) without the square, \
-                 carried down by the deconvnet"
+                "its strongest unit (row {y}, column {x}, activation {}) without the square, \
+                 carried down by the deconvnet",
+                short(*value)
             ),
             PROJECTION_CONTRAST.into(),
             &shown,
@@ -404,8 +405,8 @@ fn section<B: Backend>(
     pictures.push(picture(
         "activity",
         format!("Activity of {name}"),
-        format!("its sum over the map; {:.3} without the square", before.activity),
-        format!("from 0 (dark) to {most:.3} (yellow)"),
+        format!("its sum over the map; {} without the square", short(before.activity)),
+        format!("from 0 (dark) to {} (yellow)", short(most)),
         &laid(&|place| heat(f64::from(place.activity), 0.0, f64::from(most))),
     )?);
     pictures.push(picture(

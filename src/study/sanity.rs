@@ -20,10 +20,10 @@ use crate::backend::{Backend, Peak, SeedUnit};
 use crate::disk::write_whole;
 use crate::model::{Kind, Model, Network, Params, Projector, Rule, Seed, strongest};
 use crate::picture::Image;
-use crate::report::csv;
 use crate::report::figure::{
     Figure, PHOTOGRAPH_CONTRAST, PROJECTION_CONTRAST, Picture, Section, Table,
 };
+use crate::report::{csv, short};
 use crate::train::evaluate::TestCrops;
 use crate::{Error, Result};
 
@@ -214,8 +214,12 @@ pub fn sanity<B: Backend>(
                         Picture {
                             title: format!("{name}, {weights} weights"),
                             method: format!(
-                                "{} map {}, row {}, column {}, activation {:.3e}",
-                                shown.name, unit.map, unit.y, unit.x, unit.value
+                                "{} map {}, row {}, column {}, activation {}",
+                                shown.name,
+                                unit.map,
+                                unit.y,
+                                unit.x,
+                                short(unit.value)
                             ),
                             contrast: PROJECTION_CONTRAST.into(),
                             image: image.name.clone(),
