@@ -87,11 +87,10 @@ pub fn features<B: Backend>(
         let (total, mut done) = (best.iter().map(Vec::len).sum(), 0);
         progress(&shown.name, 0, total);
         for (maps, best) in maps.chunks(at_a_time).zip(best.chunks(at_a_time)) {
-            let rows =
-                pictures(model, &mut projector, images, root, *rule, *layer, best, |more| {
-                    done += more;
-                    progress(&shown.name, done, total);
-                })?;
+            let rows = pictures(model, &mut projector, images, root, *rule, *layer, best, |now| {
+                progress(&shown.name, done + now, total);
+            })?;
+            done += best.iter().map(Vec::len).sum::<usize>();
             for (&map, peaks) in maps.iter().zip(rows) {
                 writer.map(Map { map, peaks }).map_err(io)?;
             }

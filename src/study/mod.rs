@@ -5,6 +5,7 @@ pub mod correspondence;
 pub mod evolution;
 pub mod features;
 pub mod fill;
+pub mod filters;
 pub mod occlusion;
 pub mod parts;
 pub mod peaks;

@@ -163,8 +163,71 @@ pub fn search<B: Backend>(
     Ok(())
 }
 
+/// A peak of [`project`], with its projection.
+pub struct Projected<'a> {
+    /// Which of the maps given.
+    pub map: usize,
+    /// Which of its peaks.
+    pub place: usize,
+    /// The peak.
+    pub found: Found,
+    /// The square of pixels it was found in.
+    pub square: &'a [u8],
+    /// `[size, size, 3]`, in the network's order of channels.
+    pub projection: &'a [f32],
+}
+
+/// Projects peaks of maps of a layer, looking at each image once, and hands each to `each`, in no order
+/// of theirs.
+///
+/// # Errors
+/// If images cannot be read, the backend refuses, or `each` fails.
+pub fn project<B: Backend>(
+    model: &Model<B>,
+    projector: &mut Projector<'_, B>,
+    images: &Images,
+    rule: Rule,
+    layer: usize,
+    maps: &[Vec<Found>],
+    mut each: impl FnMut(Projected<'_>) -> Result<()>,
+) -> Result<()> {
+    let mut by_image: BTreeMap<u32, Vec<(usize, usize)>> = BTreeMap::new();
+    for (map, found) in maps.iter().enumerate() {
+        for (place, found) in found.iter().enumerate() {
+            by_image.entry(found.image).or_default().push((map, place));
+        }
+    }
+    let holding: Vec<u32> = by_image.keys().copied().collect();
+    let bytes = images.bytes_per_image();
+    let mut scratch = Scratch::default();
+    for some in holding.chunks(BATCH) {
+        let mut pixels = vec![0; some.len() * bytes];
+        let mut crops = Vec::new();
+        for (i, (image, square)) in some.iter().zip(pixels.chunks_exact_mut(bytes)).enumerate() {
+            images.read_good(*image as usize, &mut scratch, square)?;
+            crops.extend(TestCrops::One.of(&model.preprocess, i as u32));
+        }
+        projector.look(&pixels, &crops)?;
+        let wanted: Vec<(usize, usize, usize)> = some
+            .iter()
+            .enumerate()
+            .flat_map(|(i, image)| by_image[image].iter().map(move |&(m, p)| (i, m, p)))
+            .collect();
+        let seeds: Vec<Seed> = wanted
+            .iter()
+            .map(|&(i, map, place)| Seed { image: i as u32, unit: maps[map][place].unit })
+            .collect();
+        projector.project(layer, &seeds, rule, |index, projection| {
+            let (i, map, place) = wanted[index];
+            let square = &pixels[i * bytes..(i + 1) * bytes];
+            each(Projected { map, place, found: maps[map][place], square, projection })
+        })?;
+    }
+    Ok(())
+}
+
 /// Projects peaks of some maps of a layer, cut to their receptive fields, beside the patches that were
-/// there; image paths are relative to `root`. `progress` is called with the number of peaks just done.
+/// there; image paths are relative to `root`. `progress` is called with the number of peaks done.
 ///
 /// # Errors
 /// If images cannot be read, or the backend refuses.
@@ -180,66 +243,37 @@ pub fn pictures<B: Backend>(
 ) -> Result<Vec<Vec<Peak>>> {
     let Model { network, preprocess, .. } = model;
     let shown = &network.layers[layer];
-    // All peaks by image, so that each image is looked at once.
-    let mut by_image: BTreeMap<u32, Vec<(usize, usize)>> = BTreeMap::new();
-    for (map, found) in maps.iter().enumerate() {
-        for (place, found) in found.iter().enumerate() {
-            by_image.entry(found.image).or_default().push((map, place));
-        }
-    }
     let mut pictures: Vec<Vec<Peak>> =
         maps.iter().map(|found| vec![Peak::default(); found.len()]).collect();
-    let holding: Vec<u32> = by_image.keys().copied().collect();
-    let bytes = images.bytes_per_image();
-    let mut scratch = Scratch::default();
-    for some in holding.chunks(BATCH) {
-        let mut pixels = vec![0; some.len() * bytes];
-        let mut crops = Vec::new();
-        for (i, (image, square)) in some.iter().zip(pixels.chunks_exact_mut(bytes)).enumerate() {
-            images.read_good(*image as usize, &mut scratch, square)?;
-            crops.extend(TestCrops::One.of(preprocess, i as u32));
-        }
-        projector.look(&pixels, &crops)?;
-        let wanted: Vec<(usize, usize, usize)> = some
-            .iter()
-            .enumerate()
-            .flat_map(|(i, image)| by_image[image].iter().map(move |&(m, p)| (i, m, p)))
-            .collect();
-        let seeds: Vec<Seed> = wanted
-            .iter()
-            .map(|&(i, map, place)| Seed { image: i as u32, unit: maps[map][place].unit })
-            .collect();
-        let mut sizes = BTreeMap::new();
-        projector.project(layer, &seeds, rule, |index, projection| {
-            let (i, map, place) = wanted[index];
-            let Found { image, unit } = maps[map][place];
-            let path = images.path(image as usize);
-            let (width, height) = match sizes.get(&image) {
-                Some(size) => *size,
-                None => {
-                    let size = images.size(image as usize, &mut scratch)?;
-                    *sizes.entry(image).or_insert(size)
-                }
-            };
-            let (y, x) = (unit.y as usize, unit.x as usize);
-            let field = field_box(shown, y, x);
-            let class = images.class(image as usize) as usize;
-            let square = &pixels[i * bytes..(i + 1) * bytes];
-            pictures[map][place] = Peak {
-                image: path.strip_prefix(root).unwrap_or(&path).display().to_string(),
-                class: model.classes[class].clone(),
-                y,
-                x,
-                value: unit.value,
-                field_box: field,
-                patch: original_box(preprocess, width, height, field),
-                projection: projection_image(preprocess, projection).crop(field),
-                photo: centre_crop(preprocess, square).crop(field),
-            };
-            Ok(())
-        })?;
-        progress(seeds.len());
-    }
+    let (mut sizes, mut scratch, mut done) = (BTreeMap::new(), Scratch::default(), 0);
+    project(model, projector, images, rule, layer, maps, |projected| {
+        let Projected { map, place, found: Found { image, unit }, square, projection } = projected;
+        let path = images.path(image as usize);
+        let (width, height) = match sizes.get(&image) {
+            Some(size) => *size,
+            None => {
+                let size = images.size(image as usize, &mut scratch)?;
+                *sizes.entry(image).or_insert(size)
+            }
+        };
+        let (y, x) = (unit.y as usize, unit.x as usize);
+        let field = field_box(shown, y, x);
+        let class = images.class(image as usize) as usize;
+        pictures[map][place] = Peak {
+            image: path.strip_prefix(root).unwrap_or(&path).display().to_string(),
+            class: model.classes[class].clone(),
+            y,
+            x,
+            value: unit.value,
+            field_box: field,
+            patch: original_box(preprocess, width, height, field),
+            projection: projection_image(preprocess, projection).crop(field),
+            photo: centre_crop(preprocess, square).crop(field),
+        };
+        done += 1;
+        progress(done);
+        Ok(())
+    })?;
     Ok(pictures)
 }
 

@@ -3,6 +3,7 @@
 mod correspondence;
 pub mod evolution;
 pub mod features;
+mod filters;
 mod occlusion;
 mod report;
 mod sanity;
@@ -33,6 +34,8 @@ enum Study {
     Features(features::Features),
     /// How features came about, epoch by epoch (Figure 4)
     Evolution(evolution::Evolution),
+    /// First-layer filters, of several networks side by side; dead features, aliasing (Figure 6)
+    Filters(filters::Filters),
     /// Slide a square over images: where does the network look? (Figure 7)
     Occlusion(occlusion::Occlusion),
     /// Are parts of objects told alike in different images? (Table 1)
@@ -47,6 +50,7 @@ pub fn run(command: StudyCommand) -> Result<ExitCode> {
     match command.study {
         Study::Features(args) => args.study.device.clone().run(args),
         Study::Evolution(args) => args.device.clone().run(args),
+        Study::Filters(args) => args.study.device.clone().run(args),
         Study::Occlusion(args) => args.study.device.clone().run(args),
         Study::Correspondence(args) => args.study.device.clone().run(args),
         Study::Sanity(args) => args.study.device.clone().run(args),

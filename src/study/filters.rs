@@ -1,0 +1,724 @@
+//! The paper's Figure 6: the first layer's filters of one network or of several side by side, and what
+//! is wrong with them: a filter that dominates, dead features, missing middle frequencies, aliasing.
+//!
+//! The spectrum of a filter w (rows r, columns s, channels c), at frequencies in cycles a pixel:
+//!
+//! ```text
+//! P(fy, fx) = sum over c of | sum over r, s of w(r, s, c) exp(-2 pi i (fy r + fx s)) |^2
+//! ```
+//!
+//! on a grid of 32 x 32 frequencies from -1/2 on; its mean over the grid is the sum of w^2. Shares are of
+//! that energy: *low* below 0.1 cycles a pixel (distance from zero in both directions), *middle* from there
+//! to 0.25, *high* above; *folded* is what lies beyond the layer's own Nyquist frequency, 1/(2 stride), in
+//! either direction, and so comes out of the layer at a frequency that it does not have.
+//!
+//! The grid measure looks for what the paper saw in layer 2: patterns with the period of layer 1's stride
+//! t. Over projections of layer 2's strongest units it is the share of the energy that lies within 1/side of
+//! a multiple of 1/t in either direction, relative to the same share of the area; energy and area around
+//! zero (within 1/side) are left out, and so is a picture's mean. 1 is what white noise gives.
+
+use std::f64::consts::TAU;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rayon::prelude::*;
+use serde::Serialize;
+
+use super::field_box;
+use super::peaks::{BATCH, Chosen, Maps, Projected, Searched, project, search, spatial_layers};
+use crate::backend::Backend;
+use crate::data::images::Images;
+use crate::disk::write_whole;
+use crate::model::{Kind, Model, Projector, Rule};
+use crate::picture::{Image, contrast};
+use crate::report::figure::{Figure, PROJECTION_CONTRAST, Picture, Section, Table};
+use crate::report::plot::heat;
+use crate::report::{csv, short};
+use crate::{Error, Result};
+
+/// Frequencies in each direction.
+const GRID: usize = 32;
+/// Where the bands end, in cycles a pixel.
+const BANDS: [f64; 2] = [0.1, 0.25];
+/// A filter whose RMS is so many times the median dominates.
+const DOMINATES: f64 = 3.0;
+/// A filter with a norm below this share of the median is dead: the second of two definitions.
+const DEAD: f64 = 0.01;
+/// Middle frequencies are few if fewer filters than this share have most of their energy there.
+const FEW: f64 = 0.1;
+/// A grid measure above this is aliasing.
+const ALIASED: f64 = 2.0;
+/// Folded energy above this share is aliasing to come.
+const FOLDED: f64 = 0.5;
+
+/// What is known of a network's filters.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Filters {
+    /// The network's name.
+    pub network: String,
+    /// Where its weights come from.
+    pub checkpoint: String,
+    /// The first layer's name.
+    pub layer: String,
+    /// Rows and columns of its filters.
+    pub kernel: [usize; 2],
+    /// Its stride.
+    pub stride: usize,
+    /// The limit of the filters' RMS in training; 0 for none.
+    pub rms_limit: f32,
+    /// RMS of each filter.
+    pub rms: Vec<f64>,
+    /// Filters with a norm below 1 % of the median.
+    pub dead_by_norm: Vec<usize>,
+    /// Shares of low, middle, high frequencies, and of what is folded, of each filter.
+    pub shares: Vec<[f64; 4]>,
+    /// What a pass over images has shown.
+    pub seen: Option<Seen>,
+    /// `[filters, rows, columns, 3]`, RGB.
+    #[serde(skip)]
+    values: Vec<f32>,
+}
+
+/// What a pass over images shows.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Seen {
+    /// How many images.
+    pub images: usize,
+    /// For each spatial convolution its name, the number of its maps, and those that were never above
+    /// zero.
+    pub dead: Vec<(String, usize, Vec<usize>)>,
+    /// The grid measure of the second convolution's projections, and of how many; none if there is no
+    /// second one, or nothing fired.
+    pub grid: Option<(f64, usize)>,
+}
+
+impl Filters {
+    /// Reads the first layer of a model.
+    ///
+    /// # Errors
+    /// If it is no convolution of an image, or the backend refuses.
+    pub fn of<B: Backend>(backend: &B, model: &Model<B>, checkpoint: &str) -> Result<Self> {
+        let Model { network, params, preprocess, .. } = model;
+        let first = &network.layers[0];
+        let (Kind::Conv { dims, rms_limit }, Some(param)) = (&first.kind, &params.layers[0]) else {
+            return Err(Error::Network(format!(
+                "{}: the first layer, {}, is no spatial convolution",
+                network.architecture.name, first.name
+            )));
+        };
+        let mut values = vec![0.0; param.weight.shape().len()];
+        backend.download(&mut values, &param.weight)?;
+        if preprocess.order == [2, 1, 0] {
+            values.chunks_exact_mut(3).for_each(|pixel| pixel.swap(0, 2));
+        }
+        let kernel = [dims.r as usize, dims.s as usize];
+        let stride = dims.stride[0].max(dims.stride[1]) as usize;
+        let filters = || values.par_chunks_exact(kernel[0] * kernel[1] * 3);
+        let rms: Vec<f64> = filters().map(rms).collect();
+        let shares = filters().map(|filter| shares(filter, kernel, stride)).collect();
+        Ok(Filters {
+            network: network.architecture.name.clone(),
+            checkpoint: checkpoint.into(),
+            layer: first.name.clone(),
+            kernel,
+            stride,
+            rms_limit: *rms_limit,
+            dead_by_norm: dead_by_norm(&rms),
+            rms,
+            shares,
+            seen: None,
+            values,
+        })
+    }
+
+    /// Passes over images: which maps never fire, and whether layer 2's projections have a grid in them.
+    /// `progress` is called with what is done, how much, of how much.
+    ///
+    /// # Errors
+    /// If there are no images, they cannot be read, or the backend refuses.
+    pub fn look<B: Backend>(
+        &mut self,
+        backend: &B,
+        model: &Model<B>,
+        images: &Arc<Images>,
+        workers: usize,
+        mut progress: impl FnMut(&str, usize, usize),
+    ) -> Result<()> {
+        let Model { network, params, preprocess, .. } = model;
+        if images.is_empty() {
+            return Err(Error::Data("no images in this split: nothing can fire".into()));
+        }
+        let chosen: Vec<Chosen> = spatial_layers(network, false)
+            .into_iter()
+            .map(|layer| Maps::First(usize::MAX).of(network, layer))
+            .collect();
+        let mut projector = Projector::new(backend, network, params, preprocess, BATCH, BATCH)?;
+        let mut searched = Searched::nothing(&chosen);
+        search(&mut projector, model, images, &chosen, 1, workers, &mut searched, |searched| {
+            progress("search", searched.done, images.len());
+            Ok(())
+        })?;
+        let dead = chosen.iter().zip(&searched.best).map(|(chosen, best)| {
+            let dead = (0..best.len()).filter(|map| best[*map].is_empty()).collect();
+            (network.layers[chosen.layer].name.clone(), best.len(), dead)
+        });
+        let mut seen = Seen { images: images.len(), dead: dead.collect(), grid: None };
+        if let (Some(second), Some(best)) = (chosen.get(1), searched.best.get(1)) {
+            let layer = &network.layers[second.layer];
+            let total: usize = best.iter().map(Vec::len).sum();
+            let mut sums = [0.0; 2];
+            let mut done = 0;
+            let rule = Rule::DECONVNET;
+            project(model, &mut projector, images, rule, second.layer, best, |projected| {
+                let Projected { found, projection, .. } = projected;
+                let field = field_box(layer, found.unit.y as usize, found.unit.x as usize);
+                let side = layer.field[0].size;
+                let cut = cut(projection, preprocess.size, field);
+                let [on_grid, all] = grid(&cut, side, self.stride);
+                // Each picture counts alike, however strong it is.
+                if all > 0.0 {
+                    sums[0] += on_grid / all;
+                    sums[1] += 1.0;
+                }
+                done += 1;
+                progress("layer 2", done, total);
+                Ok(())
+            })?;
+            if sums[1] > 0.0 && self.stride > 1 {
+                let area = grid_area(layer.field[0].size, self.stride);
+                seen.grid = Some((sums[0] / sums[1] / area, sums[1] as usize));
+            }
+        }
+        self.seen = Some(seen);
+        Ok(())
+    }
+
+    /// What is wrong, in words.
+    pub fn alarms(&self) -> Vec<String> {
+        let mut alarms = Vec::new();
+        let middle = median(&self.rms);
+        let (largest, strongest) = largest(&self.rms);
+        if middle > 0.0 && strongest > DOMINATES * middle {
+            alarms.push(format!(
+                "Filter {largest} dominates: its RMS is {:.1} times the median (more than \
+                 {DOMINATES} is an alarm). A limit of the RMS (--rms-limit) prevents that.",
+                strongest / middle
+            ));
+        }
+        if !self.dead_by_norm.is_empty() {
+            alarms.push(format!(
+                "{} of {} filters are dead by their norm, below 1 % of the median: {}.",
+                self.dead_by_norm.len(),
+                self.rms.len(),
+                listed(&self.dead_by_norm)
+            ));
+        }
+        let mostly_middle = self.mostly(1);
+        if (mostly_middle as f64) < FEW * self.rms.len() as f64 {
+            alarms.push(format!(
+                "Few middle frequencies: {mostly_middle} of {} filters have most of their energy \
+                 between {} and {} cycles a pixel (fewer than {:.0} % is an alarm).",
+                self.rms.len(),
+                BANDS[0],
+                BANDS[1],
+                FEW * 100.0
+            ));
+        }
+        let folded = self.mean(3);
+        if folded > FOLDED {
+            alarms.push(format!(
+                "{:.0} % of the filters’ energy lies beyond what a stride of {} can carry, and folds \
+                 onto other frequencies (more than {:.0} % is an alarm). A smaller stride helps.",
+                folded * 100.0,
+                self.stride,
+                FOLDED * 100.0
+            ));
+        }
+        for (layer, maps, dead) in self.seen.iter().flat_map(|seen| &seen.dead) {
+            if !dead.is_empty() {
+                alarms.push(format!(
+                    "{} of {maps} maps of {layer} are dead, never above zero in the images: {}.",
+                    dead.len(),
+                    listed(dead)
+                ));
+            }
+        }
+        if let Some((grid, _)) = self.grid().filter(|(grid, _)| *grid > ALIASED) {
+            alarms.push(format!(
+                "Layer 2’s projections repeat with the first layer’s stride of {}: {grid:.1} times \
+                 as much as noise would (more than {ALIASED} is an alarm).",
+                self.stride
+            ));
+        }
+        alarms
+    }
+
+    fn grid(&self) -> Option<(f64, usize)> {
+        self.seen.as_ref()?.grid
+    }
+
+    /// Mean of a share over the filters that are not dead.
+    fn mean(&self, share: usize) -> f64 {
+        let alive: Vec<f64> = (0..self.shares.len())
+            .filter(|filter| !self.dead_by_norm.contains(filter))
+            .map(|filter| self.shares[filter][share])
+            .collect();
+        alive.iter().sum::<f64>() / alive.len().max(1) as f64
+    }
+
+    /// How many filters have more of their energy in a band than in either of the others.
+    fn mostly(&self, band: usize) -> usize {
+        let most =
+            |shares: &&[f64; 4]| (0..3).all(|other| other == band || shares[band] > shares[other]);
+        self.shares.iter().filter(most).count()
+    }
+
+    /// The filters as tiles, with one scale for all or one for each.
+    fn sheet(&self, one_scale: bool) -> Image {
+        let [rows, columns] = self.kernel;
+        let of_filter = rows * columns * 3;
+        let bytes: Vec<u8> = match one_scale {
+            true => contrast(&self.values),
+            false => self.values.chunks_exact(of_filter).flat_map(contrast).collect(),
+        };
+        let tile =
+            |bytes: &[u8]| Image::new(columns, rows, bytes.to_vec()).resize(columns * 6, rows * 6);
+        tiles(bytes.chunks_exact(of_filter).map(tile).collect())
+    }
+
+    /// The filters' spectra, zero in the middle of each tile, the tile's largest value yellow.
+    fn spectra(&self) -> Image {
+        let of_filter = self.kernel[0] * self.kernel[1] * 3;
+        let tile = |filter: &[f32]| {
+            let spectrum = spectrum(filter, self.kernel, GRID);
+            let most = spectrum.iter().copied().fold(0.0, f64::max);
+            let pixels = spectrum.iter().flat_map(|power| heat(power.sqrt(), 0.0, most.sqrt()));
+            Image::new(GRID, GRID, pixels.collect()).resize(GRID * 2, GRID * 2)
+        };
+        tiles(self.values.chunks_exact(of_filter).map(tile).collect())
+    }
+}
+
+fn tiles(tiles: Vec<Image>) -> Image {
+    Image::sheet(&tiles, 12, 3, 255)
+}
+
+/// sqrt(mean of w^2).
+fn rms(filter: &[f32]) -> f64 {
+    let sum: f64 = filter.iter().map(|w| f64::from(*w).powi(2)).sum();
+    (sum / filter.len() as f64).sqrt()
+}
+
+/// The middle value; the mean of the two in the middle of an even number.
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    match sorted.len() {
+        0 => 0.0,
+        n => (sorted[(n - 1) / 2] + sorted[n / 2]) / 2.0,
+    }
+}
+
+/// The first of the largest values, and it.
+fn largest(values: &[f64]) -> (usize, f64) {
+    let larger =
+        |best: (usize, f64), (i, v): (usize, &f64)| if *v > best.1 { (i, *v) } else { best };
+    values.iter().enumerate().fold((0, f64::NEG_INFINITY), larger)
+}
+
+/// Filters with an RMS below 1 % of the median.
+fn dead_by_norm(rms: &[f64]) -> Vec<usize> {
+    let limit = DEAD * median(rms);
+    (0..rms.len()).filter(|filter| rms[*filter] < limit || rms[*filter] == 0.0).collect()
+}
+
+/// The frequencies of a grid of `n`, in cycles a pixel, from -1/2 on.
+fn frequencies(n: usize) -> impl Iterator<Item = f64> + Clone {
+    (0..n).map(move |k| k as f64 / n as f64 - 0.5)
+}
+
+/// P of a picture `[rows, columns, 3]` on a grid of n x n, `[fy, fx]`.
+fn spectrum(picture: &[f32], [rows, columns]: [usize; 2], n: usize) -> Vec<f64> {
+    let waves = |length: usize| -> Vec<[f64; 2]> {
+        let angles = frequencies(n).flat_map(|f| (0..length).map(move |i| -TAU * f * i as f64));
+        angles.map(|angle| [angle.cos(), angle.sin()]).collect()
+    };
+    let (down, across) = (waves(rows), waves(columns));
+    let mut power = vec![0.0; n * n];
+    for channel in 0..3 {
+        // Along the rows first: [row, fx], then down the columns.
+        let mut half = vec![[0.0; 2]; rows * n];
+        for row in 0..rows {
+            for fx in 0..n {
+                let mut sum = [0.0; 2];
+                for (s, [re, im]) in across[fx * columns..(fx + 1) * columns].iter().enumerate() {
+                    let value = f64::from(picture[(row * columns + s) * 3 + channel]);
+                    sum[0] += value * re;
+                    sum[1] += value * im;
+                }
+                half[row * n + fx] = sum;
+            }
+        }
+        for fy in 0..n {
+            for fx in 0..n {
+                let mut sum = [0.0; 2];
+                for (row, [re, im]) in down[fy * rows..(fy + 1) * rows].iter().enumerate() {
+                    let [a, b] = half[row * n + fx];
+                    sum[0] += a * re - b * im;
+                    sum[1] += a * im + b * re;
+                }
+                power[fy * n + fx] += sum[0] * sum[0] + sum[1] * sum[1];
+            }
+        }
+    }
+    power
+}
+
+/// Shares of low, middle and high frequencies, and of what a stride folds; all 0 for nothing.
+fn shares(filter: &[f32], kernel: [usize; 2], stride: usize) -> [f64; 4] {
+    let power = spectrum(filter, kernel, GRID);
+    let nyquist = 0.5 / stride as f64;
+    let (mut sums, mut total) = ([0.0; 4], 0.0);
+    let places = frequencies(GRID).flat_map(|fy| frequencies(GRID).map(move |fx| [fy, fx]));
+    for (power, [fy, fx]) in power.iter().zip(places) {
+        let distance = fy.hypot(fx);
+        sums[BANDS.iter().filter(|edge| distance >= **edge).count()] += power;
+        if fy.abs() > nyquist || fx.abs() > nyquist {
+            sums[3] += power;
+        }
+        total += power;
+    }
+    if total > 0.0 { sums.map(|sum| sum / total) } else { [0.0; 4] }
+}
+
+/// Which of a grid's frequencies count: none around zero (`None`), and whether they are near a multiple of
+/// 1/stride.
+fn near_grid(n: usize, side: usize, stride: usize) -> Vec<Option<bool>> {
+    let reach = 1.0 / side as f64;
+    let near = |f: f64| (1..stride).any(|m| (f.abs() - m as f64 / stride as f64).abs() <= reach);
+    let places = frequencies(n).flat_map(|fy| frequencies(n).map(move |fx| (fy, fx)));
+    places
+        .map(|(fy, fx)| {
+            let around_zero = fy.abs() <= reach && fx.abs() <= reach;
+            (!around_zero).then(|| near(fy) || near(fx))
+        })
+        .collect()
+}
+
+/// Energy near the grid of a stride, and all energy but that around zero, of a picture of `side` x `side`.
+fn grid(picture: &[f32], side: usize, stride: usize) -> [f64; 2] {
+    let n = 2 * GRID;
+    // A picture's mean would leak from zero into all frequencies.
+    let pixels = (picture.len() / 3).max(1) as f64;
+    let mean =
+        |c: usize| picture.iter().skip(c).step_by(3).map(|v| f64::from(*v)).sum::<f64>() / pixels;
+    let means = [0, 1, 2].map(mean);
+    let centred = |(i, v): (usize, &f32)| (f64::from(*v) - means[i % 3]) as f32;
+    let centred: Vec<f32> = picture.iter().enumerate().map(centred).collect();
+    let power = spectrum(&centred, [side, side], n);
+    let (mut on_grid, mut all) = (0.0, 0.0);
+    for (power, near) in power.iter().zip(near_grid(n, side, stride)) {
+        if let Some(near) = near {
+            all += power;
+            on_grid += if near { *power } else { 0.0 };
+        }
+    }
+    [on_grid, all]
+}
+
+/// The same share of the area: what a picture of white noise has there.
+fn grid_area(side: usize, stride: usize) -> f64 {
+    let places = near_grid(2 * GRID, side, stride);
+    let count = |what: fn(&bool) -> bool| places.iter().flatten().filter(|near| what(near)).count();
+    count(|near| *near) as f64 / count(|_| true) as f64
+}
+
+/// A box of a picture `[size, size, 3]`, zero where it reaches beyond.
+fn cut(pixels: &[f32], size: usize, [x0, y0, x1, y1]: [i64; 4]) -> Vec<f32> {
+    let inside = 0..size as i64;
+    let pixel = |y: i64, x: i64| match inside.contains(&y) && inside.contains(&x) {
+        true => {
+            let place = (y as usize * size + x as usize) * 3;
+            [pixels[place], pixels[place + 1], pixels[place + 2]]
+        }
+        false => [0.0; 3],
+    };
+    (y0..y1).flat_map(|y| (x0..x1).flat_map(move |x| pixel(y, x))).collect()
+}
+
+fn listed(numbers: &[usize]) -> String {
+    let first: Vec<String> = numbers.iter().take(20).map(usize::to_string).collect();
+    format!("{}{}", first.join(", "), if numbers.len() > 20 { ", ..." } else { "" })
+}
+
+/// Writes the pictures, `filters.csv`, `filters.json` and the page; returns the page's path.
+///
+/// # Errors
+/// If the folder cannot be written.
+pub fn write(
+    out: &Path,
+    facts: Vec<(String, String)>,
+    networks: &[Filters],
+) -> io::Result<PathBuf> {
+    let mut figure = Figure {
+        study: "filters".into(),
+        title: "Filters of the first layer".into(),
+        paper: "Figure 6".into(),
+        facts,
+        how: vec![
+            "With one scale for the whole layer a filter that dominates shows: the others fade into \
+             grey beside it. With a scale of its own each filter shows its shape. A spectrum has \
+             frequency 0 in its middle and half a cycle a pixel at its edges."
+                .into(),
+            format!(
+                "Low frequencies are below {} cycles a pixel, middle ones up to {}, high ones above. \
+                 Folded is the share of the energy beyond half a cycle a stride, which the layer’s \
+                 output cannot tell from lower frequencies. A grid of 1 is what noise gives.",
+                BANDS[0], BANDS[1]
+            ),
+        ],
+        files: vec![
+            ("filters.csv".into(), "every filter".into()),
+            ("filters.json".into(), "the same, with dead maps".into()),
+        ],
+        ..Figure::default()
+    };
+    for (number, filters) in networks.iter().enumerate() {
+        let alarms = filters.alarms();
+        let text = match alarms.is_empty() {
+            true => vec!["No alarm.".into()],
+            false => Vec::new(),
+        };
+        figure.sections.push(Section {
+            title: name(number, filters),
+            text,
+            alarms,
+            ..Section::default()
+        });
+    }
+    figure.sections.push(Section { tables: tables(networks), ..Section::default() });
+    let sheets: [(&str, &str, String, &dyn Fn(&Filters) -> Image); 3] = [
+        (
+            "one-scale",
+            "One scale for the layer",
+            PROJECTION_CONTRAST.replace("this picture", "all filters"),
+            &|filters| filters.sheet(true),
+        ),
+        (
+            "own-scale",
+            "A scale for each filter",
+            PROJECTION_CONTRAST.replace("this picture", "each filter"),
+            &|filters| filters.sheet(false),
+        ),
+        (
+            "spectrum",
+            "Spectra",
+            "amplitude, from 0 (dark) to each filter’s largest (yellow)".into(),
+            &|filters| filters.spectra(),
+        ),
+    ];
+    for (what, title, contrast, sheet) in sheets {
+        let mut section = Section { title: title.into(), ..Section::default() };
+        for (number, filters) in networks.iter().enumerate() {
+            let (file, sheet) = (format!("{number}-{what}.png"), sheet(filters));
+            sheet.write_png(&out.join(&file))?;
+            let [rows, columns] = filters.kernel;
+            section.pictures.push(Picture {
+                file,
+                size: [sheet.width, sheet.height],
+                title: name(number, filters),
+                method: format!(
+                    "all {} filters of {}, {rows} × {columns} pixels, stride {}, row by row from 0",
+                    filters.rms.len(),
+                    filters.layer,
+                    filters.stride
+                ),
+                contrast: contrast.clone(),
+                wide: true,
+                ..Picture::default()
+            });
+        }
+        figure.sections.push(section);
+    }
+    let head =
+        ["network", "checkpoint", "filter", "rms", "low", "middle", "high", "folded", "dead"];
+    let rows = networks.iter().flat_map(|filters| {
+        filters.rms.iter().zip(&filters.shares).enumerate().map(|(i, (rms, shares))| {
+            let mut row = vec![filters.network.clone(), filters.checkpoint.clone(), i.to_string()];
+            row.push(rms.to_string());
+            row.extend(shares.iter().map(f64::to_string));
+            row.push(filters.dead_by_norm.contains(&i).to_string());
+            row
+        })
+    });
+    write_whole(&out.join("filters.csv"), csv(&head, rows).as_bytes())?;
+    write_whole(&out.join("filters.json"), &serde_json::to_vec_pretty(networks)?)?;
+    figure.write(out)
+}
+
+fn name(number: usize, filters: &Filters) -> String {
+    let limit = match filters.rms_limit > 0.0 {
+        true => format!("limit {}", filters.rms_limit),
+        false => "no limit".into(),
+    };
+    format!("{}. {}, {limit} ({})", number + 1, filters.network, filters.checkpoint)
+}
+
+/// The networks as columns; and their dead maps by layer.
+fn tables(networks: &[Filters]) -> Vec<Table> {
+    let mut head = vec![String::new()];
+    head.extend(networks.iter().enumerate().map(|(i, f)| format!("{}. {}", i + 1, f.network)));
+    let row = |what: &str, value: &dyn Fn(&Filters) -> String| {
+        std::iter::once(what.to_owned()).chain(networks.iter().map(value)).collect::<Vec<_>>()
+    };
+    let percent = |share: f64| format!("{:.0} %", share * 100.0);
+    let ratio = |f: &Filters| largest(&f.rms).1 / median(&f.rms).max(f64::MIN_POSITIVE);
+    let mut rows = vec![
+        row("filters", &|f| f.rms.len().to_string()),
+        row("kernel", &|f| format!("{} × {}", f.kernel[0], f.kernel[1])),
+        row("stride", &|f| f.stride.to_string()),
+        row("limit of the RMS", &|f| {
+            if f.rms_limit > 0.0 { f.rms_limit.to_string() } else { "none".into() }
+        }),
+        row("RMS, least", &|f| short(f.rms.iter().copied().fold(f64::INFINITY, f64::min) as f32)),
+        row("RMS, median", &|f| short(median(&f.rms) as f32)),
+        row("RMS, largest", &|f| short(largest(&f.rms).1 as f32)),
+        row("largest / median", &|f| format!("{:.1}", ratio(f))),
+        row("dead by norm", &|f| f.dead_by_norm.len().to_string()),
+        row("energy in low frequencies", &|f| percent(f.mean(0))),
+        row("energy in middle frequencies", &|f| percent(f.mean(1))),
+        row("energy in high frequencies", &|f| percent(f.mean(2))),
+        row("filters mostly middle", &|f| f.mostly(1).to_string()),
+        row("energy folded by the stride", &|f| percent(f.mean(3))),
+    ];
+    let mut tables = Vec::new();
+    if networks.iter().any(|filters| filters.seen.is_some()) {
+        rows.push(row("grid in layer 2’s projections", &|f| match f.grid() {
+            Some((grid, count)) => format!("{grid:.2} ({count} pictures)"),
+            None => "–".into(),
+        }));
+    }
+    tables.push(Table {
+        caption: "First layer; shares are means over the filters that are not dead".into(),
+        head,
+        rows,
+        notes: vec![
+            "The paper changed AlexNet’s first layer from 11 × 11 filters with a stride of 4 to 7 × 7 \
+             with a stride of 2 because it saw few middle frequencies, dead features, and aliasing in \
+             layer 2. It gives no numbers for them: these measures are ours."
+                .into(),
+        ],
+    });
+    for (number, filters) in networks.iter().enumerate() {
+        let Some(Seen { images, dead, .. }) = &filters.seen else { continue };
+        let row = |(layer, maps, dead): &(String, usize, Vec<usize>)| {
+            vec![layer.clone(), maps.to_string(), dead.len().to_string()]
+        };
+        tables.push(Table {
+            caption: format!("{}: maps never above zero in {images} images", name(number, filters)),
+            head: ["layer", "maps", "dead"].map(String::from).into(),
+            rows: dead.iter().map(row).collect(),
+            notes: Vec::new(),
+        });
+    }
+    tables
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A picture whose three channels are the same.
+    fn picture(side: usize, value: impl Fn(usize, usize) -> f64) -> Vec<f32> {
+        (0..side * side).flat_map(|i| [value(i / side, i % side) as f32; 3]).collect()
+    }
+
+    #[test]
+    fn the_spectrum_is_that_of_known_pictures() {
+        // One pixel: flat, its square in each channel.
+        let one = picture(5, |y, x| if (y, x) == (2, 3) { 2.0 } else { 0.0 });
+        for power in spectrum(&one, [5, 5], 8) {
+            assert!((power - 12.0).abs() < 1e-9);
+        }
+        // A constant on the grid's own length: all at zero, (8 * 8)^2 in each channel.
+        let flat = spectrum(&picture(8, |_, _| 1.0), [8, 8], 8);
+        for (i, power) in flat.iter().enumerate() {
+            let expected = if i == 4 * 8 + 4 { 3.0 * 4096.0 } else { 0.0 };
+            assert!((power - expected).abs() < 1e-6, "{i} {power}");
+        }
+        // A cosine of two periods across: half of it on either side.
+        let wave = picture(8, |_, x| (TAU * 2.0 * x as f64 / 8.0).cos());
+        for (i, power) in spectrum(&wave, [8, 8], 8).iter().enumerate() {
+            let expected = if i == 4 * 8 + 2 || i == 4 * 8 + 6 { 3.0 * 1024.0 } else { 0.0 };
+            assert!((power - expected).abs() < 1e-3, "{i} {power}");
+        }
+        // Parseval, on a grid finer than the picture.
+        let any: Vec<f32> = (0..7 * 5 * 3).map(|i| ((i * 37 % 11) as f32 - 5.0) / 3.0).collect();
+        let energy: f64 = any.iter().map(|v| f64::from(*v).powi(2)).sum();
+        let mean = spectrum(&any, [7, 5], GRID).iter().sum::<f64>() / (GRID * GRID) as f64;
+        assert!((mean - energy).abs() < 1e-9 * energy, "{mean} {energy}");
+    }
+
+    #[test]
+    fn bands_are_where_waves_are() {
+        let band = |cycles: f64| {
+            let wave = picture(16, |_, x| (TAU * cycles * x as f64).cos());
+            shares(&wave, [16, 16], 2)
+        };
+        for (cycles, expected) in [(0.0, 0), (0.0625, 0), (0.1875, 1), (0.375, 2)] {
+            let shares = band(cycles);
+            assert!(shares[expected] > 0.7, "{cycles}: {shares:?}");
+            assert!((shares[..3].iter().sum::<f64>() - 1.0).abs() < 1e-9);
+        }
+        // A stride of 2 folds what is above a quarter of a cycle a pixel.
+        assert!(band(0.375)[3] > 0.9 && band(0.0625)[3] < 0.1);
+        assert_eq!(shares(&[0.0; 27], [3, 3], 1), [0.0; 4]);
+    }
+
+    #[test]
+    fn a_grating_with_the_period_of_the_stride_is_found() {
+        let measure = |picture: &[f32], side: usize, stride: usize| {
+            let [on_grid, all] = grid(picture, side, stride);
+            on_grid / all / grid_area(side, stride)
+        };
+        for stride in [2, 3, 4] {
+            let side = 24;
+            let every = |period: usize| picture(side, |_, x| f64::from(u8::from(x % period == 0)));
+            let found = measure(&every(stride), side, stride);
+            // All energy is there, but for what a picture of this size leaks.
+            assert!(found > 0.85 / grid_area(side, stride), "{stride}: {found}");
+            let slow = picture(side, |y, _| (TAU * y as f64 / 12.0).sin());
+            assert!(measure(&slow, side, stride) < 0.3, "{stride}");
+        }
+        // Noise has as much there as anywhere, in the mean over some pictures.
+        let mut state = 1u64;
+        let mut noise = || {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (state >> 40) as f64 / (1 << 24) as f64 - 0.5
+        };
+        let mut sum = 0.0;
+        for _ in 0..20 {
+            let picture: Vec<f32> = (0..24 * 24 * 3).map(|_| noise() as f32).collect();
+            sum += measure(&picture, 24, 4) / 20.0;
+        }
+        assert!((sum - 1.0).abs() < 0.1, "{sum}");
+    }
+
+    #[test]
+    fn dead_filters_are_far_below_the_median() {
+        assert_eq!(dead_by_norm(&[1.0, 0.0099, 1.0, 0.011, 0.0, 1.0, 1.0]), [1, 4]);
+        assert_eq!(dead_by_norm(&[0.0, 0.0, 0.0]), [0, 1, 2]);
+        assert_eq!(dead_by_norm(&[]), [0; 0]);
+        assert_eq!((median(&[3.0, 1.0, 2.0]), median(&[4.0, 1.0])), (2.0, 2.5));
+        assert_eq!(rms(&[3.0, -4.0, 0.0, 0.0]), 2.5);
+        assert_eq!(largest(&[1.0, 5.0, 5.0]), (1, 5.0));
+    }
+
+    #[test]
+    fn a_cut_is_zero_beyond_the_picture() {
+        let pixels: Vec<f32> = (1..=12).map(|v| v as f32).collect();
+        assert_eq!(cut(&pixels, 2, [1, 0, 3, 1]), [4.0, 5.0, 6.0, 0.0, 0.0, 0.0]);
+        assert_eq!(cut(&pixels, 2, [0, 0, 2, 2]), pixels);
+    }
+}
