@@ -497,7 +497,6 @@ pub fn write(
             ..Section::default()
         });
     }
-    figure.sections.push(Section { tables: tables(networks), ..Section::default() });
     let sheets: [(&str, &str, String, &dyn Fn(&Filters) -> Image); 3] = [
         (
             "one-scale",
@@ -610,15 +609,18 @@ fn tables(networks: &[Filters]) -> Vec<Table> {
                 .into(),
         ],
     });
+    let mut rows = Vec::new();
     for (number, filters) in networks.iter().enumerate() {
-        let Some(Seen { images, dead, .. }) = &filters.seen else { continue };
-        let row = |(layer, maps, dead): &(String, usize, Vec<usize>)| {
-            vec![layer.clone(), maps.to_string(), dead.len().to_string()]
-        };
+        for (layer, maps, dead) in filters.seen.iter().flat_map(|seen| &seen.dead) {
+            let name = format!("{}. {}, {layer}", number + 1, filters.network);
+            rows.push(vec![name, maps.to_string(), dead.len().to_string()]);
+        }
+    }
+    if let Some(Seen { images, .. }) = networks.iter().find_map(|filters| filters.seen.as_ref()) {
         tables.push(Table {
-            caption: format!("{}: maps never above zero in {images} images", name(number, filters)),
-            head: ["layer", "maps", "dead"].map(String::from).into(),
-            rows: dead.iter().map(row).collect(),
+            caption: format!("Maps that are above zero in none of {images} images"),
+            head: ["", "maps", "dead"].map(String::from).into(),
+            rows,
             notes: Vec::new(),
         });
     }
