@@ -540,6 +540,8 @@ pub fn write(
         }
         figure.sections.push(section);
     }
+    let title = "Numbers".into();
+    figure.sections.push(Section { title, tables: tables(networks), ..Section::default() });
     let head =
         ["network", "checkpoint", "filter", "rms", "low", "middle", "high", "folded", "dead"];
     let rows = networks.iter().flat_map(|filters| {
