@@ -8,7 +8,7 @@
 //! sees; as they were, what it is to give. It sees a small picture and gives a large one, by
 //! a transposed convolution, and this is *added to the bicubic enlargement*:
 //! `large = bicubic(small) + network(small) / GAIN`. So it learns only what bicubic gets wrong,
-//! and untrained it would be near bicubic. Photographs it has not trained on are held out, and on them the
+//! and what it learns is to undo this one way of halving. Photographs it has not trained on are held out, and on them the
 //! ratio of the range to the root mean square error is printed for both, in decibels (PSNR).
 //!
 //! The crate's own walks and update train it; only the loss, half the squared error, is computed here.
@@ -156,12 +156,7 @@ fn train<B: Backend>(backend: &B, pairs: &[Pair]) -> Outcome<Params<B>> {
 }
 
 /// Enlarges the centres of the held-out photographs, prints how well, and writes a few.
-fn measure<B: Backend>(
-    backend: &B,
-    params: &Params<B>,
-    pairs: &[Pair],
-    out: &Path,
-) -> Outcome<()> {
+fn measure<B: Backend>(backend: &B, params: &Params<B>, pairs: &[Pair], out: &Path) -> Outcome<()> {
     // The same weights over larger maps.
     let mut architecture = Architecture::parse(NETWORK)?;
     (architecture.input.size, architecture.input.resize) = (TEST_SIDE, TEST_SIDE);

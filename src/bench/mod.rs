@@ -523,6 +523,7 @@ pub fn forward<B: Measured>(
     batch: usize,
     peaks: &Peaks,
 ) -> Result<Row> {
+    network.must_classify()?;
     let id = id_of(backend, network, "all", "forward", batch);
     let flops = 2.0 * batch as f64 * network.multiply_adds() as f64;
     let (preprocess, pixels, crops) = squares(network, batch);

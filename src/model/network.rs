@@ -604,7 +604,8 @@ impl<B: Backend> Workspace<B> {
                         let (add, scratch) = (descent.accumulate, &mut self.scratch);
                         self.no_bias.reshape(gradient.bias.shape());
                         std::mem::swap(&mut gradient.bias, &mut self.no_bias);
-                        let done = backend.conv_backward_filter(gradient, x, dy, add, dims, scratch);
+                        let done =
+                            backend.conv_backward_filter(gradient, x, dy, add, dims, scratch);
                         std::mem::swap(&mut gradient.bias, &mut self.no_bias);
                         done?;
                     }
