@@ -100,6 +100,21 @@ pub fn windows(
     }
 }
 
+/// Number of places along one axis that a transposed convolution makes of `input`,
+/// `(input - 1) stride - pads + kernel`, or `None` if that is none: so many that [`windows`] of them,
+/// rounded down, are `input`.
+pub fn transposed(
+    input: usize,
+    kernel: usize,
+    stride: usize,
+    pad_before: usize,
+    pad_after: usize,
+) -> Option<usize> {
+    let whole = input.checked_sub(1)?.checked_mul(stride)?.checked_add(kernel)?;
+    let output = whole.checked_sub(pad_before.checked_add(pad_after)?)?;
+    (kernel > 0 && stride > 0 && output > 0).then_some(output)
+}
+
 /// The receptive field of a layer's units along one axis, in pixels of the network's input.
 ///
 /// Unit `i` sees the pixels `start + i * jump .. start + i * jump + size`, before clipping.
@@ -124,6 +139,24 @@ impl Field {
             jump: self.jump * stride,
             start: self.start - (pad * self.jump) as i64,
         }
+    }
+
+    /// The field of units that see all of an input of so many pixels.
+    pub fn whole(size: usize) -> Field {
+        Field { size, jump: 0, start: 0 }
+    }
+
+    /// The field of units that a transposed convolution spreads units with this field over. Unit `i`
+    /// sees those from `ceil((i + pad - kernel + 1) / stride)` to `floor((i + pad) / stride)`, here more
+    /// or fewer of them and there; this is the smallest field in even steps that holds them all. `None` if the
+    /// steps would be no whole pixels.
+    pub fn through_transposed(self, kernel: usize, stride: usize, pad: usize) -> Option<Field> {
+        let jump = self.jump.is_multiple_of(stride).then_some(self.jump / stride)?;
+        Some(Field {
+            size: self.size + (kernel - 1) * jump,
+            jump,
+            start: self.start - ((kernel - 1) as i64 - pad as i64) * jump as i64,
+        })
     }
 
     /// First and one-past-last pixel of unit `i`, before clipping.
@@ -404,6 +437,38 @@ mod tests {
         }
         assert_eq!(windows.inverse().inverse(), windows);
         assert!(!windows.cover() && windows.inverse().cover());
+    }
+
+    /// Against a list of what each unit of a transposed convolution sees.
+    #[test]
+    fn transposed_fields_hold_all_that_is_seen() {
+        for (kernel, stride, pad, input) in [(4, 2, 1, 5), (3, 1, 1, 6), (5, 2, 2, 4), (3, 4, 0, 3)]
+        {
+            let below = Field { size: 7, jump: 4, start: -2 };
+            let above = below.through_transposed(kernel, stride, pad).unwrap();
+            let output = transposed(input, kernel, stride, pad, pad).unwrap();
+            assert_eq!(windows(output, kernel, stride, pad, pad, Rounding::Floor), Some(input));
+            for unit in 0..output {
+                let (first, end) = above.of(unit);
+                let reached = |j: &usize| {
+                    let place = unit + pad;
+                    (j * stride..j * stride + kernel).contains(&place)
+                };
+                for seen in (0..input).filter(reached).map(|j| below.of(j)) {
+                    assert!(first <= seen.0 && seen.1 <= end, "unit {unit}: {seen:?}");
+                    // Without a stride there is but one size.
+                    let inside = unit >= kernel && unit + kernel < output;
+                    let edges = (0..input).filter(reached).map(|j| below.of(j));
+                    let (low, high) = (edges.clone().map(|e| e.0).min(), edges.map(|e| e.1).max());
+                    let exact = (low, high) == (Some(first), Some(end));
+                    assert!(stride > 1 || !inside || exact, "unit {unit}");
+                }
+            }
+        }
+        assert_eq!(Field::PIXEL.through_transposed(4, 2, 1), None);
+        assert_eq!(transposed(1, 2, 1, 1, 1), None);
+        assert_eq!(transposed(5, 4, 2, 1, 1), Some(10));
+        assert_eq!(transposed(usize::MAX, 4, 2, 1, 1), None);
     }
 
     #[test]

@@ -9,16 +9,18 @@
 mod common;
 
 use common::{
-    Conv, Random, assert_exact, bytes, dot, pooling, stored, tensor, twin, unwritten, values,
-    weights, widen,
+    Conv, Random, assert_exact, bytes, dot, network, pooling, stored, tensor, twin, unwritten,
+    values, weights, widen,
 };
 use zfnet::backend::{Backend, NOT_POSITIVE, Param, Precision};
+use zfnet::model::{Descent, Params, Purpose, Rule, Workspace};
 use zfnet::shape::{ConvDims, PoolDims, Rounding, Shape};
 
 on_every_backend!(
     convolution_is_a_matrix,
     transposed_convolution_is_a_correlation_with_turned_filters,
     convolutions_have_adjoints,
+    enlarging_is_the_transpose,
     unpooling_is_the_transpose_of_choosing,
     unpooling_transposes_max_pooling,
 );
@@ -52,6 +54,63 @@ fn backward_filter<B: Backend>(
     let mut scratch = backend.scratch(&[*dims]).unwrap();
     backend.conv_backward_filter(&mut gradient, &dy, &x, false, dims, &mut scratch).unwrap();
     [&gradient.weight, &gradient.bias].map(|tensor| values(backend, tensor))
+}
+
+/// A layer that enlarges walks up as the naive transpose and down as the naive convolution, and its
+/// weights' gradient is that of the convolution with the roles exchanged; no bias has one.
+fn enlarging_is_the_transpose<B: Backend>(backend: &B) {
+    let mut random = Random(9);
+    for layer in [
+        "channels = 3, kernel = 4, stride = 2, pad = 1",
+        "channels = 6, kernel = 3, stride = 2, pad = [2, 0, 1, 0], groups = 3",
+        "channels = 5, kernel = 3, pad = 1",
+        "channels = 4, kernel = 2, stride = 3",
+    ] {
+        let network = network(&format!(
+            r#"
+            name = "enlarges"
+            classes = 0
+            input = {{ size = 5, resize = 5 }}
+            layers = [{{ type = "conv_transpose", name = "up", {layer} }}]"#
+        ));
+        let dims = &network.layers[0].convolution().unwrap().with_n(2);
+        assert_eq!(dims.output(), network.input().with_n(2), "{layer}");
+        let [w, x, y] = [dims.filter(), dims.output(), dims.input()]
+            .map(|shape| random.integers(shape.len(), 3));
+        let mut params = Params::weights(backend, &network).unwrap();
+        backend.upload(&mut params.layers[0].as_mut().unwrap().weight, &w).unwrap();
+        let [w, wide_x, wide_y] = [&w, &x, &y].map(|v| widen(v));
+        let seeded = |purpose| {
+            let mut workspace = Workspace::new(backend, &network, purpose, 2).unwrap();
+            backend.upload(&mut workspace.input, &x).unwrap();
+            workspace.up(backend, &network, &params).unwrap();
+            let up = stored(backend, &twin::conv_data(dims, &wide_x, &w));
+            assert_exact(&values(backend, workspace.output(0)), &up, layer);
+            workspace.descending().reshape(dims.input());
+            backend.upload(workspace.descending(), &y).unwrap();
+            workspace
+        };
+        let descent = |gradients, to_pixels| Descent {
+            from: 0,
+            rule: Rule::GRADIENT,
+            images: None,
+            gradients,
+            accumulate: false,
+            to_pixels,
+        };
+        let mut looking = seeded(Purpose::Project { seeds: 2 });
+        looking.down(backend, &network, &params, descent(None, true)).unwrap();
+        let down = stored(backend, &twin::conv(dims, &wide_y, &w, None));
+        assert_exact(&values(backend, looking.descending()), &down, layer);
+
+        let mut gradients = Params::zeros(backend, &network).unwrap();
+        let mut training = seeded(Purpose::Train);
+        training.down(backend, &network, &params, descent(Some(&mut gradients), false)).unwrap();
+        let found = gradients.layers[0].as_ref().unwrap();
+        let [dw, _] = twin::conv_filter(dims, &wide_x, &wide_y);
+        assert_exact(&values(backend, &found.weight), &dw, layer);
+        assert!(values(backend, &found.bias).iter().all(|v| *v == 0.0), "{layer}");
+    }
 }
 
 /// The 3x3 convolution of a 5x5 image written out: row (p, q) of C holds the filter, its corner at

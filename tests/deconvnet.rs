@@ -26,6 +26,7 @@ on_every_backend!(
     projections_stay_inside_the_receptive_field,
     windows_equal_whole_maps_on_integers,
     windows_are_all_that_descends,
+    enlarging_by_hand,
 );
 // The walks up, and so the switches, agree with the twin's, and with those of another batch, in f32.
 mod in_f32 {
@@ -137,6 +138,36 @@ fn rules_by_hand<B: Backend>(backend: &B) {
     assert_eq!(Rule::DECONVNET.seed_value(1.5), 1.5);
     assert_eq!(Rule::GUIDED.seed_value(1.5), 1.5);
     assert_eq!(Rule::GRADIENT.seed_value(1.5), 1.0);
+}
+
+/// Two rows of two pixels, [[1, 2], [3, 4]] in red, enlarged by a 3x3 filter with a stride of 2: each
+/// pixel lays the filter, times itself, around twice its place; where they overlap they add. Down
+/// comes, for each pixel, the filter times what lies there.
+fn enlarging_by_hand<B: Backend>(backend: &B) {
+    let network = network(
+        r#"
+        name = "hand"
+        classes = 0
+        input = { size = 2, resize = 2 }
+        layers = [{ type = "conv_transpose", name = "up", channels = 1, kernel = 3, stride = 2, pad = [0, 1, 1, 0] }]"#,
+    );
+    let mut weights = [0.0; 27]; // [in, rows, columns, out]
+    weights[..9].copy_from_slice(&[1., 2., 3., 4., 5., 6., 7., 8., 9.]);
+    let params = given(backend, &network, &[&weights]);
+    let input = [1., 0., 0., 2., 0., 0., 3., 0., 0., 4., 0., 0.];
+    let mut looker = Looker::new(backend, network, params, &input);
+    // Without pads: [[1, 2, 5, 4, 6], [4, 5, 14, 10, 12], [10, 14, 36, 24, 30], [12, 15, 34, 20, 24],
+    // [21, 24, 55, 32, 36]]; the last row and the first column are padding.
+    let expected = [2., 5., 4., 6., 5., 14., 10., 12., 14., 36., 24., 30., 15., 34., 20., 24.];
+    assert_eq!(values(backend, looker.workspace.output(0)), expected);
+    assert_eq!(looker.workspace.output(0).shape(), Shape::new(1, 4, 4, 1));
+    for (_, rule) in RULES {
+        // The place in row 2 and column 1 is reached by all four.
+        let found = looker.project("up", 2 * 4 + 1, 1.0, rule);
+        assert_eq!(found, [9., 0., 0., 7., 0., 0., 3., 0., 0., 1., 0., 0.]);
+        let unit = SeedUnit { map: 0, y: 2, x: 1, value: 1.0 };
+        assert_eq!(looker.windows(0, &[0], &[unit], rule), found);
+    }
 }
 
 /// A map that is the red of 5x5 pixels, pooled by 3x3 with a stride of 2: four windows, which
@@ -583,6 +614,24 @@ const BARE: &str = r#"
     ]
 "#;
 
+/// Windows end in the middle, where maps are enlarged, and at the first layer.
+const ENLARGES: &str = r#"
+    name = "enlarges"
+    classes = 0
+    input = { size = 8, resize = 8 }
+    layers = [
+      { type = "conv", name = "conv1", channels = 4, kernel = 3, pad = 1 },
+      { type = "relu" },
+      { type = "conv_transpose", name = "up2", channels = 6, kernel = 4, stride = 2, pad = 1 },
+      { type = "relu" },
+      { type = "maxpool", kernel = 3, stride = 2, pad = 1 },
+      { type = "conv_transpose", name = "up3", channels = 4, kernel = 3, stride = 2, pad = [1, 0, 0, 1], groups = 2 },
+      { type = "conv", name = "conv4", channels = 3, kernel = 3, pad = 1 },
+    ]
+    [recipe]
+    init = "he"
+"#;
+
 /// Units at the corners, the edges and in the middle of every layer's maps, of all images in turn,
 /// eight at a time: hands each batch's pictures to `check`, the windows' first, the whole maps' then.
 fn walk_by_windows_and_whole<B: Backend>(
@@ -636,7 +685,7 @@ fn windows_equal_whole_maps_on_integers<B: Backend>(backend: &B) {
             rules.push(Rule { forward_mask, relu_down, lrn_down: LrnDown::Identity });
         }
     }
-    for toml in [EDGES, BARE, SMALL] {
+    for toml in [EDGES, BARE, SMALL, ENLARGES] {
         let network = network(toml);
         let mut random = Random(14);
         let mut params = Params::weights(backend, &network).unwrap();
@@ -655,7 +704,7 @@ fn windows_equal_whole_maps_on_integers<B: Backend>(backend: &B) {
 
 /// Sums in other orders: a few hundred products, three layers of them, as in the tests above.
 fn windows_equal_whole_maps<B: Backend>(backend: &B) {
-    let mut networks = [EDGES, BARE, SMALL].map(network).to_vec();
+    let mut networks = [EDGES, BARE, SMALL, ENLARGES].map(network).to_vec();
     if !is_stand_in(backend) {
         networks.push(Network::new(mini(backend)).unwrap());
     }

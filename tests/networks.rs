@@ -5,14 +5,18 @@
 mod common;
 
 use common::{network, values, widen};
-use zfnet::backend::Backend;
+use zfnet::backend::{Backend, StepState};
+use zfnet::model::weights::Bare;
 use zfnet::model::weights::deserialize;
 use zfnet::model::{Architecture, Kind, Model, Network, Params, Preprocess};
+use zfnet::train::Trainer;
 
 on_every_backend!(
     one_seed_draws_one_set_of_weights,
     drawn_weights_have_the_right_moments,
     saved_weights_lie_as_pytorch_has_them,
+    transposed_weights_lie_as_pytorch_has_them_and_return,
+    no_bias_is_learnt_without_one,
 );
 
 // ---- published networks ----
@@ -77,7 +81,7 @@ fn zfnet_is_the_papers() {
             Kind::Dropout { rate } => assert_eq!(rate, 0.5),
             Kind::Conv { rms_limit, .. } => assert_eq!(rms_limit, 0.1),
             Kind::FullyConnected { rms_limit, .. } => assert_eq!(rms_limit, 0.0),
-            Kind::Relu | Kind::MaxPool { .. } => {}
+            Kind::Relu | Kind::MaxPool { .. } | Kind::ConvTranspose { .. } => {}
         }
     }
 }
@@ -249,6 +253,22 @@ fn wrong_layers_are_refused_by_name() {
     let normalised = format!("{CONV}, {pool}, {{ type = \"lrn\" }}, {RELU}, {FC}");
     refused(&small(&normalised), &["pool1", "relu"]);
 
+    // Maps are enlarged to a size there can be.
+    let up = |what: &str| {
+        after(&format!("{{ type = \"conv_transpose\", name = \"up\", channels = 4, {what} }}"))
+    };
+    refused(&up("kernel = 2, pad = 2"), &["up", "pad below the kernel", "All(2)"]);
+    refused(&up("kernel = 2, stride = 0"), &["up", "stride 0"]);
+    refused(&up("kernel = 0"), &["up", "kernel 0"]);
+    refused(&up("kernel = 3, stride = 60000"), &["up", "65535"]);
+    refused(&up("kernel = 3, stride = 70000"), &["up", "65535", "70000"]);
+    refused(&up("kernel = 3, groups = 5"), &["up", "groups", "found 5"]);
+    refused(&up("kernel = 3, rounding = \"ceil\""), &["rounding"]);
+    refused(
+        &small(&format!("{CONV}, {RELU}, {FC}")).replace("classes = 4", "classes = 0"),
+        &["fc2", "outputs"],
+    );
+
     // A window of 16x16 values has more places than a byte.
     let large = small(&format!(r#"{RELU}, {{ type = "maxpool", kernel = 16, stride = 1 }}, {FC}"#));
     let large = large.replace("size = 8, resize = 9", "size = 16, resize = 16");
@@ -400,4 +420,66 @@ fn saved_weights_lie_as_pytorch_has_them<B: Backend>(backend: &B) {
     let all: Vec<f32> = (0..4).flat_map(|out| one.map(|w| w + 12.0 * out as f32)).collect();
     assert_eq!(weight, all);
     assert_eq!(read("fc6.bias"), (vec![4], count(4)));
+}
+
+/// Gives maps: 6 channels of 2x2 places for each of 3x3.
+fn enlarging() -> Network {
+    let layers = r#"
+        { type = "conv", name = "conv1", channels = 4, kernel = 6 }, { type = "relu" },
+        { type = "conv_transpose", name = "up", channels = 6, kernel = 2, stride = 2, groups = 2 }"#;
+    network(&small(&layers.replace('\n', " ")).replace("classes = 4", "classes = 0"))
+}
+
+/// `[in, out / groups, rows, columns]` and no bias; and what was saved is read again.
+fn transposed_weights_lie_as_pytorch_has_them_and_return<B: Backend>(backend: &B) {
+    let network = enlarging();
+    assert_eq!(network.layers[2].parameters(), 4 * 3 * 2 * 2);
+    assert_eq!(network.layers[2].output.h, 6);
+    let mut params = Params::weights(backend, &network).unwrap();
+    let up = params.layers[2].as_mut().unwrap();
+    let ours: Vec<f32> = (0..48).map(|i| i as f32).collect(); // [in, rows, columns, out]
+    backend.upload(&mut up.weight, &ours).unwrap();
+    let preprocess = Preprocess::paper(8, 9, 1.0, vec![7.0; 9 * 9 * 3]);
+    let model = Model { network, params, preprocess, classes: Vec::new() };
+    let bytes = model.to_bytes(backend).unwrap();
+    let saved = deserialize(&bytes).unwrap();
+    let weight = saved.tensor("up.weight").unwrap();
+    assert_eq!(weight.shape(), [4, 3, 2, 2]);
+    let value = |b: &[u8]| f32::from_le_bytes(b.try_into().unwrap());
+    let values_of: Vec<f32> = weight.data().chunks_exact(4).map(value).collect();
+    assert_eq!(values_of[..13], [0., 3., 6., 9., 1., 4., 7., 10., 2., 5., 8., 11., 12.]);
+    assert!(saved.tensor("up.bias").is_err() && saved.tensor("conv1.bias").is_ok());
+    let again = Model::from_bytes(backend, &bytes, &Bare::default()).unwrap();
+    assert_eq!(values(backend, &again.params.layers[2].as_ref().unwrap().weight), ours);
+    assert_eq!(again.to_bytes(backend).unwrap(), bytes);
+
+    // It tells no classes apart.
+    let momentum = Params::zeros(backend, &again.network).unwrap();
+    let error = Trainer::new(backend, again, momentum, 1).err().expect("refused").to_string();
+    assert!(error.contains("0 classes"), "{error}");
+}
+
+/// Three updates of a classifier that enlarges on its way: its weights move, no bias comes up.
+fn no_bias_is_learnt_without_one<B: Backend>(backend: &B) {
+    let layers = r#"
+        { type = "conv", name = "conv1", channels = 4, kernel = 3 }, { type = "relu" },
+        { type = "conv_transpose", name = "up", channels = 6, kernel = 2, stride = 2 }, { type = "relu" },
+        { type = "fc", name = "fc2" }"#;
+    let recipe = "[recipe]\ninit = \"he\"\nbatch_size = 4";
+    let network = network(&format!("{}\n{recipe}", small(&layers.replace('\n', " "))));
+    let samples = common::Samples::random(&network, 4);
+    let params = Params::init(backend, &network, 1).unwrap();
+    let momentum = Params::zeros(backend, &network).unwrap();
+    let before = values(backend, &params.layers[2].as_ref().unwrap().weight);
+    let classes = ["a", "b", "c", "d"].map(String::from).into();
+    let model = Model { network, params, preprocess: samples.preprocess, classes };
+    let mut trainer = Trainer::new(backend, model, momentum, 1).unwrap();
+    for step in 0..6 {
+        let state = StepState { seed: 1, step, first_sample: 0, rate: 1e-4 };
+        trainer.enqueue(&samples.pixels, &samples.crops, &samples.labels, state).unwrap();
+    }
+    trainer.wait().unwrap();
+    let up = trainer.model.params.layers[2].as_ref().unwrap();
+    assert_ne!(values(backend, &up.weight), before);
+    assert!(values(backend, &up.bias).iter().all(|bias| *bias == 0.0));
 }

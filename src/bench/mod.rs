@@ -280,6 +280,8 @@ fn operations(layer: &Layer, index: usize, batch: usize, bytes: f64) -> Vec<(&'s
             vec![("forward", Work::Bytes(x + y)), ("backward-data", Work::Bytes(2.0 * x + y))]
         }
         Kind::Relu => vec![("backward-data", Work::Bytes(2.0 * x + y))],
+        // Its operations are a convolution's, which have their rows.
+        Kind::ConvTranspose { .. } => Vec::new(),
         Kind::Dropout { .. } => vec![("forward", Work::Bytes(x + y))],
     }
 }
@@ -410,6 +412,7 @@ impl Case<'_> {
                 let mut dx = noise(backend, layer.input.with_n(n))?;
                 Box::new(move || backend.lrn_backward(&mut dx, &y, &x, None, &lrn))
             }
+            (Kind::ConvTranspose { .. }, _) => unreachable!("has no row"),
             (Kind::Relu, _) => {
                 let rule = ReluRule { forward_mask: true, relu_down: false };
                 Box::new(move || backend.relu_backward(&mut y, &x, None, rule))
@@ -473,6 +476,7 @@ pub fn training_steps<B: Measured>(
     resident: bool,
     peaks: &Peaks,
 ) -> Result<Row> {
+    network.must_classify()?;
     network.architecture.recipe.batch_size = batch;
     let op = if resident { "step-resident" } else { "step" };
     let id = id_of(backend, &network, "all", op, batch);
@@ -519,6 +523,7 @@ pub fn forward<B: Measured>(
     batch: usize,
     peaks: &Peaks,
 ) -> Result<Row> {
+    network.must_classify()?;
     let id = id_of(backend, network, "all", "forward", batch);
     let flops = 2.0 * batch as f64 * network.multiply_adds() as f64;
     let (preprocess, pixels, crops) = squares(network, batch);

@@ -11,7 +11,7 @@ use zfnet::data::Split;
 use zfnet::data::shard::ShardSet;
 use zfnet::data::shard::manifest::{Form, Manifest};
 use zfnet::human_bytes;
-use zfnet::model::{Architecture, Network};
+use zfnet::model::{Architecture, Kind, Network};
 
 use super::{BareArgs, grouped};
 
@@ -42,6 +42,8 @@ struct Row<'a> {
     field: usize,
     jump: usize,
     start: i64,
+    /// Whether units may see less than their field: so from a transposed convolution on.
+    field_is_at_most: bool,
 }
 
 pub fn run(args: Inspect) -> Result<ExitCode> {
@@ -56,10 +58,11 @@ pub fn run(args: Inspect) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let network = find(&args)?;
-    let rows: Vec<Row<'_>> = network
-        .layers
-        .iter()
-        .map(|layer| Row {
+    let transposed =
+        network.layers.iter().position(|layer| matches!(layer.kind, Kind::ConvTranspose { .. }));
+    let rows: Vec<Row<'_>> = (0..)
+        .zip(&network.layers)
+        .map(|(index, layer)| Row {
             name: &layer.name,
             output: [layer.output.h, layer.output.w, layer.output.c],
             parameters: layer.parameters(),
@@ -67,6 +70,7 @@ pub fn run(args: Inspect) -> Result<ExitCode> {
             field: layer.field[0].size,
             jump: layer.field[0].jump,
             start: layer.field[0].start,
+            field_is_at_most: transposed.is_some_and(|first| index >= first),
         })
         .collect();
     if args.json {
@@ -76,10 +80,11 @@ pub fn run(args: Inspect) -> Result<ExitCode> {
     let about = &network.architecture;
     let input = about.input;
     println!("{}: {}", about.name, about.description);
-    println!(
-        "input {0}x{0}, cut from {1}x{1}; {2} classes\n",
-        input.size, input.resize, about.classes
-    );
+    let gives = match about.classes {
+        0 => "maps, no classes".into(),
+        classes => format!("{classes} classes"),
+    };
+    println!("input {0}x{0}, cut from {1}x{1}; {gives}\n", input.size, input.resize);
     println!(
         "{:<8} {:>16} {:>12} {:>14} {:>6} {:>5} {:>6}",
         "layer", "output", "parameters", "multiply-adds", "field", "jump", "start"
@@ -99,6 +104,13 @@ pub fn run(args: Inspect) -> Result<ExitCode> {
     }
     let (parameters, multiply_adds) = (network.parameters(), network.multiply_adds());
     println!("{:<8} {:>16} {parameters:>12} {multiply_adds:>14}", "total", "");
+    if let Some(first) = transposed {
+        println!(
+            "\nFrom {} on, a transposed convolution, fields are what units see at most (neighbours need \
+             not see equally much); a jump of 0 stands for the whole input.",
+            network.layers[first].name
+        );
+    }
     Ok(ExitCode::SUCCESS)
 }
 

@@ -19,7 +19,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::backend::{Lrn, MAX_LRN_SIZE};
-use crate::shape::{ConvDims, Field, PoolDims, Rounding, Shape, windows};
+use crate::shape::{ConvDims, Field, PoolDims, Rounding, Shape, transposed, windows};
 use crate::train::Recipe;
 use crate::{Error, Result};
 
@@ -48,7 +48,9 @@ pub struct Architecture {
     /// A sentence about it.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub description: String,
-    /// Number of classes; the data's number takes its place when training starts.
+    /// Number of classes; the data's number takes its place when training starts. 0 for a network
+    /// that gives maps instead: any layer may be its last, and it is run and trained by the library's
+    /// caller, who knows what the maps are to be.
     pub classes: usize,
     /// What the network sees.
     pub input: Input,
@@ -121,6 +123,20 @@ pub enum LayerSpec {
         /// Limit of each filter's RMS instead of the recipe's; 0 for none.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         rms_limit: Option<f32>,
+    },
+    /// Transposed convolution without bias, which enlarges its maps: PyTorch's `ConvTranspose2d`, with
+    /// `(in - 1) stride - pads + kernel` rows and columns.
+    #[serde(rename = "conv_transpose")]
+    ConvTranspose {
+        name: String,
+        channels: usize,
+        kernel: usize,
+        #[serde(default = "one_usize")]
+        stride: usize,
+        #[serde(default)]
+        pad: Pad,
+        #[serde(default = "one_usize")]
+        groups: usize,
     },
     /// Fully connected layer with bias; the last one has as many outputs as there are classes.
     Fc {
@@ -242,7 +258,8 @@ pub struct Layer {
     pub input: Shape,
     /// Shape of its output for one image.
     pub output: Shape,
-    /// What its units see, downwards and to the right.
+    /// What its units see, downwards and to the right. From a transposed convolution on it is what
+    /// they see at most: neighbours there need not see equally much.
     pub field: [Field; 2],
 }
 
@@ -252,6 +269,8 @@ pub struct Layer {
 pub enum Kind {
     /// Spatial convolution.
     Conv { dims: ConvDims, rms_limit: f32 },
+    /// Transposed convolution: `dims` are those of the convolution from its output to its input.
+    ConvTranspose { dims: ConvDims },
     /// Fully connected: a convolution whose filter covers the input and whose output is one pixel.
     FullyConnected { dims: ConvDims, rms_limit: f32 },
     /// max(x, 0).
@@ -265,11 +284,31 @@ pub enum Kind {
 }
 
 impl Layer {
-    /// Sizes of the convolution this layer is, if it has weights.
+    /// Sizes of the convolution this layer is, if it has weights; of a transposed convolution those
+    /// of the convolution from its output to its input.
     pub fn convolution(&self) -> Option<&ConvDims> {
         match &self.kind {
-            Kind::Conv { dims, .. } | Kind::FullyConnected { dims, .. } => Some(dims),
+            Kind::Conv { dims, .. }
+            | Kind::ConvTranspose { dims }
+            | Kind::FullyConnected { dims, .. } => Some(dims),
             _ => None,
+        }
+    }
+
+    /// Whether biases are added to its output.
+    pub fn has_bias(&self) -> bool {
+        matches!(self.kind, Kind::Conv { .. } | Kind::FullyConnected { .. })
+    }
+
+    /// Products that one value of its output is the sum of, away from the edges; on average, for a
+    /// transposed convolution with a stride. 0 if it has no weights.
+    pub fn fan_in(&self) -> f64 {
+        match (&self.kind, self.convolution()) {
+            (Kind::ConvTranspose { .. }, Some(dims)) => {
+                let area = f64::from(dims.r * dims.s) / f64::from(dims.stride[0] * dims.stride[1]);
+                area * f64::from(dims.k / dims.groups)
+            }
+            (_, dims) => dims.map_or(0.0, |dims| dims.filter().per_image() as f64),
         }
     }
 
@@ -283,7 +322,8 @@ impl Layer {
 
     /// Number of weights and biases.
     pub fn parameters(&self) -> usize {
-        self.convolution().map_or(0, |dims| dims.filter().len() + dims.k as usize)
+        let biases = if self.has_bias() { self.output.c } else { 0 };
+        self.convolution().map_or(0, |dims| dims.filter().len() + biases)
     }
 
     /// Multiply-adds for one image, forward.
@@ -305,9 +345,10 @@ pub(super) fn build_layers(architecture: &Architecture) -> Result<Vec<Layer>> {
     if !(std > 0.0 && std.is_finite()) {
         return wrong(format!("input: expected a positive std, found {std}"));
     }
-    if !(2..=MAX_NUMBER).contains(&architecture.classes) {
+    if !(2..=MAX_NUMBER).contains(&architecture.classes) && architecture.classes != 0 {
         return wrong(format!(
-            "expected at least 2 classes and at most {MAX_NUMBER}, found {}",
+            "expected at least 2 classes and at most {MAX_NUMBER} (or 0, for a network that gives \
+             maps), found {}",
             architecture.classes
         ));
     }
@@ -317,15 +358,18 @@ pub(super) fn build_layers(architecture: &Architecture) -> Result<Vec<Layer>> {
     let mut shape = Shape::new(1, size, size, 3);
     let mut field = [Field::PIXEL; 2];
     let (mut number, mut parameters) = (0, 0);
+    let weighty = |spec: &LayerSpec| {
+        use LayerSpec::{Conv, ConvTranspose, Fc};
+        matches!(spec, Conv { .. } | ConvTranspose { .. } | Fc { .. })
+    };
     for (index, spec) in architecture.layers.iter().enumerate() {
-        let last_with_weights = architecture.layers[index + 1..]
-            .iter()
-            .all(|l| !matches!(l, LayerSpec::Conv { .. } | LayerSpec::Fc { .. }));
-        if matches!(spec, LayerSpec::Conv { .. } | LayerSpec::Fc { .. }) {
-            number += 1;
-        }
+        let gives_classes =
+            architecture.classes > 0 && !architecture.layers[index + 1..].iter().any(weighty);
+        number += usize::from(weighty(spec));
         let name = match spec {
-            LayerSpec::Conv { name, .. } | LayerSpec::Fc { name, .. } => name.clone(),
+            LayerSpec::Conv { name, .. }
+            | LayerSpec::ConvTranspose { name, .. }
+            | LayerSpec::Fc { name, .. } => name.clone(),
             LayerSpec::Relu { name } => name.clone().unwrap_or(format!("relu{number}")),
             LayerSpec::MaxPool { name, .. } => name.clone().unwrap_or(format!("pool{number}")),
             LayerSpec::Lrn { name, .. } => name.clone().unwrap_or(format!("norm{number}")),
@@ -340,7 +384,8 @@ pub(super) fn build_layers(architecture: &Architecture) -> Result<Vec<Layer>> {
             return wrong("expected a name of its own, found it twice".into());
         }
         let largest = match *spec {
-            LayerSpec::Conv { channels, kernel, stride, groups, .. } => {
+            LayerSpec::Conv { channels, kernel, stride, groups, .. }
+            | LayerSpec::ConvTranspose { channels, kernel, stride, groups, .. } => {
                 channels.max(kernel).max(stride).max(groups)
             }
             LayerSpec::Fc { outputs, .. } => outputs.unwrap_or(0),
@@ -373,37 +418,67 @@ pub(super) fn build_layers(architecture: &Architecture) -> Result<Vec<Layer>> {
             let [(top, _), (left, _)] = pad.axes();
             [field[0].through(kernel, stride, top), field[1].through(kernel, stride, left)]
         };
+        let check_groups = |channels: usize, groups: usize| {
+            let divides = |count: usize| groups > 0 && count.is_multiple_of(groups);
+            if channels > 0 && divides(input.c) && divides(channels) {
+                return Ok(());
+            }
+            Err(Error::Network(format!(
+                "layer {name}: expected groups that divide {} input and {channels} output channels, \
+                 found {groups}",
+                input.c
+            )))
+        };
         let kind = match *spec {
             LayerSpec::Conv {
                 channels, kernel, stride, pad, rounding, groups, rms_limit, ..
             } => {
                 let (p, q) = count(kernel, stride, pad, rounding)?;
-                let divides = |count: usize| groups > 0 && count.is_multiple_of(groups);
-                if channels == 0 || !divides(input.c) || !divides(channels) {
-                    return wrong(format!(
-                        "expected groups that divide {} input and {channels} output channels, \
-                         found {groups}",
-                        input.c
-                    ));
-                }
+                check_groups(channels, groups)?;
                 field = through(kernel, stride, pad);
                 shape = Shape::new(1, p, q, channels);
                 let [(top, _), (left, _)] = pad.axes();
                 let dims = conv_dims(input, shape, [kernel; 2], stride, [top, left], groups);
                 Kind::Conv { dims, rms_limit: rms_limit.unwrap_or(recipe.rms_limit) }
             }
+            LayerSpec::ConvTranspose { channels, kernel, stride, pad, groups, .. } => {
+                check_groups(channels, groups)?;
+                let [rows, columns] = pad.axes();
+                let one = |input, (before, after)| {
+                    let fits = before < kernel && after < kernel;
+                    let size = fits.then(|| transposed(input, kernel, stride, before, after));
+                    size.flatten().filter(|size| *size <= MAX_NUMBER)
+                };
+                let Some((h, w)) = one(input.h, rows).zip(one(input.w, columns)) else {
+                    return wrong(format!(
+                        "expected an output, (in - 1) stride - pads + kernel, of 1 to {MAX_NUMBER} \
+                         rows and columns, a stride above 0 and a pad below the kernel, found an \
+                         input of {}x{}, kernel {kernel}, stride {stride}, pad {pad:?}",
+                        input.h, input.w
+                    ));
+                };
+                let [(top, _), (left, _)] = [rows, columns];
+                field = [(field[0], top), (field[1], left)].map(|(field, pad)| {
+                    field.through_transposed(kernel, stride, pad).unwrap_or(Field::whole(size))
+                });
+                shape = Shape::new(1, h, w, channels);
+                let dims = conv_dims(shape, input, [kernel; 2], stride, [top, left], groups);
+                Kind::ConvTranspose { dims }
+            }
             LayerSpec::Fc { outputs, rms_limit, .. } => {
                 let outputs = match outputs {
-                    Some(outputs) if last_with_weights && outputs != architecture.classes => {
+                    Some(outputs) if gives_classes && outputs != architecture.classes => {
                         return wrong(format!(
                             "expected one output for each of {} classes (or no `outputs` at all), \
                              found {outputs}",
                             architecture.classes
                         ));
                     }
-                    None if !last_with_weights => {
+                    None if !gives_classes => {
                         return wrong(
-                            "expected `outputs`; only the last layer goes without".into(),
+                            "expected `outputs`; only a last layer that gives the classes goes \
+                             without"
+                                .into(),
                         );
                     }
                     outputs => outputs.unwrap_or(architecture.classes),
@@ -411,7 +486,7 @@ pub(super) fn build_layers(architecture: &Architecture) -> Result<Vec<Layer>> {
                 if outputs == 0 {
                     return wrong("expected at least one output, found 0".into());
                 }
-                field = [Field { size, jump: 0, start: 0 }; 2];
+                field = [Field::whole(size); 2];
                 shape = Shape::new(1, 1, 1, outputs);
                 let dims = conv_dims(input, shape, [input.h, input.w], 1, [0, 0], 1);
                 Kind::FullyConnected { dims, rms_limit: rms_limit.unwrap_or(0.0) }
@@ -477,9 +552,11 @@ pub(super) fn build_layers(architecture: &Architecture) -> Result<Vec<Layer>> {
         }
         layers.push(layer);
     }
-    if !matches!(layers.last(), Some(Layer { kind: Kind::FullyConnected { .. }, .. })) {
+    let gives_classes = |layer: &Layer| matches!(layer.kind, Kind::FullyConnected { .. });
+    if !layers.last().is_some_and(|last| architecture.classes == 0 || gives_classes(last)) {
         return wrong(format!(
-            "expected a last layer of type `fc` that gives the classes, found {}",
+            "expected a last layer of type `fc` that gives the classes (or 0 classes, for a network \
+             that gives maps), found {}",
             layers.last().map_or("no layer", |layer| &layer.name)
         ));
     }

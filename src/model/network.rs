@@ -7,7 +7,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use super::architecture::{Architecture, Kind, Layer, build_layers};
-use super::windows::{Room, below, seen};
+use super::windows::{Room, below, ends, seen};
 use crate::backend::{Backend, Dropout, Param, ReluRule, SeedUnit, StepState, Tensor};
 use crate::shape::{ConvDims, Shape, Windows};
 use crate::train::Init;
@@ -32,9 +32,24 @@ impl Network {
         Ok(Network { architecture, layers })
     }
 
-    /// Number of classes.
+    /// Number of classes; 0 if it gives maps.
     pub fn classes(&self) -> usize {
         self.architecture.classes
+    }
+
+    /// Refuses a network that gives maps, where classes are needed.
+    ///
+    /// # Errors
+    /// If it does.
+    pub fn must_classify(&self) -> Result<()> {
+        if self.classes() > 0 {
+            return Ok(());
+        }
+        Err(Error::Network(format!(
+            "network {}: expected one that tells classes apart, found 0 classes: it gives maps, and \
+             is trained and run by a program of its own (see examples/super_resolution.rs)",
+            self.architecture.name
+        )))
     }
 
     /// The index of the layer of this name.
@@ -125,7 +140,7 @@ impl<B: Backend> Params<B> {
         let recipe = &network.architecture.recipe;
         let deviation = match recipe.init {
             Init::Normal => f64::from(recipe.init_std),
-            Init::He => (2.0 / dims.filter().per_image() as f64).sqrt(),
+            Init::He => (2.0 / layer.fan_in()).sqrt(),
         };
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         random.set_stream(index as u64 + 1);
@@ -247,6 +262,8 @@ pub struct Workspace<B: Backend> {
     /// What walks down from single units need besides.
     room: Room<B>,
     scratch: B::Scratch,
+    /// Where the sums go that a filter gradient takes for a bias's, of layers that have none.
+    no_bias: Tensor<B>,
     /// Whether dropout drops: one that is the first of all layers is run for other purposes too.
     training: bool,
 }
@@ -283,7 +300,7 @@ impl<B: Backend> Workspace<B> {
                 Some(block)
                     if matches!(layer.kind, Kind::Relu)
                         && block.layer + 1 == index
-                        && network.layers[block.layer].convolution().is_some() =>
+                        && network.layers[block.layer].has_bias() =>
                 {
                     block.relu = true;
                 }
@@ -313,7 +330,7 @@ impl<B: Backend> Workspace<B> {
             let layer = &network.layers[block.pool.unwrap_or(block.layer)];
             largest = largest.max(layer.output.len());
             let shape = layer.output.with_n(capacity);
-            let logits = outputs.len() + 1 == blocks.len();
+            let logits = outputs.len() + 1 == blocks.len() && network.classes() > 0;
             outputs.push(if logits { backend.zeros(shape) } else { backend.activations(shape) }?);
             switches.push(match layer.kind {
                 Kind::MaxPool { .. } => Some(backend.bytes(capacity * layer.output.len())?),
@@ -325,6 +342,8 @@ impl<B: Backend> Workspace<B> {
         let mut convolutions: Vec<ConvDims> =
             network.convolutions().map(|(_, dims)| dims.with_n(most)).collect();
         convolutions.extend(windows.convolutions);
+        let without_bias = network.layers.iter().filter(|layer| !layer.has_bias());
+        let sums = without_bias.filter_map(|layer| layer.convolution().map(|dims| dims.k)).max();
         Ok(Workspace {
             input: backend.activations(network.input().with_n(capacity))?,
             state: backend.state()?,
@@ -335,6 +354,7 @@ impl<B: Backend> Workspace<B> {
             descending: [backend.activations(descending)?, backend.activations(descending)?],
             room,
             scratch: backend.scratch(&convolutions)?,
+            no_bias: backend.zeros(Shape::vector(sums.unwrap_or(0) as usize))?,
             training: purpose == Purpose::Train,
         })
     }
@@ -348,8 +368,8 @@ impl<B: Backend> Workspace<B> {
     }
 
     /// The output of a layer after a walk up. A convolutional or fully connected layer's output is
-    /// taken after the relu that follows it, as its maps are always shown; the last layer's is the
-    /// logits. In training, where a backend pools a first convolution's output at once, there is none
+    /// taken after the relu that follows it, as its maps are always shown (a transposed one's before
+    /// it); the last layer's is the logits. In training, where a backend pools a first convolution's output at once, there is none
     /// of that layer: it is the pool's.
     pub fn output(&self, layer: usize) -> &Tensor<B> {
         &self.outputs[self.block_of[layer]]
@@ -370,13 +390,16 @@ impl<B: Backend> Workspace<B> {
         &mut self.descending[0]
     }
 
-    /// The logits of a walk up.
+    /// The logits of a walk up; the last layer's maps, where there are no classes.
     pub fn logits(&self) -> &Tensor<B> {
         self.outputs.last().expect("a network has layers")
     }
 
     /// Softmax and cross-entropy of a walk up's logits: the samples' losses, and where the walk down
     /// starts, the gradient of `scale` times their sum.
+    ///
+    /// A network without classes has no such loss: its caller writes the gradient of one into
+    /// [`Workspace::descending`].
     ///
     /// # Errors
     /// If the backend refuses.
@@ -422,6 +445,10 @@ impl<B: Backend> Workspace<B> {
                             )?;
                         }
                     }
+                }
+                Kind::ConvTranspose { dims } => {
+                    let weight = &weights(params, block.layer).weight;
+                    backend.conv_backward_data(y, x, weight, &dims.with_n(n), &mut self.scratch)?;
                 }
                 Kind::Relu => backend.relu_forward(y, x)?,
                 Kind::MaxPool { dims } => {
@@ -530,8 +557,7 @@ impl<B: Backend> Workspace<B> {
                 )?;
                 return Ok(None);
             }
-            // Windows that are no smaller than the map would be more work than the map.
-            if let Some(covering) = windows.take_if(|windows| windows.cover()) {
+            if let Some(covering) = windows.take_if(|windows| ends(layer, windows)) {
                 let [from, to] = &mut self.descending;
                 to.reshape(layer.output.with_n(n));
                 backend.cut(to, from, None, &self.room.units, &covering.inverse())?;
@@ -568,6 +594,27 @@ impl<B: Backend> Workspace<B> {
                     if let Some(below) = &below {
                         backend.clear_outside(dx, units, below)?;
                     }
+                }
+                Kind::ConvTranspose { dims } => {
+                    let dims = &dims.with_n(n);
+                    if let Some(gradients) = &mut descent.gradients {
+                        // The roles are exchanged, so that what is summed as a bias's gradient is
+                        // the layer's own input: it goes elsewhere, and the gradient stays zero.
+                        let gradient = gradients.layers[number].as_mut().expect("has weights");
+                        let (add, scratch) = (descent.accumulate, &mut self.scratch);
+                        self.no_bias.reshape(gradient.bias.shape());
+                        std::mem::swap(&mut gradient.bias, &mut self.no_bias);
+                        let done =
+                            backend.conv_backward_filter(gradient, x, dy, add, dims, scratch);
+                        std::mem::swap(&mut gradient.bias, &mut self.no_bias);
+                        done?;
+                    }
+                    if index == 0 && !descent.to_pixels {
+                        return Ok(None);
+                    }
+                    dx.reshape(dims.output());
+                    let weight = &weights(params, number).weight;
+                    backend.conv_forward(dx, dy, weight, None, false, dims, &mut self.scratch)?;
                 }
                 Kind::Relu => continue, // done
                 Kind::MaxPool { dims } => {

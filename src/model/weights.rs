@@ -1,8 +1,8 @@
 //! Weights on disk: one safetensors file with PyTorch's names and layout, and all that it takes
 //! to use them.
 //!
-//! Tensors are `conv1.weight` as OIHW, `fc6.weight` as `[out, in]` with the inputs in C, H, W
-//! order, and biases. `preprocess.mean` is the mean that is taken off, HWC; the rest of the
+//! Tensors are `conv1.weight` as OIHW, a transposed convolution's as IOHW, `fc6.weight` as `[out, in]`
+//! with the inputs in C, H, W order, and biases. `preprocess.mean` is the mean that is taken off, HWC; the rest of the
 //! preprocessing, the network's description and the class names are JSON under the metadata's one
 //! key, `zfnet` (one key, so that equal models are equal files).
 
@@ -145,6 +145,7 @@ impl<B: Backend> Model<B> {
             super::LayerSpec::Fc { name, .. } => Some(format!("{name}.bias")),
             _ => None,
         });
+        let last = last.filter(|_| architecture.classes > 0);
         if let Some(bias) = last.and_then(|name| tensors.tensor(&name).ok()) {
             architecture.classes = bias.shape().iter().product();
         }
@@ -178,14 +179,16 @@ pub fn named_values<B: Backend>(
         let shape = param.weight.shape();
         let mut krsc = vec![0.0; shape.len()];
         backend.download(&mut krsc, &param.weight)?;
-        let mut bias = vec![0.0; shape.n];
-        backend.download(&mut bias, &param.bias)?;
         named.push((
             format!("{}.weight", layer.name),
             torch_shape(layer, shape),
             to_kcrs(&krsc, shape),
         ));
-        named.push((format!("{}.bias", layer.name), vec![shape.n], bias));
+        if layer.has_bias() {
+            let mut bias = vec![0.0; shape.n];
+            backend.download(&mut bias, &param.bias)?;
+            named.push((format!("{}.bias", layer.name), vec![shape.n], bias));
+        }
     }
     Ok(named)
 }
@@ -220,10 +223,12 @@ pub fn read_params<B: Backend>(
         };
         // Before there is room for them: a small file may describe a large network.
         let weight = read("weight", &torch_shape(layer, shape))?;
-        let bias = read("bias", &[shape.n])?;
+        let bias = if layer.has_bias() { Some(read("bias", &[shape.n])?) } else { None };
         let mut param = room(backend, dims)?;
         backend.upload(&mut param.weight, &from_kcrs(&weight, shape))?;
-        backend.upload(&mut param.bias, &bias)?;
+        if let Some(bias) = bias {
+            backend.upload(&mut param.bias, &bias)?;
+        }
         layers.push(Some(param));
     }
     Ok(Params { layers })
@@ -289,7 +294,8 @@ pub fn serialize(tensors: &Named, metadata: Option<HashMap<String, String>>) -> 
         .map_err(|error| Error::Network(format!("cannot write safetensors: {error}")))
 }
 
-/// PyTorch's shape of a weight: OIHW, or `[out, in]` where the layer is fully connected.
+/// PyTorch's shape of a weight: OIHW, or `[out, in]` where the layer is fully connected. (A transposed
+/// convolution's is IOHW, which is OIHW of the convolution that it transposes.)
 fn torch_shape(layer: &super::Layer, shape: Shape) -> Vec<usize> {
     match layer.kind {
         super::Kind::FullyConnected { .. } => vec![shape.n, shape.per_image()],

@@ -52,7 +52,7 @@ impl<B: Backend> Room<B> {
             let mut windows = Windows::units(network.layers[blocks[from].layer].output);
             for block in blocks[..=from].iter().rev() {
                 let layer = &network.layers[block.layer];
-                if windows.cover() {
+                if ends(layer, &windows) {
                     break; // from here on whole maps
                 }
                 let above = windows.shape(1, layer.output.c).len();
@@ -133,6 +133,13 @@ impl<B: Backend> Room<B> {
     }
 }
 
+/// Whether windows of a layer's output are to become whole maps before it is undone: those that are
+/// no smaller than the map would be more work than the map; and what one unit of a transposed
+/// convolution reaches below depends on where it stands, while all windows have one size.
+pub fn ends(layer: &Layer, windows: &Windows) -> bool {
+    windows.cover() || matches!(layer.kind, Kind::ConvTranspose { .. })
+}
+
 /// The windows below a layer, where those above it are given.
 pub fn below(layer: &Layer, above: &Windows) -> Windows {
     let map = [layer.input.h as u32, layer.input.w as u32];
@@ -141,6 +148,7 @@ pub fn below(layer: &Layer, above: &Windows) -> Windows {
             above.below(map, [dims.r, dims.s], dims.stride, dims.pad)
         }
         Kind::MaxPool { dims } => above.below(map, dims.window, dims.stride, dims.pad),
+        Kind::ConvTranspose { .. } => unreachable!("no windows go through it"),
         Kind::Relu | Kind::Lrn(_) | Kind::Dropout { .. } => *above,
     }
 }

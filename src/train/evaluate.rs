@@ -83,6 +83,7 @@ impl<B: Backend> Classifier<B> {
         crops: TestCrops,
         images: usize,
     ) -> Result<Self> {
+        network.must_classify()?;
         let samples = images * crops.count();
         Ok(Classifier {
             stage: InputStage::new(backend, preprocess, images, samples)?,

@@ -190,6 +190,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
         accumulate: usize,
     ) -> Result<Self> {
         let network = &model.network;
+        network.must_classify()?;
         let micro_batch = network.architecture.recipe.batch_size.div_ceil(accumulate.max(1));
         let bytes = micro_batch * model.preprocess.bytes();
         let slot = |_| {
@@ -419,6 +420,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
                 Kind::Conv { rms_limit, .. } | Kind::FullyConnected { rms_limit, .. } => {
                     (w, rms_limit)
                 }
+                Kind::ConvTranspose { .. } => (w, 0.0),
                 _ => continue,
             };
             backend.sgd_step(weight, &mut v.weight, &g.weight, &decaying, state)?;

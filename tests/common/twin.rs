@@ -239,6 +239,9 @@ pub fn up(network: &Network, params: &HostParams, n: usize, input: Vec<f64>) -> 
                 let [weight, bias] = param.as_ref().unwrap();
                 conv(&dims.with_n(n), x, weight, Some(bias))
             }
+            Kind::ConvTranspose { dims } => {
+                conv_data(&dims.with_n(n), x, &param.as_ref().unwrap()[0])
+            }
             Kind::Relu => relu(x),
             Kind::MaxPool { dims } => {
                 let (y, winners) = pool(&dims.with_n(n), x);
@@ -275,6 +278,12 @@ pub fn down(
                 let dims = &dims.with_n(walk.n);
                 gradients[i] = Some(conv_filter(dims, &dy, x));
                 conv_data(dims, &dy, &params[i].as_ref().unwrap()[0])
+            }
+            Kind::ConvTranspose { dims } => {
+                let dims = &dims.with_n(walk.n);
+                let [weights, _] = conv_filter(dims, x, &dy);
+                gradients[i] = Some([weights, vec![0.0; dims.k as usize]]); // no bias
+                conv(dims, &dy, &params[i].as_ref().unwrap()[0], None)
             }
             Kind::Relu => relu_down(&dy, y, relu_rule),
             Kind::MaxPool { dims } => {
