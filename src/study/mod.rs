@@ -6,6 +6,7 @@ pub mod evolution;
 pub mod features;
 pub mod fill;
 pub mod filters;
+pub mod invariance;
 pub mod occlusion;
 pub mod parts;
 pub mod peaks;

@@ -4,6 +4,7 @@ mod correspondence;
 pub mod evolution;
 pub mod features;
 mod filters;
+mod invariance;
 mod occlusion;
 mod report;
 mod sanity;
@@ -29,11 +30,14 @@ pub struct StudyCommand {
 }
 
 #[derive(Subcommand)]
+#[allow(clippy::large_enum_variant)] // there is one of them in a program's life
 enum Study {
     /// The nine strongest activations of every map, projected, beside their patches (Figure 2)
     Features(features::Features),
     /// How features came about, epoch by epoch (Figure 4)
     Evolution(evolution::Evolution),
+    /// What moving, scaling and turning an image changes (Figure 5)
+    Invariance(invariance::Invariance),
     /// First-layer filters, of several networks side by side; dead features, aliasing (Figure 6)
     Filters(filters::Filters),
     /// Slide a square over images: where does the network look? (Figure 7)
@@ -50,6 +54,7 @@ pub fn run(command: StudyCommand) -> Result<ExitCode> {
     match command.study {
         Study::Features(args) => args.study.device.clone().run(args),
         Study::Evolution(args) => args.device.clone().run(args),
+        Study::Invariance(args) => args.study.device.clone().run(args),
         Study::Filters(args) => args.study.device.clone().run(args),
         Study::Occlusion(args) => args.study.device.clone().run(args),
         Study::Correspondence(args) => args.study.device.clone().run(args),

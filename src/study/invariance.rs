@@ -1,0 +1,678 @@
+//! The paper's Figure 5: how much features change as an image is shifted, enlarged or turned.
+//!
+//! An image's square of pixels is resampled bilinearly about the centre c of the network's crop:
+//!
+//! ```text
+//! shift t       out(p) = in(p - (0, t))                    down for t > 0
+//! scale s       out(p) = in(c + (p - c) / s)
+//! rotation r    out(p) = in(c + R(r) (p - c))              counter-clockwise
+//! ```
+//!
+//! Positions are rounded to 2^-20 pixels, so that a quarter of a turn moves whole pixels. What lies
+//! outside the square is the mean that preprocessing takes off (as a byte): zero for the network.
+//! For each layer the result is the Euclidean distance |f(out) - f(in)| of its features, and, so that
+//! layers can be compared, that distance divided by |f(in)|; beside it the probability of the class.
+//!
+//! Every walk up has the untransformed image as its first sample, and is as large as all others: so a
+//! transformation that changes no pixel has the distance 0, exactly.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::fill::mean_square;
+use super::fingerprint;
+use super::parts::Parts;
+use super::picks::Picked;
+use crate::backend::Backend;
+use crate::disk::write_whole;
+use crate::model::{InputStage, Kind, Model, Network, Preprocess, Purpose, Workspace};
+use crate::picture::Image;
+use crate::report::csv;
+use crate::report::figure::{Figure, PHOTOGRAPH_CONTRAST, Picture, Section, Table};
+use crate::report::plot::{Line, SIZE, curves};
+use crate::train::evaluate::{TestCrops, softmax};
+use crate::{Error, Result};
+
+/// Samples of one walk up; the first one is the untransformed image.
+const BATCH: usize = 16;
+/// The paper's shifts, of an input of [`PAPER_INPUT`] pixels.
+const PAPER_SHIFT: f64 = 60.0;
+const PAPER_INPUT: f64 = 224.0;
+/// Shifts to each side unless a step is given.
+const SHIFTS: usize = 15;
+/// Scales are 1, 1.1, ... 1.8.
+const TENTHS: std::ops::RangeInclusive<u32> = 10..=18;
+/// Rotations are 0, 10, ... 350 degrees.
+const DEGREES: (u32, u32) = (360, 10);
+
+/// What is done to an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Change {
+    /// Moved down by so many pixels of the network's input; up if negative.
+    Shift,
+    /// Enlarged by this factor.
+    Scale,
+    /// Turned counter-clockwise by so many degrees.
+    Rotation,
+}
+
+impl Change {
+    /// All of them, in the order of the paper's rows.
+    pub const ALL: [Change; 3] = [Change::Shift, Change::Scale, Change::Rotation];
+
+    /// As files and pages have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Change::Shift => "shift",
+            Change::Scale => "scale",
+            Change::Rotation => "rotation",
+        }
+    }
+
+    /// The amount that leaves the image as it is.
+    pub fn nothing(self) -> f64 {
+        if self == Change::Scale { 1.0 } else { 0.0 }
+    }
+
+    fn axis(self) -> &'static str {
+        match self {
+            Change::Shift => "vertical shift in pixels, down is positive",
+            Change::Scale => "scale",
+            Change::Rotation => "rotation in degrees, counter-clockwise",
+        }
+    }
+
+    /// An amount in words.
+    fn words(self, amount: f64) -> String {
+        match self {
+            Change::Shift if amount.abs() == 1.0 => format!("a shift by {amount} pixel"),
+            Change::Shift => format!("a shift by {amount} pixels"),
+            Change::Scale => format!("scale {amount:.1}"),
+            Change::Rotation => format!("a rotation by {amount} degrees"),
+        }
+    }
+}
+
+/// A square of pixels (`[resize, resize, 3]`) after a change about the centre of the network's crop; see
+/// the module's equations.
+pub fn changed(preprocess: &Preprocess, square: &[u8], change: Change, amount: f64) -> Vec<u8> {
+    let side = preprocess.resize;
+    let centre = f64::from(preprocess.centre()[0]) + (preprocess.size as f64 - 1.0) / 2.0;
+    let (sin, cos) = match change {
+        Change::Rotation => amount.to_radians().sin_cos(),
+        _ => (0.0, 1.0),
+    };
+    let grain = f64::from(1u32 << 20);
+    let mut out = mean_square(preprocess);
+    for (i, pixel) in out.chunks_exact_mut(3).enumerate() {
+        let (y, x) = ((i / side) as f64, (i % side) as f64);
+        let (dy, dx) = (y - centre, x - centre);
+        let (from_y, from_x) = match change {
+            Change::Shift => (y - amount, x),
+            Change::Scale => (centre + dy / amount, centre + dx / amount),
+            Change::Rotation => (centre + sin * dx + cos * dy, centre + cos * dx - sin * dy),
+        };
+        let from = [from_y, from_x].map(|v| (v * grain).round() / grain);
+        if let Some(found) = bilinear(square, side, from) {
+            pixel.copy_from_slice(&found);
+        }
+    }
+    out
+}
+
+/// The colour between the four pixels around a place; none outside.
+fn bilinear(square: &[u8], side: usize, [y, x]: [f64; 2]) -> Option<[u8; 3]> {
+    let last = (side - 1) as f64;
+    if !(0.0..=last).contains(&y) || !(0.0..=last).contains(&x) {
+        return None;
+    }
+    let (top, left) = (y as usize, x as usize);
+    let (low, right) = ((top + 1).min(side - 1), (left + 1).min(side - 1));
+    let (v, u) = (y - top as f64, x - left as f64);
+    Some([0, 1, 2].map(|channel| {
+        let at = |y: usize, x: usize| f64::from(square[(y * side + x) * 3 + channel]);
+        let above = at(top, left) * (1.0 - u) + at(top, right) * u;
+        let below = at(low, left) * (1.0 - u) + at(low, right) * u;
+        (above * (1.0 - v) + below * v).round() as u8
+    }))
+}
+
+/// What to look at.
+pub struct Request<'a> {
+    /// The images.
+    pub picked: &'a [Picked],
+    /// Indices of the layers, from below.
+    pub layers: Vec<usize>,
+    /// Largest shift to each side in pixels of the network's input, and the step.
+    pub shifts: [usize; 2],
+    /// Folder of the page.
+    pub out: &'a Path,
+    /// What else stands under the title.
+    pub facts: Vec<(String, String)>,
+}
+
+/// The layers that the paper looks at: the first convolution, and the last hidden layer with weights.
+pub fn default_layers(network: &Network) -> Vec<usize> {
+    let weighty = |i: &usize| network.layers[*i].convolution().is_some();
+    let weighty: Vec<usize> = (0..network.layers.len()).filter(weighty).collect();
+    let spatial = |i: &&usize| matches!(network.layers[**i].kind, Kind::Conv { .. });
+    let first = weighty.iter().find(spatial).or(weighty.first());
+    let hidden = weighty.iter().rev().nth(1).or(weighty.last());
+    let mut layers: Vec<usize> = first.into_iter().chain(hidden).copied().collect();
+    layers.dedup();
+    layers
+}
+
+/// Range and step of the shifts for an input of `size` pixels: as large a part of it as in the paper, and
+/// about [`SHIFTS`] to each side, unless one is given.
+///
+/// # Errors
+/// If the range is not below `size`, or the step is 0 or beyond the range.
+pub fn shifts(size: usize, range: Option<usize>, step: Option<usize>) -> Result<[usize; 2]> {
+    let scaled = (PAPER_SHIFT * size as f64 / PAPER_INPUT).round() as usize;
+    let range = range.unwrap_or(scaled.max(1));
+    let step = step.unwrap_or((range / SHIFTS).max(1));
+    if range >= size || step == 0 || step > range {
+        return Err(Error::Data(format!(
+            "shifts: expected a range below the input's {size} pixels and a step from 1 to the range, \
+             found --shift {range} --step {step}"
+        )));
+    }
+    Ok([range, step])
+}
+
+/// All changes of one image, with their amounts.
+fn all_changes([range, step]: [usize; 2]) -> Vec<(Change, f64)> {
+    let most = (range / step) as i64;
+    let shifts = (-most..=most).map(|i| (Change::Shift, (i * step as i64) as f64));
+    let scales = TENTHS.map(|tenths| (Change::Scale, f64::from(tenths) / 10.0));
+    let (turn, degrees) = DEGREES;
+    let rotations = (0..turn / degrees).map(|i| (Change::Rotation, f64::from(i * degrees)));
+    shifts.chain(scales).chain(rotations).collect()
+}
+
+/// What one change does to an image's features.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Response {
+    /// What was changed.
+    pub change: Change,
+    /// By how much: pixels, a factor or degrees.
+    pub amount: f64,
+    /// For each layer, the Euclidean distance from the untransformed image's features.
+    pub distances: Vec<f64>,
+    /// Of the image's class.
+    pub probability: f64,
+}
+
+/// All that was measured of one image.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Responses {
+    /// Name of the image.
+    pub image: String,
+    /// Its class.
+    pub class: String,
+    /// Whether that is known; otherwise it is what the network takes the image for.
+    pub known: bool,
+    /// For each layer, the Euclidean norm of the untransformed image's features.
+    pub norms: Vec<f64>,
+    /// In the order shifts, scales, rotations.
+    pub responses: Vec<Response>,
+}
+
+impl Responses {
+    /// Amounts and distances relative to the untransformed features' norm, of one layer (its place in the
+    /// request) and change. Not finite where the untransformed features are all zero.
+    pub fn relative(&self, change: Change, layer: usize) -> Vec<(f64, f64)> {
+        let of_change = self.responses.iter().filter(|response| response.change == change);
+        of_change.map(|r| (r.amount, r.distances[layer] / self.norms[layer])).collect()
+    }
+
+    fn probability(&self, change: Change) -> Vec<(f64, f64)> {
+        let of_change = self.responses.iter().filter(|response| response.change == change);
+        of_change.map(|r| (r.amount, r.probability)).collect()
+    }
+}
+
+/// Walks up with changed images.
+pub struct Meter<'a, B: Backend> {
+    backend: &'a B,
+    model: &'a Model<B>,
+    layers: Vec<usize>,
+    stage: InputStage<B>,
+    workspace: Workspace<B>,
+    host: Vec<f32>,
+}
+
+impl<'a, B: Backend> Meter<'a, B> {
+    /// For the features of these layers.
+    ///
+    /// # Errors
+    /// If the backend has no room.
+    pub fn new(backend: &'a B, model: &'a Model<B>, layers: &[usize]) -> Result<Self> {
+        let Model { network, preprocess, .. } = model;
+        let largest = layers.iter().map(|&layer| network.layers[layer].output.len()).max();
+        let largest = largest.unwrap_or(0).max(network.classes());
+        Ok(Meter {
+            backend,
+            model,
+            layers: layers.to_vec(),
+            stage: InputStage::new(backend, preprocess, BATCH, BATCH)?,
+            workspace: Workspace::new(backend, network, Purpose::Infer, BATCH)?,
+            host: vec![0.0; BATCH * largest],
+        })
+    }
+
+    /// Measures changes of one image. `progress` is called with the number of changes done.
+    ///
+    /// # Errors
+    /// If the backend refuses.
+    pub fn measure(
+        &mut self,
+        picked: &Picked,
+        changes: &[(Change, f64)],
+        mut progress: impl FnMut(usize),
+    ) -> Result<Responses> {
+        let Model { network, params, preprocess, classes } = self.model;
+        let backend = self.backend;
+        let crops: Vec<_> =
+            (0..BATCH as u32).flat_map(|i| TestCrops::One.of(preprocess, i)).collect();
+        let mut norms = Vec::new();
+        let mut responses = Vec::new();
+        for (part, changes) in changes.chunks(BATCH - 1).enumerate() {
+            // The untransformed image fills what is left of the last batch.
+            let mut pixels = picked.square.repeat(BATCH);
+            let squares = pixels.chunks_exact_mut(picked.square.len()).skip(1);
+            for (square, &(change, amount)) in squares.zip(changes) {
+                square.copy_from_slice(&changed(preprocess, &picked.square, change, amount));
+            }
+            self.stage.fill(backend, &mut self.workspace.input, &pixels, &crops)?;
+            self.workspace.up(backend, network, params)?;
+            let mut found: Vec<Response> = changes
+                .iter()
+                .map(|&(change, amount)| Response {
+                    change,
+                    amount,
+                    distances: Vec::new(),
+                    probability: 0.0,
+                })
+                .collect();
+            for &layer in &self.layers {
+                let output = self.workspace.output(layer);
+                let values = &mut self.host[..output.shape().len()];
+                backend.download(values, output)?;
+                let mut samples = values.chunks_exact(output.shape().per_image());
+                let untransformed = samples.next().expect("a sample");
+                if part == 0 {
+                    norms.push(distance(untransformed, &vec![0.0; untransformed.len()]));
+                }
+                for (response, sample) in found.iter_mut().zip(samples) {
+                    response.distances.push(distance(sample, untransformed));
+                }
+            }
+            let logits = &mut self.host[..BATCH * classes.len()];
+            backend.download(logits, self.workspace.logits())?;
+            let samples = logits.chunks_exact(classes.len()).skip(1);
+            for (response, logits) in found.iter_mut().zip(samples) {
+                let class = softmax(logits).nth(picked.class);
+                response.probability = class.expect("one of the network's classes");
+            }
+            responses.extend(found);
+            progress(responses.len());
+        }
+        let class = classes[picked.class].clone();
+        let (image, known) = (picked.name.clone(), picked.known);
+        Ok(Responses { image, class, known, norms, responses })
+    }
+}
+
+fn distance(a: &[f32], b: &[f32]) -> f64 {
+    let square = |(a, b): (&f32, &f32)| (f64::from(*a) - f64::from(*b)).powi(2);
+    a.iter().zip(b).map(square).sum::<f64>().sqrt()
+}
+
+/// What everything measured depends on.
+#[derive(Serialize)]
+struct Settings {
+    model: String,
+    images: Vec<(String, usize, u64)>,
+    layers: Vec<usize>,
+    shifts: [usize; 2],
+}
+
+/// Measures all images and writes the page; returns its path. `progress` is called with the number of
+/// changes done and of all. What was finished before an interruption is not measured again.
+///
+/// # Errors
+/// If there is no image, files cannot be written, or the backend refuses.
+pub fn study<B: Backend>(
+    backend: &B,
+    model: &Model<B>,
+    request: &Request<'_>,
+    mut progress: impl FnMut(usize, usize),
+) -> Result<PathBuf> {
+    let Request { picked, layers, shifts, out, .. } = request;
+    if picked.is_empty() {
+        return Err(Error::Data("invariance: expected at least one image, found none".into()));
+    }
+    let of_image = |p: &Picked| (p.name.clone(), p.class, xxh3_64(&p.square));
+    let settings = Settings {
+        model: fingerprint(backend, model)?,
+        images: picked.iter().map(of_image).collect(),
+        layers: layers.clone(),
+        shifts: *shifts,
+    };
+    let parts = Parts::open(out, &settings)?;
+    let changes = all_changes(*shifts);
+    let mut meter = Meter::new(backend, model, layers)?;
+    let mut all = Vec::new();
+    for (i, picked) in picked.iter().enumerate() {
+        let (before, total) = (i * changes.len(), request.picked.len() * changes.len());
+        let name = format!("image-{i}");
+        let measured = match parts.get(&name) {
+            Some(measured) => measured,
+            None => {
+                let measured =
+                    meter.measure(picked, &changes, |done| progress(before + done, total))?;
+                parts.put(&name, &measured)?;
+                measured
+            }
+        };
+        all.push(measured);
+        progress(before + changes.len(), total);
+    }
+    let names: Vec<&str> = layers.iter().map(|&i| model.network.layers[i].name.as_str()).collect();
+    let page = write(&model.preprocess, request, &names, &all)?;
+    parts.done()?;
+    Ok(page)
+}
+
+/// Numbers, plots, pictures and the page.
+fn write(
+    preprocess: &Preprocess,
+    request: &Request<'_>,
+    layers: &[&str],
+    all: &[Responses],
+) -> Result<PathBuf> {
+    let out = request.out;
+    let put = |file: &str, bytes: &[u8]| {
+        let path = out.join(file);
+        write_whole(&path, bytes).map_err(Error::io("write", &path))
+    };
+    let json = serde_json::json!({ "layers": layers, "images": all });
+    put("invariance.json", &serde_json::to_vec_pretty(&json).expect("plain data"))?;
+    put("invariance.csv", table_of_all(layers, all).as_bytes())?;
+
+    let plot = |file: String, x: &str, y: &str, lines: &[Line], title: String, method: String| {
+        put(&file, curves(x, y, lines).as_bytes())?;
+        Ok::<_, Error>(Picture {
+            file,
+            size: SIZE,
+            title,
+            method,
+            wide: true,
+            ..Default::default()
+        })
+    };
+    let label = |(i, r): (usize, &Responses)| format!("{} {}", i + 1, r.class);
+    let mut sections = vec![images_shown(preprocess, request, all)?];
+    let found = found(layers, all);
+    for change in Change::ALL {
+        let mut pictures = Vec::new();
+        let relative = "distance / norm of the unchanged features";
+        let lines: Vec<Line> = (layers.iter().enumerate())
+            .map(|(layer, name)| Line {
+                name: (*name).into(),
+                points: mean(all, |r| r.relative(change, layer)),
+            })
+            .collect();
+        pictures.push(plot(
+            format!("{}-mean.svg", change.name()),
+            change.axis(),
+            relative,
+            &lines,
+            format!("{}: every layer, mean over the images", capital(change.name())),
+            "Relative distance from the unchanged image's features".into(),
+        )?);
+        for (layer, name) in layers.iter().enumerate() {
+            let line = |(i, r)| Line {
+                name: label((i, r)),
+                points: Responses::relative(r, change, layer),
+            };
+            let lines: Vec<Line> = all.iter().enumerate().map(line).collect();
+            pictures.push(plot(
+                format!("{}-{layer}.svg", change.name()),
+                change.axis(),
+                relative,
+                &lines,
+                format!("{}: {name}, a line an image", capital(change.name())),
+                "Relative distance from the unchanged image's features".into(),
+            )?);
+        }
+        let line = |(i, r)| Line { name: label((i, r)), points: Responses::probability(r, change) };
+        let lines: Vec<Line> = all.iter().enumerate().map(line).collect();
+        pictures.push(plot(
+            format!("{}-probability.svg", change.name()),
+            change.axis(),
+            "probability of the class",
+            &lines,
+            format!("{}: probability of the image's class", capital(change.name())),
+            "Softmax of the network's output".into(),
+        )?);
+        sections.push(Section {
+            title: capital(change.name()),
+            text: found.iter().filter(|(of, _)| *of == change).map(|(_, s)| s.clone()).collect(),
+            pictures,
+            tables: vec![summary(layers, all, change)],
+            ..Default::default()
+        });
+    }
+
+    let mut facts = request.facts.clone();
+    facts.push(("Images".into(), all.len().to_string()));
+    facts.push(("Layers".into(), layers.join(", ")));
+    let [range, step] = request.shifts;
+    facts.push(("Shifts".into(), format!("up to {range} pixels up and down, by {step}")));
+    let figure = Figure {
+        study: "invariance".into(),
+        title: "How features change with the image".into(),
+        paper: "Figure 5".into(),
+        facts,
+        how: vec![
+            "Each image is shifted vertically, enlarged or turned about the centre of the network's \
+             crop, and the features of the changed image are compared with those of the unchanged one: \
+             Euclidean distance of a layer's output after its relu. In the plots it is divided by the \
+             norm of the unchanged features, so that layers can be compared: 0 is the same, 1 as far \
+             away as a picture without any feature. The paper's plots have the plain distance, as \
+             invariance.csv does."
+                .into(),
+            "Pixels are interpolated bilinearly in the square that the crop is cut from; what lies \
+             outside that square is the mean that preprocessing takes off, so that the network sees \
+             zero there, but for rounding to a byte. Large shifts and turns bring in such borders, \
+             which change features by themselves."
+                .into(),
+        ],
+        sections,
+        files: vec![
+            ("invariance.csv".into(), "every distance and probability".into()),
+            ("invariance.json".into(), "the same, image by image".into()),
+        ],
+    };
+    figure.write(out).map_err(Error::io("write", out))
+}
+
+/// Each image and four of its changes.
+fn images_shown(
+    preprocess: &Preprocess,
+    request: &Request<'_>,
+    all: &[Responses],
+) -> Result<Section> {
+    let range = request.shifts[0] as f64;
+    let examples = [
+        (Change::Shift, 0.0),
+        (Change::Shift, range),
+        (Change::Scale, 1.8),
+        (Change::Rotation, 30.0),
+    ];
+    let mut pictures = Vec::new();
+    for (i, (picked, measured)) in request.picked.iter().zip(all).enumerate() {
+        let tile = |&(change, amount): &(Change, f64)| {
+            let square = changed(preprocess, &picked.square, change, amount);
+            Picked { square, ..picked.clone() }.input(preprocess)
+        };
+        let tiles: Vec<Image> = examples.iter().map(tile).collect();
+        let sheet = Image::sheet(&tiles, tiles.len(), 2, 255);
+        let file = format!("image-{}.png", i + 1);
+        sheet.write_png(&request.out.join(&file)).map_err(Error::io("write", request.out))?;
+        let size = preprocess.size as i64;
+        let class = match measured.known {
+            true => measured.class.clone(),
+            false => format!("taken for {}", measured.class),
+        };
+        pictures.push(Picture {
+            file,
+            size: [sheet.width, sheet.height],
+            title: format!("{} {class}", i + 1),
+            method: format!(
+                "What the network sees: unchanged, shifted by {range} pixels, at scale 1.8, turned by \
+                 30 degrees"
+            ),
+            contrast: PHOTOGRAPH_CONTRAST.into(),
+            image: measured.image.clone(),
+            area: Some(picked.in_file(preprocess, [0, 0, size, size])),
+            wide: false,
+        });
+    }
+    Ok(Section { title: "The images".into(), pictures, ..Default::default() })
+}
+
+/// A row a value, as CSV.
+fn table_of_all(layers: &[&str], all: &[Responses]) -> String {
+    let head =
+        ["image", "class", "change", "amount", "layer", "distance", "relative", "probability"];
+    let rows = all.iter().flat_map(|r| {
+        r.responses.iter().flat_map(move |response| {
+            layers.iter().enumerate().map(move |(i, layer)| {
+                vec![
+                    r.image.clone(),
+                    r.class.clone(),
+                    response.change.name().into(),
+                    response.amount.to_string(),
+                    (*layer).into(),
+                    response.distances[i].to_string(),
+                    (response.distances[i] / r.norms[i]).to_string(),
+                    response.probability.to_string(),
+                ]
+            })
+        })
+    });
+    csv(&head, rows)
+}
+
+/// The mean of the images' values at each amount; those that are not finite have no say.
+fn mean(all: &[Responses], of: impl Fn(&Responses) -> Vec<(f64, f64)>) -> Vec<(f64, f64)> {
+    let rows: Vec<Vec<(f64, f64)>> = all.iter().map(of).collect();
+    let amounts = rows.first().map_or(0, Vec::len);
+    (0..amounts)
+        .map(|i| {
+            let finite = rows.iter().map(|row| row[i].1).filter(|value| value.is_finite());
+            let (sum, count) = finite.fold((0.0, 0), |(sum, n), value| (sum + value, n + 1));
+            (rows[0][i].0, sum / f64::from(count))
+        })
+        .collect()
+}
+
+/// How fast a layer changes at first: the mean relative distance at the smallest changes (of both signs),
+/// and that per unit of the change (a pixel, a tenth of scale, ten degrees are the smallest).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Onset {
+    /// Size of the smallest change.
+    pub smallest: f64,
+    /// Mean relative distance there.
+    pub distance: f64,
+    /// `distance / smallest`.
+    pub slope: f64,
+}
+
+/// The onset of a layer (its place in the request) over all images; none if nothing was changed, or the
+/// features are all zero.
+pub fn onset(all: &[Responses], change: Change, layer: usize) -> Option<Onset> {
+    // Turns of 350 degrees are small, too.
+    let size = |amount: f64| match change {
+        Change::Rotation => amount.min(360.0 - amount),
+        _ => (amount - change.nothing()).abs(),
+    };
+    let values = mean(all, |r| r.relative(change, layer));
+    let changes = values.iter().filter(|(amount, value)| size(*amount) > 0.0 && value.is_finite());
+    let smallest = changes.clone().map(|(amount, _)| size(*amount)).min_by(f64::total_cmp)?;
+    let near: Vec<f64> =
+        changes.filter(|(amount, _)| size(*amount) == smallest).map(|(_, value)| *value).collect();
+    let distance = near.iter().sum::<f64>() / near.len() as f64;
+    Some(Onset { smallest, distance, slope: distance / smallest })
+}
+
+/// What was found, in a sentence for each change: the lowest and the highest layer side by side.
+fn found(layers: &[&str], all: &[Responses]) -> Vec<(Change, String)> {
+    let sentence = |change: Change| {
+        let last = layers.len() - 1;
+        let (low, top) = (onset(all, change, 0)?, onset(all, change, last)?);
+        let unit = match change {
+            Change::Shift => "a pixel",
+            Change::Scale => "a unit of scale",
+            Change::Rotation => "a degree",
+        };
+        let amount = change.words(change.nothing() + low.smallest);
+        let mut text = format!(
+            "Under {amount}, {} changes by {:.3} of its norm ({:.4} {unit})",
+            layers[0], low.distance, low.slope
+        );
+        if last > 0 {
+            text += &format!(
+                " and {} by {:.3} ({:.4} {unit}): ",
+                layers[last], top.distance, top.slope
+            );
+            text += &match (low.distance, top.distance) {
+                (l, t) if l > t => format!("{} changes {:.1} times as fast", layers[0], l / t),
+                (l, t) if l < t => format!("{} changes {:.1} times as fast", layers[last], t / l),
+                _ => "both change as fast".into(),
+            };
+        }
+        text += match all.len() {
+            1 => ".",
+            _ => ", as a mean over the images.",
+        };
+        Some((change, text))
+    };
+    Change::ALL.into_iter().filter_map(sentence).collect()
+}
+
+/// The ends of the curves as numbers.
+fn summary(layers: &[&str], all: &[Responses], change: Change) -> Table {
+    let row = |(i, layer): (usize, &&str)| {
+        let onset = onset(all, change, i);
+        let values = mean(all, |r| r.relative(change, i));
+        let most = values.iter().filter(|v| v.1.is_finite()).max_by(|a, b| a.1.total_cmp(&b.1));
+        vec![
+            (*layer).to_owned(),
+            onset.map_or("none".into(), |onset| format!("{:.4}", onset.distance)),
+            onset.map_or("none".into(), |onset| format!("{:.4}", onset.slope)),
+            most.map_or("none".into(), |(_, value)| format!("{value:.4}")),
+            most.map_or("none".into(), |(amount, _)| format!("{}", (amount * 10.0).round() / 10.0)),
+        ]
+    };
+    Table {
+        caption: format!("{}: relative distance, mean over the images", capital(change.name())),
+        head: ["Layer", "At the smallest change", "The same a unit", "Largest", "At"]
+            .map(String::from)
+            .to_vec(),
+        rows: layers.iter().enumerate().map(row).collect(),
+        notes: Vec::new(),
+    }
+}
+
+fn capital(word: &str) -> String {
+    let mut letters = word.chars();
+    letters.next().map_or(String::new(), |first| first.to_uppercase().chain(letters).collect())
+}
