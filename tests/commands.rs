@@ -60,6 +60,72 @@ fn from_training_to_pages() {
         .refused(&["conv7", "conv1"]);
 }
 
+#[test]
+fn features_of_chosen_maps() {
+    let place = Place::new();
+    place.run("train --data data --arch tiny.toml --out run").ok();
+    let rows = |arguments: &str| -> Vec<(String, Vec<u64>)> {
+        let ran = place.run(&format!("{arguments} --checkpoint run --data data")).ok();
+        let page = place.path(ran.stdout.trim());
+        let json = fs::read_to_string(page.with_file_name("top9.json")).unwrap();
+        let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+        let layers = json["layers"].as_array().unwrap().iter();
+        let maps = |layer: &serde_json::Value| {
+            let rows = layer["rows"].as_array().unwrap().iter();
+            rows.map(|row| row["map"].as_u64().unwrap()).collect()
+        };
+        layers.map(|layer| (layer["name"].as_str().unwrap().to_owned(), maps(layer))).collect()
+    };
+    let named = |name: &str, maps: &[u64]| (name.to_owned(), maps.to_vec());
+    let all = |count: u64| (0..count).collect::<Vec<u64>>();
+    let both = [named("conv1", &all(8)), named("conv2", &all(12))];
+    assert_eq!(rows("study features"), both);
+    assert!(place.path("run/report/features/index.html").is_file(), "the default folder");
+    // The old name is the same command.
+    assert_eq!(rows("top9 --out a"), both);
+    let read = |file: &str| fs::read(place.path(file)).unwrap();
+    for file in ["top9.json", "index.html", "conv2/projections-000.png"] {
+        assert!(
+            read(&format!("a/{file}")) == read(&format!("run/report/features/{file}")),
+            "{file}"
+        );
+    }
+    let chosen = [named("conv1", &[0]), named("conv2", &[3, 11])];
+    assert_eq!(rows("study features --units conv2:11,conv1:0,conv2:3"), chosen);
+    assert_eq!(rows("study features --post-pool"), [named("pool1", &all(8))]);
+    let first = [named("conv2", &[0, 1, 2, 3])];
+    assert_eq!(rows("study features --maps 4 --layers conv2"), first);
+    let drawn = |seed: u32| rows(&format!("study features --maps 4 --random --seed {seed}"));
+    assert_eq!(drawn(5), drawn(5));
+    assert_ne!(drawn(5), drawn(6));
+    assert!(drawn(5).iter().all(|(_, maps)| maps.len() == 4), "{:?}", drawn(5));
+
+    let refused = |flags: &str, words: &[&str]| {
+        place.run(&format!("study features --checkpoint run --data data {flags}")).refused(words);
+    };
+    refused("--units conv9:0", &["conv9", "conv1, relu1"]);
+    refused("--units conv2:12", &["conv2:12", "maps 0 to 11", "found 12"]);
+    refused("--units conv2", &["conv2", "LAYER:MAP"]);
+    refused("--layers conv9", &["conv9"]);
+    for wrong in ["--units conv2:1 --maps 3", "--random", "--maps 0", "--post-pool --layers conv1"]
+    {
+        let ran = place.run(&format!("study features --checkpoint run --data data {wrong}"));
+        assert_eq!(ran.code, Some(2), "{wrong}: {}", ran.stderr);
+    }
+    let file = "run/last/model.safetensors";
+    fs::copy(place.path(file), place.path("alone.safetensors")).unwrap();
+    place
+        .run("study features --checkpoint alone.safetensors --data data")
+        .refused(&["alone.safetensors", "--out"]);
+    for class in place.images("data/val") {
+        for image in place.images(class.to_str().unwrap()) {
+            fs::write(image, "no image").unwrap();
+        }
+    }
+    refused("", &["no usable images", "--max-bad"]);
+    refused("--max-bad 1", &["data", "none of the 20 files", "usable image"]);
+}
+
 /// The arrays are the projection itself: seeded and walked down once more, they give the same.
 #[test]
 fn saved_arrays() {

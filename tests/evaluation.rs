@@ -9,19 +9,26 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
 use common::program::Place;
-use common::values;
+use common::{storage_eps, values};
 use zfnet::backend::Backend;
 use zfnet::data::folder::ImageFolder;
 use zfnet::data::images::{Images, ReadOptions, Scratch};
 use zfnet::model::{
-    Architecture, InputStage, Model, Network, Params, Preprocess, Purpose, Rule, Workspace,
+    Architecture, InputStage, Model, Network, Params, Preprocess, Projector, Purpose, Rule,
+    Workspace,
 };
 use zfnet::report::top9::{Header, Writer};
 use zfnet::study::features::{Request, features};
-use zfnet::study::peaks::Maps;
+use zfnet::study::peaks::{Chosen, Maps, Searched, search};
+use zfnet::study::project::{Units, project};
 use zfnet::train::evaluate::{Classifier, Member, TestCrops, evaluate};
 
-on_every_backend!(errors_are_those_of_averaged_probabilities, the_nine_strongest_are_the_strongest);
+on_every_backend!(
+    errors_are_those_of_averaged_probabilities,
+    the_nine_strongest_are_the_strongest,
+    features_and_project_find_the_same,
+    an_interrupted_search_goes_on,
+);
 
 const OPTIONS: ReadOptions = ReadOptions { side: 20, max_bad: 0.0, cache_bytes: 1 << 20, io: None };
 
@@ -172,4 +179,97 @@ fn the_nine_strongest_are_the_strongest<B: Backend>(backend: &B) {
         }
     }
     assert!(compared > 50, "only {compared} peaks");
+}
+
+/// What `features` reports of an image and a map, `project` finds in the file: of maps in any order,
+/// before and after pooling, and of units that see all.
+fn features_and_project_find_the_same<B: Backend>(backend: &B) {
+    let place = Place::new();
+    let folder = ImageFolder::open(&place.path("data")).unwrap();
+    let model = model(backend, &place, 1);
+    let Model { network, params, preprocess, .. } = &model;
+    let [conv1, pool1, conv2, fc3] =
+        ["conv1", "pool1", "conv2", "fc3"].map(|name| network.layer(name).unwrap());
+    let root = place.path("data");
+    let request = Request {
+        images: Arc::new(Images::new(folder.val, OPTIONS)),
+        root: &root,
+        chosen: vec![
+            Chosen { layer: conv1, maps: vec![7, 2] },
+            Chosen { layer: pool1, maps: vec![2] },
+            Chosen { layer: conv2, maps: vec![0, 5, 11] },
+            Chosen { layer: fc3, maps: vec![3, 4] },
+        ],
+        rule: Rule::DECONVNET,
+        workers: 2,
+    };
+    let out = place.path("page");
+    let mut writer = Writer::new(&out, Header::default()).unwrap();
+    features(backend, &model, &request, &out, &mut writer, |_, _, _| ()).unwrap();
+    writer.finish().unwrap();
+
+    let mut projector = Projector::new(backend, network, params, preprocess, 1, 1).unwrap();
+    let mut classifier = Classifier::new(backend, network, preprocess, TestCrops::One, 1).unwrap();
+    // On another way through a batch, sums may be rounded otherwise.
+    let near = 1e-5 + 2.0 * storage_eps(backend) as f32;
+    let json = read_json(&out.join("top9.json"));
+    let mut compared = 0;
+    let layers = json["layers"].as_array().unwrap();
+    for (Chosen { layer, maps }, found) in request.chosen.iter().zip(layers) {
+        let rows = found["rows"].as_array().unwrap();
+        assert_eq!(rows.len(), maps.len());
+        for (&map, row) in maps.iter().zip(rows) {
+            assert_eq!(row["map"], map);
+            for peak in row["peaks"].as_array().unwrap() {
+                let path = root.join(peak["image"].as_str().unwrap());
+                let units = Units::One { layer: *layer, map };
+                let (projector, classifier) = (&mut projector, &mut classifier);
+                let rule = Rule::DECONVNET;
+                let shown =
+                    project(backend, &model, projector, classifier, &path, &units, rule).unwrap();
+                let unit = &shown.layers[0].units[0];
+                let value = peak["value"].as_f64().unwrap() as f32;
+                assert!((unit.value - value).abs() <= near * value, "{peak} {}", unit.value);
+                assert_eq!(
+                    serde_json::json!([unit.y, unit.x]),
+                    serde_json::json!([peak["y"], peak["x"]])
+                );
+                assert_eq!(serde_json::json!(unit.patch), peak["patch"]);
+                assert_eq!(serde_json::json!(unit.field_box), peak["field_box"]);
+                compared += 1;
+            }
+        }
+    }
+    assert!(compared > 40, "only {compared} peaks");
+}
+
+/// Of 60 images 32 are looked at, then the search is ended: one that begins there finds what one that was
+/// never ended finds.
+fn an_interrupted_search_goes_on<B: Backend>(backend: &B) {
+    let place = Place::new();
+    let folder = ImageFolder::open(&place.path("data")).unwrap();
+    let images = Arc::new(Images::new(folder.train, OPTIONS));
+    let model = model(backend, &place, 1);
+    let Model { network, params, preprocess, .. } = &model;
+    let chosen = [Maps::First(5).of(network, network.layer("conv2").unwrap())];
+    let mut projector = Projector::new(backend, network, params, preprocess, 32, 32).unwrap();
+    let mut look = |searched: &mut Searched, end: usize| {
+        search(&mut projector, &model, &images, &chosen, 9, 2, searched, |searched| {
+            match searched.done == end {
+                true => Err(zfnet::Error::Training("ended".into())),
+                false => Ok(()),
+            }
+        })
+    };
+    let mut ended = Searched::nothing(&chosen);
+    assert!(look(&mut ended, 32).is_err());
+    assert_eq!(ended.done, 32);
+    let mut whole = Searched::nothing(&chosen);
+    look(&mut whole, 0).unwrap();
+    assert_ne!(ended.best, whole.best);
+    look(&mut ended, 0).unwrap();
+    assert_eq!(ended, whole);
+    let json = serde_json::to_string(&whole).unwrap();
+    assert_eq!(serde_json::from_str::<Searched>(&json).unwrap(), whole, "as it is kept");
+    assert_eq!(whole.done, 60);
 }

@@ -5,16 +5,20 @@ mod common;
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
 use common::network;
 use common::page::{attributes, check_links};
 use common::program::Place;
 use serde_json::Value;
 use zfnet::backend::{Backend, SeedUnit};
+use zfnet::data::folder::ImageFolder;
+use zfnet::data::images::{Images, ReadOptions};
 use zfnet::model::{Model, Params, Preprocess, Projector, Rule, Seed};
 use zfnet::picture::Image;
 use zfnet::study::correspondence::{Request, correspondence};
 use zfnet::study::fill::Fill;
+use zfnet::study::filters::Filters;
 use zfnet::study::occlusion::{Noted, Occluder, Sliding};
 use zfnet::study::picks::Picked;
 use zfnet::study::sanity::{Wanted, correlation, sanity};
@@ -25,6 +29,7 @@ on_every_backend!(
     a_square_over_everything_shows_what_it_is_filled_with,
     a_changed_feature_counts_for_each_pair,
     equal_weights_give_equal_pictures,
+    dead_filters_and_dead_maps_are_counted,
 );
 
 /// 8x8 pixels; conv1 passes red on, and green as a second map; the first class's logit is a 64th of red
@@ -192,6 +197,71 @@ fn equal_weights_give_equal_pictures<B: Backend>(backend: &B) {
     assert!(sections[0].text[0].contains("no unit"), "{:?}", sections[0].text);
 }
 
+/// conv1 has four filters: one passes red on, one is far too small, one is never above zero, one looks for
+/// green; conv2 passes the first one's map on, and once more with the wrong sign.
+fn dead_filters_and_dead_maps_are_counted<B: Backend>(backend: &B) {
+    let network = network(
+        r#"
+        name = "dead"
+        classes = 2
+        input = { size = 8, resize = 8 }
+        layers = [
+          { type = "conv", name = "conv1", channels = 4, kernel = 2, stride = 2 },
+          { type = "relu" },
+          { type = "conv", name = "conv2", channels = 2, kernel = 2 },
+          { type = "relu" },
+          { type = "fc", name = "fc3" },
+        ]
+        "#,
+    );
+    let mut params = Params::weights(backend, &network).unwrap();
+    let mut set = |layer: &str, values: &[f32]| {
+        let param = params.layers[network.layer(layer).unwrap()].as_mut().unwrap();
+        backend.upload(&mut param.weight, values).unwrap();
+    };
+    let mut first = [0.0f32; 4 * 12];
+    first[0] = 1.0; // red at the filter's corner
+    first[12] = 1.0 / 256.0; // the same, but small
+    first[24..36].fill(-0.5); // nothing is below black
+    first[36 + 4] = 0.5;
+    set("conv1", &first);
+    let mut second = [0.0f32; 2 * 16];
+    second[0] = 1.0;
+    second[16] = -1.0;
+    set("conv2", &second);
+    let preprocess = Preprocess::paper(8, 8, 1.0, vec![0.0; 3]);
+    let model = Model { network, params, preprocess, classes: vec!["a".into(), "b".into()] };
+    let place = Place::new();
+    let red = Image::new(8, 8, [64, 0, 0].repeat(64));
+    for split in ["train", "val"] {
+        for class in ["a", "b"] {
+            red.write_png(&place.path(&format!("red/{split}/{class}/1.png"))).unwrap();
+        }
+    }
+    let images = ImageFolder::open(&place.path("red")).unwrap().val;
+    let options = ReadOptions { side: 8, max_bad: 0.0, cache_bytes: 0, io: None };
+    let images = Arc::new(Images::new(images, options));
+
+    let mut filters = Filters::of(backend, &model, "by hand").unwrap();
+    // The norms are 1, 1/256, 0.5 sqrt(12) and 0.5.
+    let expected = [1.0, 1.0 / 256.0, 12f64.sqrt() * 0.5, 0.5].map(|norm| norm / 12f64.sqrt());
+    for (found, expected) in filters.rms.iter().zip(expected) {
+        assert!((found - expected).abs() < 1e-9, "{:?}", filters.rms);
+    }
+    assert_eq!(filters.dead_by_norm, [1]);
+    assert_eq!((filters.kernel, filters.stride, filters.rms_limit), ([2, 2], 2, 0.1));
+    filters.look(backend, &model, &images, &place.path("red"), 1, |_, _, _| ()).unwrap();
+    let seen = filters.seen.as_ref().unwrap();
+    // Green and blue are black: of conv1 the negative filter is dead, and the one that looks at green.
+    assert_eq!(seen.dead, [("conv1".to_owned(), 4, vec![2, 3]), ("conv2".to_owned(), 2, vec![1])]);
+    assert_eq!(seen.images, 2);
+    assert!(seen.grid.is_some());
+    let alarms = filters.alarms().join("\n");
+    assert!(alarms.contains("1 of 4 filters are dead by their norm"), "{alarms}");
+    assert!(alarms.contains("2 of 4 maps of conv1 are dead"), "{alarms}");
+    assert!(alarms.contains("1 of 2 maps of conv2 are dead"), "{alarms}");
+}
+
 /// A place with a trained run.
 fn trained() -> Place {
     let place = Place::new();
@@ -232,7 +302,7 @@ fn occlusion_of_files_and_of_a_data_set() {
     assert_eq!(images[0]["occluded"]["corners"].as_array().unwrap().len(), 13);
     let csv = fs::read_to_string(place.path("run/report/occlusion/occlusion.csv")).unwrap();
     assert_eq!(csv.lines().count(), 1 + images.len() * 169);
-    assert!(!place.path("run/report/occlusion/parts").exists());
+    assert!(!place.path("run/report/occlusion/.parts").exists());
 
     // The same image as a file, with a box around everything; and once more from what was kept.
     let name = images[0]["image"].as_str().unwrap();
@@ -259,7 +329,7 @@ fn occlusion_goes_on_with_what_is_there() {
     // As if it had been killed after the first image, whose numbers are made up to be told again.
     fs::remove_dir_all(place.path("o")).unwrap();
     let mut child = place.command(all).stderr(std::process::Stdio::null()).spawn().unwrap();
-    let part = place.path("o/parts/image-0.json");
+    let part = place.path("o/.parts/image-0.json");
     let begun = std::time::Instant::now();
     while !part.exists() && child.try_wait().unwrap().is_none() {
         assert!(begun.elapsed().as_secs() < 60, "no part was written");
@@ -400,16 +470,49 @@ fn pictures_of_random_weights_stand_beside() {
 }
 
 #[test]
+fn filters_of_several_runs_stand_side_by_side() {
+    let place = trained();
+    place.run("train --data data --arch tiny.toml --out free --epochs 1 --rms-limit 0").ok();
+    let ran = place.run("study filters --checkpoint run --beside free run/best --data data").ok();
+    assert_eq!(ran.stdout.trim(), "run/report/filters/index.html");
+    assert_eq!(page(&place, "run/report/filters").len(), 9);
+    let found = json(&place.path("run/report/filters/filters.json"));
+    let limits: Vec<f64> =
+        found.as_array().unwrap().iter().map(|f| f["rms_limit"].as_f64().unwrap()).collect();
+    assert!((limits[0] - 0.3).abs() < 1e-6 && limits[1] == 0.0, "{limits:?}");
+    let csv = fs::read_to_string(place.path("run/report/filters/filters.csv")).unwrap();
+    assert_eq!(csv.lines().count(), 1 + 3 * 8);
+    // Without images there is nothing to say of dead maps.
+    place.run("study filters --checkpoint run --out f").ok();
+    assert!(json(&place.path("f/filters.json"))[0]["seen"].is_null());
+    let filters = "study filters --checkpoint run --out f";
+    place.run(&format!("{filters} --beside nowhere")).refused(&["nowhere"]);
+    place.run(&format!("{filters} --data nowhere")).refused(&["nowhere"]);
+    for class in place.images("data/val") {
+        for image in place.images(class.to_str().unwrap()) {
+            fs::write(image, "no image").unwrap();
+        }
+    }
+    let refused = ["data", "none of the 20 files"];
+    place.run(&format!("{filters} --data data --max-bad 1")).refused(&refused);
+}
+
+#[test]
 fn all_studies_meet_in_the_report() {
     let place = trained();
-    for study in ["features", "occlusion", "sanity"] {
+    for study in ["features", "filters", "invariance", "occlusion", "sanity"] {
         place.run(&format!("study {study} --checkpoint run --data data --split train")).ok();
     }
     place.run("study evolution run --data data").ok();
     place.run("study report run").ok();
     let pictures = page(&place, "run/report");
-    for folder in ["training/", "features/", "evolution/", "occlusion/", "sanity/"] {
-        assert!(pictures.iter().any(|picture| picture.starts_with(folder)), "{folder}");
+    let folders =
+        ["training", "features", "evolution", "invariance", "filters", "occlusion", "sanity"];
+    for folder in folders {
+        assert!(
+            pictures.iter().any(|picture| picture.starts_with(&format!("{folder}/"))),
+            "{folder}"
+        );
     }
 }
 

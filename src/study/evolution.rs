@@ -17,7 +17,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::peaks::{BATCH, Chosen, Searched, pictures, search};
+use super::fingerprint;
+use super::peaks::{BATCH, Chosen, Searched, must_be_images, pictures, search};
 use crate::backend::Backend;
 use crate::data::images::{Images, read_rgb};
 use crate::disk::write_whole;
@@ -53,6 +54,8 @@ pub struct Followed<'a> {
 struct Snapshot {
     /// What it is a snapshot of: images and maps.
     settings: String,
+    /// The weights' fingerprint.
+    model: String,
     epoch: u32,
     step: u32,
     units: Vec<Strongest>,
@@ -78,12 +81,8 @@ impl Followed<'_> {
         format!("{}; {}", self.images.fingerprint(), maps.join("; "))
     }
 
-    /// Whether there is a snapshot of this epoch.
-    pub fn has(&self, network: &Network, out: &Path, epoch: u32) -> bool {
-        read(&folder(out, epoch)).is_ok_and(|found| found.settings == self.settings(network))
-    }
-
-    /// Makes the snapshot of an epoch in `out`. `progress` is called with what is done, and of how much.
+    /// Makes the snapshot of an epoch in `out`, unless it is there. `progress` is called with how many
+    /// images are done, and of how many.
     ///
     /// # Errors
     /// If images cannot be read, the folder cannot be written, or the backend refuses.
@@ -97,8 +96,13 @@ impl Followed<'_> {
         mut progress: impl FnMut(usize, usize),
     ) -> Result<()> {
         let Model { network, params, preprocess, .. } = model;
-        if self.images.is_empty() {
-            return Err(Error::file(self.root, "no training images: there is nothing to search"));
+        let (settings, fingerprint) = (self.settings(network), fingerprint(backend, model)?);
+        let folder = folder(out, epoch);
+        let is_there = |there: Snapshot| {
+            (there.settings, there.model) == (settings.clone(), fingerprint.clone())
+        };
+        if read(&folder).is_ok_and(is_there) {
+            return Ok(());
         }
         let mut projector = Projector::new(backend, network, params, preprocess, BATCH, BATCH)?;
         let mut searched = Searched::nothing(&self.chosen);
@@ -116,7 +120,7 @@ impl Followed<'_> {
                 Ok(())
             },
         )?;
-        let folder = folder(out, epoch);
+        must_be_images(images, self.root)?;
         let io = |error| Error::io("write", &folder)(error);
         let _ = fs::remove_file(folder.join(SNAPSHOT)); // its pictures are about to change
         let mut units = Vec::new();
@@ -134,7 +138,7 @@ impl Followed<'_> {
                 units.push(unit);
             }
         }
-        let snapshot = Snapshot { settings: self.settings(network), epoch, step, units };
+        let snapshot = Snapshot { settings, model: fingerprint, epoch, step, units };
         let json = serde_json::to_vec(&snapshot).expect("plain data");
         write_whole(&folder.join(SNAPSHOT), &json).map_err(io)
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::fingerprint;
 use super::parts::Parts;
-use super::peaks::{BATCH, Chosen, Searched, pictures, search};
+use super::peaks::{BATCH, Chosen, Searched, must_be_images, pictures, search};
 use crate::backend::Backend;
 use crate::data::images::Images;
 use crate::model::{Model, Projector, Rule};
@@ -51,9 +51,6 @@ pub fn features<B: Backend>(
 ) -> Result<()> {
     let Model { network, params, preprocess, .. } = model;
     let Request { images, root, chosen, rule, workers } = request;
-    if images.is_empty() {
-        return Err(Error::file(*root, "no images in this split: there is nothing to search"));
-    }
     let settings = (fingerprint(backend, model)?, images.fingerprint(), chosen);
     let parts = Parts::open(out, &settings)?;
     let mut projector = Projector::new(backend, network, params, preprocess, BATCH, BATCH)?;
@@ -67,6 +64,7 @@ pub fn features<B: Backend>(
         }
         Ok(())
     })?;
+    must_be_images(images, root)?;
     for (Chosen { layer, maps }, best) in chosen.iter().zip(&searched.best) {
         let shown = &network.layers[*layer];
         let [vertical, _] = shown.field;

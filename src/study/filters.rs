@@ -26,7 +26,9 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::field_box;
-use super::peaks::{BATCH, Chosen, Maps, Projected, Searched, project, search, spatial_layers};
+use super::peaks::{
+    BATCH, Chosen, Maps, Projected, Searched, must_be_images, project, search, spatial_layers,
+};
 use crate::backend::Backend;
 use crate::data::images::Images;
 use crate::disk::write_whole;
@@ -132,7 +134,7 @@ impl Filters {
         })
     }
 
-    /// Passes over images: which maps never fire, and whether layer 2's projections have a grid in them.
+    /// Passes over images of the folder `root`: which maps never fire, and whether layer 2's projections have a grid in them.
     /// `progress` is called with what is done, how much, of how much.
     ///
     /// # Errors
@@ -142,13 +144,11 @@ impl Filters {
         backend: &B,
         model: &Model<B>,
         images: &Arc<Images>,
+        root: &Path,
         workers: usize,
         mut progress: impl FnMut(&str, usize, usize),
     ) -> Result<()> {
         let Model { network, params, preprocess, .. } = model;
-        if images.is_empty() {
-            return Err(Error::Data("no images in this split: nothing can fire".into()));
-        }
         let chosen: Vec<Chosen> = spatial_layers(network, false)
             .into_iter()
             .map(|layer| Maps::First(usize::MAX).of(network, layer))
@@ -159,6 +159,7 @@ impl Filters {
             progress("search", searched.done, images.len());
             Ok(())
         })?;
+        must_be_images(images, root)?;
         let dead = chosen.iter().zip(&searched.best).map(|(chosen, best)| {
             let dead = (0..best.len()).filter(|map| best[*map].is_empty()).collect();
             (network.layers[chosen.layer].name.clone(), best.len(), dead)

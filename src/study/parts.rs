@@ -26,7 +26,8 @@ impl Parts {
     /// # Errors
     /// If the folder cannot be written.
     pub fn open(out: &Path, settings: &impl Serialize) -> Result<Self> {
-        let folder = out.join("parts");
+        // Hidden, so that no layer's or class's folder is taken for it.
+        let folder = out.join(".parts");
         let settings = serde_json::to_vec(settings).expect("plain data");
         let file = folder.join("settings.json");
         if fs::read(&file).ok().as_ref() != Some(&settings) {

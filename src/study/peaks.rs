@@ -12,13 +12,13 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
 
 use super::{centre_crop, field_box, original_box, projection_image};
-use crate::Result;
 use crate::backend::{Backend, SeedUnit};
 use crate::data::images::{Images, Scratch};
 use crate::data::loader::{Bad, Loader, Plan};
 use crate::model::{Kind, Model, Network, Projector, Rule, Seed};
 use crate::report::top9::Peak;
 use crate::train::evaluate::TestCrops;
+use crate::{Error, Result};
 
 /// Images, and projections, at a time.
 pub const BATCH: usize = 32;
@@ -161,6 +161,18 @@ pub fn search<B: Backend>(
         loader.recycle(batch);
     }
     Ok(())
+}
+
+/// Refuses a set of images, in the folder `root`, none of which is one: after a search, which has tried all.
+///
+/// # Errors
+/// If there are none.
+pub fn must_be_images(images: &Images, root: &Path) -> Result<()> {
+    if images.bad().len() < images.len() {
+        return Ok(());
+    }
+    let reason = format!("none of the {} files of this split is a usable image", images.len());
+    Err(Error::file(root, reason))
 }
 
 /// A peak of [`project`], with its projection.

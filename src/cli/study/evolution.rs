@@ -74,7 +74,6 @@ impl OnDevice for Evolution {
             kept.retain(|(state, _)| self.epochs.contains(&state.epoch));
         }
         let out = self.out.clone().unwrap_or_else(|| self.run.join("report/evolution"));
-        let out = make_folder(&out)?;
         let mut progress = Progress::new();
         let mut written = None;
         let mut images: Option<Arc<Images>> = None;
@@ -89,21 +88,13 @@ impl OnDevice for Evolution {
                 }
             };
             let chosen = choose(&model.network, &self.units, self.seed)?;
+            make_folder(&out)?; // now that all that was asked for is there
             let workers = usize::from(self.read.workers);
             let followed = Followed { images, root: &self.data, chosen, workers };
-            if !followed.has(&model.network, &out, state.epoch) {
-                let what = format!("evolution: epoch {}", state.epoch);
-                followed.snapshot(
-                    backend,
-                    &model,
-                    &out,
-                    state.epoch,
-                    state.step,
-                    |done, all| {
-                        progress.show(&what, done, all, "");
-                    },
-                )?;
-            }
+            let what = format!("evolution: epoch {}", state.epoch);
+            followed.snapshot(backend, &model, &out, state.epoch, state.step, |done, all| {
+                progress.show(&what, done, all, "");
+            })?;
             let facts = facts(&model.network, &self.run, &self.data);
             written = Some(followed.write(&model.network, &out, facts)?);
         }
@@ -190,8 +181,7 @@ impl Watch<'_> {
             return Ok(());
         };
         let out = self.run.join("report/evolution");
-        let due = state.batch == 0 && self.epochs.contains(&state.epoch);
-        if !due || self.followed.has(&self.network, &out, state.epoch) {
+        if state.batch != 0 || !self.epochs.contains(&state.epoch) {
             return Ok(());
         }
         // What training holds is left alone: the checkpoint just written has the same weights.

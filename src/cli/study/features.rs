@@ -49,8 +49,8 @@ pub struct ChooseArgs {
     #[arg(long, conflicts_with_all = ["layers", "units"])]
     post_pool: bool,
     /// Only so many maps of each layer, from the first on [default: all]
-    #[arg(long)]
-    maps: Option<usize>,
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    maps: Option<u32>,
     /// Draw the maps at random instead, as the paper does
     #[arg(long, requires = "maps")]
     random: bool,
@@ -72,8 +72,8 @@ impl ChooseArgs {
             names => names.iter().map(|name| network.layer(name)).collect::<Result<_, _>>()?,
         };
         let maps = match self.maps {
-            Some(count) if self.random => Maps::Random(count, self.seed),
-            count => Maps::First(count.unwrap_or(usize::MAX)),
+            Some(count) if self.random => Maps::Random(count as usize, self.seed),
+            count => Maps::First(count.map_or(usize::MAX, |count| count as usize)),
         };
         Ok(layers.into_iter().map(|layer| maps.of(network, layer)).collect())
     }

@@ -49,11 +49,16 @@ impl OnDevice for Filters {
                 let options = self.read.options(model.preprocess.resize)?;
                 let images = open_data(root, &model)?.images(Split::from(self.split), options)?;
                 let workers = usize::from(self.read.workers);
-                filters
-                    .look(backend, &model, &Arc::new(images), workers, |what, done, total| {
+                filters.look(
+                    backend,
+                    &model,
+                    &Arc::new(images),
+                    root,
+                    workers,
+                    |what, done, total| {
                         progress.show(&format!("filters of {name}: {what}"), done, total, "");
-                    })
-                    .with_context(|| format!("{}", root.display()))?;
+                    },
+                )?;
             }
             for alarm in filters.alarms() {
                 progress.line(&format!("{name}: {alarm}"));
