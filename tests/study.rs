@@ -159,7 +159,7 @@ fn a_changed_feature_counts_for_each_pair<B: Backend>(backend: &B) {
     let marked = [&all.unwrap(); 5].map(Clone::clone);
     let request = Request { marked: &marked, draws: 3, ..request };
     let scores = correspondence(backend, &model, &request, |_, _| ()).unwrap();
-    assert_eq!(scores[0].random_score, [0.0, 0.0]);
+    assert_eq!(scores[0].random_score, Some([0.0, 0.0]));
 }
 
 fn equal_weights_give_equal_pictures<B: Backend>(backend: &B) {
@@ -173,7 +173,7 @@ fn equal_weights_give_equal_pictures<B: Backend>(backend: &B) {
     let (compared, sections) = run(&model.params);
     assert_eq!((compared.len(), sections.len(), sections[0].pictures.len()), (3, 1, 7));
     for c in &compared {
-        assert_eq!((c.trained_random, c.unit), (1.0, c.random_unit));
+        assert_eq!((c.trained_random, c.unit[0]), (1.0, c.random_map));
         assert!(c.trained_image > 0.9, "{c:?}"); // all but one pixel of red is nearly black
     }
     // The deconvnet's is that of the projector: 2 from the logit, through one weight of a 64th.
@@ -194,7 +194,7 @@ fn equal_weights_give_equal_pictures<B: Backend>(backend: &B) {
     // Without weights nothing fires, and nothing is compared.
     let (compared, sections) = run(&Params::weights(backend, network).unwrap());
     assert_eq!((compared.len(), sections[0].pictures.len()), (0, 4));
-    assert!(sections[0].text[0].contains("no unit"), "{:?}", sections[0].text);
+    assert!(sections[0].text[0].contains("nothing fires"), "{:?}", sections[0].text);
 }
 
 /// conv1 has four filters: one passes red on, one is far too small, one is never above zero, one looks for
@@ -441,6 +441,14 @@ fn parts_of_files_are_compared() {
     place.run(command).refused(&["`eye`", "outside"]);
     list(&[(0, both), (1, both)]);
     place.run(&format!("{command} --layers conv9")).refused(&["conv9", "conv2"]);
+    place.run(&format!("{command} --data nowhere")).ok(); // these paths are absolute
+    fs::write(place.path("text.png"), "hello").unwrap();
+    for image in ["text.png", "nowhere.png"] {
+        let entry = format!(r#"{{"image":"{image}","boxes":{both}}}"#);
+        let list = format!(r#"{{"images":[{entry},{entry}]}}"#);
+        fs::write(place.path("p.json"), list).unwrap();
+        place.run(command).refused(&[image]);
+    }
     fs::write(place.path("p.json"), "{").unwrap();
     place.run(command).refused(&["p.json", "expected {"]);
 }

@@ -1,9 +1,13 @@
 //! Curves as SVG, and numbers as colours.
 
+use plotters::coord::Shift;
 use plotters::prelude::*;
 
+/// What is drawn on.
+type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+
 /// Width and height of a plot, in the units of its SVG.
-pub const SIZE: [usize; 2] = [600, 400];
+pub const SIZE: [usize; 2] = [600, 440];
 
 /// One curve.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -42,6 +46,7 @@ fn draw(
 ) -> Result<(), Box<dyn std::error::Error>> {
     let root = SVGBackend::with_string(svg, (SIZE[0] as u32, SIZE[1] as u32)).into_drawing_area();
     root.fill(&WHITE)?;
+    let root = legend(&root, lines)?;
     let finite = |(x, y): &(f64, f64)| x.is_finite() && y.is_finite();
     let points = || lines.iter().flat_map(|line| &line.points).copied().filter(finite);
     let mut chart = ChartBuilder::on(&root)
@@ -62,21 +67,28 @@ fn draw(
     for (line, ([r, g, b], _)) in lines.iter().zip(COLOURS.iter().cycle()) {
         let points = line.points.iter().copied().filter(finite);
         let style = RGBColor(*r, *g, *b).stroke_width(2);
-        chart
-            .draw_series(LineSeries::new(points, style))?
-            .label(&line.name)
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], style));
-    }
-    if lines.len() > 1 {
-        chart
-            .configure_series_labels()
-            .background_style(WHITE.mix(0.85))
-            .border_style(RGBColor(200, 200, 200))
-            .label_font(("sans-serif", 17))
-            .draw()?;
+        chart.draw_series(LineSeries::new(points, style))?;
     }
     root.present()?;
     Ok(())
+}
+
+/// Draws the names of several lines above the plot, where they cover none, two in a row; returns what is
+/// left for the plot.
+fn legend<'a>(root: &Area<'a>, lines: &[Line]) -> Result<Area<'a>, Box<dyn std::error::Error>> {
+    if lines.len() < 2 {
+        return Ok(root.clone());
+    }
+    const ROW: usize = 22;
+    let (top, rest) = root.split_vertically((8 + lines.len().div_ceil(2) * ROW) as u32);
+    for (i, (line, ([r, g, b], _))) in lines.iter().zip(COLOURS.iter().cycle()).enumerate() {
+        let (x, y) = ((74 + i % 2 * 262) as i32, (18 + i / 2 * ROW) as i32);
+        let style = RGBColor(*r, *g, *b).stroke_width(3);
+        top.draw(&PathElement::new([(x, y), (x + 22, y)], style))?;
+        let name: String = line.name.chars().take(30).collect();
+        top.draw(&Text::new(name, (x + 30, y - 8), ("sans-serif", 16)))?;
+    }
+    Ok(rest)
 }
 
 /// From the least to the largest value, never empty.

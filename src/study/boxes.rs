@@ -5,7 +5,7 @@
 //! ```
 //!
 //! A box is `[x0, y0, x1, y1]` in pixels of the file, x1 and y1 excluded; an image's path is relative
-//! to the folder of this file, or to that of the data.
+//! to the folder of this file unless another one is named.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -67,9 +67,9 @@ pub fn read(path: &Path) -> Result<Vec<Marked>> {
     Ok(listed.images)
 }
 
-/// The files that a list names, beside it or in the folder it stands in.
-pub fn files(list: &Path, marked: &[Marked]) -> Vec<PathBuf> {
-    let folder = list.parent().unwrap_or(Path::new(""));
+/// The files that a list names, in `root` or, without, in the folder that the list stands in.
+pub fn files(list: &Path, root: Option<&Path>, marked: &[Marked]) -> Vec<PathBuf> {
+    let folder = root.or(list.parent()).unwrap_or(Path::new(""));
     marked.iter().map(|marked| folder.join(&marked.image)).collect()
 }
 
@@ -99,7 +99,9 @@ mod tests {
         let good = r#"{"images":[{"image":"a.png","boxes":{"eye":[1,2,3.5,4]}}]}"#;
         let marked = written(good).unwrap();
         assert_eq!(marked[0].boxes["eye"], [1.0, 2.0, 3.5, 4.0]);
-        assert_eq!(files(Path::new("d/boxes.json"), &marked), [Path::new("d/a.png")]);
+        assert_eq!(files(Path::new("d/boxes.json"), None, &marked), [Path::new("d/a.png")]);
+        let elsewhere = files(Path::new("d/boxes.json"), Some(Path::new("e")), &marked);
+        assert_eq!(elsewhere, [Path::new("e/a.png")]);
         for (bad, word) in [
             ("", "expected {"),
             ("[]", "expected {"),

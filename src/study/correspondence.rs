@@ -65,8 +65,8 @@ pub struct Score {
     /// D of the part, and the standard deviation over its pairs.
     pub part_score: [f64; 2],
     /// D of boxes of the same sizes at random places: the mean over the draws, and the standard deviation
-    /// over them.
-    pub random_score: [f64; 2],
+    /// over them; none without draws.
+    pub random_score: Option<[f64; 2]>,
 }
 
 /// The output of the last spatial convolution, after its pooling if it has one, and of the last hidden
@@ -140,7 +140,7 @@ pub fn correspondence<B: Backend>(
                 layer: model.network.layers[*layer].name.clone(),
                 images: boxes.keys().map(|image| images[*image].name.clone()).collect(),
                 part_score: mean_and_deviation(&pairs),
-                random_score: mean_and_deviation(of_draws),
+                random_score: (draws > 0).then(|| mean_and_deviation(of_draws)),
                 pairs,
             });
         }
@@ -250,6 +250,9 @@ impl<'a, B: Backend> Looker<'a, B> {
     }
 
     /// `[image][layer]`, each flattened.
+    ///
+    /// # Errors
+    /// If a feature is no finite number, or the backend refuses.
     fn look(&mut self, squares: &[Vec<u8>]) -> Result<Vec<Vec<Vec<f32>>>> {
         let Model { network, params, preprocess, .. } = self.model;
         let mut outputs = Vec::new();
@@ -264,6 +267,12 @@ impl<'a, B: Backend> Looker<'a, B> {
                 let output = self.workspace.output(layer);
                 let mut values = vec![0.0; output.shape().len()];
                 self.backend.download(&mut values, output)?;
+                if values.iter().any(|value| !value.is_finite()) {
+                    let name = &network.layers[layer].name;
+                    let reason =
+                        format!("{name}: its outputs are not finite: nothing can be compared");
+                    return Err(Error::Network(reason));
+                }
                 of_image.push(values);
             }
             outputs.push(of_image);
@@ -303,7 +312,10 @@ pub fn write<B: Backend>(
         ],
         ..Figure::default()
     };
-    figure.sections.push(Section { tables: vec![table(request, scores)], ..Section::default() });
+    let (input, classes) = (model.preprocess.size, model.classes.len());
+    let mut table = table(request, scores);
+    table.notes.push(format!("Here: {classes} classes, {input} × {input} pixels."));
+    figure.sections.push(Section { tables: vec![table], ..Section::default() });
     for (number, (name, boxes)) in parts(model, request)?.iter().enumerate() {
         let mut section = Section { title: name.clone(), ..Section::default() };
         for (&image, &area) in boxes {
@@ -359,7 +371,7 @@ fn table(request: &Request<'_>, scores: &[Score]) -> Table {
         let mut part = vec![format!("{}, {images} images", of_part[0].part)];
         let mut random = vec![format!("boxes of its size at random, {} draws", request.draws)];
         part.extend(of_part.iter().map(|score| shown(score.part_score)));
-        random.extend(of_part.iter().map(|score| shown(score.random_score)));
+        random.extend(of_part.iter().filter_map(|score| score.random_score.map(shown)));
         rows.push(part);
         if request.draws > 0 {
             rows.push(random);
@@ -374,7 +386,8 @@ fn table(request: &Request<'_>, scores: &[Score]) -> Table {
                 .into(),
             "The paper’s Table 1, layer 5 | layer 7, with five dogs’ faces and its network trained on \
              ImageNet at 224 pixels: right eye 0.067 | 0.069, left eye 0.069 | 0.068, nose 0.079 | \
-             0.069, random 0.107 | 0.073. It does not say how its sums are normalised: compare a part \
+             0.069, random 0.107 | 0.073; its left and \
+             right may be the dog’s. It does not say how its sums are normalised: compare a part \
              with random boxes, within one table."
                 .into(),
         ],

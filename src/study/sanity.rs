@@ -24,6 +24,7 @@ use crate::report::figure::{
     Figure, PHOTOGRAPH_CONTRAST, PROJECTION_CONTRAST, Picture, Section, Table,
 };
 use crate::report::{csv, short};
+use crate::shape::Shape;
 use crate::train::evaluate::TestCrops;
 use crate::{Error, Result};
 
@@ -49,10 +50,10 @@ pub struct Compared {
     pub image: String,
     /// The layer.
     pub layer: String,
-    /// The map, row and column of the trained network's unit.
+    /// The map, row and column of the unit.
     pub unit: [usize; 3],
-    /// Those of the random network's: the same map, or the strongest if that one does not fire.
-    pub random_unit: [usize; 3],
+    /// The random network's map at that place: the same, or the strongest there if that one does not fire.
+    pub random_map: usize,
     /// The rule.
     pub rule: &'static str,
     /// Between the trained and the random network's projection. 0 where one of two does not vary.
@@ -105,18 +106,31 @@ struct Eye<'a, B: Backend> {
 }
 
 impl<B: Backend> Eye<'_, B> {
-    /// The strongest unit of a map, or, if it does not fire (or none is asked for), of all maps.
-    fn unit(&self, layer: usize, map: Option<usize>) -> Result<Option<SeedUnit>> {
-        let peaks: Vec<Peak> = self.projector.peaks(layer)?;
-        let width = self.network.layers[layer].output.w;
-        let asked = map.map(|map| (map, peaks[map])).filter(|(_, peak)| peak.value > 0.0);
-        Ok(match asked {
-            Some((map, Peak { value, position })) => {
-                let (y, x) = (position / width as u32, position % width as u32);
-                Some(SeedUnit { map: map as u32, y, x, value })
+    /// The strongest unit of a map, if it fires; for `None`, of all maps.
+    fn strongest(&self, layer: usize, map: Option<usize>) -> Result<Option<SeedUnit>> {
+        let mut peaks: Vec<Peak> = self.projector.peaks(layer)?;
+        if let Some(map) = map {
+            for (other, peak) in peaks.iter_mut().enumerate() {
+                peak.value = if other == map { peak.value } else { 0.0 };
             }
-            None => strongest(&peaks, width, 1).first().copied(),
-        })
+        }
+        Ok(strongest(&peaks, self.network.layers[layer].output.w, 1).first().copied())
+    }
+
+    /// The unit of the same map at the same place as `unit`, or of the map that fires most there; none if
+    /// nothing fires there.
+    fn at(&self, backend: &B, layer: usize, unit: SeedUnit) -> Result<Option<SeedUnit>> {
+        let output = self.projector.workspace.output(layer);
+        let mut values = vec![0.0; output.shape().len()];
+        backend.download(&mut values, output)?;
+        let Shape { w, c, .. } = output.shape();
+        let place = (unit.y as usize * w + unit.x as usize) * c;
+        let here = &values[place..place + c];
+        let same = unit.map as usize;
+        let first = |best: usize, map: usize| if here[map] > here[best] { map } else { best };
+        let map = if here[same] > 0.0 { same } else { (0..c).fold(0, first) };
+        let found = SeedUnit { map: map as u32, value: here[map], ..unit };
+        Ok((found.value > 0.0).then_some(found))
     }
 
     fn project(&mut self, layer: usize, unit: SeedUnit, rule: Rule) -> Result<Vec<f32>> {
@@ -157,8 +171,7 @@ pub fn sanity<B: Backend>(
         backend.download(&mut input, &trained.projector.workspace.input)?;
         for (place, &Wanted { layer, map }) in wanted.iter().enumerate() {
             let shown = &network.layers[layer];
-            let fires = trained.unit(layer, map)?;
-            let fires = fires.filter(|unit| map.is_none_or(|map| map == unit.map as usize));
+            let fires = trained.strongest(layer, map)?;
             let title = format!("{} in {}", shown.name, image.name);
             let unit = match (fires, map) {
                 (Some(unit), _) => unit,
@@ -188,9 +201,7 @@ pub fn sanity<B: Backend>(
                     ..Picture::default()
                 },
             )?];
-            let random_unit = untrained.unit(layer, Some(unit.map as usize))?;
-            let random_field =
-                random_unit.map(|unit| field_box(shown, unit.y as usize, unit.x as usize));
+            let random_unit = untrained.at(backend, layer, unit)?;
             for (name, rule) in RULES {
                 let by_trained = trained.project(layer, unit, rule)?;
                 let by_random = match random_unit {
@@ -198,13 +209,11 @@ pub fn sanity<B: Backend>(
                     None => None,
                 };
                 let both = [
-                    ("trained", Some(&by_trained), Some(unit), Some(field)),
-                    ("random", by_random.as_ref(), random_unit, random_field),
+                    ("trained", Some(&by_trained), Some(unit)),
+                    ("random", by_random.as_ref(), random_unit),
                 ];
-                for (weights, pixels, unit, field) in both {
-                    let (Some(pixels), Some(unit), Some(field)) = (pixels, unit, field) else {
-                        continue;
-                    };
+                for (weights, pixels, unit) in both {
+                    let (Some(pixels), Some(unit)) = (pixels, unit) else { continue };
                     let file = format!("{prefix}-{name}-{weights}.png");
                     let picture = projection_image(preprocess, pixels).crop(field);
                     pictures.push(tile(
@@ -233,12 +242,11 @@ pub fn sanity<B: Backend>(
                 };
                 let size = preprocess.size;
                 let here = |pixels: &[f32]| inside(pixels, size, field);
-                let place = |unit: SeedUnit| [unit.map, unit.y, unit.x].map(|v| v as usize);
                 compared.push(Compared {
                     image: image.name.clone(),
                     layer: shown.name.clone(),
-                    unit: place(unit),
-                    random_unit: place(random_unit),
+                    unit: [unit.map, unit.y, unit.x].map(|v| v as usize),
+                    random_map: random_unit.map as usize,
                     rule: name,
                     trained_random: correlation(&here(&by_trained), &here(&by_random)),
                     trained_image: correlation(&here(&by_trained), &here(&input)),
@@ -246,9 +254,10 @@ pub fn sanity<B: Backend>(
                 });
             }
             let text = match random_unit {
-                None => vec!["With random weights no unit of this layer fires.".into()],
+                None => vec!["With random weights nothing fires at this place.".into()],
                 Some(random) if random.map != unit.map => vec![format!(
-                    "With random weights map {} does not fire; map {}, which fires most, takes its place.",
+                    "With random weights map {} does not fire at this place; map {}, which fires most \
+                     there, stands for it.",
                     unit.map, random.map
                 )],
                 Some(_) => Vec::new(),
@@ -293,12 +302,12 @@ pub fn write(
         paper: String::new(),
         facts,
         how: vec![
-            "Each unit is projected by three rules, with the trained weights and with weights drawn \
-             afresh. If the two pictures are much alike, the picture tells of the image and of the \
+            "Each unit is projected by three rules, with the trained weights and, from the same place of \
+             the layer, with weights drawn afresh. If the two pictures are much alike, the picture tells of the image and of the \
              architecture, and little of what was learnt."
                 .into(),
-            "Nie et al. (2018) showed that a deconvnet and guided backpropagation partly recover the \
-             image, whatever the weights; the gradient does not."
+            "Nie et al. (2018) found that a deconvnet and guided backpropagation partly recover the image, \
+             whatever the weights, and that the gradient does not: compare the last columns of the table."
                 .into(),
         ],
         sections: std::iter::once(summary).chain(sections).collect(),
@@ -307,11 +316,11 @@ pub fn write(
             ("sanity.json".into(), "the same".into()),
         ],
     };
-    let head = ["image", "layer", "map", "y", "x", "random_map", "random_y", "random_x", "rule"];
+    let head = ["image", "layer", "map", "y", "x", "random_map", "rule"];
     let head = [&head[..], &["trained_random", "trained_image", "random_image"]].concat();
     let rows = compared.iter().map(|c| {
         let mut row = vec![c.image.clone(), c.layer.clone()];
-        row.extend(c.unit.iter().chain(&c.random_unit).map(usize::to_string));
+        row.extend(c.unit.iter().chain([&c.random_map]).map(usize::to_string));
         row.push(c.rule.into());
         row.extend([c.trained_random, c.trained_image, c.random_image].map(|v| v.to_string()));
         row
@@ -343,16 +352,25 @@ fn table(compared: &[Compared]) -> Table {
             mean(|c| c.trained_image),
             mean(|c| c.random_image),
             same.len().to_string(),
+            same.iter().filter(|c| c.random_map == c.unit[0]).count().to_string(),
         ]
     };
-    let head = ["", "trained – random", "trained – image", "random – image", "pictures"];
+    let head = [
+        "",
+        "trained – random",
+        "trained – image",
+        "random – image",
+        "pictures",
+        "of the same map",
+    ];
     Table {
         caption: "Mean correlation of the pixels in the receptive field".into(),
         head: head.map(String::from).into(),
         rows: keys.into_iter().map(row).collect(),
         notes: vec![
-            "1 is the same picture, 0 nothing in common; a gradient may follow the image with either \
-             sign, so its mean may be near 0 though single ones are not."
+            "1 is the same picture, 0 nothing in common. Both pictures are of the same place, and so of \
+             the same pixels. A gradient may follow the image with either sign, so its mean may be near \
+             0 though single ones are not."
                 .into(),
         ],
     }

@@ -19,9 +19,12 @@ pub struct Correspondence {
     #[command(flatten)]
     pub study: StudyArgs,
     /// Parts of objects in images, in pixels of the files, as JSON: { "images": [ { "image": PATH,
-    /// "boxes": { PART: [x0, y0, x1, y1] } } ] }; paths are relative to its folder
+    /// "boxes": { PART: [x0, y0, x1, y1] } } ] }
     #[arg(long, value_name = "FILE.json")]
     boxes: PathBuf,
+    /// Folder that the images' paths are relative to [default: that of the JSON]
+    #[arg(long)]
+    data: Option<PathBuf>,
     /// Layers, separated by commas [default: the last convolution, pooled, and the last hidden fully
     /// connected layer]
     #[arg(long, value_delimiter = ',')]
@@ -51,7 +54,12 @@ impl OnDevice for Correspondence {
         if marked.len() < 2 {
             bail!("{}: expected two images at least, found {}", self.boxes.display(), marked.len());
         }
-        let images = from_files(backend, &model, &boxes::files(&self.boxes, &marked), None)?;
+        let images = from_files(
+            backend,
+            &model,
+            &boxes::files(&self.boxes, self.data.as_deref(), &marked),
+            None,
+        )?;
         let request = Request {
             images: &images,
             marked: &marked,

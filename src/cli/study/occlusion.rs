@@ -61,7 +61,7 @@ impl OnDevice for Occlusion {
         let stride = self.stride.map_or(room.div_ceil(24).max(1), usize::from);
         let sliding = Sliding { square, stride, fill: self.fill.into(), layer };
         let marked = self.boxes.as_deref().map(boxes::read).transpose()?.unwrap_or_default();
-        let of_list = self.boxes.as_deref().map(|list| boxes::files(list, &marked));
+        let of_list = self.boxes.as_deref().map(|list| boxes::files(list, None, &marked));
         let of_list = of_list.unwrap_or_default();
 
         let mut progress = Progress::new();
