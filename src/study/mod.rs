@@ -1,6 +1,8 @@
 //! Looking into a trained network: one file for each of the paper's experiments.
 
+pub mod ablation;
 pub mod boxes;
+pub mod ensemble;
 pub mod fill;
 pub mod parts;
 pub mod picks;

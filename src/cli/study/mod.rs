@@ -1,5 +1,7 @@
 //! `zfnet study ...`: the paper's pictures for a network of one's own. What the commands share is here.
 
+mod ablation;
+mod ensemble;
 mod report;
 
 use std::path::{Path, PathBuf};
@@ -23,12 +25,18 @@ pub struct StudyCommand {
 
 #[derive(Subcommand)]
 enum Study {
+    /// Networks with layers taken out or changed in width, all trained with one budget (Table 3)
+    Ablation(ablation::Ablation),
+    /// Several checkpoints, each alone and all averaged, with 1 and 10 crops (Table 2)
+    Ensemble(ensemble::Ensemble),
     /// One page of a run: training curves and every study made of it so far
     Report(report::Report),
 }
 
 pub fn run(command: StudyCommand) -> Result<ExitCode> {
     match command.study {
+        Study::Ablation(args) => args.device.clone().run(args),
+        Study::Ensemble(args) => args.device.clone().run(args),
         Study::Report(args) => report::run(args),
     }
 }

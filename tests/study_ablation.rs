@@ -1,0 +1,435 @@
+//! Tables 2 and 3: ensembles that are what `eval` says, ablations that are what `train` makes, and
+//! one that was interrupted.
+
+#[macro_use]
+mod common;
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use common::page::check_links;
+use common::program::Place;
+use serde_json::Value;
+use zfnet::backend::Backend;
+use zfnet::data::folder::ImageFolder;
+use zfnet::data::images::{Images, ReadOptions};
+use zfnet::model::{Network, Params};
+use zfnet::study::ablation::{Event, Request, ablation, read};
+use zfnet::train;
+
+on_every_backend!(an_interruption_changes_nothing);
+
+const VARIANTS: &str = r#"
+base = "tiny.toml"
+paper = { network = "ZFNet", train = 33.1, val = 38.4, top5 = 16.5 }
+note = "a < note"
+[recipe]
+epochs = 2
+steps = [1]
+[[variant]]
+name = "without <2>"
+drop = ["conv2"]
+paper = { train = 41.8, val = 45.4, top5 = 22.1 }
+[[variant]]
+name = "wider"
+channels = { conv1 = 10, fc3 = 24 }
+"#;
+const ABLATION: &str = "study ablation --config variants.toml --data data --out out";
+
+fn place() -> Place {
+    let place = Place::new();
+    fs::write(place.path("variants.toml"), VARIANTS).unwrap();
+    place
+}
+
+fn read_json(path: &Path) -> Value {
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
+/// What a study's table is made of.
+fn pages(out: &Path) -> [Vec<u8>; 4] {
+    ["index.html", "figure.json", "ablation.json", "ablation.csv"]
+        .map(|file| fs::read(out.join(file)).unwrap())
+}
+
+#[test]
+fn rows_are_what_train_and_eval_say() {
+    let place = place();
+    let ran = place.run(&format!("{ABLATION} --seed 5")).ok();
+    assert_eq!(ran.stdout.trim(), "out/index.html");
+    for word in ["1 of 3: tiny (base)", "3 of 3: wider", "left for all networks"] {
+        assert!(ran.stderr.contains(word), "`{word}` is not in {}", ran.stderr);
+    }
+    let json = read_json(&place.path("out/ablation.json"));
+    let rows = json["rows"].as_array().unwrap();
+    let names: Vec<_> = rows.iter().map(|row| row["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["tiny (base)", "without <2>", "wider"]);
+    assert_eq!(rows[1]["paper"]["val"], 45.4);
+
+    // The base as `train` makes it, with the flags that stand for the file's recipe.
+    let train = "train --data data --arch tiny.toml --out whole --seed 5 --epochs 2 --steps 1";
+    place.run(train).ok();
+    assert_eq!(place.results("out/runs/base"), place.results("whole"));
+    // Each row as `eval` measures it.
+    for (row, run) in rows.iter().zip(["base", "without-2", "wider"]) {
+        assert_eq!(row["run"], format!("runs/{run}"));
+        for split in ["train", "val"] {
+            let eval =
+                format!("eval --checkpoint out/runs/{run}/last --data data --crops 1 --json");
+            assert_eq!(place.run(&format!("{eval} --split {split}")).json(), row[split]);
+        }
+        place.run(&format!("study report out/runs/{run}")).ok();
+    }
+    // 10 is a filter of 5x5x3 and its bias more for each map of conv1, and so on.
+    let parameters: Vec<_> = rows.iter().map(|row| row["parameters"].as_u64().unwrap()).collect();
+    let rest = |fc: u64| 11 * fc + 170 - 11 * 16;
+    let base = 76 * 8 + 12 * (9 * 8 + 1) + 16 * (12 * 9 + 1) + rest(16);
+    let without = 76 * 8 + 16 * (8 * 9 + 1) + rest(16);
+    let wider =
+        76 * 10 + 12 * (9 * 10 + 1) + 24 * (12 * 9 + 1) + rest(24) + 10 * 24 - 11 * 8 - 80 * 2 + 8;
+    assert_eq!(parameters, [base, without, wider]);
+
+    let html = fs::read_to_string(place.path("out/index.html")).unwrap();
+    check_links(&place.path("out"), &html);
+    assert!(html.contains("without &lt;2&gt;") && html.contains("a &lt; note"));
+    assert!(!place.path("out/parts").exists());
+
+    // The same once more trains nothing and says the same.
+    let before = pages(&place.path("out"));
+    let stamp = || fs::metadata(place.path("out/runs/wider/last/state.json")).unwrap().modified();
+    let stamped = stamp().unwrap();
+    let again = place.run(&format!("{ABLATION} --seed 5")).ok();
+    assert!(!again.stderr.contains("epoch 1:"), "{}", again.stderr);
+    assert_eq!(stamp().unwrap(), stamped);
+    assert_eq!(pages(&place.path("out")), before);
+
+    // With anything else nothing goes on, and nothing is touched.
+    let refused = |flags: &str, words: &[&str]| {
+        place.run(&format!("{ABLATION} {flags}")).refused(words);
+    };
+    refused("--seed 6", &["base/variant.json", "another seed", "expected 5, found 6", "--out"]);
+    refused("--seed 5 --epochs 3", &["another recipe", "epochs = 2", "epochs = 3"]);
+    let other = VARIANTS.replace("fc3 = 24", "fc3 = 25").replace("\"without <2>\"", "\"new\"");
+    fs::write(place.path("variants.toml"), other).unwrap();
+    refused("--seed 5", &["wider/variant.json", "another network", "Some(24)", "Some(25)"]);
+    assert!(!place.path("out/runs/new").exists(), "all are checked before one is trained");
+    fs::write(place.path("variants.toml"), VARIANTS).unwrap();
+    let val = place.images("data/val").remove(0);
+    fs::remove_file(place.images(val.to_str().unwrap()).remove(0)).unwrap();
+    refused("--seed 5", &["another set of validation images", "20 files", "19 files"]);
+    assert_eq!(pages(&place.path("out")), before);
+}
+
+/// Stopped in the second network's training, and again while a network is measured.
+fn an_interruption_changes_nothing<B: Backend>(backend: &B) {
+    let place = place();
+    let folder = ImageFolder::open(&place.path("data")).unwrap();
+    let options = ReadOptions { side: 20, max_bad: 0.0, cache_bytes: 1 << 20, io: None };
+    let [of_train, of_val] =
+        [&folder.train, &folder.val].map(|split| Arc::new(Images::new(split.clone(), options)));
+    let run = |out: &str, stop_at: Option<(usize, u32)>| {
+        let stop = AtomicUsize::new(0);
+        let request = Request {
+            ablation: read(&place.path("variants.toml")).unwrap(),
+            out: place.path(out),
+            train: of_train.clone(),
+            val: of_val.clone(),
+            classes: folder.names.clone(),
+            data: "data".into(),
+            seed: 1,
+            workers: 1,
+            stop: &stop,
+        };
+        let (mut row, mut steps) = (0, 0);
+        let page = ablation(backend, &request, |event| {
+            let now = match event {
+                Event::Row { index, .. } => {
+                    row = index;
+                    return;
+                }
+                Event::Training(train::Event::Step { state, .. }) => {
+                    steps += 1;
+                    state.step
+                }
+                Event::Measuring(..) => u32::MAX,
+                _ => return,
+            };
+            if stop_at == Some((row, now)) {
+                stop.store(2, Ordering::Relaxed);
+            }
+        });
+        (page.unwrap(), steps)
+    };
+    let (page, steps) = run("whole", None);
+    assert_eq!(page, Some(place.path("whole/index.html")));
+    assert_eq!(steps, 3 * 8);
+    // On a device with batches in flight a step or two more are done before it stops.
+    let (page, first) = run("cut", Some((1, 3)));
+    assert_eq!(page, None);
+    assert!((11..16).contains(&first), "{first} steps");
+    let (page, second) = run("cut", Some((2, u32::MAX)));
+    assert_eq!((page, first + second), (None, 3 * 8), "what was done is not done again");
+    let (page, third) = run("cut", None);
+    assert_eq!((page, third), (Some(place.path("cut/index.html")), 0));
+    assert_eq!(pages(&place.path("cut")), pages(&place.path("whole")));
+    for run in ["base", "without-2", "wider"] {
+        let results = |out: &str| place.results(&format!("{out}/runs/{run}"));
+        assert_eq!(results("cut"), results("whole"));
+    }
+}
+
+/// Ctrl-C saves the run in hand and ends the program as `train` does.
+#[cfg(unix)]
+#[test]
+fn signals_save_and_say_so() {
+    use std::process::{Command, Stdio};
+    use std::time::{Duration, Instant};
+
+    let place = place();
+    let mut command = place.command(&format!("{ABLATION} --epochs 100000"));
+    let child = command.stderr(Stdio::piped()).spawn().unwrap();
+    let patience = Instant::now();
+    while !place.path("out/runs/base/last/state.json").exists() {
+        assert!(patience.elapsed() < Duration::from_secs(60), "no checkpoint in a minute");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let kill = format!("kill -INT {}", child.id());
+    assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("go on with the same command"));
+    assert!(!place.path("out/runs/without-2").exists());
+    assert!(!place.path("out/index.html").exists());
+}
+
+#[test]
+fn files_that_make_no_ablation() {
+    let place = place();
+    let try_file = |text: &str, words: &[&str]| {
+        fs::write(place.path("variants.toml"), text).unwrap();
+        place.run(ABLATION).refused(&[&["variants.toml"], words].concat());
+    };
+    let one = |variant: &str| format!("base = \"tiny.toml\"\n[[variant]]\nname = \"v\"\n{variant}");
+    try_file("base = \"tiny.toml\"", &["at least one [[variant]]"]);
+    try_file("base = \"zfnet-maxi\"\n[[variant]]\nname = \"v\"", &["zfnet-maxi", "zfnet-mini"]);
+    try_file(&one("remove = [\"conv2\"]"), &["unknown field `remove`", "drop", "line 4"]);
+    try_file(&one("drop = [\"conv7\"]"), &["variant `v`", "no layer `conv7`", "conv2, relu2"]);
+    try_file(&one("channels = { conv7 = 3 }"), &["variant `v`", "no layer `conv7`", "conv2"]);
+    try_file(&one("channels = { pool1 = 3 }"), &["variant `v`", "pool1", "no channels"]);
+    try_file(&one("channels = { fc4 = 3 }"), &["fc4", "one output for each class"]);
+    try_file(&one("channels = { conv2 = 0 }"), &["variant `v`", "conv2", "found 0"]);
+    try_file(&one("channels = { conv2 = -1 }"), &["line 4", "-1"]);
+    try_file(&one("channels = { fc3 = 70000 }"), &["fc3", "65535", "70000"]);
+    try_file(&one("channels = { fc3 = 16 }"), &["variant `v`", "is the base"]);
+    try_file(&one("drop = []"), &["variant `v`", "is the base"]);
+    try_file(&one("drop = [\"fc4\"]"), &["fc4", "gives the classes"]);
+    let both = "drop = [\"conv2\"]\nchannels = { conv2 = 3 }";
+    try_file(&one(both), &["conv2", "is dropped"]);
+    // Without its relu a pool has no switches; a pool of more than there is does not fit.
+    try_file(&one("drop = [\"relu1\"]"), &["variant `v`", "pool1", "relu"]);
+    let huge = "base = \"huge.toml\"\n[[variant]]\nname = \"v\"\ndrop = [\"pool1\"]";
+    let tiny = fs::read_to_string(place.path("tiny.toml")).unwrap();
+    let tiny = tiny.replace("channels = 12, kernel = 3, pad = 1", "channels = 12, kernel = 3");
+    let small = tiny.replace("outputs = 16", "outputs = 65535");
+    fs::write(place.path("huge.toml"), small).unwrap();
+    try_file(&huge.replace("pool1", "pool9"), &["pool9"]);
+    let twice =
+        format!("{}\n[[variant]]\nname = \"V\"\ndrop = [\"fc3\"]", one("drop = [\"conv2\"]"));
+    try_file(&twice, &["variant `V`", "that of `v`", "runs/v"]);
+    try_file(&one("drop = [\"fc3\"]").replace("\"v\"", "\"base\""), &["`base`", "runs/base"]);
+    try_file(&one("drop = [\"fc3\"]").replace("\"v\"", "\"../!\""), &["`../!`", "letters"]);
+    let recipe = |line: &str| format!("{}\n[recipe]\n{line}", one("drop = [\"fc3\"]"));
+    try_file(&recipe("epoch = 3"), &["[recipe]", "unknown field `epoch`", "epochs"]);
+    try_file(&recipe("momentum = 2.0"), &["momentum", "found 2"]);
+    let paper = one("drop = [\"fc3\"]\npaper = { train = 1, val = 101, top5 = 3 }");
+    try_file(&paper, &["`v`", "per cent", "101"]);
+    fs::write(place.path("variants.toml"), VARIANTS).unwrap();
+    place.run(&format!("{ABLATION} --data nowhere")).refused(&["nowhere"]);
+    place.run(&format!("{ABLATION} --momentum 2")).refused(&["momentum", "found 2"]);
+    assert!(!place.path("out").join("runs").exists(), "nothing is trained");
+}
+
+/// Weights and biases of every network in a file, and the numbers of the paper's rows.
+#[test]
+fn the_shipped_files_are_the_papers_rows() {
+    let file = |name: &str| {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples").join(name);
+        let rows = read(&path).unwrap().rows;
+        let count = |row: &zfnet::study::ablation::Row| {
+            let network = Network::new(row.architecture.clone()).unwrap();
+            let paper = row.paper.clone().expect("every row is of the paper");
+            (network.parameters(), [paper.train, paper.val, paper.top5])
+        };
+        rows.iter().map(count).collect::<Vec<_>>()
+    };
+    // Weights and biases by hand. ZFNet's and AlexNet's layers 1, and those they share:
+    let (zf1, alex1, conv2) = (14_208, 34_944, 614_656);
+    let (conv3, conv4, conv5) = (885_120, 1_327_488, 884_992);
+    let (fc6, fc7, fc8) = (37_752_832, 16_781_312, 4_097_000);
+    let convolutions = conv2 + conv3 + conv4 + conv5;
+    let narrow = 18_876_416 + 4_196_352 + 2_049_000; // 9216 to 2048 to 2048 to 1000
+    let broad = 75_505_664 + 67_117_056 + 8_193_000; // 9216 to 8192 to 8192 to 1000
+    let maps = 1_180_160 + 4_719_616 + 4_719_104; // 256 to 512 to 1024 to 512
+    let broad_on_maps = 151_003_136 + 67_117_056 + 8_193_000; // 18432 to 8192 to 8192 to 1000
+    assert_eq!(
+        file("ablation-paper.toml"),
+        [
+            (62_357_608, [33.1, 38.4, 16.5]),
+            (zf1 + convolutions + narrow, [38.2, 40.2, 17.6]),
+            (zf1 + convolutions + broad, [22.0, 38.8, 17.0]),
+            (107_627_624, [18.8, 37.5, 16.0]),
+            (zf1 + conv2 + maps + broad_on_maps, [10.0, 38.3, 16.9]),
+        ]
+    );
+    let short = conv2 + 590_080; // conv5 reads the 256 maps of layer 2
+    let straight = 9_217_000; // 9216 to 1000
+    assert_eq!(
+        file("ablation-paper-alexnet.toml"),
+        [
+            (62_378_344, [35.1, 40.5, 18.1]),
+            (alex1 + short + fc6 + fc7 + fc8, [41.8, 45.4, 22.1]),
+            (alex1 + convolutions + fc6 + fc8, [27.4, 40.0, 18.4]),
+            (alex1 + convolutions + straight, [27.4, 44.8, 22.4]),
+            (alex1 + short + straight, [71.1, 71.3, 50.1]),
+            (alex1 + convolutions + narrow, [40.3, 41.7, 18.8]),
+            (alex1 + convolutions + broad, [26.8, 40.0, 18.1]),
+        ]
+    );
+    // zfnet-mini has 48, 96, 192, 192, 128 maps, 4x4 of them at the end, and ten classes.
+    let low = 7_104 + 115_296;
+    let convolutions = low + 166_080 + 331_968 + 221_312;
+    let short = low + 110_720;
+    let maps = low + 221_440 + 1_180_160 + 1_179_904;
+    let (fc6, fc7, fc8, straight) = (1_049_088, 262_656, 5_130, 20_490);
+    assert_eq!(
+        file("ablation-zfnet-mini.toml"),
+        [
+            (convolutions + fc6 + fc7 + fc8, [33.1, 38.4, 16.5]),
+            (short + fc6 + fc7 + fc8, [41.8, 45.4, 22.1]),
+            (convolutions + fc6 + fc8, [27.4, 40.0, 18.4]),
+            (convolutions + straight, [27.4, 44.8, 22.4]),
+            (short + straight, [71.1, 71.3, 50.1]),
+            (convolutions + 524_544 + 65_792 + 2_570, [38.2, 40.2, 17.6]),
+            (convolutions + 2_098_176 + 1_049_600 + 10_250, [22.0, 38.8, 17.0]),
+            (maps + 2_097_664 + fc7 + fc8, [18.8, 37.5, 16.0]),
+            (maps + 4_195_328 + 1_049_600 + 10_250, [10.0, 38.3, 16.9]),
+        ]
+    );
+}
+
+/// A layer that is dropped takes its relu and dropout along, and others keep their names.
+#[test]
+fn layers_keep_their_names() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/ablation-zfnet-mini.toml");
+    let rows = read(&path).unwrap().rows;
+    let names = |row: usize| {
+        let network = Network::new(rows[row].architecture.clone()).unwrap();
+        network.layers.iter().map(|layer| layer.name.clone()).collect::<Vec<_>>().join(" ")
+    };
+    let low = "conv1 relu1 pool1 norm1 conv2 relu2 pool2 norm2";
+    assert_eq!(names(1), format!("{low} conv5 relu5 pool5 fc6 relu6 drop6 fc7 relu7 drop7 fc8"));
+    assert_eq!(names(4), format!("{low} conv5 relu5 pool5 fc8"));
+    assert!(rows.iter().all(|row| row.architecture.recipe == rows[0].architecture.recipe));
+    assert_eq!(rows[0].architecture.recipe.epochs, 10);
+    assert_eq!(rows[0].architecture.recipe.momentum, 0.9);
+}
+
+#[test]
+fn an_ensemble_is_what_eval_says() {
+    let place = Place::new();
+    // Another input size, so that each sees the images in its own.
+    let tiny = fs::read_to_string(place.path("tiny.toml")).unwrap();
+    let other = tiny.replace("size = 16, resize = 20", "size = 18, resize = 24");
+    assert_ne!(other, tiny);
+    fs::write(place.path("other.toml"), other).unwrap();
+    place.run("train --data data --arch tiny.toml --out a").ok();
+    place.run("train --data data --arch other.toml --out b --seed 3").ok();
+    let eval = |models: &str, crops: u32| {
+        let command = format!("eval --checkpoint {models} --data data --crops {crops} --json");
+        place.run(&command).json()
+    };
+    let ensemble = |models: &str, out: &str| {
+        let command = format!("study ensemble --checkpoint {models} --data data --out {out}");
+        let ran = place.run(&command).ok();
+        assert_eq!(ran.stdout.trim(), format!("{out}/index.html"));
+        let html = fs::read_to_string(place.path(out).join("index.html")).unwrap();
+        check_links(&place.path(out), &html);
+        assert!(html.contains("six averaged") && !place.path(out).join("parts").exists());
+        let rows = read_json(&place.path(out).join("ensemble.json"))["rows"].clone();
+        rows.as_array().unwrap().clone()
+    };
+    let expect = |row: &Value, models: &str| {
+        assert_eq!(row["one_crop"], eval(models, 1), "{models}");
+        assert_eq!(row["ten_crops"], eval(models, 10), "{models}");
+    };
+    let rows = ensemble("a b a", "out");
+    assert_eq!(rows.len(), 4);
+    for (row, models) in rows.iter().zip(["a", "b", "a", "a b a"]) {
+        expect(row, models);
+    }
+    assert_eq!(rows[1]["name"], "2: b");
+    let twice = ensemble("a a", "twice");
+    assert_eq!(twice[2]["name"], "all 2 averaged");
+    expect(&twice[2], "a");
+    assert_ne!(rows[0]["ten_crops"], rows[1]["ten_crops"], "the networks differ");
+
+    // Rows that were finished are taken as they are, if they were of the same networks.
+    let csv = fs::read(place.path("out/ensemble.csv")).unwrap();
+    assert_eq!(String::from_utf8(csv).unwrap().lines().count(), 1 + 4 * 2);
+
+    place.run("study ensemble --checkpoint a --data data --out x").refused(&["two or more"]);
+    let class = place.images("data/train").remove(0);
+    for split in ["train", "val"] {
+        let to = place.path("nine").join(split);
+        for folder in place.images(&format!("data/{split}")) {
+            if folder.file_name() != class.file_name() {
+                let to = to.join(folder.file_name().unwrap());
+                fs::create_dir_all(&to).unwrap();
+                for image in place.images(folder.to_str().unwrap()) {
+                    fs::copy(&image, to.join(image.file_name().unwrap())).unwrap();
+                }
+            }
+        }
+    }
+    place.run("train --data nine --arch tiny.toml --out c --epochs 1").ok();
+    let mixed = "study ensemble --checkpoint a c --data data --out x";
+    place.run(mixed).refused(&["a has 10 classes", "c has 9 classes"]);
+    let words = ["data: expected the classes", "9:"];
+    place.run("study ensemble --checkpoint c c --data data --out x").refused(&words);
+    assert!(!place.path("x").exists(), "nothing is made for networks that cannot be averaged");
+}
+
+in_f32!(twice_the_same_is_the_same_bit_for_bit);
+
+/// Also the loss, which shows the last bit of every probability.
+fn twice_the_same_is_the_same_bit_for_bit<B: Backend>(backend: &B) {
+    use zfnet::model::{Architecture, Model, Preprocess};
+    use zfnet::study::ensemble::{Candidate, error_rates};
+    use zfnet::train::evaluate::TestCrops;
+
+    let place = place();
+    let folder = ImageFolder::open(&place.path("data")).unwrap();
+    let options = ReadOptions { side: 20, max_bad: 0.0, cache_bytes: 1 << 20, io: None };
+    let images = Arc::new(Images::new(folder.val, options));
+    let file = place.path("tiny.toml");
+    let candidate = |seed: u64| {
+        let network = Network::new(Architecture::find(file.to_str().unwrap()).unwrap()).unwrap();
+        let params = Params::init(backend, &network, seed).unwrap();
+        let preprocess = Preprocess::paper(16, 20, 20.0, vec![120.0; 3]);
+        let classes = folder.names.clone();
+        let model = Model { network, params, preprocess, classes };
+        Candidate { name: seed.to_string(), model, images: images.clone() }
+    };
+    let rates = |candidates: &[Candidate<B>]| {
+        let never = AtomicUsize::new(0);
+        let rates = error_rates(backend, candidates, TestCrops::Ten, 1, &never, |_| ()).unwrap();
+        let rates = rates.unwrap();
+        (rates.top1_error, rates.top5_error, rates.loss.to_bits(), rates.images)
+    };
+    let alone = rates(&[candidate(1)]);
+    assert_eq!(rates(&[candidate(1), candidate(1)]), alone);
+    assert_eq!(rates(&[candidate(1), candidate(1), candidate(1), candidate(1)]), alone);
+    assert_ne!(rates(&[candidate(1), candidate(2)]).2, alone.2);
+}
