@@ -211,6 +211,9 @@ fn vary(base: &Network, variant: Variant) -> Result<Row> {
         if dropped[at] {
             return wrong(format!("layer {name} is dropped: expected no channels for it"));
         }
+        if count == 0 {
+            return wrong(format!("layer {name}: expected at least one channel, found 0"));
+        }
         match &mut layers[at] {
             LayerSpec::Fc { .. } if at == last => {
                 return wrong(format!(
@@ -399,12 +402,15 @@ pub fn ablation<B: Backend>(
             return Ok(None);
         }
         let part = format!("row-{index}");
-        let errors: Option<[Errors; 2]> = match parts.get(&part) {
-            None => measure(backend, request, &run, &mut observe)?,
-            known => known,
+        let [train, val] = match parts.get::<[Errors; 2]>(&part) {
+            Some(known) => known,
+            None => {
+                let errors = measure(backend, request, &run, &mut observe)?;
+                let Some(errors) = errors else { return Ok(None) };
+                parts.put(&part, &errors)?;
+                errors
+            }
         };
-        let Some([train, val]) = errors else { return Ok(None) };
-        parts.put(&part, &[train, val])?;
         let name = row.name.clone();
         let run = format!("runs/{}", row.slug);
         let (parameters, paper) = (network.parameters(), row.paper.clone());

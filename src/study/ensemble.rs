@@ -107,31 +107,37 @@ pub fn ensemble<B: Backend>(
     let parts = Parts::open(request.out, &settings)?;
     let alone = candidates.chunks(1).map(|one| (one[0].name.clone(), one));
     let averaged = (format!("all {} averaged", candidates.len()), candidates);
-    let crops = [("one", 1, TestCrops::One), ("ten", 10, TestCrops::Ten)];
-
-    let mut all = Vec::new();
+    let mut evaluations = Vec::new();
     for (index, (name, members)) in alone.chain([averaged]).enumerate() {
-        for (word, count, crops) in crops {
-            let part = format!("row-{index}-{word}");
-            let work = members.iter().map(|member| member.images.len() * count).sum::<usize>();
-            let known: Option<Errors> = parts.get(&part);
-            all.push((name.clone(), members, crops, count, part, work, known));
+        for (count, crops) in [(1, TestCrops::One), (10, TestCrops::Ten)] {
+            let part = format!("row-{index}-crops-{count}");
+            let known = parts.get::<Errors>(&part);
+            let work = count * members.iter().map(|member| member.images.len()).sum::<usize>();
+            let work = if known.is_some() { 0 } else { work };
+            evaluations.push(Planned {
+                name: name.clone(),
+                members,
+                crops,
+                count,
+                part,
+                known,
+                work,
+            });
         }
     }
-    let missing = all.iter().filter(|(.., known)| known.is_none());
-    let total = missing.map(|(.., work, _)| work).sum();
+    let total = evaluations.iter().map(|planned| planned.work).sum();
     let mut done = 0;
     let mut found = Vec::new();
-    for (name, members, crops, count, part, _, known) in all {
+    for Planned { name, members, crops, count, part, known, .. } in evaluations {
         let errors = match known {
             Some(errors) => errors,
             None => {
                 let never = AtomicUsize::new(0);
-                let rates =
-                    error_rates(backend, members, crops, request.workers, &never, |images| {
-                        done += images * count;
-                        progress(done, total);
-                    })?;
+                let workers = request.workers;
+                let rates = error_rates(backend, members, crops, workers, &never, |images| {
+                    done += images * count;
+                    progress(done, total);
+                })?;
                 let errors = rates.expect("nothing asks it to stop").into();
                 parts.put(&part, &errors)?;
                 errors
@@ -147,6 +153,18 @@ pub fn ensemble<B: Backend>(
     let page = write(request, &format!("{:?}", backend.precision()), classes, &rows)?;
     parts.done()?;
     Ok(page)
+}
+
+/// One half of a row: with one number of crops.
+struct Planned<'a, B: Backend> {
+    name: String,
+    members: &'a [Candidate<B>],
+    crops: TestCrops,
+    count: usize,
+    part: String,
+    known: Option<Errors>,
+    /// Crops that are still to be looked at.
+    work: usize,
 }
 
 /// Error rates of the average of some networks. `progress` is called with the number of images that
