@@ -9,22 +9,19 @@ use anyhow::Result;
 use clap::Args;
 use zfnet::backend::Backend;
 use zfnet::bench::Measured;
-use zfnet::train::evaluate::{Classifier, Evaluation, Member, TestCrops, evaluate};
+use zfnet::data::Split;
+use zfnet::data::images::Images;
+use zfnet::data::set::DataSet;
+use zfnet::study::ensemble::{Candidate, error_rates, same_classes};
+use zfnet::train::evaluate::Evaluation;
 
 use super::progress::Progress;
-use super::{BareArgs, CropsName, DeviceArgs, OnDevice, ReadArgs, SplitName, open_data};
+use super::{BareArgs, CropsName, DeviceArgs, OnDevice, ReadArgs, SplitName, check_classes};
 
 #[derive(Args)]
 pub struct Eval {
-    /// Checkpoints (RUN, RUN/step-N, RUN/best or a safetensors file); several are averaged
-    #[arg(long, required = true, num_args = 1..)]
-    checkpoint: Vec<PathBuf>,
-    /// Folder with train/CLASS/* and val/CLASS/*, or shards made by `zfnet pack`
-    #[arg(long)]
-    data: PathBuf,
-    /// Which images
-    #[arg(long, value_enum, default_value = "val")]
-    split: SplitName,
+    #[command(flatten)]
+    models: ModelsArgs,
     /// Crops averaged
     #[arg(long, value_enum, default_value = "10")]
     crops: CropsName,
@@ -32,11 +29,51 @@ pub struct Eval {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
+/// Checkpoints, and the images that they are tried on.
+#[derive(Args)]
+pub struct ModelsArgs {
+    /// Checkpoints (RUN, RUN/step-N, RUN/best or a safetensors file); several are averaged
+    #[arg(long, required = true, num_args = 1..)]
+    pub checkpoint: Vec<PathBuf>,
+    /// Folder with train/CLASS/* and val/CLASS/*, or shards made by `zfnet pack`
+    #[arg(long)]
+    pub data: PathBuf,
+    /// Which images
+    #[arg(long, value_enum, default_value = "val")]
+    pub split: SplitName,
+    #[command(flatten)]
     bare: BareArgs,
     #[command(flatten)]
-    pub device: DeviceArgs,
-    #[command(flatten)]
-    read: ReadArgs,
+    pub read: ReadArgs,
+}
+
+impl ModelsArgs {
+    /// The models, each with the images as squares of its size.
+    pub fn load<B: Backend>(&self, backend: &B) -> Result<Vec<Candidate<B>>> {
+        let mut models = Vec::new();
+        for path in &self.checkpoint {
+            models.push((path.display().to_string(), self.bare.load(backend, path)?));
+        }
+        same_classes(&models)?;
+        let set = DataSet::open(&self.data)?;
+        let mut candidates: Vec<Candidate<B>> = Vec::new();
+        for (name, model) in models {
+            check_classes(&self.data, &set, &model)?;
+            let side = model.preprocess.resize;
+            // Those of one size share the images, and with them what is kept in memory.
+            let known: Option<&Arc<Images>> =
+                candidates.iter().map(|other| &other.images).find(|images| images.side() == side);
+            let images = match known {
+                Some(images) => images.clone(),
+                None => Arc::new(set.images(Split::from(self.split), self.read.options(side)?)?),
+            };
+            candidates.push(Candidate { name, model, images });
+        }
+        Ok(candidates)
+    }
 }
 
 impl OnDevice for Eval {
@@ -57,41 +94,24 @@ impl OnDevice for Eval {
 }
 
 fn measure<B: Backend>(backend: &B, args: &Eval) -> Result<Evaluation> {
-    let models = args
-        .checkpoint
-        .iter()
-        .map(|path| args.bare.load(backend, path))
-        .collect::<Result<Vec<_>>>()?;
-    let crops = TestCrops::from(args.crops);
-    let mut members = Vec::new();
-    for model in &models {
-        let data = open_data(&args.data, model)?;
-        let options = args.read.options(model.preprocess.resize)?;
-        members.push(Member {
-            network: &model.network,
-            params: &model.params,
-            classifier: Classifier::new(
-                backend,
-                &model.network,
-                &model.preprocess,
-                crops,
-                crops.batch(),
-            )?,
-            images: Arc::new(data.images(args.split.into(), options)?),
-        });
-    }
-    let total = members.iter().map(|member| member.images.len()).sum();
+    let candidates = args.models.load(backend)?;
+    let total = candidates.iter().map(|candidate| candidate.images.len()).sum();
     let (mut progress, mut done) = (Progress::new(), 0);
     let never = AtomicUsize::new(0);
-    let workers = usize::from(args.read.workers);
-    let result = evaluate(backend, &mut members, workers, &never, |images| {
+    let workers = usize::from(args.models.read.workers);
+    let result = error_rates(backend, &candidates, args.crops.into(), workers, &never, |images| {
         done += images;
         progress.show("evaluate", done, total, "");
     })?;
     progress.end();
-    let bad = members[0].images.bad().len();
+    say_bad(&candidates[0].images);
+    Ok(result.expect("nothing asks it to stop"))
+}
+
+/// Says how many images were left out.
+pub fn say_bad(images: &Images) {
+    let bad = images.bad().len();
     if bad > 0 {
         eprintln!("{bad} file(s) are no usable images and were left out");
     }
-    Ok(result.expect("nothing asks it to stop"))
 }

@@ -175,6 +175,12 @@ impl From<SplitName> for Split {
 /// A data set whose classes are a model's.
 fn open_data<B: Backend>(data: &Path, model: &Model<B>) -> Result<DataSet> {
     let set = DataSet::open(data)?;
+    check_classes(data, &set, model)?;
+    Ok(set)
+}
+
+/// Refuses a data set whose classes are not a model's.
+fn check_classes<B: Backend>(data: &Path, set: &DataSet, model: &Model<B>) -> Result<()> {
     let names = set.names();
     // A bare model does not know its classes' names: they have been made up.
     let named = model.classes != made_up_classes(model.classes.len());
@@ -189,7 +195,7 @@ fn open_data<B: Backend>(data: &Path, model: &Model<B>) -> Result<DataSet> {
             shorten(&names)
         );
     }
-    Ok(set)
+    Ok(())
 }
 
 fn shorten(names: &[String]) -> String {

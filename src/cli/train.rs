@@ -284,7 +284,7 @@ fn foretell<B: Backend>(backend: &B, job: &Job<'_>) -> Result<ExitCode> {
 }
 
 /// Seconds, for people.
-fn duration(seconds: f64) -> String {
+pub fn duration(seconds: f64) -> String {
     match seconds {
         s if s < 120.0 => format!("{s:.1} s"),
         s if s < 7200.0 => format!("{:.0} min", s / 60.0),

@@ -186,6 +186,19 @@ pub enum LayerSpec {
     },
 }
 
+impl LayerSpec {
+    /// Gives it a name of its own in place of what it has or would be called.
+    pub fn rename(&mut self, new: &str) {
+        match self {
+            LayerSpec::Conv { name, .. } | LayerSpec::Fc { name, .. } => *name = new.into(),
+            LayerSpec::Relu { name }
+            | LayerSpec::MaxPool { name, .. }
+            | LayerSpec::Lrn { name, .. }
+            | LayerSpec::Dropout { name, .. } => *name = Some(new.into()),
+        }
+    }
+}
+
 fn one_f32() -> f32 {
     1.0
 }

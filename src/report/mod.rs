@@ -138,7 +138,7 @@ fn signed(value: i64) -> String {
 }
 
 /// 1234567 as 1,234,567.
-fn grouped(value: usize) -> String {
+pub(crate) fn grouped(value: usize) -> String {
     let digits = value.to_string();
     let mut out = String::new();
     for (i, digit) in digits.chars().enumerate() {

@@ -1,7 +1,9 @@
 //! Looking into a trained network: one file for each of the paper's experiments.
 
+pub mod ablation;
 pub mod boxes;
 pub mod correspondence;
+pub mod ensemble;
 pub mod evolution;
 pub mod features;
 pub mod fill;

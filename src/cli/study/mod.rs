@@ -1,6 +1,8 @@
 //! `zfnet study ...`: the paper's pictures for a network of one's own. What the commands share is here.
 
+mod ablation;
 mod correspondence;
+mod ensemble;
 pub mod evolution;
 pub mod features;
 mod filters;
@@ -46,6 +48,10 @@ enum Study {
     Correspondence(correspondence::Correspondence),
     /// Projections beside those of random weights, by three rules
     Sanity(sanity::Sanity),
+    /// Networks with layers taken out or changed in width, all trained with one budget (Table 3)
+    Ablation(ablation::Ablation),
+    /// Several checkpoints, each alone and all averaged, with 1 and 10 crops (Table 2)
+    Ensemble(ensemble::Ensemble),
     /// One page of a run: training curves and every study made of it so far
     Report(report::Report),
 }
@@ -59,6 +65,8 @@ pub fn run(command: StudyCommand) -> Result<ExitCode> {
         Study::Occlusion(args) => args.study.device.clone().run(args),
         Study::Correspondence(args) => args.study.device.clone().run(args),
         Study::Sanity(args) => args.study.device.clone().run(args),
+        Study::Ablation(args) => args.device.clone().run(args),
+        Study::Ensemble(args) => args.device.clone().run(args),
         Study::Report(args) => report::run(args),
     }
 }

@@ -1,0 +1,126 @@
+//! `zfnet study ablation`: the paper's Table 3.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Result;
+use clap::Args;
+use zfnet::bench::Measured;
+use zfnet::data::Split;
+use zfnet::data::set::DataSet;
+use zfnet::study::ablation::{Event, Request, ablation, read};
+use zfnet::train;
+
+use crate::cli::train::{Display, RecipeArgs, duration};
+use crate::cli::{DeviceArgs, OnDevice, ReadArgs, make_folder, signal_code, stop_on_signals};
+
+#[derive(Args)]
+pub struct Ablation {
+    /// TOML file: a base network and its variants (see examples/ablation-zfnet-mini.toml)
+    #[arg(long)]
+    config: PathBuf,
+    /// Folder with train/CLASS/* and val/CLASS/*, or shards made by `zfnet pack`
+    #[arg(long)]
+    data: PathBuf,
+    /// Folder for the page, its numbers and all runs; the same command goes on where it was
+    #[arg(long)]
+    out: PathBuf,
+    /// Seed of every run
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    #[command(flatten)]
+    recipe: RecipeArgs,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    #[command(flatten)]
+    read: ReadArgs,
+}
+
+impl OnDevice for Ablation {
+    fn run<B: Measured>(self, backend: &B) -> Result<ExitCode> {
+        let mut variants = read(&self.config)?;
+        for row in &mut variants.rows {
+            self.recipe.apply(&mut row.architecture.recipe);
+        }
+        let base = &variants.rows[0].architecture;
+        base.recipe.check()?;
+        let epochs = base.recipe.epochs;
+        let options = self.read.options(base.input.resize)?;
+        let data = DataSet::open(&self.data)?;
+        let stop = stop_on_signals()?;
+        let request = Request {
+            train: Arc::new(data.images(Split::Train, options)?),
+            val: Arc::new(data.images(Split::Val, options)?),
+            ablation: variants,
+            out: make_folder(&self.out)?,
+            classes: data.names(),
+            data: self.data.display().to_string(),
+            seed: self.seed,
+            workers: usize::from(self.read.workers),
+            stop: &stop,
+        };
+        let mut display = Display::new(epochs);
+        let mut left = Left { begun: None, before: 0.0, share: 0.0 };
+        let page = ablation(backend, &request, |event| match event {
+            Event::Row { index, rows, name, share } => {
+                display.progress.end();
+                display = Display::new(epochs);
+                display.progress.line(&format!("{} of {rows}: {name}", index + 1));
+                left = Left { before: left.before + left.share, share, ..left };
+            }
+            Event::Training(event) => {
+                display.event(&event);
+                if let train::Event::Start { state, .. } = event
+                    && state.epoch < epochs
+                {
+                    left.at(f64::from(state.epoch) / f64::from(epochs));
+                }
+                if let train::Event::Epoch { state, .. } = event
+                    && let Some(seconds) = left.at(f64::from(state.epoch) / f64::from(epochs))
+                {
+                    let line = format!("about {} left for all networks", duration(seconds));
+                    display.progress.line(&line);
+                }
+            }
+            Event::Measuring(done, total) => display.progress.show("measure", done, total, ""),
+            Event::Finished(row) => display.progress.line(&format!(
+                "{}: top-1 error {:.2} % in training, {:.2} % in validation, top-5 error {:.2} %",
+                row.name,
+                100.0 * row.train.top1_error,
+                100.0 * row.val.top1_error,
+                100.0 * row.val.top5_error
+            )),
+        });
+        display.progress.end();
+        match page? {
+            Some(page) => {
+                println!("{}", page.display());
+                Ok(ExitCode::SUCCESS)
+            }
+            None => {
+                eprintln!("stopped; go on with the same command");
+                Ok(signal_code(&stop))
+            }
+        }
+    }
+}
+
+/// Tells how much time is left, from multiply-adds done since this process began.
+struct Left {
+    /// When training began, and which share of all work was done then.
+    begun: Option<(Instant, f64)>,
+    /// Share of the rows before the one in hand, and its own.
+    before: f64,
+    share: f64,
+}
+
+impl Left {
+    /// Seconds that are left, if the row in hand is done to this part.
+    fn at(&mut self, part: f64) -> Option<f64> {
+        let done = self.before + self.share * part;
+        let (begun, first) = *self.begun.get_or_insert((Instant::now(), done));
+        (done > first).then(|| begun.elapsed().as_secs_f64() / (done - first) * (1.0 - done))
+    }
+}

@@ -1,0 +1,634 @@
+//! The paper's Table 3: a network with layers taken out or changed in width, each variant trained
+//! with the same budget.
+//!
+//! ```toml
+//! base = "zfnet-mini"                    # a network's name, or a file beside this one
+//! paper = { network = "ZFNet", train = 33.1, val = 38.4, top5 = 16.5 }
+//! note = "said under the table"
+//! [recipe]                               # changes of the base's recipe, for all
+//! epochs = 10
+//! [[variant]]
+//! name = "without layers 3, 4"
+//! drop = ["conv3", "conv4"]              # each with the relu and dropout right behind it
+//! paper = { network = "AlexNet", train = 41.8, val = 45.4, top5 = 22.1 }
+//! [[variant]]
+//! name = "fully connected half as wide"
+//! channels = { fc6 = 256, fc7 = 256 }    # new numbers of maps or outputs
+//! ```
+//!
+//! ```text
+//! OUT/runs/SLUG/               the run of a row: `base`, or the variant's name made fit for a path
+//! OUT/runs/SLUG/variant.json   what it was begun with, to be compared when it goes on
+//! ```
+//!
+//! Every run is one that `zfnet train` could have made. Errors are those of its last weights with the
+//! centre crop: no epoch is chosen by its validation error.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::ensemble::{Candidate, Errors, error_rates};
+use super::parts::Parts;
+use crate::backend::Backend;
+use crate::data::images::Images;
+use crate::disk::write_whole;
+use crate::model::{Architecture, Bare, Kind, LayerSpec, Network};
+use crate::report::csv;
+use crate::report::figure::{Figure, Section, Table};
+use crate::train::checkpoint::load_model;
+use crate::train::evaluate::TestCrops;
+use crate::train::{self, Job, Outcome, Recipe, train};
+use crate::{Error, Result};
+
+/// What a run was begun with, in its folder.
+const BEGUN: &str = "variant.json";
+/// The row of the unchanged network: its folder.
+const BASE: &str = "base";
+/// Checkpoints of a run that are kept: one to fall back to.
+const KEEP: usize = 2;
+/// An interruption that saves nothing (a crash) loses no more than this.
+const SAVE_INTERVAL: Duration = Duration::from_secs(600);
+/// Longest name of a run's folder.
+const MAX_SLUG: usize = 64;
+
+/// What to train: the base first, then the variants in the file's order.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ablation {
+    /// As many as are trained.
+    pub rows: Vec<Row>,
+    /// The file's note.
+    pub note: String,
+}
+
+/// One network to train.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Row {
+    /// What it is called in the table.
+    pub name: String,
+    /// The name of its run's folder.
+    pub slug: String,
+    /// The network, and the recipe that is the same for all.
+    pub architecture: Architecture,
+    /// What the paper found for the like.
+    pub paper: Option<Paper>,
+}
+
+/// A row of the paper's table, in per cent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Paper {
+    /// Which network the paper changed.
+    #[serde(default)]
+    pub network: String,
+    /// Top-1 error on the training set.
+    pub train: f64,
+    /// Top-1 error on the validation set.
+    pub val: f64,
+    /// Top-5 error on the validation set.
+    pub top5: f64,
+}
+
+/// The file.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Config {
+    base: String,
+    paper: Option<Paper>,
+    #[serde(default)]
+    note: String,
+    #[serde(default)]
+    recipe: toml::Table,
+    #[serde(default)]
+    variant: Vec<Variant>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Variant {
+    name: String,
+    #[serde(default)]
+    drop: Vec<String>,
+    #[serde(default)]
+    channels: BTreeMap<String, usize>,
+    paper: Option<Paper>,
+}
+
+/// Reads a file of variants and checks that every network of it fits.
+///
+/// # Errors
+/// If the file cannot be read, has a key or a layer that is not known, two variants of one name, or
+/// one that does not fit: which one, what was expected, what was found.
+pub fn read(path: &Path) -> Result<Ablation> {
+    let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
+    let config: Config =
+        toml::from_str(&text).map_err(|error| Error::file(path, error.to_string()))?;
+    build(config, path).map_err(|error| error.in_file(path))
+}
+
+fn build(config: Config, path: &Path) -> Result<Ablation> {
+    let Config { base, paper, note, recipe, variant: variants } = config;
+    let is_built_in = Architecture::presets().iter().any(|preset| preset.name == base);
+    let beside = path.with_file_name(&base);
+    let base = if is_built_in { base.into() } else { beside.to_string_lossy() };
+    let mut base = Architecture::find(&base)?;
+    base.recipe = changed(&base.recipe, recipe)?;
+    let network = Network::new(base.clone())?;
+    if variants.is_empty() {
+        return Err(Error::Network("expected at least one [[variant]], found none".into()));
+    }
+    let name = format!("{} (base)", base.name);
+    let mut rows = vec![Row { name, slug: BASE.into(), architecture: base, paper }];
+    for variant in variants {
+        let name = variant.name.clone();
+        let row = vary(&network, variant).and_then(|row| {
+            Network::new(row.architecture.clone())?;
+            match rows.iter().find(|other| other.slug == row.slug) {
+                Some(other) => Err(Error::Network(format!(
+                    "its folder would be that of `{}`, runs/{}: expected a name of its own",
+                    other.name, other.slug
+                ))),
+                None => Ok(row),
+            }
+        });
+        rows.push(row.map_err(|error| of_variant(&name, error))?);
+    }
+    for Row { name, paper, .. } in &rows {
+        for error in paper.iter().flat_map(|paper| [paper.train, paper.val, paper.top5]) {
+            if !(0.0..=100.0).contains(&error) {
+                let reason =
+                    format!("`{name}`: expected errors of the paper in per cent, found {error}");
+                return Err(Error::Network(reason));
+            }
+        }
+    }
+    Ok(Ablation { rows, note })
+}
+
+/// Says which variant an error is about.
+fn of_variant(name: &str, error: Error) -> Error {
+    match error {
+        Error::Network(reason) => Error::Network(format!("variant `{name}`: {reason}")),
+        other => other,
+    }
+}
+
+/// A recipe with the values of a table in the place of its own.
+fn changed(recipe: &Recipe, changes: toml::Table) -> Result<Recipe> {
+    let mut table = toml::Table::try_from(recipe).expect("plain data");
+    table.extend(changes);
+    table.try_into().map_err(|error| Error::Network(format!("[recipe]: {error}")))
+}
+
+/// The base with a variant's changes. Layers are called as in the base, also those that are named by
+/// their number.
+fn vary(base: &Network, variant: Variant) -> Result<Row> {
+    let Variant { name, drop, channels, paper } = variant;
+    let wrong = |reason: String| Err(Error::Network(reason));
+    let last = base.layers.len() - 1;
+    let mut layers = base.architecture.layers.clone();
+    layers.iter_mut().zip(&base.layers).for_each(|(spec, layer)| spec.rename(&layer.name));
+    let unchanged = layers.clone();
+    let mut dropped = vec![false; layers.len()];
+    for name in &drop {
+        let at = base.layer(name)?;
+        if at == last {
+            return wrong(format!("layer {name} gives the classes: it cannot be dropped"));
+        }
+        let has_weights = base.layers[at].convolution().is_some();
+        let goes_along =
+            |index: &usize| matches!(base.layers[*index].kind, Kind::Relu | Kind::Dropout { .. });
+        let behind = (at + 1..last).take_while(goes_along).count();
+        dropped[at..=at + if has_weights { behind } else { 0 }].fill(true);
+    }
+    for (name, count) in channels {
+        let at = base.layer(&name)?;
+        if dropped[at] {
+            return wrong(format!("layer {name} is dropped: expected no channels for it"));
+        }
+        if count == 0 {
+            return wrong(format!("layer {name}: expected at least one channel, found 0"));
+        }
+        match &mut layers[at] {
+            LayerSpec::Fc { .. } if at == last => {
+                return wrong(format!(
+                    "layer {name} has one output for each class: expected no channels for it"
+                ));
+            }
+            LayerSpec::Conv { channels, .. } => *channels = count,
+            LayerSpec::Fc { outputs, .. } => *outputs = Some(count),
+            _ => {
+                return wrong(format!(
+                    "layer {name} has no channels of its own: expected a convolution or a fully \
+                     connected layer"
+                ));
+            }
+        }
+    }
+    let mut is_dropped = dropped.into_iter();
+    layers.retain(|_| !is_dropped.next().expect("as many as layers"));
+    if layers == unchanged {
+        return wrong(
+            "is the base: expected layers to `drop` or other numbers of `channels`".into(),
+        );
+    }
+    let slug = slug(&name);
+    if slug.is_empty() {
+        return wrong("expected a name with letters from a to z or digits".into());
+    }
+    let architecture = Architecture {
+        name: format!("{}, {name}", base.architecture.name),
+        description: String::new(),
+        layers,
+        ..base.architecture.clone()
+    };
+    Ok(Row { name, slug, architecture, paper })
+}
+
+/// A name made fit for a path.
+fn slug(name: &str) -> String {
+    let fit = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { ' ' };
+    let words: String = name.chars().map(fit).collect();
+    let mut slug = words.split_whitespace().collect::<Vec<_>>().join("-");
+    slug.truncate(MAX_SLUG);
+    slug
+}
+
+/// On what to train, and where to.
+pub struct Request<'a> {
+    /// What to train; numbers of classes are the data's.
+    pub ablation: Ablation,
+    /// The folder of the page and the runs.
+    pub out: PathBuf,
+    /// Training images.
+    pub train: Arc<Images>,
+    /// Validation images.
+    pub val: Arc<Images>,
+    /// Name of each class.
+    pub classes: Vec<String>,
+    /// The data, as the page names them.
+    pub data: String,
+    /// Seed of every run.
+    pub seed: u64,
+    /// Threads that decode.
+    pub workers: usize,
+    /// Becomes non-zero when the run in hand is to save and stop.
+    pub stop: &'a AtomicUsize,
+}
+
+/// What happens, for whoever shows it.
+pub enum Event<'a> {
+    /// A row's training begins, goes on, or turns out to be finished.
+    Row {
+        /// Its place, from 0.
+        index: usize,
+        /// How many there are.
+        rows: usize,
+        /// Its name.
+        name: &'a str,
+        /// Share of the whole work that it takes.
+        share: f64,
+    },
+    /// In the training of that row.
+    Training(train::Event<'a>),
+    /// Its errors are being measured: images done, of how many.
+    Measuring(usize, usize),
+    /// It is finished.
+    Finished(&'a Measured),
+}
+
+/// A finished row.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Measured {
+    /// Its name.
+    pub name: String,
+    /// The run, relative to the page.
+    pub run: String,
+    /// Weights and biases.
+    pub parameters: usize,
+    /// On the training images, centre crop.
+    pub train: Errors,
+    /// On the validation images, centre crop.
+    pub val: Errors,
+    /// The paper's row.
+    pub paper: Option<Paper>,
+}
+
+/// What a run was begun with: it goes on with nothing else.
+#[derive(Serialize, Deserialize)]
+struct Begun {
+    seed: u64,
+    train: String,
+    val: String,
+    classes: Vec<String>,
+    precision: String,
+    architecture: Architecture,
+}
+
+/// Trains and measures every row; one that was finished before is not trained again, one that was
+/// begun goes on. Returns the page; nothing if it was stopped.
+///
+/// # Errors
+/// If a network does not fit, a run was begun with something else (both before anything is trained),
+/// a training fails, or the folder cannot be written.
+pub fn ablation<B: Backend>(
+    backend: &B,
+    request: &Request<'_>,
+    mut observe: impl FnMut(Event<'_>),
+) -> Result<Option<PathBuf>> {
+    let rows = &request.ablation.rows;
+    let (of_train, of_val) = (request.train.fingerprint(), request.val.fingerprint());
+    let mut networks = Vec::new();
+    let mut records = Vec::new();
+    for row in rows {
+        let classes = request.classes.len();
+        let architecture = Architecture { classes, ..row.architecture.clone() };
+        let network = Network::new(architecture.clone());
+        networks.push(network.map_err(|error| of_variant(&row.name, error))?);
+        records.push(Begun {
+            seed: request.seed,
+            train: of_train.clone(),
+            val: of_val.clone(),
+            classes: request.classes.clone(),
+            precision: format!("{:?}", backend.precision()),
+            architecture: Architecture { description: String::new(), ..architecture },
+        });
+    }
+    let run_of = |row: &Row| Path::new("runs").join(&row.slug);
+    let mut known = Vec::new();
+    for (row, record) in rows.iter().zip(&records) {
+        known.push(same(&request.out.join(run_of(row)).join(BEGUN), record)?);
+    }
+    let parts = Parts::open(&request.out, &(&records, backend.describe()))?;
+    let work = |network: &Network| network.multiply_adds() as f64;
+    let total: f64 = networks.iter().map(work).sum();
+    let mut measured = Vec::new();
+    for (index, (row, network)) in rows.iter().zip(&networks).enumerate() {
+        let share = work(network) / total;
+        observe(Event::Row { index, rows: rows.len(), name: &row.name, share });
+        let run = request.out.join(run_of(row));
+        if !known[index] {
+            let json = serde_json::to_vec_pretty(&records[index]).expect("plain data");
+            write_whole(&run.join(BEGUN), &json).map_err(Error::io("write", &run))?;
+        }
+        let job = Job {
+            architecture: row.architecture.clone(),
+            train: request.train.clone(),
+            val: request.val.clone(),
+            classes: request.classes.clone(),
+            out: run.clone(),
+            seed: request.seed,
+            shuffle_window: None,
+            accumulate: 1,
+            max_steps: None,
+            resume: known[index],
+            init: None,
+            save_steps: None,
+            save_interval: SAVE_INTERVAL,
+            keep: KEEP,
+            workers: request.workers,
+            stop: request.stop,
+        };
+        let outcome = train(backend, &job, |event| {
+            observe(Event::Training(event));
+            Ok(())
+        });
+        if outcome? == Outcome::Stopped {
+            return Ok(None);
+        }
+        let part = format!("row-{index}");
+        let [train, val] = match parts.get::<[Errors; 2]>(&part) {
+            Some(known) => known,
+            None => {
+                let errors = measure(backend, request, &run, &mut observe)?;
+                let Some(errors) = errors else { return Ok(None) };
+                parts.put(&part, &errors)?;
+                errors
+            }
+        };
+        let name = row.name.clone();
+        let run = format!("runs/{}", row.slug);
+        let (parameters, paper) = (network.parameters(), row.paper.clone());
+        let row = Measured { name, run, parameters, train, val, paper };
+        observe(Event::Finished(&row));
+        measured.push(row);
+    }
+    let page = write(request, &records[0], &measured)?;
+    parts.done()?;
+    Ok(Some(page))
+}
+
+/// Errors on the training and the validation images of a run's last weights, unless it was stopped.
+fn measure<B: Backend>(
+    backend: &B,
+    request: &Request<'_>,
+    run: &Path,
+    observe: &mut impl FnMut(Event<'_>),
+) -> Result<Option<[Errors; 2]>> {
+    let model = load_model(backend, &run.join("last"), &Bare::default())?;
+    let (mut done, total) = (0, request.train.len() + request.val.len());
+    let images = request.train.clone();
+    let mut candidate = [Candidate { name: String::new(), model, images }];
+    let mut rates = |candidate: &[Candidate<B>]| {
+        let Request { workers, stop, .. } = *request;
+        error_rates(backend, candidate, TestCrops::One, workers, stop, |images| {
+            done += images;
+            observe(Event::Measuring(done, total));
+        })
+    };
+    let Some(train) = rates(&candidate)? else { return Ok(None) };
+    candidate[0].images = request.val.clone();
+    let Some(val) = rates(&candidate)? else { return Ok(None) };
+    Ok(Some([train.into(), val.into()]))
+}
+
+/// Whether a run was begun before, which must have been with the same.
+fn same(file: &Path, now: &Begun) -> Result<bool> {
+    let bytes = match fs::read(file) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+        read => read.map_err(Error::io("read", file))?,
+    };
+    let then: Begun = serde_json::from_slice(&bytes)
+        .map_err(|error| Error::file(file, format!("is damaged: {error}")))?;
+    for ((what, then), (_, now)) in then.lines().into_iter().zip(now.lines()) {
+        let line = |lines: &[String], i: usize| lines.get(i).cloned().unwrap_or("nothing".into());
+        let apart = (0..then.len().max(now.len())).find(|i| then.get(*i) != now.get(*i));
+        if let Some(i) = apart {
+            return Err(Error::file(
+                file,
+                format!(
+                    "the run was begun with another {what}: expected {}, found {}; go on with the \
+                     same, or choose another --out",
+                    line(&then, i),
+                    line(&now, i)
+                ),
+            ));
+        }
+    }
+    Ok(true)
+}
+
+impl Begun {
+    /// All of it as lines, for a message to say which one differs.
+    fn lines(&self) -> [(&'static str, Vec<String>); 7] {
+        let Architecture { name, input, layers, recipe, .. } = &self.architecture;
+        let recipe = toml::to_string(recipe).expect("plain data");
+        let network = [name.clone(), format!("{input:?}")].into_iter();
+        let layers = layers.iter().map(|layer| format!("{layer:?}"));
+        [
+            ("seed", vec![self.seed.to_string()]),
+            ("set of training images", vec![self.train.clone()]),
+            ("set of validation images", vec![self.val.clone()]),
+            ("set of classes", self.classes.clone()),
+            ("--precision", vec![self.precision.clone()]),
+            ("recipe", recipe.lines().map(str::to_owned).collect()),
+            ("network", network.chain(layers).collect()),
+        ]
+    }
+}
+
+/// Writes the page, and the rows as JSON and CSV.
+fn write(request: &Request<'_>, begun: &Begun, rows: &[Measured]) -> Result<PathBuf> {
+    let Request { out, data, seed, classes, .. } = request;
+    let recipe = &begun.architecture.recipe;
+    let head = [
+        "network",
+        "parameters",
+        "train_top1_error",
+        "val_top1_error",
+        "val_top5_error",
+        "paper_network",
+        "paper_train_top1_percent",
+        "paper_val_top1_percent",
+        "paper_val_top5_percent",
+    ];
+    let lines = rows.iter().map(|row| {
+        let ours = [row.train.top1_error, row.val.top1_error, row.val.top5_error];
+        let mut line = vec![row.name.clone(), row.parameters.to_string()];
+        line.extend(ours.map(|error| error.to_string()));
+        line.extend(paper_cells(row, |error| error.to_string()));
+        line
+    });
+    let table = csv(&head, lines);
+    let json = serde_json::json!({
+        "study": "ablation", "data": data, "seed": seed, "classes": classes.len(), "crops": 1,
+        "recipe": recipe, "rows": rows,
+    });
+    let json = serde_json::to_vec_pretty(&json).expect("plain data");
+    let settings = toml::to_string(recipe).expect("plain data");
+    let figure = Figure {
+        study: "ablation".into(),
+        title: format!("What each layer is worth: {}", begun.architecture.name),
+        paper: "Table 3".into(),
+        facts: vec![
+            ("Base".into(), begun.architecture.name.clone()),
+            ("Data".into(), data.clone()),
+            ("Classes".into(), classes.len().to_string()),
+            ("Seed".into(), seed.to_string()),
+            ("Recipe of all".into(), settings.lines().collect::<Vec<_>>().join(", ")),
+            ("Precision".into(), begun.precision.clone()),
+        ],
+        how: vec![
+            "Every network is trained from the start, with the same images in the same order, the \
+             same recipe and the same seed. Errors are those of the weights after the last epoch, \
+             on one crop of each image, the centre; no epoch is chosen by its validation error."
+                .into(),
+        ],
+        sections: vec![Section {
+            tables: vec![beside_the_paper(request, begun, rows)],
+            ..Section::default()
+        }],
+        files: vec![
+            ("ablation.json".into(), "all rows, as shares".into()),
+            ("ablation.csv".into(), "the same as a table".into()),
+        ],
+    };
+    let write = || {
+        write_whole(&out.join("ablation.json"), &json)?;
+        write_whole(&out.join("ablation.csv"), table.as_bytes())?;
+        figure.write(out)
+    };
+    write().map_err(Error::io("write", out))
+}
+
+/// The paper's network and its three errors, all empty if it has no such row.
+fn paper_cells(row: &Measured, show: impl Fn(f64) -> String) -> [String; 4] {
+    row.paper.as_ref().map_or_else(Default::default, |paper| {
+        let Paper { network, train, val, top5 } = paper;
+        [network.clone(), show(*train), show(*val), show(*top5)]
+    })
+}
+
+fn beside_the_paper(request: &Request<'_>, begun: &Begun, rows: &[Measured]) -> Table {
+    let cells = |row: &Measured| {
+        let percent = |error: f64| format!("{:.1}", 100.0 * error);
+        let mut cells = vec![row.name.clone(), crate::report::grouped(row.parameters)];
+        let ours = [row.train.top1_error, row.val.top1_error, row.val.top5_error];
+        cells.extend(ours.map(percent));
+        cells.extend(paper_cells(row, |error| format!("{error:.1}")));
+        cells
+    };
+    let head = [
+        "",
+        "parameters",
+        "training, top-1",
+        "validation, top-1",
+        "validation, top-5",
+        "paper’s network",
+        "paper: training, top-1",
+        "paper: validation, top-1",
+        "paper: validation, top-5",
+    ];
+    let recipe = &begun.architecture.recipe;
+    let (train, val) = (rows[0].train.images, rows[0].val.images);
+    let error = rows[0].val.top1_error;
+    let mut notes = vec![
+        format!(
+            "These are different tasks. The paper: 1,000 classes, 1.3 million training images, \
+             crops of 224 pixels, 70 epochs, validation with ten crops averaged. Here: {} classes, \
+             {train} training and {val} validation images, crops of {} pixels, {} epochs, one crop \
+             for every error.",
+            request.classes.len(),
+            begun.architecture.input.size,
+            recipe.epochs
+        ),
+        format!(
+            "Each network was trained once. By the choice of {val} validation images alone the \
+             base’s error has a standard deviation of {:.1} points: smaller differences mean \
+             nothing.",
+            100.0 * (error * (1.0 - error) / val as f64).sqrt()
+        ),
+    ];
+    if request.classes.len() <= 5 {
+        notes
+            .push("With five classes or fewer every class is among the five most probable.".into());
+    }
+    if !request.ablation.note.is_empty() {
+        notes.push(request.ablation.note.clone());
+    }
+    Table {
+        caption: "Error in per cent".into(),
+        head: head.map(String::from).into(),
+        rows: rows.iter().map(cells).collect(),
+        notes,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::slug;
+
+    #[test]
+    fn names_are_made_fit_for_a_path() {
+        assert_eq!(slug("without layers 3, 4"), "without-layers-3-4");
+        assert_eq!(slug("../../etc/passwd"), "etc-passwd");
+        assert_eq!(slug("Maps 256-512"), "maps-256-512");
+        assert_eq!(slug("<é>"), "");
+        assert_eq!(slug(&"x".repeat(500)).len(), 64);
+    }
+}
