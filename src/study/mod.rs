@@ -1,9 +1,11 @@
 //! Looking into a trained network: one file for each of the paper's experiments.
 
+pub mod activations;
 pub mod boxes;
 pub mod evolution;
 pub mod features;
 pub mod fill;
+pub mod linear;
 pub mod occlusion;
 pub mod parts;
 pub mod peaks;
