@@ -18,6 +18,7 @@ use xxhash_rust::xxh3::Xxh3;
 use crate::backend::Backend;
 use crate::data::images::Images;
 use crate::data::loader::{Bad, Loader, Plan};
+use crate::data::shard::manifest::Form;
 use crate::model::{InputStage, Model, Purpose, Workspace};
 use crate::train::evaluate::TestCrops;
 use crate::{Error, Result, human_bytes};
@@ -74,7 +75,7 @@ impl Rows {
 /// ([`super::fingerprint`]). `progress` is called with the number of images seen so far and of all.
 ///
 /// # Errors
-/// If they would take more than [`LIMIT`], no image is good, images cannot be read, `keep` cannot be
+/// If the images were made smaller than the network looks at them, the rows would take more than [`LIMIT`], no image is good, images cannot be read, `keep` cannot be
 /// written, or the backend refuses.
 pub fn rows<B: Backend>(
     backend: &B,
@@ -87,6 +88,7 @@ pub fn rows<B: Backend>(
     workers: usize,
     progress: impl FnMut(usize, usize),
 ) -> Result<Vec<Rows>> {
+    check_size(images, model.preprocess.resize)?;
     let network = &model.network;
     let width = |layer: usize| network.layers[layer].output.per_image();
     let bytes = layers
@@ -128,6 +130,18 @@ pub fn rows<B: Backend>(
         }
     }
     Ok(found.into_iter().flatten().collect())
+}
+
+/// Refuses shards whose images were made smaller than the network looks at them.
+fn check_size(images: &Images, resize: usize) -> Result<()> {
+    let side = match images.shards().map(|shards| shards.form()) {
+        Some(Form::Resized { side, .. } | Form::Raw { side }) if (side as usize) < resize => side,
+        _ => return Ok(()),
+    };
+    Err(Error::Data(format!(
+        "expected images of at least {resize} pixels, which the checkpoint looks at, found shards of \
+         images resized to {side}: pack them with --resize {resize} or more"
+    )))
 }
 
 /// Walks up with all images.

@@ -10,6 +10,7 @@ pub mod occlusion;
 pub mod parts;
 pub mod peaks;
 pub mod picks;
+pub mod probe;
 pub mod project;
 
 use xxhash_rust::xxh3::Xxh3;

@@ -3,6 +3,7 @@
 pub mod evolution;
 pub mod features;
 mod occlusion;
+mod probe;
 mod report;
 
 use std::path::{Path, PathBuf};
@@ -33,6 +34,8 @@ enum Study {
     Evolution(evolution::Evolution),
     /// Slide a square over images: where does the network look? (Figure 7)
     Occlusion(occlusion::Occlusion),
+    /// A linear classifier on every layer: where can classes be told apart? (Table 7)
+    Probe(probe::Probe),
     /// One page of a run: training curves and every study made of it so far
     Report(report::Report),
 }
@@ -42,6 +45,7 @@ pub fn run(command: StudyCommand) -> Result<ExitCode> {
         Study::Features(args) => args.study.device.clone().run(args),
         Study::Evolution(args) => args.device.clone().run(args),
         Study::Occlusion(args) => args.study.device.clone().run(args),
+        Study::Probe(args) => args.study.device.clone().run(args),
         Study::Report(args) => report::run(args),
     }
 }
