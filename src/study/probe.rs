@@ -389,7 +389,10 @@ pub fn write(
         text,
         alarms: alarms.collect(),
         pictures: vec![plot],
-        tables: vec![table(probed, like_paper, own_classes), details(probed)],
+        tables: vec![
+            table(probed, like_paper, own_classes, draws.per_class.is_none()),
+            details(probed),
+        ],
     };
     Figure {
         study: "probe".into(),
@@ -399,8 +402,9 @@ pub fn write(
         how: vec![
             "The network is frozen. Of every image the outputs of one layer are taken (centre crop), \
              and a linear SVM (one class against the rest, squared hinge) and a softmax are trained on \
-             those of the training images. Both are regularised; how much is chosen on a held-out fifth \
-             of the training images. Accuracy is the mean over the classes of the share of validation \
+             those of the training images, multiplied by one factor that makes their mean squared norm \
+             1. Both are regularised; how much is chosen on a held-out fifth of the training images, then \
+             all of them are trained on. Accuracy is the mean over the classes of the share of validation \
              images that is right."
                 .into(),
             "A layer, as the paper counts, is a convolution with all that follows it up to the next \
@@ -441,7 +445,7 @@ fn lines(probed: &[Probed], like_paper: bool) -> Vec<Line> {
     lines
 }
 
-fn table(probed: &[Probed], like_paper: bool, own_classes: bool) -> Table {
+fn table(probed: &[Probed], like_paper: bool, own_classes: bool, all: bool) -> Table {
     let head = [
         "Layer",
         "SVM",
@@ -481,6 +485,13 @@ fn table(probed: &[Probed], like_paper: bool, own_classes: bool) -> Table {
                 .to_owned()
         },
     ];
+    if all {
+        notes.push(
+            "All training images are taken with every seed: seeds differ in which fifth of them is held \
+             out, so that the deviations are less than those of a new draw of images."
+                .into(),
+        );
+    }
     if !like_paper {
         notes.push(format!(
             "This network has other layers than the paper’s, which has {PAPER_LAYERS} with weights: \
@@ -498,9 +509,9 @@ fn table(probed: &[Probed], like_paper: bool, own_classes: bool) -> Table {
 /// What stands behind the accuracies.
 fn details(probed: &[Probed]) -> Table {
     let list = |of: &Probed, value: &dyn Fn(&Trial) -> String| -> String {
-        let mut values: Vec<String> = of.trials.iter().map(value).collect();
-        values.dedup();
-        values.join(", ")
+        let values: Vec<String> = of.trials.iter().map(value).collect();
+        let alike = values.iter().all(|value| *value == values[0]);
+        if alike { values[0].clone() } else { values.join(", ") }
     };
     let row = |of: &Probed| {
         let mut row = vec![format!("{}: {}", of.number, of.name), of.width.to_string()];
@@ -524,7 +535,7 @@ fn details(probed: &[Probed]) -> Table {
         rows: probed.iter().map(row).collect(),
         notes: vec![
             "C weighs the losses against the squared weights: the larger, the less they are \
-             regularised. Where seeds chose different values, all are named."
+             regularised. Where seeds chose different values, that of each is named."
                 .into(),
         ],
     }
@@ -549,6 +560,10 @@ impl Change {
         match self.deviation {
             None => points,
             Some(0.0) => format!("{points}, the same with every seed"),
+            // Of a few seeds the deviation is not known so well that more would say anything.
+            Some(deviation) if self.points.abs() > 20.0 * deviation => {
+                format!("{points}, over 20 deviations")
+            }
             Some(deviation) => {
                 format!("{points}, {:.1} deviations", self.points.abs() / deviation)
             }
@@ -604,6 +619,14 @@ fn fall(from: &Probed, to: &Probed, classifier: usize, name: &str, change: &Chan
             " That is less than two deviations: another draw of images may well undo it.",
         );
     }
+    let errors = [from, to].map(|of| standard_error(of, classifier).powi(2));
+    let open = 2.0 * errors.iter().sum::<f64>().sqrt();
+    if change.points.abs() < open {
+        text.push_str(&format!(
+            " It is less than the {open:.1} points (two standard errors) by which accuracies on two \
+             draws of so many validation images differ by chance."
+        ));
+    }
     let [before, after] = [from, to].map(|of| of.train_accuracy(classifier));
     if after + 0.5 < before {
         text.push_str(&format!(
@@ -620,16 +643,21 @@ fn fall(from: &Probed, to: &Probed, classifier: usize, name: &str, change: &Chan
     text
 }
 
+/// Of a classifier's accuracy, in points, since there are only so many validation images.
+fn standard_error(of: &Probed, classifier: usize) -> f64 {
+    let share = mean(&of.accuracies(classifier)) / 100.0;
+    100.0 * (share * (1.0 - share) / of.trials[0].test as f64).sqrt()
+}
+
 /// What the number of validation images alone leaves open.
 fn uncertainty(probed: &[Probed]) -> Option<String> {
     let trial = probed.first()?.trials.first()?;
-    let share = |of: &Probed| mean(&of.accuracies(0)) / 100.0;
-    let error = |p: f64| 100.0 * (p * (1.0 - p) / trial.test as f64).sqrt();
-    let largest = probed.iter().map(|of| error(share(of))).fold(0.0, f64::max);
+    let largest = probed.iter().map(|of| standard_error(of, 0)).fold(0.0, f64::max);
     Some(format!(
         "Deviations are over the seeds, between layers of the change with each seed, on the same images. \
-         That there are only {} validation images is not in them: by itself it leaves each accuracy \
-         uncertain by up to {largest:.1} points (one standard error).",
+         Of a few seeds they are only roughly known. That there are only {} validation images is not in \
+         them: by itself it leaves each accuracy uncertain by up to {largest:.1} points (one standard \
+         error).",
         trial.test
     ))
 }
@@ -767,6 +795,7 @@ mod tests {
         assert!(text[1].contains("fitted as well as before"), "{}", text[1]);
         assert!(text[2].contains("from c to d by 2.0 points, 1.4 deviations"), "{}", text[2]);
         assert!(text[2].contains("less than two deviations"), "{}", text[2]);
+        assert!(text[1].contains("by chance"), "{}", text[1]);
         assert!(text[2].contains("fitted less well too (80.0 % after 100.0 %)"), "{}", text[2]);
         let alone = course(&[layer("a", &[0.5], 1.0), layer("b", &[0.6], 1.0)], 1, "softmax");
         assert_eq!(alone.len(), 1);

@@ -79,17 +79,20 @@ impl OnDevice for Probe {
         progress.end();
 
         let mut facts = self.study.facts(&model);
-        let of_class = |most: Option<usize>| match most {
-            Some(most) => format!("{most} of each class, or all there are"),
-            None => "all".into(),
+        let of_class = |asked: Option<u32>, most: Option<usize>| match (asked, most) {
+            (_, None) => "all".into(),
+            (Some(_), Some(most)) => format!("{most} of each class, as far as there are so many"),
+            (None, Some(most)) => {
+                format!("at most {most} of each class: more would not fit into memory")
+            }
         };
         let Draws { per_class, test_per_class, .. } = draws;
         facts.extend(
             [
                 ("Data", self.data.display().to_string()),
                 ("Classes", request.classes.len().to_string()),
-                ("Training images", of_class(per_class)),
-                ("Validation images", of_class(test_per_class)),
+                ("Training images", of_class(self.per_class, per_class)),
+                ("Validation images", of_class(self.test_per_class, test_per_class)),
                 ("Seeds", self.seeds.to_string()),
             ]
             .map(|(name, value)| (name.to_owned(), value)),
