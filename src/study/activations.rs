@@ -4,7 +4,8 @@
 //! layout, in the machine's own order of bytes:
 //!
 //! ```text
-//! magic u64 | rows u64 | width u64 | classes, rows x u32 | images, rows x u32 | values, rows x width x f32 | xxh3 of all that u64
+//! magic u64 | rows u64 | width u64 | classes, rows x u32 | images, rows x u32
+//!     | values, rows x width x f32 | xxh3 of all that u64
 //! ```
 
 use std::fs::{self, File};
@@ -67,16 +68,16 @@ impl Rows {
 }
 
 /// The outputs of `layers` for the images `wanted` of `images`, in that order, one [`Rows`] a layer:
-/// flattened as (row, column, map), of the centre crop; a layer with weights is taken after its relu. Bad images
-/// are left out.
+/// flattened as (row, column, map), of the centre crop; a layer with weights is taken after its relu.
+/// Bad images are left out.
 ///
 /// They take images x width x 4 bytes of memory for each layer, and as much on disk under `keep`, if
 /// that is given: a folder where the next call for the same finds them. `fingerprint` is the model's
 /// ([`super::fingerprint`]). `progress` is called with the number of images seen so far and of all.
 ///
 /// # Errors
-/// If the images were made smaller than the network looks at them, the rows would take more than [`LIMIT`], no image is good, images cannot be read, `keep` cannot be
-/// written, or the backend refuses.
+/// If the images were made smaller than the network looks at them, the rows would take more than
+/// [`LIMIT`], no image is good, images cannot be read, `keep` cannot be written, or the backend refuses.
 pub fn rows<B: Backend>(
     backend: &B,
     model: &Model<B>,

@@ -409,7 +409,7 @@ fn line_search(slope_at: impl Fn(f64) -> f64) -> f64 {
         t = match high {
             None => 4.0 * t,
             Some((high, at_high)) => {
-                // Where the chord has a twentieth of the first slope, but no closer than a tenth to the ends.
+                // Where the chord has a twentieth of the first slope, but a tenth from either end.
                 let share = (0.05 * first - at_low) / (at_high - at_low);
                 low + (high - low) * share.clamp(0.1, 0.9)
             }

@@ -45,7 +45,7 @@ const PAPER: [PaperRow; 6] = [
 /// Layers with weights that the paper's network has.
 const PAPER_LAYERS: usize = 8;
 /// The classifiers with their names.
-const CLASSIFIERS: [(&str, Loss); 2] = [("SVM", Loss::Svm), ("softmax", Loss::Softmax)];
+const CLASSIFIERS: [(&str, Loss); 2] = [("SVM", Loss::Svm), ("Softmax", Loss::Softmax)];
 
 /// What is probed, with which images.
 pub struct Request {
@@ -451,9 +451,9 @@ fn table(probed: &[Probed], like_paper: bool, own_classes: bool, all: bool) -> T
         "SVM",
         "Softmax",
         "Paper: SVM, Caltech-101",
-        "SVM, Caltech-256",
-        "Softmax, Caltech-101",
-        "Softmax, Caltech-256",
+        "Paper: SVM, Caltech-256",
+        "Paper: Softmax, Caltech-101",
+        "Paper: Softmax, Caltech-256",
     ];
     let row = |(i, of): (usize, &Probed)| {
         let mut row = vec![format!("{}: {}", of.number, of.name)];
