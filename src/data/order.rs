@@ -93,7 +93,7 @@ fn generator(seed: u64, epoch: u32) -> ChaCha8Rng {
 }
 
 /// Fisher and Yates' shuffle.
-fn shuffle<T>(random: &mut ChaCha8Rng, list: &mut [T]) {
+pub fn shuffle<T>(random: &mut ChaCha8Rng, list: &mut [T]) {
     for i in (1..list.len()).rev() {
         list.swap(i, below(random, i + 1));
     }

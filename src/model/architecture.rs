@@ -190,7 +190,9 @@ impl LayerSpec {
     /// Gives it a name of its own in place of what it has or would be called.
     pub fn rename(&mut self, new: &str) {
         match self {
-            LayerSpec::Conv { name, .. } | LayerSpec::Fc { name, .. } => *name = new.into(),
+            LayerSpec::Conv { name, .. }
+            | LayerSpec::ConvTranspose { name, .. }
+            | LayerSpec::Fc { name, .. } => *name = new.into(),
             LayerSpec::Relu { name }
             | LayerSpec::MaxPool { name, .. }
             | LayerSpec::Lrn { name, .. }

@@ -220,7 +220,9 @@ fn vary(base: &Network, variant: Variant) -> Result<Row> {
                     "layer {name} has one output for each class: expected no channels for it"
                 ));
             }
-            LayerSpec::Conv { channels, .. } => *channels = count,
+            LayerSpec::Conv { channels, .. } | LayerSpec::ConvTranspose { channels, .. } => {
+                *channels = count;
+            }
             LayerSpec::Fc { outputs, .. } => *outputs = Some(count),
             _ => {
                 return wrong(format!(

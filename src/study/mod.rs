@@ -1,6 +1,7 @@
 //! Looking into a trained network: one file for each of the paper's experiments.
 
 pub mod ablation;
+pub mod activations;
 pub mod boxes;
 pub mod correspondence;
 pub mod ensemble;
@@ -9,10 +10,12 @@ pub mod features;
 pub mod fill;
 pub mod filters;
 pub mod invariance;
+pub mod linear;
 pub mod occlusion;
 pub mod parts;
 pub mod peaks;
 pub mod picks;
+pub mod probe;
 pub mod project;
 pub mod sanity;
 

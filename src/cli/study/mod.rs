@@ -8,6 +8,7 @@ pub mod features;
 mod filters;
 mod invariance;
 mod occlusion;
+mod probe;
 mod report;
 mod sanity;
 
@@ -52,6 +53,8 @@ enum Study {
     Ablation(ablation::Ablation),
     /// Several checkpoints, each alone and all averaged, with 1 and 10 crops (Table 2)
     Ensemble(ensemble::Ensemble),
+    /// A linear classifier on every layer: where can classes be told apart? (Table 7)
+    Probe(probe::Probe),
     /// One page of a run: training curves and every study made of it so far
     Report(report::Report),
 }
@@ -67,6 +70,7 @@ pub fn run(command: StudyCommand) -> Result<ExitCode> {
         Study::Sanity(args) => args.study.device.clone().run(args),
         Study::Ablation(args) => args.device.clone().run(args),
         Study::Ensemble(args) => args.device.clone().run(args),
+        Study::Probe(args) => args.study.device.clone().run(args),
         Study::Report(args) => report::run(args),
     }
 }

@@ -1,0 +1,283 @@
+//! What layers make of many images: one row of numbers an image, computed once and kept on disk.
+//!
+//! Linear classifiers (Tables 4 to 7 of the paper) are trained on such rows. A kept file has this
+//! layout, in the machine's own order of bytes:
+//!
+//! ```text
+//! magic u64 | rows u64 | width u64 | classes, rows x u32 | images, rows x u32
+//!     | values, rows x width x f32 | xxh3 of all that u64
+//! ```
+
+use std::fs::{self, File};
+use std::io::{BufReader, BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytemuck::{cast_slice, cast_slice_mut};
+use xxhash_rust::xxh3::Xxh3;
+
+use crate::backend::Backend;
+use crate::data::images::Images;
+use crate::data::loader::{Bad, Loader, Plan};
+use crate::data::shard::manifest::Form;
+use crate::model::{InputStage, Model, Purpose, Workspace};
+use crate::train::evaluate::TestCrops;
+use crate::{Error, Result, human_bytes};
+
+/// Bytes that the rows of one call may take: images x (sum of the layers' widths) x 4.
+pub const LIMIT: usize = 4 << 30;
+
+/// Images of one walk up.
+const BATCH: usize = 32;
+/// The first bytes of a kept file; on a machine that orders bytes otherwise they are others.
+const MAGIC: u64 = u64::from_le_bytes(*b"zfnrows1");
+/// Bytes read, written and hashed at a time.
+const PIECE: usize = 1 << 20;
+
+/// The outputs of a layer, one row an image.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Rows {
+    /// Numbers in a row.
+    pub width: usize,
+    /// `[images, width]`.
+    pub values: Vec<f32>,
+    /// The class of each image.
+    pub classes: Vec<u32>,
+    /// The index of each image in its split.
+    pub images: Vec<u32>,
+}
+
+impl Rows {
+    /// Number of rows.
+    pub fn len(&self) -> usize {
+        self.images.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.images.is_empty()
+    }
+
+    /// A row.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    pub fn row(&self, index: usize) -> &[f32] {
+        &self.values[index * self.width..(index + 1) * self.width]
+    }
+}
+
+/// The outputs of `layers` for the images `wanted` of `images`, in that order, one [`Rows`] a layer:
+/// flattened as (row, column, map), of the centre crop; a layer with weights is taken after its relu.
+/// Bad images are left out.
+///
+/// They take images x width x 4 bytes of memory for each layer, and as much on disk under `keep`, if
+/// that is given: a folder where the next call for the same finds them. `fingerprint` is the model's
+/// ([`super::fingerprint`]). `progress` is called with the number of images seen so far and of all.
+///
+/// # Errors
+/// If the images were made smaller than the network looks at them, the rows would take more than
+/// [`LIMIT`], no image is good, images cannot be read, `keep` cannot be written, or the backend refuses.
+pub fn rows<B: Backend>(
+    backend: &B,
+    model: &Model<B>,
+    fingerprint: &str,
+    images: &Arc<Images>,
+    wanted: &[u32],
+    layers: &[usize],
+    keep: Option<&Path>,
+    workers: usize,
+    progress: impl FnMut(usize, usize),
+) -> Result<Vec<Rows>> {
+    check_size(images, model.preprocess.resize)?;
+    let network = &model.network;
+    let width = |layer: usize| network.layers[layer].output.per_image();
+    let bytes = layers
+        .iter()
+        .fold(0usize, |sum, &layer| sum.saturating_add(width(layer)))
+        .saturating_mul(4)
+        .saturating_mul(wanted.len());
+    if bytes > LIMIT {
+        let names: Vec<&str> =
+            layers.iter().map(|&layer| network.layers[layer].name.as_str()).collect();
+        return Err(Error::Data(format!(
+            "the outputs of {} for {} images take {}, more than the {} there may be: take fewer \
+             images a class, or other layers",
+            names.join(", "),
+            wanted.len(),
+            human_bytes(bytes),
+            human_bytes(LIMIT)
+        )));
+    }
+    let file = |layer: usize| {
+        keep.map(|folder| folder.join(name(backend, fingerprint, images, wanted, layer)))
+    };
+    let mut found: Vec<Option<Rows>> = layers
+        .iter()
+        .map(|&layer| {
+            let rows = read(&file(layer)?, width(layer), wanted.len())?;
+            belong(&rows, images, wanted).then_some(rows)
+        })
+        .collect();
+    let missing: Vec<usize> = (0..layers.len()).filter(|&i| found[i].is_none()).collect();
+    if !missing.is_empty() {
+        let new: Vec<usize> = missing.iter().map(|&i| layers[i]).collect();
+        let made = walk(backend, model, images, wanted, &new, workers, progress)?;
+        for (i, rows) in missing.into_iter().zip(made) {
+            if let Some(file) = file(layers[i]) {
+                write(&file, &rows)?;
+            }
+            found[i] = Some(rows);
+        }
+    }
+    Ok(found.into_iter().flatten().collect())
+}
+
+/// Refuses shards whose images were made smaller than the network looks at them.
+fn check_size(images: &Images, resize: usize) -> Result<()> {
+    let side = match images.shards().map(|shards| shards.form()) {
+        Some(Form::Resized { side, .. } | Form::Raw { side }) if (side as usize) < resize => side,
+        _ => return Ok(()),
+    };
+    Err(Error::Data(format!(
+        "expected images of at least {resize} pixels, which the checkpoint looks at, found shards of \
+         images resized to {side}: pack them with --resize {resize} or more"
+    )))
+}
+
+/// Walks up with all images.
+fn walk<B: Backend>(
+    backend: &B,
+    model: &Model<B>,
+    images: &Arc<Images>,
+    wanted: &[u32],
+    layers: &[usize],
+    workers: usize,
+    mut progress: impl FnMut(usize, usize),
+) -> Result<Vec<Rows>> {
+    let Model { network, params, preprocess, .. } = model;
+    let mut stage = InputStage::new(backend, preprocess, BATCH, BATCH)?;
+    let mut workspace = Workspace::new(backend, network, Purpose::Infer, BATCH)?;
+    let mut made: Vec<Rows> = layers
+        .iter()
+        .map(|&layer| {
+            let width = network.layers[layer].output.per_image();
+            let values = Vec::with_capacity(width * wanted.len());
+            Rows { width, values, ..Rows::default() }
+        })
+        .collect();
+    let plan = Plan::new(wanted.to_vec(), BATCH, Bad::Skip);
+    let mut loader = Loader::new(images.clone(), plan, workers);
+    let mut seen = 0;
+    while let Some(batch) = loader.next_batch()? {
+        let crops: Vec<_> = (0..batch.labels.len() as u32)
+            .flat_map(|image| TestCrops::One.of(preprocess, image))
+            .collect();
+        if !crops.is_empty() {
+            stage.fill(backend, &mut workspace.input, batch.pixels(), &crops)?;
+            workspace.up(backend, network, params)?;
+        }
+        for (rows, &layer) in made.iter_mut().zip(layers) {
+            let start = rows.values.len();
+            rows.values.resize(start + crops.len() * rows.width, 0.0);
+            if !crops.is_empty() {
+                backend.download(&mut rows.values[start..], workspace.output(layer))?;
+            }
+            rows.classes.extend(&batch.labels);
+            rows.images.extend(&batch.indices);
+        }
+        seen = (seen + BATCH).min(wanted.len());
+        progress(seen, wanted.len());
+        loader.recycle(batch);
+    }
+    if made.iter().any(Rows::is_empty) {
+        return Err(Error::Data("no image of the set can be read".into()));
+    }
+    Ok(made)
+}
+
+/// A file's name says what its rows depend on: weights, images, how they were computed, the layer.
+fn name<B: Backend>(
+    backend: &B,
+    fingerprint: &str,
+    images: &Images,
+    wanted: &[u32],
+    layer: usize,
+) -> String {
+    let mut hash = Xxh3::new();
+    hash.update(fingerprint.as_bytes());
+    hash.update(images.fingerprint().as_bytes());
+    hash.update(&images.side().to_le_bytes());
+    hash.update(format!("{} {:?}", backend.device(), backend.precision()).as_bytes());
+    hash.update(cast_slice(wanted));
+    format!("{:016x}-{layer}.rows", hash.digest())
+}
+
+/// Whether rows read from a disk are of images that were asked for, in that order.
+fn belong(rows: &Rows, images: &Images, wanted: &[u32]) -> bool {
+    let mut wanted = wanted.iter();
+    let mut pairs = rows.images.iter().zip(&rows.classes);
+    pairs.all(|(image, class)| {
+        wanted.any(|other| other == image) && images.class(*image as usize) == *class
+    })
+}
+
+/// Reads kept rows; `None` if there are none, or they are damaged.
+fn read(path: &PathBuf, width: usize, most: usize) -> Option<Rows> {
+    let file = File::open(path).ok()?;
+    let bytes = file.metadata().ok()?.len();
+    let (mut file, mut hash) = (BufReader::new(file), Xxh3::new());
+    let mut piece = |into: &mut [u8]| {
+        for piece in into.chunks_mut(PIECE) {
+            file.read_exact(piece).ok()?;
+            hash.update(piece);
+        }
+        Some(hash.digest())
+    };
+    let mut head = [0u64; 3];
+    piece(cast_slice_mut(&mut head))?;
+    let rows = usize::try_from(head[1]).ok().filter(|rows| (1..=most).contains(rows))?;
+    // `rows` and `width` are no larger than what was asked for, so this cannot overflow.
+    let expected = 24 + rows * 8 + rows * width * 4 + 8;
+    if head[0] != MAGIC || head[2] != width as u64 || bytes != expected as u64 {
+        tracing::warn!("{}: is damaged or of another version, and is made again", path.display());
+        return None;
+    }
+    let (mut classes, mut images) = (vec![0u32; rows], vec![0u32; rows]);
+    let mut values = vec![0f32; rows * width];
+    piece(cast_slice_mut(&mut classes))?;
+    piece(cast_slice_mut(&mut images))?;
+    let found = piece(cast_slice_mut(&mut values))?;
+    let mut sum = [0u64];
+    piece(cast_slice_mut(&mut sum))?;
+    if sum[0] != found {
+        tracing::warn!("{}: has another checksum than its own, and is made again", path.display());
+        return None;
+    }
+    Some(Rows { width, values, classes, images })
+}
+
+/// Writes rows beside their place and renames them into it.
+fn write(path: &Path, rows: &Rows) -> Result<()> {
+    let folder = path.parent().expect("a file in a folder");
+    let write = || {
+        fs::create_dir_all(folder)?;
+        let mut file = BufWriter::new(tempfile::NamedTempFile::new_in(folder)?);
+        let mut hash = Xxh3::new();
+        let head = [MAGIC, rows.len() as u64, rows.width as u64];
+        let parts: [&[u8]; 4] = [
+            cast_slice(&head),
+            cast_slice(&rows.classes),
+            cast_slice(&rows.images),
+            cast_slice(&rows.values),
+        ];
+        for piece in parts.iter().flat_map(|part| part.chunks(PIECE)) {
+            hash.update(piece);
+            file.write_all(piece)?;
+        }
+        file.write_all(&hash.digest().to_ne_bytes())?;
+        file.into_inner()?.persist(path)?;
+        Ok(())
+    };
+    write().map_err(Error::io("write", path))
+}
