@@ -48,7 +48,8 @@ fn hand<B: Backend>(backend: &B, colour: usize) -> Model<B> {
 
 /// Pictures of 4x4 pixels, black but for some values at row, column, colour.
 fn hand_data(root: &Path) -> Images {
-    let pictures: [(&str, &[([usize; 3], u8)]); 3] = [
+    type Values = [([usize; 3], u8)];
+    let pictures: [(&str, &Values); 3] = [
         ("train/a/1.png", &[([0, 0, 0], 10), ([2, 0, 2], 40), ([3, 3, 1], 60)]),
         ("train/a/2.png", &[([0, 2, 0], 50), ([1, 1, 0], 200), ([1, 1, 1], 80)]),
         ("train/b/3.png", &[([2, 2, 2], 90), ([0, 0, 0], 50)]),

@@ -498,27 +498,10 @@ pub fn write(
             ..Section::default()
         });
     }
-    let sheets: [(&str, &str, String, &dyn Fn(&Filters) -> Image); 3] = [
-        (
-            "one-scale",
-            "One scale for the layer",
-            PROJECTION_CONTRAST.replace("this picture", "all filters"),
-            &|filters| filters.sheet(true),
-        ),
-        (
-            "own-scale",
-            "A scale for each filter",
-            PROJECTION_CONTRAST.replace("this picture", "each filter"),
-            &|filters| filters.sheet(false),
-        ),
-        (
-            "spectrum",
-            "Spectra",
-            "amplitude, from 0 (dark) to each filter’s largest (yellow)".into(),
-            &|filters| filters.spectra(),
-        ),
-    ];
-    for (what, title, contrast, sheet) in sheets {
+    let one = PROJECTION_CONTRAST.replace("this picture", "all filters");
+    let own = PROJECTION_CONTRAST.replace("this picture", "each filter");
+    let amplitude = "amplitude, from 0 (dark) to each filter’s largest (yellow)";
+    let mut show = |what: &str, title: &str, contrast: &str, sheet: fn(&Filters) -> Image| {
         let mut section = Section { title: title.into(), ..Section::default() };
         for (number, filters) in networks.iter().enumerate() {
             let (file, sheet) = (format!("{number}-{what}.png"), sheet(filters));
@@ -534,13 +517,17 @@ pub fn write(
                     filters.layer,
                     filters.stride
                 ),
-                contrast: contrast.clone(),
+                contrast: contrast.into(),
                 wide: true,
                 ..Picture::default()
             });
         }
         figure.sections.push(section);
-    }
+        Ok::<_, io::Error>(())
+    };
+    show("one-scale", "One scale for the layer", &one, |filters| filters.sheet(true))?;
+    show("own-scale", "A scale for each filter", &own, |filters| filters.sheet(false))?;
+    show("spectrum", "Spectra", amplitude, Filters::spectra)?;
     let title = "Numbers".into();
     figure.sections.push(Section { title, tables: tables(networks), ..Section::default() });
     let head =

@@ -167,7 +167,7 @@ pub fn default_layers(network: &Network) -> Vec<usize> {
 }
 
 /// Range and step of the shifts for an input of `size` pixels: as large a part of it as in the paper, and
-/// about [`SHIFTS`] to each side, unless one is given.
+/// 15 to each side, unless one is given.
 ///
 /// # Errors
 /// If the range is not below `size`, or the step is 0 or beyond the range.

@@ -544,7 +544,7 @@ mod tests {
         let scale = (rows.len() as f64 / squares).sqrt();
         let weights = fit.linear.weights.chunks_exact(2).zip(&fit.linear.bias);
         weights
-            .map(|(w, b)| [w[0].into(), w[1].into(), *b].map(|v: f32| f64::from(v)))
+            .map(|(w, b)| [w[0], w[1], *b].map(f64::from))
             .map(|[x, y, b]| [x / scale, y / scale, b])
             .collect()
     }
