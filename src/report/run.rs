@@ -24,7 +24,7 @@ use crate::train::log::Metric;
 use crate::{Error, Result};
 
 /// The studies in the order of the page, each with what it shows; others follow by name.
-const STUDIES: [(&str, &str); 10] = [
+const STUDIES: [(&str, &str); 11] = [
     ("features", "the nine strongest activations of every map, projected (Figure 2)"),
     ("evolution", "the strongest activation of some maps, epoch by epoch (Figure 4)"),
     ("invariance", "what moving, scaling and turning an image changes (Figure 5)"),
@@ -34,6 +34,7 @@ const STUDIES: [(&str, &str); 10] = [
     ("sanity", "how much a projection shows of what was learnt"),
     ("ensemble", "several checkpoints averaged (Table 2); --out RUN/report/ensemble"),
     ("ablation", "layers taken out or changed (Table 3); --out RUN/report/ablation"),
+    ("transfer", "the features on other classes (Tables 4 and 5)"),
     ("probe", "a linear classifier on each layer (Table 7)"),
 ];
 /// The study with pages of its own kind.

@@ -4,11 +4,14 @@ pub mod ablation;
 pub mod activations;
 pub mod boxes;
 pub mod correspondence;
+pub mod duplicates;
 pub mod ensemble;
 pub mod evolution;
 pub mod features;
+pub mod few;
 pub mod fill;
 pub mod filters;
+pub mod folds;
 pub mod invariance;
 pub mod linear;
 pub mod occlusion;
@@ -18,6 +21,7 @@ pub mod picks;
 pub mod probe;
 pub mod project;
 pub mod sanity;
+pub mod transfer;
 
 use xxhash_rust::xxh3::Xxh3;
 

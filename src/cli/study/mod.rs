@@ -11,6 +11,7 @@ mod occlusion;
 mod probe;
 mod report;
 mod sanity;
+mod transfer;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -53,6 +54,8 @@ enum Study {
     Ablation(ablation::Ablation),
     /// Several checkpoints, each alone and all averaged, with 1 and 10 crops (Table 2)
     Ensemble(ensemble::Ensemble),
+    /// The features on other classes, from few images, beside training from scratch (Tables 4 and 5)
+    Transfer(transfer::Transfer),
     /// A linear classifier on every layer: where can classes be told apart? (Table 7)
     Probe(probe::Probe),
     /// One page of a run: training curves and every study made of it so far
@@ -70,6 +73,7 @@ pub fn run(command: StudyCommand) -> Result<ExitCode> {
         Study::Sanity(args) => args.study.device.clone().run(args),
         Study::Ablation(args) => args.device.clone().run(args),
         Study::Ensemble(args) => args.device.clone().run(args),
+        Study::Transfer(args) => args.study.device.clone().run(args),
         Study::Probe(args) => args.study.device.clone().run(args),
         Study::Report(args) => report::run(args),
     }

@@ -1,0 +1,203 @@
+//! Whole networks trained on few images that fit into memory, as a study of transfer compares with: from
+//! random weights, or from a checkpoint's (fine-tuning).
+//!
+//! The loop is that of training in small: `updates` of at most a batch of the recipe, epochs shuffled by
+//! the seed, the recipe's crops, dropout and limits; the rate falls to a tenth for the last quarter.
+//! Nothing is written to disk.
+
+use super::linear::mean_class_accuracy;
+use crate::Result;
+use crate::backend::{Backend, StepState};
+use crate::data::images::{Images, Scratch};
+use crate::data::order::{permutation, training_crop};
+use crate::model::{Architecture, Model, Network, Params, Preprocess};
+use crate::train::Trainer;
+use crate::train::evaluate::{Classifier, TestCrops, rank};
+
+/// Images classified at a time.
+const BATCH: usize = 32;
+
+/// Images in memory, with their classes.
+#[derive(Default)]
+pub struct Squares {
+    /// Their indices in the set.
+    pub images: Vec<u32>,
+    /// `[image, resize, resize, 3]`.
+    pub pixels: Vec<u8>,
+    /// Class of each.
+    pub labels: Vec<u32>,
+}
+
+impl Squares {
+    /// Reads images; bad ones are left out.
+    ///
+    /// # Errors
+    /// If more are bad than the options allow.
+    pub fn read(images: &Images, wanted: &[u32]) -> Result<Self> {
+        let mut squares = Squares::default();
+        let (mut scratch, mut square) = (Scratch::default(), vec![0; images.bytes_per_image()]);
+        for &image in wanted {
+            if images.read(image as usize, &mut scratch, &mut square)?.is_some() {
+                squares.images.push(image);
+                squares.pixels.extend_from_slice(&square);
+                squares.labels.push(images.class(image as usize));
+            }
+        }
+        Ok(squares)
+    }
+
+    /// Those of `wanted` (ascending) but not of `excluded` (ascending).
+    pub fn part(&self, wanted: &[u32], excluded: &[u32]) -> Squares {
+        let bytes = self.pixels.len() / self.images.len().max(1);
+        let mut part = Squares::default();
+        for (i, image) in self.images.iter().enumerate() {
+            if wanted.binary_search(image).is_ok() && excluded.binary_search(image).is_err() {
+                part.images.push(*image);
+                part.pixels.extend_from_slice(&self.pixels[i * bytes..(i + 1) * bytes]);
+                part.labels.push(self.labels[i]);
+            }
+        }
+        part
+    }
+}
+
+/// How a whole network starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// Random weights, and the mean of the training images is taken off.
+    Scratch,
+    /// The checkpoint's weights and preprocessing; the last layer is new, and the rate a tenth.
+    FineTune,
+}
+
+impl Start {
+    /// As tables have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Start::Scratch => "from scratch",
+            Start::FineTune => "fine-tuned",
+        }
+    }
+}
+
+/// Trains a network of `checkpoint`'s architecture for other classes on a few images.
+///
+/// # Errors
+/// If there are no images, the loss runs away, or the backend refuses.
+pub fn train_few<B: Backend>(
+    backend: &B,
+    checkpoint: &Model<B>,
+    classes: &[String],
+    squares: &Squares,
+    start: Start,
+    updates: u32,
+    seed: u64,
+) -> Result<Model<B>> {
+    let mut architecture =
+        Architecture { classes: classes.len(), ..checkpoint.network.architecture.clone() };
+    let count = squares.labels.len();
+    let recipe = &mut architecture.recipe;
+    recipe.batch_size = recipe.batch_size.min(count).max(1);
+    if start == Start::FineTune {
+        recipe.learning_rate *= 0.1;
+    }
+    let recipe = recipe.clone();
+    let network = Network::new(architecture)?;
+    let mut params = Params::init(backend, &network, seed)?;
+    let mut preprocess = checkpoint.preprocess.clone();
+    match start {
+        Start::Scratch => preprocess.mean = mean_of(&preprocess, &squares.pixels),
+        Start::FineTune => copy_but_last(backend, checkpoint, &mut params)?,
+    }
+    let model = Model { network, params, preprocess, classes: classes.to_vec() };
+    let momentum = Params::zeros(backend, &model.network)?;
+    let mut trainer = Trainer::new(backend, model, momentum, 1)?;
+    let bytes = trainer.model.preprocess.bytes();
+    let (mut pixels, mut step, mut epoch) = (Vec::new(), 0, 0);
+    while step < updates {
+        let order = permutation(seed, epoch, count);
+        for (batch, images) in order.chunks(recipe.batch_size).enumerate() {
+            if step == updates {
+                break;
+            }
+            pixels.clear();
+            let (mut crops, mut labels) = (Vec::new(), Vec::new());
+            for (i, &image) in images.iter().enumerate() {
+                let from = image as usize * bytes;
+                pixels.extend_from_slice(&squares.pixels[from..from + bytes]);
+                labels.push(squares.labels[image as usize]);
+                let position = batch * recipe.batch_size + i;
+                let preprocess = &trainer.model.preprocess;
+                crops.push(training_crop(
+                    recipe.crops,
+                    preprocess,
+                    seed,
+                    epoch,
+                    position,
+                    i as u32,
+                ));
+            }
+            let falls = step >= updates - updates / 4;
+            let rate = recipe.learning_rate * if falls { 0.1 } else { 1.0 };
+            let state = StepState { seed, step, rate, ..StepState::default() };
+            trainer.step(&pixels, &crops, &labels, state)?;
+            step += 1;
+        }
+        epoch += 1;
+    }
+    Ok(trainer.model)
+}
+
+/// The mean of squares of pixels, as the preprocessing takes it off.
+fn mean_of(preprocess: &Preprocess, pixels: &[u8]) -> Vec<f32> {
+    let bytes = preprocess.bytes();
+    let mut sums = vec![0u64; bytes];
+    for square in pixels.chunks_exact(bytes) {
+        sums.iter_mut().zip(square).for_each(|(sum, v)| *sum += u64::from(*v));
+    }
+    let count = (pixels.len() / bytes).max(1) as f64;
+    let mean = |place: usize, channel: usize| {
+        // The network's channel `channel` is this one of red, green, blue.
+        let sum = sums[place * 3 + preprocess.order[channel] as usize];
+        (sum as f64 / count * f64::from(preprocess.scale)) as f32
+    };
+    (0..bytes / 3).flat_map(|place| [0, 1, 2].map(|channel| mean(place, channel))).collect()
+}
+
+/// Copies all weights but those of the last layer that has some.
+fn copy_but_last<B: Backend>(backend: &B, from: &Model<B>, to: &mut Params<B>) -> Result<()> {
+    let last = from.params.layers.iter().rposition(Option::is_some);
+    for (index, (from, to)) in from.params.layers.iter().zip(&mut to.layers).enumerate() {
+        let (Some(from), Some(to)) = (from, to) else { continue };
+        if Some(index) == last {
+            continue;
+        }
+        for (from, to) in [(&from.weight, &mut to.weight), (&from.bias, &mut to.bias)] {
+            let mut values = vec![0.0; from.shape().len()];
+            backend.download(&mut values, from)?;
+            backend.upload(to, &values)?;
+        }
+    }
+    Ok(())
+}
+
+/// The mean over the classes of the share of images whose class is the most probable one, centre crop.
+///
+/// # Errors
+/// If the backend refuses.
+pub fn accuracy<B: Backend>(backend: &B, model: &Model<B>, squares: &Squares) -> Result<f64> {
+    let Model { network, params, preprocess, classes } = model;
+    let mut classifier = Classifier::new(backend, network, preprocess, TestCrops::One, BATCH)?;
+    let mut found = Vec::new();
+    for pixels in squares.pixels.chunks(BATCH * preprocess.bytes()) {
+        let images = pixels.len() / preprocess.bytes();
+        let mut probabilities = vec![0.0; images * classes.len()];
+        classifier.add_probabilities(backend, network, params, pixels, &mut probabilities)?;
+        for row in probabilities.chunks_exact(classes.len()) {
+            // Of probabilities that are no numbers none comes first: that counts as wrong.
+            let first = (0..classes.len()).find(|&class| rank(row, class) == 0);
+            found.push(first.unwrap_or(classes.len()) as u32);
+        }
+    }
+    Ok(mean_class_accuracy(&squares.labels, &found, classes.len()))
+}
