@@ -47,10 +47,9 @@ const TRAIN_SIDE: usize = 24;
 const TEST_SIDE: usize = 64;
 /// No more of a photograph than its centre of so many rows and columns is kept.
 const KEPT_SIDE: usize = 256;
-/// One photograph in so many is held out; no more of either kind than this are read.
+/// So many photographs are read at most, and one in so many is held out.
+const MOST: usize = 500;
 const HELD_OUT: usize = 10;
-const MOST_TRAINED_ON: usize = 1000;
-const MOST_HELD_OUT: usize = 50;
 const BATCH: usize = 16;
 const STEPS: u32 = 4000;
 const RATE: f32 = 0.02;
@@ -280,16 +279,10 @@ fn photographs(folder: &Path) -> Outcome<(Vec<Pair>, Vec<Pair>)> {
     list(folder, &mut paths)?;
     paths.sort();
     // Every so many of them all, so that all folders are seen.
-    let step = paths.len().div_ceil(HELD_OUT * MOST_HELD_OUT).max(1);
+    let step = paths.len().div_ceil(MOST).max(1);
     let (mut trained_on, mut held_out, mut small) = (Vec::new(), Vec::new(), 0);
     for (index, path) in paths.iter().step_by(step).enumerate() {
-        let (part, most) = match index % HELD_OUT {
-            0 => (&mut held_out, MOST_HELD_OUT),
-            _ => (&mut trained_on, MOST_TRAINED_ON),
-        };
-        if part.len() == most {
-            continue;
-        }
+        let part = if index % HELD_OUT == 0 { &mut held_out } else { &mut trained_on };
         match read_rgb(path) {
             Err(error) => eprintln!("left out: {error}"),
             Ok(photograph) => match Pair::new(&photograph)? {

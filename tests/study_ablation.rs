@@ -83,7 +83,7 @@ fn rows_are_what_train_and_eval_say() {
     let html = fs::read_to_string(place.path("out/index.html")).unwrap();
     check_links(&place.path("out"), &html);
     assert!(html.contains("without &lt;2&gt;") && html.contains("a &lt; note"));
-    assert!(!place.path("out/parts").exists());
+    assert!(!place.path("out/.parts").exists());
 
     // The same once more trains nothing and says the same.
     let before = pages(&place.path("out"));
@@ -293,7 +293,7 @@ fn an_ensemble_is_what_eval_says() {
         assert_eq!(ran.stdout.trim(), format!("{out}/index.html"));
         let html = fs::read_to_string(place.path(out).join("index.html")).unwrap();
         check_links(&place.path(out), &html);
-        assert!(html.contains("six averaged") && !place.path(out).join("parts").exists());
+        assert!(html.contains("six averaged") && !place.path(out).join(".parts").exists());
         let rows = read_json(&place.path(out).join("ensemble.json"))["rows"].clone();
         rows.as_array().unwrap().clone()
     };

@@ -113,7 +113,9 @@ fn strips_by_hand<B: Backend>(backend: &B) {
     assert!(read("0-2.png").pixels().all(|pixel| pixel.0 == [255; 3]));
     let html = fs::read_to_string(out.join("index.html")).unwrap();
     check_links(&out, &html);
-    for words in ["white where the map never fired", "epochs 1, 3", "train/b/3.png (last column)"] {
+    for words in
+        ["white where the map never fired", "epochs 1, 3", "train/b/3.png (the last column"]
+    {
         assert!(html.contains(words), "`{words}` is not in {html}");
     }
 

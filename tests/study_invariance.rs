@@ -207,7 +207,7 @@ fn the_command_writes_its_page_and_refuses_what_is_wrong() {
     let html = fs::read_to_string(page).unwrap();
     assert!(html.contains("Figure 5") && html.contains("times as fast"), "{html}");
     let folder = place.path("run/report/invariance");
-    assert!(!folder.join("parts").exists());
+    assert!(!folder.join(".parts").exists());
     let numbers = fs::read_to_string(folder.join("invariance.csv")).unwrap();
     // 9 shifts, 9 scales and 36 turns of one image in three layers, and the names.
     assert_eq!(numbers.lines().count(), 1 + (9 + 9 + 36) * 3, "{numbers}");

@@ -197,7 +197,7 @@ fn page<B: Backend>(
     let samples = folder.val.iter().step_by(step).cloned().collect();
     let options = read_args().options(model.preprocess.resize)?;
     let network = &model.network;
-    let layers = spatial_layers(network, false);
+    let layers = spatial_layers(network, false)?;
     let maps = Maps::First(if preview { PREVIEW_MAPS } else { usize::MAX });
     let job = PageJob {
         checkpoint: run.display().to_string(),

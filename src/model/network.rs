@@ -63,6 +63,18 @@ impl Network {
         })
     }
 
+    /// Indices of the spatial convolutions, from below.
+    pub fn spatial(&self) -> Vec<usize> {
+        let spatial = |&i: &usize| matches!(self.layers[i].kind, Kind::Conv { .. });
+        (0..self.layers.len()).filter(spatial).collect()
+    }
+
+    /// The last fully connected layer below the logits, if there is one.
+    pub fn last_hidden(&self) -> Option<usize> {
+        let full = |&i: &usize| matches!(self.layers[i].kind, Kind::FullyConnected { .. });
+        (0..self.layers.len()).rev().filter(full).nth(1)
+    }
+
     /// The layers with weights and their convolutions' sizes.
     pub fn convolutions(&self) -> impl Iterator<Item = (&Layer, &ConvDims)> {
         self.layers.iter().filter_map(|layer| layer.convolution().map(|dims| (layer, dims)))

@@ -95,12 +95,11 @@ pub struct Table {
 }
 
 impl Figure {
-    /// Writes `figure.json` and `index.html`; the pictures are there already. Returns the page's path.
+    /// Writes `index.html` and, last, `figure.json`; the pictures are there already. Returns the page's path.
     ///
     /// # Errors
     /// If the folder cannot be written.
     pub fn write(&self, out: &Path) -> io::Result<PathBuf> {
-        write_whole(&out.join(FILE), &serde_json::to_vec_pretty(self)?)?;
         let body = html! {
             header.top {
                 h1 { (self.title) }
@@ -111,6 +110,7 @@ impl Figure {
         };
         let path = out.join("index.html");
         write_whole(&path, page(&self.title, None, &body).as_bytes())?;
+        write_whole(&out.join(FILE), &serde_json::to_vec_pretty(self)?)?;
         Ok(path)
     }
 

@@ -14,7 +14,7 @@ pub const SIZE: [usize; 2] = [600, 440];
 pub struct Line {
     /// Its name in the legend.
     pub name: String,
-    /// (x, y), from left to right; what is not finite is left out.
+    /// (x, y), from left to right; what is not finite, or beyond 1e300, is left out.
     pub points: Vec<(f64, f64)>,
 }
 
@@ -47,7 +47,8 @@ fn draw(
     let root = SVGBackend::with_string(svg, (SIZE[0] as u32, SIZE[1] as u32)).into_drawing_area();
     root.fill(&WHITE)?;
     let root = legend(&root, lines)?;
-    let finite = |(x, y): &(f64, f64)| x.is_finite() && y.is_finite();
+    // Far below the largest number, so that a difference of two is one, too.
+    let finite = |(x, y): &(f64, f64)| x.abs() < 1e300 && y.abs() < 1e300;
     let points = || lines.iter().flat_map(|line| &line.points).copied().filter(finite);
     let mut chart = ChartBuilder::on(&root)
         .margin(14)
@@ -80,6 +81,7 @@ fn legend<'a>(root: &Area<'a>, lines: &[Line]) -> Result<Area<'a>, Box<dyn std::
         return Ok(root.clone());
     }
     const ROW: usize = 22;
+    let lines = &lines[..lines.len().min(2 * COLOURS.len())]; // what is left must be a plot
     let (top, rest) = root.split_vertically((8 + lines.len().div_ceil(2) * ROW) as u32);
     for (i, (line, ([r, g, b], _))) in lines.iter().zip(COLOURS.iter().cycle()).enumerate() {
         let (x, y) = ((74 + i % 2 * 262) as i32, (18 + i / 2 * ROW) as i32);
@@ -132,7 +134,8 @@ mod tests {
 
     #[test]
     fn nothing_one_point_and_nan_are_drawn_too() {
-        for points in [&[][..], &[(1.0, 1.0)], &[(f64::NAN, 1.0), (2.0, f64::INFINITY)]] {
+        let huge = [(0.0, 1.7e308), (1.0, -1.7e308)];
+        for points in [&[][..], &[(1.0, 1.0)], &[(f64::NAN, 1.0), (2.0, f64::INFINITY)], &huge] {
             assert!(curves("x", "y", &[line("l", points)]).contains("</svg>"));
         }
         assert!(curves("x", "y", &[]).contains("</svg>"));

@@ -82,7 +82,8 @@ pub fn write(run: &Run<'_>) -> Result<Written> {
         .map(|_| "features".to_owned())
         .chain(figures.iter().map(|(folder, _)| folder.clone()))
         .collect();
-    let missing = STUDIES.iter().filter(|(study, _)| !studies.iter().any(|there| there == study));
+    let there = |study: &str| studies.iter().any(|there| there == study);
+    let missing: Vec<_> = STUDIES.iter().filter(|(study, _)| !there(study)).collect();
     let body = html! {
         header.top {
             h1 { (title) }
@@ -96,7 +97,7 @@ pub fn write(run: &Run<'_>) -> Result<Written> {
             (section(TRAINING, &training))
             @if let Some(features) = &features { (maps(features)) }
             @for (folder, figure) in &figures { (section(folder, figure)) }
-            @if studies.len() < STUDIES.len() {
+            @if !missing.is_empty() {
                 section.study id="study.missing" {
                     h2 { "Not made yet" }
                     ul {
@@ -302,7 +303,7 @@ fn step_losses(metrics: &[Metric]) -> Line {
         let mean = some.iter().map(|(.., loss)| loss).sum::<f64>() / some.len() as f64;
         (f64::from(some[some.len() / 2].0) / per_epoch as f64, mean)
     });
-    Line { name: "training, single steps".into(), points: points.collect() }
+    Line { name: "training, some steps at a time".into(), points: points.collect() }
 }
 
 /// The run's best epoch, and what the paper reports of the network it is made after.
@@ -311,7 +312,11 @@ fn beside_the_paper(run: &Run<'_>, epochs: &[(f64, [f64; 4])]) -> Table {
     let best = epochs.iter().min_by(|(_, a), (_, b)| a[2].total_cmp(&b[2]));
     let mut rows = Vec::new();
     if let Some((epoch, [.., top1, top5])) = best {
-        rows.push(vec![format!("this run, after epoch {epoch}"), percent(*top1), percent(*top5)]);
+        rows.push(vec![
+            format!("this run, its best epoch by this, {epoch}"),
+            percent(*top1),
+            percent(*top5),
+        ]);
     }
     let name = &run.architecture.name;
     if name.starts_with("zfnet") {

@@ -601,8 +601,8 @@ fn beside_the_paper(request: &Request<'_>, begun: &Begun, rows: &[Measured]) -> 
         ),
         format!(
             "Each network was trained once. By the choice of {val} validation images alone the \
-             base’s error has a standard deviation of {:.1} points: smaller differences mean \
-             nothing.",
+             base’s error has a standard deviation of {:.1} points; networks measured on the same \
+             images differ by less than that suggests, other seeds by more.",
             100.0 * (error * (1.0 - error) / val as f64).sqrt()
         ),
     ];

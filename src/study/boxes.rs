@@ -8,6 +8,7 @@
 //! to the folder of this file unless another one is named.
 
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -41,11 +42,12 @@ struct Listed {
 /// # Errors
 /// If it cannot be read, is no such JSON, or a box is empty or no numbers.
 pub fn read(path: &Path) -> Result<Vec<Marked>> {
-    let size = std::fs::metadata(path).map_err(Error::io("read", path))?.len();
-    if size > LARGEST {
+    let mut text = String::new();
+    let file = std::fs::File::open(path).map_err(Error::io("read", path))?;
+    file.take(LARGEST + 1).read_to_string(&mut text).map_err(Error::io("read", path))?;
+    if text.len() as u64 > LARGEST {
         return Err(Error::file(path, "expected a list of boxes of at most 16 MiB"));
     }
-    let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
     let listed: Listed = serde_json::from_str(&text).map_err(|error| {
         let expected =
             r#"{ "images": [ { "image": PATH, "boxes": { NAME: [x0, y0, x1, y1] } } ] }"#;

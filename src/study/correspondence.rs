@@ -22,10 +22,11 @@ use serde::Serialize;
 
 use super::boxes::{Marked, in_crop};
 use super::fill::{Cover, Fill};
+use super::mean_and_deviation;
 use super::picks::Picked;
 use crate::backend::Backend;
 use crate::disk::write_whole;
-use crate::model::{InputStage, Kind, Model, Network, Purpose, Workspace};
+use crate::model::{InputStage, Model, Network, Purpose, Workspace};
 use crate::picture::Image;
 use crate::report::csv;
 use crate::report::figure::{Figure, PHOTOGRAPH_CONTRAST, Picture, Section, Table};
@@ -73,15 +74,11 @@ pub struct Score {
 /// fully connected layer: the paper's layers 5 and 7.
 pub fn default_layers(network: &Network) -> Vec<usize> {
     let layers = &network.layers;
-    let full = |i: &usize| matches!(layers[*i].kind, Kind::FullyConnected { .. });
-    let top = (0..layers.len()).rfind(|&i| !full(&i) && layers[i].convolution().is_some());
-    let pooled = top.map(|conv| {
+    let pooled = network.spatial().last().map(|&conv| {
         let mut above = (conv + 1..layers.len()).take_while(|&i| layers[i].convolution().is_none());
         above.find(|&i| layers[i].pooling().is_some()).unwrap_or(conv)
     });
-    // The last layer of all gives the logits.
-    let hidden = (0..layers.len().saturating_sub(1)).rfind(full);
-    pooled.into_iter().chain(hidden).collect()
+    pooled.into_iter().chain(network.last_hidden()).collect()
 }
 
 /// Covers parts and random boxes, and scores how alike the changes are, for each layer and part.
@@ -97,6 +94,11 @@ pub fn correspondence<B: Backend>(
 ) -> Result<Vec<Score>> {
     let Request { images, layers, draws, seed, .. } = *request;
     let parts = parts(model, request)?;
+    if layers.is_empty() {
+        let name = &model.network.architecture.name;
+        let reason = format!("network {name}: has no hidden layer to compare: name layers");
+        return Err(Error::Network(reason));
+    }
     let mut looker = Looker::new(backend, model, layers)?;
     let squares: Vec<Vec<u8>> = images.iter().map(|image| image.square.clone()).collect();
     let whole = looker.look(&squares)?;
@@ -160,14 +162,6 @@ pub fn pairwise(changes: &[Vec<f32>]) -> Vec<f64> {
         pairs.extend(changes[i + 1..].iter().map(|b| hamming(a, b)));
     }
     pairs
-}
-
-/// Mean and standard deviation (of the values, not of their mean); 0 and 0 of none.
-fn mean_and_deviation(values: &[f64]) -> [f64; 2] {
-    let count = values.len().max(1) as f64;
-    let mean = values.iter().sum::<f64>() / count;
-    let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / count;
-    [mean, variance.sqrt()]
 }
 
 /// The boxes of each part in pixels of the crop, by image.
@@ -406,7 +400,8 @@ mod tests {
         // 0-1: the last differs. 0-2: 1 against 0, - against +, 3 against nothing. 1-2: the same.
         assert_eq!(pairwise(&changes), [0.25, 0.75, 0.75]);
         assert_eq!(pairwise(&changes[..1]), [0.0; 0]);
-        assert_eq!(mean_and_deviation(&[1.0, 3.0]), [2.0, 1.0]);
+        assert_eq!(mean_and_deviation(&[1.0, 3.0]), [2.0, 2f64.sqrt()]);
+        assert_eq!(mean_and_deviation(&[5.0]), [5.0, 0.0]);
     }
 
     #[test]

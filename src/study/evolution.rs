@@ -270,8 +270,10 @@ fn strip(out: &Path, snapshots: &[Snapshot], unit: &Strongest) -> Result<Picture
             epochs.join(", "),
             if dead { "; white where the map never fired" } else { "" }
         ),
-        contrast: format!("in each tile alone, {PROJECTION_CONTRAST}"),
-        image: newest.map_or(String::new(), |peak| format!("{} (last column)", peak.image)),
+        contrast: format!("of a projection, {PROJECTION_CONTRAST}; patches as in the file"),
+        image: newest.map_or(String::new(), |peak| {
+            format!("{} (the last column in which it fires)", peak.image)
+        }),
         area: newest.map(|peak| peak.patch),
         wide: true,
     })

@@ -13,9 +13,9 @@
 //! either direction, and so comes out of the layer at a frequency that it does not have.
 //!
 //! The grid measure looks for what the paper saw in layer 2: patterns with the period of layer 1's stride
-//! t. Over projections of layer 2's strongest units it is the share of the energy that lies within 1/side of
-//! a multiple of 1/t in either direction, relative to the same share of the area; energy and area around
-//! zero (within 1/side) are left out, and so is a picture's mean. 1 is what white noise gives.
+//! t. Over projections of layer 2's strongest units, each with its mean taken off, it is the mean energy of
+//! a frequency within 1/side of a multiple of 1/t, in either direction, over that of one within 3/side but
+//! not within 1/side: 1 where nothing stands out, whatever the spectrum's slope.
 
 use std::f64::consts::TAU;
 use std::io;
@@ -47,7 +47,8 @@ const BANDS: [f64; 2] = [0.1, 0.25];
 const DOMINATES: f64 = 3.0;
 /// A filter with a norm below this share of the median is dead: the second of two definitions.
 const DEAD: f64 = 0.01;
-/// Middle frequencies are few if fewer filters than this share have most of their energy there.
+/// Middle frequencies are few if fewer filters than this share have more of their energy there than in
+/// either other band.
 const FEW: f64 = 0.1;
 /// A grid measure above this is aliasing.
 const ALIASED: f64 = 2.0;
@@ -109,6 +110,12 @@ impl Filters {
                 network.architecture.name, first.name
             )));
         };
+        if dims.groups != 1 {
+            return Err(Error::Network(format!(
+                "{}: its first layer, {}, has {} groups: its filters do not see all colours",
+                network.architecture.name, first.name, dims.groups
+            )));
+        }
         let mut values = vec![0.0; param.weight.shape().len()];
         backend.download(&mut values, &param.weight)?;
         if preprocess.order == [2, 1, 0] {
@@ -149,7 +156,7 @@ impl Filters {
         mut progress: impl FnMut(&str, usize, usize),
     ) -> Result<()> {
         let Model { network, params, preprocess, .. } = model;
-        let chosen: Vec<Chosen> = spatial_layers(network, false)
+        let chosen: Vec<Chosen> = spatial_layers(network, false)?
             .into_iter()
             .map(|layer| Maps::First(usize::MAX).of(network, layer))
             .collect();
@@ -164,31 +171,29 @@ impl Filters {
             let dead = (0..best.len()).filter(|map| best[*map].is_empty()).collect();
             (network.layers[chosen.layer].name.clone(), best.len(), dead)
         });
-        let mut seen = Seen { images: images.len(), dead: dead.collect(), grid: None };
+        let good = images.len() - images.bad().len();
+        let mut seen = Seen { images: good, dead: dead.collect(), grid: None };
         if let (Some(second), Some(best)) = (chosen.get(1), searched.best.get(1)) {
             let layer = &network.layers[second.layer];
             let total: usize = best.iter().map(Vec::len).sum();
             let mut sums = [0.0; 2];
-            let mut done = 0;
+            let (mut pictures, mut done) = (0, 0);
             let rule = Rule::DECONVNET;
             project(model, &mut projector, images, rule, second.layer, best, |projected| {
                 let Projected { found, projection, .. } = projected;
                 let field = field_box(layer, found.unit.y as usize, found.unit.x as usize);
                 let side = layer.field[0].size;
                 let cut = cut(projection, preprocess.size, field);
-                let [on_grid, all] = grid(&cut, side, self.stride);
                 // Each picture counts alike, however strong it is.
-                if all > 0.0 {
-                    sums[0] += on_grid / all;
-                    sums[1] += 1.0;
-                }
+                let [near, beside] = grid(&cut, side, self.stride);
+                sums = [sums[0] + near, sums[1] + beside];
+                pictures += usize::from(near > 0.0);
                 done += 1;
                 progress("layer 2", done, total);
                 Ok(())
             })?;
-            if sums[1] > 0.0 && self.stride > 1 {
-                let area = grid_area(layer.field[0].size, self.stride);
-                seen.grid = Some((sums[0] / sums[1] / area, sums[1] as usize));
+            if sums[1] > 0.0 {
+                seen.grid = Some((sums[0] / sums[1], pictures));
             }
         }
         self.seen = Some(seen);
@@ -218,8 +223,8 @@ impl Filters {
         let mostly_middle = self.mostly(1);
         if (mostly_middle as f64) < FEW * self.rms.len() as f64 {
             alarms.push(format!(
-                "Few middle frequencies: {mostly_middle} of {} filters have most of their energy \
-                 between {} and {} cycles a pixel (fewer than {:.0} % is an alarm).",
+                "Few middle frequencies: {mostly_middle} of {} filters have more of their energy \
+                 between {} and {} cycles a pixel than below or above (fewer than {:.0} % is an alarm).",
                 self.rms.len(),
                 BANDS[0],
                 BANDS[1],
@@ -247,8 +252,8 @@ impl Filters {
         }
         if let Some((grid, _)) = self.grid().filter(|(grid, _)| *grid > ALIASED) {
             alarms.push(format!(
-                "Layer 2’s projections repeat with the first layer’s stride of {}: {grid:.1} times \
-                 as much as noise would (more than {ALIASED} is an alarm).",
+                "Layer 2’s projections repeat with the first layer’s stride of {}: {grid:.1} times as \
+                 much energy there as at frequencies beside it (more than {ALIASED} is an alarm).",
                 self.stride
             ));
         }
@@ -393,21 +398,35 @@ fn shares(filter: &[f32], kernel: [usize; 2], stride: usize) -> [f64; 4] {
     if total > 0.0 { sums.map(|sum| sum / total) } else { [0.0; 4] }
 }
 
-/// Which of a grid's frequencies count: none around zero (`None`), and whether they are near a multiple of
-/// 1/stride.
-fn near_grid(n: usize, side: usize, stride: usize) -> Vec<Option<bool>> {
-    let reach = 1.0 / side as f64;
-    let near = |f: f64| (1..stride).any(|m| (f.abs() - m as f64 / stride as f64).abs() <= reach);
-    let places = frequencies(n).flat_map(|fy| frequencies(n).map(move |fx| (fy, fx)));
-    places
-        .map(|(fy, fx)| {
-            let around_zero = fy.abs() <= reach && fx.abs() <= reach;
-            (!around_zero).then(|| near(fy) || near(fx))
-        })
-        .collect()
+/// Where a frequency lies, seen from the multiples of 1/stride.
+#[derive(Clone, Copy, PartialEq)]
+enum Place {
+    /// Within 1/side of one.
+    Near,
+    /// Within 3/side of one.
+    Beside,
+    /// Elsewhere, or within 1/side of zero in both directions.
+    Away,
 }
 
-/// Energy near the grid of a stride, and all energy but that around zero, of a picture of `side` x `side`.
+/// The places of a grid of n x n frequencies, `[fy, fx]`.
+fn places(n: usize, side: usize, stride: usize) -> Vec<Place> {
+    let reach = 1.0 / side as f64;
+    let within = |f: f64, reach: f64| {
+        (1..stride).any(|m| (f.abs() - m as f64 / stride as f64).abs() <= reach)
+    };
+    let pairs = frequencies(n).flat_map(|fy| frequencies(n).map(move |fx| (fy, fx)));
+    let place = |(fy, fx): (f64, f64)| match () {
+        () if fy.abs() <= reach && fx.abs() <= reach => Place::Away,
+        () if within(fy, reach) || within(fx, reach) => Place::Near,
+        () if within(fy, 3.0 * reach) || within(fx, 3.0 * reach) => Place::Beside,
+        () => Place::Away,
+    };
+    pairs.map(place).collect()
+}
+
+/// Mean energy of a frequency near a multiple of 1/stride and of one beside it, of a picture of `side` x
+/// `side`, as shares of all its energy; 0 and 0 for a flat one.
 fn grid(picture: &[f32], side: usize, stride: usize) -> [f64; 2] {
     let n = 2 * GRID;
     // A picture's mean would leak from zero into all frequencies.
@@ -418,21 +437,16 @@ fn grid(picture: &[f32], side: usize, stride: usize) -> [f64; 2] {
     let centred = |(i, v): (usize, &f32)| (f64::from(*v) - means[i % 3]) as f32;
     let centred: Vec<f32> = picture.iter().enumerate().map(centred).collect();
     let power = spectrum(&centred, [side, side], n);
-    let (mut on_grid, mut all) = (0.0, 0.0);
-    for (power, near) in power.iter().zip(near_grid(n, side, stride)) {
-        if let Some(near) = near {
-            all += power;
-            on_grid += if near { *power } else { 0.0 };
-        }
+    let all: f64 = power.iter().sum();
+    if all == 0.0 {
+        return [0.0; 2];
     }
-    [on_grid, all]
-}
-
-/// The same share of the area: what a picture of white noise has there.
-fn grid_area(side: usize, stride: usize) -> f64 {
-    let places = near_grid(2 * GRID, side, stride);
-    let count = |what: fn(&bool) -> bool| places.iter().flatten().filter(|near| what(near)).count();
-    count(|near| *near) as f64 / count(|_| true) as f64
+    let places = places(n, side, stride);
+    [Place::Near, Place::Beside].map(|wanted| {
+        let here = power.iter().zip(&places).filter(|(_, place)| **place == wanted);
+        let (sum, count) = here.fold((0.0, 0), |(sum, count), (power, _)| (sum + power, count + 1));
+        sum / all / f64::from(count.max(1))
+    })
 }
 
 /// A box of a picture `[size, size, 3]`, zero where it reaches beyond.
@@ -475,7 +489,8 @@ pub fn write(
             format!(
                 "Low frequencies are below {} cycles a pixel, middle ones up to {}, high ones above. \
                  Folded is the share of the energy beyond half a cycle a stride, which the layer’s \
-                 output cannot tell from lower frequencies. A grid of 1 is what noise gives.",
+                 output cannot tell from lower frequencies. The grid is the energy at frequencies of the \
+                 first layer’s stride over that beside them: 1 where nothing stands out.",
                 BANDS[0], BANDS[1]
             ),
         ],
@@ -671,30 +686,37 @@ mod tests {
     #[test]
     fn a_grating_with_the_period_of_the_stride_is_found() {
         let measure = |picture: &[f32], side: usize, stride: usize| {
-            let [on_grid, all] = grid(picture, side, stride);
-            on_grid / all / grid_area(side, stride)
+            let [near, beside] = grid(picture, side, stride);
+            near / beside
         };
-        for stride in [2, 3, 4] {
-            let side = 24;
-            let every = |period: usize| picture(side, |_, x| f64::from(u8::from(x % period == 0)));
-            let found = measure(&every(stride), side, stride);
-            // All energy is there, but for what a picture of this size leaks.
-            assert!(found > 0.85 / grid_area(side, stride), "{stride}: {found}");
-            let slow = picture(side, |y, _| (TAU * y as f64 / 12.0).sin());
-            assert!(measure(&slow, side, stride) < 0.3, "{stride}");
-        }
-        // Noise has as much there as anywhere, in the mean over some pictures.
         let mut state = 1u64;
         let mut noise = || {
             state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
             (state >> 40) as f64 / (1 << 24) as f64 - 0.5
         };
-        let mut sum = 0.0;
-        for _ in 0..20 {
-            let picture: Vec<f32> = (0..24 * 24 * 3).map(|_| noise() as f32).collect();
-            sum += measure(&picture, 24, 4) / 20.0;
+        for stride in [2, 3, 4] {
+            let side = 24;
+            let mut found = [0.0; 3];
+            for _ in 0..40 {
+                let white: Vec<f32> = (0..side * side * 3).map(|_| noise() as f32).collect();
+                // A walk along each row: its spectrum falls with the square of the frequency.
+                let mut slope = white.clone();
+                for i in 3..slope.len() {
+                    slope[i] += if i / 3 % side == 0 { 0.0 } else { slope[i - 3] };
+                }
+                let line = |i: usize| f64::from(u8::from(i / 3 % side % stride == 0));
+                let grating: Vec<f32> =
+                    white.iter().enumerate().map(|(i, v)| v + line(i) as f32).collect();
+                for (sum, picture) in found.iter_mut().zip([&white, &slope, &grating]) {
+                    *sum += measure(picture, side, stride) / 40.0;
+                }
+            }
+            let [white, slope, grating] = found;
+            assert!((white - 1.0).abs() < 0.1, "{stride}: {white}");
+            assert!((0.4..1.6).contains(&slope), "{stride}: {slope}");
+            assert!(grating > 3.0, "{stride}: {grating}");
         }
-        assert!((sum - 1.0).abs() < 0.1, "{sum}");
+        assert_eq!(grid(&[0.25; 24 * 24 * 3], 24, 2), [0.0; 2]);
     }
 
     #[test]

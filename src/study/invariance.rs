@@ -27,7 +27,7 @@ use super::parts::Parts;
 use super::picks::Picked;
 use crate::backend::Backend;
 use crate::disk::write_whole;
-use crate::model::{InputStage, Kind, Model, Network, Preprocess, Purpose, Workspace};
+use crate::model::{InputStage, Model, Network, Preprocess, Purpose, Workspace};
 use crate::picture::Image;
 use crate::report::csv;
 use crate::report::figure::{Figure, PHOTOGRAPH_CONTRAST, Picture, Section, Table};
@@ -154,14 +154,11 @@ pub struct Request<'a> {
     pub facts: Vec<(String, String)>,
 }
 
-/// The layers that the paper looks at: the first convolution, and the last hidden layer with weights.
+/// The layers that the paper looks at: the first convolution, and the last hidden fully connected layer.
 pub fn default_layers(network: &Network) -> Vec<usize> {
     let weighty = |i: &usize| network.layers[*i].convolution().is_some();
-    let weighty: Vec<usize> = (0..network.layers.len()).filter(weighty).collect();
-    let spatial = |i: &&usize| matches!(network.layers[**i].kind, Kind::Conv { .. });
-    let first = weighty.iter().find(spatial).or(weighty.first());
-    let hidden = weighty.iter().rev().nth(1).or(weighty.last());
-    let mut layers: Vec<usize> = first.into_iter().chain(hidden).copied().collect();
+    let first = network.spatial().first().copied().or((0..network.layers.len()).find(weighty));
+    let mut layers: Vec<usize> = first.into_iter().chain(network.last_hidden()).collect();
     layers.dedup();
     layers
 }

@@ -31,13 +31,15 @@ use crate::model::{Layer, Model, Network, Preprocess};
 use crate::picture::Image;
 use crate::{Error, Result};
 
-/// A hash of a model's weights and preprocessing: what a study's results depend on.
+/// A hash of a model's weights and preprocessing, and of what computes with them: what a study's results
+/// depend on, beside images and settings.
 ///
 /// # Errors
 /// If the backend refuses.
 pub fn fingerprint<B: Backend>(backend: &B, model: &Model<B>) -> Result<String> {
     let Model { network, params, preprocess, .. } = model;
     let mut hash = Xxh3::new();
+    hash.update(backend.describe().as_bytes());
     hash.update(network.architecture.to_toml().as_bytes());
     hash.update(&serde_json::to_vec(preprocess).expect("plain data"));
     for (name, _, values) in named_values(backend, network, params)? {
@@ -45,6 +47,13 @@ pub fn fingerprint<B: Backend>(backend: &B, model: &Model<B>) -> Result<String> 
         hash.update(bytemuck::cast_slice(&values));
     }
     Ok(format!("{:016x}", hash.digest()))
+}
+
+/// Mean and deviation of a sample; a single value has the deviation 0.
+fn mean_and_deviation(values: &[f64]) -> [f64; 2] {
+    let mean = values.iter().sum::<f64>() / values.len() as f64;
+    let squares: f64 = values.iter().map(|v| (v - mean).powi(2)).sum();
+    [mean, (squares / values.len().saturating_sub(1).max(1) as f64).sqrt()]
 }
 
 /// A layer's index and a map of it, from `LAYER:MAP`.

@@ -142,11 +142,15 @@ impl<'a, B: Backend> Occluder<'a, B> {
         let side = square.min(preprocess.size);
         let corners = corners(preprocess.size, side, stride);
 
-        self.walk(&image.square)?;
+        // All walks are of as many images, the uncovered one in the place of what is not there: how a sum
+        // is rounded may depend on their number, and a rounding must not look like a drop.
+        self.walk(&image.square.repeat(BATCH))?;
         let sums = self.sums(layer)?;
         let output = self.workspace.output(layer);
-        let mut peaks = vec![Peak { value: 0.0, position: 0 }; output.shape().c];
+        let maps = output.shape().c;
+        let mut peaks = vec![Peak { value: 0.0, position: 0 }; BATCH * maps];
         self.backend.channel_max(&mut peaks, output)?;
+        peaks.truncate(maps);
         let first = strongest(&peaks, output.shape().w, 1);
         // If nothing fires, the first map is as good as any.
         let map = first.first().map_or(0, |unit| unit.map as usize);
@@ -158,7 +162,8 @@ impl<'a, B: Backend> Occluder<'a, B> {
             let label = (0..probabilities.len()).fold(0, first);
             Noted { activity: sums[map], probability: probabilities[image.class], label }
         };
-        let before = noted(&sums, &self.logits()?);
+        let classes = self.model.classes.len();
+        let before = noted(&sums[..maps], &self.logits()?[..classes]);
 
         let cover = Cover::new(preprocess, &image.square, fill);
         let squares: Vec<[i64; 4]> = corners
@@ -174,10 +179,10 @@ impl<'a, B: Backend> Occluder<'a, B> {
                 pixels.extend_from_slice(&image.square);
                 cover.lay(&mut pixels[from..], *place);
             }
+            pixels.extend(image.square.repeat(BATCH - some.len()));
             self.walk(&pixels)?;
             let (sums, logits) = (self.sums(layer)?, self.logits()?);
-            let (maps, classes) = (sums.len() / some.len(), logits.len() / some.len());
-            let rows = sums.chunks_exact(maps).zip(logits.chunks_exact(classes));
+            let rows = sums.chunks_exact(maps).zip(logits.chunks_exact(classes)).take(some.len());
             places.extend(rows.map(|(sums, logits)| noted(sums, logits)));
             progress(places.len());
         }
@@ -265,6 +270,18 @@ impl Shown {
         let inside = |[x, y]: [f64; 2]| (x0..x1).contains(&x) && (y0..y1).contains(&y);
         Some(self.centre_of_drop().is_some_and(inside))
     }
+
+    /// The share of the square's places whose centre lies in the box: what chance would give.
+    fn places_inside(&self) -> Option<f64> {
+        let [x0, y0, x1, y1] = self.object?;
+        let Occluded { square, corners, .. } = &self.occluded;
+        let share = |low: f64, high: f64| {
+            let centre =
+                |corner: &&usize| (low..high).contains(&(**corner as f64 + *square as f64 / 2.0));
+            corners.iter().filter(centre).count() as f64 / corners.len() as f64
+        };
+        Some(share(x0, x1) * share(y0, y1))
+    }
 }
 
 /// Writes pictures, `occlusion.csv`, `occlusion.json` and the page into a folder; returns the page's path.
@@ -319,19 +336,21 @@ fn inside<B: Backend>(model: &Model<B>, shown: &[Shown]) -> Table {
             (true, _) => "yes",
             (false, _) => "no",
         };
-        Some(vec![
-            shown.image.name.clone(),
-            model.classes[shown.image.class].clone(),
-            answer.into(),
-        ])
+        let chance = format!("{:.0} %", 100.0 * shown.places_inside()?);
+        let class = model.classes[shown.image.class].clone();
+        Some(vec![shown.image.name.clone(), class, answer.into(), chance])
     };
+    let expected: f64 = shown.iter().filter_map(Shown::places_inside).sum();
     let rows: Vec<_> = shown.iter().filter_map(answer).collect();
     let count = rows.iter().filter(|row| row[2] == "yes").count();
     Table {
         caption: "Does the probability fall most with the square’s centre inside the object’s box?"
             .into(),
-        head: ["image", "class", "inside"].map(String::from).into(),
-        notes: vec![format!("Inside in {count} of {}.", rows.len())],
+        head: ["image", "class", "inside", "places that are"].map(String::from).into(),
+        notes: vec![format!(
+            "Inside in {count} of {}; at places drawn by chance it would be {expected:.1}.",
+            rows.len()
+        )],
         rows,
     }
 }

@@ -15,7 +15,7 @@ use super::{centre_crop, field_box, original_box, projection_image};
 use crate::backend::{Backend, SeedUnit};
 use crate::data::images::{Images, Scratch};
 use crate::data::loader::{Bad, Loader, Plan};
-use crate::model::{Kind, Model, Network, Projector, Rule, Seed};
+use crate::model::{Model, Network, Projector, Rule, Seed};
 use crate::report::top9::Peak;
 use crate::train::evaluate::TestCrops;
 use crate::{Error, Result};
@@ -65,15 +65,24 @@ impl Maps {
     }
 }
 
-/// The spatial convolutions of a network, or with `pooled` the poolings behind them (where there is
-/// one before the next convolution).
-pub fn spatial_layers(network: &Network, pooled: bool) -> Vec<usize> {
-    let is = |i: usize| match network.layers[i].kind {
-        Kind::Conv { .. } => !pooled,
-        Kind::MaxPool { .. } => pooled,
-        _ => false,
+/// The spatial convolutions of a network, or with `pooled` its poolings.
+///
+/// # Errors
+/// If it has none.
+pub fn spatial_layers(network: &Network, pooled: bool) -> Result<Vec<usize>> {
+    let pooling = |&i: &usize| network.layers[i].pooling().is_some();
+    let layers = match pooled {
+        true => (0..network.layers.len()).filter(pooling).collect(),
+        false => network.spatial(),
     };
-    (0..network.layers.len()).filter(|&i| is(i)).collect()
+    if layers.is_empty() {
+        let what = if pooled { "pooling" } else { "spatial convolution" };
+        return Err(Error::Network(format!(
+            "network {}: has no {what}: name layers",
+            network.architecture.name
+        )));
+    }
+    Ok(layers)
 }
 
 /// A peak and the image it was found in.
@@ -320,7 +329,7 @@ mod tests {
         assert_eq!(Maps::Random(all + 5, 3).of(&network, conv3).maps, every);
         assert_eq!(Maps::First(usize::MAX).of(&network, conv3).maps, every);
         let names = |pooled| -> Vec<&str> {
-            let layers = spatial_layers(&network, pooled);
+            let layers = spatial_layers(&network, pooled).unwrap();
             layers.into_iter().map(|i| network.layers[i].name.as_str()).collect()
         };
         assert_eq!(names(false), ["conv1", "conv2", "conv3", "conv4", "conv5"]);

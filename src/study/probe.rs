@@ -150,6 +150,12 @@ fn named(network: &Network, layer: usize) -> (usize, String) {
 /// If a class has no image in one of the splits, or too few for `per_class`.
 pub fn draw(network: &Network, request: &Request) -> Result<Draws> {
     let Request { train, val, classes, layers, per_class, test_per_class, seeds, .. } = request;
+    if layers.is_empty() {
+        let name = &network.architecture.name;
+        return Err(Error::Network(format!(
+            "network {name}: has no layer below its logits to probe"
+        )));
+    }
     let train = by_class(train, "training", classes)?;
     let val = by_class(val, "validation", classes)?;
     if let Some(wanted) = *per_class
@@ -347,7 +353,7 @@ fn with_deviation(values: &[f64]) -> String {
 }
 
 /// Writes the page with its plot, `probe.csv` and `probe.json`. Returns the page's path. `own_classes`:
-/// whether the classes are those that the network was trained on.
+/// whether any of the classes is, by name, one that the network was trained on.
 ///
 /// # Errors
 /// If `out` cannot be written.
@@ -475,8 +481,8 @@ fn table(probed: &[Probed], like_paper: bool, own_classes: bool, all: bool) -> T
             trial.train, trial.test
         ),
         if own_classes {
-            "The classes are those that this network was itself trained on; the paper’s were new to \
-             its network. If the training images are the same too, its last layers were made for them: \
+            "Classes of these names are among those that this network was itself trained on; the \
+             paper’s were new to its network. If the training images are the same too, its last layers were made for them: \
              classifiers find them easier than images never seen, and the held-out fifth is not new to \
              the network."
                 .into()
@@ -610,7 +616,7 @@ fn course(probed: &[Probed], classifier: usize, name: &str) -> Vec<String> {
     text
 }
 
-/// A fall, with what tells its reasons apart: whether the training images are fitted worse as well.
+/// A fall, with what may tell its reasons apart: how the training images are fitted.
 fn fall(from: &Probed, to: &Probed, classifier: usize, name: &str, change: &Change) -> String {
     let mut text =
         format!("{name}: it falls from {} to {} by {}.", from.name, to.name, change.words());
@@ -628,18 +634,11 @@ fn fall(from: &Probed, to: &Probed, classifier: usize, name: &str, change: &Chan
         ));
     }
     let [before, after] = [from, to].map(|of| of.train_accuracy(classifier));
-    if after + 0.5 < before {
-        text.push_str(&format!(
-            " The training images are fitted less well too ({after:.1} % after {before:.1} %): of what \
-             a linear classifier can use, {} keeps less in its {} numbers than there was in {}.",
-            to.name, to.width, from.width
-        ));
-    } else {
-        text.push_str(&format!(
-            " The training images are fitted as well as before ({after:.1} % after {before:.1} %): what \
-             tells them apart is still there, but what is learnt on them holds less for other images."
-        ));
-    }
+    text.push_str(&format!(
+        " On the training images it is {after:.1} % after {before:.1} %, each with the strength of \
+         regularisation that was chosen for it (see the second table), from {} and {} numbers.",
+        to.width, from.width
+    ));
     text
 }
 
@@ -792,11 +791,11 @@ mod tests {
         assert!(text[0].contains("highest at layer 1 (b), 70.0 %"), "{}", text[0]);
         assert!(text[0].contains(&rise), "{}", text[0]);
         assert!(text[1].contains("from b to c by 5.0 points"), "{}", text[1]);
-        assert!(text[1].contains("fitted as well as before"), "{}", text[1]);
+        assert!(text[1].contains("it is 100.0 % after 100.0 %"), "{}", text[1]);
         assert!(text[2].contains("from c to d by 2.0 points, 1.4 deviations"), "{}", text[2]);
         assert!(text[2].contains("less than two deviations"), "{}", text[2]);
         assert!(text[1].contains("by chance"), "{}", text[1]);
-        assert!(text[2].contains("fitted less well too (80.0 % after 100.0 %)"), "{}", text[2]);
+        assert!(text[2].contains("it is 80.0 % after 100.0 %"), "{}", text[2]);
         let alone = course(&[layer("a", &[0.5], 1.0), layer("b", &[0.6], 1.0)], 1, "softmax");
         assert_eq!(alone.len(), 1);
         assert!(alone[0].contains("at b (10.0 points). It falls nowhere"), "{}", alone[0]);

@@ -18,7 +18,7 @@ use super::picks::Picked;
 use super::{centre_crop, field_box, projection_image};
 use crate::backend::{Backend, Peak, SeedUnit};
 use crate::disk::write_whole;
-use crate::model::{Kind, Model, Network, Params, Projector, Rule, Seed, strongest};
+use crate::model::{Model, Network, Params, Projector, Rule, Seed, strongest};
 use crate::picture::Image;
 use crate::report::figure::{
     Figure, PHOTOGRAPH_CONTRAST, PROJECTION_CONTRAST, Picture, Section, Table,
@@ -66,13 +66,10 @@ pub struct Compared {
 
 /// The first and the last spatial convolution, and the logits.
 pub fn default_units(network: &Network) -> Vec<Wanted> {
-    let spatial = |i: &usize| matches!(network.layers[*i].kind, Kind::Conv { .. });
-    let layers = 0..network.layers.len();
-    let mut found: Vec<usize> = [layers.clone().find(spatial), layers.clone().rfind(spatial)]
-        .into_iter()
-        .flatten()
-        .collect();
-    found.extend(layers.last());
+    let spatial = network.spatial();
+    let mut found: Vec<usize> =
+        spatial.first().into_iter().chain(spatial.last()).copied().collect();
+    found.extend((0..network.layers.len()).last());
     found.dedup();
     found.into_iter().map(|layer| Wanted { layer, map: None }).collect()
 }
@@ -368,8 +365,8 @@ fn table(compared: &[Compared]) -> Table {
         head: head.map(String::from).into(),
         rows: keys.into_iter().map(row).collect(),
         notes: vec![
-            "1 is the same picture, 0 nothing in common. Both pictures are of the same place, and so of \
-             the same pixels. A gradient may follow the image with either sign, so its mean may be near \
+            "1 is the same picture up to brightness and contrast, 0 no linear relation. Both pictures are \
+             of the same place, and so of the same pixels; the image is what the network sees. A gradient may follow the image with either sign, so its mean may be near \
              0 though single ones are not."
                 .into(),
         ],

@@ -16,6 +16,7 @@ use super::activations::Rows;
 use super::few::{Squares, Start, accuracy, train_few};
 use super::folds::Fold;
 use super::linear::{Loss, Problem, mean_class_accuracy};
+use super::mean_and_deviation;
 use super::parts::Parts;
 use crate::Result;
 use crate::backend::Backend;
@@ -182,7 +183,8 @@ pub fn write(
         scored.iter().filter(same).map(|of| 100.0 * of.accuracy).collect()
     };
     let line = |method: &&str| {
-        let points = per_class.iter().map(|&k| (k as f64, mean(&of(method, k)))).collect();
+        let points =
+            per_class.iter().map(|&k| (k as f64, mean_and_deviation(&of(method, k))[0])).collect();
         Line { name: (*method).to_owned(), points }
     };
     let lines: Vec<Line> = methods.iter().map(line).collect();
@@ -203,7 +205,8 @@ pub fn write(
         let mut row = vec![k.to_string()];
         row.extend(methods.iter().map(|method| {
             let own = of(method, k);
-            format!("{:.1} ± {:.1}", mean(&own), deviation(&own))
+            let [mean, deviation] = mean_and_deviation(&own);
+            format!("{mean:.1} ± {deviation:.1}")
         }));
         let paper = PAPER.iter().find(|(images, ..)| *images == k);
         row.extend([1, 2].map(|table| {
@@ -266,17 +269,6 @@ pub fn write(
         ],
     }
     .write(out)
-}
-
-fn mean(values: &[f64]) -> f64 {
-    values.iter().sum::<f64>() / values.len() as f64
-}
-
-/// The deviation of a sample; 0 of a single value.
-fn deviation(values: &[f64]) -> f64 {
-    let mean = mean(values);
-    let squares: f64 = values.iter().map(|v| (v - mean).powi(2)).sum();
-    (squares / values.len().saturating_sub(1).max(1) as f64).sqrt()
 }
 
 #[cfg(test)]

@@ -108,7 +108,7 @@ fn choose(network: &Network, units: &[String], seed: u64) -> Result<Vec<Chosen>>
     if !units.is_empty() {
         return chosen_units(network, units);
     }
-    let layers = spatial_layers(network, false).into_iter();
+    let layers = spatial_layers(network, false)?.into_iter();
     Ok(layers.map(|layer| Maps::Random(MAPS, seed).of(network, layer)).collect())
 }
 
@@ -131,6 +131,7 @@ pub struct EvolutionArgs {
     /// After these epochs, separated by commas, and after the last [default: the paper's 1, 2, 5, 10,
     /// 20, 30, 40, 64]
     #[arg(long, value_delimiter = ',', requires = "evolution")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
     evolution_epochs: Vec<u32>,
     /// Maps (LAYER:MAP), separated by commas [default: six of each spatial convolution]
     #[arg(long, value_delimiter = ',', requires = "evolution")]

@@ -68,7 +68,7 @@ impl ChooseArgs {
             return chosen_units(network, &self.units);
         }
         let layers = match self.layers.as_slice() {
-            [] => spatial_layers(network, self.post_pool),
+            [] => spatial_layers(network, self.post_pool)?,
             names => names.iter().map(|name| network.layer(name)).collect::<Result<_, _>>()?,
         };
         let maps = match self.maps {

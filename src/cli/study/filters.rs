@@ -37,7 +37,6 @@ impl OnDevice for Filters {
     fn run<B: Measured>(self, backend: &B) -> Result<ExitCode> {
         let mut progress = Progress::new();
         let mut networks = Vec::new();
-        let out = self.study.out("filters")?;
         for checkpoint in std::iter::once(&self.study.checkpoint).chain(&self.beside) {
             let model = match networks.is_empty() {
                 true => self.study.load(backend)?,
@@ -66,6 +65,7 @@ impl OnDevice for Filters {
             networks.push(filters);
         }
         progress.end();
+        let out = self.study.out("filters")?;
         let data = match &self.data {
             Some(root) => format!("{}, {}", root.display(), Split::from(self.split).name()),
             None => "none: dead maps and the grid in layer 2 need --data".into(),

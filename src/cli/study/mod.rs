@@ -16,11 +16,12 @@ mod transfer;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use zfnet::backend::Backend;
 use zfnet::data::Split;
 use zfnet::model::Model;
+use zfnet::report::{figure, top9};
 use zfnet::study::fill::Fill;
 use zfnet::study::picks::{Picked, class_named, first_correct, from_files};
 
@@ -99,8 +100,23 @@ impl StudyArgs {
         self.bare.load(backend, &self.checkpoint)
     }
 
-    /// The folder of a study of this name.
+    /// The folder of a study of this name, about to be made: what it says of an earlier one is taken back,
+    /// so that no report shows new pictures under old words.
     fn out(&self, study: &str) -> Result<PathBuf> {
+        let out = self.folder(study)?;
+        for file in [figure::FILE, top9::FILE] {
+            match std::fs::remove_file(out.join(file)) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(error)
+                        .with_context(|| format!("cannot write into {}", out.display()));
+                }
+                _ => {}
+            }
+        }
+        Ok(out)
+    }
+
+    fn folder(&self, study: &str) -> Result<PathBuf> {
         if let Some(out) = &self.out {
             return make_folder(out);
         }

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use xxhash_rust::xxh3::xxh3_64;
 use zfnet::bench::Measured;
-use zfnet::model::{Kind, Projector};
+use zfnet::model::Projector;
 use zfnet::study::boxes::{self, Marked};
 use zfnet::study::fingerprint;
 use zfnet::study::occlusion::{Occluder, Shown, Sliding, write};
@@ -49,11 +49,11 @@ impl OnDevice for Occlusion {
     fn run<B: Measured>(self, backend: &B) -> Result<ExitCode> {
         let model = self.study.load(backend)?;
         let (network, preprocess) = (&model.network, &model.preprocess);
-        let spatial = |i: &usize| matches!(network.layers[*i].kind, Kind::Conv { .. });
         let layer = match &self.layer {
             Some(name) => network.layer(name)?,
-            None => (0..network.layers.len())
-                .rfind(spatial)
+            None => *network
+                .spatial()
+                .last()
                 .context("the network has no spatial convolution: choose a --layer")?,
         };
         let square = self.square.map_or(preprocess.size.div_ceil(4), usize::from);

@@ -97,7 +97,7 @@ impl OnDevice for Probe {
             ]
             .map(|(name, value)| (name.to_owned(), value)),
         );
-        let own_classes = model.classes == request.classes;
+        let own_classes = request.classes.iter().any(|class| model.classes.contains(class));
         let page = write(&out, network, facts, &draws, own_classes, &probed)
             .with_context(|| format!("cannot write into {}", out.display()))?;
         parts.done()?;

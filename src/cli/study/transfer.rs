@@ -142,9 +142,11 @@ impl OnDevice for Transfer {
         let precision = format!("{:?}", backend.precision());
         let parts = Parts::open(&out, &(&print, images, layer, indices, precision))?;
         let mut progress = Progress::new();
+        let kept = out.join(".features");
         let mut features = |name: &str, images, wanted: &[u32]| {
             let workers = usize::from(self.read.workers);
-            rows(backend, &model, &print, images, wanted, &[layer], None, workers, |done, of| {
+            let keep = Some(kept.as_path());
+            rows(backend, &model, &print, images, wanted, &[layer], keep, workers, |done, of| {
                 progress.show(name, done, of, "");
             })
             .map(|mut rows| rows.remove(0))
