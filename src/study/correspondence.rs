@@ -290,7 +290,7 @@ pub fn write<B: Backend>(
     let io = |error: io::Error| Error::io("write", out)(error);
     let mut figure = Figure {
         study: "correspondence".into(),
-        title: format!("Does {} tell parts of objects?", model.network.architecture.name),
+        title: format!("Are parts of objects alike to {}?", model.network.architecture.name),
         paper: "Table 1".into(),
         facts,
         how: vec![
@@ -309,7 +309,8 @@ pub fn write<B: Backend>(
     let (input, classes) = (model.preprocess.size, model.classes.len());
     let mut table = table(request, scores);
     table.notes.push(format!("Here: {classes} classes, {input} × {input} pixels."));
-    figure.sections.push(Section { tables: vec![table], ..Section::default() });
+    let text = vec![found(scores)];
+    figure.sections.push(Section { text, tables: vec![table], ..Section::default() });
     for (number, (name, boxes)) in parts(model, request)?.iter().enumerate() {
         let mut section = Section { title: name.clone(), ..Section::default() };
         for (&image, &area) in boxes {
@@ -351,6 +352,18 @@ pub fn write<B: Backend>(
         write_whole(&out.join(file), &bytes).map_err(io)?;
     }
     figure.write(out).map_err(io)
+}
+
+/// What the numbers say, in a sentence.
+fn found(scores: &[Score]) -> String {
+    let alike = |score: &&Score| {
+        let below = |[mean, deviation]: [f64; 2]| score.part_score[0] < mean - deviation;
+        score.random_score.is_some_and(below)
+    };
+    let named = |score: &Score| format!("{} in {}", score.part, score.layer);
+    let found: Vec<String> = scores.iter().filter(alike).map(named).collect();
+    let what = if found.is_empty() { "nothing".into() } else { found.join(", ") };
+    format!("More alike than random boxes, by more than their deviation: {what}.")
 }
 
 /// Parts by layers, ours above the paper's.

@@ -704,7 +704,7 @@ mod tests {
                 for i in 3..slope.len() {
                     slope[i] += if i / 3 % side == 0 { 0.0 } else { slope[i - 3] };
                 }
-                let line = |i: usize| f64::from(u8::from(i / 3 % side % stride == 0));
+                let line = |i: usize| f64::from(u8::from((i / 3 % side).is_multiple_of(stride)));
                 let grating: Vec<f32> =
                     white.iter().enumerate().map(|(i, v)| v + line(i) as f32).collect();
                 for (sum, picture) in found.iter_mut().zip([&white, &slope, &grating]) {

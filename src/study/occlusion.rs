@@ -73,6 +73,16 @@ pub struct Noted {
 }
 
 impl Occluded {
+    /// Whether it is of a square that slides so over `size` pixels and of a layer of `maps` maps: what was
+    /// read from a disk need not be.
+    pub fn fits(&self, size: usize, sliding: Sliding, maps: usize) -> bool {
+        let square = sliding.square.min(size);
+        self.square == square
+            && self.corners == corners(size, square, sliding.stride)
+            && self.places.len() == self.corners.len().pow(2)
+            && self.map < maps
+    }
+
     /// Where the probability is lowest, as row and column in `corners`, the first of equals; `None` if
     /// it is nowhere lower than without the square.
     pub fn drop(&self) -> Option<[usize; 2]> {
@@ -305,7 +315,7 @@ pub fn write<B: Backend>(
             "A square is laid over the image, at one place after another, and the network looks again. \
              Each map below has the geometry of the image: the colour at a point is what was noted with \
              the square’s centre there. Where no centre can come, since the square does not leave the \
-             image, a map is grey."
+             image, a map is grey; a square that covers everything has one place, which stands for all."
                 .into(),
             "Where the probability of the class falls, the network looked at what was covered. Where \
              the map’s activity falls, that map did."
@@ -324,7 +334,7 @@ pub fn write<B: Backend>(
     for (number, shown) in shown.iter().enumerate() {
         figure.sections.push(section(out, model, layer, number, shown)?);
     }
-    write_numbers(out, model, shown)?;
+    write_numbers(out, model, &figure.facts, shown)?;
     figure.write(out)
 }
 
@@ -348,8 +358,10 @@ fn inside<B: Backend>(model: &Model<B>, shown: &[Shown]) -> Table {
             .into(),
         head: ["image", "class", "inside", "places that are"].map(String::from).into(),
         notes: vec![format!(
-            "Inside in {count} of {}; at places drawn by chance it would be {expected:.1}.",
-            rows.len()
+            "Inside in {count} of {}; at places drawn by chance it would be {expected:.1}. {} of the \
+             images have no box.",
+            rows.len(),
+            shown.len() - rows.len()
         )],
         rows,
     }
@@ -419,14 +431,16 @@ fn section<B: Backend>(
         projected.area = Some(image.in_file(&model.preprocess, field));
         pictures.push(projected);
     }
-    let most = places.iter().map(|p| p.activity).fold(before.activity, f32::max);
+    let activities = || places.iter().map(|p| p.activity).chain([before.activity]);
+    let most = activities().fold(0.0, f32::max);
+    let least = activities().fold(0.0, f32::min); // logits may be below zero
     let laid = |colour: &dyn Fn(&Noted) -> [u8; 3]| lay(occluded, size, times, colour);
     pictures.push(picture(
         "activity",
         format!("Activity of {name}"),
         format!("its sum over the map; {} without the square", short(before.activity)),
-        format!("from 0 (dark) to {} (yellow)", short(most)),
-        &laid(&|place| heat(f64::from(place.activity), 0.0, f64::from(most))),
+        format!("from {} (dark) to {} (yellow)", short(least), short(most)),
+        &laid(&|place| heat(f64::from(place.activity), f64::from(least), f64::from(most))),
     )?);
     pictures.push(picture(
         "probability",
@@ -527,7 +541,12 @@ fn shares(places: &[Noted]) -> Vec<(usize, usize)> {
     counts
 }
 
-fn write_numbers<B: Backend>(out: &Path, model: &Model<B>, shown: &[Shown]) -> io::Result<()> {
+fn write_numbers<B: Backend>(
+    out: &Path,
+    model: &Model<B>,
+    facts: &[(String, String)],
+    shown: &[Shown],
+) -> io::Result<()> {
     let head = ["image", "class", "y", "x", "activity", "probability", "most_probable"];
     let rows = shown.iter().flat_map(|Shown { image, occluded, .. }| {
         let row = |i: usize, place: &Noted| {
@@ -546,7 +565,7 @@ fn write_numbers<B: Backend>(out: &Path, model: &Model<B>, shown: &[Shown]) -> i
         occluded.places.iter().enumerate().map(move |(i, place)| row(i, place)).collect::<Vec<_>>()
     });
     write_whole(&out.join("occlusion.csv"), csv(&head, rows).as_bytes())?;
-    let json: Vec<_> = shown
+    let images: Vec<_> = shown
         .iter()
         .map(|shown| {
             let Shown { image, occluded, object, .. } = shown;
@@ -563,6 +582,9 @@ fn write_numbers<B: Backend>(out: &Path, model: &Model<B>, shown: &[Shown]) -> i
             })
         })
         .collect();
+    let facts: BTreeMap<&str, &str> =
+        facts.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let json = serde_json::json!({ "made_with": facts, "images": images });
     write_whole(&out.join("occlusion.json"), &serde_json::to_vec(&json)?)
 }
 

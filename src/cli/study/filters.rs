@@ -37,11 +37,12 @@ impl OnDevice for Filters {
     fn run<B: Measured>(self, backend: &B) -> Result<ExitCode> {
         let mut progress = Progress::new();
         let mut networks = Vec::new();
-        for checkpoint in std::iter::once(&self.study.checkpoint).chain(&self.beside) {
-            let model = match networks.is_empty() {
-                true => self.study.load(backend)?,
-                false => load_model(backend, checkpoint, &Bare::default())?,
-            };
+        // All of them first: a wrong name must not be found after the work on another.
+        let mut models = vec![(&self.study.checkpoint, self.study.load(backend)?)];
+        for checkpoint in &self.beside {
+            models.push((checkpoint, load_model(backend, checkpoint, &Bare::default())?));
+        }
+        for (checkpoint, model) in models {
             let name = checkpoint.display().to_string();
             let mut filters = Found::of(backend, &model, &name)?;
             if let Some(root) = &self.data {

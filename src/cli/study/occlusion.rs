@@ -10,7 +10,7 @@ use zfnet::bench::Measured;
 use zfnet::model::Projector;
 use zfnet::study::boxes::{self, Marked};
 use zfnet::study::fingerprint;
-use zfnet::study::occlusion::{Occluder, Shown, Sliding, write};
+use zfnet::study::occlusion::{Occluded, Occluder, Shown, Sliding, write};
 use zfnet::study::parts::Parts;
 use zfnet::study::picks::Picked;
 
@@ -70,11 +70,29 @@ impl OnDevice for Occlusion {
             .iter()
             .map(|image| {
                 let object = self.object(image, &marked, &of_list)?;
-                Ok(object.map(|object| boxes::in_crop(preprocess, image, object)))
+                let Some((name, object)) = object else { return Ok(None) };
+                let object = boxes::in_crop(preprocess, image, object);
+                let [x0, y0, x1, y1] = object;
+                let size = preprocess.size as f64;
+                if x1 <= 0.0 || y1 <= 0.0 || x0 >= size || y0 >= size {
+                    bail!(
+                        "{}: box `{name}` lies outside the centre that the network sees",
+                        image.name
+                    );
+                }
+                Ok(Some(object))
             })
             .collect::<Result<Vec<Option<[f64; 4]>>>>()?;
         if let (Some(list), true) = (&self.boxes, objects.iter().all(Option::is_none)) {
             bail!("{}: none of its images is among those looked at", list.display());
+        }
+        let boxed = objects.iter().flatten().count();
+        if boxed < marked.len() {
+            progress.line(&format!(
+                "{} of {} images with boxes are not among those looked at",
+                marked.len() - boxed,
+                marked.len()
+            ));
         }
 
         let out = self.study.out("occlusion")?;
@@ -90,7 +108,10 @@ impl OnDevice for Occlusion {
         let mut shown = Vec::new();
         for (number, (image, object)) in picked.into_iter().zip(objects).enumerate() {
             let part = format!("image-{number}");
-            let occluded = match parts.get(&part) {
+            let fits = |kept: &Occluded| {
+                kept.fits(preprocess.size, sliding, network.layers[layer].output.c)
+            };
+            let occluded = match parts.get(&part).filter(fits) {
                 Some(occluded) => occluded,
                 None => {
                     let occluded = occluder.look(&image, |now| {
@@ -110,7 +131,14 @@ impl OnDevice for Occlusion {
         facts.extend(
             [
                 ("Images", self.pick.source()),
-                ("Square", format!("{square} of {} pixels, every {stride}", preprocess.size)),
+                (
+                    "Square",
+                    format!(
+                        "{} of {} pixels, every {stride}",
+                        square.min(preprocess.size),
+                        preprocess.size
+                    ),
+                ),
                 ("Filled with", self.fill.describe().into()),
                 ("Layer", layer.name.clone()),
             ]
@@ -136,7 +164,7 @@ impl Occlusion {
         image: &Picked,
         marked: &[Marked],
         files: &[PathBuf],
-    ) -> Result<Option<[f64; 4]>> {
+    ) -> Result<Option<(String, [f64; 4])>> {
         let is_it = |(marked, file): &(&Marked, &PathBuf)| {
             image.name == marked.image || Path::new(&image.name) == file.as_path()
         };
@@ -144,13 +172,13 @@ impl Occlusion {
             return Ok(None);
         };
         match &self.r#box {
-            None => Ok(boxes.values().next().copied()),
+            None => Ok(boxes.iter().next().map(|(name, object)| (name.clone(), *object))),
             Some(name) => {
                 let found: Vec<&str> = boxes.keys().map(String::as_str).collect();
                 let object = boxes.get(name).with_context(|| {
                     format!("{}: no box `{name}`, found {}", image.name, found.join(", "))
                 })?;
-                Ok(Some(*object))
+                Ok(Some((name.clone(), *object)))
             }
         }
     }
