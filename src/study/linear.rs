@@ -13,7 +13,7 @@
 //! Rows are multiplied by one factor for the whole layer, so that their mean squared norm over the
 //! training rows is 1; the bias is the weight of one more feature, always 1, and regularised like the
 //! others. `C` is the best of [`STRENGTHS`] on a held-out fifth of the *training* rows of each class,
-//! by mean accuracy per class, the smallest of equals; then all of them are trained on.
+//! by mean accuracy per class, of equals the one nearest to the middle; then all of them are trained on.
 //!
 //! Both objectives are strictly convex and smooth, so one method finds the only optimum of either:
 //! L-BFGS, started from zero. It needs no feature, only the products of rows: each `w_c` is a sum of
@@ -182,9 +182,14 @@ impl<'a> Problem<'a> {
     pub fn best(&self, loss: Loss) -> Fit {
         let held: Vec<u32> =
             self.order[self.fitted..].iter().map(|&i| self.rows.classes[i]).collect();
-        // Without a row to judge by, the middle one.
-        let mut best = (f64::NEG_INFINITY, STRENGTHS[STRENGTHS.len() / 2]);
-        for strength in STRENGTHS.into_iter().filter(|_| !held.is_empty()) {
+        // Without a row to judge by, the middle one; with few many do equally well, and an extreme one
+        // would be no choice of theirs.
+        let middle = STRENGTHS.len() / 2;
+        let mut from_the_middle: Vec<usize> = (0..STRENGTHS.len()).collect();
+        from_the_middle.sort_by_key(|place| place.abs_diff(middle));
+        let mut best = (f64::NEG_INFINITY, STRENGTHS[middle]);
+        for place in from_the_middle.into_iter().filter(|_| !held.is_empty()) {
+            let strength = STRENGTHS[place];
             let coefficients = self.solve(loss, strength, self.fitted).coefficients;
             let scores = self.times(self.fitted..self.order.len(), self.fitted, &coefficients);
             let predicted: Vec<u32> =
