@@ -6,33 +6,12 @@ use std::fs;
 use std::path::Path;
 
 use common::page::check_links;
-use common::program::Place;
+use common::program::{Place, VARIANTS};
 use serde_json::Value;
 use zfnet::model::Network;
 use zfnet::study::ablation::read;
 
-const VARIANTS: &str = r#"
-base = "tiny.toml"
-paper = { network = "ZFNet", train = 33.1, val = 38.4, top5 = 16.5 }
-note = "a < note"
-[recipe]
-epochs = 2
-steps = [1]
-[[variant]]
-name = "without <2>"
-drop = ["conv2"]
-paper = { train = 41.8, val = 45.4, top5 = 22.1 }
-[[variant]]
-name = "wider"
-channels = { conv1 = 10, fc3 = 24 }
-"#;
 const ABLATION: &str = "study ablation --config variants.toml --data data --out out";
-
-fn place() -> Place {
-    let place = Place::new();
-    fs::write(place.path("variants.toml"), VARIANTS).unwrap();
-    place
-}
 
 fn read_json(path: &Path) -> Value {
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
@@ -46,7 +25,7 @@ fn pages(out: &Path) -> [Vec<u8>; 4] {
 
 #[test]
 fn rows_are_what_train_and_eval_say() {
-    let place = place();
+    let place = Place::with_variants();
     let ran = place.run(&format!("{ABLATION} --seed 5")).ok();
     assert_eq!(ran.stdout.trim(), "out/index.html");
     for word in ["1 of 3: tiny (base)", "3 of 3: wider", "left for all networks"] {
@@ -118,7 +97,7 @@ fn signals_save_and_say_so() {
     use std::process::{Command, Stdio};
     use std::time::{Duration, Instant};
 
-    let place = place();
+    let place = Place::with_variants();
     let mut command = place.command(&format!("{ABLATION} --epochs 100000"));
     let child = command.stderr(Stdio::piped()).spawn().unwrap();
     let patience = Instant::now();
@@ -137,7 +116,7 @@ fn signals_save_and_say_so() {
 
 #[test]
 fn files_that_make_no_ablation() {
-    let place = place();
+    let place = Place::with_variants();
     let try_file = |text: &str, words: &[&str]| {
         fs::write(place.path("variants.toml"), text).unwrap();
         place.run(ABLATION).refused(&[&["variants.toml"], words].concat());

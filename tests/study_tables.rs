@@ -22,27 +22,6 @@ use zfnet::train::evaluate::TestCrops;
 
 on_every_backend!(an_interruption_changes_nothing, twice_the_same_is_the_same_bit_for_bit);
 
-const VARIANTS: &str = r#"
-base = "tiny.toml"
-paper = { network = "ZFNet", train = 33.1, val = 38.4, top5 = 16.5 }
-note = "a < note"
-[recipe]
-epochs = 2
-steps = [1]
-[[variant]]
-name = "without <2>"
-drop = ["conv2"]
-paper = { train = 41.8, val = 45.4, top5 = 22.1 }
-[[variant]]
-name = "wider"
-channels = { conv1 = 10, fc3 = 24 }
-"#;
-fn place() -> Place {
-    let place = Place::new();
-    fs::write(place.path("variants.toml"), VARIANTS).unwrap();
-    place
-}
-
 /// What a study's table is made of.
 fn pages(out: &Path) -> [Vec<u8>; 4] {
     ["index.html", "figure.json", "ablation.json", "ablation.csv"]
@@ -51,7 +30,7 @@ fn pages(out: &Path) -> [Vec<u8>; 4] {
 
 /// Stopped in the second network's training, and again while a network is measured.
 fn an_interruption_changes_nothing<B: Backend>(backend: &B) {
-    let place = place();
+    let place = Place::with_variants();
     let folder = ImageFolder::open(&place.path("data")).unwrap();
     let options = ReadOptions { side: 20, max_bad: 0.0, cache_bytes: 1 << 20, io: None };
     let [of_train, of_val] =
@@ -109,7 +88,7 @@ fn an_interruption_changes_nothing<B: Backend>(backend: &B) {
 
 /// Also the loss, which shows the last bit of every probability.
 fn twice_the_same_is_the_same_bit_for_bit<B: Backend>(backend: &B) {
-    let place = place();
+    let place = Place::with_variants();
     let folder = ImageFolder::open(&place.path("data")).unwrap();
     let options = ReadOptions { side: 20, max_bad: 0.0, cache_bytes: 1 << 20, io: None };
     let images = Arc::new(Images::new(folder.val, options));

@@ -95,6 +95,7 @@ fn from_six_classes_to_four_others() {
     let html = fs::read_to_string(out.join("index.html")).unwrap();
     check_links(&out, &html);
     assert_eq!(attributes(&html, "src"), ["accuracy.svg"]);
+    assert_eq!(html.matches("In the mean, ").count(), 2);
     let found = json(&place, "run/report/transfer/transfer.json");
     let found = found.as_array().unwrap();
     let of = |method: &str| found.iter().filter(|f| f["method"] == method).count();
@@ -155,6 +156,7 @@ fn what_cannot_be_transferred_is_said() {
     refused("--data four --per-class 7", &["four", "found 6 training", "at least 7"]);
     refused("--data four --per-class 1 --layer conv9", &["conv9", "conv2"]);
     refused("--data nowhere", &["nowhere"]);
+    refused("--data four --duplicate-threshold 1.5", &["--duplicate-threshold", "1.5"]);
     refused("--data four --per-class 1 --pretrained-on nowhere", &["nowhere"]);
     place
         .run("study transfer --checkpoint nowhere --data four --out o")

@@ -201,9 +201,10 @@ fn shown(picture: &Picture, folder: &str) -> Markup {
 
 fn table_of(table: &Table) -> Markup {
     html! {
+        // Not the table's own caption: that would scroll away with a wide table on a phone.
+        p.caption { (table.caption) }
         div.table {
-            table {
-                caption { (table.caption) }
+            table aria-label=(table.caption) {
                 thead { tr { @for name in &table.head { th scope="col" { (name) } } } }
                 tbody {
                     @for row in &table.rows {

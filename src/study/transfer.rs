@@ -258,7 +258,7 @@ pub fn write(
         ],
         sections: vec![Section {
             title: "Accuracy by training images".into(),
-            text: Vec::new(),
+            text: found(&methods, per_class, &of),
             alarms: Vec::new(),
             pictures: vec![plot],
             tables: vec![table],
@@ -269,6 +269,36 @@ pub fn write(
         ],
     }
     .write(out)
+}
+
+/// Whether what was pretrained beats training from scratch, and from how many images, in words.
+fn found(
+    methods: &[&str],
+    per_class: &[usize],
+    of: &dyn Fn(&str, usize) -> Vec<f64>,
+) -> Vec<String> {
+    let scratch = Start::Scratch.name();
+    if !methods.contains(&scratch) {
+        return Vec::new();
+    }
+    let mean = |method: &str, k: usize| mean_and_deviation(&of(method, k))[0];
+    let sentence = |method: &&str| {
+        let above = |k: &&usize| mean(method, **k) > mean(scratch, **k);
+        let above: Vec<String> = per_class.iter().filter(above).map(usize::to_string).collect();
+        match above.len() {
+            0 => format!("In the mean, “{method}” is nowhere above “{scratch}”."),
+            n if n == per_class.len() => {
+                format!("In the mean, “{method}” is above “{scratch}” with every number of images.")
+            }
+            _ => {
+                let images = above.join(", ");
+                format!(
+                    "In the mean, “{method}” is above “{scratch}” only with {images} images a class."
+                )
+            }
+        }
+    };
+    methods.iter().filter(|method| **method != scratch).map(sentence).collect()
 }
 
 #[cfg(test)]

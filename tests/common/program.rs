@@ -36,6 +36,23 @@ crops = "random"
 rms_limit = 0.3
 "#;
 
+/// Two variants of that network.
+pub const VARIANTS: &str = r#"
+base = "tiny.toml"
+paper = { network = "ZFNet", train = 33.1, val = 38.4, top5 = 16.5 }
+note = "a < note"
+[recipe]
+epochs = 2
+steps = [1]
+[[variant]]
+name = "without <2>"
+drop = ["conv2"]
+paper = { train = 41.8, val = 45.4, top5 = 22.1 }
+[[variant]]
+name = "wider"
+channels = { conv1 = 10, fc3 = 24 }
+"#;
+
 /// Training pictures of each of the ten classes.
 pub const TRAIN: usize = 6;
 /// Validation pictures of each class.
@@ -52,6 +69,13 @@ impl Place {
         fs::write(root.path().join("tiny.toml"), TINY).unwrap();
         synthetic::write_folder(&root.path().join("data"), 3, 20, TRAIN, VAL, |_| ()).unwrap();
         Place { root }
+    }
+
+    /// The same with `variants.toml`: what an ablation is made of.
+    pub fn with_variants() -> Self {
+        let place = Place::new();
+        fs::write(place.path("variants.toml"), VARIANTS).unwrap();
+        place
     }
 
     /// A path in the folder.

@@ -69,6 +69,10 @@ pub struct Transfer {
 
 impl OnDevice for Transfer {
     fn run<B: Measured>(mut self, backend: &B) -> Result<ExitCode> {
+        if !(-1.0..=1.0).contains(&self.duplicate_threshold) {
+            let found = self.duplicate_threshold;
+            bail!("--duplicate-threshold: expected a correlation from -1 to 1, found {found}");
+        }
         let model = self.study.load(backend)?;
         let layer = match &self.layer {
             Some(name) => model.network.layer(name)?,
@@ -128,9 +132,9 @@ impl OnDevice for Transfer {
                     }
                 }
                 notes.push(format!(
-                    "{} images have a near-duplicate among those the network was trained on \
-                     (duplicates.csv); the {} test images among them are left out, training images are \
-                     not.",
+                    "Images with a near-duplicate among those the network was trained on \
+                     (duplicates.csv): {}. Of these {} are test images, which are left out; training \
+                     images are not.",
                     found.len(),
                     excluded.len()
                 ));
@@ -197,7 +201,7 @@ impl OnDevice for Transfer {
             let shared = shared(of_class, each, count).len();
             if shared > 0 {
                 notes.push(format!(
-                    "{shared} classes have too few images: folds share {name} images."
+                    "Classes with too few {name} images, which folds share: {shared}."
                 ));
             }
         }
