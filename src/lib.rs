@@ -80,14 +80,11 @@
 
 pub mod backend;
 pub mod bench;
-pub mod data;
-pub mod disk;
-mod error;
 pub mod model;
 pub mod picture;
 pub mod report;
-pub mod shape;
 pub mod study;
 pub mod train;
 
-pub use error::{Error, Result, human_bytes};
+pub use zfnet_core::{Error, Result, disk, human_bytes, shape};
+pub use zfnet_data as data;

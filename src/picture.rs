@@ -14,10 +14,11 @@
 use std::io;
 use std::path::Path;
 
-use fast_image_resize as fir;
 use image::codecs::jpeg::JpegEncoder;
 use image::codecs::png::{CompressionType, FilterType, PngEncoder};
 use image::{ExtendedColorType, ImageEncoder};
+
+use crate::data::decode::resize;
 
 /// Zero in a projection, and whatever lies outside the image.
 pub const GREY: u8 = 128;
@@ -140,19 +141,7 @@ impl Image {
             }
             return out;
         }
-        let rgb = fir::PixelType::U8x3;
-        let bilinear = fir::ResizeAlg::Convolution(fir::FilterType::Bilinear);
-        let from =
-            fir::images::ImageRef::new(self.width as u32, self.height as u32, &self.pixels, rgb);
-        let to =
-            fir::images::Image::from_slice_u8(width as u32, height as u32, &mut out.pixels, rgb);
-        fir::Resizer::new()
-            .resize(
-                &from.expect("pixels match the size"),
-                &mut to.expect("pixels match the size"),
-                &fir::ResizeOptions::new().resize_alg(bilinear),
-            )
-            .expect("both pictures are RGB bytes");
+        resize([self.width, self.height], &self.pixels, [width, height], &mut out.pixels);
         out
     }
 

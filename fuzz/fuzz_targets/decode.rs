@@ -1,7 +1,7 @@
-//! An image file, to its prepared square. What must hold is in `tests/common/hostile.rs`.
+//! An image file, to its prepared square. What must hold is in `crates/data/tests/common/hostile.rs`.
 #![no_main]
 
-#[path = "../../tests/common/hostile.rs"]
+#[path = "../../crates/data/tests/common/hostile.rs"]
 mod hostile;
 
 libfuzzer_sys::fuzz_target!(

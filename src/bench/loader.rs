@@ -6,8 +6,6 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Instant;
 
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::{Rng, SeedableRng};
 use serde::Serialize;
 
 use super::Spread;
@@ -21,6 +19,7 @@ use crate::data::set::DataSet;
 use crate::data::shard::Io;
 use crate::data::shard::manifest::Form;
 use crate::data::source::Source;
+use crate::data::synthetic::textured;
 use crate::disk::write_whole;
 use crate::model::Preprocess;
 use crate::train::Crops;
@@ -242,34 +241,6 @@ pub fn example(root: &Path, images: usize) -> Result<Vec<(String, PathBuf)>> {
     Ok(sets)
 }
 
-/// A JPEG of quality 90 with smooth shapes, edges and as much grain as makes it a photograph's size.
-fn textured(seed: u64, width: usize, height: usize) -> Vec<u8> {
-    let mut random = ChaCha8Rng::seed_from_u64(seed);
-    let mut real = || random.next_u32() as f32 / u32::MAX as f32;
-    let waves: Vec<[f32; 4]> = (0..8).map(|_| [(); 4].map(|()| real())).collect();
-    let mut pixels = Vec::with_capacity(width * height * 3);
-    for y in 0..height {
-        for x in 0..width {
-            let (u, v) = (x as f32 / width as f32, y as f32 / height as f32);
-            for channel in 0..3 {
-                let wave = |[a, b, c, d]: &[f32; 4]| {
-                    (20.0 * a * u + 20.0 * b * v + 6.0 * c + channel as f32 * d).sin()
-                };
-                let smooth: f32 = waves.iter().map(wave).sum();
-                let edge = if (smooth * 2.0).floor() % 2.0 == 0.0 { 18.0 } else { 0.0 };
-                pixels.push((120.0 + 14.0 * smooth + edge + 22.0 * (real() - 0.5)) as u8);
-            }
-        }
-    }
-    let mut bytes = Vec::new();
-    let mut encoder = jpeg_encoder::Encoder::new(&mut bytes, 90);
-    encoder.set_sampling_factor(jpeg_encoder::SamplingFactor::R_4_2_0);
-    encoder
-        .encode(&pixels, width as u16, height as u16, jpeg_encoder::ColorType::Rgb)
-        .expect("a small picture, into memory");
-    bytes
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -283,11 +254,5 @@ mod tests {
         assert_eq!(out, [18, 19, 20, 21, 22, 23, 30, 31, 32, 33, 34, 35]);
         cut(&square, 4, Crop { mirror: 1, ..crop }, 2, &mut out);
         assert_eq!(out, [21, 22, 23, 18, 19, 20, 33, 34, 35, 30, 31, 32]);
-    }
-
-    #[test]
-    fn the_example_is_like_photographs() {
-        let bytes = textured(1, 500, 375).len();
-        assert!((40_000..70_000).contains(&bytes), "{bytes} bytes");
     }
 }

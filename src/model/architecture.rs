@@ -20,8 +20,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::backend::{Lrn, MAX_LRN_SIZE};
 use crate::shape::{ConvDims, Field, PoolDims, Rounding, Shape, transposed, windows};
-use crate::train::Recipe;
 use crate::{Error, Result};
+use zfnet_core::Recipe;
 
 /// The networks that are built in: their names and descriptions.
 const PRESETS: [&str; 5] = [

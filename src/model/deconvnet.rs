@@ -3,8 +3,9 @@
 //! Take one unit's activation, set all others of its layer to zero, and walk down by a [`Rule`].
 //! Many units, of the same or of different images, share one walk up.
 
+use super::Preprocess;
+use super::input::InputStage;
 use super::network::{Network, Params, Purpose, Rule, Workspace};
-use super::preprocess::{InputStage, Preprocess};
 use crate::backend::{Backend, Crop, Peak, SeedUnit};
 use crate::{Error, Result};
 

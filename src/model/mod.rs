@@ -3,13 +3,14 @@
 
 mod architecture;
 mod deconvnet;
+mod input;
 mod network;
-mod preprocess;
 pub mod weights;
 mod windows;
 
 pub use architecture::{Architecture, Input, Kind, Layer, LayerSpec, Pad};
 pub use deconvnet::{Projector, Seed, strongest};
+pub use input::{InputStage, Normaliser};
 pub use network::{Descent, LrnDown, Network, Params, Purpose, Rule, Workspace};
-pub use preprocess::{InputStage, Normaliser, Preprocess};
 pub use weights::{Bare, Model};
+pub use zfnet_core::Preprocess;

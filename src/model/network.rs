@@ -10,8 +10,8 @@ use super::architecture::{Architecture, Kind, Layer, build_layers};
 use super::windows::{Room, below, ends, seen};
 use crate::backend::{Backend, Dropout, Param, ReluRule, SeedUnit, StepState, Tensor};
 use crate::shape::{ConvDims, Shape, Windows};
-use crate::train::Init;
 use crate::{Error, Result};
+use zfnet_core::Init;
 
 /// A chain of layers whose sizes fit. Immutable.
 #[derive(Clone, Debug)]

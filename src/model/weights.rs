@@ -11,6 +11,7 @@ use std::collections::HashMap;
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
+use zfnet_core::tensors::{deserialize, unreadable};
 
 use super::{Architecture, Network, Params, Preprocess};
 use crate::backend::{Backend, Param};
@@ -265,20 +266,6 @@ fn values<'a>(tensors: &SafeTensors<'a>, name: &str) -> Result<Cow<'a, [f32]>> {
         Ok(values) => Cow::Borrowed(values),
         Err(_) => Cow::Owned(bytemuck::pod_collect_to_vec(tensor.data())),
     })
-}
-
-/// Checks and opens the bytes of a safetensors file.
-///
-/// # Errors
-/// If they are none.
-pub fn deserialize(bytes: &[u8]) -> Result<SafeTensors<'_>> {
-    SafeTensors::deserialize(bytes).map_err(unreadable)
-}
-
-fn unreadable(error: safetensors::SafeTensorError) -> Error {
-    Error::Network(format!(
-        "expected a safetensors file, found a damaged or different one: {error}"
-    ))
 }
 
 /// The bytes of a safetensors file of f32 tensors.

@@ -11,13 +11,14 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::recipe::Recipe;
 use super::schedule::Schedule;
 use crate::backend::{Backend, Param};
 use crate::disk::{sync_folder, write_synced};
-use crate::model::weights::{architecture_in, deserialize, named_values, read_params, serialize};
+use crate::model::weights::{architecture_in, named_values, read_params, serialize};
 use crate::model::{Architecture, Bare, Model, Params};
 use crate::{Error, Result};
+use zfnet_core::Recipe;
+use zfnet_core::tensors::deserialize;
 
 /// The model's file in a checkpoint.
 const MODEL: &str = "model.safetensors";

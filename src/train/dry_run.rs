@@ -7,7 +7,7 @@ use super::trainer::{Job, Trainer, validator};
 use crate::backend::{Backend, StepState};
 use crate::data::loader::{Bad, Loader, Plan};
 use crate::data::order::{epoch_order, training_crop};
-use crate::error::human_bytes;
+use crate::human_bytes;
 use crate::model::{Architecture, Model, Network, Params, Preprocess};
 use crate::{Error, Result};
 

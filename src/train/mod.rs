@@ -4,11 +4,10 @@ pub mod checkpoint;
 mod dry_run;
 pub mod evaluate;
 pub mod log;
-mod recipe;
 mod schedule;
 mod trainer;
 
 pub use dry_run::{Needs, dry_run};
-pub use recipe::{Crops, Init, Recipe, ScheduleKind};
 pub use schedule::Schedule;
 pub use trainer::{Event, Finished, Job, Outcome, Trainer, train};
+pub use zfnet_core::{Crops, Init, Recipe, ScheduleKind};

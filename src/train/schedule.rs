@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::recipe::{Recipe, ScheduleKind};
+use zfnet_core::{Recipe, ScheduleKind};
 
 /// The state of a schedule; part of a checkpoint.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -11,7 +11,6 @@ use super::checkpoint::{self, Resumed, State};
 use super::dry_run::explain;
 use super::evaluate::{Classifier, Evaluation, Member, TestCrops, evaluate};
 use super::log::{Metric, MetricsLog, quarantine};
-use super::recipe::Recipe;
 use crate::backend::{Backend, Batch, Crop, Param, SgdConstants, StepState};
 use crate::data::images::Images;
 use crate::data::loader::{self, Bad, Loader, Plan};
@@ -23,6 +22,7 @@ use crate::model::{
 };
 use crate::shape::Shape;
 use crate::{Error, Result};
+use zfnet_core::Recipe;
 
 /// What to train, on what, and where to.
 pub struct Job<'a> {

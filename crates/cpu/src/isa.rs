@@ -1,0 +1,110 @@
+//! Which instructions to use: decided once, when the backend is created.
+//!
+//! The loops of this backend are plain Rust. [`vectorized!`] compiles each of them three times, for
+//! AVX-512, for AVX2 and for whatever the program is compiled for, and calls the right one; so an
+//! ordinary build is fast on x86 and works everywhere.
+
+/// An instruction set that this machine has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Isa(Level);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Level {
+    Portable,
+    Avx2,
+    Avx512,
+}
+
+impl Isa {
+    /// What every machine has that the program was compiled for.
+    pub const PORTABLE: Isa = Isa(Level::Portable);
+
+    /// The best that this machine has.
+    pub fn detect() -> Isa {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+            let avx512 = is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vl");
+            if avx2 && avx512 {
+                return Isa(Level::Avx512);
+            }
+            if avx2 {
+                return Isa(Level::Avx2);
+            }
+        }
+        Isa::PORTABLE
+    }
+
+    /// AVX2 where there is more, else what [`Isa::detect`] finds.
+    pub fn at_most_avx2() -> Isa {
+        match Isa::detect() {
+            Isa(Level::Avx512) => Isa(Level::Avx2),
+            lower => lower,
+        }
+    }
+
+    /// Its name, for logs and checkpoints.
+    pub fn name(self) -> &'static str {
+        match self.0 {
+            Level::Portable => "portable",
+            Level::Avx2 => "AVX2",
+            Level::Avx512 => "AVX-512",
+        }
+    }
+
+    /// Whether the machine multiplies pairs of bf16 (AVX512-BF16), and this is AVX-512.
+    pub fn has_bf16(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        if self.0 == Level::Avx512 {
+            return is_x86_feature_detected!("avx512bf16");
+        }
+        false
+    }
+
+    /// Which of the three versions to call. A level above portable is what [`Isa::detect`] has
+    /// found, or below that, so whoever holds one is on a machine that has it.
+    pub(crate) fn level(self) -> Level {
+        self.0
+    }
+}
+
+/// Defines `fn name(isa, ...)`, compiled for every instruction set. What the body calls must be
+/// `#[inline(always)]` to be compiled with it.
+macro_rules! vectorized {
+    ($(
+        $(#[$meta:meta])*
+        $visibility:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $body:block
+    )*) => { $(
+        $(#[$meta])*
+        $visibility fn $name(isa: $crate::isa::Isa, $($arg: $type),*) {
+            #[inline(always)]
+            fn body($($arg: $type),*) $body
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
+            fn avx512($($arg: $type),*) {
+                body($($arg),*);
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma")]
+            fn avx2($($arg: $type),*) {
+                body($($arg),*);
+            }
+            #[cfg(target_arch = "x86_64")]
+            use $crate::isa::Level;
+            match isa.level() {
+                // SAFETY: an `Isa` of this level exists only where `Isa::detect` has found all of
+                // these features on the running machine.
+                #[cfg(target_arch = "x86_64")]
+                Level::Avx512 => unsafe { avx512($($arg),*) },
+                // SAFETY: as above.
+                #[cfg(target_arch = "x86_64")]
+                Level::Avx2 => unsafe { avx2($($arg),*) },
+                _ => body($($arg),*),
+            }
+        }
+    )* };
+}
+pub(crate) use vectorized;

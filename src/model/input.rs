@@ -1,0 +1,91 @@
+//! The first step of a network on a backend: squares of pixels become its input.
+
+use crate::Result;
+use crate::backend::{Backend, Crop, InputDims, Tensor};
+use crate::shape::Shape;
+use zfnet_core::Preprocess;
+
+/// The first step of a network on a backend: what turns pixels into its input.
+pub struct Normaliser<B: Backend> {
+    dims: InputDims,
+    mean: Tensor<B>,
+    inverse_std: Tensor<B>,
+}
+
+impl<B: Backend> Normaliser<B> {
+    /// Puts the mean and the deviations where the backend reads them.
+    ///
+    /// # Errors
+    /// If the backend has no room.
+    pub fn new(backend: &B, preprocess: &Preprocess) -> Result<Self> {
+        let side = preprocess.resize;
+        let mean_shape = match preprocess.mean.len() {
+            3 => Shape::vector(3),
+            _ => Shape::new(1, side, side, 3),
+        };
+        let mut mean = backend.zeros(mean_shape)?;
+        backend.upload(&mut mean, &preprocess.mean)?;
+        let mut inverse_std = backend.zeros(Shape::vector(3))?;
+        backend.upload(&mut inverse_std, &preprocess.std.map(|std| 1.0 / std))?;
+        let dims =
+            InputDims { side: side as u32, scale: preprocess.scale, order: preprocess.order };
+        Ok(Normaliser { dims, mean, inverse_std })
+    }
+
+    /// Makes the network's input `x` of uploaded squares, one sample for each of its crops.
+    ///
+    /// # Errors
+    /// If the backend refuses.
+    pub fn fill(
+        &self,
+        backend: &B,
+        x: &mut Tensor<B>,
+        pixels: &B::Bytes,
+        crops: &B::Crops,
+    ) -> Result<()> {
+        backend.input(x, pixels, crops, &self.mean, &self.inverse_std, &self.dims)
+    }
+}
+
+/// A [`Normaliser`] with room for the pixels it reads.
+pub struct InputStage<B: Backend> {
+    normaliser: Normaliser<B>,
+    pixels: B::Bytes,
+    crops: B::Crops,
+}
+
+impl<B: Backend> InputStage<B> {
+    /// Room for `images` squares of pixels and `samples` crops of them.
+    ///
+    /// # Errors
+    /// If the backend has no room.
+    pub fn new(
+        backend: &B,
+        preprocess: &Preprocess,
+        images: usize,
+        samples: usize,
+    ) -> Result<Self> {
+        Ok(InputStage {
+            normaliser: Normaliser::new(backend, preprocess)?,
+            pixels: backend.bytes(images * preprocess.bytes())?,
+            crops: backend.crops(samples)?,
+        })
+    }
+
+    /// Makes the network's input `x` of the squares in `pixels`, one sample for each crop.
+    ///
+    /// # Errors
+    /// If the backend refuses.
+    pub fn fill(
+        &mut self,
+        backend: &B,
+        x: &mut Tensor<B>,
+        pixels: &[u8],
+        crops: &[Crop],
+    ) -> Result<()> {
+        x.reshape(x.shape().with_n(crops.len()));
+        backend.upload_bytes(&mut self.pixels, pixels)?;
+        backend.upload_crops(&mut self.crops, crops)?;
+        self.normaliser.fill(backend, x, &self.pixels, &self.crops)
+    }
+}

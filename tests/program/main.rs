@@ -1,0 +1,15 @@
+//! The program as a user runs it: training, evaluation, shards, reports, and every kind of bad input.
+
+#[macro_use]
+#[path = "../common/mod.rs"]
+mod common;
+
+mod bad_input;
+mod commands;
+#[cfg(unix)]
+mod pack;
+mod report;
+#[cfg(unix)]
+mod resume;
+mod streaming;
+mod verify;

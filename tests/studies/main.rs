@@ -1,0 +1,14 @@
+//! The studies: on networks whose values were set by hand, and end to end through the program.
+
+#[macro_use]
+#[path = "../common/mod.rs"]
+mod common;
+
+mod ablation;
+mod by_hand;
+mod evolution;
+mod invariance;
+mod probe;
+mod report;
+mod tables;
+mod transfer;
