@@ -13,26 +13,26 @@ fi
 echo "== kernels: warnings, spills, tensor cores"
 scripts/check-kernels.sh
 echo "== lints and docs with the feature cuda"
-cargo clippy --release --all-targets --features cuda -- -D warnings
-RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps --features cuda
+cargo clippy -p zfnet --all-targets --features cuda -- -D warnings
+RUSTDOCFLAGS="-D warnings" cargo doc -p zfnet --no-deps --features cuda
 echo "== tests on the stand-in"
 standin=${CARGO_TARGET_DIR:-target}/standin
 tests/standin/build.sh "$standin"
 standin=$(cd "$standin" && pwd)
 export ZFNET_REQUIRE_CUDA=1
-LD_LIBRARY_PATH=$standin cargo test --release --features cuda --lib --tests -- cuda
+LD_LIBRARY_PATH=$standin cargo test --release -p zfnet --features cuda --lib --tests -- cuda
 echo "== the same network, with batches in flight, recorded steps, broken machines and cuBLASLt"
 export ZFNET_REQUIRE_CUBLASLT=1
-LD_LIBRARY_PATH=$standin:$standin/blas cargo test --release --features cuda --test cuda
+LD_LIBRARY_PATH=$standin:$standin/blas cargo test --release -p zfnet --features cuda --test backend -- cuda::
 echo "== with asynchronous copies that land early, and fully connected layers by cuBLASLt"
 LD_LIBRARY_PATH=$standin:$standin/blas ZFNET_STANDIN_EARLY=1 \
-  cargo test --release --features cuda --test operations --test determinism -- \
-  cuda_bf16::conv cuda_tf32::conv cuda_f32::conv parts_is_close repeatable
+  cargo test --release -p zfnet --features cuda --test backend -- \
+  operations::cuda_bf16::conv operations::cuda_tf32::conv operations::cuda_f32::conv parts_is_close repeatable
 echo "== planted bugs"
 tests/standin/planted-bugs.sh \
-  cargo test --release --features cuda --test operations -- \
-  cuda_f32:: cuda_bf16::convolutions_are --skip of_reals
+  cargo test --release -p zfnet --features cuda --test backend -- \
+  operations::cuda_f32:: operations::cuda_bf16::convolutions_are --skip of_reals
 echo "== sanitizers"
-tests/standin/sanitize.sh address cargo test --release --features cuda --test operations -- \
-  cuda_f32:: cuda_bf16:: cuda_tf32::conv --skip of_reals
+tests/standin/sanitize.sh address cargo test --release -p zfnet --features cuda --test backend -- \
+  operations::cuda_f32:: operations::cuda_bf16:: operations::cuda_tf32::conv --skip of_reals
 tests/standin/sanitize.sh thread

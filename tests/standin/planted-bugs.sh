@@ -12,7 +12,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$here/../.."
-[ $# -gt 0 ] || set -- cargo test --release --features cuda --test operations cuda
+[ $# -gt 0 ] || set -- cargo test --release -p zfnet --features cuda --test backend operations::cuda
 export ZFNET_REQUIRE_CUDA=1
 
 quietly() { "$@" > "$work/log" 2>&1 || { tail -40 "$work/log" >&2; exit 1; }; }
@@ -69,7 +69,7 @@ sanitizer() {
     plant "$2" "$3"
     find "$work/kernels" -name '*.cu' ! -name "$2" -delete # the rest is not needed
     export KERNELS="$work/kernels" OUT="$work/$1"
-    if "$here/sanitize.sh" "$1" cargo test --release --features cuda --test operations -- "$4" --exact > "$work/log" 2>&1; then
+    if "$here/sanitize.sh" "$1" cargo test --release -p zfnet --features cuda --test backend -- "operations::$4" --exact > "$work/log" 2>&1; then
         echo "MISSED   by the $1 sanitizer: $2" >&2
         exit 1
     fi

@@ -14,13 +14,13 @@ repository=$(cd "$here/../.." && pwd)
 kind=${1:-}
 case $kind in
     address)
-        default=cuda
+        default=operations::cuda
         library=libasan.so
         # Leaks: the stand-in and Rust's test runner keep things until the end.
         export ASAN_OPTIONS=detect_leaks=0:${ASAN_OPTIONS:-}
         ;;
     thread)
-        default="cuda_f32::relu cuda_bf16::relu_in cuda_bf16::updates cuda_f32::peaks cuda_f32::rms cuda_f32::softmax"
+        default="operations::cuda_f32::relu operations::cuda_bf16::relu_in operations::cuda_bf16::updates operations::cuda_f32::peaks operations::cuda_f32::rms operations::cuda_f32::softmax"
         library=libtsan.so
         # Rust's own synchronisation is not instrumented: only what kernels do is looked at.
         export TSAN_OPTIONS=ignore_noninstrumented_modules=1:halt_on_error=1:${TSAN_OPTIONS:-}
@@ -32,7 +32,7 @@ cd "$repository"
 out=${OUT:-${CARGO_TARGET_DIR:-target}/standin-$kind}
 SANITIZE=$kind "$here/build.sh" "$out"
 out=$(cd "$out" && pwd)
-[ $# -gt 0 ] || set -- cargo test --release --features cuda --test operations -- $default
+[ $# -gt 0 ] || set -- cargo test --release -p zfnet --features cuda --test backend -- $default
 
 preload=LD_PRELOAD=$("${CXX:-g++}" -print-file-name=$library)
 # ThreadSanitizer's memory map may not fit where addresses are very random.
