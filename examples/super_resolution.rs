@@ -107,7 +107,7 @@ fn train<B: Backend>(backend: &B, pairs: &[Pair]) -> Outcome<Params<B>> {
             wanted.extend(crop.wanted());
         }
         backend.upload(&mut workspace.input, &input)?;
-        workspace.up(backend, &network, &params)?;
+        workspace.up(backend, &params)?;
         backend.download(&mut given, workspace.output(last))?;
         // Of the mean over samples of half the sum of squared errors, over a sample's places too, so that
         // the rate does not depend on how many there are.
@@ -125,7 +125,7 @@ fn train<B: Backend>(backend: &B, pairs: &[Pair]) -> Outcome<Params<B>> {
             accumulate: false,
             to_pixels: false,
         };
-        workspace.down(backend, &network, &params, descent)?;
+        workspace.down(backend, &params, descent)?;
 
         let turn = std::f32::consts::PI * step as f32 / STEPS as f32;
         let rate = RATE * 0.5 * (1.0 + turn.cos());
@@ -168,7 +168,7 @@ fn measure<B: Backend>(backend: &B, params: &Params<B>, pairs: &[Pair], out: &Pa
         let [x, y] = [pair.small.width, pair.small.height].map(|size| (size - TEST_SIDE) / 2);
         let crop = pair.crop(x, y, TEST_SIDE);
         backend.upload(&mut workspace.input, &crop.input())?;
-        workspace.up(backend, &network, params)?;
+        workspace.up(backend, params)?;
         backend.download(&mut given, workspace.output(network.layers.len() - 1))?;
         let enlarged = Image::new(
             crop.large.width,

@@ -148,7 +148,7 @@ fn steps_and_walks_allocate_no_tensors<B: Backend>(backend: &B) {
     let mut workspace = Workspace::new(backend, &network, Purpose::Infer, samples).unwrap();
     let mut logits = vec![0.0; samples * network.classes()];
     let mut walk = || {
-        workspace.up(backend, &network, &params).unwrap();
+        workspace.up(backend, &params).unwrap();
         backend.download(&mut logits, workspace.logits()).unwrap();
     };
     walk();
@@ -160,7 +160,7 @@ fn steps_and_walks_allocate_no_tensors<B: Backend>(backend: &B) {
     if backend.device() == "cpu" {
         let purpose = Purpose::Project { seeds: 4 };
         let mut workspace = Workspace::new(backend, &network, purpose, 2).unwrap();
-        workspace.up(backend, &network, &params).unwrap();
+        workspace.up(backend, &params).unwrap();
         let images = backend.indices(4).unwrap();
         let mut pictures = vec![0.0; 4 * network.input().len()];
         let mut project = |layer: &str| {
@@ -168,16 +168,7 @@ fn steps_and_walks_allocate_no_tensors<B: Backend>(backend: &B) {
             let units = [SeedUnit { map: 1, y: 0, x: 0, value: 1.0 }; 4];
             for rule in [Rule::DECONVNET, Rule::GRADIENT] {
                 workspace
-                    .project(
-                        backend,
-                        &network,
-                        &params,
-                        layer,
-                        rule,
-                        &images,
-                        &units,
-                        &mut pictures,
-                    )
+                    .project(backend, &params, layer, rule, &images, &units, &mut pictures)
                     .unwrap();
             }
         };

@@ -18,7 +18,8 @@ use crate::backend::{
     Backend, Crop, Dropout, Param, ReluRule, SeedUnit, SgdConstants, StepState, Tensor,
 };
 use crate::model::{
-    InputStage, Kind, Layer, Model, Network, Params, Preprocess, Purpose, Rule, Workspace,
+    Conv, FullyConnected, InputStage, Kind, Layer, MaxPool, Model, Network, Params, Preprocess,
+    Purpose, Rule, Workspace,
 };
 use crate::shape::{PoolDims, Shape};
 use crate::train::Trainer;
@@ -206,7 +207,7 @@ pub fn cases<'a, B: Backend>(
     let mut cases = Vec::new();
     for (index, l) in network.layers.iter().enumerate() {
         let mut rows = operations(l, index, batch, backend.precision().bytes() as f64);
-        if matches!(l.kind, Kind::Conv { .. }) {
+        if matches!(l.kind, Kind::Conv(_)) {
             let below = network.layers[..=index].iter().map(Layer::multiply_adds).sum::<u64>();
             rows.push(("project", Work::Flops(2.0 * (SEEDS as u64 * below) as f64)));
         }
@@ -238,7 +239,7 @@ pub fn cases<'a, B: Backend>(
 
 /// The max pooling that follows the first layer and its relu.
 fn pool_of_first(network: &Network) -> Option<&PoolDims> {
-    let relu = matches!(network.layers.get(1)?.kind, Kind::Relu);
+    let relu = matches!(network.layers.get(1)?.kind, Kind::Relu(_));
     network.layers.get(2)?.pooling().filter(|_| relu)
 }
 
@@ -260,7 +261,7 @@ fn operations(layer: &Layer, index: usize, batch: usize, bytes: f64) -> Vec<(&'s
     let (x, y) = (bytes * count(layer.input), bytes * count(layer.output));
     let switches = count(layer.output);
     match &layer.kind {
-        Kind::Conv { dims, .. } | Kind::FullyConnected { dims, .. } => {
+        Kind::Conv(Conv { dims, .. }) | Kind::FullyConnected(FullyConnected { dims, .. }) => {
             let flops = Work::Flops(2.0 * dims.with_n(batch).multiply_adds() as f64);
             let parameters = layer.parameters() as f64;
             let mut rows = vec![("forward", flops), ("backward-filter", flops)];
@@ -272,17 +273,17 @@ fn operations(layer: &Layer, index: usize, batch: usize, bytes: f64) -> Vec<(&'s
             rows.push(("update", Work::Bytes((4.0 * 5.0 + copy) * parameters)));
             rows
         }
-        Kind::MaxPool { .. } => vec![
+        Kind::MaxPool(_) => vec![
             ("forward", Work::Bytes(x + y + switches)),
             ("backward-data", Work::Bytes(x + y + switches)),
         ],
         Kind::Lrn(_) => {
             vec![("forward", Work::Bytes(x + y)), ("backward-data", Work::Bytes(2.0 * x + y))]
         }
-        Kind::Relu => vec![("backward-data", Work::Bytes(2.0 * x + y))],
+        Kind::Relu(_) => vec![("backward-data", Work::Bytes(2.0 * x + y))],
         // Its operations are a convolution's, which have their rows.
-        Kind::ConvTranspose { .. } => Vec::new(),
-        Kind::Dropout { .. } => vec![("forward", Work::Bytes(x + y))],
+        Kind::ConvTranspose(_) => Vec::new(),
+        Kind::Dropout(_) => vec![("forward", Work::Bytes(x + y))],
     }
 }
 
@@ -319,7 +320,7 @@ impl Case<'_> {
         let purpose = Purpose::Project { seeds: SEEDS };
         let mut workspace = Workspace::new(backend, network, purpose, 1)?;
         fill(backend, &mut workspace.input)?;
-        workspace.up(backend, network, &params)?;
+        workspace.up(backend, &params)?;
         let images = backend.indices(SEEDS)?; // all of them the first
         let shape = network.layers[self.layer].output.with_n(SEEDS);
         let unit = |i: usize| {
@@ -331,16 +332,7 @@ impl Case<'_> {
         let mut pictures = vec![0.0; SEEDS * network.input().len()];
         Ok(Box::new(move || {
             let (layer, rule) = (self.layer, Rule::DECONVNET);
-            workspace.project(
-                backend,
-                network,
-                &params,
-                layer,
-                rule,
-                &images,
-                &units,
-                &mut pictures,
-            )
+            workspace.project(backend, &params, layer, rule, &images, &units, &mut pictures)
         }))
     }
 
@@ -352,7 +344,10 @@ impl Case<'_> {
         let mut x = noise(backend, layer.input.with_n(n))?;
         let mut y = noise(backend, layer.output.with_n(n))?;
         Ok(match (layer.kind, self.op) {
-            (Kind::Conv { dims, .. } | Kind::FullyConnected { dims, .. }, op) => {
+            (
+                Kind::Conv(Conv { dims, .. }) | Kind::FullyConnected(FullyConnected { dims, .. }),
+                op,
+            ) => {
                 let dims = dims.with_n(n);
                 let mut scratch = backend.scratch(&[dims])?;
                 let mut w = Param::weights(backend, &dims)?;
@@ -395,7 +390,7 @@ impl Case<'_> {
                     }),
                 }
             }
-            (Kind::MaxPool { dims }, op) => {
+            (Kind::MaxPool(MaxPool { dims }), op) => {
                 let dims = dims.with_n(n);
                 let mut switches = backend.bytes(dims.output().len())?;
                 backend.maxpool_forward(&mut y, &mut switches, &x, &dims)?;
@@ -412,13 +407,13 @@ impl Case<'_> {
                 let mut dx = noise(backend, layer.input.with_n(n))?;
                 Box::new(move || backend.lrn_backward(&mut dx, &y, &x, None, &lrn))
             }
-            (Kind::ConvTranspose { .. }, _) => unreachable!("has no row"),
-            (Kind::Relu, _) => {
+            (Kind::ConvTranspose(_), _) => unreachable!("has no row"),
+            (Kind::Relu(_), _) => {
                 let rule = ReluRule { forward_mask: true, relu_down: false };
                 Box::new(move || backend.relu_backward(&mut y, &x, None, rule))
             }
-            (Kind::Dropout { rate }, _) => {
-                let dropout = Dropout { rate, layer: self.layer as u32 };
+            (Kind::Dropout(layer), _) => {
+                let dropout = Dropout { rate: layer.rate, layer: self.layer as u32 };
                 Box::new(move || backend.dropout(&mut y, &x, &dropout, &state))
             }
         })
@@ -533,7 +528,7 @@ pub fn forward<B: Measured>(
     let mut logits = vec![0.0; batch * network.classes()];
     let times = backend.seconds(&mut || {
         stage.fill(backend, &mut workspace.input, &pixels, &crops)?;
-        workspace.up(backend, network, &params)?;
+        workspace.up(backend, &params)?;
         backend.download(&mut logits, workspace.logits())
     })?;
     Ok(whole(id, times, flops, batch, peaks))

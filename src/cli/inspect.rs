@@ -59,7 +59,7 @@ pub fn run(args: Inspect) -> Result<ExitCode> {
     }
     let network = find(&args)?;
     let transposed =
-        network.layers.iter().position(|layer| matches!(layer.kind, Kind::ConvTranspose { .. }));
+        network.layers.iter().position(|layer| matches!(layer.kind, Kind::ConvTranspose(_)));
     let rows: Vec<Row<'_>> = (0..)
         .zip(&network.layers)
         .map(|(index, layer)| Row {

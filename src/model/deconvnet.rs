@@ -3,9 +3,8 @@
 //! Take one unit's activation, set all others of its layer to zero, and walk down by a [`Rule`].
 //! Many units, of the same or of different images, share one walk up.
 
-use super::Preprocess;
 use super::input::InputStage;
-use super::network::{Network, Params, Purpose, Rule, Workspace};
+use super::{Network, Params, Preprocess, Purpose, Rule, Workspace};
 use crate::backend::{Backend, Crop, Peak, SeedUnit};
 use crate::{Error, Result};
 
@@ -62,7 +61,7 @@ impl<'a, B: Backend> Projector<'a, B> {
     /// If the backend refuses.
     pub fn look(&mut self, pixels: &[u8], crops: &[Crop]) -> Result<()> {
         self.stage.fill(self.backend, &mut self.workspace.input, pixels, crops)?;
-        self.workspace.up(self.backend, self.network, self.params)
+        self.workspace.up(self.backend, self.params)
     }
 
     /// The strongest unit of every map of a layer in every image, `[image * maps + map]`.
@@ -113,16 +112,7 @@ impl<'a, B: Backend> Projector<'a, B> {
             backend.upload_indices(&mut self.images, &images)?;
             let (params, images) = (self.params, &self.images);
             let host = &mut self.host[..seeds.len() * per_image];
-            self.workspace.project(
-                backend,
-                self.network,
-                params,
-                layer,
-                rule,
-                images,
-                &units,
-                host,
-            )?;
+            self.workspace.project(backend, params, layer, rule, images, &units, host)?;
             for (i, projection) in host.chunks_exact(per_image).enumerate() {
                 each(batch * self.seeds + i, projection)?;
             }

@@ -1,16 +1,27 @@
-//! The network: described as data, walked up for inference, walked down for training and, with
-//! one rule changed, for the deconvnet.
+//! The network: described as data, run forward for inference, backward for training and, with one
+//! rule changed, for the deconvnet.
 
 mod architecture;
 mod deconvnet;
 mod input;
+mod layer;
 mod network;
+mod params;
+mod rule;
 pub mod weights;
 mod windows;
+mod workspace;
 
-pub use architecture::{Architecture, Input, Kind, Layer, LayerSpec, Pad};
+pub use architecture::{Architecture, Input};
 pub use deconvnet::{Projector, Seed, strongest};
 pub use input::{InputStage, Normaliser};
-pub use network::{Descent, LrnDown, Network, Params, Purpose, Rule, Workspace};
+pub use layer::{
+    Conv, ConvSpec, ConvTranspose, ConvTransposeSpec, Dropout, DropoutSpec, FcSpec, FullyConnected,
+    Kind, Layer, LayerSpec, LrnSpec, MaxPool, MaxPoolSpec, Pad, Relu, ReluSpec,
+};
+pub use network::Network;
+pub use params::Params;
+pub use rule::{LrnDown, Rule};
 pub use weights::{Bare, Model};
+pub use workspace::{Descent, Purpose, Workspace};
 pub use zfnet_core::Preprocess;

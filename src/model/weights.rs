@@ -143,7 +143,7 @@ impl<B: Backend> Model<B> {
         };
         let mut architecture = Architecture::find(arch)?;
         let last = architecture.layers.iter().rev().find_map(|layer| match layer {
-            super::LayerSpec::Fc { name, .. } => Some(format!("{name}.bias")),
+            super::LayerSpec::Fc(super::FcSpec { name, .. }) => Some(format!("{name}.bias")),
             _ => None,
         });
         let last = last.filter(|_| architecture.classes > 0);
@@ -285,7 +285,7 @@ pub fn serialize(tensors: &Named, metadata: Option<HashMap<String, String>>) -> 
 /// convolution's is IOHW, which is OIHW of the convolution that it transposes.)
 fn torch_shape(layer: &super::Layer, shape: Shape) -> Vec<usize> {
     match layer.kind {
-        super::Kind::FullyConnected { .. } => vec![shape.n, shape.per_image()],
+        super::Kind::FullyConnected(_) => vec![shape.n, shape.per_image()],
         _ => vec![shape.n, shape.c, shape.h, shape.w],
     }
 }

@@ -1,90 +1,208 @@
-//! What a walk down from single units needs beside a [`Workspace`](super::Workspace)'s tensors.
+//! Projections from single units, computed in no more than the units' receptive fields. Whoever does
+//! not care how they are made fast need not read this: the result is that of [`Workspace::down`] from
+//! maps that are zero but for these units.
 //!
-//! A unit's receptive field grows on the way down, by
+//! A unit's receptive field grows on the way back, by
 //! `size' = (size - 1) stride + kernel`, `start' = start stride - pad`; outside it all is zero. So
-//! the walk holds windows of that size, each sample's at a place of its own ([`Windows`]), and runs the
-//! same operations on them as on whole maps, only without padding. What the way up left for it is
-//! cut out of the whole maps first.
+//! what goes back is held in windows of that size, each sample's at a place of its own ([`Windows`]),
+//! and runs through the same operations as whole maps, only without padding. What they read of the
+//! forward pass is cut out of the whole maps first. A window no smaller than its map is put back into
+//! a whole map, and the rest is [`Workspace::down`].
 
-use super::architecture::{Kind, Layer};
-use super::network::{Block, Network};
+use super::Params;
+use super::layer::{Backward, Common, Output};
+use super::rule::Rule;
+use super::workspace::{Block, Descent, Workspace};
 use crate::Result;
 use crate::backend::{Backend, SeedUnit, Tensor};
 use crate::shape::{ConvDims, Shape, Windows};
 
-/// Room for windows, of as many samples as descend at a time.
-pub struct Room<B: Backend> {
+impl<B: Backend> Workspace<B> {
+    /// The backward pass from single units of a layer, one a sample, which begin with their `value`, to
+    /// `pictures`, `[n, size, size, 3]` on the host. Sample `n` belongs to the forward image
+    /// `images[n]`.
+    ///
+    /// # Errors
+    /// If the backend refuses an operation.
+    pub fn project(
+        &mut self,
+        backend: &B,
+        params: &Params<B>,
+        layer: usize,
+        rule: Rule,
+        images: &B::Indices,
+        units: &[SeedUnit],
+        pictures: &mut [f32],
+    ) -> Result<()> {
+        let descent = Descent {
+            from: layer,
+            rule,
+            images: Some(images),
+            gradients: None,
+            accumulate: false,
+            to_pixels: true,
+        };
+        let (top, n) = (self.block_of[layer], units.len());
+        let map = self.blocks[top].output;
+        let mut windows = Windows::units(map);
+        let dy = &mut self.descending[0];
+        dy.reshape(windows.shape(n, map.c));
+        self.windows.seed(backend, dy, units, map)?;
+        for index in (0..=top).rev() {
+            let Some(below) = self.blocks[index].input_windows(&windows) else {
+                let [from, to] = &mut self.descending;
+                to.reshape(self.blocks[index].output.with_n(n));
+                backend.cut(to, from, None, &self.windows.units, &windows.inverse())?;
+                self.descending.swap(0, 1);
+                self.down_from(backend, params, index, descent)?;
+                return backend.download(pictures, &self.descending[0]);
+            };
+            self.undo_in_windows(backend, params, index, &descent, &windows, &below)?;
+            windows = below;
+        }
+        self.windows.put_into_pictures(backend, pictures, &self.descending[0], &windows)
+    }
+
+    /// Takes windows of a block's output through the block, to those `below` of its input.
+    fn undo_in_windows(
+        &mut self,
+        backend: &B,
+        params: &Params<B>,
+        index: usize,
+        descent: &Descent<'_, B>,
+        windows: &Windows,
+        below: &Windows,
+    ) -> Result<()> {
+        let &Descent { rule, images, .. } = descent;
+        let relu = self.has_relu_to_undo(index, descent);
+        let block = &self.blocks[index];
+        let [dy, dx] = &mut self.descending;
+        let n = dy.shape().n;
+        let WindowBuffers { units, input, switches, .. } = &mut self.windows;
+        if relu {
+            // Until the layer itself is undone, `dx` is free.
+            let y = &mut *dx;
+            y.reshape(dy.shape());
+            if rule.forward_mask {
+                backend.cut(y, &self.outputs[index], images, units, windows)?;
+            }
+            backend.relu_backward(dy, y, None, rule.relu())?;
+        }
+        if block.step.reads_input(&rule) {
+            let x = if index == 0 { &self.input } else { &self.outputs[index - 1] };
+            input.reshape(below.shape(n, block.input.c));
+            backend.cut(input, x, images, units, below)?;
+        }
+        if let (Some(dims), Some(whole)) = (block.step.pooling(), &self.switches[index]) {
+            let (mask, dims) = (rule.forward_mask, &dims.with_n(n));
+            backend.cut_switches(switches, whole, images, units, windows, mask, dims)?;
+        }
+        let output = block.step.of_windows(windows.size).backward(Backward {
+            backend,
+            dx,
+            dy,
+            x: input,
+            switches: Some(switches),
+            images: None,
+            rule,
+            param: params.layers[block.layer].as_ref(),
+            gradient: None,
+            accumulate: false,
+            to_input: true,
+            no_bias: &mut self.no_bias,
+            common: Common {
+                scratch: &mut self.scratch,
+                state: &self.state,
+                layer: block.layer as u32,
+                training: false,
+            },
+        })?;
+        if output == Output::Dx {
+            if block.step.convolution().is_some() {
+                // What a transposed convolution leaves in the padding must not go on.
+                backend.clear_outside(dx, units, below)?;
+            }
+            self.descending.swap(0, 1);
+        }
+        Ok(())
+    }
+}
+
+impl Block {
+    /// The windows of its input that windows of its output are made of; `None` where whole maps are to
+    /// take their place: windows no smaller than the map would be more work.
+    fn input_windows(&self, output: &Windows) -> Option<Windows> {
+        let map = [self.input.h as u32, self.input.w as u32];
+        if output.cover() { None } else { self.step.input_windows(map, output) }
+    }
+}
+
+/// Buffers for windows, of as many samples as are projected at a time.
+pub(super) struct WindowBuffers<B: Backend> {
     /// Row and column of each sample's unit.
-    pub units: B::Indices,
-    /// Windows of what a normalisation has seen.
-    pub cut: Tensor<B>,
+    units: B::Indices,
+    /// Windows of a layer's input in the forward pass.
+    input: Tensor<B>,
     /// Windows of a pooling's switches.
-    pub switches: B::Bytes,
+    switches: B::Bytes,
     /// The same as `units`, on the host.
     places: Vec<u32>,
     /// Windows of pixels, on the host.
     pixels: Vec<f32>,
 }
 
-/// What walks down from single units ask of the rest of a workspace.
+/// What projections from single units ask of the rest of a workspace.
 #[derive(Default)]
-pub struct Needs {
+pub(super) struct WindowNeeds {
     /// Values of one sample's largest window.
-    pub descending: usize,
-    /// Every convolution of windows there is, of as many samples as descend at a time.
+    pub values: usize,
+    /// Every convolution of windows there is, of as many samples as are projected at a time.
     pub convolutions: Vec<ConvDims>,
 }
 
-impl<B: Backend> Room<B> {
-    /// Plans walks down from units of any layer, `seeds` at a time; none at all for 0.
+impl<B: Backend> WindowBuffers<B> {
+    /// Plans projections from units of any layer, `samples` at a time; none at all for 0.
     ///
     /// # Errors
     /// If the backend has no room.
-    pub fn new(
-        backend: &B,
-        network: &Network,
-        blocks: &[Block],
-        seeds: usize,
-    ) -> Result<(Needs, Self)> {
-        let mut needs = Needs::default();
-        let (mut cut, mut switches, mut pixels) = (0, 0, 0);
-        for from in 0..if seeds > 0 { blocks.len() } else { 0 } {
-            let mut windows = Windows::units(network.layers[blocks[from].layer].output);
+    pub fn new(backend: &B, blocks: &[Block], samples: usize) -> Result<(Self, WindowNeeds)> {
+        let mut needs = WindowNeeds::default();
+        let (mut input, mut switches, mut pixels) = (0, 0, 0);
+        for from in 0..if samples > 0 { blocks.len() } else { 0 } {
+            let mut windows = Windows::units(blocks[from].output);
             for block in blocks[..=from].iter().rev() {
-                let layer = &network.layers[block.layer];
-                if ends(layer, &windows) {
-                    break; // from here on whole maps
+                let Some(below) = block.input_windows(&windows) else { break };
+                let step = block.step.of_windows(windows.size);
+                needs.convolutions.extend(step.convolution().map(|dims| dims.with_n(samples)));
+                let values = below.shape(1, block.input.c).len();
+                if step.reads_input(&Rule::GRADIENT) {
+                    input = input.max(values);
                 }
-                let above = windows.shape(1, layer.output.c).len();
-                if let Some(dims) = layer.convolution() {
-                    needs.convolutions.push(dims.with_n(seeds).windowed(windows.size));
+                if step.pooling().is_some() {
+                    switches = switches.max(windows.shape(1, block.output.c).len());
                 }
-                match layer.kind {
-                    Kind::MaxPool { .. } => switches = switches.max(above),
-                    Kind::Lrn(_) => cut = cut.max(above),
-                    _ => {}
+                if block.layer == 0 {
+                    pixels = pixels.max(values);
                 }
-                windows = below(layer, &windows);
-                let values = windows.shape(1, layer.input.c).len();
-                needs.descending = needs.descending.max(values);
-                pixels = if block.layer == 0 { pixels.max(values) } else { pixels };
+                needs.values = needs.values.max(values);
+                windows = below;
             }
         }
-        let room = Room {
-            units: backend.indices(2 * seeds)?,
-            cut: backend.activations(Shape::new(seeds, 1, 1, cut))?,
-            switches: backend.bytes(seeds * switches)?,
-            places: Vec::with_capacity(2 * seeds),
-            pixels: vec![0.0; seeds * pixels],
+        let buffers = WindowBuffers {
+            units: backend.indices(2 * samples)?,
+            input: backend.activations(Shape::new(samples, 1, 1, input))?,
+            switches: backend.bytes(samples * switches)?,
+            places: Vec::with_capacity(2 * samples),
+            pixels: vec![0.0; samples * pixels],
         };
-        Ok((needs, room))
+        Ok((buffers, needs))
     }
 
     /// Begins a walk down: each unit a window of one place, `dy`, with its value.
     ///
     /// # Errors
     /// If the backend refuses.
-    pub fn seed(
+    fn seed(
         &mut self,
         backend: &B,
         dy: &mut Tensor<B>,
@@ -106,7 +224,7 @@ impl<B: Backend> Room<B> {
     ///
     /// # Errors
     /// If the backend refuses.
-    pub fn put_into_pictures(
+    fn put_into_pictures(
         &mut self,
         backend: &B,
         pictures: &mut [f32],
@@ -131,45 +249,4 @@ impl<B: Backend> Room<B> {
         }
         Ok(())
     }
-}
-
-/// Whether windows of a layer's output are to become whole maps before it is undone: those that are
-/// no smaller than the map would be more work than the map; and what one unit of a transposed
-/// convolution reaches below depends on where it stands, while all windows have one size.
-pub fn ends(layer: &Layer, windows: &Windows) -> bool {
-    windows.cover() || matches!(layer.kind, Kind::ConvTranspose { .. })
-}
-
-/// The windows below a layer, where those above it are given.
-pub fn below(layer: &Layer, above: &Windows) -> Windows {
-    let map = [layer.input.h as u32, layer.input.w as u32];
-    match &layer.kind {
-        Kind::Conv { dims, .. } | Kind::FullyConnected { dims, .. } => {
-            above.below(map, [dims.r, dims.s], dims.stride, dims.pad)
-        }
-        Kind::MaxPool { dims } => above.below(map, dims.window, dims.stride, dims.pad),
-        Kind::ConvTranspose { .. } => unreachable!("no windows go through it"),
-        Kind::Relu | Kind::Lrn(_) | Kind::Dropout { .. } => *above,
-    }
-}
-
-/// Values of the way up, for those who come down: all of them, to be looked up by `images`, or
-/// `windows` of them cut out into `room`, in the descending samples' own order. Where no value is
-/// `asked` for, only the shape is right.
-pub fn seen<'a, B: Backend>(
-    backend: &B,
-    whole: &'a Tensor<B>,
-    images: Option<&'a B::Indices>,
-    windows: &Option<Windows>,
-    units: &B::Indices,
-    asked: bool,
-    room: &'a mut Tensor<B>,
-    n: usize,
-) -> Result<(&'a Tensor<B>, Option<&'a B::Indices>)> {
-    let Some(windows) = windows else { return Ok((whole, images)) };
-    room.reshape(windows.shape(n, whole.shape().c));
-    if asked {
-        backend.cut(room, whole, images, units, windows)?;
-    }
-    Ok((room, None))
 }

@@ -38,7 +38,9 @@ use super::parts::Parts;
 use crate::backend::Backend;
 use crate::data::images::Images;
 use crate::disk::write_whole;
-use crate::model::{Architecture, Bare, Kind, LayerSpec, Network};
+use crate::model::{
+    Architecture, Bare, ConvSpec, ConvTransposeSpec, FcSpec, Kind, LayerSpec, Network,
+};
 use crate::report::csv;
 use crate::report::figure::{Figure, Section, Table};
 use crate::train::checkpoint::load_model;
@@ -202,7 +204,7 @@ fn vary(base: &Network, variant: Variant) -> Result<Row> {
         }
         let has_weights = base.layers[at].convolution().is_some();
         let goes_along =
-            |index: &usize| matches!(base.layers[*index].kind, Kind::Relu | Kind::Dropout { .. });
+            |index: &usize| matches!(base.layers[*index].kind, Kind::Relu(_) | Kind::Dropout(_));
         let behind = (at + 1..last).take_while(goes_along).count();
         dropped[at..=at + if has_weights { behind } else { 0 }].fill(true);
     }
@@ -215,15 +217,16 @@ fn vary(base: &Network, variant: Variant) -> Result<Row> {
             return wrong(format!("layer {name}: expected at least one channel, found 0"));
         }
         match &mut layers[at] {
-            LayerSpec::Fc { .. } if at == last => {
+            LayerSpec::Fc(_) if at == last => {
                 return wrong(format!(
                     "layer {name} has one output for each class: expected no channels for it"
                 ));
             }
-            LayerSpec::Conv { channels, .. } | LayerSpec::ConvTranspose { channels, .. } => {
+            LayerSpec::Conv(ConvSpec { channels, .. })
+            | LayerSpec::ConvTranspose(ConvTransposeSpec { channels, .. }) => {
                 *channels = count;
             }
-            LayerSpec::Fc { outputs, .. } => *outputs = Some(count),
+            LayerSpec::Fc(FcSpec { outputs, .. }) => *outputs = Some(count),
             _ => {
                 return wrong(format!(
                     "layer {name} has no channels of its own: expected a convolution or a fully \

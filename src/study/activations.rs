@@ -175,7 +175,7 @@ fn walk<B: Backend>(
             .collect();
         if !crops.is_empty() {
             stage.fill(backend, &mut workspace.input, batch.pixels(), &crops)?;
-            workspace.up(backend, network, params)?;
+            workspace.up(backend, params)?;
         }
         for (rows, &layer) in made.iter_mut().zip(layers) {
             let start = rows.values.len();

@@ -255,7 +255,7 @@ impl<'a, B: Backend> Looker<'a, B> {
         for square in squares {
             let crops = TestCrops::One.of(preprocess, 0);
             self.stage.fill(self.backend, &mut self.workspace.input, square, &crops)?;
-            self.workspace.up(self.backend, network, params)?;
+            self.workspace.up(self.backend, params)?;
             let mut of_image = Vec::new();
             for &layer in self.layers {
                 let output = self.workspace.output(layer);

@@ -32,7 +32,7 @@ use super::peaks::{
 use crate::backend::Backend;
 use crate::data::images::Images;
 use crate::disk::write_whole;
-use crate::model::{Kind, Model, Projector, Rule};
+use crate::model::{Conv, Kind, Model, Projector, Rule};
 use crate::picture::{Image, contrast};
 use crate::report::figure::{Figure, PROJECTION_CONTRAST, Picture, Section, Table};
 use crate::report::plot::heat;
@@ -104,7 +104,8 @@ impl Filters {
     pub fn of<B: Backend>(backend: &B, model: &Model<B>, checkpoint: &str) -> Result<Self> {
         let Model { network, params, preprocess, .. } = model;
         let first = &network.layers[0];
-        let (Kind::Conv { dims, rms_limit }, Some(param)) = (&first.kind, &params.layers[0]) else {
+        let (Kind::Conv(Conv { dims, rms_limit }), Some(param)) = (&first.kind, &params.layers[0])
+        else {
             return Err(Error::Network(format!(
                 "{}: the first layer, {}, is no spatial convolution",
                 network.architecture.name, first.name

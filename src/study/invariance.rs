@@ -272,7 +272,7 @@ impl<'a, B: Backend> Meter<'a, B> {
         changes: &[(Change, f64)],
         mut progress: impl FnMut(usize),
     ) -> Result<Responses> {
-        let Model { network, params, preprocess, classes } = self.model;
+        let Model { params, preprocess, classes, .. } = self.model;
         let backend = self.backend;
         let crops: Vec<_> =
             (0..BATCH as u32).flat_map(|i| TestCrops::One.of(preprocess, i)).collect();
@@ -286,7 +286,7 @@ impl<'a, B: Backend> Meter<'a, B> {
                 square.copy_from_slice(&changed(preprocess, &picked.square, change, amount));
             }
             self.stage.fill(backend, &mut self.workspace.input, &pixels, &crops)?;
-            self.workspace.up(backend, network, params)?;
+            self.workspace.up(backend, params)?;
             let mut found: Vec<Response> = changes
                 .iter()
                 .map(|&(change, amount)| Response {

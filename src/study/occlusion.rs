@@ -201,12 +201,12 @@ impl<'a, B: Backend> Occluder<'a, B> {
 
     /// Walks up with whole squares of pixels.
     fn walk(&mut self, pixels: &[u8]) -> Result<()> {
-        let Model { network, params, preprocess, .. } = self.model;
+        let Model { params, preprocess, .. } = self.model;
         let images = (pixels.len() / preprocess.bytes()) as u32;
         let crops: Vec<_> =
             (0..images).flat_map(|image| TestCrops::One.of(preprocess, image)).collect();
         self.stage.fill(self.backend, &mut self.workspace.input, pixels, &crops)?;
-        self.workspace.up(self.backend, network, params)
+        self.workspace.up(self.backend, params)
     }
 
     /// Sums of each map of a layer, `[image, map]`.

@@ -124,7 +124,7 @@ pub struct Probed {
 pub fn paper_layers(network: &Network) -> Vec<usize> {
     let weighted: Vec<usize> =
         (0..network.layers.len()).filter(|&i| network.layers[i].convolution().is_some()).collect();
-    let is_dropout = |i: &usize| matches!(network.layers[*i].kind, Kind::Dropout { .. });
+    let is_dropout = |i: &usize| matches!(network.layers[*i].kind, Kind::Dropout(_));
     let last = |pair: &[usize]| (pair[0]..pair[1]).rev().find(|i| !is_dropout(i));
     weighted.windows(2).filter_map(last).collect()
 }
@@ -135,7 +135,7 @@ fn named(network: &Network, layer: usize) -> (usize, String) {
     let layers = &network.layers[..=layer];
     let number = layers.iter().filter(|layer| layer.convolution().is_some()).count();
     let first = layers.iter().rposition(|layer| layer.convolution().is_some()).unwrap_or(0);
-    let plain = |kind: &Kind| !matches!(kind, Kind::Relu | Kind::Dropout { .. });
+    let plain = |kind: &Kind| !matches!(kind, Kind::Relu(_) | Kind::Dropout(_));
     let names: Vec<&str> = layers[first..]
         .iter()
         .filter(|layer| plain(&layer.kind))

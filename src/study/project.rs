@@ -158,13 +158,12 @@ pub fn arrays<B: Backend>(
     };
     keep("input".into(), &projector.workspace.input)?;
     for (index, l) in network.layers.iter().enumerate() {
-        if !matches!(l.kind, Kind::Dropout { .. }) {
+        if !matches!(l.kind, Kind::Dropout(_)) {
             keep(format!("activation.{}", l.name), projector.workspace.output(index))?;
         }
     }
     for (index, l) in network.layers.iter().enumerate() {
-        if let (Kind::MaxPool { .. }, Some(bytes)) = (&l.kind, projector.workspace.switches(index))
-        {
+        if let (Kind::MaxPool(_), Some(bytes)) = (&l.kind, projector.workspace.switches(index)) {
             let mut switches = vec![0; l.output.len()];
             backend.download_bytes(&mut switches, bytes)?;
             let values = switches.iter().map(|s| f32::from(*s)).collect();

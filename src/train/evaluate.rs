@@ -118,7 +118,7 @@ impl<B: Backend> Classifier<B> {
         let crops: Vec<Crop> =
             (0..images as u32).flat_map(|image| self.crops.of(&self.preprocess, image)).collect();
         self.stage.fill(backend, &mut self.workspace.input, pixels, &crops)?;
-        self.workspace.up(backend, network, params)?;
+        self.workspace.up(backend, params)?;
         let logits = &mut self.host[..crops.len() * classes];
         backend.download(logits, self.workspace.logits())?;
         let share = 1.0 / self.crops.count() as f64;

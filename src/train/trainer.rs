@@ -17,8 +17,8 @@ use crate::data::loader::{self, Bad, Loader, Plan};
 use crate::data::order::{epoch_order, training_crop};
 use crate::disk::lock;
 use crate::model::{
-    Architecture, Bare, Descent, Kind, Model, Network, Normaliser, Params, Preprocess, Purpose,
-    Rule, Workspace,
+    Architecture, Bare, Descent, Model, Network, Normaliser, Params, Preprocess, Purpose, Rule,
+    Workspace,
 };
 use crate::shape::Shape;
 use crate::{Error, Result};
@@ -390,7 +390,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
         let input = &mut self.workspace.input;
         input.reshape(input.shape().with_n(losses.shape().len()));
         self.normaliser.fill(backend, input, pixels, crops)?;
-        self.workspace.up(backend, network, params)?;
+        self.workspace.up(backend, params)?;
         self.workspace.loss(backend, losses, labels, part.scale)?;
         let descent = Descent {
             from: network.layers.len() - 1,
@@ -400,7 +400,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
             accumulate: part.accumulate,
             to_pixels: false,
         };
-        self.workspace.down(backend, network, params, descent)?;
+        self.workspace.down(backend, params, descent)?;
         if part.update { self.update() } else { Ok(()) }
     }
 
@@ -416,17 +416,11 @@ impl<'a, B: Backend> Trainer<'a, B> {
         let layers = layers.zip(&self.gradients.layers).zip(&self.model.network.layers);
         for (((w, v), g), layer) in layers {
             let (Some(w), Some(v), Some(g)) = (w, v, g) else { continue };
-            let (Param { weight, bias }, limit) = match layer.kind {
-                Kind::Conv { rms_limit, .. } | Kind::FullyConnected { rms_limit, .. } => {
-                    (w, rms_limit)
-                }
-                Kind::ConvTranspose { .. } => (w, 0.0),
-                _ => continue,
-            };
+            let Param { weight, bias } = w;
             backend.sgd_step(weight, &mut v.weight, &g.weight, &decaying, state)?;
             backend.sgd_step(bias, &mut v.bias, &g.bias, of_bias, state)?;
-            if limit > 0.0 {
-                backend.limit_rms(weight, limit, state)?;
+            if layer.rms_limit() > 0.0 {
+                backend.limit_rms(weight, layer.rms_limit(), state)?;
             }
         }
         Ok(())

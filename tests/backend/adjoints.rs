@@ -80,7 +80,7 @@ fn enlarging_is_the_transpose<B: Backend>(backend: &B) {
         let seeded = |purpose| {
             let mut workspace = Workspace::new(backend, &network, purpose, 2).unwrap();
             backend.upload(&mut workspace.input, &x).unwrap();
-            workspace.up(backend, &network, &params).unwrap();
+            workspace.up(backend, &params).unwrap();
             let up = stored(backend, &twin::conv_data(dims, &wide_x, &w));
             assert_exact(&values(backend, workspace.output(0)), &up, layer);
             workspace.descending().reshape(dims.input());
@@ -96,13 +96,13 @@ fn enlarging_is_the_transpose<B: Backend>(backend: &B) {
             to_pixels,
         };
         let mut looking = seeded(Purpose::Project { seeds: 2 });
-        looking.down(backend, &network, &params, descent(None, true)).unwrap();
+        looking.down(backend, &params, descent(None, true)).unwrap();
         let down = stored(backend, &twin::conv(dims, &wide_y, &w, None));
         assert_exact(&values(backend, looking.descending()), &down, layer);
 
         let mut gradients = Params::zeros(backend, &network).unwrap();
         let mut training = seeded(Purpose::Train);
-        training.down(backend, &network, &params, descent(Some(&mut gradients), false)).unwrap();
+        training.down(backend, &params, descent(Some(&mut gradients), false)).unwrap();
         let found = gradients.layers[0].as_ref().unwrap();
         let [dw, _] = twin::conv_filter(dims, &wide_x, &wide_y);
         assert_exact(&values(backend, &found.weight), &dw, layer);

@@ -82,7 +82,7 @@ impl<'a, B: Backend> Walked<'a, B> {
         let input = Random(4).reals(IMAGES * network.input().len());
         let mut workspace = Workspace::new(backend, network, purpose, IMAGES).unwrap();
         backend.upload(&mut workspace.input, &input).unwrap();
-        workspace.up(backend, network, &params).unwrap();
+        workspace.up(backend, &params).unwrap();
         Walked { backend, network, params, workspace }
     }
 
@@ -101,7 +101,7 @@ impl<'a, B: Backend> Walked<'a, B> {
             accumulate: false,
             to_pixels: false,
         };
-        self.workspace.down(backend, self.network, &self.params, descent).unwrap();
+        self.workspace.down(backend, &self.params, descent).unwrap();
         host_params(backend, &gradients).into_iter().flatten().flatten().collect()
     }
 
@@ -121,7 +121,7 @@ impl<'a, B: Backend> Walked<'a, B> {
             accumulate: false,
             to_pixels: true,
         };
-        self.workspace.down(self.backend, self.network, &self.params, descent).unwrap();
+        self.workspace.down(self.backend, &self.params, descent).unwrap();
         values(self.backend, self.workspace.descending())
     }
 

@@ -52,7 +52,7 @@ impl<'a, B: Backend> Looker<'a, B> {
         let purpose = Purpose::Project { seeds: 8 };
         let mut workspace = Workspace::new(backend, &network, purpose, n).unwrap();
         backend.upload(&mut workspace.input, input).unwrap();
-        workspace.up(backend, &network, &params).unwrap();
+        workspace.up(backend, &params).unwrap();
         Looker { backend, network, params, workspace }
     }
 
@@ -70,7 +70,7 @@ impl<'a, B: Backend> Looker<'a, B> {
             accumulate: false,
             to_pixels: true,
         };
-        self.workspace.down(self.backend, &self.network, &self.params, descent).unwrap();
+        self.workspace.down(self.backend, &self.params, descent).unwrap();
         values(self.backend, self.workspace.descending())
     }
 
@@ -78,9 +78,8 @@ impl<'a, B: Backend> Looker<'a, B> {
     fn windows(&mut self, from: usize, images: &[u32], units: &[SeedUnit], rule: Rule) -> Vec<f32> {
         let images = indices(self.backend, images);
         let mut pictures = vec![f32::NAN; units.len() * self.network.input().len()];
-        let (network, params) = (&self.network, &self.params);
         self.workspace
-            .project(self.backend, network, params, from, rule, &images, units, &mut pictures)
+            .project(self.backend, &self.params, from, rule, &images, units, &mut pictures)
             .unwrap();
         pictures
     }

@@ -251,7 +251,7 @@ fn a_dropout_below_all_layers_is_only_for_training<B: Backend>(backend: &B) {
         let purpose = zfnet::model::Purpose::Project { seeds: 1 };
         let mut workspace = zfnet::model::Workspace::new(backend, &network, purpose, 1).unwrap();
         backend.upload(&mut workspace.input, &input).unwrap();
-        workspace.up(backend, &network, &params).unwrap();
+        workspace.up(backend, &params).unwrap();
         values(backend, workspace.logits())
     });
     assert_eq!(logits[0], logits[1]);

@@ -63,7 +63,7 @@ fn look<B: Backend>(
     let (y, x, mirror) = crop;
     let crop = zfnet::backend::Crop { image: 0, y, x, mirror };
     stage.fill(backend, &mut workspace.input, square, &[crop]).unwrap();
-    workspace.up(backend, network, params).unwrap();
+    workspace.up(backend, params).unwrap();
     values(backend, workspace.output(layer))
 }
 

@@ -228,7 +228,7 @@ impl<B: Backend> Both<B> {
         let input = Random(6).reals(n * network.input().len());
         let mut workspace = Workspace::new(backend, &network, purpose, n).unwrap();
         backend.upload(&mut workspace.input, &input).unwrap();
-        workspace.up(backend, &network, &params).unwrap();
+        workspace.up(backend, &params).unwrap();
         let walk = twin::up(&network, &host, n, widen(&input));
         for (layer, expected) in walk.switches.iter().enumerate() {
             if let Some(switches) = workspace.switches(layer).filter(|_| !expected.is_empty()) {
@@ -335,7 +335,7 @@ fn of_a_chain<B: Backend>(backend: &B, toml: &str) {
         both.workspace.loss(backend, &mut losses, &label_indices, scale).unwrap();
         let (from, rule, images, accumulate) = (last, Rule::GRADIENT, None, false);
         let descent = Descent { from, rule, images, gradients, accumulate, to_pixels };
-        both.workspace.down(backend, &both.network, &both.params, descent).unwrap();
+        both.workspace.down(backend, &both.params, descent).unwrap();
     };
     let mut gradients = Params::zeros(backend, &both.network).unwrap();
     down(both, Some(&mut gradients), false);
@@ -433,7 +433,7 @@ fn of_single_activations<B: Backend>(backend: &B) {
                 accumulate: false,
                 to_pixels: true,
             };
-            both.workspace.down(backend, &both.network, &both.params, descent).unwrap();
+            both.workspace.down(backend, &both.params, descent).unwrap();
             let dx = values(backend, both.workspace.descending());
             let largest = dx.iter().fold(0.0, |a: f64, b| a.max(f64::from(b.abs())));
             assert!(largest > 0.0, "{name}, {place:?}");

@@ -4,9 +4,11 @@
 use crate::common::{network, values, widen};
 use zfnet::backend::{Backend, StepState};
 use zfnet::model::weights::Bare;
-use zfnet_core::tensors::deserialize;
-use zfnet::model::{Architecture, Kind, Model, Network, Params, Preprocess};
+use zfnet::model::{
+    Architecture, Conv, Dropout, FullyConnected, Kind, Model, Network, Params, Preprocess,
+};
 use zfnet::train::Trainer;
+use zfnet_core::tensors::deserialize;
 
 on_every_backend!(
     one_seed_draws_one_set_of_weights,
@@ -75,10 +77,10 @@ fn zfnet_is_the_papers() {
             Kind::Lrn(lrn) => {
                 assert_eq!((lrn.size, lrn.k, lrn.alpha, lrn.beta), (5, 2.0, 1e-4, 0.75));
             }
-            Kind::Dropout { rate } => assert_eq!(rate, 0.5),
-            Kind::Conv { rms_limit, .. } => assert_eq!(rms_limit, 0.1),
-            Kind::FullyConnected { rms_limit, .. } => assert_eq!(rms_limit, 0.0),
-            Kind::Relu | Kind::MaxPool { .. } | Kind::ConvTranspose { .. } => {}
+            Kind::Dropout(Dropout { rate }) => assert_eq!(rate, 0.5),
+            Kind::Conv(Conv { rms_limit, .. }) => assert_eq!(rms_limit, 0.1),
+            Kind::FullyConnected(FullyConnected { rms_limit, .. }) => assert_eq!(rms_limit, 0.0),
+            Kind::Relu(_) | Kind::MaxPool(_) | Kind::ConvTranspose(_) => {}
         }
     }
 }
@@ -345,7 +347,8 @@ fn one_seed_draws_one_set_of_weights<B: Backend>(backend: &B) {
     assert_ne!(one[1][0][..100], one[0][0][..100], "layers differ");
     // Every layer has a stream of its own: a change below leaves the layers above as they are.
     let mut other = network.architecture.clone();
-    if let zfnet::model::LayerSpec::Conv { pad, .. } = &mut other.layers[0] {
+    if let zfnet::model::LayerSpec::Conv(zfnet::model::ConvSpec { pad, .. }) = &mut other.layers[0]
+    {
         *pad = zfnet::model::Pad::All(1);
     }
     let other = drawn(backend, &Network::new(other).unwrap(), 1);

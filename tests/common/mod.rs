@@ -9,7 +9,7 @@ pub mod program;
 pub mod twin;
 
 use zfnet::backend::{Backend, Crop, Param, Precision, Tensor};
-use zfnet::model::{Architecture, LayerSpec, Network, Params, Preprocess};
+use zfnet::model::{Architecture, ConvSpec, FcSpec, LayerSpec, Network, Params, Preprocess};
 use zfnet::shape::{ConvDims, PoolDims, Rounding, Shape, windows};
 
 /// Makes a `#[test]` of each named function, `fn name<B: Backend>(backend: &B)`, on each backend.
@@ -189,8 +189,8 @@ pub fn mini<B: Backend>(backend: &B) -> Architecture {
     if is_stand_in(backend) {
         for layer in &mut architecture.layers {
             match layer {
-                LayerSpec::Conv { channels, .. } => *channels /= 6,
-                LayerSpec::Fc { outputs: Some(outputs), .. } => *outputs /= 16,
+                LayerSpec::Conv(ConvSpec { channels, .. }) => *channels /= 6,
+                LayerSpec::Fc(FcSpec { outputs: Some(outputs), .. }) => *outputs /= 16,
                 _ => {}
             }
         }

@@ -2,7 +2,7 @@
 //! they can be checked by reading.
 
 use zfnet::backend::{Lrn, NOT_POSITIVE, ReluRule};
-use zfnet::model::{Kind, LrnDown, Network, Rule};
+use zfnet::model::{Conv, ConvTranspose, FullyConnected, Kind, LrnDown, MaxPool, Network, Rule};
 use zfnet::shape::{ConvDims, PoolDims, Windows};
 
 /// Weights and biases of each layer that has them.
@@ -222,7 +222,7 @@ impl Walk {
     /// On which side of every kink the walk went: who fired, and who won.
     pub fn pattern(&self, network: &Network) -> Vec<Vec<u8>> {
         let layers = network.layers.iter().zip(&self.values[1..]);
-        let relus = layers.filter(|(layer, _)| matches!(layer.kind, Kind::Relu));
+        let relus = layers.filter(|(layer, _)| matches!(layer.kind, Kind::Relu(_)));
         let fired = relus.map(|(_, y)| y.iter().map(|y| u8::from(*y > 0.0)).collect());
         fired.chain(self.switches.iter().cloned()).collect()
     }
@@ -235,21 +235,21 @@ pub fn up(network: &Network, params: &HostParams, n: usize, input: Vec<f64>) -> 
         let x = walk.values.last().unwrap();
         let mut switches = Vec::new();
         let y = match &layer.kind {
-            Kind::Conv { dims, .. } | Kind::FullyConnected { dims, .. } => {
+            Kind::Conv(Conv { dims, .. }) | Kind::FullyConnected(FullyConnected { dims, .. }) => {
                 let [weight, bias] = param.as_ref().unwrap();
                 conv(&dims.with_n(n), x, weight, Some(bias))
             }
-            Kind::ConvTranspose { dims } => {
+            Kind::ConvTranspose(ConvTranspose { dims }) => {
                 conv_data(&dims.with_n(n), x, &param.as_ref().unwrap()[0])
             }
-            Kind::Relu => relu(x),
-            Kind::MaxPool { dims } => {
+            Kind::Relu(_) => relu(x),
+            Kind::MaxPool(MaxPool { dims }) => {
                 let (y, winners) = pool(&dims.with_n(n), x);
                 switches = winners;
                 y
             }
             Kind::Lrn(constants) => lrn(x, layer.input.c, constants),
-            Kind::Dropout { .. } => x.clone(),
+            Kind::Dropout(_) => x.clone(),
         };
         walk.values.push(y);
         walk.switches.push(switches);
@@ -274,26 +274,26 @@ pub fn down(
     for (i, layer) in network.layers.iter().enumerate().take(from + 1).rev() {
         let (x, y) = (&walk.values[i], &walk.values[i + 1]);
         dy = match &layer.kind {
-            Kind::Conv { dims, .. } | Kind::FullyConnected { dims, .. } => {
+            Kind::Conv(Conv { dims, .. }) | Kind::FullyConnected(FullyConnected { dims, .. }) => {
                 let dims = &dims.with_n(walk.n);
                 gradients[i] = Some(conv_filter(dims, &dy, x));
                 conv_data(dims, &dy, &params[i].as_ref().unwrap()[0])
             }
-            Kind::ConvTranspose { dims } => {
+            Kind::ConvTranspose(ConvTranspose { dims }) => {
                 let dims = &dims.with_n(walk.n);
                 let [weights, _] = conv_filter(dims, x, &dy);
                 gradients[i] = Some([weights, vec![0.0; dims.k as usize]]); // no bias
                 conv(dims, &dy, &params[i].as_ref().unwrap()[0], None)
             }
-            Kind::Relu => relu_down(&dy, y, relu_rule),
-            Kind::MaxPool { dims } => {
+            Kind::Relu(_) => relu_down(&dy, y, relu_rule),
+            Kind::MaxPool(MaxPool { dims }) => {
                 unpool(&dims.with_n(walk.n), &dy, &walk.switches[i], &own, rule.forward_mask)
             }
             Kind::Lrn(lrn) if rule.lrn_down == LrnDown::Derivative => {
                 let [dx, _] = lrn_down(&dy, x, layer.input.c, lrn);
                 dx
             }
-            Kind::Lrn(_) | Kind::Dropout { .. } => dy,
+            Kind::Lrn(_) | Kind::Dropout(_) => dy,
         };
     }
     (dy, gradients)

@@ -1,0 +1,102 @@
+//! A fully connected layer with bias: a convolution whose filter covers the input and whose output is one
+//! pixel.
+
+use serde::{Deserialize, Serialize};
+
+use super::conv::{backward, conv_dims, forward, input_windows};
+use super::{Backward, Forward, Kind, Operation, Output, Place, Planned, Spec};
+use crate::Result;
+use crate::backend::Backend;
+use crate::shape::{ConvDims, Field, Shape, Windows};
+
+/// A fully connected layer, as a description has it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)] // the fields are the field's own terms
+pub struct FcSpec {
+    pub name: String,
+    /// The last layer goes without: it has as many as there are classes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outputs: Option<usize>,
+    /// Limit of each row's RMS; none by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rms_limit: Option<f32>,
+}
+
+/// A fully connected layer.
+#[derive(Clone, Copy, Debug)]
+pub struct FullyConnected {
+    /// Sizes of the convolution that it is, for one image.
+    pub dims: ConvDims,
+    /// Limit of each row's RMS; 0 for none.
+    pub rms_limit: f32,
+}
+
+impl Spec for FcSpec {
+    const PREFIX: &'static str = "fc";
+    const HAS_WEIGHTS: bool = true;
+
+    fn name(&self) -> Option<&str> {
+        Some(&self.name)
+    }
+
+    fn rename(&mut self, name: &str) {
+        self.name = name.into();
+    }
+
+    fn plan(&self, place: &Place<'_>) -> Result<Planned> {
+        place.check_numbers([self.outputs.unwrap_or(0)])?;
+        let outputs = match (self.outputs, place.classes) {
+            (Some(outputs), Some(classes)) if outputs != classes => {
+                return Err(place.error(format!(
+                    "expected one output for each of {classes} classes (or no `outputs` at all), \
+                     found {outputs}"
+                )));
+            }
+            (None, None) => {
+                return Err(place.error(
+                    "expected `outputs`; only a last layer that gives the classes goes without",
+                ));
+            }
+            (outputs, classes) => outputs.or(classes).unwrap_or(0),
+        };
+        if outputs == 0 {
+            return Err(place.error("expected at least one output, found 0"));
+        }
+        let (input, output) = (place.input, Shape::vector(outputs));
+        let dims = conv_dims(input, output, [input.h, input.w], 1, [0, 0], 1);
+        let rms_limit = self.rms_limit.unwrap_or(0.0);
+        let kind = Kind::FullyConnected(FullyConnected { dims, rms_limit });
+        Ok(Planned { kind, output, field: [Field::whole(place.size); 2] })
+    }
+}
+
+impl Operation for FullyConnected {
+    fn convolution(&self) -> Option<&ConvDims> {
+        Some(&self.dims)
+    }
+
+    fn has_bias(&self) -> bool {
+        true
+    }
+
+    fn rms_limit(&self) -> f32 {
+        self.rms_limit
+    }
+
+    fn forward<B: Backend>(&self, pass: Forward<'_, B>) -> Result<()> {
+        forward(&self.dims, pass)
+    }
+
+    fn backward<B: Backend>(&self, pass: Backward<'_, B>) -> Result<Output> {
+        backward(&self.dims, pass)
+    }
+
+    fn input_windows(&self, map: [u32; 2], output: &Windows) -> Option<Windows> {
+        Some(input_windows(&self.dims, map, output))
+    }
+
+    fn shrink_to_windows(&mut self, size: [u32; 2]) {
+        self.dims = self.dims.windowed(size);
+    }
+}

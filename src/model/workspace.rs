@@ -1,0 +1,318 @@
+//! What it takes to run a network: buffers planned for a number of samples and a purpose, the forward
+//! pass, and the backward pass by a [`Rule`].
+//!
+//! The deconvnet is the backward pass with another rule; nothing else here knows of it.
+
+use super::layer::{Backward, Common, ConvPool, Forward, Kind, Output, Step};
+use super::rule::Rule;
+use super::windows::WindowBuffers;
+use super::{Network, Params};
+use crate::Result;
+use crate::backend::{Backend, ReluRule, StepState, Tensor};
+use crate::shape::{ConvDims, Shape};
+
+/// What a workspace is for, and so what it keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Walks up with dropout, and down with gradients of the weights.
+    Train,
+    /// Walks up only.
+    Infer,
+    /// Walks up, then down from so many seeds at a time.
+    Project {
+        /// Descending samples at a time.
+        seeds: usize,
+    },
+}
+
+/// What is run, and kept, as one.
+pub(super) struct Block {
+    /// Index of its first layer, whose weights it has.
+    pub layer: usize,
+    pub step: Step,
+    /// Whether a relu makes its output: a layer of its own, or computed with a convolution.
+    pub relu: bool,
+    /// Shape of its input for one image.
+    pub input: Shape,
+    /// Shape of its output for one image.
+    pub output: Shape,
+}
+
+/// Activations, switches and buffers for passes of up to `capacity` samples.
+pub struct Workspace<B: Backend> {
+    /// The network's input, `[n, size, size, 3]`; its `n` says how many samples are in use.
+    pub input: Tensor<B>,
+    /// What the operations read of the step.
+    pub state: B::State,
+    pub(super) blocks: Vec<Block>,
+    /// For each layer, the block that holds its output.
+    pub(super) block_of: Vec<usize>,
+    /// Each block's output after a forward pass.
+    pub(super) outputs: Vec<Tensor<B>>,
+    /// The switches of blocks that pool.
+    pub(super) switches: Vec<Option<B::Bytes>>,
+    /// What goes back: the current tensor, and the one the next layer writes.
+    pub(super) descending: [Tensor<B>; 2],
+    /// What projections from single units need besides.
+    pub(super) windows: WindowBuffers<B>,
+    pub(super) scratch: B::Scratch,
+    /// Where the sums go that a filter gradient takes for a bias's, of layers that have none.
+    pub(super) no_bias: Tensor<B>,
+    /// Whether dropout drops: one that is the first of all layers is run for other purposes too.
+    training: bool,
+}
+
+/// One walk down: from where, by which rule, for whom.
+pub struct Descent<'a, B: Backend> {
+    /// The layer whose output has been seeded.
+    pub from: usize,
+    /// The rule.
+    pub rule: Rule,
+    /// For each descending sample the forward sample it belongs to; its own by default.
+    pub images: Option<&'a B::Indices>,
+    /// Gradients of the weights to be written, or added to with `accumulate`.
+    pub gradients: Option<&'a mut Params<B>>,
+    /// Add to `gradients` instead of overwriting.
+    pub accumulate: bool,
+    /// Whether to go all the way to the pixels: in a workspace for projections, since training has no
+    /// use for that.
+    pub to_pixels: bool,
+}
+
+impl<B: Backend> Workspace<B> {
+    /// Plans passes of up to `capacity` samples: decides what is run as one, and makes every buffer
+    /// that they will use.
+    ///
+    /// # Errors
+    /// If the backend has no room.
+    pub fn new(backend: &B, network: &Network, purpose: Purpose, capacity: usize) -> Result<Self> {
+        let (blocks, block_of) = plan(backend, network, purpose, capacity);
+        let (going_back, units) = match purpose {
+            Purpose::Train => (capacity, 0),
+            Purpose::Infer => (0, 0),
+            Purpose::Project { seeds } => (seeds, seeds),
+        };
+        let (windows, needs) = WindowBuffers::new(backend, &blocks, units)?;
+        let mut outputs = Vec::new();
+        let mut switches = Vec::new();
+        let mut largest = network.input().len().max(needs.values);
+        for (index, block) in blocks.iter().enumerate() {
+            largest = largest.max(block.output.len());
+            let shape = block.output.with_n(capacity);
+            let logits = index + 1 == blocks.len() && network.classes() > 0;
+            outputs.push(if logits { backend.zeros(shape) } else { backend.activations(shape) }?);
+            let pools = block.step.pooling().is_some();
+            switches.push(pools.then(|| backend.bytes(shape.len())).transpose()?);
+        }
+        let descending = Shape::new(going_back, 1, 1, largest);
+        let most = capacity.max(going_back);
+        let convolutions = network.convolutions().map(|(_, dims)| dims.with_n(most));
+        let convolutions: Vec<ConvDims> = convolutions.chain(needs.convolutions).collect();
+        let without_bias = network.layers.iter().filter(|layer| !layer.has_bias());
+        let sums = without_bias.filter_map(|layer| layer.convolution().map(|dims| dims.k)).max();
+        Ok(Workspace {
+            input: backend.activations(network.input().with_n(capacity))?,
+            state: backend.state()?,
+            blocks,
+            block_of,
+            outputs,
+            switches,
+            descending: [backend.activations(descending)?, backend.activations(descending)?],
+            windows,
+            scratch: backend.scratch(&convolutions)?,
+            no_bias: backend.zeros(Shape::vector(sums.unwrap_or(0) as usize))?,
+            training: purpose == Purpose::Train,
+        })
+    }
+
+    /// The forward pass: from `self.input` to the logits.
+    ///
+    /// # Errors
+    /// If the backend refuses an operation.
+    pub fn up(&mut self, backend: &B, params: &Params<B>) -> Result<()> {
+        let n = self.input.shape().n;
+        for (index, block) in self.blocks.iter().enumerate() {
+            let (below, above) = self.outputs.split_at_mut(index);
+            let (x, y) = (below.last().unwrap_or(&self.input), &mut above[0]);
+            y.reshape(block.output.with_n(n));
+            block.step.forward(Forward {
+                backend,
+                y,
+                switches: self.switches[index].as_mut(),
+                x,
+                param: params.layers[block.layer].as_ref(),
+                relu: block.relu,
+                common: Common {
+                    scratch: &mut self.scratch,
+                    state: &self.state,
+                    layer: block.layer as u32,
+                    training: self.training,
+                },
+            })?;
+        }
+        Ok(())
+    }
+
+    /// The backward pass: from what [`Workspace::descending`] holds for `descent.from`, to the pixels
+    /// or, without `to_pixels`, until the first layer's gradients are known.
+    ///
+    /// Every layer is undone by its transpose; what the rule decides is what a relu, a pool and a
+    /// normalisation let through. With [`Rule::GRADIENT`] this is backpropagation.
+    ///
+    /// # Errors
+    /// If the backend refuses an operation.
+    pub fn down(&mut self, backend: &B, params: &Params<B>, descent: Descent<'_, B>) -> Result<()> {
+        let from = self.block_of[descent.from];
+        self.down_from(backend, params, from, descent)
+    }
+
+    /// The same from the output of block `top` on.
+    pub(super) fn down_from(
+        &mut self,
+        backend: &B,
+        params: &Params<B>,
+        top: usize,
+        mut descent: Descent<'_, B>,
+    ) -> Result<()> {
+        for index in (0..=top).rev() {
+            if self.has_relu_to_undo(index, &descent) {
+                let (dy, y) = (&mut self.descending[0], &self.outputs[index]);
+                backend.relu_backward(dy, y, descent.images, descent.rule.relu())?;
+            }
+            let block = &self.blocks[index];
+            let [dy, dx] = &mut self.descending;
+            let gradients = descent.gradients.as_mut();
+            let output = block.step.backward(Backward {
+                backend,
+                dx,
+                dy,
+                x: if index == 0 { &self.input } else { &self.outputs[index - 1] },
+                switches: self.switches[index].as_ref(),
+                images: descent.images,
+                rule: descent.rule,
+                param: params.layers[block.layer].as_ref(),
+                gradient: gradients.and_then(|gradients| gradients.layers[block.layer].as_mut()),
+                accumulate: descent.accumulate,
+                to_input: index > 0 || descent.to_pixels,
+                no_bias: &mut self.no_bias,
+                common: Common {
+                    scratch: &mut self.scratch,
+                    state: &self.state,
+                    layer: block.layer as u32,
+                    training: self.training,
+                },
+            })?;
+            if output == Output::Dx {
+                self.descending.swap(0, 1);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether what arrives at a block's output has to pass a relu. An unpooling under the forward mask
+    /// lets nothing through that a relu right below it would stop.
+    pub(super) fn has_relu_to_undo(&self, index: usize, descent: &Descent<'_, B>) -> bool {
+        let walked_above = index < self.block_of[descent.from];
+        let unpooled = walked_above && self.blocks[index + 1].step.pooling().is_some();
+        let only_masked = descent.rule.relu() == ReluRule { forward_mask: true, relu_down: false };
+        self.blocks[index].relu && !(unpooled && only_masked)
+    }
+
+    /// Tells the operations of the coming walks their step.
+    ///
+    /// # Errors
+    /// If the backend refuses.
+    pub fn set_state(&mut self, backend: &B, state: StepState) -> Result<()> {
+        backend.set_state(&mut self.state, state)
+    }
+
+    /// The output of a layer after a walk up. A convolutional or fully connected layer's output is
+    /// taken after the relu that follows it, as its maps are always shown (a transposed one's before
+    /// it); the last layer's is the logits. In training, where a backend pools a first convolution's output at once, there is none
+    /// of that layer: it is the pool's.
+    pub fn output(&self, layer: usize) -> &Tensor<B> {
+        &self.outputs[self.block_of[layer]]
+    }
+
+    /// The switches of a pooling layer after a walk up.
+    pub fn switches(&self, layer: usize) -> Option<&B::Bytes> {
+        self.switches[self.block_of[layer]].as_ref()
+    }
+
+    /// The same, to be written: a walk down can be given another backend's switches.
+    pub fn switches_mut(&mut self, layer: usize) -> Option<&mut B::Bytes> {
+        self.switches[self.block_of[layer]].as_mut()
+    }
+
+    /// What has descended, and where the next walk down is seeded.
+    pub fn descending(&mut self) -> &mut Tensor<B> {
+        &mut self.descending[0]
+    }
+
+    /// The logits of a walk up; the last layer's maps, where there are no classes.
+    pub fn logits(&self) -> &Tensor<B> {
+        self.outputs.last().expect("a network has layers")
+    }
+
+    /// Softmax and cross-entropy of a walk up's logits: the samples' losses, and where the walk down
+    /// starts, the gradient of `scale` times their sum.
+    ///
+    /// A network without classes has no such loss: its caller writes the gradient of one into
+    /// [`Workspace::descending`].
+    ///
+    /// # Errors
+    /// If the backend refuses.
+    pub fn loss(
+        &mut self,
+        backend: &B,
+        losses: &mut Tensor<B>,
+        labels: &B::Indices,
+        scale: f32,
+    ) -> Result<()> {
+        let logits = self.outputs.last().expect("a network has layers");
+        let dlogits = &mut self.descending[0];
+        dlogits.reshape(logits.shape());
+        backend.softmax_cross_entropy(losses, dlogits, logits, labels, scale, &mut self.state)
+    }
+}
+
+/// What is run as one: a convolution with the relu behind it, the first also with its pooling if the
+/// backend can. Dropout that drops nothing is left out. And for each layer, the block that holds its
+/// output.
+fn plan<B: Backend>(
+    backend: &B,
+    network: &Network,
+    purpose: Purpose,
+    capacity: usize,
+) -> (Vec<Block>, Vec<usize>) {
+    let training = purpose == Purpose::Train;
+    let layers = &network.layers;
+    let mut blocks: Vec<Block> = Vec::new();
+    let mut block_of = Vec::new();
+    if let Some(first) = training.then(|| ConvPool::new(backend, layers, capacity)).flatten() {
+        let (input, output) = (layers[0].input, layers[2].output);
+        blocks.push(Block { layer: 0, step: Step::ConvPool(first), relu: false, input, output });
+        block_of.extend([0; 3]);
+    }
+    for (index, layer) in layers.iter().enumerate().skip(block_of.len()) {
+        let is_relu = matches!(layer.kind, Kind::Relu(_));
+        let skipped = matches!(layer.kind, Kind::Dropout(_)) && !training;
+        match blocks.last_mut() {
+            Some(block)
+                if is_relu && block.layer + 1 == index && layers[block.layer].has_bias() =>
+            {
+                block.relu = true;
+            }
+            Some(_) if skipped => {}
+            _ => blocks.push(Block {
+                layer: index,
+                step: Step::Layer(layer.kind),
+                relu: is_relu,
+                input: layer.input,
+                output: layer.output,
+            }),
+        }
+        block_of.push(blocks.len() - 1);
+    }
+    (blocks, block_of)
+}
