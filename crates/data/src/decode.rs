@@ -22,6 +22,8 @@ use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use fast_image_resize as fir;
+use fast_image_resize::images::{TypedImage, TypedImageRef};
+use fast_image_resize::pixels::U8x3;
 use zune_core::{bytestream::ZCursor, colorspace::ColorSpace, options::DecoderOptions};
 use zune_jpeg::JpegDecoder;
 
@@ -295,12 +297,12 @@ fn run(
     out: &mut [u8],
     options: &fir::ResizeOptions,
 ) {
-    let pixel = fir::PixelType::U8x3;
-    let from = fir::images::ImageRef::new(width as u32, height as u32, pixels, pixel)
+    // Of the one type of pixels: `Resizer::resize` would have the code of all of them compiled.
+    let from = TypedImageRef::<U8x3>::from_buffer(width as u32, height as u32, pixels)
         .expect("width * height * 3 bytes");
-    let mut to = fir::images::Image::from_slice_u8(to[0] as u32, to[1] as u32, out, pixel)
+    let mut to = TypedImage::<U8x3>::from_buffer(to[0] as u32, to[1] as u32, out)
         .expect("width * height * 3 bytes");
-    resizer.resize(&from, &mut to, options).expect("same pixel type, crop box inside");
+    resizer.resize_typed(&from, &mut to, options).expect("a crop box inside");
 }
 
 #[cfg(test)]
