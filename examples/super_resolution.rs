@@ -18,6 +18,8 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use fast_image_resize as fir;
+use fast_image_resize::images::{TypedImage, TypedImageRef};
+use fast_image_resize::pixels::U8x3;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use zfnet::backend::cpu::CpuBackend;
@@ -250,14 +252,14 @@ impl Pair {
 
 /// Resizes by Catmull and Rom's cubic (a = -1/2), widened, and so antialiased, where it shrinks.
 fn bicubic(image: &Image, width: usize, height: usize) -> Outcome<Image> {
-    let pixel = fir::PixelType::U8x3;
     let [w, h] = [image.width, image.height].map(|v| v as u32);
-    let from = fir::images::ImageRef::new(w, h, &image.pixels, pixel)?;
-    let mut to = fir::images::Image::new(width as u32, height as u32, pixel);
+    let from = TypedImageRef::<U8x3>::from_buffer(w, h, &image.pixels)?;
+    let mut pixels = vec![0; width * height * 3];
+    let mut to = TypedImage::<U8x3>::from_buffer(width as u32, height as u32, &mut pixels)?;
     let options = fir::ResizeOptions::new()
         .resize_alg(fir::ResizeAlg::Convolution(fir::FilterType::CatmullRom));
-    fir::Resizer::new().resize(&from, &mut to, &options)?;
-    Ok(Image::new(width, height, to.into_vec()))
+    fir::Resizer::new().resize_typed(&from, &mut to, &options)?;
+    Ok(Image::new(width, height, pixels))
 }
 
 /// Over all pixels and the three colours.

@@ -266,9 +266,30 @@ impl Preparer {
         assert_eq!(out.len(), side * side * 3, "out for {side}x{side} RGB");
         assert!(width * height * side > 0, "an image of {width}x{height} to {side}x{side}");
         let square = Square::centre(width, height);
-        let (x, y, s) = (square.x as f64, square.y as f64, square.side as f64);
-        let options = bilinear().crop(x, y, s, s);
-        run(&mut self.resizer, [width, height], &image.pixels, [side; 2], out, &options);
+        let part = [square.x, square.y, square.side, square.side];
+        self.resize([width, height], &image.pixels, part, [side; 2], out);
+    }
+
+    /// The part `[x, y, width, height]` of an RGB picture of `[width, height]`, resized (antialiased
+    /// bilinear) to another width and height.
+    pub(crate) fn resize(
+        &mut self,
+        [width, height]: [usize; 2],
+        pixels: &[u8],
+        part: [usize; 4],
+        to: [usize; 2],
+        out: &mut [u8],
+    ) {
+        let [x, y, w, h] = part.map(|v| v as f64);
+        let options = fir::ResizeOptions::new()
+            .resize_alg(fir::ResizeAlg::Convolution(fir::FilterType::Bilinear))
+            .crop(x, y, w, h);
+        // Of the one type of pixels: `Resizer::resize` would have the code for all of them compiled.
+        let from = TypedImageRef::<U8x3>::from_buffer(width as u32, height as u32, pixels)
+            .expect("width * height * 3 bytes");
+        let mut to = TypedImage::<U8x3>::from_buffer(to[0] as u32, to[1] as u32, out)
+            .expect("width * height * 3 bytes");
+        self.resizer.resize_typed(&from, &mut to, &options).expect("a part that lies inside");
     }
 }
 
@@ -282,27 +303,7 @@ pub fn prepare(image: &Rgb, side: usize, out: &mut [u8]) {
 /// # Panics
 /// If a size is 0, or `pixels` or `out` has not as many bytes as its size says.
 pub fn resize(size: [usize; 2], pixels: &[u8], to: [usize; 2], out: &mut [u8]) {
-    run(&mut fir::Resizer::new(), size, pixels, to, out, &bilinear());
-}
-
-fn bilinear() -> fir::ResizeOptions {
-    fir::ResizeOptions::new().resize_alg(fir::ResizeAlg::Convolution(fir::FilterType::Bilinear))
-}
-
-fn run(
-    resizer: &mut fir::Resizer,
-    [width, height]: [usize; 2],
-    pixels: &[u8],
-    to: [usize; 2],
-    out: &mut [u8],
-    options: &fir::ResizeOptions,
-) {
-    // Of the one type of pixels: `Resizer::resize` would have the code of all of them compiled.
-    let from = TypedImageRef::<U8x3>::from_buffer(width as u32, height as u32, pixels)
-        .expect("width * height * 3 bytes");
-    let mut to = TypedImage::<U8x3>::from_buffer(to[0] as u32, to[1] as u32, out)
-        .expect("width * height * 3 bytes");
-    resizer.resize_typed(&from, &mut to, options).expect("a crop box inside");
+    Preparer::default().resize(size, pixels, [0, 0, size[0], size[1]], to, out);
 }
 
 #[cfg(test)]

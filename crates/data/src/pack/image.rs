@@ -4,7 +4,6 @@
 
 use std::io::ErrorKind;
 
-use fast_image_resize as fir;
 use jpeg_encoder::{ColorType, Encoder, SamplingFactor};
 
 use crate::decode::{DecodeError, Preparer, Rgb, decode};
@@ -36,7 +35,6 @@ impl Stored {
 /// Makes images, with memory that is kept from one to the next.
 #[derive(Default)]
 pub struct Maker {
-    resizer: fir::Resizer,
     preparer: Preparer,
 }
 
@@ -115,16 +113,8 @@ impl Maker {
         let [new_w, new_h] = [w, h].map(|length| side * length / shortest);
         let mut pixels = vec![0; 3 * new_w * new_h];
         let (x, y) = ((width - w) / 2, (height - h) / 2);
-        let options = fir::ResizeOptions::new()
-            .resize_alg(fir::ResizeAlg::Convolution(fir::FilterType::Bilinear))
-            .crop(x as f64, y as f64, w as f64, h as f64);
-        let kind = fir::PixelType::U8x3;
-        let from = fir::images::ImageRef::new(width as u32, height as u32, &image.pixels, kind)
-            .expect("width * height * 3 bytes");
-        let mut to =
-            fir::images::Image::from_slice_u8(new_w as u32, new_h as u32, &mut pixels, kind)
-                .expect("new_w * new_h * 3 bytes");
-        self.resizer.resize(&from, &mut to, &options).expect("same pixel type, crop box inside");
+        let size = [width, height];
+        self.preparer.resize(size, &image.pixels, [x, y, w, h], [new_w, new_h], &mut pixels);
         Rgb { width: new_w, height: new_h, pixels }
     }
 }
