@@ -86,5 +86,5 @@ pub mod report;
 pub mod study;
 pub mod train;
 
-pub use zfnet_core::{Error, Result, disk, human_bytes, shape};
+pub use zfnet_core::{BoxError, Error, Result, disk, human_bytes, shape};
 pub use zfnet_data as data;

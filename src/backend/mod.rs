@@ -26,7 +26,9 @@
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+mod id;
 
+pub use id::BackendId;
 pub use zfnet_core::operation::*;
 pub use zfnet_core::philox;
 
@@ -145,8 +147,12 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// Operations that were recorded to be run again.
     type Recording;
 
-    /// What runs the operations, for logs: instruction set and threads, or the name of the GPU.
-    fn describe(&self) -> String;
+    /// What it is, as far as the bits of its results depend on it.
+    fn id(&self) -> BackendId;
+    /// What it is, for people: [`Backend::id`], with the number of threads of a CPU.
+    fn describe(&self) -> String {
+        self.id().to_string()
+    }
     /// How activations are stored and products made.
     fn precision(&self) -> Precision;
     /// The kind of device, as benchmark rows have it.

@@ -343,8 +343,8 @@ mod interrupted {
     use std::thread;
     use std::time::{Duration, Instant};
 
-    use crate::common::Random;
     use super::*;
+    use crate::common::Random;
 
     /// A set packed without disturbance, and the time it took.
     fn whole(place: &Place) -> (Files, Duration) {
@@ -487,7 +487,7 @@ mod interrupted {
         signal(&child, "STOP"); // so that it is at work for as long as the second one lives
         let ran = place.run(PACK);
         signal(&child, "CONT");
-        ran.refused(&["set", "another `zfnet pack`", "wait for its end"]);
+        ran.refused(&["set", "another packing", "wait for its end"]);
         assert!(child.wait().unwrap().success());
         assert_same(&files(&place.path("set")), &whole);
     }

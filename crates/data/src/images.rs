@@ -12,10 +12,9 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::Split;
 use super::decode::{Preparer, Rgb, decode, decode_into};
-use super::folder::Sample;
+use super::folder::{Sample, read_file};
 use super::shard::manifest::Form;
 use super::shard::{Io, ShardSet, Shards};
-use super::source::read_file;
 use zfnet_core::{Error, Result};
 
 /// Bytes of one image that a thread keeps memory for: 5 megapixels.
@@ -353,13 +352,13 @@ impl Images {
         tracing::warn!("left out: {named}");
         bad.insert(index, reason);
         if bad.len() as f64 > self.options.max_bad * self.len() as f64 {
-            return Err(Error::Data(format!(
-                "{} of {} files are no usable images, more than the allowed share of {}; the last \
-                 one: {named}. Mend or remove them, or raise --max-bad",
-                bad.len(),
-                self.len(),
-                self.options.max_bad
-            )));
+            return Err(Error::TooManyBad {
+                files: "files".into(),
+                bad: bad.len(),
+                of: self.len(),
+                allowed: self.options.max_bad,
+                last: named.to_string(),
+            });
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! From files on disk to batches of pixels: folders and shards, decoding, order, and the threads that
 //! load.
 
+mod checksum;
 pub mod decode;
 pub mod devkit;
 pub mod folder;

@@ -9,8 +9,3 @@ mod sigbus;
 
 pub use bytes::Io;
 pub use set::{ShardSet, Shards};
-
-/// The CRC-32C of an image's bytes.
-pub(crate) fn crc32c(bytes: &[u8]) -> u32 {
-    crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, bytes) as u32
-}
