@@ -189,6 +189,8 @@ fn values_mut(tensor: &mut Tensor<CpuBackend>) -> &mut [f32] {
     &mut tensor.buffer.values[..len]
 }
 
+impl super::sealed::Sealed for CpuBackend {}
+
 impl Backend for CpuBackend {
     type Buffer = Buffer;
     type Bytes = Vec<u8>;

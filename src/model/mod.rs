@@ -5,6 +5,7 @@ mod architecture;
 mod deconvnet;
 mod input;
 mod network;
+#[doc(hidden)] // what users need of it is exported here; the rest is for the program and tests
 pub mod weights;
 mod windows;
 

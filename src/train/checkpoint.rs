@@ -54,7 +54,7 @@ pub struct State {
     /// Neighbouring images of shards that are shuffled at a time; all, for `None`.
     #[serde(default)]
     pub shuffle_window: Option<usize>,
-    /// The recipe, flags included.
+    /// The recipe that it is trained by.
     pub recipe: Recipe,
     /// What ran it: a bit-identical continuation needs the same.
     #[serde(deserialize_with = "backend_id")]
@@ -131,7 +131,7 @@ impl FileMark {
 /// # Errors
 /// If the disk is full, the folder cannot be written or a weight is not finite; what was there
 /// before is kept.
-pub fn save<B: Backend>(
+pub(super) fn save<B: Backend>(
     backend: &B,
     run: &Path,
     model: &Model<B>,
@@ -188,7 +188,7 @@ pub fn save<B: Backend>(
 ///
 /// # Errors
 /// If the folder cannot be written.
-pub fn relink(run: &Path, folder: &Path, state: &State) -> Result<()> {
+pub(super) fn relink(run: &Path, folder: &Path, state: &State) -> Result<()> {
     let name = folder.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     link(run, "last", name)?;
     let best = state.best.map(|(_, step)| format!("step-{step}"));
@@ -203,7 +203,7 @@ pub fn relink(run: &Path, folder: &Path, state: &State) -> Result<()> {
 ///
 /// # Errors
 /// If the folder cannot be read or a checkpoint not removed.
-pub fn prune(run: &Path, keep: usize) -> Result<()> {
+pub(super) fn prune(run: &Path, keep: usize) -> Result<()> {
     let linked: Vec<PathBuf> =
         ["last", "best"].iter().filter_map(|link| fs::read_link(run.join(link)).ok()).collect();
     for ending in [".tmp", ".old"] {
@@ -227,7 +227,7 @@ pub fn prune(run: &Path, keep: usize) -> Result<()> {
 ///
 /// # Errors
 /// If the folder cannot be written.
-pub fn recover(run: &Path) -> Result<()> {
+pub(super) fn recover(run: &Path) -> Result<()> {
     for step in steps(run, ".old") {
         let (old, folder) =
             (run.join(format!("step-{step}.old")), run.join(format!("step-{step}")));
@@ -254,7 +254,7 @@ fn steps(run: &Path, ending: &str) -> Vec<u32> {
 }
 
 /// A checkpoint to go on from.
-pub struct Resumed<B: Backend> {
+pub(super) struct Resumed<B: Backend> {
     /// Network, weights, preprocessing, classes.
     pub model: Model<B>,
     /// Momentum.
@@ -267,7 +267,7 @@ pub struct Resumed<B: Backend> {
 ///
 /// # Errors
 /// If a file is missing, damaged or does not belong: its name, what was expected, what was found.
-pub fn load<B: Backend>(backend: &B, folder: &Path) -> Result<Resumed<B>> {
+pub(super) fn load<B: Backend>(backend: &B, folder: &Path) -> Result<Resumed<B>> {
     let state = read_state(folder)?;
     let model = read_model(backend, folder, &state, &Bare::default())?;
     let bytes = verified(folder, OPTIMIZER, &state)?;
@@ -348,7 +348,7 @@ pub fn read_state(folder: &Path) -> Result<State> {
 
 impl State {
     /// At the start of training.
-    pub fn new(
+    pub(super) fn new(
         recipe: Recipe,
         seed: u64,
         accumulate: usize,

@@ -12,7 +12,7 @@ use crate::model::{Architecture, Bare, Network};
 
 /// What to train, on what, and where to.
 pub struct Job<'a> {
-    /// The network and its recipe, flags included; its number of classes is the data's.
+    /// The network, with the recipe to train it by; its number of classes is the data's.
     pub architecture: Architecture,
     /// Training images, squares of `architecture.input.resize`.
     pub train: Arc<Images>,
@@ -48,6 +48,7 @@ pub struct Job<'a> {
 }
 
 /// What happens while a network is trained, for whoever shows it.
+#[non_exhaustive]
 pub enum Event<'a> {
     /// The mean image is being worked out: images done, of how many.
     Mean(usize, usize),

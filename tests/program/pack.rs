@@ -11,9 +11,9 @@ use zfnet::data::Split;
 use zfnet::data::decode::{decode, prepare};
 use zfnet::data::folder::ImageFolder;
 use zfnet::data::images::{Images, ReadOptions};
+use zfnet::data::shard::ShardSet;
 use zfnet::data::shard::index::{Entry, Index};
 use zfnet::data::shard::manifest::Manifest;
-use zfnet::data::shard::set::ShardSet;
 
 /// Makes several shards of the images of a [`Place`].
 const PACK: &str = "pack data set --shard-size 20kB";

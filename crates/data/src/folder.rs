@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use zfnet_core::{Error, Result};
 
 /// An image larger than this is not read: no photograph of a training set comes near it.
-pub const MAX_IMAGE_BYTES: u64 = 256 << 20;
+pub(crate) const MAX_IMAGE_BYTES: u64 = 256 << 20;
 
 /// The images of a tree, in a fixed order, with the classes they belong to.
 #[derive(Clone, Debug)]
@@ -178,7 +178,7 @@ fn readable_names(root: &Path, classes: &[String]) -> Vec<String> {
 ///
 /// # Errors
 /// If it is no file, too large or cannot be read; names it.
-pub fn read_file(path: &Path, bytes: &mut Vec<u8>) -> Result<()> {
+pub(crate) fn read_file(path: &Path, bytes: &mut Vec<u8>) -> Result<()> {
     bytes.clear();
     // Asked before it is opened: opening a pipe would wait for whoever writes into it.
     if !fs::metadata(path).map_err(Error::io("read", path))?.is_file() {

@@ -103,7 +103,7 @@ impl Images {
     ///
     /// # Errors
     /// If the set does not hold together.
-    pub fn of_shards(set: &ShardSet, split: Split, options: ReadOptions) -> Result<Self> {
+    pub(crate) fn of_shards(set: &ShardSet, split: Split, options: ReadOptions) -> Result<Self> {
         let shards = set.split(split, options.io)?;
         let mean = if split == Split::Train { set.mean(options.side)? } else { None };
         tracing::info!(
@@ -242,7 +242,7 @@ impl Images {
     }
 
     /// Tells the system which images will be wanted soon.
-    pub fn advise(&self, indices: &[u32]) {
+    pub(crate) fn advise(&self, indices: &[u32]) {
         let Some(shards) = self.shards() else { return };
         for &index in indices {
             if self.cache.get(index as usize).is_none_or(|kept| kept.get().is_none()) {

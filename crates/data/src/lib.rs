@@ -3,6 +3,7 @@
 
 mod checksum;
 pub mod decode;
+#[doc(hidden)] // ImageNet's own files; public for tests and fuzzing
 pub mod devkit;
 pub mod folder;
 pub mod images;
@@ -13,6 +14,7 @@ pub mod set;
 pub mod shard;
 pub mod source;
 pub mod synthetic;
+#[doc(hidden)] // public for tests and fuzzing
 pub mod tar;
 pub mod verify;
 

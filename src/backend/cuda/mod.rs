@@ -247,6 +247,8 @@ impl CudaBackend {
     }
 }
 
+impl super::sealed::Sealed for CudaBackend {}
+
 impl Backend for CudaBackend {
     type Buffer = Buffer;
     type Bytes = Memory;

@@ -27,7 +27,8 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-pub use plan::{Options, Plan, ShardPlan, default_mean_side, key_matches};
+pub(crate) use plan::key_matches;
+pub use plan::{Options, Plan, ShardPlan, default_mean_side};
 
 use super::Split;
 use super::shard::manifest::{MANIFEST, Manifest};

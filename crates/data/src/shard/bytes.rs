@@ -439,7 +439,7 @@ mod tests {
     /// Runs `child` below in a process of its own.
     fn run_child(what: &str) -> ExitStatus {
         Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "data::shard::bytes::tests::child", "--ignored", "--nocapture"])
+            .args(["--exact", "shard::bytes::tests::child", "--ignored", "--nocapture"])
             .env("ZFNET_CHILD", what)
             .output()
             .unwrap()

@@ -1,9 +1,10 @@
 //! Sets of shards: files of about a gigabyte that hold many images, to be mapped and streamed.
 
-pub mod bytes;
+pub(crate) mod bytes;
+#[doc(hidden)] // public for tests, benches and fuzzing
 pub mod index;
 pub mod manifest;
-pub mod set;
+pub(crate) mod set;
 #[cfg(unix)]
 mod sigbus;
 

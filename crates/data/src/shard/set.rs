@@ -294,7 +294,7 @@ impl Shards {
     }
 
     /// Tells the system that an image's bytes will be wanted soon.
-    pub fn advise(&self, number: usize) {
+    pub(crate) fn advise(&self, number: usize) {
         let (shard, entry) = self.at(number);
         // What cannot be opened will be told when it is read.
         if let Ok(bytes) = self.opened(shard) {
