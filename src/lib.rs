@@ -86,5 +86,7 @@ pub mod report;
 pub mod study;
 pub mod train;
 
-pub use zfnet_core::{Error, Result, disk, human_bytes, shape};
+pub use zfnet_core::{BoxError, Error, Result, shape};
+#[doc(hidden)] // for the program
+pub use zfnet_core::{disk, human_bytes};
 pub use zfnet_data as data;

@@ -14,8 +14,8 @@ use zfnet_cpu::memory::Storage;
 use zfnet_cpu::{Words, lrn, peak, pointwise, pool, window};
 
 use super::{
-    Backend, Batch, Crop, Dropout, InputDims, Lrn, Memory, Param, Peak, Precision, ReluRule,
-    SeedUnit, SgdConstants, StepState, Tensor,
+    Backend, BackendId, Batch, Crop, Dropout, InputDims, Lrn, Memory, Param, Peak, Precision,
+    ReluRule, SeedUnit, SgdConstants, StepState, Tensor,
 };
 use crate::shape::{ConvDims, PoolDims, Shape, Windows};
 use crate::{Error, Result};
@@ -98,10 +98,11 @@ impl CpuBackend {
     /// If the machine has no instructions for it (AVX512-BF16).
     pub fn bf16(self) -> Result<Self> {
         if !self.isa.has_bf16() {
-            return Err(Error::Backend(format!(
-                "bf16 needs AVX512-BF16, and what is used of this processor is {}: use f32",
-                self.instructions()
-            )));
+            return Err(Error::UnsupportedPrecision {
+                precision: Precision::Bf16,
+                expected: "AVX512-BF16",
+                found: format!("a processor of which {} is used", self.instructions()),
+            });
         }
         Ok(CpuBackend { words: Words::Bf16Pairs, ..self })
     }
@@ -188,6 +189,8 @@ fn values_mut(tensor: &mut Tensor<CpuBackend>) -> &mut [f32] {
     &mut tensor.buffer.values[..len]
 }
 
+impl super::sealed::Sealed for CpuBackend {}
+
 impl Backend for CpuBackend {
     type Buffer = Buffer;
     type Bytes = Vec<u8>;
@@ -198,14 +201,13 @@ impl Backend for CpuBackend {
     type Staging = ();
     type Recording = ();
 
+    fn id(&self) -> BackendId {
+        let instructions = self.instructions().into();
+        BackendId::Cpu { instructions, precision: self.precision(), exact: self.exact }
+    }
+
     fn describe(&self) -> String {
-        let mut text = format!("CPU, {} threads, {}", self.threads(), self.instructions());
-        if self.words == Words::Bf16Pairs {
-            text += ", bf16";
-        } else if self.exact {
-            text += ", exact";
-        }
-        text
+        self.id().with_threads(self.threads())
     }
 
     fn precision(&self) -> Precision {

@@ -26,8 +26,11 @@
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+mod id;
 
+pub use id::BackendId;
 pub use zfnet_core::operation::*;
+#[doc(hidden)] // public for tests
 pub use zfnet_core::philox;
 
 use crate::Result;
@@ -121,13 +124,19 @@ impl<B: Backend> Batch<B> {
     }
 }
 
-/// A machine that runs the operations of a network.
+mod sealed {
+    /// Keeps [`Backend`](super::Backend) to this crate, so that it can gain operations.
+    pub trait Sealed {}
+}
+
+/// A machine that runs the operations of a network: [`cpu::CpuBackend`] or, with the feature `cuda`,
+/// `cuda::CudaBackend`. No other crate can implement it, since operations will be added.
 ///
 /// Operations on the way down take `images`: for each of the `n` descending samples, the index of
 /// the forward image whose switches and values it uses; `None` means its own. So many seeds can
 /// share one forward pass. Shapes of operands are checked when a network is planned; an operation
 /// may panic on operands that disagree, and returns an error only for what the machine refuses.
-pub trait Backend: Send + Sync + Sized + 'static {
+pub trait Backend: sealed::Sealed + Send + Sync + Sized + 'static {
     /// Storage of a tensor's values.
     type Buffer: Send + Sync;
     /// Storage of bytes: pixels and switches.
@@ -145,8 +154,12 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// Operations that were recorded to be run again.
     type Recording;
 
-    /// What runs the operations, for logs: instruction set and threads, or the name of the GPU.
-    fn describe(&self) -> String;
+    /// What it is, as far as the bits of its results depend on it.
+    fn id(&self) -> BackendId;
+    /// What it is, for people: [`Backend::id`], with the number of threads of a CPU.
+    fn describe(&self) -> String {
+        self.id().to_string()
+    }
     /// How activations are stored and products made.
     fn precision(&self) -> Precision;
     /// The kind of device, as benchmark rows have it.

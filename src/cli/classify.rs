@@ -46,7 +46,7 @@ impl OnDevice for Classify {
             let image = match read_rgb(path) {
                 Ok(image) => image,
                 Err(error) => {
-                    eprintln!("error: {error}");
+                    eprintln!("error: {error:#}");
                     code = ExitCode::FAILURE;
                     continue;
                 }

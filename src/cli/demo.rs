@@ -166,7 +166,7 @@ fn learn<B: Backend>(
             let status = format!("epoch {} of {epochs}, training", state.epoch);
             let facts = facts(validation, None);
             let shown = page(backend, folder, run, out, facts, Some(status));
-            let path = shown.map_err(|error| zfnet::Error::Training(format!("{error:#}")))?;
+            let path = shown.map_err(zfnet::Error::callback)?;
             if state.epoch == 1 {
                 display.progress.line(&format!("first pictures: open {}", path.display()));
             }

@@ -104,7 +104,7 @@ impl DeviceArgs {
             DeviceName::Auto => match cuda::devices() {
                 Ok(_) => self.on_gpu(0, command),
                 Err(reason) => {
-                    tracing::info!("not on a GPU: {reason}");
+                    tracing::info!("not on a GPU: {reason:#}");
                     self.on_cpu(threads, command)
                 }
             },

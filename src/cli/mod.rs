@@ -1,5 +1,6 @@
 //! One file a command; parsing and printing only. What the commands share is here.
 
+mod advice;
 mod bench;
 mod bench_loader;
 mod classify;
@@ -276,7 +277,10 @@ pub fn main() -> ExitCode {
         },
     };
     result.unwrap_or_else(|error| {
-        eprintln!("error: {error:#}");
+        match advice::advice(&error) {
+            Some(advice) => eprintln!("error: {error:#}; {advice}"),
+            None => eprintln!("error: {error:#}"),
+        }
         ExitCode::FAILURE
     })
 }

@@ -70,7 +70,7 @@ pub fn run(args: Pack) -> Result<ExitCode> {
         progress.show("list images", images, images, "");
         match stop.load(Ordering::Relaxed) {
             0 => Ok(()),
-            _ => Err(zfnet::Error::Data("stopped".into())),
+            _ => Err(zfnet::Error::callback("stopped")),
         }
     });
     let source = match source {

@@ -365,6 +365,7 @@ impl Display {
                 }
                 self.samples = 0;
             }
+            _ => {}
         }
     }
 }

@@ -8,6 +8,7 @@ mod layer;
 mod network;
 mod params;
 mod rule;
+#[doc(hidden)] // what users need of it is exported here; the rest is for the program and tests
 pub mod weights;
 mod windows;
 mod workspace;

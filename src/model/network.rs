@@ -49,8 +49,8 @@ impl Network {
     /// If there is none; the message lists the names.
     pub fn layer(&self, name: &str) -> Result<usize> {
         self.layers.iter().position(|layer| layer.name == name).ok_or_else(|| {
-            let names: Vec<&str> = self.layers.iter().map(|layer| layer.name.as_str()).collect();
-            Error::Network(format!("no layer `{name}`: expected one of {}", names.join(", ")))
+            let known = self.layers.iter().map(|layer| layer.name.clone()).collect();
+            Error::UnknownLayer { name: name.into(), known }
         })
     }
 

@@ -65,11 +65,8 @@ fn about(bytes: &[u8]) -> Result<Option<About>> {
     let about: About = serde_json::from_str(json)
         .map_err(|error| Error::Network(format!("its metadata is damaged: {error}")))?;
     if about.version != VERSION {
-        return Err(Error::Network(format!(
-            "expected metadata of version {VERSION}, found {}: it was written by another version \
-             of zfnet",
-            about.version
-        )));
+        let found = about.version;
+        return Err(Error::Version { what: "metadata", expected: VERSION, found });
     }
     Ok(Some(about))
 }
@@ -135,11 +132,7 @@ impl<B: Backend> Model<B> {
     /// What `bare` says of a file that says nothing itself.
     fn bare(tensors: &SafeTensors<'_>, bare: &Bare) -> Result<(Network, Preprocess, Vec<String>)> {
         let (Some(arch), Some(preprocess)) = (&bare.arch, &bare.preprocess) else {
-            return Err(Error::Network(
-                "a bare safetensors file (it names no network): say which with --arch NAME|FILE \
-                 and --preprocess paper|torchvision|caffe"
-                    .into(),
-            ));
+            return Err(Error::BareWeights);
         };
         let mut architecture = Architecture::find(arch)?;
         let last = architecture.layers.iter().rev().find_map(|layer| match layer {

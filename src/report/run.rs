@@ -228,7 +228,7 @@ fn about(run: &Run<'_>) -> Vec<(&'static str, String)> {
         ),
         ("Batch", format!("{} images", recipe.batch_size)),
         ("Seed", seed.to_string()),
-        ("Trained on", backend.clone()),
+        ("Trained on", backend.to_string()),
         ("By", program.clone()),
     ]
 }

@@ -369,7 +369,7 @@ pub fn ablation<B: Backend>(
     for (row, record) in rows.iter().zip(&records) {
         known.push(same(&request.out.join(run_of(row)).join(BEGUN), record)?);
     }
-    let parts = Parts::open(&request.out, &(&records, backend.describe()))?;
+    let parts = Parts::open(&request.out, &(&records, backend.id()))?;
     let work = |network: &Network| network.multiply_adds() as f64;
     let total: f64 = networks.iter().map(work).sum();
     let mut measured = Vec::new();

@@ -102,7 +102,7 @@ pub fn ensemble<B: Backend>(
             .collect::<Result<Vec<_>>>()?,
         candidates.first().map(|candidate| candidate.images.fingerprint()),
         &request.data,
-        backend.describe(),
+        backend.id(),
     );
     let parts = Parts::open(request.out, &settings)?;
     let alone = candidates.chunks(1).map(|one| (one[0].name.clone(), one));

@@ -39,7 +39,7 @@ use crate::{Error, Result};
 pub fn fingerprint<B: Backend>(backend: &B, model: &Model<B>) -> Result<String> {
     let Model { network, params, preprocess, .. } = model;
     let mut hash = Xxh3::new();
-    hash.update(backend.describe().as_bytes());
+    hash.update(backend.id().to_string().as_bytes());
     hash.update(network.architecture.to_toml().as_bytes());
     hash.update(&serde_json::to_vec(preprocess).expect("plain data"));
     for (name, _, values) in named_values(backend, network, params)? {

@@ -8,11 +8,12 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use serde::de::{Deserializer, Error as _};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::schedule::Schedule;
-use crate::backend::{Backend, Param};
+use crate::backend::{Backend, BackendId, Param, Precision};
 use crate::disk::{sync_folder, write_synced};
 use crate::model::weights::{architecture_in, named_values, read_params, serialize};
 use crate::model::{Architecture, Bare, Model, Params};
@@ -24,7 +25,8 @@ use zfnet_core::tensors::deserialize;
 const MODEL: &str = "model.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const STATE: &str = "state.json";
-const VERSION: u32 = 1;
+/// Version 1 had the backend as a line of text.
+const VERSION: u32 = 2;
 
 /// Where training stands: everything beside weights and momentum.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -52,16 +54,61 @@ pub struct State {
     /// Neighbouring images of shards that are shuffled at a time; all, for `None`.
     #[serde(default)]
     pub shuffle_window: Option<usize>,
-    /// The recipe, flags included.
+    /// The recipe that it is trained by.
     pub recipe: Recipe,
-    /// What ran it: a bit-identical continuation needs the same instructions.
-    pub backend: String,
+    /// What ran it: a bit-identical continuation needs the same.
+    #[serde(deserialize_with = "backend_id")]
+    pub backend: BackendId,
     /// The program that wrote this.
     pub program: String,
     /// The training images: as many, under the same names, must be there to go on.
     pub data: String,
     /// Size and xxh3 of each other file.
     pub files: BTreeMap<String, FileMark>,
+}
+
+/// What is read first of a state, which another version may have written.
+#[derive(Deserialize)]
+struct Version {
+    version: u32,
+}
+
+/// Reads which backend it was, also from the line of text of version 1.
+fn backend_id<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BackendId, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Written {
+        Data(BackendId),
+        Text(String),
+    }
+    match Written::deserialize(deserializer)? {
+        Written::Data(id) => Ok(id),
+        Written::Text(text) => backend_of_text(&text)
+            .ok_or_else(|| D::Error::custom(format!("`{text}` is no backend's name"))),
+    }
+}
+
+/// What version 1 meant by "CPU, 2 threads, AVX-512, exact" or
+/// "CUDA, NVIDIA H200 (sm_90) bf16 cublaslt 130100". In bf16 it did not say `exact`.
+fn backend_of_text(text: &str) -> Option<BackendId> {
+    if let Some(cpu) = text.strip_prefix("CPU, ") {
+        let mut parts = cpu.split(", ").skip(1); // threads
+        let instructions = parts.next()?.into();
+        let kind = parts.next();
+        let precision = if kind == Some("bf16") { Precision::Bf16 } else { Precision::F32 };
+        return Some(BackendId::Cpu { instructions, precision, exact: kind == Some("exact") });
+    }
+    let (name, rest) = text.strip_prefix("CUDA, ")?.rsplit_once(" (sm_")?;
+    let (capability, rest) = rest.split_once(") ")?;
+    let (precision, gemm) = rest.split_once(' ')?;
+    let known = [Precision::F32, Precision::Tf32, Precision::Bf16];
+    let capability: i32 = capability.parse().ok()?;
+    Some(BackendId::Cuda {
+        name: name.into(),
+        capability: (capability / 10, capability % 10),
+        precision: known.into_iter().find(|known| known.name() == precision)?,
+        cublaslt: gemm.strip_prefix("cublaslt ").and_then(|version| version.parse().ok()),
+    })
 }
 
 /// What a file must be.
@@ -84,7 +131,7 @@ impl FileMark {
 /// # Errors
 /// If the disk is full, the folder cannot be written or a weight is not finite; what was there
 /// before is kept.
-pub fn save<B: Backend>(
+pub(super) fn save<B: Backend>(
     backend: &B,
     run: &Path,
     model: &Model<B>,
@@ -108,11 +155,11 @@ pub fn save<B: Backend>(
     let momentum = named_values(backend, &model.network, momentum)?;
     // What a weight moves by is not finite if the weight is not, nor if it soon will not be.
     if let Some((name, ..)) = momentum.iter().find(|(.., v)| v.iter().any(|v| !v.is_finite())) {
-        return Err(Error::Training(format!(
-            "the momentum of {name} is no longer finite at step {}: start again from an earlier \
-             checkpoint with --init, a lower --learning-rate and another --out",
-            state.step
-        )));
+        return Err(Error::Diverged {
+            what: format!("the momentum of {name} is no longer finite"),
+            step: state.step,
+            learning_rate: state.schedule.rate(&state.recipe),
+        });
     }
     write(OPTIMIZER, serialize(&momentum, None)?)?;
     let json = serde_json::to_string_pretty(state).expect("plain data");
@@ -141,7 +188,7 @@ pub fn save<B: Backend>(
 ///
 /// # Errors
 /// If the folder cannot be written.
-pub fn relink(run: &Path, folder: &Path, state: &State) -> Result<()> {
+pub(super) fn relink(run: &Path, folder: &Path, state: &State) -> Result<()> {
     let name = folder.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     link(run, "last", name)?;
     let best = state.best.map(|(_, step)| format!("step-{step}"));
@@ -156,7 +203,7 @@ pub fn relink(run: &Path, folder: &Path, state: &State) -> Result<()> {
 ///
 /// # Errors
 /// If the folder cannot be read or a checkpoint not removed.
-pub fn prune(run: &Path, keep: usize) -> Result<()> {
+pub(super) fn prune(run: &Path, keep: usize) -> Result<()> {
     let linked: Vec<PathBuf> =
         ["last", "best"].iter().filter_map(|link| fs::read_link(run.join(link)).ok()).collect();
     for ending in [".tmp", ".old"] {
@@ -180,7 +227,7 @@ pub fn prune(run: &Path, keep: usize) -> Result<()> {
 ///
 /// # Errors
 /// If the folder cannot be written.
-pub fn recover(run: &Path) -> Result<()> {
+pub(super) fn recover(run: &Path) -> Result<()> {
     for step in steps(run, ".old") {
         let (old, folder) =
             (run.join(format!("step-{step}.old")), run.join(format!("step-{step}")));
@@ -207,7 +254,7 @@ fn steps(run: &Path, ending: &str) -> Vec<u32> {
 }
 
 /// A checkpoint to go on from.
-pub struct Resumed<B: Backend> {
+pub(super) struct Resumed<B: Backend> {
     /// Network, weights, preprocessing, classes.
     pub model: Model<B>,
     /// Momentum.
@@ -220,7 +267,7 @@ pub struct Resumed<B: Backend> {
 ///
 /// # Errors
 /// If a file is missing, damaged or does not belong: its name, what was expected, what was found.
-pub fn load<B: Backend>(backend: &B, folder: &Path) -> Result<Resumed<B>> {
+pub(super) fn load<B: Backend>(backend: &B, folder: &Path) -> Result<Resumed<B>> {
     let state = read_state(folder)?;
     let model = read_model(backend, folder, &state, &Bare::default())?;
     let bytes = verified(folder, OPTIMIZER, &state)?;
@@ -287,23 +334,25 @@ pub fn load_model<B: Backend>(backend: &B, path: &Path, bare: &Bare) -> Result<M
 pub fn read_state(folder: &Path) -> Result<State> {
     let path = folder.join(STATE);
     let text = fs::read_to_string(&path).map_err(Error::io("read", &path))?;
-    let state: State = serde_json::from_str(&text)
-        .map_err(|error| Error::file(&path, format!("a damaged checkpoint: {error}")))?;
-    if state.version != VERSION {
-        let found = state.version;
-        return Err(Error::file(&path, format!("expected version {VERSION}, found {found}")));
+    let damaged = |error| Error::file(&path, format!("a damaged checkpoint: {error}"));
+    let Version { version } = serde_json::from_str(&text).map_err(damaged)?;
+    if !(1..=VERSION).contains(&version) {
+        let error = Error::Version { what: "a state", expected: VERSION, found: version };
+        return Err(error.in_file(&path));
     }
+    // What is saved next is of this version.
+    let state = State { version: VERSION, ..serde_json::from_str(&text).map_err(damaged)? };
     state.recipe.check().map_err(|error| Error::file(&path, error.to_string()))?;
     Ok(state)
 }
 
 impl State {
     /// At the start of training.
-    pub fn new(
+    pub(super) fn new(
         recipe: Recipe,
         seed: u64,
         accumulate: usize,
-        backend: String,
+        backend: BackendId,
         data: String,
     ) -> Self {
         State {
@@ -366,6 +415,59 @@ fn link(run: &Path, link: &str, target: &str) -> Result<()> {
 mod tests {
     use super::*;
 
+    /// As the first version wrote it.
+    const VERSION_1: &str = r#"{
+  "version": 1, "step": 20, "epoch": 2, "batch": 0, "loss_sum": 0.0, "samples": 0,
+  "schedule": { "drops": 0, "best": 0.7875, "waited": 0 },
+  "best": [0.7875, 20], "seed": 3, "accumulate": 1, "shuffle_window": null,
+  "recipe": {
+    "init": "he", "init_std": 0.01, "learning_rate": 0.01, "momentum": 0.9,
+    "weight_decay": 0.0005, "bias_decay": true, "schedule": "step", "steps": [13, 15],
+    "factor": 0.1, "patience": 5, "epochs": 2, "batch_size": 32, "dropout": 0.3,
+    "crops": "random", "rms_limit": 0.1
+  },
+  "backend": "CPU, 2 threads, AVX-512", "program": "zfnet 0.1.0",
+  "data": "300 files, xxh3 d3227a4cb4c988eb",
+  "files": { "model.safetensors": { "bytes": 8701916, "xxh3": "f3165de63185d57f" } }
+}"#;
+
+    #[test]
+    fn states_of_earlier_versions_are_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let read = |text: &str| {
+            fs::write(folder.path().join(STATE), text).unwrap();
+            read_state(folder.path())
+        };
+        let cpu = |instructions: &str, precision, exact| BackendId::Cpu {
+            instructions: instructions.into(),
+            precision,
+            exact,
+        };
+        let h200 = |cublaslt| BackendId::Cuda {
+            name: "NVIDIA H200, (of two)".into(),
+            capability: (9, 0),
+            precision: Precision::Tf32,
+            cublaslt,
+        };
+        for (text, backend) in [
+            ("CPU, 2 threads, AVX-512", cpu("AVX-512", Precision::F32, false)),
+            ("CPU, 16 threads, AVX2, exact", cpu("AVX2", Precision::F32, true)),
+            ("CPU, 1 threads, AVX-512, bf16", cpu("AVX-512", Precision::Bf16, false)),
+            ("CUDA, NVIDIA H200, (of two) (sm_90) tf32 cublaslt 130100", h200(Some(130_100))),
+            ("CUDA, NVIDIA H200, (of two) (sm_90) tf32 own gemm", h200(None)),
+        ] {
+            let state = read(&VERSION_1.replace("CPU, 2 threads, AVX-512", text)).unwrap();
+            assert_eq!((state.step, &state.backend), (20, &backend));
+            assert_eq!(read(&serde_json::to_string(&state).unwrap()).unwrap(), state);
+        }
+        let refused = |from, to, word: &str| {
+            let error = format!("{:#}", read(&VERSION_1.replace(from, to)).unwrap_err());
+            assert!(error.contains(word), "{word} is not in {error}");
+        };
+        refused("CPU, ", "TPU, ", "`TPU, 2 threads, AVX-512`");
+        refused("\"version\": 1", "\"version\": 3", "expected a state of version 2, found 3");
+    }
+
     /// A plateau's end is told by comparing errors, so what is read must be what was written.
     #[test]
     fn states_are_read_back_to_the_last_bit() {
@@ -373,7 +475,12 @@ mod tests {
         for k in 1..4000u32 {
             sum += f64::from(k).sqrt().ln();
             let recipe = Recipe { learning_rate: 0.1 / k as f32, ..Recipe::default() };
-            let mut state = State::new(recipe, u64::MAX - 1, 2, "CPU".into(), "data".into());
+            let backend = BackendId::Cpu {
+                instructions: "AVX2".into(),
+                precision: Precision::F32,
+                exact: true,
+            };
+            let mut state = State::new(recipe, u64::MAX - 1, 2, backend, "data".into());
             state.loss_sum = sum;
             state.best = Some((f64::from(k) / 3925.0, k));
             state.schedule.best = Some(1.0 / f64::from(k));

@@ -2,20 +2,16 @@
 
 use std::time::Instant;
 
-use super::evaluate::Classifier;
-use super::trainer::{Job, Trainer, validator};
+use super::job::Job;
+use super::memory::{blank, explain, largest_batch};
+use crate::Result;
 use crate::backend::{Backend, StepState};
 use crate::data::loader::{Bad, Loader, Plan};
 use crate::data::order::{epoch_order, training_crop};
-use crate::human_bytes;
-use crate::model::{Architecture, Model, Network, Params, Preprocess};
-use crate::{Error, Result};
+use crate::model::{Architecture, Network};
 
 /// Steps that are timed.
 const TRIAL: usize = 20;
-/// Samples of the two small trainings by which the need of larger ones is told: the first pair of
-/// which both fit.
-const SMALL: [[usize; 2]; 3] = [[64, 128], [8, 16], [1, 2]];
 
 /// What a training will need.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -95,81 +91,4 @@ pub fn dry_run<B: Backend>(
         seconds_per_step,
         trial_steps,
     })
-}
-
-/// Adds to an error for want of memory how much would be needed and which batch would fit.
-pub fn explain<B: Backend>(
-    backend: &B,
-    network: &Network,
-    accumulate: usize,
-    error: Error,
-) -> Error {
-    let Error::Memory { .. } = error else { return error };
-    let batch = network.architecture.recipe.batch_size;
-    let at_a_time = batch.div_ceil(accumulate.max(1));
-    let free = backend.memory().ok().and_then(|memory| memory.free);
-    let name = &network.architecture.name;
-    let Some((fixed, each)) = affine(backend, network) else {
-        let weights = human_bytes(4 * network.parameters());
-        return Error::Training(format!(
-            "{error}. To train {name} not even one sample at a time would fit: its weights alone take \
-             three times {weights}, with momentum and gradients"
-        ));
-    };
-    let wanted = human_bytes((fixed + each * at_a_time as f64) as usize);
-    let fits = match largest_batch(backend, network, free) {
-        Some(0) | None => "no batch at all would fit".into(),
-        // The estimate is a little too high.
-        Some(largest) if largest >= at_a_time => "a little less would fit".into(),
-        Some(largest) => format!(
-            "about {largest} would fit: try --batch-size {largest}, or --accumulate {} for the \
-             same batch in parts",
-            batch.div_ceil(largest)
-        ),
-    };
-    Error::Training(format!(
-        "{error}. To train {name} on {at_a_time} samples at a time takes about {wanted}; {fits}"
-    ))
-}
-
-/// A training of a network with any weights, for a set of pictures that does not matter, and its
-/// validation.
-fn blank<'a, B: Backend>(
-    backend: &'a B,
-    network: &Network,
-    accumulate: usize,
-) -> Result<(Trainer<'a, B>, Classifier<B>)> {
-    let input = network.architecture.input;
-    let mean = vec![128.0; input.resize * input.resize * 3];
-    let preprocess = Preprocess::paper(input.size, input.resize, input.std, mean);
-    let params = Params::init(backend, network, 0)?;
-    let classes = vec![String::new(); network.classes()];
-    let model = Model { network: network.clone(), params, preprocess, classes };
-    let momentum = Params::zeros(backend, network)?;
-    let trainer = Trainer::new(backend, model, momentum, accumulate)?;
-    let validator = validator(backend, &trainer.model, accumulate)?;
-    Ok((trainer, validator))
-}
-
-/// Bytes that a training takes whatever its batch, and bytes for each sample of it.
-fn affine<B: Backend>(backend: &B, network: &Network) -> Option<(f64, f64)> {
-    let bytes = |batch| {
-        let mut network = network.clone();
-        network.architecture.recipe.batch_size = batch;
-        let before = backend.memory().ok()?.handed_out;
-        blank(backend, &network, 1).ok()?;
-        Some((backend.memory().ok()?.handed_out - before) as f64)
-    };
-    SMALL.iter().find_map(|&[few, more]| {
-        let (with_few, with_more) = (bytes(few)?, bytes(more)?);
-        let each = (with_more - with_few) / (more - few) as f64;
-        Some((with_more - each * more as f64, each))
-    })
-}
-
-fn largest_batch<B: Backend>(backend: &B, network: &Network, free: Option<usize>) -> Option<usize> {
-    let (fixed, each) = affine(backend, network)?;
-    // Allocations are rounded up, and the host and the driver need some.
-    let room = 0.95 * free? as f64 - fixed;
-    Some((room / each).max(0.0) as usize)
 }

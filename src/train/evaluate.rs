@@ -231,7 +231,7 @@ pub fn evaluate<B: Backend>(
 
 /// The number of classes that come before `label`: those of larger probability, and those of equal
 /// probability and lower index. A NaN anywhere counts as wrong: all classes come before.
-pub fn rank(probabilities: &[f64], label: usize) -> usize {
+pub(crate) fn rank(probabilities: &[f64], label: usize) -> usize {
     if probabilities.iter().any(|p| p.is_nan()) {
         return probabilities.len();
     }

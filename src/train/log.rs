@@ -68,7 +68,7 @@ impl Metric {
 ///
 /// # Errors
 /// If the file cannot be read or written.
-pub fn quarantine(run: &Path, sets: &[&Images]) -> Result<()> {
+pub(super) fn quarantine(run: &Path, sets: &[&Images]) -> Result<()> {
     let bad: Vec<BadImage> = sets.iter().flat_map(|images| images.bad()).collect();
     if bad.is_empty() {
         return Ok(());
@@ -104,7 +104,7 @@ pub fn read_metrics(run: &Path) -> Result<Vec<Metric>> {
 }
 
 /// The open file.
-pub struct MetricsLog {
+pub(super) struct MetricsLog {
     path: PathBuf,
     file: BufWriter<File>,
 }
@@ -115,7 +115,7 @@ impl MetricsLog {
     ///
     /// # Errors
     /// If the file cannot be read or written.
-    pub fn open(run: &Path, step: u32, epochs: u32) -> Result<Self> {
+    pub(super) fn open(run: &Path, step: u32, epochs: u32) -> Result<Self> {
         let path = run.join(METRICS);
         let kept = match fs::read_to_string(&path) {
             Ok(text) => text
@@ -147,7 +147,7 @@ impl MetricsLog {
     ///
     /// # Errors
     /// If the disk is full.
-    pub fn write(&mut self, metric: &Metric) -> Result<()> {
+    pub(super) fn write(&mut self, metric: &Metric) -> Result<()> {
         let line = serde_json::to_string(metric).expect("plain data");
         writeln!(self.file, "{line}").map_err(Error::io("write", &self.path))
     }
@@ -156,7 +156,7 @@ impl MetricsLog {
     ///
     /// # Errors
     /// If the disk is full.
-    pub fn sync(&mut self) -> Result<()> {
+    pub(super) fn sync(&mut self) -> Result<()> {
         let sync = |file: &mut BufWriter<File>| {
             file.flush()?;
             file.get_ref().sync_data()

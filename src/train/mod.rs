@@ -1,13 +1,19 @@
 //! Training: the recipe, the loop, what it keeps on disk and what it says.
 
+mod begin;
 pub mod checkpoint;
 mod dry_run;
 pub mod evaluate;
+mod job;
 pub mod log;
+mod memory;
+mod run;
 mod schedule;
 mod trainer;
 
 pub use dry_run::{Needs, dry_run};
+pub use job::{Event, Job, Outcome};
+pub use run::train;
 pub use schedule::Schedule;
-pub use trainer::{Event, Finished, Job, Outcome, Trainer, train};
+pub use trainer::{Finished, Trainer};
 pub use zfnet_core::{Crops, Init, Recipe, ScheduleKind};

@@ -404,8 +404,8 @@ fn what_is_not_there_is_refused() {
 
 /// The program under a stand-in that plays broken machines.
 mod program {
-    use super::common::program::{Place, Ran};
     use super::*;
+    use crate::common::program::{Place, Ran};
 
     fn stand_in() -> bool {
         let found = gpu(Options::default()).is_some_and(|backend| is_stand_in(&backend));

@@ -485,7 +485,7 @@ fn projector_refuses_what_did_not_fire<B: Backend>(backend: &B) {
         }
     }
     // What the caller refuses comes back.
-    let refuse = |_, _: &[f32]| Err(Error::Data("enough".into()));
+    let refuse = |_, _: &[f32]| Err(Error::callback("enough"));
     let error = projector.project(layer, &[seed(1.0)], Rule::DECONVNET, refuse).unwrap_err();
     assert!(error.to_string().contains("enough"));
 }

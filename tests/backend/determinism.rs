@@ -1,13 +1,21 @@
 //! The promise: one seed gives the same bits, whatever the number of threads. And what is not
 //! promised: a batch in parts gives the same masks, but sums in another order.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
+
+use crate::common::program::Place;
 use crate::common::{Random, Samples, all_weights, bits, norm, random_params, values};
-use zfnet::Result;
 use zfnet::backend::cpu::CpuBackend;
 use zfnet::backend::{Backend, StepState};
+use zfnet::data::folder::ImageFolder;
+use zfnet::data::images::{Images, ReadOptions};
 use zfnet::data::loader;
 use zfnet::model::{Architecture, Model, Network, Params, Projector, Rule, Seed, strongest};
-use zfnet::train::Trainer;
+use zfnet::study::fingerprint;
+use zfnet::train::{Event, Job, Outcome, Trainer};
+use zfnet::{Error, Result};
 
 on_every_backend!(
     a_batch_in_parts_is_close,
@@ -101,6 +109,71 @@ fn threads_do_not_matter_on_cpu() {
 #[test]
 fn threads_do_not_matter_on_cpu_portable() {
     threads_do_not_matter(CpuBackend::portable);
+}
+
+/// What is hashed for the parts of a study that are finished does not change with the threads either.
+#[test]
+fn threads_are_no_part_of_a_fingerprint() {
+    let network = small(4);
+    let preprocess = Samples::random(&network, 1).preprocess;
+    let of = |backend: CpuBackend| {
+        let params = random_params(&backend, &network, 1);
+        let classes = vec![String::from("a class"); 4];
+        let (network, preprocess) = (network.clone(), preprocess.clone());
+        fingerprint(&backend, &Model { network, params, preprocess, classes }).unwrap()
+    };
+    let one = of(CpuBackend::new(Some(1)).unwrap());
+    assert_eq!(one, of(CpuBackend::new(Some(3)).unwrap()));
+    assert_ne!(one, of(CpuBackend::new(Some(1)).unwrap().exact()));
+}
+
+/// A run that goes on where roundings are others says so, in whatever else it was set up.
+#[test]
+fn a_run_continued_on_other_instructions_says_so() {
+    let place = Place::new();
+    let folder = ImageFolder::open(&place.path("data")).unwrap();
+    let architecture = Architecture::find(place.path("tiny.toml").to_str().unwrap()).unwrap();
+    let read = ReadOptions { side: 20, max_bad: 0.0, cache_bytes: 1 << 20, io: None };
+    let images = |samples: &Vec<_>| Arc::new(Images::new(samples.clone(), read));
+    let notes = |backend: CpuBackend, max_steps| {
+        let job = Job {
+            architecture: architecture.clone(),
+            train: images(&folder.train),
+            val: images(&folder.val),
+            classes: folder.names.clone(),
+            out: place.path("run"),
+            seed: 0,
+            shuffle_window: None,
+            accumulate: 1,
+            max_steps: Some(max_steps),
+            resume: max_steps > 1,
+            init: None,
+            save_steps: None,
+            save_interval: Duration::MAX,
+            keep: 1,
+            workers: 1,
+            stop: &AtomicUsize::new(0),
+        };
+        let mut said = Vec::new();
+        let outcome = zfnet::train::train(&backend, &job, |event| {
+            if let Event::Start { notes, .. } = event {
+                said = notes.to_vec();
+            }
+            Ok(())
+        });
+        assert_eq!(outcome.unwrap(), Outcome::Done);
+        said
+    };
+    let best = || CpuBackend::new(Some(1)).unwrap().exact();
+    let plain = || CpuBackend::portable(Some(1)).unwrap().exact();
+    assert!(notes(best(), 1).is_empty());
+    assert!(notes(CpuBackend::new(Some(3)).unwrap().exact(), 2).is_empty(), "other threads only");
+    let expected =
+        format!("begun on {}, continued on {}: not bit for bit", best().id(), plain().id());
+    assert_eq!(
+        notes(plain(), 3),
+        if best().id() == plain().id() { vec![] } else { vec![expected] }
+    );
 }
 
 /// A small network with dropout at both ends of its fully connected part.
@@ -215,10 +288,9 @@ fn a_step_without_a_finite_loss_changes_nothing<B: Backend>(backend: &B) {
     let mut trainer = Trainer::new(backend, model, momentum, 1).unwrap();
     let state = StepState { seed: 5, step: 41, first_sample: 0, rate: 0.5 };
     let result = trainer.step(&batch.pixels, &batch.crops, &batch.labels, state);
-    let message = result.unwrap_err().to_string();
-    for word in ["NaN", "step 42", "0.5", "--learning-rate"] {
-        assert!(message.contains(word), "{word} in {message}");
-    }
+    let error = result.unwrap_err();
+    assert!(matches!(error, Error::Diverged { step: 42, learning_rate: 0.5, .. }), "{error:?}");
+    assert!(error.to_string().contains("the loss is NaN at step 42"), "{error}");
     assert_eq!(bits(&all_weights(backend, &trainer.model.params)), before);
 }
 

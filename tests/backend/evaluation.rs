@@ -253,7 +253,7 @@ fn an_interrupted_search_goes_on<B: Backend>(backend: &B) {
     let mut look = |searched: &mut Searched, end: usize| {
         search(&mut projector, &model, &images, &chosen, 9, 2, searched, |searched| {
             match searched.done == end {
-                true => Err(zfnet::Error::Training("ended".into())),
+                true => Err(zfnet::Error::callback("ended")),
                 false => Ok(()),
             }
         })

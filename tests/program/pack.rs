@@ -11,9 +11,9 @@ use zfnet::data::Split;
 use zfnet::data::decode::{decode, prepare};
 use zfnet::data::folder::ImageFolder;
 use zfnet::data::images::{Images, ReadOptions};
+use zfnet::data::shard::ShardSet;
 use zfnet::data::shard::index::{Entry, Index};
 use zfnet::data::shard::manifest::Manifest;
-use zfnet::data::shard::set::ShardSet;
 
 /// Makes several shards of the images of a [`Place`].
 const PACK: &str = "pack data set --shard-size 20kB";
@@ -487,7 +487,7 @@ mod interrupted {
         signal(&child, "STOP"); // so that it is at work for as long as the second one lives
         let ran = place.run(PACK);
         signal(&child, "CONT");
-        ran.refused(&["set", "another `zfnet pack`", "wait for its end"]);
+        ran.refused(&["set", "another packing", "wait for its end"]);
         assert!(child.wait().unwrap().success());
         assert_same(&files(&place.path("set")), &whole);
     }

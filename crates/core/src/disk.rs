@@ -63,9 +63,7 @@ pub fn lock(folder: &Path, who: &str) -> Result<fs::File> {
     let file = fs::File::create(&path).map_err(Error::io("create", &path))?;
     match file.try_lock() {
         Err(fs::TryLockError::WouldBlock) => {
-            let hint =
-                format!("{who} is writing into it: wait for its end, or choose another folder");
-            Err(Error::file(folder, hint))
+            Err(Error::Locked { path: folder.into(), by: who.into() })
         }
         // Some file systems know no locks; work goes on there.
         _ => Ok(file),

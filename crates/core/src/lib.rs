@@ -10,6 +10,6 @@ mod recipe;
 pub mod shape;
 pub mod tensors;
 
-pub use error::{Error, Result, human_bytes};
+pub use error::{BoxError, Error, Result, human_bytes};
 pub use preprocess::Preprocess;
 pub use recipe::{Crops, Init, Recipe, ScheduleKind};

@@ -14,7 +14,5 @@ pub fn deserialize(bytes: &[u8]) -> Result<SafeTensors<'_>> {
 
 /// Says that bytes are no safetensors file.
 pub fn unreadable(error: safetensors::SafeTensorError) -> Error {
-    Error::Network(format!(
-        "expected a safetensors file, found a damaged or different one: {error}"
-    ))
+    Error::NotSafetensors(error.into())
 }

@@ -28,9 +28,9 @@ use zune_core::{bytestream::ZCursor, colorspace::ColorSpace, options::DecoderOpt
 use zune_jpeg::JpegDecoder;
 
 /// What decodes, for a set's manifest: another version may give other pixels.
-pub const DECODER: &str = "zune-jpeg 0.5.15, png 0.18.1";
+pub(crate) const DECODER: &str = "zune-jpeg 0.5.15, png 0.18.1";
 /// What resizes and encodes, for a set's manifest.
-pub const RESIZER: &str = "fast_image_resize 6.1.0, jpeg-encoder 0.7.1";
+pub(crate) const RESIZER: &str = "fast_image_resize 6.1.0, jpeg-encoder 0.7.1";
 
 /// The longest side taken: the largest that common JPEG libraries write.
 pub const MAX_SIDE: usize = 65_500;
@@ -98,7 +98,7 @@ pub fn decode(bytes: &[u8]) -> Result<Rgb, DecodeError> {
 ///
 /// # Errors
 /// If the bytes are no JPEG or PNG file, or a damaged one.
-pub fn decode_into(bytes: &[u8], image: &mut Rgb) -> Result<(), DecodeError> {
+pub(crate) fn decode_into(bytes: &[u8], image: &mut Rgb) -> Result<(), DecodeError> {
     let decode: fn(&[u8], &mut Rgb) -> _ = match bytes {
         [] => return Err(DecodeError::Empty),
         [0xff, 0xd8, ..] => decode_jpeg,

@@ -8,9 +8,13 @@
 
 use std::ffi::OsString;
 use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use zfnet_core::{Error, Result};
+
+/// An image larger than this is not read: no photograph of a training set comes near it.
+pub(crate) const MAX_IMAGE_BYTES: u64 = 256 << 20;
 
 /// The images of a tree, in a fixed order, with the classes they belong to.
 #[derive(Clone, Debug)]
@@ -168,4 +172,24 @@ fn readable_names(root: &Path, classes: &[String]) -> Vec<String> {
         }
     }
     names
+}
+
+/// Reads a file whole, if it is one and not too large.
+///
+/// # Errors
+/// If it is no file, too large or cannot be read; names it.
+pub(crate) fn read_file(path: &Path, bytes: &mut Vec<u8>) -> Result<()> {
+    bytes.clear();
+    // Asked before it is opened: opening a pipe would wait for whoever writes into it.
+    if !fs::metadata(path).map_err(Error::io("read", path))?.is_file() {
+        return Err(Error::file(path, "is no file; expected a JPEG or PNG image"));
+    }
+    fs::File::open(path)
+        .and_then(|file| file.take(MAX_IMAGE_BYTES + 1).read_to_end(bytes))
+        .map_err(Error::io("read", path))?;
+    if bytes.len() as u64 > MAX_IMAGE_BYTES {
+        let reason = format!("expected at most {MAX_IMAGE_BYTES} bytes, found more");
+        return Err(Error::file(path, reason));
+    }
+    Ok(())
 }

@@ -12,10 +12,9 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::Split;
 use super::decode::{Preparer, Rgb, decode, decode_into};
-use super::folder::Sample;
+use super::folder::{Sample, read_file};
 use super::shard::manifest::Form;
 use super::shard::{Io, ShardSet, Shards};
-use super::source::read_file;
 use zfnet_core::{Error, Result};
 
 /// Bytes of one image that a thread keeps memory for: 5 megapixels.
@@ -104,7 +103,7 @@ impl Images {
     ///
     /// # Errors
     /// If the set does not hold together.
-    pub fn of_shards(set: &ShardSet, split: Split, options: ReadOptions) -> Result<Self> {
+    pub(crate) fn of_shards(set: &ShardSet, split: Split, options: ReadOptions) -> Result<Self> {
         let shards = set.split(split, options.io)?;
         let mean = if split == Split::Train { set.mean(options.side)? } else { None };
         tracing::info!(
@@ -243,7 +242,7 @@ impl Images {
     }
 
     /// Tells the system which images will be wanted soon.
-    pub fn advise(&self, indices: &[u32]) {
+    pub(crate) fn advise(&self, indices: &[u32]) {
         let Some(shards) = self.shards() else { return };
         for &index in indices {
             if self.cache.get(index as usize).is_none_or(|kept| kept.get().is_none()) {
@@ -353,13 +352,13 @@ impl Images {
         tracing::warn!("left out: {named}");
         bad.insert(index, reason);
         if bad.len() as f64 > self.options.max_bad * self.len() as f64 {
-            return Err(Error::Data(format!(
-                "{} of {} files are no usable images, more than the allowed share of {}; the last \
-                 one: {named}. Mend or remove them, or raise --max-bad",
-                bad.len(),
-                self.len(),
-                self.options.max_bad
-            )));
+            return Err(Error::TooManyBad {
+                files: "files".into(),
+                bad: bad.len(),
+                of: self.len(),
+                allowed: self.options.max_bad,
+                last: named.to_string(),
+            });
         }
         Ok(())
     }

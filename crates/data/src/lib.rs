@@ -1,7 +1,9 @@
 //! From files on disk to batches of pixels: folders and shards, decoding, order, and the threads that
 //! load.
 
+mod checksum;
 pub mod decode;
+#[doc(hidden)] // ImageNet's own files; public for tests and fuzzing
 pub mod devkit;
 pub mod folder;
 pub mod images;
@@ -12,6 +14,7 @@ pub mod set;
 pub mod shard;
 pub mod source;
 pub mod synthetic;
+#[doc(hidden)] // public for tests and fuzzing
 pub mod tar;
 pub mod verify;
 

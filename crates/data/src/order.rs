@@ -35,11 +35,7 @@ pub fn epoch_order(
 ) -> Result<Vec<u32>> {
     let Some(window) = window else { return Ok(permutation(seed, epoch, images.len())) };
     let Some(shards) = images.shards() else {
-        return Err(Error::Data(
-            "--shuffle-window is about the order in shards, and these images are single files: \
-             leave it out, or make shards with `zfnet pack`"
-                .into(),
-        ));
+        return Err(Error::NotInShards);
     };
     let shards: Vec<Vec<u32>> = shards.on_disk().map(Iterator::collect).collect();
     Ok(windowed(shards, window, seed, epoch))

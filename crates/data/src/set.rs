@@ -14,7 +14,7 @@ use zfnet_core::{Error, Result};
 pub enum DataSet {
     /// An `ImageFolder` tree.
     Folder(ImageFolder),
-    /// What `zfnet pack` makes.
+    /// What [`pack`](super::pack) makes.
     Shards(ShardSet),
 }
 
@@ -27,9 +27,8 @@ impl DataSet {
         if ShardSet::is_at(root) {
             ShardSet::open(root).map(DataSet::Shards)
         } else if root.join(PLAN).is_file() {
-            let reason =
-                "is a set of shards whose packing was not ended: run the same `zfnet pack` again";
-            Err(Error::file(root, reason))
+            let reason = "is a set of shards whose packing was not ended".into();
+            Err(Error::DamagedSet { path: root.into(), reason })
         } else {
             ImageFolder::open(root).map(DataSet::Folder)
         }

@@ -15,13 +15,14 @@ use serde::Serialize;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::Split;
+use super::checksum::check_crc32c;
 use super::decode::{Rgb, decode_into};
+use super::folder::MAX_IMAGE_BYTES;
 use super::pack::key_matches;
 use super::shard::bytes::{Io, ShardBytes};
 use super::shard::index::{Entry, Index};
 use super::shard::manifest::{Form, PAGE, ShardMark};
-use super::shard::set::{MEND, ShardSet, check_crc32c, check_hash, check_length, read_index};
-use super::source::MAX_IMAGE_BYTES;
+use super::shard::set::{ShardSet, check_hash, check_length, read_index};
 use super::tar::{Archive, ReadAt};
 use zfnet_core::{Error, Result};
 
@@ -288,16 +289,11 @@ impl Report {
 }
 
 impl Problem {
-    /// An error of a file of the set. What to do is the same for all problems, so it is left out.
+    /// An error of a file of the set.
     fn new(error: Error) -> Self {
-        let file = match &error {
-            Error::File { path, .. } | Error::Io { path, .. } => path.file_name(),
-            _ => None,
-        };
+        let file = error.path().and_then(Path::file_name);
         let file = file.map_or(String::new(), |name| name.to_string_lossy().into_owned());
-        let what = error.without_path();
-        let what = what.strip_suffix(MEND).and_then(|w| w.strip_suffix("; ")).unwrap_or(&what);
-        Problem { file, key: None, what: what.into() }
+        Problem { file, key: None, what: error.without_path() }
     }
 }
 

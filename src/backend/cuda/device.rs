@@ -64,10 +64,8 @@ unsafe impl Sync for Device {}
 pub fn count() -> Result<usize> {
     // SAFETY: loading the driver's library runs its initialisers, as for every CUDA program.
     if !unsafe { sys::is_culib_present() } {
-        return Err(Error::Backend(
-            "no NVIDIA driver on this machine (libcuda.so.1 was not found): install one, or use \
-             --device cpu"
-                .into(),
+        return Err(Error::NoDevice(
+            "no NVIDIA driver on this machine (libcuda.so.1 was not found): install one".into(),
         ));
     }
     let count = match result::init() {
@@ -76,9 +74,9 @@ pub fn count() -> Result<usize> {
         Err(error) => return Err(failed("start the driver")(error)),
     };
     if count < 1 {
-        return Err(Error::Backend(
+        return Err(Error::NoDevice(
             "an NVIDIA driver, but no GPU that it sees (CUDA_VISIBLE_DEVICES hides those it does \
-             not name): use --device cpu"
+             not name)"
                 .into(),
         ));
     }
@@ -93,7 +91,7 @@ impl Device {
     pub fn open(ordinal: usize) -> Result<Self> {
         let count = count()?;
         if ordinal >= count {
-            return Err(Error::Backend(format!(
+            return Err(Error::NoDevice(format!(
                 "no CUDA device {ordinal}: this machine has {count} (0 to {})",
                 count - 1
             )));
@@ -102,10 +100,10 @@ impl Device {
         let major = env!("ZFNET_NVCC_MAJOR").parse().expect("a number from build.rs");
         let needed = OLDEST_DRIVER.max((major, 0));
         if driver < needed {
-            return Err(Error::Backend(format!(
+            return Err(Error::NoDevice(format!(
                 "the driver is for CUDA {}.{}: this program's kernels were compiled by nvcc {}.{} \
                  and need a driver for CUDA {}.{} or later; update the driver, or build with an \
-                 older nvcc (12.8 or later), or use --device cpu",
+                 older nvcc (12.8 or later)",
                 driver.0,
                 driver.1,
                 env!("ZFNET_NVCC_MAJOR"),
@@ -119,8 +117,8 @@ impl Device {
         unsafe { context.disable_event_tracking() };
         let capability = context.compute_capability().map_err(failed("ask the GPU"))?;
         if capability < OLDEST {
-            return Err(Error::Backend(format!(
-                "{} has compute capability {}.{}: expected {}.{} (Turing) or later; use --device cpu",
+            return Err(Error::NoDevice(format!(
+                "{} has compute capability {}.{}: expected {}.{} (Turing) or later",
                 context.name().unwrap_or_default(),
                 capability.0,
                 capability.1,
@@ -152,9 +150,9 @@ impl Device {
         self.bind()?;
         // SAFETY: `image` is a whole fatbin that nvcc made.
         unsafe { result::module::load_data(image.as_ptr().cast()) }.map_err(|error| {
-            Error::Backend(format!(
+            Error::NoDevice(format!(
                 "CUDA cannot load this build's kernels (for {}) on a GPU of compute capability \
-                 {}.{}: {}; build with ZFNET_CUDA_ARCH={}{}, or use --device cpu",
+                 {}.{}: {}; build with ZFNET_CUDA_ARCH={}{}",
                 env!("ZFNET_CUDA_TARGETS"),
                 capability.0,
                 capability.1,

@@ -22,8 +22,8 @@ pub use device::count as devices;
 
 use super::philox::keep_threshold;
 use super::{
-    Backend, Batch, Crop, Dropout, HostMemory, InputDims, Lrn, Param, Peak, Precision, ReluRule,
-    SeedUnit, SgdConstants, StepState, Tensor,
+    Backend, BackendId, Batch, Crop, Dropout, HostMemory, InputDims, Lrn, Param, Peak, Precision,
+    ReluRule, SeedUnit, SgdConstants, StepState, Tensor,
 };
 use crate::shape::{ConvDims, PoolDims, Shape, Windows};
 use crate::{Error, Result};
@@ -159,22 +159,17 @@ impl CudaBackend {
         let best = if ampere { Precision::Bf16 } else { Precision::F32 };
         let precision = options.precision.unwrap_or(best);
         if precision != Precision::F32 && !ampere {
-            return Err(Error::Backend(format!(
-                "{} has compute capability {major}.{minor}: precision {} needs 8.0 (Ampere) or \
-                 later; use --precision f32",
-                device.name(),
-                precision.name()
-            )));
+            return Err(Error::UnsupportedPrecision {
+                precision,
+                expected: "compute capability 8.0 (Ampere) or later",
+                found: format!("{major}.{minor} ({})", device.name()),
+            });
         }
         let blas = match options.gemm {
             Some(Gemm::Own) => None,
             None if !blas::present() => None,
             Some(Gemm::CublasLt) if !blas::present() => {
-                return Err(Error::Backend(
-                    "cuBLASLt (libcublasLt.so) was not found on this machine: put its folder into \
-                     LD_LIBRARY_PATH, or use --gemm own"
-                        .into(),
-                ));
+                return Err(Error::MissingLibrary { name: "cuBLASLt", file: "libcublasLt.so" });
             }
             _ => Some(blas::Blas::new()?),
         };
@@ -252,6 +247,8 @@ impl CudaBackend {
     }
 }
 
+impl super::sealed::Sealed for CudaBackend {}
+
 impl Backend for CudaBackend {
     type Buffer = Buffer;
     type Bytes = Memory;
@@ -262,15 +259,13 @@ impl Backend for CudaBackend {
     type Staging = Staging;
     type Recording = CudaGraph;
 
-    fn describe(&self) -> String {
-        let (major, minor) = self.device.capability();
-        // Sums depend on the library's version, and so do the last bits of what is trained.
-        let gemm = match &self.blas {
-            Some(blas) => format!("cublaslt {}", blas.version()),
-            None => "own gemm".into(),
-        };
-        let precision = self.precision.name();
-        format!("CUDA, {} (sm_{major}{minor}) {precision} {gemm}", self.device.name())
+    fn id(&self) -> BackendId {
+        BackendId::Cuda {
+            name: self.device.name(),
+            capability: self.device.capability(),
+            precision: self.precision,
+            cublaslt: self.blas.as_ref().map(blas::Blas::version),
+        }
     }
 
     fn precision(&self) -> Precision {

@@ -6,8 +6,8 @@ use std::io::ErrorKind;
 
 use jpeg_encoder::{ColorType, Encoder, SamplingFactor};
 
+use crate::checksum::crc32c;
 use crate::decode::{DecodeError, Preparer, Rgb, decode};
-use crate::shard::crc32c;
 use crate::shard::manifest::Form;
 use crate::source::{Item, Source};
 use zfnet_core::{Error, Result};

@@ -1,4 +1,4 @@
-//! `zfnet pack`: from a source of images to a set of shards, the same bytes from the same source.
+//! Packing: from a source of images to a set of shards, the same bytes from the same source.
 //!
 //! A set is a folder with
 //! * `train-000000.tar`, ...: images in WebDataset's manner, `CLASS/KEY.jpg` (or `.png`, by content)
@@ -27,7 +27,8 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-pub use plan::{Options, Plan, ShardPlan, default_mean_side, key_matches};
+pub(crate) use plan::key_matches;
+pub use plan::{Options, Plan, ShardPlan, default_mean_side};
 
 use super::Split;
 use super::shard::manifest::{MANIFEST, Manifest};
@@ -88,7 +89,7 @@ pub fn pack(
     if packer.finished()?.is_none() {
         packer.unfinished()?; // or the lock would be left in a folder that is none of ours
     }
-    let _lock = lock(out, "another `zfnet pack`")?;
+    let _lock = lock(out, "another packing")?;
     if let Some(manifest) = packer.finished()? {
         if packer.has_mean(&manifest)? {
             let outcome = packer.mend(&manifest, stop, observe)?;
@@ -302,13 +303,13 @@ impl Packer<'_> {
         if rejected as f64 <= self.max_bad * total as f64 {
             return Ok(());
         }
-        Err(Error::Data(format!(
-            "{rejected} of {total} {} files are no usable images, more than the allowed share of {}; \
-             the last one: {}. Mend or remove them, or raise --max-bad",
-            split.name(),
-            self.max_bad,
-            last()
-        )))
+        Err(Error::TooManyBad {
+            files: format!("{} files", split.name()),
+            bad: rejected,
+            of: total,
+            allowed: self.max_bad,
+            last: last(),
+        })
     }
 }
 

@@ -67,13 +67,8 @@ impl ShardBytes {
     /// If it is missing, shorter or longer, with what to do; if it cannot be opened or mapped.
     pub fn open(path: &Path, len: u64, io: Io) -> Result<Self> {
         let unlike = |found: String| {
-            Error::file(
-                path,
-                format!(
-                    "expected a shard of {len} bytes, found {found}; restore the file, or make the \
-                     set again with `zfnet pack`"
-                ),
-            )
+            let reason = format!("expected a shard of {len} bytes, found {found}");
+            Error::DamagedSet { path: path.into(), reason }
         };
         // Asked for before it is opened, which waits for ever if it is a pipe.
         match fs::metadata(path) {
@@ -139,22 +134,18 @@ impl ShardBytes {
     }
 
     fn lost(&self) -> Error {
-        match self.found() {
-            Ok(found) if found < self.len => Error::file(
-                &self.path,
-                format!(
-                    "was cut short while it was read: expected {} bytes, found {found}; restore it \
-                     and go on with --resume",
-                    self.len
-                ),
+        let reason = match self.found() {
+            Ok(found) if found < self.len => format!(
+                "was cut short while it was read: expected {} bytes, found {found}",
+                self.len
             ),
-            Ok(_) => Error::file(
-                &self.path,
-                "a part of it could not be read: the disk failed, or it was cut short for a \
-                 while; restore it and go on with --resume",
-            ),
-            Err(error) => error,
-        }
+            Ok(_) => {
+                "a part of it could not be read: the disk failed, or it was cut short for a while"
+                    .into()
+            }
+            Err(error) => return error,
+        };
+        Error::LostShard { path: self.path.clone(), reason }
     }
 }
 
@@ -329,15 +320,15 @@ mod tests {
         let path = shard(&folder, "a.tar");
         for io in BOTH {
             for (path, wanted, found) in [
-                (&path, LEN - 1, "found 300123;"),
-                (&path, LEN + 1, "found 300123;"),
-                (&folder.path().join("gone.tar"), LEN, "found none;"),
-                (&folder.path().to_path_buf(), LEN, "found no regular file;"),
+                (&path, LEN - 1, "300123"),
+                (&path, LEN + 1, "300123"),
+                (&folder.path().join("gone.tar"), LEN, "none"),
+                (&folder.path().to_path_buf(), LEN, "no regular file"),
             ] {
-                let error = ShardBytes::open(path, wanted as u64, io).err().unwrap().to_string();
-                let wanted = format!("expected a shard of {wanted} bytes, {found} restore");
-                assert!(error.starts_with(path.to_str().unwrap()), "{error}");
-                assert!(error.contains(&wanted), "{error} lacks {wanted}");
+                let error = ShardBytes::open(path, wanted as u64, io).err().unwrap();
+                assert!(matches!(error, Error::DamagedSet { .. }), "{error:?}");
+                let wanted = format!("expected a shard of {wanted} bytes, found {found}");
+                assert_eq!(error.to_string(), format!("{}: {wanted}", path.display()));
             }
         }
     }
@@ -358,9 +349,9 @@ mod tests {
                 for from in [0, LEN - 60, LEN - 1] {
                     let error = bytes.read_at(from as u64, &mut out[from..]).unwrap_err();
                     let wanted = format!(
-                        "cut.tar: was cut short while it was read: expected 300123 bytes, found \
-                         {to}; restore it and go on with --resume"
+                        "cut.tar: was cut short while it was read: expected 300123 bytes, found {to}"
                     );
+                    assert!(matches!(error, Error::LostShard { .. }), "{error:?}");
                     assert!(error.to_string().ends_with(&wanted), "{io:?} {to} {from}: {error}");
                 }
                 others.read_at(0, &mut out).unwrap();
@@ -448,7 +439,7 @@ mod tests {
     /// Runs `child` below in a process of its own.
     fn run_child(what: &str) -> ExitStatus {
         Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "data::shard::bytes::tests::child", "--ignored", "--nocapture"])
+            .args(["--exact", "shard::bytes::tests::child", "--ignored", "--nocapture"])
             .env("ZFNET_CHILD", what)
             .output()
             .unwrap()

@@ -137,8 +137,8 @@ impl Manifest {
         let path = root.join(MANIFEST);
         let bytes = std::fs::metadata(&path).map_err(|error| match error.kind() {
             ErrorKind::NotFound => {
-                let reason = "is no set of shards: expected a manifest.json in it, which `zfnet pack` \
-                              writes last; if packing was not ended, run the same command again";
+                let reason = "is no set of shards: expected a manifest.json in it, which packing \
+                              writes last; if it was not ended, pack the same source again";
                 Error::file(root, reason)
             }
             _ => Error::io("read", &path)(error),
@@ -152,10 +152,7 @@ impl Manifest {
         }
         let text = std::fs::read(&path).map_err(Error::io("read", &path))?;
         Self::parse(&text).map_err(|reason| {
-            Error::file(
-                &path,
-                format!("{reason}; remove the whole set and pack it again with `zfnet pack`"),
-            )
+            Error::file(&path, format!("{reason}; remove the whole set and pack it again"))
         })
     }
 

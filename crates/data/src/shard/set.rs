@@ -8,17 +8,13 @@ use rayon::prelude::*;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::bytes::{Io, ShardBytes};
-use super::crc32c;
 use super::index::{Entry, Index};
 use super::manifest::{Form, MANIFEST, Manifest, MeanMark, ShardMark};
 use crate::Split;
-use crate::source::MAX_IMAGE_BYTES;
+use crate::checksum::check_crc32c;
+use crate::folder::MAX_IMAGE_BYTES;
 use zfnet_core::tensors::deserialize;
 use zfnet_core::{Error, Result};
-
-/// What to do about a set that does not fit together.
-pub(crate) const MEND: &str = "run the same `zfnet pack` into this folder again: it makes anew what is missing \
-                    or damaged";
 
 /// A set of shards whose manifest has been read.
 #[derive(Clone, Debug)]
@@ -91,7 +87,7 @@ impl ShardSet {
         let bad = index.entries().iter().position(|entry| !fits(u64::from(entry.bytes)));
         let Some(place) = bad else { return Ok(()) };
         let (name, bytes) = (index.name(place), index.entries()[place].bytes);
-        Err(Error::file(path, format!("{name} cannot have {bytes} bytes; {MEND}")))
+        Err(damaged(path, format!("{name} cannot have {bytes} bytes")))
     }
 
     /// Where each number lies, by all shards of a split and their indices, which have as many images
@@ -114,13 +110,13 @@ impl ShardSet {
                 let (Some(free), Some(class)) = (free, class) else {
                     let reason = format!(
                         "its index numbers image {} as {} of {total} and of class {} of {}, which is \
-                         taken or beyond; {MEND}",
+                         taken or beyond",
                         index.name(place as usize),
                         entry.number,
                         entry.class,
                         counts.len()
                     );
-                    fault(Error::file(path, reason))?;
+                    fault(damaged(path, reason))?;
                     continue;
                 };
                 *free = [shard, place];
@@ -130,12 +126,12 @@ impl ShardSet {
         for (class, found) in self.manifest.classes.iter().zip(counts) {
             if class.images(split) != found {
                 let reason = format!(
-                    "expected {} {} images of class {}, found {found} in the indices; {MEND}",
+                    "expected {} {} images of class {}, found {found} in the indices",
                     class.images(split),
                     split.name(),
                     class.folder
                 );
-                fault(Error::file(self.root.join(MANIFEST), reason))?;
+                fault(damaged(&self.root.join(MANIFEST), reason))?;
             }
         }
         Ok(places)
@@ -164,7 +160,7 @@ impl ShardSet {
                 let values = mean.data().chunks_exact(4);
                 Ok(values.map(|v| f32::from_le_bytes(v.try_into().expect("four"))).collect())
             }
-            _ => Err(Error::file(path, format!("expected `mean`, f32 {wanted:?}; {MEND}"))),
+            _ => Err(damaged(&path, format!("expected `mean`, f32 {wanted:?}"))),
         }
     }
 }
@@ -181,16 +177,15 @@ pub(crate) fn read_index(root: &Path, mark: &ShardMark) -> Result<Index> {
     let path = root.join(mark.index_file());
     let bytes = read_whole(&path)?;
     check_hash(&path, xxh3_64(&bytes), &mark.index_xxh3)?;
-    let index =
-        Index::parse(&bytes).map_err(|reason| Error::file(&path, format!("{reason}; {MEND}")))?;
+    let index = Index::parse(&bytes).map_err(|reason| damaged(&path, reason))?;
     let of_shard = (index.shard_bytes, format!("{:016x}", index.shard_xxh3), index.len());
     let expected = (mark.bytes, mark.xxh3.clone(), mark.images as usize);
     if of_shard != expected {
         let reason = format!(
             "expected the index of a shard of {expected:?} (bytes, xxh3, images), found one of \
-             {of_shard:?}; {MEND}"
+             {of_shard:?}"
         );
-        return Err(Error::file(&path, reason));
+        return Err(damaged(&path, reason));
     }
     Ok(index)
 }
@@ -200,26 +195,19 @@ pub(crate) fn check_length(root: &Path, mark: &ShardMark) -> Result<()> {
     let path = root.join(&mark.file);
     let found = std::fs::metadata(&path).map_err(cannot_read(&path))?.len();
     if found != mark.bytes {
-        let reason = format!("expected {} bytes, found {found}; {MEND}", mark.bytes);
-        return Err(Error::file(&path, reason));
+        return Err(damaged(&path, format!("expected {} bytes, found {found}", mark.bytes)));
     }
     Ok(())
 }
 
-/// Whether an image's bytes are those that were packed.
-pub(crate) fn check_crc32c(bytes: &[u8], expected: u32) -> Result<(), String> {
-    let found = crc32c(bytes);
-    if found == expected {
-        Ok(())
-    } else {
-        Err(format!("damaged: expected CRC-32C {expected:08x}, found {found:08x}"))
-    }
+fn damaged(path: &Path, reason: String) -> Error {
+    Error::DamagedSet { path: path.into(), reason }
 }
 
 fn read_whole(path: &Path) -> Result<Vec<u8>> {
     // Asked for before it is opened, which waits for ever if it is a pipe.
     if !std::fs::metadata(path).map_err(cannot_read(path))?.is_file() {
-        return Err(Error::file(path, format!("expected a file, found something else; {MEND}")));
+        return Err(damaged(path, "expected a file, found something else".into()));
     }
     std::fs::read(path).map_err(cannot_read(path))
 }
@@ -228,7 +216,7 @@ fn read_whole(path: &Path) -> Result<Vec<u8>> {
 fn cannot_read(path: &Path) -> impl FnOnce(std::io::Error) -> Error {
     let path = path.to_owned();
     move |error| match error.kind() {
-        ErrorKind::NotFound => Error::file(path, format!("is missing; {MEND}")),
+        ErrorKind::NotFound => damaged(&path, "is missing".into()),
         _ => Error::io("read", path)(error),
     }
 }
@@ -239,7 +227,7 @@ pub(crate) fn check_hash(path: &Path, xxh3: u64, expected: &str) -> Result<()> {
     if found == expected {
         return Ok(());
     }
-    Err(Error::file(path, format!("expected xxh3 {expected}, found {found}; {MEND}")))
+    Err(damaged(path, format!("expected xxh3 {expected}, found {found}")))
 }
 
 impl Shards {
@@ -306,7 +294,7 @@ impl Shards {
     }
 
     /// Tells the system that an image's bytes will be wanted soon.
-    pub fn advise(&self, number: usize) {
+    pub(crate) fn advise(&self, number: usize) {
         let (shard, entry) = self.at(number);
         // What cannot be opened will be told when it is read.
         if let Ok(bytes) = self.opened(shard) {

@@ -6,7 +6,7 @@
 
 use std::path::Path;
 
-use super::{Item, Listing, Source};
+use super::listing::{Item, Listing, Source};
 use crate::devkit::{DEVKIT, Devkit, is_wnid};
 use crate::tar::Archive;
 use zfnet_core::{Error, Result};

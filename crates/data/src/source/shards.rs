@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Item, Listing, Place, Source, Tar};
+use super::listing::{Item, Listing, Place, Source, Tar};
 use crate::Split;
 use crate::shard::ShardSet;
 use crate::shard::manifest::Form;

@@ -7,8 +7,9 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
-use super::{Item, Listing, Source, read_file};
+use super::listing::{Item, Listing, Source};
 use crate::Split;
+use crate::folder::read_file;
 use crate::tar::{Archive, Member};
 use zfnet_core::{Error, Result};
 

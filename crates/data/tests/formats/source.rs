@@ -216,7 +216,7 @@ fn listing_can_be_ended() {
     let mut calls = 0;
     let result = Source::open(root.path(), &mut |_| {
         calls += 1;
-        Err(zfnet_core::Error::Data("enough".into()))
+        Err(zfnet_core::Error::callback("enough"))
     });
     assert!(result.err().unwrap().to_string().contains("enough"));
     assert_eq!(calls, 1);
@@ -536,7 +536,7 @@ fn a_set_can_be_packed_again() {
 
 #[test]
 fn everything_else_is_refused_with_what_would_do() {
-    let accepted = ["train/CLASS", "ILSVRC2012_img_train.tar", "WebDataset", "zfnet pack"];
+    let accepted = ["train/CLASS", "ILSVRC2012_img_train.tar", "WebDataset", "set of shards"];
     let root = folder(&[("a.txt", Vec::new()), ("b.zip", Vec::new())]);
     open_refused(root.path(), &[&accepted[..], &["found a.txt, b.zip"]].concat());
     open_refused(&root.path().join("a.txt"), &[&accepted[..], &["is a file"]].concat());

@@ -1,0 +1,70 @@
+//! What to do about an error, in terms of the command line: the library names no flags.
+
+use zfnet::Error;
+
+/// What to do about the first of an error and its causes for which that can be told.
+pub fn advice(error: &anyhow::Error) -> Option<String> {
+    error.chain().filter_map(|cause| cause.downcast_ref()).find_map(on)
+}
+
+fn on(error: &Error) -> Option<String> {
+    let advice = match error {
+        Error::RunExists { .. } => "go on with --resume, or choose another --out",
+        Error::ResumeMismatch { .. } => "continue with the same flags, or choose another --out",
+        Error::Diverged { .. } => {
+            "try a lower --learning-rate with another --out, there perhaps with --init from an earlier \
+             checkpoint of this run"
+        }
+        Error::TrainingMemory { batch, samples, largest: Some(largest), .. }
+            if (1..*samples).contains(largest) =>
+        {
+            let parts = batch.div_ceil(*largest);
+            return Some(format!(
+                "try --batch-size {largest}, or --accumulate {parts} for the same batch in parts"
+            ));
+        }
+        Error::BareWeights => {
+            "say which with --arch NAME|FILE and --preprocess paper|torchvision|caffe"
+        }
+        Error::TooManyBad { .. } => "mend or remove them, or raise --max-bad",
+        Error::NotInShards => "leave out --shuffle-window, or make shards with `zfnet pack`",
+        Error::DamagedSet { .. } => {
+            "run the same `zfnet pack` into this folder again: it makes anew what is missing or damaged"
+        }
+        Error::LostShard { .. } => "restore it and go on with --resume",
+        Error::NoDevice(_) => "--device cpu needs no GPU",
+        Error::UnsupportedPrecision { .. } => "use --precision f32",
+        Error::MissingLibrary { .. } => "or use --gemm own",
+        _ => return None,
+    };
+    Some(advice.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::Context;
+    use std::path::Path;
+
+    #[test]
+    fn causes_are_advised_on() {
+        let bare = Error::BareWeights.in_file(Path::new("a.safetensors"));
+        let error = Err::<(), _>(bare).context("reading").unwrap_err();
+        assert!(advice(&error).unwrap().contains("--arch"));
+        let memory = |largest| {
+            let needs = String::new();
+            let error = Error::TrainingMemory {
+                wanted: 9,
+                free: None,
+                needs,
+                batch: 64,
+                samples: 32,
+                largest,
+            };
+            advice(&error.into())
+        };
+        let fits = "try --batch-size 10, or --accumulate 7 for the same batch in parts";
+        assert_eq!(memory(Some(10)).unwrap(), fits);
+        assert_eq!([memory(None), memory(Some(0)), memory(Some(32))], [None, None, None]);
+    }
+}

@@ -1,0 +1,204 @@
+//! Where a run of training begins: at random weights, at those of another checkpoint, or where the run was
+//! interrupted.
+
+use std::path::Path;
+use std::sync::atomic::Ordering;
+
+use super::checkpoint::{self, Resumed, State};
+use super::job::{Event, Job};
+use super::memory::explain;
+use crate::backend::Backend;
+use crate::model::{Model, Network, Params, Preprocess};
+use crate::{Error, Result};
+
+/// The run's last checkpoint, if it is to be resumed and has one, or a fresh start. `notes` is for what
+/// the user should know of it. `None` if it was stopped.
+pub(super) fn begin<B: Backend>(
+    backend: &B,
+    job: &Job<'_>,
+    network: Network,
+    notes: &mut Vec<String>,
+    observe: &mut impl FnMut(Event<'_>) -> Result<()>,
+) -> Result<Option<Resumed<B>>> {
+    if let Some(resumed) = last_checkpoint(backend, job, &network, notes)? {
+        return Ok(Some(resumed));
+    }
+    start(backend, job, &network, notes, observe)
+        .map_err(|error| explain(backend, &network, job.accumulate, error))
+}
+
+/// A fresh start: the mean image, and weights drawn or taken from another checkpoint. `None` if it
+/// was stopped.
+fn start<B: Backend>(
+    backend: &B,
+    job: &Job<'_>,
+    network: &Network,
+    notes: &mut Vec<String>,
+    observe: &mut impl FnMut(Event<'_>) -> Result<()>,
+) -> Result<Option<Resumed<B>>> {
+    let total = job.train.len();
+    let mean = job.train.mean(|done| {
+        observe(Event::Mean(done, total))?;
+        Ok(job.stop.load(Ordering::Relaxed) == 0)
+    })?;
+    let Some(mean) = mean else { return Ok(None) };
+    observe(Event::Mean(total, total))?;
+    let input = network.architecture.input;
+    let mut preprocess = Preprocess::paper(input.size, input.resize, input.std, mean);
+    let mut params = Params::init(backend, network, job.seed)?;
+    if let Some((path, bare)) = &job.init {
+        let from = checkpoint::load_model(backend, path, bare)?;
+        copy_fitting(network, &mut params, from, &mut preprocess, notes, path)?;
+    }
+    let momentum = Params::zeros(backend, network)?;
+    let recipe = network.architecture.recipe.clone();
+    let data = data_of(job);
+    let mut state = State::new(recipe, job.seed, job.accumulate, backend.id(), data);
+    state.shuffle_window = job.shuffle_window;
+    let model =
+        Model { network: network.clone(), params, preprocess, classes: job.classes.clone() };
+    Ok(Some(Resumed { model, momentum, state }))
+}
+
+/// Takes over the weights of all layers that have the same name and shape, and the preprocessing
+/// they were trained with.
+fn copy_fitting<B: Backend>(
+    network: &Network,
+    params: &mut Params<B>,
+    from: Model<B>,
+    preprocess: &mut Preprocess,
+    notes: &mut Vec<String>,
+    path: &Path,
+) -> Result<()> {
+    let mut fresh = Vec::new();
+    let mut taken = 0;
+    let mut old = from.params.layers;
+    for (layer, param) in network.layers.iter().zip(&mut params.layers) {
+        let Some(param) = param else { continue };
+        let fitting = from.network.layer(&layer.name).ok().and_then(|i| {
+            let fits = old[i].as_ref().is_some_and(|o| o.weight.shape() == param.weight.shape());
+            if fits { old[i].take() } else { None }
+        });
+        match fitting {
+            Some(fitting) => {
+                *param = fitting;
+                taken += 1;
+            }
+            None => fresh.push(layer.name.as_str()),
+        }
+    }
+    if taken == 0 {
+        return Err(Error::file(path, "no layer has the name and shape of one of this network"));
+    }
+    if !fresh.is_empty() {
+        notes.push(format!("not in {}, so freshly drawn: {}", path.display(), fresh.join(", ")));
+    }
+    let same_size =
+        (from.preprocess.size, from.preprocess.resize) == (preprocess.size, preprocess.resize);
+    if same_size || from.preprocess.mean.len() == 3 {
+        let (size, resize) = (preprocess.size, preprocess.resize);
+        *preprocess = Preprocess { size, resize, ..from.preprocess };
+    } else {
+        notes.push("the mean image is of another size, so the data's own is used".into());
+    }
+    Ok(())
+}
+
+/// The newest whole checkpoint of the run, if it is to be resumed and has one.
+fn last_checkpoint<B: Backend>(
+    backend: &B,
+    job: &Job<'_>,
+    network: &Network,
+    notes: &mut Vec<String>,
+) -> Result<Option<Resumed<B>>> {
+    checkpoint::recover(&job.out)?;
+    let candidates = checkpoint::candidates(&job.out);
+    if !job.resume {
+        return if candidates.is_empty() {
+            Ok(None)
+        } else {
+            Err(Error::RunExists { path: job.out.clone() })
+        };
+    }
+    let mut first_error = None;
+    for folder in &candidates {
+        match checkpoint::load(backend, folder) {
+            Ok(mut resumed) => {
+                if let Some(error) = first_error {
+                    notes.push(format!("fell back to {}: {error:#}", folder.display()));
+                }
+                agree(backend, job, network, &mut resumed, folder, notes)?;
+                checkpoint::relink(&job.out, folder, &resumed.state)?;
+                return Ok(Some(resumed));
+            }
+            Err(error) => {
+                first_error.get_or_insert(error);
+            }
+        }
+    }
+    match first_error {
+        Some(error) => Err(error),
+        None => {
+            notes.push(format!("{} has no checkpoint yet: starting", job.out.display()));
+            Ok(None)
+        }
+    }
+}
+
+/// The images that a run sees and, if it sees them as they lie in shards, how they lie.
+fn data_of(job: &Job<'_>) -> String {
+    let images = job.train.fingerprint();
+    match job.shuffle_window {
+        Some(_) => format!("{images}, in shards as {}", job.train.layout()),
+        None => images,
+    }
+}
+
+/// A continued run must be the run that was begun; only its length may change.
+fn agree<B: Backend>(
+    backend: &B,
+    job: &Job<'_>,
+    network: &Network,
+    resumed: &mut Resumed<B>,
+    folder: &Path,
+    notes: &mut Vec<String>,
+) -> Result<()> {
+    let Resumed { model, state, .. } = resumed;
+    let then = &mut model.network.architecture;
+    let mut now = network.architecture.clone();
+    then.recipe.epochs = now.recipe.epochs;
+    state.recipe.epochs = now.recipe.epochs;
+    now.description.clone_from(&then.description);
+    let differs = |what, then: &dyn std::fmt::Debug, now: &dyn std::fmt::Debug| {
+        let (expected, found) = (format!("{then:?}"), format!("{now:?}"));
+        Err(Error::ResumeMismatch { path: folder.into(), what, expected, found })
+    };
+    if then.recipe != now.recipe {
+        return differs("recipe", &then.recipe, &now.recipe);
+    }
+    if *then != now {
+        let layer = then.layers.iter().zip(&now.layers).find(|(then, now)| then != now);
+        return match layer {
+            Some((then, now)) => differs("layer", then, now),
+            None => differs("network", &(&then.name, then.input), &(&now.name, now.input)),
+        };
+    }
+    if model.classes != job.classes {
+        return differs("set of classes", &model.classes, &job.classes);
+    }
+    if (state.seed, state.accumulate) != (job.seed, job.accumulate) {
+        let (then, now) = ((state.seed, state.accumulate), (job.seed, job.accumulate));
+        return differs("seed or number of parts of a batch", &then, &now);
+    }
+    if state.shuffle_window != job.shuffle_window {
+        return differs("shuffle window", &state.shuffle_window, &job.shuffle_window);
+    }
+    if state.data != data_of(job) {
+        return differs("set of training images", &state.data, &data_of(job));
+    }
+    let (then, now) = (&state.backend, backend.id());
+    if *then != now {
+        notes.push(format!("begun on {then}, continued on {now}: not bit for bit"));
+    }
+    Ok(())
+}

@@ -1,0 +1,107 @@
+//! What a run of training is made of, what it tells while it runs, and how it ended.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
+
+use super::checkpoint::State;
+use super::evaluate::Evaluation;
+use crate::data::images::Images;
+use crate::model::{Architecture, Bare, Network};
+
+/// What to train, on what, and where to.
+pub struct Job<'a> {
+    /// The network, with the recipe to train it by; its number of classes is the data's.
+    pub architecture: Architecture,
+    /// Training images, squares of `architecture.input.resize`.
+    pub train: Arc<Images>,
+    /// Validation images, of the same size.
+    pub val: Arc<Images>,
+    /// Name of each class.
+    pub classes: Vec<String>,
+    /// The run's folder.
+    pub out: PathBuf,
+    /// Seed of initialisation, order, crops and dropout.
+    pub seed: u64,
+    /// Shuffle only so many neighbouring images of shards at a time: see
+    /// [`epoch_order`](crate::data::order::epoch_order).
+    pub shuffle_window: Option<usize>,
+    /// Micro-batches of an update, whose gradients are summed in order.
+    pub accumulate: usize,
+    /// Stop after so many updates in all.
+    pub max_steps: Option<u32>,
+    /// Go on from the run's last checkpoint, if it has one.
+    pub resume: bool,
+    /// Start with the weights of this checkpoint instead of random ones.
+    pub init: Option<(PathBuf, Bare)>,
+    /// Save a checkpoint after so many steps, besides at the end of each epoch.
+    pub save_steps: Option<u32>,
+    /// Save a checkpoint when the last one is so old.
+    pub save_interval: Duration,
+    /// Checkpoints that are kept, besides the best.
+    pub keep: usize,
+    /// Threads that decode.
+    pub workers: usize,
+    /// Becomes non-zero when the run is to save and stop.
+    pub stop: &'a AtomicUsize,
+}
+
+/// What happens while a network is trained, for whoever shows it.
+#[non_exhaustive]
+pub enum Event<'a> {
+    /// The mean image is being worked out: images done, of how many.
+    Mean(usize, usize),
+    /// All is ready; training starts or goes on at this state.
+    Start {
+        /// The network.
+        network: &'a Network,
+        /// Where it stands.
+        state: &'a State,
+        /// Updates of an epoch.
+        steps_per_epoch: usize,
+        /// A note for the user, say on what a checkpoint did not fit.
+        notes: &'a [String],
+    },
+    /// An update is done.
+    Step {
+        /// Where training stands.
+        state: &'a State,
+        /// Mean loss of the batch.
+        loss: f64,
+        /// Samples of the batch.
+        samples: usize,
+        /// Time since the epoch (or the run) began.
+        elapsed: Duration,
+        /// Share of it spent waiting for data.
+        waiting: Duration,
+    },
+    /// Validation images done, of how many.
+    Validation(usize, usize),
+    /// An epoch is over and its checkpoint written.
+    Epoch {
+        /// Where training stands.
+        state: &'a State,
+        /// Mean training loss.
+        train_loss: f64,
+        /// On the validation set, centre crop.
+        validation: &'a Evaluation,
+        /// Its learning rate.
+        rate: f32,
+        /// The next epoch's.
+        next_rate: f32,
+        /// Training time of the epoch in this session.
+        elapsed: Duration,
+        /// Share of it spent waiting for data.
+        waiting: Duration,
+    },
+}
+
+/// How training ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// All epochs, or as many steps as were asked for.
+    Done,
+    /// `stop` was set; what had been trained has been saved.
+    Stopped,
+}

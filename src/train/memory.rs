@@ -1,0 +1,109 @@
+//! How much memory training takes, and which batch would fit.
+
+use super::evaluate::{Classifier, TestCrops};
+use super::trainer::Trainer;
+use crate::backend::Backend;
+use crate::human_bytes;
+use crate::model::{Model, Network, Params, Preprocess};
+use crate::{Error, Result};
+
+/// Samples of the two small trainings by which the need of larger ones is told: the first pair of
+/// which both fit.
+const SMALL: [[usize; 2]; 3] = [[64, 128], [8, 16], [1, 2]];
+
+/// Adds to an error for want of memory how much would be needed and which batch would fit.
+pub(super) fn explain<B: Backend>(
+    backend: &B,
+    network: &Network,
+    accumulate: usize,
+    error: Error,
+) -> Error {
+    let Error::Memory { wanted, free } = error else { return error };
+    let batch = network.architecture.recipe.batch_size;
+    let samples = batch.div_ceil(accumulate.max(1));
+    let name = &network.architecture.name;
+    let free_now = backend.memory().ok().and_then(|memory| memory.free);
+    let (needs, largest) = match affine(backend, network) {
+        None => {
+            let weights = human_bytes(4 * network.parameters());
+            let needs = format!(
+                "To train {name} not even one sample at a time would fit: its weights alone take \
+                 three times {weights}, with momentum and gradients"
+            );
+            (needs, Some(0))
+        }
+        Some((fixed, each)) => {
+            let all = human_bytes((fixed + each * samples as f64) as usize);
+            let largest = largest_batch(backend, network, free_now);
+            let fits = match largest {
+                Some(0) | None => "no batch at all would fit".into(),
+                // The estimate is a little too high.
+                Some(largest) if largest >= samples => "a little less would fit".into(),
+                Some(largest) => format!("about {largest} would fit"),
+            };
+            let needs =
+                format!("To train {name} on {samples} samples at a time takes about {all}; {fits}");
+            (needs, largest)
+        }
+    };
+    Error::TrainingMemory { wanted, free, needs, batch, samples, largest }
+}
+
+/// A training of a network with any weights, for a set of pictures that does not matter, and its
+/// validation.
+pub(super) fn blank<'a, B: Backend>(
+    backend: &'a B,
+    network: &Network,
+    accumulate: usize,
+) -> Result<(Trainer<'a, B>, Classifier<B>)> {
+    let input = network.architecture.input;
+    let mean = vec![128.0; input.resize * input.resize * 3];
+    let preprocess = Preprocess::paper(input.size, input.resize, input.std, mean);
+    let params = Params::init(backend, network, 0)?;
+    let classes = vec![String::new(); network.classes()];
+    let model = Model { network: network.clone(), params, preprocess, classes };
+    let momentum = Params::zeros(backend, network)?;
+    let trainer = Trainer::new(backend, model, momentum, accumulate)?;
+    let validator = validator(backend, &trainer.model, accumulate)?;
+    Ok((trainer, validator))
+}
+
+/// Bytes that a training takes whatever its batch, and bytes for each sample of it.
+fn affine<B: Backend>(backend: &B, network: &Network) -> Option<(f64, f64)> {
+    let bytes = |batch| {
+        let mut network = network.clone();
+        network.architecture.recipe.batch_size = batch;
+        let before = backend.memory().ok()?.handed_out;
+        blank(backend, &network, 1).ok()?;
+        Some((backend.memory().ok()?.handed_out - before) as f64)
+    };
+    SMALL.iter().find_map(|&[few, more]| {
+        let (with_few, with_more) = (bytes(few)?, bytes(more)?);
+        let each = (with_more - with_few) / (more - few) as f64;
+        Some((with_more - each * more as f64, each))
+    })
+}
+
+/// About how many samples at a time fit into so much free memory, if that can be told.
+pub(super) fn largest_batch<B: Backend>(
+    backend: &B,
+    network: &Network,
+    free: Option<usize>,
+) -> Option<usize> {
+    let (fixed, each) = affine(backend, network)?;
+    // Allocations are rounded up, and the host and the driver need some.
+    let room = 0.95 * free? as f64 - fixed;
+    Some((room / each).max(0.0) as usize)
+}
+
+/// What validation needs: no more samples at a time than training has.
+pub(super) fn validator<B: Backend>(
+    backend: &B,
+    model: &Model<B>,
+    accumulate: usize,
+) -> Result<Classifier<B>> {
+    let Model { network, preprocess, .. } = model;
+    let at_a_time = network.architecture.recipe.batch_size.div_ceil(accumulate.max(1));
+    let images = TestCrops::One.batch().min(at_a_time);
+    Classifier::new(backend, network, preprocess, TestCrops::One, images)
+}

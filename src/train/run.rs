@@ -1,0 +1,249 @@
+//! A run of training: epochs of steps, with validation, schedule, checkpoints and metrics around them.
+
+use std::fs;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::begin::begin;
+use super::checkpoint::{self, Resumed, State};
+use super::evaluate::{Classifier, Evaluation, Member, evaluate};
+use super::job::{Event, Job, Outcome};
+use super::log::{Metric, MetricsLog, quarantine};
+use super::memory::{explain, validator};
+use super::trainer::{Finished, Trainer};
+use crate::backend::{Backend, StepState};
+use crate::data::loader::{Bad, Loader, Plan};
+use crate::data::order::{epoch_order, training_crop};
+use crate::disk::lock;
+use crate::model::{Architecture, Model, Network};
+use crate::{Error, Result};
+use zfnet_core::Recipe;
+
+/// Trains a network, from the start or from the run's last checkpoint.
+///
+/// # Errors
+/// If the data, the network, the run's folder or a checkpoint cannot be used, the loss is no longer
+/// finite, or the backend refuses. What has been saved stays.
+pub fn train<B: Backend>(
+    backend: &B,
+    job: &Job<'_>,
+    observe: impl FnMut(Event<'_>) -> Result<()>,
+) -> Result<Outcome> {
+    let architecture = Architecture { classes: job.classes.len(), ..job.architecture.clone() };
+    let network = Network::new(architecture)?; // before anything is made for it
+    if job.shuffle_window.is_some() {
+        epoch_order(&job.train, job.shuffle_window, job.seed, 0)?; // so is this
+    }
+    fs::create_dir_all(&job.out).map_err(Error::io("create", &job.out))?;
+    let _held_until_the_end = lock(&job.out, "another training")?;
+    let outcome = run(backend, job, network, observe);
+    let listed = quarantine(&job.out, &[&job.train, &job.val]); // however it ended
+    outcome.and_then(|outcome| listed.map(|()| outcome))
+}
+
+fn run<B: Backend>(
+    backend: &B,
+    job: &Job<'_>,
+    network: Network,
+    mut observe: impl FnMut(Event<'_>) -> Result<()>,
+) -> Result<Outcome> {
+    let mut notes = Vec::new();
+    let begun = begin(backend, job, network, &mut notes, &mut observe)?;
+    let Some(Resumed { model, momentum, mut state }) = begun else { return Ok(Outcome::Stopped) };
+    let recipe = model.network.architecture.recipe.clone();
+    let planned = model.network.clone();
+    let mut trainer = Trainer::new(backend, model, momentum, job.accumulate)
+        .map_err(|error| explain(backend, &planned, job.accumulate, error))?;
+    // Planned with the rest, so that there is room for it when the first epoch ends.
+    let mut classifier = validator(backend, &trainer.model, job.accumulate)
+        .map(Some)
+        .map_err(|error| explain(backend, &planned, job.accumulate, error))?;
+    let mut log = MetricsLog::open(&job.out, state.step, state.epoch)?;
+    let steps_per_epoch = job.train.len().div_ceil(recipe.batch_size);
+    let network = &trainer.model.network;
+    observe(Event::Start { network, state: &state, steps_per_epoch, notes: &notes })?;
+    checkpoint::prune(&job.out, job.keep)?;
+    // Saved first of all, so that a folder that cannot be written is known before the work is done.
+    if state.step == 0 {
+        save(backend, job, &trainer, &mut log, &mut state, false)?;
+    }
+
+    while state.epoch < recipe.epochs {
+        let mut session = Session::begin(backend, job, &recipe, &state)?;
+        let stopped =
+            epoch(backend, job, &mut trainer, &mut log, &mut state, &mut session, &mut observe)?;
+        let enough = job.max_steps.is_some_and(|max| state.step >= max);
+        if stopped || (enough && state.batch < steps_per_epoch) {
+            save(backend, job, &trainer, &mut log, &mut state, false)?;
+            return Ok(if stopped { Outcome::Stopped } else { Outcome::Done });
+        }
+        let validation = match validate(backend, job, &trainer.model, &mut classifier, &mut observe)
+        {
+            Ok(Some(validation)) => validation,
+            // The epoch is kept, and validated when the run goes on.
+            unfinished => {
+                save(backend, job, &trainer, &mut log, &mut state, false)?;
+                return unfinished.map(|_| Outcome::Stopped);
+            }
+        };
+        let train_loss = state.loss_sum / state.samples as f64;
+        let rate = state.schedule.rate(&recipe);
+        state.epoch += 1;
+        state.batch = 0;
+        (state.loss_sum, state.samples) = (0.0, 0);
+        let error = validation.top1_error;
+        let is_best = state.best.is_none_or(|(best, _)| error < best);
+        if is_best {
+            state.best = Some((error, state.step));
+        }
+        state.schedule.epoch_ends(&recipe, state.epoch, error);
+        let next_rate = state.schedule.rate(&recipe);
+        log.write(&Metric::Epoch {
+            step: state.step,
+            epoch: state.epoch,
+            train_loss,
+            val_loss: validation.loss,
+            val_top1_error: error,
+            val_top5_error: validation.top5_error,
+            rate: next_rate,
+        })?;
+        save(backend, job, &trainer, &mut log, &mut state, is_best)?;
+        observe(Event::Epoch {
+            state: &state,
+            train_loss,
+            validation: &validation,
+            rate,
+            next_rate,
+            elapsed: session.elapsed,
+            waiting: session.loader.waited(),
+        })?;
+        if enough {
+            break;
+        }
+    }
+    Ok(Outcome::Done)
+}
+
+/// What one epoch needs while it runs.
+struct Session {
+    loader: Loader,
+    elapsed: Duration,
+}
+
+impl Session {
+    fn begin<B: Backend>(
+        backend: &B,
+        job: &Job<'_>,
+        recipe: &Recipe,
+        state: &State,
+    ) -> Result<Self> {
+        let order = epoch_order(&job.train, job.shuffle_window, state.seed, state.epoch)?;
+        let plan = Plan::new(order, recipe.batch_size, Bad::Replace);
+        let plan = Plan { first_batch: state.batch, ..plan };
+        let memory = |bytes| backend.host_memory(bytes);
+        let loader = Loader::into_memory(job.train.clone(), plan, job.workers, memory)?;
+        Ok(Session { loader, elapsed: Duration::ZERO })
+    }
+}
+
+/// Runs what is left of an epoch; says whether it was stopped.
+fn epoch<B: Backend>(
+    backend: &B,
+    job: &Job<'_>,
+    trainer: &mut Trainer<'_, B>,
+    log: &mut MetricsLog,
+    state: &mut State,
+    session: &mut Session,
+    observe: &mut impl FnMut(Event<'_>) -> Result<()>,
+) -> Result<bool> {
+    let start = Instant::now();
+    let recipe = trainer.model.network.architecture.recipe.clone();
+    let rate = state.schedule.rate(&recipe);
+    let mut crops = Vec::with_capacity(recipe.batch_size);
+    let mut saved = Instant::now();
+    // What has been given to the trainer; `state` counts what has come back.
+    let mut begun_steps = state.step;
+    loop {
+        let stopped = job.stop.load(Ordering::Relaxed) != 0;
+        let enough = job.max_steps.is_some_and(|max| begun_steps >= max);
+        let batch = if stopped || enough { None } else { session.loader.next_batch()? };
+        let over = batch.is_none();
+        // An error is told after those steps that have ended well.
+        let mut begun = Ok(());
+        if let Some(mut batch) = batch {
+            crops.clear();
+            crops.extend((0..batch.labels.len()).map(|i| {
+                let preprocess = &trainer.model.preprocess;
+                let (seed, epoch) = (state.seed, state.epoch);
+                training_crop(recipe.crops, preprocess, seed, epoch, batch.first + i, i as u32)
+            }));
+            let step = StepState { seed: state.seed, step: begun_steps, first_sample: 0, rate };
+            begun = trainer.enqueue_batch(&mut batch, &crops, step);
+            session.loader.recycle(batch);
+            begun_steps += 1;
+        }
+        let due = job.save_steps.is_some_and(|steps| begun_steps.is_multiple_of(steps.max(1)));
+        let due = !over && (due || saved.elapsed() >= job.save_interval);
+        if begun.is_ok() && (over || due) {
+            begun = trainer.wait();
+        }
+        while let Some(Finished { loss_sum, samples, .. }) = trainer.finished() {
+            state.step += 1;
+            state.batch += 1;
+            state.loss_sum += loss_sum;
+            state.samples += samples;
+            let loss = loss_sum / samples as f64;
+            log.write(&Metric::Step { step: state.step, epoch: state.epoch + 1, loss, rate })?;
+            session.elapsed = start.elapsed();
+            let (elapsed, waiting) = (session.elapsed, session.loader.waited());
+            observe(Event::Step { state, loss, samples, elapsed, waiting })?;
+        }
+        begun?;
+        if due {
+            saved = Instant::now();
+            save(backend, job, trainer, log, state, false)?;
+        }
+        if over {
+            return Ok(stopped);
+        }
+    }
+}
+
+fn save<B: Backend>(
+    backend: &B,
+    job: &Job<'_>,
+    trainer: &Trainer<'_, B>,
+    log: &mut MetricsLog,
+    state: &mut State,
+    is_best: bool,
+) -> Result<()> {
+    log.sync()?;
+    quarantine(&job.out, &[&job.train, &job.val])?;
+    checkpoint::save(backend, &job.out, &trainer.model, &trainer.momentum, state, is_best)?;
+    checkpoint::prune(&job.out, job.keep)
+}
+
+/// Evaluates with the centre crop.
+fn validate<B: Backend>(
+    backend: &B,
+    job: &Job<'_>,
+    model: &Model<B>,
+    classifier: &mut Option<Classifier<B>>,
+    observe: &mut impl FnMut(Event<'_>) -> Result<()>,
+) -> Result<Option<Evaluation>> {
+    let Model { network, params, .. } = model;
+    let images = job.val.clone();
+    let lent = classifier.take().expect("given back by the validation before");
+    let mut members = [Member { network, params, classifier: lent, images }];
+    let (mut done, all) = (0, job.val.len());
+    let mut failed = None;
+    let result = evaluate(backend, &mut members, job.workers, job.stop, |images| {
+        done += images;
+        if let Err(error) = observe(Event::Validation(done, all)) {
+            failed = Some(error);
+        }
+    })?;
+    let [Member { classifier: lent, .. }] = members;
+    *classifier = Some(lent);
+    failed.map_or(Ok(result), Err)
+}
