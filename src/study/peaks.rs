@@ -11,7 +11,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
 
-use super::{centre_crop, field_box, original_box, projection_image};
+use super::pixels::{centre_crop, field_box, original_box, projection_image};
 use crate::backend::{Backend, SeedUnit};
 use crate::data::images::{Images, Scratch};
 use crate::data::loader::{Bad, Loader, Plan};
@@ -156,9 +156,7 @@ pub fn search<B: Backend>(
                     for (&map, best) in maps.iter().zip(best.iter_mut()) {
                         let peak = peaks[map];
                         if peak.value > 0.0 {
-                            let width = output.w as u32;
-                            let (y, x) = (peak.position / width, peak.position % width);
-                            let unit = SeedUnit { map: map as u32, y, x, value: peak.value };
+                            let unit = peak.unit(map, output.w);
                             insert(best, Found { image, unit }, count);
                         }
                     }
