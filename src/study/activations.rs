@@ -145,7 +145,7 @@ fn check_size(images: &Images, resize: usize) -> Result<()> {
     };
     Err(Error::Data(format!(
         "expected images of at least {resize} pixels, which the checkpoint looks at, found shards of \
-         images resized to {side}: pack them with --resize {resize} or more"
+         images resized to {side}: pack them at {resize} pixels or more"
     )))
 }
 

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::peaks::{BATCH, Chosen, Searched, must_be_images, pictures, search};
+use super::peaks::{BATCH, Chosen, Peak, Searched, must_be_images, pictures, search};
 use super::{Study, fingerprint};
 use crate::backend::Backend;
 use crate::data::images::{Images, read_rgb};
@@ -25,7 +25,7 @@ use crate::disk::write_whole;
 use crate::model::{Model, Network, Projector, Rule};
 use crate::picture::Image;
 use crate::report::figure::{Figure, PROJECTION_CONTRAST, Picture, Section, Table};
-use crate::report::{csv, top9::Peak};
+use crate::report::csv;
 use crate::{Error, Result};
 
 /// See [`super::STUDIES`].

@@ -16,7 +16,7 @@ use crate::backend::{Backend, SeedUnit};
 use crate::data::images::{Images, Scratch};
 use crate::data::loader::{Bad, Loader, Plan};
 use crate::model::{Model, Network, Projector, Rule, Seed};
-use crate::report::top9::Peak;
+use crate::picture::Image;
 use crate::train::evaluate::TestCrops;
 use crate::{Error, Result};
 
@@ -243,6 +243,31 @@ pub fn project<B: Backend>(
         })?;
     }
     Ok(())
+}
+
+/// A peak with its pictures.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Peak {
+    /// Path relative to the data folder.
+    pub image: String,
+    /// Class of the image.
+    pub class: String,
+    /// Row of the unit.
+    pub y: usize,
+    /// Column of the unit.
+    pub x: usize,
+    /// The activation.
+    pub value: f32,
+    /// x0, y0, x1, y1 (x1, y1 excluded) in pixels of the network's input; may exceed the image.
+    pub field_box: [i64; 4],
+    /// The same box in pixels of the original file.
+    pub patch: [f64; 4],
+    /// Both cut to the field's box, of one size within a layer.
+    #[serde(skip)]
+    pub projection: Image,
+    /// What the unit saw.
+    #[serde(skip)]
+    pub photo: Image,
 }
 
 /// Projects peaks of some maps of a layer, cut to their receptive fields, beside the patches that were

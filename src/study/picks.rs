@@ -121,7 +121,7 @@ pub fn first_correct<B: Backend>(
         if of_class.is_empty() {
             let name = &model.classes[class];
             return Err(Error::Data(format!(
-                "{}: no image of class `{name}`: add some, or choose other --classes",
+                "{}: no image of class `{name}`: add some, or choose other classes",
                 root.display()
             )));
         }
