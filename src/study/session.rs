@@ -48,6 +48,11 @@ impl<'a, B: Backend> Session<'a, B> {
         self
     }
 
+    /// Adds to what the result was made with.
+    pub fn fact(&mut self, name: &str, value: impl Into<String>) {
+        self.facts.push((name.into(), value.into()));
+    }
+
     /// Says how far the study is.
     pub(super) fn progress(&mut self, what: &str, done: usize, total: usize, more: &str) {
         (self.watcher)(what, done, total, more);

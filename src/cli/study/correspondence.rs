@@ -12,7 +12,7 @@ use zfnet::study::correspondence::{STUDY, Settings, default_layers, run};
 use zfnet::study::fill::Fill;
 use zfnet::study::picks::from_files;
 
-use super::{StudyArgs, fact, finish, layers_named};
+use super::{StudyArgs, finish, layers_named};
 use crate::cli::OnDevice;
 use crate::cli::progress::Progress;
 
@@ -60,7 +60,7 @@ impl OnDevice for Correspondence {
         let out = self.study.out(&STUDY)?;
         let mut progress = Progress::new();
         let mut session = self.study.session(backend, &model, &out, &mut progress);
-        session.facts.push(fact("Parts", self.boxes.display().to_string()));
+        session.fact("Parts", self.boxes.display().to_string());
         let found = run(&mut session, &model, &settings, &images, &marked)?;
         let page = finish(session, &out, report::correspondence::write(&out, &found))?;
         progress.end();

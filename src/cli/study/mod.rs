@@ -164,11 +164,6 @@ fn finish<B: Backend>(
     Ok(page)
 }
 
-/// A name and a value for a page.
-fn fact(name: &str, value: impl Into<String>) -> (String, String) {
-    (name.into(), value.into())
-}
-
 /// Indices of layers; of none, what `instead` says.
 fn layers_named(
     network: &Network,

@@ -11,7 +11,7 @@ use zfnet::study::boxes;
 use zfnet::study::fill::Fill;
 use zfnet::study::occlusion::{OfImage, STUDY, Settings, run};
 
-use super::{PickArgs, StudyArgs, fact, finish};
+use super::{PickArgs, StudyArgs, finish};
 use crate::cli::OnDevice;
 use crate::cli::progress::Progress;
 
@@ -74,7 +74,7 @@ impl OnDevice for Occlusion {
 
         let out = self.study.out(&STUDY)?;
         let mut session = self.study.session(backend, &model, &out, &mut progress);
-        session.facts.push(fact("Images", self.pick.source()));
+        session.fact("Images", self.pick.source());
         let images = picked.into_iter().zip(objects).collect();
         let found = run(&mut session, &model, &settings, images)?;
         let page = finish(session, &out, report::occlusion::write(&out, &found))?;

@@ -11,7 +11,7 @@ use zfnet::report;
 use zfnet::study::Splits;
 use zfnet::study::probe::{STUDY, Settings, paper_layers, run};
 
-use super::{StudyArgs, fact, finish, layers_named};
+use super::{StudyArgs, finish, layers_named};
 use crate::cli::progress::Progress;
 use crate::cli::{OnDevice, ReadArgs};
 
@@ -55,7 +55,7 @@ impl OnDevice for Probe {
         let mut progress = Progress::new();
         let mut session = self.study.session(backend, &model, &out, &mut progress);
         session.workers = usize::from(self.read.workers);
-        session.facts.push(fact("Data", self.data.display().to_string()));
+        session.fact("Data", self.data.display().to_string());
         let found = run(&mut session, &model, &settings, &data)
             .with_context(|| self.data.display().to_string())?;
         let page = finish(session, &out, report::probe::write(&out, &found))?;
