@@ -145,6 +145,12 @@ impl Image {
         out
     }
 
+    /// The same picture, every pixel a square of so many that it is at least `least` pixels wide.
+    pub fn enlarged(&self, least: usize) -> Image {
+        let times = least.div_ceil(self.width.max(1));
+        self.resize(self.width * times, self.height * times)
+    }
+
     /// Tiles of one size in rows of `columns`, `gap` pixels of `level` between them.
     pub fn sheet(tiles: &[Image], columns: usize, gap: usize, level: u8) -> Image {
         let Some(first) = tiles.first() else {

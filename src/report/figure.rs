@@ -14,8 +14,11 @@ use std::path::{Component, Path, PathBuf};
 use maud::{Markup, html};
 use serde::{Deserialize, Serialize};
 
-use super::{facts, page};
+use super::plot::{self, Line, curves};
+use super::{csv, facts, page, top9};
 use crate::disk::write_whole;
+use crate::picture::Image;
+use crate::study::{Facts, Study};
 
 /// Where a figure's data are.
 pub const FILE: &str = "figure.json";
@@ -36,7 +39,7 @@ pub struct Figure {
     /// What of the paper it repeats: "Figure 7".
     pub paper: String,
     /// Network, checkpoint, data, seed: what it was made with, as name and value.
-    pub facts: Vec<(String, String)>,
+    pub facts: Facts,
     /// How it was made and how to read it: paragraphs.
     pub how: Vec<String>,
     /// In the order of the page.
@@ -176,6 +179,78 @@ impl Figure {
         let mut files = self.all_files();
         files.all(|file| !file.contains(['\\', ':']) && Path::new(file).components().all(plain))
     }
+}
+
+/// A study's page in the making: each of its files is written as it is described.
+pub(super) struct Page<'a> {
+    out: &'a Path,
+    /// What it says; sections and paragraphs are added as they come.
+    pub figure: Figure,
+}
+
+impl<'a> Page<'a> {
+    /// Begins the page of a study in the folder `out`, and takes back what an earlier one said there, so that no
+    /// report shows new pictures under old words.
+    pub fn new(out: &'a Path, study: &Study, title: String, facts: Facts) -> io::Result<Self> {
+        take_back(out)?;
+        let (study, paper) = (study.name.into(), study.paper.into());
+        Ok(Page { out, figure: Figure { study, title, paper, facts, ..Figure::default() } })
+    }
+
+    /// Writes a picture, and completes its description.
+    pub fn png(&self, file: String, image: &Image, picture: Picture) -> io::Result<Picture> {
+        image.write_png(&self.out.join(&file))?;
+        Ok(Picture { file, size: [image.width, image.height], ..picture })
+    }
+
+    /// Draws curves over a common axis, and completes their description.
+    pub fn curves(
+        &self,
+        file: String,
+        [x, y]: [&str; 2],
+        lines: &[Line],
+        picture: Picture,
+    ) -> io::Result<Picture> {
+        write_whole(&self.out.join(&file), curves(x, y, lines).as_bytes())?;
+        Ok(Picture { file, size: plot::SIZE, wide: true, ..picture })
+    }
+
+    /// Writes a file of numbers, and names it under the page with what it holds.
+    pub fn file(&mut self, name: &str, holds: &str, bytes: &[u8]) -> io::Result<()> {
+        self.figure.files.push((name.into(), holds.into()));
+        write_whole(&self.out.join(name), bytes)
+    }
+
+    /// The same of comma-separated values.
+    pub fn csv(
+        &mut self,
+        name: &str,
+        holds: &str,
+        head: &[&str],
+        rows: impl IntoIterator<Item = Vec<String>>,
+    ) -> io::Result<()> {
+        self.file(name, holds, csv(head, rows).as_bytes())
+    }
+
+    /// Writes the page itself; returns its path.
+    pub fn finish(self) -> io::Result<PathBuf> {
+        self.figure.write(self.out)
+    }
+}
+
+/// Takes back what the page in a folder says, before its pictures change: without these data no report
+/// shows it.
+///
+/// # Errors
+/// If a file is there and cannot be removed.
+pub fn take_back(out: &Path) -> io::Result<()> {
+    for file in [FILE, top9::FILE] {
+        match std::fs::remove_file(out.join(file)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 fn shown(picture: &Picture, folder: &str) -> Markup {

@@ -5,8 +5,11 @@
 //! Names of files, classes and layers are hostile input: maud escapes them in the page,
 //! `inline_json` in the data for the script, and `Slugs` makes them fit for a path.
 
+pub mod correspondence;
 pub mod figure;
+pub mod occlusion;
 pub mod plot;
+pub mod probe;
 pub mod projections;
 pub mod run;
 pub mod top9;
@@ -15,6 +18,8 @@ use std::collections::HashSet;
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 use serde::Serialize;
+
+use crate::study::fill::Fill;
 
 const STYLE: &str = include_str!("style.css");
 
@@ -80,6 +85,20 @@ fn caution() -> Markup {
 fn inline_json(data: &impl Serialize) -> serde_json::Result<String> {
     let json = serde_json::to_string(data)?;
     Ok(json.replace('<', "\\u003c").replace('\u{2028}', "\\u2028").replace('\u{2029}', "\\u2029"))
+}
+
+/// A name and a value under the title.
+fn fact(name: &str, value: impl Into<String>) -> (String, String) {
+    (name.into(), value.into())
+}
+
+/// What covers a part of an image, in words.
+fn covering(fill: Fill) -> &'static str {
+    match fill {
+        Fill::Mean => "the training images’ mean, which is zero for the network",
+        Fill::Grey => "mid-grey, 128 in each channel",
+        Fill::Blur => "the image itself, blurred",
+    }
 }
 
 /// A file of comma-separated values: its names of columns, then its rows.

@@ -19,26 +19,13 @@ use super::plot::{self, Line, curves};
 use super::{facts, grouped, page, top9};
 use crate::disk::write_whole;
 use crate::model::Architecture;
+use crate::study::{STUDIES, features};
 use crate::train::checkpoint::State;
 use crate::train::log::Metric;
 use crate::{Error, Result};
 
-/// The studies in the order of the page, each with what it shows; others follow by name.
-const STUDIES: [(&str, &str); 11] = [
-    ("features", "the nine strongest activations of every map, projected (Figure 2)"),
-    ("evolution", "the strongest activation of some maps, epoch by epoch (Figure 4)"),
-    ("invariance", "what moving, scaling and turning an image changes (Figure 5)"),
-    ("filters", "first-layer filters, dead features, aliasing (Figure 6)"),
-    ("occlusion", "what covering parts of an image changes (Figure 7)"),
-    ("correspondence", "whether parts of objects are told alike in different images (Table 1)"),
-    ("sanity", "how much a projection shows of what was learnt"),
-    ("ensemble", "several checkpoints averaged (Table 2); --out RUN/report/ensemble"),
-    ("ablation", "layers taken out or changed (Table 3); --out RUN/report/ablation"),
-    ("transfer", "the features on other classes (Tables 4 and 5)"),
-    ("probe", "a linear classifier on each layer (Table 7)"),
-];
 /// The study with pages of its own kind.
-const FEATURES: &str = "features";
+const FEATURES: &str = features::STUDY.name;
 /// The folder of the curves.
 const TRAINING: &str = "training";
 /// Points of the curve of single steps.
@@ -83,7 +70,7 @@ pub fn write(run: &Run<'_>) -> Result<Written> {
         .chain(figures.iter().map(|(folder, _)| folder.clone()))
         .collect();
     let there = |study: &str| studies.iter().any(|there| there == study);
-    let missing: Vec<_> = STUDIES.iter().filter(|(study, _)| !there(study)).collect();
+    let missing: Vec<_> = STUDIES.iter().filter(|study| !there(study.name)).collect();
     let body = html! {
         header.top {
             h1 { (title) }
@@ -101,8 +88,11 @@ pub fn write(run: &Run<'_>) -> Result<Written> {
                 section.study id="study.missing" {
                     h2 { "Not made yet" }
                     ul {
-                        @for (name, what) in missing {
-                            li { code { "zfnet study " (name) } ": " (what) }
+                        @for study in missing {
+                            li {
+                                code { "zfnet study " (study.name) } ": " (study.line())
+                                @if !study.of_one_run { "; --out RUN/report/" (study.name) }
+                            }
                         }
                     }
                 }
@@ -142,7 +132,7 @@ fn find(out: &Path) -> Result<Found> {
             Ok(()) => {}
         }
     }
-    let place = |name: &str| STUDIES.iter().position(|(study, _)| *study == name);
+    let place = |name: &str| STUDIES.iter().position(|study| study.name == name);
     let order = |(name, _): &(String, Figure)| (place(name).unwrap_or(usize::MAX), name.clone());
     found.figures.sort_by_key(order);
     Ok(found)
@@ -202,7 +192,7 @@ fn maps(features: &top9::Embedded) -> Markup {
         section.study id={ "study." (FEATURES) } {
             h2 { (header.title) }
             (facts([
-                ("In the paper", "Figure 2"),
+                ("In the paper", features::STUDY.paper),
                 ("Checkpoint", &header.checkpoint),
                 ("Data", &header.data),
                 ("Searched", &searched),

@@ -24,6 +24,7 @@ use super::{
 };
 use crate::disk::write_whole;
 use crate::picture::Image;
+pub use crate::study::peaks::Peak;
 
 const SCRIPT: &str = include_str!("page.js");
 
@@ -105,31 +106,6 @@ pub struct Map {
     pub map: usize,
     /// Up to nine, strongest first, one for an image; none if the map never fired.
     pub peaks: Vec<Peak>,
-}
-
-/// One activation.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Peak {
-    /// Path relative to the data folder.
-    pub image: String,
-    /// Class of the image.
-    pub class: String,
-    /// Row of the unit.
-    pub y: usize,
-    /// Column of the unit.
-    pub x: usize,
-    /// The activation.
-    pub value: f32,
-    /// x0, y0, x1, y1 (x1, y1 excluded) in pixels of the network's input; may exceed the image.
-    pub field_box: [i64; 4],
-    /// The same box in pixels of the original file.
-    pub patch: [f64; 4],
-    /// Both cut to the field's box, of one size within a layer.
-    #[serde(skip)]
-    pub projection: Image,
-    /// What the unit saw.
-    #[serde(skip)]
-    pub photo: Image,
 }
 
 /// Writes the page, its sheets and its data; returns the page's path.

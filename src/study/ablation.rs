@@ -33,6 +33,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::Study;
 use super::ensemble::{Candidate, Errors, error_rates};
 use super::parts::Parts;
 use crate::backend::Backend;
@@ -47,6 +48,14 @@ use crate::train::checkpoint::load_model;
 use crate::train::evaluate::TestCrops;
 use crate::train::{self, Job, Outcome, Recipe, train};
 use crate::{Error, Result};
+
+/// See [`super::STUDIES`].
+pub const STUDY: Study = Study {
+    name: "ablation",
+    shows: "layers taken out or changed",
+    paper: "Table 3",
+    of_one_run: false,
+};
 
 /// What a run was begun with, in its folder.
 const BEGUN: &str = "variant.json";
@@ -424,7 +433,7 @@ pub fn ablation<B: Backend>(
         measured.push(row);
     }
     let page = write(request, &records[0], &measured)?;
-    parts.done()?;
+    Parts::remove(&request.out)?;
     Ok(Some(page))
 }
 

@@ -16,18 +16,19 @@ use std::sync::Arc;
 use bytemuck::{cast_slice, cast_slice_mut};
 use xxhash_rust::xxh3::Xxh3;
 
+use super::extractor::FeatureExtractor;
+use super::fingerprint;
 use crate::backend::Backend;
 use crate::data::images::Images;
 use crate::data::loader::{Bad, Loader, Plan};
 use crate::data::shard::manifest::Form;
-use crate::model::{InputStage, Model, Purpose, Workspace};
-use crate::train::evaluate::TestCrops;
+use crate::model::Model;
 use crate::{Error, Result, human_bytes};
 
 /// Bytes that the rows of one call may take: images x (sum of the layers' widths) x 4.
 pub const LIMIT: usize = 4 << 30;
 
-/// Images of one walk up.
+/// Images of one forward pass.
 const BATCH: usize = 32;
 /// The first bytes of a kept file; on a machine that orders bytes otherwise they are others.
 const MAGIC: u64 = u64::from_le_bytes(*b"zfnrows1");
@@ -71,9 +72,9 @@ impl Rows {
 /// flattened as (row, column, map), of the centre crop; a layer with weights is taken after its relu.
 /// Bad images are left out.
 ///
-/// They take images x width x 4 bytes of memory for each layer, and as much on disk under `keep`, if
-/// that is given: a folder where the next call for the same finds them. `fingerprint` is the model's
-/// ([`super::fingerprint`]). `progress` is called with the number of images seen so far and of all.
+/// They take images x width x 4 bytes of memory for each layer, and as much on disk in the folder `keep`, if
+/// one is given, where the next call for the same finds them. `progress` is called with the number of images
+/// seen so far and of all.
 ///
 /// # Errors
 /// If the images were made smaller than the network looks at them, the rows would take more than
@@ -81,7 +82,6 @@ impl Rows {
 pub fn rows<B: Backend>(
     backend: &B,
     model: &Model<B>,
-    fingerprint: &str,
     images: &Arc<Images>,
     wanted: &[u32],
     layers: &[usize],
@@ -109,8 +109,12 @@ pub fn rows<B: Backend>(
             human_bytes(LIMIT)
         )));
     }
+    let kept = match keep {
+        Some(folder) => Some((folder, hash(backend, model, images, wanted)?)),
+        None => None,
+    };
     let file = |layer: usize| {
-        keep.map(|folder| folder.join(name(backend, fingerprint, images, wanted, layer)))
+        kept.as_ref().map(|(folder, hash)| folder.join(format!("{hash}-{layer}.rows")))
     };
     let mut found: Vec<Option<Rows>> = layers
         .iter()
@@ -122,7 +126,7 @@ pub fn rows<B: Backend>(
     let missing: Vec<usize> = (0..layers.len()).filter(|&i| found[i].is_none()).collect();
     if !missing.is_empty() {
         let new: Vec<usize> = missing.iter().map(|&i| layers[i]).collect();
-        let made = walk(backend, model, images, wanted, &new, workers, progress)?;
+        let made = extract(backend, model, images, wanted, &new, workers, progress)?;
         for (i, rows) in missing.into_iter().zip(made) {
             if let Some(file) = file(layers[i]) {
                 write(&file, &rows)?;
@@ -141,12 +145,12 @@ fn check_size(images: &Images, resize: usize) -> Result<()> {
     };
     Err(Error::Data(format!(
         "expected images of at least {resize} pixels, which the checkpoint looks at, found shards of \
-         images resized to {side}: pack them with --resize {resize} or more"
+         images resized to {side}: pack them at {resize} pixels or more"
     )))
 }
 
-/// Walks up with all images.
-fn walk<B: Backend>(
+/// Runs all images forward.
+fn extract<B: Backend>(
     backend: &B,
     model: &Model<B>,
     images: &Arc<Images>,
@@ -155,13 +159,11 @@ fn walk<B: Backend>(
     workers: usize,
     mut progress: impl FnMut(usize, usize),
 ) -> Result<Vec<Rows>> {
-    let Model { network, params, preprocess, .. } = model;
-    let mut stage = InputStage::new(backend, preprocess, BATCH, BATCH)?;
-    let mut workspace = Workspace::new(backend, network, Purpose::Infer, BATCH)?;
+    let mut extractor = FeatureExtractor::new(backend, model, BATCH)?;
     let mut made: Vec<Rows> = layers
         .iter()
         .map(|&layer| {
-            let width = network.layers[layer].output.per_image();
+            let width = model.network.layers[layer].output.per_image();
             let values = Vec::with_capacity(width * wanted.len());
             Rows { width, values, ..Rows::default() }
         })
@@ -170,21 +172,14 @@ fn walk<B: Backend>(
     let mut loader = Loader::new(images.clone(), plan, workers);
     let mut seen = 0;
     while let Some(batch) = loader.next_batch()? {
-        let crops: Vec<_> = (0..batch.labels.len() as u32)
-            .flat_map(|image| TestCrops::One.of(preprocess, image))
-            .collect();
-        if !crops.is_empty() {
-            stage.fill(backend, &mut workspace.input, batch.pixels(), &crops)?;
-            workspace.up(backend, params)?;
-        }
-        for (rows, &layer) in made.iter_mut().zip(layers) {
-            let start = rows.values.len();
-            rows.values.resize(start + crops.len() * rows.width, 0.0);
-            if !crops.is_empty() {
-                backend.download(&mut rows.values[start..], workspace.output(layer))?;
+        // If there are none, all files of the batch are bad.
+        if !batch.labels.is_empty() {
+            extractor.forward(batch.pixels())?;
+            for (rows, &layer) in made.iter_mut().zip(layers) {
+                extractor.append_output(layer, &mut rows.values)?;
+                rows.classes.extend(&batch.labels);
+                rows.images.extend(&batch.indices);
             }
-            rows.classes.extend(&batch.labels);
-            rows.images.extend(&batch.indices);
         }
         seen = (seen + BATCH).min(wanted.len());
         progress(seen, wanted.len());
@@ -196,21 +191,20 @@ fn walk<B: Backend>(
     Ok(made)
 }
 
-/// A file's name says what its rows depend on: weights, images, how they were computed, the layer.
-fn name<B: Backend>(
+/// A hash of what rows depend on beside their layer: weights, images, how they were computed.
+fn hash<B: Backend>(
     backend: &B,
-    fingerprint: &str,
+    model: &Model<B>,
     images: &Images,
     wanted: &[u32],
-    layer: usize,
-) -> String {
+) -> Result<String> {
     let mut hash = Xxh3::new();
-    hash.update(fingerprint.as_bytes());
+    hash.update(env!("CARGO_PKG_VERSION").as_bytes());
+    hash.update(fingerprint(backend, model)?.as_bytes());
     hash.update(images.fingerprint().as_bytes());
     hash.update(&images.side().to_le_bytes());
-    hash.update(format!("{} {:?}", backend.device(), backend.precision()).as_bytes());
     hash.update(cast_slice(wanted));
-    format!("{:016x}-{layer}.rows", hash.digest())
+    Ok(format!("{:016x}", hash.digest()))
 }
 
 /// Whether rows read from a disk are of images that were asked for, in that order.

@@ -29,6 +29,9 @@ pub struct Marked {
     pub image: String,
     /// In pixels of the file.
     pub boxes: BTreeMap<String, [f64; 4]>,
+    /// The file.
+    #[serde(skip)]
+    pub file: PathBuf,
 }
 
 #[derive(Deserialize)]
@@ -37,23 +40,27 @@ struct Listed {
     images: Vec<Marked>,
 }
 
-/// Reads such a file.
+/// Reads such a file; images' paths are relative to `root` or, without, to the folder that it stands in.
 ///
 /// # Errors
 /// If it cannot be read, is no such JSON, or a box is empty or no numbers.
-pub fn read(path: &Path) -> Result<Vec<Marked>> {
+pub fn read(path: &Path, root: Option<&Path>) -> Result<Vec<Marked>> {
     let mut text = String::new();
     let file = std::fs::File::open(path).map_err(Error::io("read", path))?;
     file.take(LARGEST + 1).read_to_string(&mut text).map_err(Error::io("read", path))?;
     if text.len() as u64 > LARGEST {
         return Err(Error::file(path, "expected a list of boxes of at most 16 MiB"));
     }
-    let listed: Listed = serde_json::from_str(&text).map_err(|error| {
+    let mut listed: Listed = serde_json::from_str(&text).map_err(|error| {
         let expected =
             r#"{ "images": [ { "image": PATH, "boxes": { NAME: [x0, y0, x1, y1] } } ] }"#;
         Error::file(path, format!("expected {expected}: {error}"))
     })?;
-    for Marked { image, boxes } in &listed.images {
+    let folder = root.or(path.parent()).unwrap_or(Path::new(""));
+    for Marked { image, file, .. } in &mut listed.images {
+        *file = folder.join(&image);
+    }
+    for Marked { image, boxes, .. } in &listed.images {
         for (name, [x0, y0, x1, y1]) in boxes {
             if !(x0 < x1 && y0 < y1 && [x0, y0, x1, y1].iter().all(|v| v.is_finite())) {
                 return Err(Error::file(
@@ -69,10 +76,39 @@ pub fn read(path: &Path) -> Result<Vec<Marked>> {
     Ok(listed.images)
 }
 
-/// The files that a list names, in `root` or, without, in the folder that the list stands in.
-pub fn files(list: &Path, root: Option<&Path>, marked: &[Marked]) -> Vec<PathBuf> {
-    let folder = root.or(list.parent()).unwrap_or(Path::new(""));
-    marked.iter().map(|marked| folder.join(&marked.image)).collect()
+/// The box of each image, in pixels of the network's centre crop: that of this name or, without, the first
+/// by name; none for an image that is not in the list.
+///
+/// # Errors
+/// If an image in the list has no such box, or it lies outside the crop.
+pub fn objects(
+    preprocess: &Preprocess,
+    picked: &[Picked],
+    marked: &[Marked],
+    name: Option<&str>,
+) -> Result<Vec<Option<[f64; 4]>>> {
+    let of_image = |image: &Picked| {
+        let is_it =
+            |marked: &&Marked| image.name == marked.image || Path::new(&image.name) == marked.file;
+        let Some(Marked { boxes, .. }) = marked.iter().find(is_it) else { return Ok(None) };
+        let found = match name {
+            None => boxes.iter().next(),
+            Some(name) => Some(boxes.get_key_value(name).ok_or_else(|| {
+                let found: Vec<&str> = boxes.keys().map(String::as_str).collect();
+                let reason = format!("no box `{name}`, found {}", found.join(", "));
+                Error::file(&image.name, reason)
+            })?),
+        };
+        let Some((name, area)) = found else { return Ok(None) };
+        let object = in_crop(preprocess, image, *area);
+        let ([x0, y0, x1, y1], size) = (object, preprocess.size as f64);
+        if x1 <= 0.0 || y1 <= 0.0 || x0 >= size || y0 >= size {
+            let reason = format!("box `{name}` lies outside the centre that the network sees");
+            return Err(Error::file(&image.name, reason));
+        }
+        Ok(Some(object))
+    };
+    picked.iter().map(of_image).collect()
 }
 
 /// A box in pixels of the file, in pixels of the network's centre crop; it may reach beyond that.
@@ -93,7 +129,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("boxes.json");
         std::fs::write(&path, text).unwrap();
-        read(&path)
+        read(&path, None)
     }
 
     #[test]
@@ -101,9 +137,12 @@ mod tests {
         let good = r#"{"images":[{"image":"a.png","boxes":{"eye":[1,2,3.5,4]}}]}"#;
         let marked = written(good).unwrap();
         assert_eq!(marked[0].boxes["eye"], [1.0, 2.0, 3.5, 4.0]);
-        assert_eq!(files(Path::new("d/boxes.json"), None, &marked), [Path::new("d/a.png")]);
-        let elsewhere = files(Path::new("d/boxes.json"), Some(Path::new("e")), &marked);
-        assert_eq!(elsewhere, [Path::new("e/a.png")]);
+        assert!(marked[0].file.ends_with("a.png") && marked[0].file.is_absolute());
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("boxes.json");
+        std::fs::write(&path, good).unwrap();
+        let elsewhere = read(&path, Some(Path::new("e"))).unwrap();
+        assert_eq!(elsewhere[0].file, Path::new("e/a.png"));
         for (bad, word) in [
             ("", "expected {"),
             ("[]", "expected {"),

@@ -13,43 +13,74 @@
 //! normalised; a mean over pairs does not depend on how many images there are.
 
 use std::collections::BTreeMap;
-use std::io;
-use std::path::{Path, PathBuf};
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use serde::Serialize;
 
 use super::boxes::{Marked, in_crop};
+use super::extractor::FeatureExtractor;
 use super::fill::{Cover, Fill};
-use super::mean_and_deviation;
+use super::numbers::mean_and_deviation;
 use super::picks::Picked;
+use super::{Facts, Session, Study};
 use crate::backend::Backend;
-use crate::disk::write_whole;
-use crate::model::{InputStage, Model, Network, Purpose, Workspace};
+use crate::model::{Model, Network, Preprocess};
 use crate::picture::Image;
-use crate::report::csv;
-use crate::report::figure::{Figure, PHOTOGRAPH_CONTRAST, Picture, Section, Table};
-use crate::train::evaluate::TestCrops;
 use crate::{Error, Result};
 
-/// Least side of a picture, in pixels.
-const SHOWN: usize = 192;
+/// See [`super::STUDIES`].
+pub const STUDY: Study = Study {
+    name: "correspondence",
+    shows: "whether parts of objects are told alike in different images",
+    paper: "Table 1",
+    of_one_run: true,
+};
 
 /// What is compared.
-pub struct Request<'a> {
-    /// The images.
-    pub images: &'a [Picked],
-    /// Their parts, image by image.
-    pub marked: &'a [Marked],
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Settings {
     /// Indices of the layers.
-    pub layers: &'a [usize],
+    pub layers: Vec<usize>,
     /// What covers a part.
     pub fill: Fill,
     /// How often boxes are drawn at random for each part.
     pub draws: usize,
     /// Seed of those.
     pub seed: u64,
+}
+
+/// What was found.
+#[derive(Clone, Debug, Serialize)]
+pub struct Correspondence {
+    /// What it was made with.
+    pub facts: Facts,
+    /// The network's name.
+    pub network: String,
+    /// Side of its input in pixels.
+    pub input: usize,
+    /// Number of its classes.
+    pub classes: usize,
+    /// What was compared.
+    pub settings: Settings,
+    /// By part, then by layer.
+    pub scores: Vec<Score>,
+    /// By part: its name, and the images that have it.
+    pub parts: Vec<(String, Vec<Covered>)>,
+}
+
+/// An image with a part covered.
+#[derive(Clone, Debug, Serialize)]
+pub struct Covered {
+    /// The image's place among all of them.
+    pub index: usize,
+    /// Its name.
+    pub image: String,
+    /// What is covered: `[x0, y0, x1, y1]` in pixels of the file.
+    pub area: [f64; 4],
+    /// The centre crop, as the network sees it.
+    #[serde(skip)]
+    pub crop: Image,
 }
 
 /// How alike a change is.
@@ -81,36 +112,47 @@ pub fn default_layers(network: &Network) -> Vec<usize> {
     pooled.into_iter().chain(network.last_hidden()).collect()
 }
 
-/// Covers parts and random boxes, and scores how alike the changes are, for each layer and part.
-/// `progress` is called with how many coverings are done, and of how many.
+/// Covers parts and random boxes in images, marked one by one, and scores how alike the changes are, for each
+/// layer and part.
 ///
 /// # Errors
 /// If fewer than two images have a part, a part lies outside the crop, or the backend refuses.
-pub fn correspondence<B: Backend>(
-    backend: &B,
+pub fn run<B: Backend>(
+    session: &mut Session<'_, B>,
     model: &Model<B>,
-    request: &Request<'_>,
-    mut progress: impl FnMut(usize, usize),
-) -> Result<Vec<Score>> {
-    let Request { images, layers, draws, seed, .. } = *request;
-    let parts = parts(model, request)?;
+    settings: &Settings,
+    images: &[Picked],
+    marked: &[Marked],
+) -> Result<Correspondence> {
+    let Model { network, preprocess, classes, .. } = model;
+    let Settings { layers, fill, draws, seed } = settings;
+    let parts = parts(preprocess, images, marked)?;
     if layers.is_empty() {
-        let name = &model.network.architecture.name;
+        let name = &network.architecture.name;
         let reason = format!("network {name}: has no hidden layer to compare: name layers");
         return Err(Error::Network(reason));
     }
-    let mut looker = Looker::new(backend, model, layers)?;
-    let squares: Vec<Vec<u8>> = images.iter().map(|image| image.square.clone()).collect();
-    let whole = looker.look(&squares)?;
+    let covered = |image: usize, area: [i64; 4]| {
+        let mut square = images[image].square.clone();
+        Cover::new(preprocess, &square, *fill).lay(&mut square, area);
+        square
+    };
+    let mut extractor = FeatureExtractor::new(session.backend, model, 1)?;
+    let whole: Vec<_> = images
+        .iter()
+        .map(|image| features(&mut extractor, network, layers, &image.square))
+        .collect::<Result<_>>()?;
     let (total, mut done) = (parts.len() * (draws + 1), 0);
     let mut scores = Vec::new();
     for (number, (part, boxes)) in parts.iter().enumerate() {
+        // The pairs of each layer.
         let mut with = |boxes: &BTreeMap<usize, [i64; 4]>| -> Result<Vec<Vec<f64>>> {
-            let covered: Vec<Vec<u8>> =
-                boxes.iter().map(|(image, area)| covered(model, request, *image, *area)).collect();
-            let changed = looker.look(&covered)?;
+            let changed: Vec<_> = boxes
+                .iter()
+                .map(|(&i, &area)| features(&mut extractor, network, layers, &covered(i, area)))
+                .collect::<Result<_>>()?;
             done += 1;
-            progress(done, total);
+            session.progress("correspondence: coverings", done, total, "");
             let of_layer = |layer: usize| {
                 let changes: Vec<Vec<f32>> = boxes
                     .keys()
@@ -125,11 +167,11 @@ pub fn correspondence<B: Backend>(
             Ok((0..layers.len()).map(of_layer).collect())
         };
         let of_part = with(boxes)?;
-        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        let mut random = ChaCha8Rng::seed_from_u64(*seed);
         random.set_stream(number as u64);
         let mut of_draws = vec![Vec::new(); layers.len()];
-        for _ in 0..draws {
-            let anywhere = |area: &[i64; 4]| somewhere(&mut random, model.preprocess.size, *area);
+        for _ in 0..*draws {
+            let anywhere = |area: &[i64; 4]| somewhere(&mut random, preprocess.size, *area);
             let drawn: BTreeMap<usize, [i64; 4]> =
                 boxes.keys().copied().zip(boxes.values().map(anywhere)).collect();
             for (of_layer, pairs) in of_draws.iter_mut().zip(with(&drawn)?) {
@@ -139,19 +181,56 @@ pub fn correspondence<B: Backend>(
         for ((layer, pairs), of_draws) in layers.iter().zip(of_part).zip(&of_draws) {
             scores.push(Score {
                 part: part.clone(),
-                layer: model.network.layers[*layer].name.clone(),
+                layer: network.layers[*layer].name.clone(),
                 images: boxes.keys().map(|image| images[*image].name.clone()).collect(),
                 part_score: mean_and_deviation(&pairs),
-                random_score: (draws > 0).then(|| mean_and_deviation(of_draws)),
+                random_score: (*draws > 0).then(|| mean_and_deviation(of_draws)),
                 pairs,
             });
         }
     }
-    Ok(scores)
+    let shown = |(&image, &area): (&usize, &[i64; 4])| {
+        let picked = Picked { square: covered(image, area), ..images[image].clone() };
+        let (area, crop) = (picked.in_file(preprocess, area), picked.input(preprocess));
+        Covered { index: image, image: picked.name, area, crop }
+    };
+    let shown = |(name, boxes): (&String, &BTreeMap<usize, [i64; 4]>)| {
+        (name.clone(), boxes.iter().map(shown).collect())
+    };
+    Ok(Correspondence {
+        facts: session.facts.clone(),
+        network: network.architecture.name.clone(),
+        input: preprocess.size,
+        classes: classes.len(),
+        settings: settings.clone(),
+        scores,
+        parts: parts.iter().map(shown).collect(),
+    })
+}
+
+/// What each layer makes of an image, flattened. One image at a time: how a sum is rounded may depend on the
+/// number of images beside it, and a rounding must not look like a change.
+fn features<B: Backend>(
+    extractor: &mut FeatureExtractor<'_, B>,
+    network: &Network,
+    layers: &[usize],
+    square: &[u8],
+) -> Result<Vec<Vec<f32>>> {
+    extractor.forward(square)?;
+    let of_layer = |&layer: &usize| {
+        let values = extractor.output(layer)?;
+        if values.iter().any(|value| !value.is_finite()) {
+            let name = &network.layers[layer].name;
+            let reason = format!("{name}: its outputs are not finite: nothing can be compared");
+            return Err(Error::Network(reason));
+        }
+        Ok(values)
+    };
+    layers.iter().map(of_layer).collect()
 }
 
 /// The share of features whose signs differ, for each pair of images.
-pub fn pairwise(changes: &[Vec<f32>]) -> Vec<f64> {
+fn pairwise(changes: &[Vec<f32>]) -> Vec<f64> {
     let sign = |change: f32| (change > 0.0) as i8 - (change < 0.0) as i8;
     let hamming = |a: &[f32], b: &[f32]| {
         let differing = a.iter().zip(b).filter(|(a, b)| sign(**a) != sign(**b)).count();
@@ -165,15 +244,16 @@ pub fn pairwise(changes: &[Vec<f32>]) -> Vec<f64> {
 }
 
 /// The boxes of each part in pixels of the crop, by image.
-fn parts<B: Backend>(
-    model: &Model<B>,
-    request: &Request<'_>,
+fn parts(
+    preprocess: &Preprocess,
+    images: &[Picked],
+    marked: &[Marked],
 ) -> Result<BTreeMap<String, BTreeMap<usize, [i64; 4]>>> {
-    let size = model.preprocess.size as f64;
+    let size = preprocess.size as f64;
     let mut parts: BTreeMap<String, BTreeMap<usize, [i64; 4]>> = BTreeMap::new();
-    for (number, (image, marked)) in request.images.iter().zip(request.marked).enumerate() {
+    for (number, (image, marked)) in images.iter().zip(marked).enumerate() {
         for (name, area) in &marked.boxes {
-            let [x0, y0, x1, y1] = in_crop(&model.preprocess, image, *area);
+            let [x0, y0, x1, y1] = in_crop(preprocess, image, *area);
             let seen = |from: f64, to: f64| (to.min(size) - from.max(0.0)).max(0.0) / (to - from);
             if seen(x0, x1) * seen(y0, y1) < 0.5 {
                 return Err(Error::Data(format!(
@@ -192,7 +272,7 @@ fn parts<B: Backend>(
     }
     let alone = parts.iter().find(|(_, boxes)| boxes.len() < 2);
     if let Some((name, boxes)) = alone {
-        let image = &request.images[*boxes.keys().next().expect("a box made the entry")].name;
+        let image = &images[*boxes.keys().next().expect("a box made the entry")].name;
         return Err(Error::Data(format!(
             "part `{name}` is marked in {image} only: a part is compared between two images at least"
         )));
@@ -211,196 +291,6 @@ fn somewhere(random: &mut ChaCha8Rng, size: usize, [x0, y0, x1, y1]: [i64; 4]) -
     [x, y, x + width, y + height]
 }
 
-/// An image with a box covered.
-fn covered<B: Backend>(
-    model: &Model<B>,
-    request: &Request<'_>,
-    image: usize,
-    area: [i64; 4],
-) -> Vec<u8> {
-    let mut square = request.images[image].square.clone();
-    Cover::new(&model.preprocess, &square, request.fill).lay(&mut square, area);
-    square
-}
-
-/// Gives the outputs of layers.
-struct Looker<'a, B: Backend> {
-    backend: &'a B,
-    model: &'a Model<B>,
-    layers: &'a [usize],
-    stage: InputStage<B>,
-    workspace: Workspace<B>,
-}
-
-impl<'a, B: Backend> Looker<'a, B> {
-    fn new(backend: &'a B, model: &'a Model<B>, layers: &'a [usize]) -> Result<Self> {
-        Ok(Looker {
-            backend,
-            model,
-            layers,
-            stage: InputStage::new(backend, &model.preprocess, 1, 1)?,
-            workspace: Workspace::new(backend, &model.network, Purpose::Infer, 1)?,
-        })
-    }
-
-    /// `[image][layer]`, each flattened.
-    ///
-    /// # Errors
-    /// If a feature is no finite number, or the backend refuses.
-    fn look(&mut self, squares: &[Vec<u8>]) -> Result<Vec<Vec<Vec<f32>>>> {
-        let Model { network, params, preprocess, .. } = self.model;
-        let mut outputs = Vec::new();
-        // One at a time: how a sum is rounded may depend on the number of images beside it, and a
-        // rounding must not look like a change.
-        for square in squares {
-            let crops = TestCrops::One.of(preprocess, 0);
-            self.stage.fill(self.backend, &mut self.workspace.input, square, &crops)?;
-            self.workspace.up(self.backend, params)?;
-            let mut of_image = Vec::new();
-            for &layer in self.layers {
-                let output = self.workspace.output(layer);
-                let mut values = vec![0.0; output.shape().len()];
-                self.backend.download(&mut values, output)?;
-                if values.iter().any(|value| !value.is_finite()) {
-                    let name = &network.layers[layer].name;
-                    let reason =
-                        format!("{name}: its outputs are not finite: nothing can be compared");
-                    return Err(Error::Network(reason));
-                }
-                of_image.push(values);
-            }
-            outputs.push(of_image);
-        }
-        Ok(outputs)
-    }
-}
-
-/// Writes the covered images, `correspondence.csv`, `correspondence.json` and the page; returns the
-/// page's path.
-///
-/// # Errors
-/// If the folder cannot be written.
-pub fn write<B: Backend>(
-    out: &Path,
-    model: &Model<B>,
-    request: &Request<'_>,
-    facts: Vec<(String, String)>,
-    scores: &[Score],
-) -> Result<PathBuf> {
-    let io = |error: io::Error| Error::io("write", out)(error);
-    let mut figure = Figure {
-        study: "correspondence".into(),
-        title: format!("Are parts of objects alike to {}?", model.network.architecture.name),
-        paper: "Table 1".into(),
-        facts,
-        how: vec![
-            "The same part is covered in each image, and the sign of the change of every feature is \
-             noted. A number is the share of features whose signs differ between two images, the mean \
-             over all pairs of images. If it is lower than for boxes at random places, the layer tells \
-             that the part is the same in different images, without having been told of parts."
-                .into(),
-        ],
-        files: vec![
-            ("correspondence.csv".into(), "every pair of images".into()),
-            ("correspondence.json".into(), "the same, with means and deviations".into()),
-        ],
-        ..Figure::default()
-    };
-    let (input, classes) = (model.preprocess.size, model.classes.len());
-    let mut table = table(request, scores);
-    table.notes.push(format!("Here: {classes} classes, {input} × {input} pixels."));
-    let text = vec![found(scores)];
-    figure.sections.push(Section { text, tables: vec![table], ..Section::default() });
-    for (number, (name, boxes)) in parts(model, request)?.iter().enumerate() {
-        let mut section = Section { title: name.clone(), ..Section::default() };
-        for (&image, &area) in boxes {
-            let picked = &request.images[image];
-            let square = covered(model, request, image, area);
-            let shown = Picked { square, ..picked.clone() }.input(&model.preprocess);
-            let times = SHOWN.div_ceil(shown.width);
-            let shown: Image = shown.resize(shown.width * times, shown.height * times);
-            let file = format!("{number:02}-{image:03}.png");
-            shown.write_png(&out.join(&file)).map_err(io)?;
-            section.pictures.push(Picture {
-                file,
-                size: [shown.width, shown.height],
-                title: format!("{name}, covered"),
-                method: "the centre crop, as the network sees it; the box is what is covered"
-                    .into(),
-                contrast: PHOTOGRAPH_CONTRAST.into(),
-                image: picked.name.clone(),
-                area: Some(picked.in_file(&model.preprocess, area)),
-                wide: false,
-            });
-        }
-        figure.sections.push(section);
-    }
-    let head = ["layer", "part", "image_a", "image_b", "signs_that_differ"];
-    let rows = scores.iter().flat_map(|score| {
-        let images = &score.images;
-        let pairs = (0..images.len()).flat_map(|i| (i + 1..images.len()).map(move |j| (i, j)));
-        pairs.zip(&score.pairs).map(|((i, j), value)| {
-            let [layer, part] = [&score.layer, &score.part].map(String::clone);
-            vec![layer, part, images[i].clone(), images[j].clone(), value.to_string()]
-        })
-    });
-    let files = [
-        ("correspondence.csv", csv(&head, rows).into_bytes()),
-        ("correspondence.json", serde_json::to_vec_pretty(scores).expect("plain data")),
-    ];
-    for (file, bytes) in files {
-        write_whole(&out.join(file), &bytes).map_err(io)?;
-    }
-    figure.write(out).map_err(io)
-}
-
-/// What the numbers say, in a sentence.
-fn found(scores: &[Score]) -> String {
-    let alike = |score: &&Score| {
-        let below = |[mean, deviation]: [f64; 2]| score.part_score[0] < mean - deviation;
-        score.random_score.is_some_and(below)
-    };
-    let named = |score: &Score| format!("{} in {}", score.part, score.layer);
-    let found: Vec<String> = scores.iter().filter(alike).map(named).collect();
-    let what = if found.is_empty() { "nothing".into() } else { found.join(", ") };
-    format!("More alike than random boxes, by more than their deviation: {what}.")
-}
-
-/// Parts by layers, ours above the paper's.
-fn table(request: &Request<'_>, scores: &[Score]) -> Table {
-    let first_part = scores.chunk_by(|a, b| a.part == b.part).next().unwrap_or_default();
-    let mut head = vec![String::new()];
-    head.extend(first_part.iter().map(|score| score.layer.clone()));
-    let shown = |[mean, deviation]: [f64; 2]| format!("{mean:.3} ± {deviation:.3}");
-    let mut rows: Vec<Vec<String>> = Vec::new();
-    for of_part in scores.chunk_by(|a, b| a.part == b.part) {
-        let images = of_part[0].images.len();
-        let mut part = vec![format!("{}, {images} images", of_part[0].part)];
-        let mut random = vec![format!("boxes of its size at random, {} draws", request.draws)];
-        part.extend(of_part.iter().map(|score| shown(score.part_score)));
-        random.extend(of_part.iter().filter_map(|score| score.random_score.map(shown)));
-        rows.push(part);
-        if request.draws > 0 {
-            rows.push(random);
-        }
-    }
-    Table {
-        caption: "Share of features whose signs of change differ; lower is more alike".into(),
-        head,
-        rows,
-        notes: vec![
-            "The deviation of a part is over its pairs of images, that of random boxes over the draws."
-                .into(),
-            "The paper’s Table 1, layer 5 | layer 7, with five dogs’ faces and its network trained on \
-             ImageNet at 224 pixels: right eye 0.067 | 0.069, left eye 0.069 | 0.068, nose 0.079 | \
-             0.069, random 0.107 | 0.073; its left and \
-             right may be the dog’s. It does not say how its sums are normalised: compare a part \
-             with random boxes, within one table."
-                .into(),
-        ],
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -413,8 +303,6 @@ mod tests {
         // 0-1: the last differs. 0-2: 1 against 0, - against +, 3 against nothing. 1-2: the same.
         assert_eq!(pairwise(&changes), [0.25, 0.75, 0.75]);
         assert_eq!(pairwise(&changes[..1]), [0.0; 0]);
-        assert_eq!(mean_and_deviation(&[1.0, 3.0]), [2.0, 2f64.sqrt()]);
-        assert_eq!(mean_and_deviation(&[5.0]), [5.0, 0.0]);
     }
 
     #[test]

@@ -11,8 +11,8 @@ use std::sync::atomic::AtomicUsize;
 
 use serde::{Deserialize, Serialize};
 
-use super::fingerprint;
 use super::parts::Parts;
+use super::{Study, fingerprint};
 use crate::backend::Backend;
 use crate::data::images::Images;
 use crate::disk::write_whole;
@@ -22,6 +22,14 @@ use crate::report::csv;
 use crate::report::figure::{Figure, Section, Table};
 use crate::train::evaluate::{Classifier, Evaluation, Member, TestCrops, evaluate};
 use crate::{Error, Result};
+
+/// See [`super::STUDIES`].
+pub const STUDY: Study = Study {
+    name: "ensemble",
+    shows: "several checkpoints averaged",
+    paper: "Table 2",
+    of_one_run: false,
+};
 
 /// The paper's Table 2: top-1 and top-5 error on the validation set, top-5 error on the test set, in
 /// per cent.
@@ -151,7 +159,7 @@ pub fn ensemble<B: Backend>(
         .collect();
     let classes = candidates[0].model.classes.len();
     let page = write(request, &format!("{:?}", backend.precision()), classes, &rows)?;
-    parts.done()?;
+    Parts::remove(request.out)?;
     Ok(page)
 }
 

@@ -17,16 +17,24 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::fingerprint;
-use super::peaks::{BATCH, Chosen, Searched, must_be_images, pictures, search};
+use super::peaks::{BATCH, Chosen, Peak, Searched, must_be_images, pictures, search};
+use super::{Study, fingerprint};
 use crate::backend::Backend;
 use crate::data::images::{Images, read_rgb};
 use crate::disk::write_whole;
 use crate::model::{Model, Network, Projector, Rule};
 use crate::picture::Image;
+use crate::report::csv;
 use crate::report::figure::{Figure, PROJECTION_CONTRAST, Picture, Section, Table};
-use crate::report::{csv, top9::Peak};
 use crate::{Error, Result};
+
+/// See [`super::STUDIES`].
+pub const STUDY: Study = Study {
+    name: "evolution",
+    shows: "the strongest activation of some maps, epoch by epoch",
+    paper: "Figure 4",
+    of_one_run: true,
+};
 
 /// The epochs of the paper's figure.
 pub const EPOCHS: [u32; 8] = [1, 2, 5, 10, 20, 30, 40, 64];

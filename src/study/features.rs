@@ -5,14 +5,22 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::fingerprint;
 use super::parts::Parts;
 use super::peaks::{BATCH, Chosen, Searched, must_be_images, pictures, search};
+use super::{Study, fingerprint};
 use crate::backend::Backend;
 use crate::data::images::Images;
 use crate::model::{Model, Projector, Rule};
 use crate::report::top9::{Layer, Map, Writer};
 use crate::{Error, Result};
+
+/// See [`super::STUDIES`].
+pub const STUDY: Study = Study {
+    name: "features",
+    shows: "the nine strongest activations of every map, projected",
+    paper: "Figure 2",
+    of_one_run: true,
+};
 
 /// Peaks of a map.
 const PEAKS: usize = 9;
@@ -94,5 +102,5 @@ pub fn features<B: Backend>(
             }
         }
     }
-    parts.done()
+    Parts::remove(out)
 }

@@ -6,13 +6,14 @@
 //! Nothing is written to disk.
 
 use super::linear::mean_class_accuracy;
+use super::numbers::most_probable;
 use crate::Result;
 use crate::backend::{Backend, StepState};
 use crate::data::images::{Images, Scratch};
 use crate::data::order::{permutation, training_crop};
 use crate::model::{Architecture, Model, Network, Params, Preprocess};
 use crate::train::Trainer;
-use crate::train::evaluate::{Classifier, TestCrops, rank};
+use crate::train::evaluate::{Classifier, TestCrops};
 
 /// Images classified at a time.
 const BATCH: usize = 32;
@@ -195,8 +196,7 @@ pub fn accuracy<B: Backend>(backend: &B, model: &Model<B>, squares: &Squares) ->
         classifier.add_probabilities(backend, network, params, pixels, &mut probabilities)?;
         for row in probabilities.chunks_exact(classes.len()) {
             // Of probabilities that are no numbers none comes first: that counts as wrong.
-            let first = (0..classes.len()).find(|&class| rank(row, class) == 0);
-            found.push(first.unwrap_or(classes.len()) as u32);
+            found.push(most_probable(row).unwrap_or(classes.len()) as u32);
         }
     }
     Ok(mean_class_accuracy(&squares.labels, &found, classes.len()))

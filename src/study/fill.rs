@@ -1,16 +1,18 @@
 //! Covering a part of an image, as an occluder does.
 
+use serde::Serialize;
+
 use crate::model::Preprocess;
 
-/// What an occluder is filled with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What covers a part of an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum Fill {
-    /// The mean that preprocessing takes off, so that the network sees zero (but for rounding to a
-    /// byte): what is grey in the paper's Figure 7.
+    /// The mean that preprocessing takes off: zero for the network, what the paper calls grey.
     Mean,
     /// Mid-grey, 128 in each channel.
     Grey,
-    /// The image itself, blurred so much that only the colour of the place is left.
+    /// The image, blurred.
     Blur,
 }
 
@@ -28,7 +30,7 @@ impl Cover {
     pub fn new(preprocess: &Preprocess, square: &[u8], fill: Fill) -> Self {
         let side = preprocess.resize;
         let filled = match fill {
-            Fill::Mean => mean_square(preprocess),
+            Fill::Mean => mean_square(preprocess), // zero for the network, but for rounding to a byte
             Fill::Grey => vec![crate::picture::GREY; square.len()],
             // A tenth of the side blurs away what any unit below the top layers looks for.
             Fill::Blur => blurred(square, side, side as f64 / 10.0),

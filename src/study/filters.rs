@@ -25,10 +25,11 @@ use std::sync::Arc;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::field_box;
+use super::Study;
 use super::peaks::{
     BATCH, Chosen, Maps, Projected, Searched, must_be_images, project, search, spatial_layers,
 };
+use super::pixels::{field_box, to_rgb};
 use crate::backend::Backend;
 use crate::data::images::Images;
 use crate::disk::write_whole;
@@ -38,6 +39,14 @@ use crate::report::figure::{Figure, PROJECTION_CONTRAST, Picture, Section, Table
 use crate::report::plot::heat;
 use crate::report::{csv, short};
 use crate::{Error, Result};
+
+/// See [`super::STUDIES`].
+pub const STUDY: Study = Study {
+    name: "filters",
+    shows: "first-layer filters, dead features, aliasing",
+    paper: "Figure 6",
+    of_one_run: true,
+};
 
 /// Frequencies in each direction.
 const GRID: usize = 32;
@@ -119,9 +128,7 @@ impl Filters {
         }
         let mut values = vec![0.0; param.weight.shape().len()];
         backend.download(&mut values, &param.weight)?;
-        if preprocess.order == [2, 1, 0] {
-            values.chunks_exact_mut(3).for_each(|pixel| pixel.swap(0, 2));
-        }
+        to_rgb(preprocess, &mut values);
         let kernel = [dims.r as usize, dims.s as usize];
         let stride = dims.stride[0].max(dims.stride[1]) as usize;
         let filters = || values.par_chunks_exact(kernel[0] * kernel[1] * 3);

@@ -21,19 +21,28 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::extractor::FeatureExtractor;
 use super::fill::mean_square;
-use super::fingerprint;
 use super::parts::Parts;
 use super::picks::Picked;
+use super::{Study, fingerprint};
 use crate::backend::Backend;
 use crate::disk::write_whole;
-use crate::model::{InputStage, Model, Network, Preprocess, Purpose, Workspace};
+use crate::model::{Model, Network, Preprocess};
 use crate::picture::Image;
 use crate::report::csv;
 use crate::report::figure::{Figure, PHOTOGRAPH_CONTRAST, Picture, Section, Table};
 use crate::report::plot::{Line, SIZE, curves};
-use crate::train::evaluate::{TestCrops, softmax};
+use crate::train::evaluate::softmax;
 use crate::{Error, Result};
+
+/// See [`super::STUDIES`].
+pub const STUDY: Study = Study {
+    name: "invariance",
+    shows: "what moving, scaling and turning an image changes",
+    paper: "Figure 5",
+    of_one_run: true,
+};
 
 /// Samples of one walk up; the first one is the untransformed image.
 const BATCH: usize = 16;
@@ -233,14 +242,11 @@ impl Responses {
     }
 }
 
-/// Walks up with changed images.
+/// Measures what changes do to features.
 pub struct Meter<'a, B: Backend> {
-    backend: &'a B,
+    extractor: FeatureExtractor<'a, B>,
     model: &'a Model<B>,
     layers: Vec<usize>,
-    stage: InputStage<B>,
-    workspace: Workspace<B>,
-    host: Vec<f32>,
 }
 
 impl<'a, B: Backend> Meter<'a, B> {
@@ -249,17 +255,8 @@ impl<'a, B: Backend> Meter<'a, B> {
     /// # Errors
     /// If the backend has no room.
     pub fn new(backend: &'a B, model: &'a Model<B>, layers: &[usize]) -> Result<Self> {
-        let Model { network, preprocess, .. } = model;
-        let largest = layers.iter().map(|&layer| network.layers[layer].output.len()).max();
-        let largest = largest.unwrap_or(0).max(network.classes());
-        Ok(Meter {
-            backend,
-            model,
-            layers: layers.to_vec(),
-            stage: InputStage::new(backend, preprocess, BATCH, BATCH)?,
-            workspace: Workspace::new(backend, network, Purpose::Infer, BATCH)?,
-            host: vec![0.0; BATCH * largest],
-        })
+        let extractor = FeatureExtractor::new(backend, model, BATCH)?;
+        Ok(Meter { extractor, model, layers: layers.to_vec() })
     }
 
     /// Measures changes of one image. `progress` is called with the number of changes done.
@@ -272,12 +269,8 @@ impl<'a, B: Backend> Meter<'a, B> {
         changes: &[(Change, f64)],
         mut progress: impl FnMut(usize),
     ) -> Result<Responses> {
-        let Model { params, preprocess, classes, .. } = self.model;
-        let backend = self.backend;
-        let crops: Vec<_> =
-            (0..BATCH as u32).flat_map(|i| TestCrops::One.of(preprocess, i)).collect();
-        let mut norms = Vec::new();
-        let mut responses = Vec::new();
+        let Model { network, preprocess, classes, .. } = self.model;
+        let (mut norms, mut responses) = (Vec::new(), Vec::new());
         for (part, changes) in changes.chunks(BATCH - 1).enumerate() {
             // The untransformed image fills what is left of the last batch.
             let mut pixels = picked.square.repeat(BATCH);
@@ -285,22 +278,18 @@ impl<'a, B: Backend> Meter<'a, B> {
             for (square, &(change, amount)) in squares.zip(changes) {
                 square.copy_from_slice(&changed(preprocess, &picked.square, change, amount));
             }
-            self.stage.fill(backend, &mut self.workspace.input, &pixels, &crops)?;
-            self.workspace.up(backend, params)?;
-            let mut found: Vec<Response> = changes
-                .iter()
-                .map(|&(change, amount)| Response {
-                    change,
-                    amount,
-                    distances: Vec::new(),
-                    probability: 0.0,
-                })
-                .collect();
+            self.extractor.forward(&pixels)?;
+            let logits = self.extractor.logits()?;
+            let of_sample = |(logits, &(change, amount)): (&[f32], &(Change, f64))| {
+                let class = softmax(logits).nth(picked.class);
+                let probability = class.expect("one of the network's classes");
+                Response { change, amount, distances: Vec::new(), probability }
+            };
+            let samples = logits.chunks_exact(classes.len()).skip(1);
+            let mut found: Vec<Response> = samples.zip(changes).map(of_sample).collect();
             for &layer in &self.layers {
-                let output = self.workspace.output(layer);
-                let values = &mut self.host[..output.shape().len()];
-                backend.download(values, output)?;
-                let mut samples = values.chunks_exact(output.shape().per_image());
+                let values = self.extractor.output(layer)?;
+                let mut samples = values.chunks_exact(network.layers[layer].output.per_image());
                 let untransformed = samples.next().expect("a sample");
                 if part == 0 {
                     norms.push(distance(untransformed, &vec![0.0; untransformed.len()]));
@@ -308,13 +297,6 @@ impl<'a, B: Backend> Meter<'a, B> {
                 for (response, sample) in found.iter_mut().zip(samples) {
                     response.distances.push(distance(sample, untransformed));
                 }
-            }
-            let logits = &mut self.host[..BATCH * classes.len()];
-            backend.download(logits, self.workspace.logits())?;
-            let samples = logits.chunks_exact(classes.len()).skip(1);
-            for (response, logits) in found.iter_mut().zip(samples) {
-                let class = softmax(logits).nth(picked.class);
-                response.probability = class.expect("one of the network's classes");
             }
             responses.extend(found);
             progress(responses.len());
@@ -368,21 +350,14 @@ pub fn study<B: Backend>(
     for (i, picked) in picked.iter().enumerate() {
         let (before, total) = (i * changes.len(), request.picked.len() * changes.len());
         let name = format!("image-{i}");
-        let measured = match parts.get(&name) {
-            Some(measured) => measured,
-            None => {
-                let measured =
-                    meter.measure(picked, &changes, |done| progress(before + done, total))?;
-                parts.put(&name, &measured)?;
-                measured
-            }
-        };
-        all.push(measured);
+        all.push(parts.get_or_make(&name, || {
+            meter.measure(picked, &changes, |done| progress(before + done, total))
+        })?);
         progress(before + changes.len(), total);
     }
     let names: Vec<&str> = layers.iter().map(|&i| model.network.layers[i].name.as_str()).collect();
     let page = write(&model.preprocess, request, &names, &all)?;
-    parts.done()?;
+    Parts::remove(out)?;
     Ok(page)
 }
 

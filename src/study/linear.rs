@@ -36,6 +36,7 @@ use rand_chacha::rand_core::SeedableRng;
 use rayon::prelude::*;
 
 use super::activations::Rows;
+use super::numbers::argmax;
 use crate::data::order::shuffle;
 use crate::{Error, Result, human_bytes};
 
@@ -88,7 +89,7 @@ impl Linear {
 
     /// The class of the highest score for each of these rows, the first of equals.
     pub fn predict(&self, rows: &Rows, picked: &[usize]) -> Vec<u32> {
-        picked.par_iter().map(|&i| first_largest(&self.scores(rows.row(i)))).collect()
+        picked.par_iter().map(|&i| argmax(&self.scores(rows.row(i))) as u32).collect()
     }
 }
 
@@ -193,7 +194,7 @@ impl<'a> Problem<'a> {
             let coefficients = self.solve(loss, strength, self.fitted).coefficients;
             let scores = self.times(self.fitted..self.order.len(), self.fitted, &coefficients);
             let predicted: Vec<u32> =
-                scores.chunks_exact(self.classes).map(first_largest).collect();
+                scores.chunks_exact(self.classes).map(|row| argmax(row) as u32).collect();
             let accuracy = mean_class_accuracy(&held, &predicted, self.classes);
             if accuracy > best.0 {
                 best = (accuracy, strength);
@@ -476,17 +477,6 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
         sums.iter_mut().zip(a.iter().zip(b)).for_each(|(sum, (a, b))| *sum += a * b);
     }
     sums.iter().sum()
-}
-
-/// The place of the largest value, the first of equals.
-fn first_largest<T: PartialOrd + Copy>(values: &[T]) -> u32 {
-    let mut best = 0;
-    for (i, value) in values.iter().enumerate() {
-        if *value > values[best] {
-            best = i;
-        }
-    }
-    best as u32
 }
 
 #[cfg(test)]

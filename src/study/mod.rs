@@ -1,4 +1,7 @@
 //! Looking into a trained network: one file for each of the paper's experiments.
+//!
+//! A study has settings and a `run`, which is called with a [`Session`] and gives a result as plain data;
+//! the page made of that result is in `report`, under the study's name.
 
 pub mod ablation;
 pub mod activations;
@@ -7,6 +10,7 @@ pub mod correspondence;
 pub mod duplicates;
 pub mod ensemble;
 pub mod evolution;
+pub mod extractor;
 pub mod features;
 pub mod few;
 pub mod fill;
@@ -14,22 +18,95 @@ pub mod filters;
 pub mod folds;
 pub mod invariance;
 pub mod linear;
+pub(crate) mod numbers;
 pub mod occlusion;
 pub mod parts;
 pub mod peaks;
 pub mod picks;
+pub(crate) mod pixels;
 pub mod probe;
 pub mod project;
 pub mod sanity;
+mod session;
 pub mod transfer;
+
+pub use session::{Facts, Session};
+
+use std::sync::Arc;
 
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::backend::Backend;
+use crate::backend::{Backend, SeedUnit};
+use crate::data::Split;
+use crate::data::images::{Images, ReadOptions};
+use crate::data::set::DataSet;
 use crate::model::weights::named_values;
-use crate::model::{Layer, Model, Network, Preprocess};
-use crate::picture::Image;
+use crate::model::{Model, Network, Projector, Rule, Seed};
 use crate::{Error, Result};
+
+/// A study, as commands, reports and documentation name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Study {
+    /// The command, and the folder of its page in a run's report.
+    pub name: &'static str,
+    /// What its page shows, for the middle of a list.
+    pub shows: &'static str,
+    /// What of the paper it repeats: "Figure 7"; empty for nothing.
+    pub paper: &'static str,
+    /// Whether it is of a single run, so that its page lies in that run's report by itself.
+    pub of_one_run: bool,
+}
+
+/// All studies, in the order of a run's report.
+pub const STUDIES: [Study; 11] = [
+    features::STUDY,
+    evolution::STUDY,
+    invariance::STUDY,
+    filters::STUDY,
+    occlusion::STUDY,
+    correspondence::STUDY,
+    sanity::STUDY,
+    ensemble::STUDY,
+    ablation::STUDY,
+    transfer::STUDY,
+    probe::STUDY,
+];
+
+impl Study {
+    /// What it shows, and where that is in the paper.
+    pub fn line(&self) -> String {
+        match self.paper {
+            "" => self.shows.into(),
+            paper => format!("{} ({paper})", self.shows),
+        }
+    }
+}
+
+/// The images of both splits of a data set.
+pub struct Splits {
+    /// The training images.
+    pub train: Arc<Images>,
+    /// The validation images.
+    pub val: Arc<Images>,
+    /// Names of their classes, which need not be those of a network.
+    pub classes: Vec<String>,
+}
+
+impl Splits {
+    /// Those of a data set.
+    ///
+    /// # Errors
+    /// If a set of shards does not hold together.
+    pub fn open(set: &DataSet, options: ReadOptions) -> Result<Self> {
+        let images = |split| set.images(split, options).map(Arc::new);
+        Ok(Splits { train: images(Split::Train)?, val: images(Split::Val)?, classes: set.names() })
+    }
+
+    /// The fingerprints of both.
+    pub fn fingerprints(&self) -> [String; 2] {
+        [&self.train, &self.val].map(|images| images.fingerprint())
+    }
+}
 
 /// A hash of a model's weights and preprocessing, and of what computes with them: what a study's results
 /// depend on, beside images and settings.
@@ -42,18 +119,12 @@ pub fn fingerprint<B: Backend>(backend: &B, model: &Model<B>) -> Result<String> 
     hash.update(backend.id().to_string().as_bytes());
     hash.update(network.architecture.to_toml().as_bytes());
     hash.update(&serde_json::to_vec(preprocess).expect("plain data"));
+    hash.update(bytemuck::cast_slice(&preprocess.mean)); // which is not among the plain data
     for (name, _, values) in named_values(backend, network, params)? {
         hash.update(name.as_bytes());
         hash.update(bytemuck::cast_slice(&values));
     }
     Ok(format!("{:016x}", hash.digest()))
-}
-
-/// Mean and deviation of a sample; a single value has the deviation 0.
-fn mean_and_deviation(values: &[f64]) -> [f64; 2] {
-    let mean = values.iter().sum::<f64>() / values.len() as f64;
-    let squares: f64 = values.iter().map(|v| (v - mean).powi(2)).sum();
-    [mean, (squares / values.len().saturating_sub(1).max(1) as f64).sqrt()]
 }
 
 /// A layer's index and a map of it, from `LAYER:MAP`.
@@ -76,34 +147,18 @@ pub fn unit_named(network: &Network, unit: &str) -> Result<(usize, usize)> {
     Ok((layer, map))
 }
 
-/// The receptive field of a unit as `[x0, y0, x1, y1]` in pixels of the network's input.
-pub fn field_box(layer: &Layer, y: usize, x: usize) -> [i64; 4] {
-    let [(y0, y1), (x0, x1)] = [layer.field[0].of(y), layer.field[1].of(x)];
-    [x0, y0, x1, y1]
-}
-
-/// A box in pixels of the network's centre crop, clipped to it, in pixels of the file of
-/// `width x height` that the crop was taken from.
-fn original_box(preprocess: &Preprocess, width: usize, height: usize, field: [i64; 4]) -> [f64; 4] {
-    let inside = field.map(|v| v.clamp(0, preprocess.size as i64) as f64);
-    let [top, left] = preprocess.centre().map(f64::from);
-    let [x0, y0, x1, y1] = inside;
-    let square = [x0 + left, y0 + top, x1 + left, y1 + top];
-    crate::data::decode::source_box(width, height, preprocess.resize, square)
-}
-
-/// The centre crop that the network sees of a square of pixels.
-fn centre_crop(preprocess: &Preprocess, square: &[u8]) -> Image {
-    let [top, left] = preprocess.centre().map(i64::from);
-    let (side, size) = (preprocess.resize, preprocess.size as i64);
-    Image::new(side, side, square.to_vec()).crop([left, top, left + size, top + size])
-}
-
-/// A projection as a picture; a network that sees BGR is shown in RGB.
-fn projection_image(preprocess: &Preprocess, projection: &[f32]) -> Image {
-    let mut rgb = projection.to_vec();
-    if preprocess.order == [2, 1, 0] {
-        rgb.chunks_exact_mut(3).for_each(|pixel| pixel.swap(0, 2));
-    }
-    Image::projection(preprocess.size, preprocess.size, &rgb)
+/// Projects one unit of the first image that the projector has looked at last: `[size, size, 3]`, in the
+/// network's order of channels.
+fn projection_of<B: Backend>(
+    projector: &mut Projector<'_, B>,
+    layer: usize,
+    unit: SeedUnit,
+    rule: Rule,
+) -> Result<Vec<f32>> {
+    let mut pixels = Vec::new();
+    projector.project(layer, &[Seed { image: 0, unit }], rule, |_, values| {
+        pixels = values.to_vec();
+        Ok(())
+    })?;
+    Ok(pixels)
 }

@@ -11,12 +11,12 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
 
-use super::{centre_crop, field_box, original_box, projection_image};
+use super::pixels::{centre_crop, field_box, original_box, projection_image};
 use crate::backend::{Backend, SeedUnit};
 use crate::data::images::{Images, Scratch};
 use crate::data::loader::{Bad, Loader, Plan};
 use crate::model::{Model, Network, Projector, Rule, Seed};
-use crate::report::top9::Peak;
+use crate::picture::Image;
 use crate::train::evaluate::TestCrops;
 use crate::{Error, Result};
 
@@ -156,9 +156,7 @@ pub fn search<B: Backend>(
                     for (&map, best) in maps.iter().zip(best.iter_mut()) {
                         let peak = peaks[map];
                         if peak.value > 0.0 {
-                            let width = output.w as u32;
-                            let (y, x) = (peak.position / width, peak.position % width);
-                            let unit = SeedUnit { map: map as u32, y, x, value: peak.value };
+                            let unit = peak.unit(map, output.w);
                             insert(best, Found { image, unit }, count);
                         }
                     }
@@ -245,6 +243,31 @@ pub fn project<B: Backend>(
         })?;
     }
     Ok(())
+}
+
+/// A peak with its pictures.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Peak {
+    /// Path relative to the data folder.
+    pub image: String,
+    /// Class of the image.
+    pub class: String,
+    /// Row of the unit.
+    pub y: usize,
+    /// Column of the unit.
+    pub x: usize,
+    /// The activation.
+    pub value: f32,
+    /// x0, y0, x1, y1 (x1, y1 excluded) in pixels of the network's input; may exceed the image.
+    pub field_box: [i64; 4],
+    /// The same box in pixels of the original file.
+    pub patch: [f64; 4],
+    /// Both cut to the field's box, of one size within a layer.
+    #[serde(skip)]
+    pub projection: Image,
+    /// What the unit saw.
+    #[serde(skip)]
+    pub photo: Image,
 }
 
 /// Projects peaks of some maps of a layer, cut to their receptive fields, beside the patches that were

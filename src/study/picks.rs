@@ -2,20 +2,24 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{centre_crop, original_box};
+use serde::Serialize;
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::numbers::most_probable;
+use super::pixels::{centre_crop, original_box};
 use crate::backend::Backend;
 use crate::data::decode::prepare;
 use crate::data::images::{Images, Scratch, read_rgb};
 use crate::model::{Model, Preprocess};
 use crate::picture::Image;
-use crate::train::evaluate::{Classifier, TestCrops, rank};
+use crate::train::evaluate::{Classifier, TestCrops};
 use crate::{Error, Result};
 
 /// Images classified at a time.
 const BATCH: usize = 32;
 
 /// An image to be looked into.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Picked {
     /// Its path as the user gave it, or relative to the data's folder.
     pub name: String,
@@ -24,12 +28,18 @@ pub struct Picked {
     /// Whether that class is known; otherwise it is what the network takes the image for.
     pub known: bool,
     /// The square that the network's crops are taken from, `[resize, resize, 3]`.
+    #[serde(skip)]
     pub square: Vec<u8>,
     /// Width and height of the file.
     pub size: [usize; 2],
 }
 
 impl Picked {
+    /// What results depend on: name, class and pixels.
+    pub(super) fn fingerprint(&self) -> (&str, usize, u64) {
+        (&self.name, self.class, xxh3_64(&self.square))
+    }
+
     /// The centre crop that the network sees, `size` pixels wide and high.
     pub fn input(&self, preprocess: &Preprocess) -> Image {
         centre_crop(preprocess, &self.square)
@@ -74,8 +84,7 @@ pub fn from_files<B: Backend>(
                     &square,
                     &mut probabilities,
                 )?;
-                let first = (0..classes.len()).find(|&class| rank(&probabilities, class) == 0);
-                first.ok_or_else(|| {
+                most_probable(&probabilities).ok_or_else(|| {
                     Error::file(path, "the network's probabilities for it are not numbers")
                 })?
             }
@@ -112,7 +121,7 @@ pub fn first_correct<B: Backend>(
         if of_class.is_empty() {
             let name = &model.classes[class];
             return Err(Error::Data(format!(
-                "{}: no image of class `{name}`: add some, or choose other --classes",
+                "{}: no image of class `{name}`: add some, or choose other classes",
                 root.display()
             )));
         }
@@ -134,7 +143,7 @@ pub fn first_correct<B: Backend>(
             progress(seen, images.len());
             let rows = probabilities.chunks_exact(model.classes.len());
             for ((&image, row), square) in good.iter().zip(rows).zip(pixels.chunks_exact(bytes)) {
-                if rank(row, class) == 0 {
+                if most_probable(row) == Some(class) {
                     let path = images.path(image);
                     let (width, height) = images.size(image, &mut scratch)?;
                     picked.push(Picked {

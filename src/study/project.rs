@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use super::{centre_crop, field_box, original_box, projection_image, unit_named};
+use super::pixels::{centre_crop, field_box, original_box, projection_image};
+use super::{projection_of, unit_named};
 use crate::backend::{Backend, SeedUnit, Tensor};
 use crate::data::decode::prepare;
 use crate::data::images::read_rgb;
@@ -80,11 +81,7 @@ pub fn project<B: Backend>(
         let peaks = projector.peaks(index)?;
         let seeds: Vec<SeedUnit> = match units {
             Units::Strongest(_) => strongest(&peaks, layer.output.w, UNITS),
-            Units::One { map, .. } => {
-                let (width, peak) = (layer.output.w as u32, peaks[*map]);
-                let (y, x) = (peak.position / width, peak.position % width);
-                vec![SeedUnit { map: *map as u32, y, x, value: peak.value }]
-            }
+            Units::One { map, .. } => vec![peaks[*map].unit(*map, layer.output.w)],
         };
         let seeds: Vec<Seed> = seeds.into_iter().map(|unit| Seed { image: 0, unit }).collect();
         let mut units = Vec::new();
@@ -172,17 +169,11 @@ pub fn arrays<B: Backend>(
     }
     let output = network.layers[layer].output;
     let peak = projector.peaks(layer)?[map];
-    let (y, x) = (peak.position / output.w as u32, peak.position % output.w as u32);
-    let unit = SeedUnit { map: map as u32, y, x, value: peak.value };
     let mut seed = vec![0.0; output.len()];
     let position = peak.position as usize;
     seed[position * output.c + map] = rule.seed_value(peak.value);
     arrays.push(("seed".into(), shape(output), seed));
-    let mut projection = Vec::new();
-    projector.project(layer, &[Seed { image: 0, unit }], rule, |_, values| {
-        projection = values.to_vec();
-        Ok(())
-    })?;
+    let projection = projection_of(projector, layer, peak.unit(map, output.w), rule)?;
     arrays.push(("projection".into(), shape(network.input()), projection));
     Ok(arrays)
 }

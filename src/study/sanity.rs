@@ -14,11 +14,13 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::numbers::argmax;
 use super::picks::Picked;
-use super::{centre_crop, field_box, projection_image};
+use super::pixels::{centre_crop, field_box, projection_image};
+use super::{Study, projection_of};
 use crate::backend::{Backend, Peak, SeedUnit};
 use crate::disk::write_whole;
-use crate::model::{Model, Network, Params, Projector, Rule, Seed, strongest};
+use crate::model::{Model, Network, Params, Projector, Rule, strongest};
 use crate::picture::Image;
 use crate::report::figure::{
     Figure, PHOTOGRAPH_CONTRAST, PROJECTION_CONTRAST, Picture, Section, Table,
@@ -27,6 +29,14 @@ use crate::report::{csv, short};
 use crate::shape::Shape;
 use crate::train::evaluate::TestCrops;
 use crate::{Error, Result};
+
+/// See [`super::STUDIES`].
+pub const STUDY: Study = Study {
+    name: "sanity",
+    shows: "how much a projection shows of what was learnt",
+    paper: "",
+    of_one_run: true,
+};
 
 /// The rules, in the order of the page.
 const RULES: [(&str, Rule); 3] =
@@ -124,19 +134,13 @@ impl<B: Backend> Eye<'_, B> {
         let place = (unit.y as usize * w + unit.x as usize) * c;
         let here = &values[place..place + c];
         let same = unit.map as usize;
-        let first = |best: usize, map: usize| if here[map] > here[best] { map } else { best };
-        let map = if here[same] > 0.0 { same } else { (0..c).fold(0, first) };
+        let map = if here[same] > 0.0 { same } else { argmax(here) };
         let found = SeedUnit { map: map as u32, value: here[map], ..unit };
         Ok((found.value > 0.0).then_some(found))
     }
 
     fn project(&mut self, layer: usize, unit: SeedUnit, rule: Rule) -> Result<Vec<f32>> {
-        let mut pixels = Vec::new();
-        self.projector.project(layer, &[Seed { image: 0, unit }], rule, |_, values| {
-            pixels = values.to_vec();
-            Ok(())
-        })?;
-        Ok(pixels)
+        projection_of(&mut self.projector, layer, unit, rule)
     }
 }
 

@@ -12,11 +12,12 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::Study;
 use super::activations::Rows;
 use super::few::{Squares, Start, accuracy, train_few};
 use super::folds::Fold;
 use super::linear::{Loss, Problem, mean_class_accuracy};
-use super::mean_and_deviation;
+use super::numbers::mean_and_deviation;
 use super::parts::Parts;
 use crate::Result;
 use crate::backend::Backend;
@@ -25,6 +26,14 @@ use crate::model::Model;
 use crate::report::csv;
 use crate::report::figure::{Figure, Picture, Section, Table};
 use crate::report::plot::{self, Line, curves};
+
+/// See [`super::STUDIES`].
+pub const STUDY: Study = Study {
+    name: "transfer",
+    shows: "the features on other classes",
+    paper: "Tables 4 and 5",
+    of_one_run: true,
+};
 
 /// The method of frozen features.
 pub const FROZEN: &str = "pretrained, frozen";

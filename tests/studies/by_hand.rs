@@ -13,12 +13,13 @@ use zfnet::data::folder::ImageFolder;
 use zfnet::data::images::{Images, ReadOptions};
 use zfnet::model::{Model, Params, Preprocess, Projector, Rule, Seed};
 use zfnet::picture::Image;
-use zfnet::study::correspondence::{Request, correspondence};
+use zfnet::study::boxes::Marked;
 use zfnet::study::fill::Fill;
 use zfnet::study::filters::Filters;
-use zfnet::study::occlusion::{Noted, Occluded, Occluder, Sliding};
+use zfnet::study::occlusion::{self, Noted, Occluded};
 use zfnet::study::picks::Picked;
 use zfnet::study::sanity::{Wanted, correlation, sanity};
+use zfnet::study::{Session, correspondence};
 use zfnet::train::evaluate::{Classifier, TestCrops, softmax};
 
 on_every_backend!(
@@ -64,22 +65,33 @@ fn image() -> Picked {
     Picked { name: "image".into(), class: 0, known: true, square, size: [8, 8] }
 }
 
+/// What was noted of the image, and how far the study said it was.
+fn occluded<B: Backend>(
+    backend: &B,
+    model: &Model<B>,
+    settings: &occlusion::Settings,
+) -> (Occluded, Vec<(usize, usize)>) {
+    let mut said = Vec::new();
+    let mut session = Session::new(backend).watched(|_, done, total, _| said.push((done, total)));
+    let found = occlusion::run(&mut session, model, settings, vec![(image(), None)]).unwrap();
+    drop(session);
+    (found.images[0].occluded.clone(), said)
+}
+
 fn a_square_takes_away_what_it_covers<B: Backend>(backend: &B) {
     let model = by_hand(backend);
     let layer = model.network.layer("conv1").unwrap();
-    let sliding = Sliding { square: 3, stride: 2, fill: Fill::Mean, layer };
-    let mut occluder = Occluder::new(backend, &model, sliding).unwrap();
-    let mut done = 0;
-    let occluded = occluder.look(&image(), |now| done = now).unwrap();
-    assert_eq!(occluded.corners, [0, 2, 4, 5]);
-    assert_eq!((done, occluder.places()), (16, 16));
+    let settings = occlusion::Settings { square: 3, stride: 2, fill: Fill::Mean, layer };
+    let (found, said) = occluded(backend, &model, &settings);
+    assert_eq!(found.corners, [0, 2, 4, 5]);
+    assert_eq!(said, [(16, 16)]);
     // Red fires most: 63 times 2, and 128.
-    assert_eq!((occluded.map, occluded.before.activity), (0, 254.0));
+    assert_eq!((found.map, found.before.activity), (0, 254.0));
     let probability = |logit: f32| softmax(&[logit, 0.0]).next().unwrap();
-    assert_eq!(occluded.before.probability, probability(2.0));
+    assert_eq!(found.before.probability, probability(2.0));
     let mut covers = 0;
-    for (i, place) in occluded.places.iter().enumerate() {
-        let [y, x] = [i / 4, i % 4].map(|i| occluded.corners[i]);
+    for (i, place) in found.places.iter().enumerate() {
+        let [y, x] = [i / 4, i % 4].map(|i| found.corners[i]);
         let on_it = (y..y + 3).contains(&3) && (x..x + 3).contains(&2);
         covers += usize::from(on_it);
         let expected = match on_it {
@@ -90,17 +102,17 @@ fn a_square_takes_away_what_it_covers<B: Backend>(backend: &B) {
         assert_eq!(*place, expected, "{y} {x}");
     }
     assert_eq!(covers, 2);
-    assert_eq!(occluded.drop(), Some([1, 0]));
-    assert_eq!(occluded.at([1, 0]), [0, 2, 3, 5]);
+    assert_eq!(found.drop(), Some([1, 0]));
+    assert_eq!(found.at([1, 0]), [0, 2, 3, 5]);
 
     // The second class's logit is 1 now: less than the first's, unless that is covered.
     let mut model = by_hand(backend);
     let fc2 = model.network.layer("fc2").unwrap();
     let bias = &mut model.params.layers[fc2].as_mut().unwrap().bias;
     backend.upload(bias, &[0.0, 1.0]).unwrap();
-    let occluded = Occluder::new(backend, &model, sliding).unwrap().look(&image(), |_| ()).unwrap();
-    assert_eq!(occluded.before.label, 0);
-    let others: Vec<usize> = (0..16).filter(|i| occluded.places[*i].label == 1).collect();
+    let (found, _) = occluded(backend, &model, &settings);
+    assert_eq!(found.before.label, 0);
+    let others: Vec<usize> = (0..16).filter(|i| found.places[*i].label == 1).collect();
     assert_eq!(others, [4, 5]); // rows 2 to 4, columns 0 to 2 and 2 to 4
 }
 
@@ -119,12 +131,11 @@ fn a_square_over_everything_shows_what_it_is_filled_with<B: Backend>(backend: &B
             .add_probabilities(backend, network, &model.params, &alone, &mut classified)
             .unwrap();
         for square in [8, 9, 200] {
-            let sliding = Sliding { square, stride: 3, fill, layer };
-            let mut occluder = Occluder::new(backend, &model, sliding).unwrap();
-            let occluded = occluder.look(&image(), |_| ()).unwrap();
-            assert_eq!((occluded.corners.as_slice(), occluded.square), (&[0][..], 8));
-            assert_eq!(occluded.places.len(), 1);
-            assert_eq!(occluded.places[0].probability, classified[0]);
+            let settings = occlusion::Settings { square, stride: 3, fill, layer };
+            let (found, _) = occluded(backend, &model, &settings);
+            assert_eq!((found.corners.as_slice(), found.square), (&[0][..], 8));
+            assert_eq!(found.places.len(), 1);
+            assert_eq!(found.places[0].probability, classified[0]);
         }
     }
 }
@@ -148,25 +159,25 @@ fn a_changed_feature_counts_for_each_pair<B: Backend>(backend: &B) {
     };
     let images = [with(Some((9, [7, 0, 0]))), with(Some((9, [0, 9, 0]))), with(None)];
     let marked = [mark([1.0, 1.0]), mark([1.0, 1.0]), mark([1.0, 1.0])];
-    let layers = [model.network.layer("conv1").unwrap()];
-    let fill = Fill::Mean;
-    let request =
-        Request { images: &images, marked: &marked, layers: &layers, fill, draws: 0, seed: 0 };
-    let scores = correspondence(backend, &model, &request, |_, _| ()).unwrap();
+    let layers = vec![model.network.layer("conv1").unwrap()];
+    let settings = correspondence::Settings { layers, fill: Fill::Mean, draws: 0, seed: 0 };
+    let scores = |settings: &correspondence::Settings, images: &[Picked], marked: &[Marked]| {
+        let mut session = Session::new(backend);
+        correspondence::run(&mut session, &model, settings, images, marked).unwrap().scores
+    };
     // Of 128 features red changes one, green another one, black none.
-    assert_eq!(scores[0].pairs, [2.0 / 128.0, 1.0 / 128.0, 1.0 / 128.0]);
+    let found = scores(&settings, &images, &marked);
+    assert_eq!(found[0].pairs, [2.0 / 128.0, 1.0 / 128.0, 1.0 / 128.0]);
 
     let copies = [&images[0]; 5].map(Clone::clone);
     let marked = [&marked[0]; 5].map(Clone::clone);
-    let request = Request { images: &copies, marked: &marked, ..request };
-    let scores = correspondence(backend, &model, &request, |_, _| ()).unwrap();
-    assert_eq!((scores[0].pairs.len(), scores[0].part_score), (10, [0.0, 0.0]));
+    let found = scores(&settings, &copies, &marked);
+    assert_eq!((found[0].pairs.len(), found[0].part_score), (10, [0.0, 0.0]));
     // Boxes as large as the crop are the same wherever they are drawn.
-    let all = serde_json::from_str(r#"{"image":"i","boxes":{"all":[0,0,8,8]}}"#);
-    let marked = [&all.unwrap(); 5].map(Clone::clone);
-    let request = Request { marked: &marked, draws: 3, ..request };
-    let scores = correspondence(backend, &model, &request, |_, _| ()).unwrap();
-    assert_eq!(scores[0].random_score, Some([0.0, 0.0]));
+    let all: Marked = serde_json::from_str(r#"{"image":"i","boxes":{"all":[0,0,8,8]}}"#).unwrap();
+    let marked = [&all; 5].map(Clone::clone);
+    let found = scores(&correspondence::Settings { draws: 3, ..settings }, &copies, &marked);
+    assert_eq!(found[0].random_score, Some([0.0, 0.0]));
 }
 
 fn equal_weights_give_equal_pictures<B: Backend>(backend: &B) {

@@ -47,7 +47,7 @@ fn rows_are_what_single_images_give<B: Backend>(backend: &B) {
         name => model.network.layer(name).unwrap(),
     });
     let mut seen = Vec::new();
-    let found = rows(backend, &model, "", &all, &wanted, &layers, None, 3, |now, of| {
+    let found = rows(backend, &model, &all, &wanted, &layers, None, 3, |now, of| {
         seen.push((now, of));
     })
     .unwrap();
@@ -85,25 +85,26 @@ fn rows_are_what_single_images_give<B: Backend>(backend: &B) {
     }
     // No number of threads that read changes a bit.
     let with =
-        |workers| rows(backend, &model, "", &all, &good, &layers[1..2], None, workers, |_, _| ());
+        |workers| rows(backend, &model, &all, &good, &layers[1..2], None, workers, |_, _| ());
     let [one, three] = [1, 3].map(|workers| with(workers).unwrap().remove(0));
     assert_eq!((one.images, one.values), (three.images, three.values));
 }
 
 fn rows_are_kept_and_damage_is_seen<B: Backend>(backend: &B) {
     let place = Place::new();
+    let mut other = model(backend, &place);
+    other.preprocess.mean = vec![111.0; 3];
     let model = model(backend, &place);
     let all = images(&place);
     let wanted: Vec<u32> = (10..20).collect();
     let layers = ["conv2", "fc3"].map(|name| model.network.layer(name).unwrap());
     let keep = place.path("kept");
     // Whether the network had to be asked, and what there is.
-    let call = |fingerprint: &str, wanted: &[u32]| -> (bool, Vec<Rows>) {
+    let call = |model: &Model<B>, wanted: &[u32]| -> (bool, Vec<Rows>) {
         let mut walked = false;
-        let found =
-            rows(backend, &model, fingerprint, &all, wanted, &layers, Some(&keep), 2, |_, _| {
-                walked = true;
-            });
+        let found = rows(backend, model, &all, wanted, &layers, Some(&keep), 2, |_, _| {
+            walked = true;
+        });
         (walked, found.unwrap())
     };
     let files = || {
@@ -115,18 +116,18 @@ fn rows_are_kept_and_damage_is_seen<B: Backend>(backend: &B) {
     let same = |found: &[Rows], rows: &[Rows]| {
         found == rows && found.iter().zip(rows).all(|(a, b)| bits(&a.values) == bits(&b.values))
     };
-    let (walked, first) = call("model", &wanted);
+    let (walked, first) = call(&model, &wanted);
     assert!(walked && files().len() == 2);
-    let (walked, second) = call("model", &wanted);
+    let (walked, second) = call(&model, &wanted);
     assert!(!walked && same(&second, &first));
     // Another model, or other images, have files of their own.
     let of_all = files();
-    assert!(call("other", &wanted).0 && files().len() == 4);
+    assert!(call(&other, &wanted).0 && files().len() == 4);
     let before = files();
-    let (walked, fewer) = call("model", &wanted[1..]);
+    let (walked, fewer) = call(&model, &wanted[1..]);
     assert!(walked && files().len() == 6 && fewer[0].len() == 9);
     let of_fewer: Vec<_> = files().into_iter().filter(|file| !before.contains(file)).collect();
-    assert!(!call("model", &wanted).0);
+    assert!(!call(&model, &wanted).0);
 
     // Every kind of damage is seen: a bit anywhere, an end missing, more than there was, huge sizes.
     let damages: [fn(&mut Vec<u8>); 8] = [
@@ -147,9 +148,9 @@ fn rows_are_kept_and_damage_is_seen<B: Backend>(backend: &B) {
             damage(&mut bytes);
             fs::write(file, bytes).unwrap();
         }
-        let (walked, again) = call("model", &wanted);
+        let (walked, again) = call(&model, &wanted);
         assert!(walked && same(&again, &first), "damage {i}");
-        assert!(!call("model", &wanted).0, "damage {i} was mended");
+        assert!(!call(&model, &wanted).0, "damage {i} was mended");
     }
     // What is whole, but of an image that was not asked for.
     let layer = |file: &Path| file.to_str().unwrap().rsplit('-').next().unwrap().to_owned();
@@ -157,7 +158,7 @@ fn rows_are_kept_and_damage_is_seen<B: Backend>(backend: &B) {
         let more = of_all.iter().find(|more| layer(more) == layer(file)).unwrap();
         fs::copy(more, file).unwrap();
     }
-    let (walked, again) = call("model", &wanted[1..]);
+    let (walked, again) = call(&model, &wanted[1..]);
     assert!(walked && same(&again, &fewer));
 }
 

@@ -128,6 +128,14 @@ pub struct Peak {
     pub position: u32,
 }
 
+impl Peak {
+    /// The unit of map `map` that it is, in a layer whose maps are `width` wide.
+    pub fn unit(self, map: usize, width: usize) -> SeedUnit {
+        let (Peak { value, position }, width) = (self, width as u32);
+        SeedUnit { map: map as u32, y: position / width, x: position % width, value }
+    }
+}
+
 /// What changes from step to step. Kept where the backend's operations can read it, so that a
 /// recorded step can be replayed.
 #[repr(C)]

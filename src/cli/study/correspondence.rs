@@ -6,11 +6,13 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 use clap::Args;
 use zfnet::bench::Measured;
+use zfnet::report;
 use zfnet::study::boxes;
-use zfnet::study::correspondence::{Request, correspondence, default_layers, write};
+use zfnet::study::correspondence::{STUDY, Settings, default_layers, run};
+use zfnet::study::fill::Fill;
 use zfnet::study::picks::from_files;
 
-use super::{FillName, StudyArgs};
+use super::{StudyArgs, finish, layers_named};
 use crate::cli::OnDevice;
 use crate::cli::progress::Progress;
 
@@ -31,7 +33,7 @@ pub struct Correspondence {
     layers: Vec<String>,
     /// What covers a part
     #[arg(long, value_enum, default_value = "mean")]
-    fill: FillName,
+    fill: Fill,
     /// How often boxes are drawn at random
     #[arg(long, default_value_t = 20)]
     random: u16,
@@ -43,47 +45,26 @@ pub struct Correspondence {
 impl OnDevice for Correspondence {
     fn run<B: Measured>(self, backend: &B) -> Result<ExitCode> {
         let model = self.study.load(backend)?;
-        let layers = match self.layers.as_slice() {
-            [] => default_layers(&model.network),
-            names => {
-                let layers = names.iter().map(|name| model.network.layer(name));
-                layers.collect::<Result<Vec<_>, _>>()?
-            }
-        };
-        let marked = boxes::read(&self.boxes)?;
-        if marked.len() < 2 {
-            bail!("{}: expected two images at least, found {}", self.boxes.display(), marked.len());
-        }
-        let images = from_files(
-            backend,
-            &model,
-            &boxes::files(&self.boxes, self.data.as_deref(), &marked),
-            None,
-        )?;
-        let request = Request {
-            images: &images,
-            marked: &marked,
-            layers: &layers,
-            fill: self.fill.into(),
+        let settings = Settings {
+            layers: layers_named(&model.network, &self.layers, default_layers)?,
+            fill: self.fill,
             draws: usize::from(self.random),
             seed: self.seed,
         };
-        let out = self.study.out("correspondence")?;
+        let marked = boxes::read(&self.boxes, self.data.as_deref())?;
+        if marked.len() < 2 {
+            bail!("{}: expected two images at least, found {}", self.boxes.display(), marked.len());
+        }
+        let files: Vec<PathBuf> = marked.iter().map(|marked| marked.file.clone()).collect();
+        let images = from_files(backend, &model, &files, None)?;
+        let out = self.study.out(&STUDY)?;
         let mut progress = Progress::new();
-        let scores = correspondence(backend, &model, &request, |done, total| {
-            progress.show("correspondence: coverings", done, total, "");
-        })?;
+        let mut session = self.study.session(backend, &model, &out, &mut progress);
+        session.fact("Parts", self.boxes.display().to_string());
+        let found = run(&mut session, &model, &settings, &images, &marked)?;
+        let page = finish(session, &out, report::correspondence::write(&out, &found))?;
         progress.end();
-        let mut facts = self.study.facts(&model);
-        facts.extend(
-            [
-                ("Parts", self.boxes.display().to_string()),
-                ("Covered with", self.fill.describe().into()),
-                ("Seed", self.seed.to_string()),
-            ]
-            .map(|(name, value)| (name.to_owned(), value)),
-        );
-        println!("{}", write(&out, &model, &request, facts, &scores)?.display());
+        println!("{}", page.display());
         Ok(ExitCode::SUCCESS)
     }
 }

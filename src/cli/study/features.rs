@@ -11,6 +11,7 @@ use zfnet::bench::Measured;
 use zfnet::data::Split;
 use zfnet::data::images::Images;
 use zfnet::model::{Model, Network, Rule};
+use zfnet::report::figure::take_back;
 use zfnet::report::top9::{Header, Writer};
 use zfnet::study::features::{Request, features};
 use zfnet::study::peaks::{Chosen, Maps, spatial_layers};
@@ -112,7 +113,8 @@ impl OnDevice for Features {
             status: None,
         };
         let mut progress = Progress::new();
-        let out = self.study.out("features")?;
+        let out = self.study.out(&zfnet::study::features::STUDY)?;
+        take_back(&out).with_context(|| format!("cannot write into {}", out.display()))?;
         let page = write_page(backend, &model, job, &out, &mut progress)?;
         progress.end();
         println!("{}", page.display());

@@ -66,7 +66,7 @@ impl OnDevice for Filters {
             networks.push(filters);
         }
         progress.end();
-        let out = self.study.out("filters")?;
+        let out = self.study.out(&zfnet::study::filters::STUDY)?;
         let data = match &self.data {
             Some(root) => format!("{}, {}", root.display(), Split::from(self.split).name()),
             None => "none: dead maps and the grid in layer 2 need --data".into(),

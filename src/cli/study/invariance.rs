@@ -48,7 +48,7 @@ impl OnDevice for Invariance {
         }
         let mut progress = Progress::new();
         let picked = self.pick.pick(backend, &model, &[], &mut progress)?;
-        let out = self.study.out("invariance")?;
+        let out = self.study.out(&zfnet::study::invariance::STUDY)?;
         let mut facts = self.study.facts(&model);
         facts.push(("Data".into(), self.pick.source()));
         let request = Request { picked: &picked, layers, shifts, out: &out, facts };

@@ -13,17 +13,17 @@ mod report;
 mod sanity;
 mod transfer;
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand};
 use zfnet::backend::Backend;
 use zfnet::data::Split;
-use zfnet::model::Model;
-use zfnet::report::{figure, top9};
-use zfnet::study::fill::Fill;
+use zfnet::model::{Model, Network};
 use zfnet::study::picks::{Picked, class_named, first_correct, from_files};
+use zfnet::study::{self, Session, Study};
 
 use super::progress::Progress;
 use super::{BareArgs, DeviceArgs, ReadArgs, SplitName, make_folder, open_data};
@@ -31,52 +31,59 @@ use super::{BareArgs, DeviceArgs, ReadArgs, SplitName, make_folder, open_data};
 #[derive(Args)]
 pub struct StudyCommand {
     #[command(subcommand)]
-    study: Study,
+    command: Command,
 }
 
+// Each is named and described by its entry in the library's list of studies, in the order of that.
 #[derive(Subcommand)]
 #[allow(clippy::large_enum_variant)] // there is one of them in a program's life
-enum Study {
-    /// The nine strongest activations of every map, projected, beside their patches (Figure 2)
+enum Command {
+    #[command(about = about(&study::features::STUDY))]
     Features(features::Features),
-    /// How features came about, epoch by epoch (Figure 4)
+    #[command(about = about(&study::evolution::STUDY))]
     Evolution(evolution::Evolution),
-    /// What moving, scaling and turning an image changes (Figure 5)
+    #[command(about = about(&study::invariance::STUDY))]
     Invariance(invariance::Invariance),
-    /// First-layer filters, of several networks side by side; dead features, aliasing (Figure 6)
+    #[command(about = about(&study::filters::STUDY))]
     Filters(filters::Filters),
-    /// Slide a square over images: where does the network look? (Figure 7)
+    #[command(about = about(&study::occlusion::STUDY))]
     Occlusion(occlusion::Occlusion),
-    /// Are parts of objects told alike in different images? (Table 1)
+    #[command(about = about(&study::correspondence::STUDY))]
     Correspondence(correspondence::Correspondence),
-    /// Projections beside those of random weights, by three rules
+    #[command(about = about(&study::sanity::STUDY))]
     Sanity(sanity::Sanity),
-    /// Networks with layers taken out or changed in width, all trained with one budget (Table 3)
-    Ablation(ablation::Ablation),
-    /// Several checkpoints, each alone and all averaged, with 1 and 10 crops (Table 2)
+    #[command(about = about(&study::ensemble::STUDY))]
     Ensemble(ensemble::Ensemble),
-    /// The features on other classes, from few images, beside training from scratch (Tables 4 and 5)
+    #[command(about = about(&study::ablation::STUDY))]
+    Ablation(ablation::Ablation),
+    #[command(about = about(&study::transfer::STUDY))]
     Transfer(transfer::Transfer),
-    /// A linear classifier on every layer: where can classes be told apart? (Table 7)
+    #[command(about = about(&study::probe::STUDY))]
     Probe(probe::Probe),
     /// One page of a run: training curves and every study made of it so far
     Report(report::Report),
 }
 
-pub fn run(command: StudyCommand) -> Result<ExitCode> {
-    match command.study {
-        Study::Features(args) => args.study.device.clone().run(args),
-        Study::Evolution(args) => args.device.clone().run(args),
-        Study::Invariance(args) => args.study.device.clone().run(args),
-        Study::Filters(args) => args.study.device.clone().run(args),
-        Study::Occlusion(args) => args.study.device.clone().run(args),
-        Study::Correspondence(args) => args.study.device.clone().run(args),
-        Study::Sanity(args) => args.study.device.clone().run(args),
-        Study::Ablation(args) => args.device.clone().run(args),
-        Study::Ensemble(args) => args.device.clone().run(args),
-        Study::Transfer(args) => args.study.device.clone().run(args),
-        Study::Probe(args) => args.study.device.clone().run(args),
-        Study::Report(args) => report::run(args),
+/// A study as the list of commands has it.
+fn about(study: &Study) -> String {
+    let line = study.line();
+    format!("{}{}", line[..1].to_uppercase(), &line[1..])
+}
+
+pub fn run(StudyCommand { command }: StudyCommand) -> Result<ExitCode> {
+    match command {
+        Command::Features(args) => args.study.device.clone().run(args),
+        Command::Evolution(args) => args.device.clone().run(args),
+        Command::Invariance(args) => args.study.device.clone().run(args),
+        Command::Filters(args) => args.study.device.clone().run(args),
+        Command::Occlusion(args) => args.study.device.clone().run(args),
+        Command::Correspondence(args) => args.study.device.clone().run(args),
+        Command::Sanity(args) => args.study.device.clone().run(args),
+        Command::Ensemble(args) => args.device.clone().run(args),
+        Command::Ablation(args) => args.device.clone().run(args),
+        Command::Transfer(args) => args.study.device.clone().run(args),
+        Command::Probe(args) => args.study.device.clone().run(args),
+        Command::Report(args) => report::run(args),
     }
 }
 
@@ -100,29 +107,27 @@ impl StudyArgs {
         self.bare.load(backend, &self.checkpoint)
     }
 
-    /// The folder of a study of this name, about to be made: what it says of an earlier one is taken back,
-    /// so that no report shows new pictures under old words.
-    fn out(&self, study: &str) -> Result<PathBuf> {
-        let out = self.folder(study)?;
-        for file in [figure::FILE, top9::FILE] {
-            match std::fs::remove_file(out.join(file)) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(error)
-                        .with_context(|| format!("cannot write into {}", out.display()));
-                }
-                _ => {}
-            }
-        }
-        Ok(out)
+    /// A session on this checkpoint: the study's folder, made if need be, and what says how far it is.
+    fn session<'a, B: Backend>(
+        &self,
+        backend: &'a B,
+        model: &Model<B>,
+        out: &Path,
+        progress: &'a mut Progress,
+    ) -> Session<'a, B> {
+        let mut session = watched(backend, out, progress);
+        session.facts = self.facts(model);
+        session
     }
 
-    fn folder(&self, study: &str) -> Result<PathBuf> {
+    /// The folder of a study's page, made if need be.
+    fn out(&self, study: &Study) -> Result<PathBuf> {
         if let Some(out) = &self.out {
             return make_folder(out);
         }
         let is_run = |folder: &&Path| folder.join("metrics.jsonl").is_file();
         match self.checkpoint.ancestors().take(2).find(is_run) {
-            Some(run) => make_folder(&run.join("report").join(study)),
+            Some(run) => make_folder(&run.join("report").join(study.name)),
             None => bail!(
                 "{} is not of a run: say with --out where the pages shall be",
                 self.checkpoint.display()
@@ -138,34 +143,36 @@ impl StudyArgs {
     }
 }
 
-/// What covers a part of an image.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum FillName {
-    /// The mean that preprocessing takes off: zero for the network, what the paper calls grey.
-    Mean,
-    /// Mid-grey, 128 in each channel.
-    Grey,
-    /// The image, blurred.
-    Blur,
+/// A session that keeps its parts in `out` and shows how far it is.
+fn watched<'a, B: Backend>(
+    backend: &'a B,
+    out: &Path,
+    progress: &'a mut Progress,
+) -> Session<'a, B> {
+    let show = |what: &str, done, total, more: &str| progress.show(what, done, total, more);
+    Session::new(backend).kept_in(out).watched(show)
 }
 
-impl FillName {
-    fn describe(self) -> &'static str {
-        match self {
-            FillName::Mean => "the training images’ mean, which is zero for the network",
-            FillName::Grey => "mid-grey, 128 in each channel",
-            FillName::Blur => "the image itself, blurred",
-        }
-    }
+/// Ends a session whose page has been written, or not.
+fn finish<B: Backend>(
+    session: Session<'_, B>,
+    out: &Path,
+    page: io::Result<PathBuf>,
+) -> Result<PathBuf> {
+    let page = page.with_context(|| format!("cannot write into {}", out.display()))?;
+    session.finish()?;
+    Ok(page)
 }
 
-impl From<FillName> for Fill {
-    fn from(name: FillName) -> Self {
-        match name {
-            FillName::Mean => Fill::Mean,
-            FillName::Grey => Fill::Grey,
-            FillName::Blur => Fill::Blur,
-        }
+/// Indices of layers; of none, what `instead` says.
+fn layers_named(
+    network: &Network,
+    names: &[String],
+    instead: impl FnOnce(&Network) -> Vec<usize>,
+) -> Result<Vec<usize>> {
+    match names {
+        [] => Ok(instead(network)),
+        names => Ok(names.iter().map(|name| network.layer(name)).collect::<Result<_, _>>()?),
     }
 }
 
@@ -242,6 +249,24 @@ impl PickArgs {
         match &self.data {
             Some(root) => format!("{}, {}", root.display(), Split::from(self.split).name()),
             None => "files".into(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Subcommand;
+    use zfnet::study::STUDIES;
+
+    #[test]
+    fn every_study_has_a_command_in_the_order_of_the_list() {
+        let help = super::Command::augment_subcommands(clap::Command::new("study"));
+        let mut commands: Vec<&str> = help.get_subcommands().map(|c| c.get_name()).collect();
+        assert_eq!(commands.pop(), Some("report"));
+        assert_eq!(commands, STUDIES.map(|study| study.name));
+        let readme = include_str!("../../../README.md");
+        for study in STUDIES {
+            assert!(readme.contains(&format!("zfnet study {} ", study.name)), "{}", study.name);
         }
     }
 }

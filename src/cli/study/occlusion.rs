@@ -1,20 +1,17 @@
 //! `zfnet study occlusion`: the paper's Figure 7.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use xxhash_rust::xxh3::xxh3_64;
 use zfnet::bench::Measured;
-use zfnet::model::Projector;
-use zfnet::study::boxes::{self, Marked};
-use zfnet::study::fingerprint;
-use zfnet::study::occlusion::{Occluded, Occluder, Shown, Sliding, write};
-use zfnet::study::parts::Parts;
-use zfnet::study::picks::Picked;
+use zfnet::report;
+use zfnet::study::boxes;
+use zfnet::study::fill::Fill;
+use zfnet::study::occlusion::{OfImage, STUDY, Settings, run};
 
-use super::{FillName, PickArgs, StudyArgs};
+use super::{PickArgs, StudyArgs, finish};
 use crate::cli::OnDevice;
 use crate::cli::progress::Progress;
 
@@ -32,7 +29,7 @@ pub struct Occlusion {
     stride: Option<u16>,
     /// What the square is filled with
     #[arg(long, value_enum, default_value = "mean")]
-    fill: FillName,
+    fill: Fill,
     /// Layer whose strongest map's activity is noted [default: the last spatial convolution]
     #[arg(long)]
     layer: Option<String>,
@@ -48,45 +45,25 @@ pub struct Occlusion {
 impl OnDevice for Occlusion {
     fn run<B: Measured>(self, backend: &B) -> Result<ExitCode> {
         let model = self.study.load(backend)?;
-        let (network, preprocess) = (&model.network, &model.preprocess);
-        let layer = match &self.layer {
-            Some(name) => network.layer(name)?,
-            None => *network
-                .spatial()
-                .last()
-                .context("the network has no spatial convolution: choose a --layer")?,
+        let network = &model.network;
+        let layer = self.layer.as_ref().map(|name| network.layer(name)).transpose()?;
+        let [square, stride] = [self.square, self.stride].map(|pixels| pixels.map(usize::from));
+        let settings =
+            Settings::new(network, layer, square, stride, self.fill).context("choose a --layer")?;
+        let marked = match &self.boxes {
+            Some(list) => boxes::read(list, None)?,
+            None => Vec::new(),
         };
-        let square = self.square.map_or(preprocess.size.div_ceil(4), usize::from);
-        let room = preprocess.size.saturating_sub(square);
-        let stride = self.stride.map_or(room.div_ceil(24).max(1), usize::from);
-        let sliding = Sliding { square, stride, fill: self.fill.into(), layer };
-        let marked = self.boxes.as_deref().map(boxes::read).transpose()?.unwrap_or_default();
-        let of_list = self.boxes.as_deref().map(|list| boxes::files(list, None, &marked));
-        let of_list = of_list.unwrap_or_default();
+        let files: Vec<PathBuf> = marked.iter().map(|marked| marked.file.clone()).collect();
 
         let mut progress = Progress::new();
-        let picked = self.pick.pick(backend, &model, &of_list, &mut progress)?;
-        let objects = picked
-            .iter()
-            .map(|image| {
-                let object = self.object(image, &marked, &of_list)?;
-                let Some((name, object)) = object else { return Ok(None) };
-                let object = boxes::in_crop(preprocess, image, object);
-                let [x0, y0, x1, y1] = object;
-                let size = preprocess.size as f64;
-                if x1 <= 0.0 || y1 <= 0.0 || x0 >= size || y0 >= size {
-                    bail!(
-                        "{}: box `{name}` lies outside the centre that the network sees",
-                        image.name
-                    );
-                }
-                Ok(Some(object))
-            })
-            .collect::<Result<Vec<Option<[f64; 4]>>>>()?;
-        if let (Some(list), true) = (&self.boxes, objects.iter().all(Option::is_none)) {
+        let picked = self.pick.pick(backend, &model, &files, &mut progress)?;
+        let name = self.r#box.as_deref();
+        let objects = boxes::objects(&model.preprocess, &picked, &marked, name)?;
+        let boxed = objects.iter().flatten().count();
+        if let (Some(list), 0) = (&self.boxes, boxed) {
             bail!("{}: none of its images is among those looked at", list.display());
         }
-        let boxed = objects.iter().flatten().count();
         if boxed < marked.len() {
             progress.line(&format!(
                 "{} of {} images with boxes are not among those looked at",
@@ -95,91 +72,19 @@ impl OnDevice for Occlusion {
             ));
         }
 
-        let out = self.study.out("occlusion")?;
-        let images: Vec<_> =
-            picked.iter().map(|p| (&p.name, p.class, xxh3_64(&p.square))).collect();
-        let fill = format!("{:?}", sliding.fill);
-        let settings = (fingerprint(backend, &model)?, images, square, stride, fill, layer);
-        let parts = Parts::open(&out, &settings)?;
-        let mut occluder = Occluder::new(backend, &model, sliding)?;
-        let mut projector = Projector::new(backend, network, &model.params, preprocess, 1, 1)?;
-        let places = occluder.places();
-        let total = picked.len() * places;
-        let mut shown = Vec::new();
-        for (number, (image, object)) in picked.into_iter().zip(objects).enumerate() {
-            let part = format!("image-{number}");
-            let fits = |kept: &Occluded| {
-                kept.fits(preprocess.size, sliding, network.layers[layer].output.c)
-            };
-            let occluded = match parts.get(&part).filter(fits) {
-                Some(occluded) => occluded,
-                None => {
-                    let occluded = occluder.look(&image, |now| {
-                        let done = number * places + now;
-                        progress.show("occlusion: places of the square", done, total, "");
-                    })?;
-                    parts.put(&part, &occluded)?;
-                    occluded
-                }
-            };
-            shown.push(Shown::new(&mut projector, &model, image, occluded, layer, object)?);
-        }
+        let out = self.study.out(&STUDY)?;
+        let mut session = self.study.session(backend, &model, &out, &mut progress);
+        session.fact("Images", self.pick.source());
+        let images = picked.into_iter().zip(objects).collect();
+        let found = run(&mut session, &model, &settings, images)?;
+        let page = finish(session, &out, report::occlusion::write(&out, &found))?;
         progress.end();
-
-        let layer = &network.layers[layer];
-        let mut facts = self.study.facts(&model);
-        facts.extend(
-            [
-                ("Images", self.pick.source()),
-                (
-                    "Square",
-                    format!(
-                        "{} of {} pixels, every {stride}",
-                        square.min(preprocess.size),
-                        preprocess.size
-                    ),
-                ),
-                ("Filled with", self.fill.describe().into()),
-                ("Layer", layer.name.clone()),
-            ]
-            .map(|(name, value)| (name.to_owned(), value)),
-        );
-        let page = write(&out, &model, facts, layer, &shown)
-            .with_context(|| format!("cannot write into {}", out.display()))?;
-        parts.done()?;
-        let inside: Vec<bool> = shown.iter().filter_map(Shown::drop_is_inside).collect();
+        let inside: Vec<bool> = found.images.iter().filter_map(OfImage::drop_is_inside).collect();
         if !inside.is_empty() {
             let count = inside.iter().filter(|inside| **inside).count();
             println!("the probability falls most inside the box in {count} of {}", inside.len());
         }
         println!("{}", page.display());
         Ok(ExitCode::SUCCESS)
-    }
-}
-
-impl Occlusion {
-    /// The box of an image, in pixels of its file; none if it is not in the list.
-    fn object(
-        &self,
-        image: &Picked,
-        marked: &[Marked],
-        files: &[PathBuf],
-    ) -> Result<Option<(String, [f64; 4])>> {
-        let is_it = |(marked, file): &(&Marked, &PathBuf)| {
-            image.name == marked.image || Path::new(&image.name) == file.as_path()
-        };
-        let Some((Marked { boxes, .. }, _)) = marked.iter().zip(files).find(is_it) else {
-            return Ok(None);
-        };
-        match &self.r#box {
-            None => Ok(boxes.iter().next().map(|(name, object)| (name.clone(), *object))),
-            Some(name) => {
-                let found: Vec<&str> = boxes.keys().map(String::as_str).collect();
-                let object = boxes.get(name).with_context(|| {
-                    format!("{}: no box `{name}`, found {}", image.name, found.join(", "))
-                })?;
-                Ok(Some((name.clone(), *object)))
-            }
-        }
     }
 }

@@ -45,7 +45,7 @@ impl OnDevice for Sanity {
         let mut progress = Progress::new();
         let images = self.pick.pick(backend, &model, &[], &mut progress)?;
         let random = Params::init(backend, network, self.seed)?;
-        let out = self.study.out("sanity")?;
+        let out = self.study.out(&zfnet::study::sanity::STUDY)?;
         let (compared, sections) =
             sanity(backend, &model, &random, &images, &wanted, &out, |done| {
                 progress.show("sanity: images", done, images.len(), "");

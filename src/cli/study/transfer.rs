@@ -105,7 +105,7 @@ impl OnDevice for Transfer {
         };
         let (trained, tested) = (union(&|fold| fold.train(largest)), union(&Fold::test));
 
-        let out = self.study.out("transfer")?;
+        let out = self.study.out(&zfnet::study::transfer::STUDY)?;
         let mut notes = Vec::new();
         let (mut excluded, mut found) = (Vec::new(), Vec::new());
         match &self.pretrained_on {
@@ -150,7 +150,7 @@ impl OnDevice for Transfer {
         let mut features = |name: &str, images, wanted: &[u32]| {
             let workers = usize::from(self.read.workers);
             let keep = Some(kept.as_path());
-            rows(backend, &model, &print, images, wanted, &[layer], keep, workers, |done, of| {
+            rows(backend, &model, images, wanted, &[layer], keep, workers, |done, of| {
                 progress.show(name, done, of, "");
             })
             .map(|mut rows| rows.remove(0))
@@ -227,7 +227,7 @@ impl OnDevice for Transfer {
             write_whole(&out.join("duplicates.csv"), table.as_bytes()).with_context(cannot)?;
         }
         let page = write(&out, facts, &per_class, &scored, notes).with_context(cannot)?;
-        parts.done()?;
+        Parts::remove(&out)?;
         println!("{}", page.display());
         Ok(ExitCode::SUCCESS)
     }
