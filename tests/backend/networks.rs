@@ -4,9 +4,9 @@
 use crate::common::{network, values, widen};
 use zfnet::backend::{Backend, StepState};
 use zfnet::model::weights::Bare;
-use zfnet_core::tensors::deserialize;
 use zfnet::model::{Architecture, Kind, Model, Network, Params, Preprocess};
 use zfnet::train::Trainer;
+use zfnet_core::tensors::deserialize;
 
 on_every_backend!(
     one_seed_draws_one_set_of_weights,

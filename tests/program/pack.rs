@@ -343,8 +343,8 @@ mod interrupted {
     use std::thread;
     use std::time::{Duration, Instant};
 
-    use crate::common::Random;
     use super::*;
+    use crate::common::Random;
 
     /// A set packed without disturbance, and the time it took.
     fn whole(place: &Place) -> (Files, Duration) {
