@@ -1,5 +1,6 @@
-//! With the feature `cuda`: compiles every `kernels/*.cu` to a fatbin that is embedded in the
-//! library. Needs nvcc, and neither a GPU nor a driver nor any CUDA library.
+//! Tells the tests which instructions this machine has. With the feature `cuda`: compiles every
+//! `kernels/*.cu` to a fatbin that is embedded in the library, which needs nvcc, and neither a GPU nor
+//! a driver nor any CUDA library.
 //!
 //! nvcc is looked for in `$NVCC`, `$CUDA_HOME/bin`, `$CUDA_PATH/bin`, the `PATH` and
 //! `/usr/local/cuda/bin`. `$ZFNET_CUDA_ARCH` names other targets than the usual ones, as in
@@ -22,6 +23,7 @@ fn main() {
     }
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=kernels");
+    detect_instructions();
     if env::var_os("CARGO_FEATURE_CUDA").is_none() {
         return;
     }
@@ -85,6 +87,27 @@ fn main() {
     }
     list += "];\n";
     fs::write(out.join("modules.rs"), list).expect("OUT_DIR can be written");
+}
+
+/// Sets `has_avx2`, `has_avx512` and `has_avx512_bf16` as `zfnet_cpu::isa::Isa` finds them. Only tests
+/// read these: one that needs what is not there is then counted as ignored. The library asks the
+/// machine that it runs on.
+fn detect_instructions() {
+    println!("cargo::rustc-check-cfg=cfg(has_avx2, has_avx512, has_avx512_bf16)");
+    #[cfg(target_arch = "x86_64")]
+    if env::var("TARGET") == env::var("HOST") {
+        let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+        let avx512 = avx2
+            && is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl");
+        let bf16 = avx512 && is_x86_feature_detected!("avx512bf16");
+        let found = [("has_avx2", avx2), ("has_avx512", avx512), ("has_avx512_bf16", bf16)];
+        for (name, _) in found.iter().filter(|(_, found)| *found) {
+            println!("cargo::rustc-cfg={name}");
+        }
+    }
 }
 
 /// Machine code for each target, and PTX of the oldest for whatever is newer than all of them. None

@@ -19,20 +19,19 @@ echo "== tests on the stand-in"
 standin=${CARGO_TARGET_DIR:-target}/standin
 tests/standin/build.sh "$standin"
 standin=$(cd "$standin" && pwd)
-export ZFNET_REQUIRE_CUDA=1
-LD_LIBRARY_PATH=$standin cargo test --release -p zfnet --features cuda --lib --tests -- cuda
+LD_LIBRARY_PATH=$standin cargo test --release -p zfnet --features cuda --lib --tests -- --include-ignored cuda --skip both_libraries
 echo "== the same network, with batches in flight, recorded steps, broken machines and cuBLASLt"
-export ZFNET_REQUIRE_CUBLASLT=1
-LD_LIBRARY_PATH=$standin:$standin/blas cargo test --release -p zfnet --features cuda --test backend -- cuda::
+LD_LIBRARY_PATH=$standin:$standin/blas cargo test --release -p zfnet --features cuda --test backend -- --include-ignored cuda::
 echo "== with asynchronous copies that land early, and fully connected layers by cuBLASLt"
 LD_LIBRARY_PATH=$standin:$standin/blas ZFNET_STANDIN_EARLY=1 \
-  cargo test --release -p zfnet --features cuda --test backend -- \
-  operations::cuda_bf16::conv operations::cuda_tf32::conv operations::cuda_f32::conv parts_is_close repeatable
+  cargo test --release -p zfnet --features cuda --test backend -- --include-ignored \
+  operations::cuda_bf16::conv operations::cuda_tf32::conv operations::cuda_f32::conv \
+  parts_is_close repeatable --skip ::cpu
 echo "== planted bugs"
 tests/standin/planted-bugs.sh \
-  cargo test --release -p zfnet --features cuda --test backend -- \
+  cargo test --release -p zfnet --features cuda --test backend -- --include-ignored \
   operations::cuda_f32:: operations::cuda_bf16::convolutions_are --skip of_reals
 echo "== sanitizers"
-tests/standin/sanitize.sh address cargo test --release -p zfnet --features cuda --test backend -- \
+tests/standin/sanitize.sh address cargo test --release -p zfnet --features cuda --test backend -- --include-ignored \
   operations::cuda_f32:: operations::cuda_bf16:: operations::cuda_tf32::conv --skip of_reals
 tests/standin/sanitize.sh thread

@@ -2,9 +2,9 @@
 //! in every precision, steps recorded and not, batches in flight, cuBLASLt, and bad luck.
 //!
 //! The operations themselves are tested with those of the other backends.
+
 use crate::common::{
-    Random, Samples, all_weights, bits, gpu, host_params, indices, is_stand_in, norm,
-    random_params, values,
+    Random, Samples, all_weights, bits, host_params, indices, norm, random_params, values,
 };
 use zfnet::backend::cpu::CpuBackend;
 use zfnet::backend::cuda::{self, CudaBackend, Gemm, Kernels, Options};
@@ -42,8 +42,12 @@ const SMALL: &str = r#"
 
 const PRECISIONS: [Precision; 3] = [Precision::F32, Precision::Tf32, Precision::Bf16];
 
-fn in_precision(precision: Precision) -> Option<CudaBackend> {
+fn in_precision(precision: Precision) -> CudaBackend {
     gpu(Options { precision: Some(precision), ..Options::default() })
+}
+
+fn gpu(options: Options) -> CudaBackend {
+    CudaBackend::new(options).expect("a GPU")
 }
 
 fn cpu() -> CpuBackend {
@@ -158,11 +162,12 @@ fn correlation(a: &[f32], b: &[f32]) -> f64 {
 /// cosine of 1 - 1e-13 in f32, 1 - 3e-4 in tf32 and 1 - 8e-3 in bf16, because the mask of a unit
 /// near zero or the switch of two near equals turns. The limits leave room for other sums.
 #[test]
+#[ignore = "needs an NVIDIA GPU"]
 fn gradients_point_where_the_cpus_do() {
     let network = crate::common::network(SMALL);
     let expected = Walked::new(&cpu(), &network, Purpose::Train).gradients();
     for (precision, limit) in PRECISIONS.iter().zip([1e-9, 2e-3, 2e-2]) {
-        let Some(backend) = in_precision(*precision) else { return };
+        let backend = in_precision(*precision);
         let found = Walked::new(&backend, &network, Purpose::Train).gradients();
         assert_eq!(found.len(), expected.len());
         let apart = |(found, expected): (&Vec<f64>, &Vec<f64>)| 1.0 - cosine(found, expected);
@@ -175,12 +180,13 @@ fn gradients_point_where_the_cpus_do() {
 /// With the CPU's switches on both sides the deconvnet asks nothing else of the way up: what is left
 /// is the arithmetic of the way down, three to five layers of roundings.
 #[test]
+#[ignore = "needs an NVIDIA GPU"]
 fn projections_by_the_same_switches_agree() {
     let (network, cpu) = (crate::common::network(SMALL), cpu());
     let purpose = Purpose::Project { seeds: IMAGES };
     let mut expected = Walked::new(&cpu, &network, purpose);
     for (precision, limit) in PRECISIONS.iter().zip([1e-6, 2e-3, 1e-2]) {
-        let Some(backend) = in_precision(*precision) else { return };
+        let backend = in_precision(*precision);
         let mut found = Walked::new(&backend, &network, purpose);
         for (layer, switches) in expected.switches() {
             let place = found.workspace.switches_mut(layer).unwrap();
@@ -202,6 +208,7 @@ fn projections_by_the_same_switches_agree() {
 /// Found on a stand-in: 0, 1 and 9 of 4,590 switches in f32, tf32 and bf16, and correlations of
 /// 1.00000, 1.00000 and 0.9956. The limits leave room for other sums: in f32 none for another switch.
 #[test]
+#[ignore = "needs an NVIDIA GPU"]
 fn pictures_of_all_precisions_look_alike() {
     let (network, cpu) = (crate::common::network(SMALL), cpu());
     let purpose = Purpose::Project { seeds: IMAGES };
@@ -209,7 +216,7 @@ fn pictures_of_all_precisions_look_alike() {
     for (precision, (differing, alike)) in
         PRECISIONS.iter().zip([(0.0, 0.99999), (0.01, 0.99), (0.03, 0.97)])
     {
-        let Some(backend) = in_precision(*precision) else { return };
+        let backend = in_precision(*precision);
         let mut found = Walked::new(&backend, &network, purpose);
         let (mut different, mut all) = (0, 0);
         for ((_, found), (_, expected)) in found.switches().iter().zip(&expected.switches()) {
@@ -233,12 +240,13 @@ fn pictures_of_all_precisions_look_alike() {
 /// same amount. With a dropout mask of its own each step's loss jumps, so means of twenty are
 /// compared.
 #[test]
+#[ignore = "needs an NVIDIA GPU"]
 fn losses_fall_alike_in_all_precisions() {
     let network = crate::common::network(SMALL);
     let samples = Samples::random(&network, 6);
     let mut curves = vec![losses(&cpu(), &network, &samples)];
     for precision in PRECISIONS {
-        let Some(backend) = in_precision(precision) else { return };
+        let backend = in_precision(precision);
         curves.push(losses(&backend, &network, &samples));
     }
     for curve in &curves {
@@ -303,9 +311,10 @@ fn twenty_steps(
 }
 
 #[test]
+#[ignore = "needs an NVIDIA GPU"]
 fn recorded_steps_and_batches_in_flight_change_nothing() {
     for precision in PRECISIONS {
-        let Some(backend) = in_precision(precision) else { return };
+        let backend = in_precision(precision);
         let plain = twenty_steps(&backend, false, true, 1);
         assert_eq!(plain.1.len(), 20);
         assert!(plain.1.windows(2).all(|pair| pair[0] != pair[1]));
@@ -322,10 +331,11 @@ fn recorded_steps_and_batches_in_flight_change_nothing() {
 /// A loss that is not finite stops the updates on the GPU at once, though the host hears of it
 /// two steps later.
 #[test]
+#[ignore = "needs an NVIDIA GPU"]
 fn a_bad_loss_stops_steps_in_flight() {
     let network = crate::common::network(SMALL);
     let samples = Samples::random(&network, 6);
-    let Some(backend) = in_precision(Precision::Bf16) else { return };
+    let backend = in_precision(Precision::Bf16);
     let mut trainer = trainer(&backend, &network, &samples, 1);
     let last = trainer.model.params.layers.iter_mut().flatten().last().unwrap();
     backend.upload(&mut last.bias, &[f32::NAN; 5]).unwrap();
@@ -347,19 +357,14 @@ fn a_bad_loss_stops_steps_in_flight() {
 
 /// Fully connected layers by cuBLASLt and by our own kernels: the same but for the order of sums.
 #[test]
+#[ignore = "needs an NVIDIA GPU and cuBLASLt"]
 fn both_libraries_compute_the_same() {
     let network = crate::common::network(SMALL);
     for precision in PRECISIONS {
         let with = |gemm| gpu(Options { precision: Some(precision), gemm, ..Options::default() });
-        let Some(own) = with(Some(Gemm::Own)) else { return };
-        let Some(chosen) = with(None) else { return };
+        let (own, chosen) = (with(Some(Gemm::Own)), with(None));
         assert_eq!(own.gemm(), Gemm::Own);
-        if chosen.gemm() == Gemm::Own {
-            let needed = std::env::var_os("ZFNET_REQUIRE_CUBLASLT").is_some();
-            assert!(!needed, "cuBLASLt is not to be found, and ZFNET_REQUIRE_CUBLASLT is set");
-            eprintln!("skipped: no cuBLASLt");
-            return;
-        }
+        assert_ne!(chosen.gemm(), Gemm::Own, "cuBLASLt is not to be found");
         let gradients =
             [&own, &chosen].map(|b| Walked::new(b, &network, Purpose::Train).gradients());
         let limit = if precision == Precision::F32 { 1e-9 } else { 2e-2 };
@@ -375,8 +380,9 @@ fn both_libraries_compute_the_same() {
 // ---- memory and bad luck ----
 
 #[test]
+#[ignore = "needs an NVIDIA GPU"]
 fn memory_is_counted_and_bounded() {
-    let Some(backend) = in_precision(Precision::F32) else { return };
+    let backend = in_precision(Precision::F32);
     let before = backend.memory().unwrap();
     let tensor: Tensor<CudaBackend> = backend.zeros(Shape::vector(1 << 20)).unwrap();
     let after = backend.memory().unwrap();
@@ -391,10 +397,8 @@ fn memory_is_counted_and_bounded() {
 }
 
 #[test]
+#[ignore = "needs an NVIDIA GPU"]
 fn what_is_not_there_is_refused() {
-    if gpu(Options::default()).is_none() {
-        return;
-    }
     let count = cuda::devices().unwrap();
     let beyond = Options { device: count, kernels: Kernels::Plain, ..Options::default() };
     let message = CudaBackend::new(beyond).err().expect("no such device").to_string();
@@ -403,17 +407,8 @@ fn what_is_not_there_is_refused() {
 }
 
 /// The program under a stand-in that plays broken machines.
-mod program {
-    use super::*;
+mod stand_in {
     use crate::common::program::{Place, Ran};
-
-    fn stand_in() -> bool {
-        let found = gpu(Options::default()).is_some_and(|backend| is_stand_in(&backend));
-        if !found {
-            eprintln!("skipped: no stand-in to be broken");
-        }
-        found
-    }
 
     fn run(place: &Place, variables: &[(&str, &str)], arguments: &str) -> Ran {
         let mut command = place.command(arguments);
@@ -424,10 +419,8 @@ mod program {
         "train --data data --arch tiny.toml --out run --max-steps 2 --gemm own --device cuda";
 
     #[test]
+    #[ignore = "needs the stand-in for CUDA's driver"]
     fn broken_machines_are_named() {
-        if !stand_in() {
-            return;
-        }
         let place = Place::new();
         let broken = |variables: &[(&str, &str)], more: &str, words: &[&str]| {
             run(&place, variables, &format!("{TRAIN}{more}")).refused(words);
@@ -453,10 +446,8 @@ mod program {
     }
 
     #[test]
+    #[ignore = "needs the stand-in for CUDA's driver"]
     fn what_is_interrupted_goes_on_bit_for_bit() {
-        if !stand_in() {
-            return;
-        }
         let place = Place::new();
         let train = |steps: u32, rest: &str| {
             let command = TRAIN.replace("--max-steps 2", &format!("--max-steps {steps}"));
@@ -476,10 +467,8 @@ mod program {
     }
 
     #[test]
+    #[ignore = "needs the stand-in for CUDA's driver"]
     fn a_dry_run_foretells() {
-        if !stand_in() {
-            return;
-        }
         let place = Place::new();
         let told = run(&place, &[], &format!("{TRAIN} --dry-run")).ok().stdout;
         for word in ["parameters", "memory", "wanted", "free", "would fit", "steps", "ms a step"] {

@@ -13,11 +13,17 @@ use zfnet::model::{Architecture, ConvSpec, FcSpec, LayerSpec, Network, Params, P
 use zfnet::shape::{ConvDims, PoolDims, Rounding, Shape, windows};
 
 /// Makes a `#[test]` of each named function, `fn name<B: Backend>(backend: &B)`, on each backend.
-/// A backend is one line here or in [`in_f32`].
+/// A backend is one line here or in [`in_f32`]. Tests on one that a machine may lack are ignored:
+/// those on a GPU always (`--include-ignored` runs them), those for a kind of CPU where `build.rs`
+/// has not found it.
 macro_rules! on_every_backend {
     ($($test:ident),* $(,)?) => {
         in_f32!($($test),*);
-        on_cpu_bf16!($($test),*);
+        on_backend!(
+            #[cfg_attr(not(has_avx512_bf16), ignore = "needs a CPU with AVX512-BF16")]
+            cpu_bf16, zfnet::backend::cpu::CpuBackend::new(Some(2)).and_then(|cpu| cpu.bf16()),
+            $($test),*
+        );
         on_gpu!(cuda_tf32, Tf32, Fast, $($test),*);
         on_gpu!(cuda_bf16, Bf16, Fast, $($test),*);
         on_gpu!(cuda_bf16_plain, Bf16, Plain, $($test),*);
@@ -27,9 +33,18 @@ macro_rules! on_every_backend {
 /// As [`on_every_backend`], on those that compute in f32: for what other precisions do not promise.
 macro_rules! in_f32 {
     ($($test:ident),* $(,)?) => {
-        on_backend!(cpu, zfnet::backend::cpu::CpuBackend::new(Some(2)), $($test),*);
-        on_backend!(cpu_avx2, zfnet::backend::cpu::CpuBackend::at_most_avx2(Some(2)), $($test),*);
-        on_backend!(cpu_portable, zfnet::backend::cpu::CpuBackend::portable(Some(2)), $($test),*);
+        on_backend!(
+            #[cfg_attr(not(has_avx512), ignore = "needs a CPU with AVX-512")]
+            cpu_avx512, zfnet::backend::cpu::CpuBackend::new(Some(2)), $($test),*
+        );
+        on_backend!(
+            #[cfg_attr(not(has_avx2), ignore = "needs a CPU with AVX2")]
+            cpu_avx2, zfnet::backend::cpu::CpuBackend::at_most_avx2(Some(2)), $($test),*
+        );
+        on_backend!(
+            #[cfg(all())] // on every machine
+            cpu_portable, zfnet::backend::cpu::CpuBackend::portable(Some(2)), $($test),*
+        );
         on_gpu!(cuda_f32, F32, Fast, $($test),*);
         on_gpu!(cuda_f32_plain, F32, Plain, $($test),*);
     };
@@ -37,57 +52,32 @@ macro_rules! in_f32 {
 
 /// See [`on_every_backend`].
 macro_rules! on_backend {
-    ($name:ident, $backend:expr, $($test:ident),*) => {
+    (#[$condition:meta] $name:ident, $backend:expr, $($test:ident),*) => {
         mod $name {
-            $(#[test] fn $test() { super::$test(&$backend.expect("a backend")) })*
+            $(
+                #[test]
+                #[$condition]
+                fn $test() { super::$test(&$backend.expect("a backend")) }
+            )*
         }
     };
 }
 
-/// See [`on_every_backend`]: on a CPU that multiplies pairs of bf16, if this is one.
-macro_rules! on_cpu_bf16 {
-    ($($test:ident),*) => {
-        mod cpu_bf16 {
-            $(#[test] fn $test() {
-                match zfnet::backend::cpu::CpuBackend::new(Some(2)).expect("threads").bf16() {
-                    Ok(backend) => super::$test(&backend),
-                    Err(reason) => eprintln!("skipped: {reason}"),
-                }
-            })*
-        }
-    };
-}
-
-/// See [`on_every_backend`]: on a GPU, or what stands in for one, if there is any.
+/// See [`on_every_backend`]: on a GPU, or on what stands in for one.
 macro_rules! on_gpu {
     ($name:ident, $precision:ident, $kernels:ident, $($test:ident),*) => {
         #[cfg(feature = "cuda")]
-        mod $name {
-            $(#[test] fn $test() {
-                let backend = crate::common::gpu(zfnet::backend::cuda::Options {
-                    precision: Some(zfnet::backend::Precision::$precision),
-                    kernels: zfnet::backend::cuda::Kernels::$kernels,
-                    ..Default::default()
-                });
-                if let Some(backend) = backend {
-                    super::$test(&backend)
-                }
-            })*
-        }
+        on_backend!(
+            #[ignore = "needs an NVIDIA GPU"]
+            $name,
+            zfnet::backend::cuda::CudaBackend::new(zfnet::backend::cuda::Options {
+                precision: Some(zfnet::backend::Precision::$precision),
+                kernels: zfnet::backend::cuda::Kernels::$kernels,
+                ..Default::default()
+            }),
+            $($test),*
+        );
     };
-}
-
-/// A GPU, or `None`, said aloud, on a machine without one. With `ZFNET_REQUIRE_CUDA` set it is an
-/// error to have none.
-#[cfg(feature = "cuda")]
-pub fn gpu(options: zfnet::backend::cuda::Options) -> Option<zfnet::backend::cuda::CudaBackend> {
-    if std::env::var_os("ZFNET_REQUIRE_CUDA").is_none()
-        && let Err(reason) = zfnet::backend::cuda::devices()
-    {
-        eprintln!("skipped: {reason}");
-        return None;
-    }
-    Some(zfnet::backend::cuda::CudaBackend::new(options).expect("a GPU"))
 }
 
 /// SplitMix64: small, and the same everywhere.

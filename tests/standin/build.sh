@@ -4,7 +4,8 @@
 # time is not compiled again.
 #
 #   tests/standin/build.sh OUTDIR
-#   LD_LIBRARY_PATH=/ABSOLUTE/OUTDIR cargo test --release --features cuda cuda
+#   LD_LIBRARY_PATH=/ABSOLUTE/OUTDIR \
+#     cargo test --release -p zfnet --features cuda --test backend -- --include-ignored cuda
 #   LD_LIBRARY_PATH=/ABSOLUTE/OUTDIR:/ABSOLUTE/OUTDIR/blas ...    fully connected layers by cuBLASLt
 #
 # KERNELS=DIR      other kernels than the repository's

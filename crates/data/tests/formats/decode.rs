@@ -2,6 +2,7 @@
 //! run over folders of real files where there are any.
 
 use std::fs;
+use std::io::{Write, stderr};
 use std::path::{Path, PathBuf};
 
 use jpeg_encoder::{ChromaSubsamplingMethod, ColorType, Encoder, SamplingFactor};
@@ -334,7 +335,8 @@ fn shared(folder: &str) -> Option<PathBuf> {
     let root = std::env::var_os("ZFNET_SHARED").map_or_else(beside, PathBuf::from);
     let folder = root.join("data").join(folder);
     if !folder.is_dir() {
-        println!("skipped: {} is not there", folder.display());
+        // Not `eprintln!`, which nobody sees of a test that passes.
+        writeln!(stderr(), "skipped: {} is not there", folder.display()).expect("stderr");
         return None;
     }
     Some(folder)
