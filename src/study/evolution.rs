@@ -24,8 +24,8 @@ use crate::data::images::{Images, read_rgb};
 use crate::disk::write_whole;
 use crate::model::{Model, Network, Projector, Rule};
 use crate::picture::Image;
-use crate::report::figure::{Figure, PROJECTION_CONTRAST, Picture, Section, Table};
 use crate::report::csv;
+use crate::report::figure::{Figure, PROJECTION_CONTRAST, Picture, Section, Table};
 use crate::{Error, Result};
 
 /// See [`super::STUDIES`].
