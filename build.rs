@@ -27,6 +27,9 @@ fn main() {
     if env::var_os("CARGO_FEATURE_CUDA").is_none() {
         return;
     }
+    if env::var_os("DOCS_RS").is_some() {
+        return write_nothing();
+    }
     let nvcc = find_nvcc().unwrap_or_else(|| {
         fail(
             "the feature `cuda` needs CUDA's compiler, nvcc 12.8 or later: install the CUDA \
@@ -108,6 +111,16 @@ fn detect_instructions() {
             println!("cargo::rustc-cfg={name}");
         }
     }
+}
+
+/// In place of kernels, where there are only docs to be made.
+fn write_nothing() {
+    for variable in ["ZFNET_NVCC_MAJOR", "ZFNET_NVCC_MINOR", "ZFNET_CUDA_TARGETS"] {
+        println!("cargo::rustc-env={variable}=0");
+    }
+    let out = PathBuf::from(env::var_os("OUT_DIR").expect("set by cargo"));
+    fs::write(out.join("modules.rs"), "pub static MODULES: &[(bool, &[u8])] = &[];\n")
+        .expect("OUT_DIR can be written");
 }
 
 /// Machine code for each target, and PTX of the oldest for whatever is newer than all of them. None
