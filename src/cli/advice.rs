@@ -1,6 +1,7 @@
 //! What to do about an error, in terms of the command line: the library names no flags.
 
 use zfnet::Error;
+use zfnet::data::shard::manifest::MANIFEST;
 
 /// What to do about the first of an error and its causes for which that can be told.
 pub fn advice(error: &anyhow::Error) -> Option<String> {
@@ -10,7 +11,13 @@ pub fn advice(error: &anyhow::Error) -> Option<String> {
 fn on(error: &Error) -> Option<String> {
     let advice = match error {
         Error::RunExists { .. } => "go on with --resume, or choose another --out",
-        Error::ResumeMismatch { .. } => "continue with the same flags, or choose another --out",
+        Error::ResumeMismatch { what, .. } => match *what {
+            "seed or number of parts of a batch" => {
+                "continue with the same --seed and --accumulate, or choose another --out"
+            }
+            "shuffle window" => "continue with the same --shuffle-window, or choose another --out",
+            _ => "continue with the same flags, or choose another --out",
+        },
         Error::Diverged { .. } => {
             "try a lower --learning-rate with another --out, there perhaps with --init from an earlier \
              checkpoint of this run"
@@ -28,6 +35,10 @@ fn on(error: &Error) -> Option<String> {
         }
         Error::TooManyBad { .. } => "mend or remove them, or raise --max-bad",
         Error::NotInShards => "leave out --shuffle-window, or make shards with `zfnet pack`",
+        // The manifest comes of all shards, and says what they must be.
+        Error::DamagedSet { path, .. } if path.ends_with(MANIFEST) => {
+            "remove the whole set and run the same `zfnet pack` again"
+        }
         Error::DamagedSet { .. } => {
             "run the same `zfnet pack` into this folder again: it makes anew what is missing or damaged"
         }

@@ -92,7 +92,7 @@ pub enum Error {
     /// An order along shards for images that are in none.
     NotInShards,
     /// A set of shards that is unfinished, or has lost or damaged files. Packing the same source into its
-    /// folder again makes them anew.
+    /// folder again makes them anew; if it is the manifest, the whole set must be removed first.
     DamagedSet {
         /// The set, or the file.
         path: PathBuf,

@@ -106,7 +106,7 @@ pub struct Crop {
     pub mirror: u32,
 }
 
-/// Constants of [`Backend::input`].
+/// Constants of `Backend::input`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct InputDims {

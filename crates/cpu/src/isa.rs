@@ -1,6 +1,6 @@
 //! Which instructions to use: decided once, when the backend is created.
 //!
-//! The loops of this backend are plain Rust. [`vectorized!`] compiles each of them three times, for
+//! The loops of this backend are plain Rust. `vectorized!` compiles each of them three times, for
 //! AVX-512, for AVX2 and for whatever the program is compiled for, and calls the right one; so an
 //! ordinary build is fast on x86 and works everywhere.
 

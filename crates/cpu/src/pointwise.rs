@@ -10,7 +10,7 @@ use zfnet_core::shape::Shape;
 /// Values of one task.
 const CHUNK: usize = 1 << 14;
 
-/// Cuts, mirrors and normalises: see [`zfnet_core::operation::Backend::input`].
+/// Cuts, mirrors and normalises: see `Backend::input`.
 pub fn input(
     isa: Isa,
     x: &mut [f32],

@@ -1,10 +1,10 @@
 //! Convolution in its three directions, by the method that suits its sizes:
 //!
-//! - [`dense`]: fully connected layers, whose weights are read once for all samples;
-//! - [`winograd`]: 3x3 filters, and 5x5 ones with a stride of 2, with a third of the multiplications;
-//! - [`direct`]: everything else, and everything with `--exact`, as products over patches.
+//! - `dense`: fully connected layers, whose weights are read once for all samples;
+//! - `winograd`: 3x3 filters, and 5x5 ones with a stride of 2, with a third of the multiplications;
+//! - `direct`: everything else, and everything with `--exact`, as products over patches.
 //!
-//! All of them pack operands for the tiles of [`crate::gemm`]. Work is cut by sizes alone, and sums
+//! All of them pack operands for the tiles of `gemm.rs`. Work is cut by sizes alone, and sums
 //! over pixels are made in a fixed number of parts, added in order: results do not depend on threads.
 
 mod dense;

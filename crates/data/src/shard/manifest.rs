@@ -151,9 +151,7 @@ impl Manifest {
             ));
         }
         let text = std::fs::read(&path).map_err(Error::io("read", &path))?;
-        Self::parse(&text).map_err(|reason| {
-            Error::file(&path, format!("{reason}; remove the whole set and pack it again"))
-        })
+        Self::parse(&text).map_err(|reason| Error::DamagedSet { path, reason })
     }
 
     /// Checks what stands in a manifest's file.
