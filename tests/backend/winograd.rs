@@ -3,11 +3,12 @@
 //! goes the same way without them.
 
 use crate::common::{
-    Conv, Random, assert_exact, bits, dot, norm, tensor, twin, unwritten, values, weights, widen,
+    Conv, Random, assert_exact, bits, dot, in_full, norm, tensor, twin, unwritten, values, weights,
+    widen,
 };
 use zfnet::backend::cpu::CpuBackend;
 use zfnet::backend::{Backend, Param};
-use zfnet::shape::{ConvDims, Rounding};
+use zfnet::shape::{ConvDims, Rounding, Shape};
 
 in_f32!(errors_are_bounded, transposes_are_adjoint, nothing_leaks_between_images);
 
@@ -109,6 +110,27 @@ fn nothing_leaks_between_images<B: Backend>(backend: &B) {
             let same = bits(&dx[i..i + inputs]) == bits(&from_infinity[i..i + inputs]);
             assert!(same, "backward data of {conv:?}, image {image}");
         }
+    }
+}
+
+/// The bias is added to what is otherwise the result, and relu is last.
+#[test]
+fn bias_and_relu_come_last() {
+    let mut random = Random(35);
+    let backend = &CpuBackend::new(Some(2)).unwrap();
+    for conv in convolutions() {
+        let dims = &conv.dims().unwrap();
+        let [x, w, dy] = operands(dims, |count| random.reals(count));
+        let bias = random.reals(conv.filters[0]);
+        let [plain, ..] = run(backend, dims, [&x, &w, &dy]);
+        let (mut y, mut scratch) =
+            (unwritten(backend, dims.output()), backend.scratch(&[*dims]).unwrap());
+        let (x, w) = (tensor(backend, dims.input(), &x), weights(backend, dims.filter(), &w));
+        let b = in_full(backend, Shape::vector(bias.len()), &bias);
+        backend.conv_forward(&mut y, &x, &w, Some(&b), true, dims, &mut scratch).unwrap();
+        let expected: Vec<f32> =
+            plain.iter().zip(bias.iter().cycle()).map(|(y, b)| (y + b).max(0.0)).collect();
+        assert!(values(backend, &y) == expected, "{conv:?}");
     }
 }
 
