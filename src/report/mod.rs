@@ -13,6 +13,7 @@ pub mod plot;
 pub mod probe;
 pub mod projections;
 pub mod run;
+pub mod sanity;
 pub mod top9;
 
 use std::collections::HashSet;

@@ -13,12 +13,14 @@ use zfnet::data::folder::ImageFolder;
 use zfnet::data::images::{Images, ReadOptions};
 use zfnet::model::{Model, Params, Preprocess, Projector, Rule, Seed};
 use zfnet::picture::Image;
+use zfnet::report;
+use zfnet::report::figure::{self, Figure};
 use zfnet::study::boxes::Marked;
 use zfnet::study::fill::Fill;
 use zfnet::study::filters::Filters;
 use zfnet::study::occlusion::{self, Noted, Occluded};
 use zfnet::study::picks::Picked;
-use zfnet::study::sanity::{Wanted, correlation, sanity};
+use zfnet::study::sanity::{self, Compared, Wanted, correlation};
 use zfnet::study::{Session, correspondence};
 use zfnet::train::evaluate::{Classifier, TestCrops, softmax};
 
@@ -184,9 +186,16 @@ fn equal_weights_give_equal_pictures<B: Backend>(backend: &B) {
     let model = by_hand(backend);
     let folder = tempfile::tempdir().unwrap();
     let layer = model.network.layer("fc2").unwrap();
-    let wanted = [Wanted { layer, map: Some(0) }];
+    let settings = sanity::Settings { units: vec![Wanted { layer, map: Some(0) }] };
+    // What was compared, and the page's sections under its table.
     let run = |random: &Params<B>| {
-        sanity(backend, &model, random, &[image()], &wanted, folder.path(), |_| ()).unwrap()
+        let mut session = Session::new(backend);
+        let found = sanity::run(&mut session, &model, random, &settings, &[image()]).unwrap();
+        report::sanity::write(folder.path(), &found).unwrap();
+        let figure = fs::read(folder.path().join(figure::FILE)).unwrap();
+        let figure: Figure = serde_json::from_slice(&figure).unwrap();
+        let compared: Vec<Compared> = found.compared().cloned().collect();
+        (compared, figure.sections[1..].to_vec())
     };
     let (compared, sections) = run(&model.params);
     assert_eq!((compared.len(), sections.len(), sections[0].pictures.len()), (3, 1, 7));
