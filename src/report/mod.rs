@@ -7,6 +7,7 @@
 
 pub mod correspondence;
 pub mod figure;
+pub mod filters;
 pub mod invariance;
 pub mod occlusion;
 pub mod plot;
