@@ -7,11 +7,14 @@
 
 pub mod correspondence;
 pub mod figure;
+pub mod filters;
+pub mod invariance;
 pub mod occlusion;
 pub mod plot;
 pub mod probe;
 pub mod projections;
 pub mod run;
+pub mod sanity;
 pub mod top9;
 
 use std::collections::HashSet;

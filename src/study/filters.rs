@@ -18,26 +18,20 @@
 //! not within 1/side: 1 where nothing stands out, whatever the spectrum's slope.
 
 use std::f64::consts::TAU;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::Study;
 use super::peaks::{
     BATCH, Chosen, Maps, Projected, Searched, must_be_images, project, search, spatial_layers,
 };
 use super::pixels::{field_box, to_rgb};
+use super::{Facts, Session, Study};
 use crate::backend::Backend;
 use crate::data::images::Images;
-use crate::disk::write_whole;
 use crate::model::{Conv, Kind, Model, Projector, Rule};
-use crate::picture::{Image, contrast};
-use crate::report::figure::{Figure, PROJECTION_CONTRAST, Picture, Section, Table};
-use crate::report::plot::heat;
-use crate::report::{csv, short};
 use crate::{Error, Result};
 
 /// See [`super::STUDIES`].
@@ -49,24 +43,34 @@ pub const STUDY: Study = Study {
 };
 
 /// Frequencies in each direction.
-const GRID: usize = 32;
+pub(crate) const GRID: usize = 32;
 /// Where the bands end, in cycles a pixel.
-const BANDS: [f64; 2] = [0.1, 0.25];
-/// A filter whose RMS is so many times the median dominates.
-const DOMINATES: f64 = 3.0;
+pub(crate) const BANDS: [f64; 2] = [0.1, 0.25];
 /// A filter with a norm below this share of the median is dead: the second of two definitions.
 const DEAD: f64 = 0.01;
-/// Middle frequencies are few if fewer filters than this share have more of their energy there than in
-/// either other band.
-const FEW: f64 = 0.1;
-/// A grid measure above this is aliasing.
-const ALIASED: f64 = 2.0;
-/// Folded energy above this share is aliasing to come.
-const FOLDED: f64 = 0.5;
 
-/// What is known of a network's filters.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+/// A network whose filters are looked at.
+pub struct Trained<'a, B: Backend> {
+    /// The network.
+    pub model: &'a Model<B>,
+    /// Where its weights come from, for the page.
+    pub checkpoint: String,
+    /// Images for it, and their folder; without any nothing is known of dead maps and of a grid in layer 2.
+    pub images: Option<(Arc<Images>, &'a Path)>,
+}
+
+/// What was found.
+#[derive(Clone, Debug, Serialize)]
 pub struct Filters {
+    /// What it was made with.
+    pub facts: Facts,
+    /// In the order that they were given in.
+    pub networks: Vec<FirstLayer>,
+}
+
+/// What is known of the filters of a network's first layer, and of what they do to others.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct FirstLayer {
     /// The network's name.
     pub network: String,
     /// Where its weights come from.
@@ -89,7 +93,7 @@ pub struct Filters {
     pub seen: Option<Seen>,
     /// `[filters, rows, columns, 3]`, RGB.
     #[serde(skip)]
-    values: Vec<f32>,
+    pub values: Vec<f32>,
 }
 
 /// What a pass over images shows.
@@ -105,12 +109,29 @@ pub struct Seen {
     pub grid: Option<(f64, usize)>,
 }
 
-impl Filters {
+/// Looks at the filters of some networks, one by one.
+///
+/// # Errors
+/// If a first layer is no convolution of an image, there are no images where some were given, they cannot be
+/// read, or the backend refuses.
+pub fn run<B: Backend>(
+    session: &mut Session<'_, B>,
+    networks: Vec<Trained<'_, B>>,
+) -> Result<Filters> {
+    let mut found = Vec::new();
+    for Trained { model, checkpoint, images } in networks {
+        let mut first = FirstLayer::of(session.backend, model, &checkpoint)?;
+        if let Some((images, root)) = images {
+            first.seen = Some(first.look(session, model, &images, root)?);
+        }
+        found.push(first);
+    }
+    Ok(Filters { facts: session.facts.clone(), networks: found })
+}
+
+impl FirstLayer {
     /// Reads the first layer of a model.
-    ///
-    /// # Errors
-    /// If it is no convolution of an image, or the backend refuses.
-    pub fn of<B: Backend>(backend: &B, model: &Model<B>, checkpoint: &str) -> Result<Self> {
+    fn of<B: Backend>(backend: &B, model: &Model<B>, checkpoint: &str) -> Result<Self> {
         let Model { network, params, preprocess, .. } = model;
         let first = &network.layers[0];
         let (Kind::Conv(Conv { dims, rms_limit }), Some(param)) = (&first.kind, &params.layers[0])
@@ -134,7 +155,7 @@ impl Filters {
         let filters = || values.par_chunks_exact(kernel[0] * kernel[1] * 3);
         let rms: Vec<f64> = filters().map(rms).collect();
         let shares = filters().map(|filter| shares(filter, kernel, stride)).collect();
-        Ok(Filters {
+        Ok(FirstLayer {
             network: network.architecture.name.clone(),
             checkpoint: checkpoint.into(),
             layer: first.name.clone(),
@@ -149,21 +170,21 @@ impl Filters {
         })
     }
 
-    /// Passes over images of the folder `root`: which maps never fire, and whether layer 2's projections have a grid in them.
-    /// `progress` is called with what is done, how much, of how much.
-    ///
-    /// # Errors
-    /// If there are no images, they cannot be read, or the backend refuses.
-    pub fn look<B: Backend>(
-        &mut self,
-        backend: &B,
+    /// Passes over images of the folder `root`: which maps never fire, and whether layer 2's projections have
+    /// a grid in them.
+    fn look<B: Backend>(
+        &self,
+        session: &mut Session<'_, B>,
         model: &Model<B>,
         images: &Arc<Images>,
         root: &Path,
-        workers: usize,
-        mut progress: impl FnMut(&str, usize, usize),
-    ) -> Result<()> {
+    ) -> Result<Seen> {
         let Model { network, params, preprocess, .. } = model;
+        let (backend, workers) = (session.backend, session.workers);
+        let mut progress = |what: &str, done, total| {
+            let what = format!("filters of {}: {what}", self.checkpoint);
+            session.progress(&what, done, total, "");
+        };
         let chosen: Vec<Chosen> = spatial_layers(network, false)?
             .into_iter()
             .map(|layer| Maps::First(usize::MAX).of(network, layer))
@@ -204,76 +225,11 @@ impl Filters {
                 seen.grid = Some((sums[0] / sums[1], pictures));
             }
         }
-        self.seen = Some(seen);
-        Ok(())
-    }
-
-    /// What is wrong, in words.
-    pub fn alarms(&self) -> Vec<String> {
-        let mut alarms = Vec::new();
-        let middle = median(&self.rms);
-        let (largest, strongest) = largest(&self.rms);
-        if middle > 0.0 && strongest > DOMINATES * middle {
-            alarms.push(format!(
-                "Filter {largest} dominates: its RMS is {:.1} times the median (more than \
-                 {DOMINATES} is an alarm). A limit of the RMS (--rms-limit) prevents that.",
-                strongest / middle
-            ));
-        }
-        if !self.dead_by_norm.is_empty() {
-            alarms.push(format!(
-                "{} of {} filters are dead by their norm, below 1 % of the median: {}.",
-                self.dead_by_norm.len(),
-                self.rms.len(),
-                listed(&self.dead_by_norm)
-            ));
-        }
-        let mostly_middle = self.mostly(1);
-        if (mostly_middle as f64) < FEW * self.rms.len() as f64 {
-            alarms.push(format!(
-                "Few middle frequencies: {mostly_middle} of {} filters have more of their energy \
-                 between {} and {} cycles a pixel than below or above (fewer than {:.0} % is an alarm).",
-                self.rms.len(),
-                BANDS[0],
-                BANDS[1],
-                FEW * 100.0
-            ));
-        }
-        let folded = self.mean(3);
-        if folded > FOLDED {
-            alarms.push(format!(
-                "{:.0} % of the filters’ energy lies beyond what a stride of {} can carry, and folds \
-                 onto other frequencies (more than {:.0} % is an alarm). A smaller stride helps.",
-                folded * 100.0,
-                self.stride,
-                FOLDED * 100.0
-            ));
-        }
-        for (layer, maps, dead) in self.seen.iter().flat_map(|seen| &seen.dead) {
-            if !dead.is_empty() {
-                alarms.push(format!(
-                    "{} of {maps} maps of {layer} are dead, never above zero in the images: {}.",
-                    dead.len(),
-                    listed(dead)
-                ));
-            }
-        }
-        if let Some((grid, _)) = self.grid().filter(|(grid, _)| *grid > ALIASED) {
-            alarms.push(format!(
-                "Layer 2’s projections repeat with the first layer’s stride of {}: {grid:.1} times as \
-                 much energy there as at frequencies beside it (more than {ALIASED} is an alarm).",
-                self.stride
-            ));
-        }
-        alarms
-    }
-
-    fn grid(&self) -> Option<(f64, usize)> {
-        self.seen.as_ref()?.grid
+        Ok(seen)
     }
 
     /// Mean of a share over the filters that are not dead.
-    fn mean(&self, share: usize) -> f64 {
+    pub(crate) fn mean(&self, share: usize) -> f64 {
         let alive: Vec<f64> = (0..self.shares.len())
             .filter(|filter| !self.dead_by_norm.contains(filter))
             .map(|filter| self.shares[filter][share])
@@ -282,40 +238,11 @@ impl Filters {
     }
 
     /// How many filters have more of their energy in a band than in either of the others.
-    fn mostly(&self, band: usize) -> usize {
+    pub(crate) fn mostly(&self, band: usize) -> usize {
         let most =
             |shares: &&[f64; 4]| (0..3).all(|other| other == band || shares[band] > shares[other]);
         self.shares.iter().filter(most).count()
     }
-
-    /// The filters as tiles, with one scale for all or one for each.
-    fn sheet(&self, one_scale: bool) -> Image {
-        let [rows, columns] = self.kernel;
-        let of_filter = rows * columns * 3;
-        let bytes: Vec<u8> = match one_scale {
-            true => contrast(&self.values),
-            false => self.values.chunks_exact(of_filter).flat_map(contrast).collect(),
-        };
-        let tile =
-            |bytes: &[u8]| Image::new(columns, rows, bytes.to_vec()).resize(columns * 6, rows * 6);
-        tiles(bytes.chunks_exact(of_filter).map(tile).collect())
-    }
-
-    /// The filters' spectra, zero in the middle of each tile, the tile's largest value yellow.
-    fn spectra(&self) -> Image {
-        let of_filter = self.kernel[0] * self.kernel[1] * 3;
-        let tile = |filter: &[f32]| {
-            let spectrum = spectrum(filter, self.kernel, GRID);
-            let most = spectrum.iter().copied().fold(0.0, f64::max);
-            let pixels = spectrum.iter().flat_map(|power| heat(power.sqrt(), 0.0, most.sqrt()));
-            Image::new(GRID, GRID, pixels.collect()).resize(GRID * 2, GRID * 2)
-        };
-        tiles(self.values.chunks_exact(of_filter).map(tile).collect())
-    }
-}
-
-fn tiles(tiles: Vec<Image>) -> Image {
-    Image::sheet(&tiles, 12, 3, 255)
 }
 
 /// sqrt(mean of w^2).
@@ -325,7 +252,7 @@ fn rms(filter: &[f32]) -> f64 {
 }
 
 /// The middle value; the mean of the two in the middle of an even number.
-fn median(values: &[f64]) -> f64 {
+pub(crate) fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     match sorted.len() {
@@ -335,7 +262,7 @@ fn median(values: &[f64]) -> f64 {
 }
 
 /// The first of the largest values, and it.
-fn largest(values: &[f64]) -> (usize, f64) {
+pub(crate) fn largest(values: &[f64]) -> (usize, f64) {
     let larger =
         |best: (usize, f64), (i, v): (usize, &f64)| if *v > best.1 { (i, *v) } else { best };
     values.iter().enumerate().fold((0, f64::NEG_INFINITY), larger)
@@ -353,7 +280,7 @@ fn frequencies(n: usize) -> impl Iterator<Item = f64> + Clone {
 }
 
 /// P of a picture `[rows, columns, 3]` on a grid of n x n, `[fy, fx]`.
-fn spectrum(picture: &[f32], [rows, columns]: [usize; 2], n: usize) -> Vec<f64> {
+pub(crate) fn spectrum(picture: &[f32], [rows, columns]: [usize; 2], n: usize) -> Vec<f64> {
     let waves = |length: usize| -> Vec<[f64; 2]> {
         let angles = frequencies(n).flat_map(|f| (0..length).map(move |i| -TAU * f * i as f64));
         angles.map(|angle| [angle.cos(), angle.sin()]).collect()
@@ -468,176 +395,6 @@ fn cut(pixels: &[f32], size: usize, [x0, y0, x1, y1]: [i64; 4]) -> Vec<f32> {
         false => [0.0; 3],
     };
     (y0..y1).flat_map(|y| (x0..x1).flat_map(move |x| pixel(y, x))).collect()
-}
-
-fn listed(numbers: &[usize]) -> String {
-    let first: Vec<String> = numbers.iter().take(20).map(usize::to_string).collect();
-    format!("{}{}", first.join(", "), if numbers.len() > 20 { ", ..." } else { "" })
-}
-
-/// Writes the pictures, `filters.csv`, `filters.json` and the page; returns the page's path.
-///
-/// # Errors
-/// If the folder cannot be written.
-pub fn write(
-    out: &Path,
-    facts: Vec<(String, String)>,
-    networks: &[Filters],
-) -> io::Result<PathBuf> {
-    let mut figure = Figure {
-        study: "filters".into(),
-        title: "Filters of the first layer".into(),
-        paper: "Figure 6".into(),
-        facts,
-        how: vec![
-            "With one scale for the whole layer a filter that dominates shows: the others fade into \
-             grey beside it. With a scale of its own each filter shows its shape. A spectrum has \
-             frequency 0 in its middle and half a cycle a pixel at its edges."
-                .into(),
-            format!(
-                "Low frequencies are below {} cycles a pixel, middle ones up to {}, high ones above. \
-                 Folded is the share of the energy beyond half a cycle a stride, which the layer’s \
-                 output cannot tell from lower frequencies. The grid is the energy at frequencies of the \
-                 first layer’s stride over that beside them: 1 where nothing stands out.",
-                BANDS[0], BANDS[1]
-            ),
-        ],
-        files: vec![
-            ("filters.csv".into(), "every filter".into()),
-            ("filters.json".into(), "the same, with dead maps".into()),
-        ],
-        ..Figure::default()
-    };
-    for (number, filters) in networks.iter().enumerate() {
-        let alarms = filters.alarms();
-        let text = match alarms.is_empty() {
-            true => vec!["No alarm.".into()],
-            false => Vec::new(),
-        };
-        figure.sections.push(Section {
-            title: name(number, filters),
-            text,
-            alarms,
-            ..Section::default()
-        });
-    }
-    let one = PROJECTION_CONTRAST.replace("this picture", "all filters");
-    let own = PROJECTION_CONTRAST.replace("this picture", "each filter");
-    let amplitude = "amplitude, from 0 (dark) to each filter’s largest (yellow)";
-    let mut show = |what: &str, title: &str, contrast: &str, sheet: fn(&Filters) -> Image| {
-        let mut section = Section { title: title.into(), ..Section::default() };
-        for (number, filters) in networks.iter().enumerate() {
-            let (file, sheet) = (format!("{number}-{what}.png"), sheet(filters));
-            sheet.write_png(&out.join(&file))?;
-            let [rows, columns] = filters.kernel;
-            section.pictures.push(Picture {
-                file,
-                size: [sheet.width, sheet.height],
-                title: name(number, filters),
-                method: format!(
-                    "all {} filters of {}, {rows} × {columns} pixels, stride {}, row by row from 0",
-                    filters.rms.len(),
-                    filters.layer,
-                    filters.stride
-                ),
-                contrast: contrast.into(),
-                wide: true,
-                ..Picture::default()
-            });
-        }
-        figure.sections.push(section);
-        Ok::<_, io::Error>(())
-    };
-    show("one-scale", "One scale for the layer", &one, |filters| filters.sheet(true))?;
-    show("own-scale", "A scale for each filter", &own, |filters| filters.sheet(false))?;
-    show("spectrum", "Spectra", amplitude, Filters::spectra)?;
-    let title = "Numbers".into();
-    figure.sections.push(Section { title, tables: tables(networks), ..Section::default() });
-    let head =
-        ["network", "checkpoint", "filter", "rms", "low", "middle", "high", "folded", "dead"];
-    let rows = networks.iter().flat_map(|filters| {
-        filters.rms.iter().zip(&filters.shares).enumerate().map(|(i, (rms, shares))| {
-            let mut row = vec![filters.network.clone(), filters.checkpoint.clone(), i.to_string()];
-            row.push(rms.to_string());
-            row.extend(shares.iter().map(f64::to_string));
-            row.push(filters.dead_by_norm.contains(&i).to_string());
-            row
-        })
-    });
-    write_whole(&out.join("filters.csv"), csv(&head, rows).as_bytes())?;
-    write_whole(&out.join("filters.json"), &serde_json::to_vec_pretty(networks)?)?;
-    figure.write(out)
-}
-
-fn name(number: usize, filters: &Filters) -> String {
-    let limit = match filters.rms_limit > 0.0 {
-        true => format!("limit {}", filters.rms_limit),
-        false => "no limit".into(),
-    };
-    format!("{}. {}, {limit} ({})", number + 1, filters.network, filters.checkpoint)
-}
-
-/// The networks as columns; and their dead maps by layer.
-fn tables(networks: &[Filters]) -> Vec<Table> {
-    let mut head = vec![String::new()];
-    head.extend(networks.iter().enumerate().map(|(i, f)| format!("{}. {}", i + 1, f.network)));
-    let row = |what: &str, value: &dyn Fn(&Filters) -> String| {
-        std::iter::once(what.to_owned()).chain(networks.iter().map(value)).collect::<Vec<_>>()
-    };
-    let percent = |share: f64| format!("{:.0} %", share * 100.0);
-    let ratio = |f: &Filters| largest(&f.rms).1 / median(&f.rms).max(f64::MIN_POSITIVE);
-    let mut rows = vec![
-        row("filters", &|f| f.rms.len().to_string()),
-        row("kernel", &|f| format!("{} × {}", f.kernel[0], f.kernel[1])),
-        row("stride", &|f| f.stride.to_string()),
-        row("limit of the RMS", &|f| {
-            if f.rms_limit > 0.0 { f.rms_limit.to_string() } else { "none".into() }
-        }),
-        row("RMS, least", &|f| short(f.rms.iter().copied().fold(f64::INFINITY, f64::min) as f32)),
-        row("RMS, median", &|f| short(median(&f.rms) as f32)),
-        row("RMS, largest", &|f| short(largest(&f.rms).1 as f32)),
-        row("largest / median", &|f| format!("{:.1}", ratio(f))),
-        row("dead by norm", &|f| f.dead_by_norm.len().to_string()),
-        row("energy in low frequencies", &|f| percent(f.mean(0))),
-        row("energy in middle frequencies", &|f| percent(f.mean(1))),
-        row("energy in high frequencies", &|f| percent(f.mean(2))),
-        row("filters mostly middle", &|f| f.mostly(1).to_string()),
-        row("energy folded by the stride", &|f| percent(f.mean(3))),
-    ];
-    let mut tables = Vec::new();
-    if networks.iter().any(|filters| filters.seen.is_some()) {
-        rows.push(row("grid in layer 2’s projections", &|f| match f.grid() {
-            Some((grid, count)) => format!("{grid:.2} ({count} pictures)"),
-            None => "–".into(),
-        }));
-    }
-    tables.push(Table {
-        caption: "First layer; shares are means over the filters that are not dead".into(),
-        head,
-        rows,
-        notes: vec![
-            "The paper changed AlexNet’s first layer from 11 × 11 filters with a stride of 4 to 7 × 7 \
-             with a stride of 2 because it saw few middle frequencies, dead features, and aliasing in \
-             layer 2. It gives no numbers for them: these measures are ours."
-                .into(),
-        ],
-    });
-    let mut rows = Vec::new();
-    for (number, filters) in networks.iter().enumerate() {
-        for (layer, maps, dead) in filters.seen.iter().flat_map(|seen| &seen.dead) {
-            let name = format!("{}. {}, {layer}", number + 1, filters.network);
-            rows.push(vec![name, maps.to_string(), dead.len().to_string()]);
-        }
-    }
-    if let Some(Seen { images, .. }) = networks.iter().find_map(|filters| filters.seen.as_ref()) {
-        tables.push(Table {
-            caption: format!("Maps that are above zero in none of {images} images"),
-            head: ["", "maps", "dead"].map(String::from).into(),
-            rows,
-            notes: Vec::new(),
-        });
-    }
-    tables
 }
 
 #[cfg(test)]

@@ -16,23 +16,16 @@
 //! Every walk up has the untransformed image as its first sample, and is as large as all others: so a
 //! transformation that changes no pixel has the distance 0, exactly.
 
-use std::path::{Path, PathBuf};
-
 use serde::{Deserialize, Serialize};
-use xxhash_rust::xxh3::xxh3_64;
 
 use super::extractor::FeatureExtractor;
 use super::fill::mean_square;
-use super::parts::Parts;
 use super::picks::Picked;
-use super::{Study, fingerprint};
+use super::pixels::centre_crop;
+use super::{Facts, Session, Study};
 use crate::backend::Backend;
-use crate::disk::write_whole;
 use crate::model::{Model, Network, Preprocess};
 use crate::picture::Image;
-use crate::report::csv;
-use crate::report::figure::{Figure, PHOTOGRAPH_CONTRAST, Picture, Section, Table};
-use crate::report::plot::{Line, SIZE, curves};
 use crate::train::evaluate::softmax;
 use crate::{Error, Result};
 
@@ -55,6 +48,40 @@ const SHIFTS: usize = 15;
 const TENTHS: std::ops::RangeInclusive<u32> = 10..=18;
 /// Rotations are 0, 10, ... 350 degrees.
 const DEGREES: (u32, u32) = (360, 10);
+
+/// What is looked at.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Settings {
+    /// Indices of the layers, from below.
+    pub layers: Vec<usize>,
+    /// Largest shift to each side in pixels of the network's input, and the step: see [`shifts`].
+    pub shifts: [usize; 2],
+}
+
+/// What was found.
+#[derive(Clone, Debug, Serialize)]
+pub struct Invariance {
+    /// What it was made with.
+    pub facts: Facts,
+    /// Names of the layers, from below.
+    pub layers: Vec<String>,
+    /// Largest shift to each side in pixels of the network's input, and the step.
+    pub shifts: [usize; 2],
+    /// Image by image.
+    pub images: Vec<Responses>,
+    /// What the same images look like.
+    pub examples: Vec<Examples>,
+}
+
+/// An image as the network sees it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Examples {
+    /// The network's crop: `[x0, y0, x1, y1]` in pixels of the file.
+    pub area: [f64; 4],
+    /// Unchanged, at the largest shift, at scale 1.8, and turned by 30 degrees.
+    #[serde(skip)]
+    pub crops: [Image; 4],
+}
 
 /// What is done to an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,24 +111,6 @@ impl Change {
     /// The amount that leaves the image as it is.
     pub fn nothing(self) -> f64 {
         if self == Change::Scale { 1.0 } else { 0.0 }
-    }
-
-    fn axis(self) -> &'static str {
-        match self {
-            Change::Shift => "vertical shift in pixels, down is positive",
-            Change::Scale => "scale",
-            Change::Rotation => "rotation in degrees, counter-clockwise",
-        }
-    }
-
-    /// An amount in words.
-    fn words(self, amount: f64) -> String {
-        match self {
-            Change::Shift if amount.abs() == 1.0 => format!("a shift by {amount} pixel"),
-            Change::Shift => format!("a shift by {amount} pixels"),
-            Change::Scale => format!("scale {amount:.1}"),
-            Change::Rotation => format!("a rotation by {amount} degrees"),
-        }
     }
 }
 
@@ -149,20 +158,6 @@ fn bilinear(square: &[u8], side: usize, [y, x]: [f64; 2]) -> Option<[u8; 3]> {
     }))
 }
 
-/// What to look at.
-pub struct Request<'a> {
-    /// The images.
-    pub picked: &'a [Picked],
-    /// Indices of the layers, from below.
-    pub layers: Vec<usize>,
-    /// Largest shift to each side in pixels of the network's input, and the step.
-    pub shifts: [usize; 2],
-    /// Folder of the page.
-    pub out: &'a Path,
-    /// What else stands under the title.
-    pub facts: Vec<(String, String)>,
-}
-
 /// The layers that the paper looks at: the first convolution, and the last hidden fully connected layer.
 pub fn default_layers(network: &Network) -> Vec<usize> {
     let weighty = |i: &usize| network.layers[*i].convolution().is_some();
@@ -184,7 +179,7 @@ pub fn shifts(size: usize, range: Option<usize>, step: Option<usize>) -> Result<
     if range >= size || step == 0 || step > range {
         return Err(Error::Data(format!(
             "shifts: expected a range below the input's {size} pixels and a step from 1 to the range, \
-             found --shift {range} --step {step}"
+             found a range of {range} and a step of {step}"
         )));
     }
     Ok([range, step])
@@ -230,13 +225,14 @@ pub struct Responses {
 
 impl Responses {
     /// Amounts and distances relative to the untransformed features' norm, of one layer (its place in the
-    /// request) and change. Not finite where the untransformed features are all zero.
+    /// settings) and change. Not finite where the untransformed features are all zero.
     pub fn relative(&self, change: Change, layer: usize) -> Vec<(f64, f64)> {
         let of_change = self.responses.iter().filter(|response| response.change == change);
         of_change.map(|r| (r.amount, r.distances[layer] / self.norms[layer])).collect()
     }
 
-    fn probability(&self, change: Change) -> Vec<(f64, f64)> {
+    /// Amounts and probabilities of the image's class, of one change.
+    pub(crate) fn probability(&self, change: Change) -> Vec<(f64, f64)> {
         let of_change = self.responses.iter().filter(|response| response.change == change);
         of_change.map(|r| (r.amount, r.probability)).collect()
     }
@@ -312,239 +308,66 @@ fn distance(a: &[f32], b: &[f32]) -> f64 {
     a.iter().zip(b).map(square).sum::<f64>().sqrt()
 }
 
-/// What everything measured depends on.
-#[derive(Serialize)]
-struct Settings {
-    model: String,
-    images: Vec<(String, usize, u64)>,
-    layers: Vec<usize>,
-    shifts: [usize; 2],
-}
-
-/// Measures all images and writes the page; returns its path. `progress` is called with the number of
-/// changes done and of all. What was finished before an interruption is not measured again.
+/// Measures all images. What was finished before an interruption is not measured again.
 ///
 /// # Errors
-/// If there is no image, files cannot be written, or the backend refuses.
-pub fn study<B: Backend>(
-    backend: &B,
+/// If there is no image, parts cannot be kept, or the backend refuses.
+pub fn run<B: Backend>(
+    session: &mut Session<'_, B>,
     model: &Model<B>,
-    request: &Request<'_>,
-    mut progress: impl FnMut(usize, usize),
-) -> Result<PathBuf> {
-    let Request { picked, layers, shifts, out, .. } = request;
-    if picked.is_empty() {
+    settings: &Settings,
+    images: &[Picked],
+) -> Result<Invariance> {
+    if images.is_empty() {
         return Err(Error::Data("invariance: expected at least one image, found none".into()));
     }
-    let of_image = |p: &Picked| (p.name.clone(), p.class, xxh3_64(&p.square));
-    let settings = Settings {
-        model: fingerprint(backend, model)?,
-        images: picked.iter().map(of_image).collect(),
-        layers: layers.clone(),
-        shifts: *shifts,
-    };
-    let parts = Parts::open(out, &settings)?;
+    let Settings { layers, shifts } = settings;
+    let seen: Vec<_> = images.iter().map(Picked::fingerprint).collect();
+    let parts = session.parts(&[model], &(seen, settings))?;
     let changes = all_changes(*shifts);
-    let mut meter = Meter::new(backend, model, layers)?;
-    let mut all = Vec::new();
-    for (i, picked) in picked.iter().enumerate() {
-        let (before, total) = (i * changes.len(), request.picked.len() * changes.len());
-        let name = format!("image-{i}");
-        all.push(parts.get_or_make(&name, || {
-            meter.measure(picked, &changes, |done| progress(before + done, total))
+    let mut meter = Meter::new(session.backend, model, layers)?;
+    let total = images.len() * changes.len();
+    let mut measured = Vec::new();
+    for (i, image) in images.iter().enumerate() {
+        let before = i * changes.len();
+        measured.push(parts.get_or_make(&format!("image-{i}"), || {
+            let progress = |done| session.progress(STUDY.name, before + done, total, "");
+            meter.measure(image, &changes, progress)
         })?);
-        progress(before + changes.len(), total);
+        session.progress(STUDY.name, before + changes.len(), total, "");
     }
-    let names: Vec<&str> = layers.iter().map(|&i| model.network.layers[i].name.as_str()).collect();
-    let page = write(&model.preprocess, request, &names, &all)?;
-    Parts::remove(out)?;
-    Ok(page)
+    let name = |&layer: &usize| model.network.layers[layer].name.clone();
+    let examples = |image: &Picked| examples(&model.preprocess, image, shifts[0]);
+    Ok(Invariance {
+        facts: session.facts.clone(),
+        layers: layers.iter().map(name).collect(),
+        shifts: *shifts,
+        images: measured,
+        examples: images.iter().map(examples).collect(),
+    })
 }
 
-/// Numbers, plots, pictures and the page.
-fn write(
-    preprocess: &Preprocess,
-    request: &Request<'_>,
-    layers: &[&str],
-    all: &[Responses],
-) -> Result<PathBuf> {
-    let out = request.out;
-    let put = |file: &str, bytes: &[u8]| {
-        let path = out.join(file);
-        write_whole(&path, bytes).map_err(Error::io("write", &path))
-    };
-    let json = serde_json::json!({ "layers": layers, "images": all });
-    put("invariance.json", &serde_json::to_vec_pretty(&json).expect("plain data"))?;
-    put("invariance.csv", table_of_all(layers, all).as_bytes())?;
-
-    let plot = |file: String, x: &str, y: &str, lines: &[Line], title: String, method: String| {
-        put(&file, curves(x, y, lines).as_bytes())?;
-        Ok::<_, Error>(Picture {
-            file,
-            size: SIZE,
-            title,
-            method,
-            wide: true,
-            ..Default::default()
-        })
-    };
-    let label = |(i, r): (usize, &Responses)| format!("{} {}", i + 1, r.class);
-    let mut sections = vec![images_shown(preprocess, request, all)?];
-    let found = found(layers, all);
-    for change in Change::ALL {
-        let mut pictures = Vec::new();
-        let relative = "distance / norm of the unchanged features";
-        let lines: Vec<Line> = (layers.iter().enumerate())
-            .map(|(layer, name)| Line {
-                name: (*name).into(),
-                points: mean(all, |r| r.relative(change, layer)),
-            })
-            .collect();
-        pictures.push(plot(
-            format!("{}-mean.svg", change.name()),
-            change.axis(),
-            relative,
-            &lines,
-            format!("{}: every layer, mean over the images", capital(change.name())),
-            "Relative distance from the unchanged image's features".into(),
-        )?);
-        for (layer, name) in layers.iter().enumerate() {
-            let line = |(i, r)| Line {
-                name: label((i, r)),
-                points: Responses::relative(r, change, layer),
-            };
-            let lines: Vec<Line> = all.iter().enumerate().map(line).collect();
-            pictures.push(plot(
-                format!("{}-{layer}.svg", change.name()),
-                change.axis(),
-                relative,
-                &lines,
-                format!("{}: {name}, a line an image", capital(change.name())),
-                "Relative distance from the unchanged image's features".into(),
-            )?);
-        }
-        let line = |(i, r)| Line { name: label((i, r)), points: Responses::probability(r, change) };
-        let lines: Vec<Line> = all.iter().enumerate().map(line).collect();
-        pictures.push(plot(
-            format!("{}-probability.svg", change.name()),
-            change.axis(),
-            "probability of the class",
-            &lines,
-            format!("{}: probability of the image's class", capital(change.name())),
-            "Softmax of the network's output".into(),
-        )?);
-        sections.push(Section {
-            title: capital(change.name()),
-            text: found.iter().filter(|(of, _)| *of == change).map(|(_, s)| s.clone()).collect(),
-            pictures,
-            tables: vec![summary(layers, all, change)],
-            ..Default::default()
-        });
-    }
-
-    let mut facts = request.facts.clone();
-    facts.push(("Images".into(), all.len().to_string()));
-    facts.push(("Layers".into(), layers.join(", ")));
-    let [range, step] = request.shifts;
-    facts.push(("Shifts".into(), format!("up to {range} pixels up and down, by {step}")));
-    let figure = Figure {
-        study: "invariance".into(),
-        title: "How features change with the image".into(),
-        paper: "Figure 5".into(),
-        facts,
-        how: vec![
-            "Each image is shifted vertically, enlarged or turned about the centre of the network's \
-             crop, and the features of the changed image are compared with those of the unchanged one: \
-             Euclidean distance of a layer's output after its relu. In the plots it is divided by the \
-             norm of the unchanged features, so that layers can be compared: 0 is the same, 1 as far \
-             away as a picture without any feature. The paper's plots have the plain distance, as \
-             invariance.csv does."
-                .into(),
-            "Pixels are interpolated bilinearly in the square that the crop is cut from; what lies \
-             outside that square is the mean that preprocessing takes off, so that the network sees \
-             zero there, but for rounding to a byte. Large shifts and turns bring in such borders, \
-             which change features by themselves."
-                .into(),
-        ],
-        sections,
-        files: vec![
-            ("invariance.csv".into(), "every distance and probability".into()),
-            ("invariance.json".into(), "the same, image by image".into()),
-        ],
-    };
-    figure.write(out).map_err(Error::io("write", out))
-}
-
-/// Each image and four of its changes.
-fn images_shown(
-    preprocess: &Preprocess,
-    request: &Request<'_>,
-    all: &[Responses],
-) -> Result<Section> {
-    let range = request.shifts[0] as f64;
-    let examples = [
+/// Some changes of an image, one of which is a shift by `shift` pixels.
+fn examples(preprocess: &Preprocess, image: &Picked, shift: usize) -> Examples {
+    let crops = [
         (Change::Shift, 0.0),
-        (Change::Shift, range),
+        (Change::Shift, shift as f64),
         (Change::Scale, 1.8),
         (Change::Rotation, 30.0),
-    ];
-    let mut pictures = Vec::new();
-    for (i, (picked, measured)) in request.picked.iter().zip(all).enumerate() {
-        let tile = |&(change, amount): &(Change, f64)| {
-            let square = changed(preprocess, &picked.square, change, amount);
-            Picked { square, ..picked.clone() }.input(preprocess)
-        };
-        let tiles: Vec<Image> = examples.iter().map(tile).collect();
-        let sheet = Image::sheet(&tiles, tiles.len(), 2, 255);
-        let file = format!("image-{}.png", i + 1);
-        sheet.write_png(&request.out.join(&file)).map_err(Error::io("write", request.out))?;
-        let size = preprocess.size as i64;
-        let class = match measured.known {
-            true => measured.class.clone(),
-            false => format!("taken for {}", measured.class),
-        };
-        pictures.push(Picture {
-            file,
-            size: [sheet.width, sheet.height],
-            title: format!("{} {class}", i + 1),
-            method: format!(
-                "What the network sees: unchanged, shifted by {range} pixels, at scale 1.8, turned by \
-                 30 degrees"
-            ),
-            contrast: PHOTOGRAPH_CONTRAST.into(),
-            image: measured.image.clone(),
-            area: Some(picked.in_file(preprocess, [0, 0, size, size])),
-            wide: false,
-        });
-    }
-    Ok(Section { title: "The images".into(), pictures, ..Default::default() })
-}
-
-/// A row a value, as CSV.
-fn table_of_all(layers: &[&str], all: &[Responses]) -> String {
-    let head =
-        ["image", "class", "change", "amount", "layer", "distance", "relative", "probability"];
-    let rows = all.iter().flat_map(|r| {
-        r.responses.iter().flat_map(move |response| {
-            layers.iter().enumerate().map(move |(i, layer)| {
-                vec![
-                    r.image.clone(),
-                    r.class.clone(),
-                    response.change.name().into(),
-                    response.amount.to_string(),
-                    (*layer).into(),
-                    response.distances[i].to_string(),
-                    (response.distances[i] / r.norms[i]).to_string(),
-                    response.probability.to_string(),
-                ]
-            })
-        })
+    ]
+    .map(|(change, amount)| {
+        let square = changed(preprocess, &image.square, change, amount);
+        centre_crop(preprocess, &square)
     });
-    csv(&head, rows)
+    let size = preprocess.size as i64;
+    Examples { area: image.in_file(preprocess, [0, 0, size, size]), crops }
 }
 
 /// The mean of the images' values at each amount; those that are not finite have no say.
-fn mean(all: &[Responses], of: impl Fn(&Responses) -> Vec<(f64, f64)>) -> Vec<(f64, f64)> {
+pub(crate) fn mean(
+    all: &[Responses],
+    of: impl Fn(&Responses) -> Vec<(f64, f64)>,
+) -> Vec<(f64, f64)> {
     let rows: Vec<Vec<(f64, f64)>> = all.iter().map(of).collect();
     let amounts = rows.first().map_or(0, Vec::len);
     (0..amounts)
@@ -568,7 +391,7 @@ pub struct Onset {
     pub slope: f64,
 }
 
-/// The onset of a layer (its place in the request) over all images; none if nothing was changed, or the
+/// The onset of a layer (its place in the settings) over all images; none if nothing was changed, or the
 /// features are all zero.
 pub fn onset(all: &[Responses], change: Change, layer: usize) -> Option<Onset> {
     // Turns of 350 degrees are small, too.
@@ -583,68 +406,4 @@ pub fn onset(all: &[Responses], change: Change, layer: usize) -> Option<Onset> {
         changes.filter(|(amount, _)| size(*amount) == smallest).map(|(_, value)| *value).collect();
     let distance = near.iter().sum::<f64>() / near.len() as f64;
     Some(Onset { smallest, distance, slope: distance / smallest })
-}
-
-/// What was found, in a sentence for each change: the lowest and the highest layer side by side.
-fn found(layers: &[&str], all: &[Responses]) -> Vec<(Change, String)> {
-    let sentence = |change: Change| {
-        let last = layers.len() - 1;
-        let (low, top) = (onset(all, change, 0)?, onset(all, change, last)?);
-        let unit = match change {
-            Change::Shift => "a pixel",
-            Change::Scale => "a unit of scale",
-            Change::Rotation => "a degree",
-        };
-        let amount = change.words(change.nothing() + low.smallest);
-        let mut text = format!(
-            "Under {amount}, {} changes by {:.3} of its norm ({:.4} {unit})",
-            layers[0], low.distance, low.slope
-        );
-        if last > 0 {
-            text += &format!(
-                " and {} by {:.3} ({:.4} {unit}): ",
-                layers[last], top.distance, top.slope
-            );
-            text += &match (low.distance, top.distance) {
-                (l, t) if l > t => format!("{} changes {:.1} times as fast", layers[0], l / t),
-                (l, t) if l < t => format!("{} changes {:.1} times as fast", layers[last], t / l),
-                _ => "both change as fast".into(),
-            };
-        }
-        text += match all.len() {
-            1 => ".",
-            _ => ", as a mean over the images.",
-        };
-        Some((change, text))
-    };
-    Change::ALL.into_iter().filter_map(sentence).collect()
-}
-
-/// The ends of the curves as numbers.
-fn summary(layers: &[&str], all: &[Responses], change: Change) -> Table {
-    let row = |(i, layer): (usize, &&str)| {
-        let onset = onset(all, change, i);
-        let values = mean(all, |r| r.relative(change, i));
-        let most = values.iter().filter(|v| v.1.is_finite()).max_by(|a, b| a.1.total_cmp(&b.1));
-        vec![
-            (*layer).to_owned(),
-            onset.map_or("none".into(), |onset| format!("{:.4}", onset.distance)),
-            onset.map_or("none".into(), |onset| format!("{:.4}", onset.slope)),
-            most.map_or("none".into(), |(_, value)| format!("{value:.4}")),
-            most.map_or("none".into(), |(amount, _)| format!("{}", (amount * 10.0).round() / 10.0)),
-        ]
-    };
-    Table {
-        caption: format!("{}: relative distance, mean over the images", capital(change.name())),
-        head: ["Layer", "At the smallest change", "The same a unit", "Largest", "At"]
-            .map(String::from)
-            .to_vec(),
-        rows: layers.iter().enumerate().map(row).collect(),
-        notes: Vec::new(),
-    }
-}
-
-fn capital(word: &str) -> String {
-    let mut letters = word.chars();
-    letters.next().map_or(String::new(), |first| first.to_uppercase().chain(letters).collect())
 }

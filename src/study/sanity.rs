@@ -9,23 +9,15 @@
 //! r(a, b) = sum (a - mean a)(b - mean b) / sqrt(sum (a - mean a)^2 sum (b - mean b)^2)
 //! ```
 
-use std::io;
-use std::path::{Path, PathBuf};
-
 use serde::Serialize;
 
 use super::numbers::argmax;
 use super::picks::Picked;
 use super::pixels::{centre_crop, field_box, projection_image};
-use super::{Study, projection_of};
+use super::{Facts, Session, Study, projection_of};
 use crate::backend::{Backend, Peak, SeedUnit};
-use crate::disk::write_whole;
 use crate::model::{Model, Network, Params, Projector, Rule, strongest};
 use crate::picture::Image;
-use crate::report::figure::{
-    Figure, PHOTOGRAPH_CONTRAST, PROJECTION_CONTRAST, Picture, Section, Table,
-};
-use crate::report::{csv, short};
 use crate::shape::Shape;
 use crate::train::evaluate::TestCrops;
 use crate::{Error, Result};
@@ -38,19 +30,91 @@ pub const STUDY: Study = Study {
     of_one_run: true,
 };
 
-/// The rules, in the order of the page.
-const RULES: [(&str, Rule); 3] =
+/// The rules with their names.
+pub(crate) const RULES: [(&str, Rule); 3] =
     [("deconvnet", Rule::DECONVNET), ("gradient", Rule::GRADIENT), ("guided", Rule::GUIDED)];
-/// Least side of a picture, in pixels.
-const SHOWN: usize = 192;
+
+/// What is looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Settings {
+    /// In each image.
+    pub units: Vec<Wanted>,
+}
 
 /// A layer and a map of it, or its strongest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Wanted {
     /// Index of the layer.
     pub layer: usize,
     /// The map; for `None` the one that fires most.
     pub map: Option<usize>,
+}
+
+/// What was found.
+#[derive(Clone, Debug, Serialize)]
+pub struct Sanity {
+    /// What it was made with.
+    pub facts: Facts,
+    /// The network's name.
+    pub network: String,
+    /// Image by image.
+    pub images: Vec<OfImage>,
+}
+
+/// What was found of one image.
+#[derive(Clone, Debug, Serialize)]
+pub struct OfImage {
+    /// The image's name.
+    pub image: String,
+    /// Those that were wanted.
+    pub units: Vec<OfUnit>,
+}
+
+/// What was found of a unit that was wanted.
+#[derive(Clone, Debug, Serialize)]
+pub struct OfUnit {
+    /// The layer's name.
+    pub layer: String,
+    /// None if nothing in the layer fires.
+    pub fired: Option<Fired>,
+}
+
+/// A unit that fires, and its projections.
+#[derive(Clone, Debug, Serialize)]
+pub struct Fired {
+    /// The unit.
+    pub unit: SeedUnit,
+    /// Its receptive field, in pixels of the file.
+    pub area: [f64; 4],
+    /// What it saw.
+    #[serde(skip)]
+    pub patch: Image,
+    /// By each of the three rules (deconvnet, gradient, guided), cut to the receptive field.
+    #[serde(skip)]
+    pub projections: Vec<Image>,
+    /// The same with random weights; none if nothing fires there with them.
+    pub random: Option<Random>,
+}
+
+/// A unit's projections with random weights.
+#[derive(Clone, Debug, Serialize)]
+pub struct Random {
+    /// The unit of the same map at the same place, or of the map that fires most there.
+    pub unit: SeedUnit,
+    /// By each of the rules, cut to the receptive field.
+    #[serde(skip)]
+    pub projections: Vec<Image>,
+    /// By each of the rules.
+    pub compared: Vec<Compared>,
+}
+
+impl Sanity {
+    /// All that was compared: by image, then by unit, then by rule.
+    pub fn compared(&self) -> impl Iterator<Item = &Compared> {
+        let units = self.images.iter().flat_map(|image| &image.units);
+        let random = units.filter_map(|unit| unit.fired.as_ref()?.random.as_ref());
+        random.flat_map(|random| &random.compared)
+    }
 }
 
 /// One unit, by one rule, with trained and with random weights.
@@ -139,143 +203,108 @@ impl<B: Backend> Eye<'_, B> {
         Ok((found.value > 0.0).then_some(found))
     }
 
-    fn project(&mut self, layer: usize, unit: SeedUnit, rule: Rule) -> Result<Vec<f32>> {
-        projection_of(&mut self.projector, layer, unit, rule)
+    /// A unit's projections by each of the rules.
+    fn project(&mut self, layer: usize, unit: SeedUnit) -> Result<Vec<Vec<f32>>> {
+        let by = |(_, rule): &(_, Rule)| projection_of(&mut self.projector, layer, unit, *rule);
+        RULES.iter().map(by).collect()
     }
 }
 
-/// Projects units of images with the model's weights and with those that `random` holds, writes the
-/// pictures into `out`, and compares. Returns what was compared and the parts of the page. `progress` is
-/// called with the number of images done.
+/// Projects units of images with the model's weights and with those that `random` holds, and compares.
 ///
 /// # Errors
-/// If a unit that was asked for does not fire, the folder cannot be written, or the backend refuses.
-pub fn sanity<B: Backend>(
-    backend: &B,
+/// If a map that was asked for does not fire, or the backend refuses.
+pub fn run<B: Backend>(
+    session: &mut Session<'_, B>,
     model: &Model<B>,
     random: &Params<B>,
+    settings: &Settings,
     images: &[Picked],
-    wanted: &[Wanted],
-    out: &Path,
-    mut progress: impl FnMut(usize),
-) -> Result<(Vec<Compared>, Vec<Section>)> {
+) -> Result<Sanity> {
     let Model { network, params, preprocess, .. } = model;
+    let backend = session.backend;
     let projector = |params| Projector::new(backend, network, params, preprocess, 1, 1);
     let mut trained = Eye { projector: projector(params)?, network };
     let mut untrained = Eye { projector: projector(random)?, network };
-    let (mut compared, mut sections) = (Vec::new(), Vec::new());
+    let mut found = Vec::new();
     for (number, image) in images.iter().enumerate() {
         let crops = TestCrops::One.of(preprocess, 0);
         trained.projector.look(&image.square, &crops)?;
         untrained.projector.look(&image.square, &crops)?;
         let mut input = vec![0.0; network.input().len()];
         backend.download(&mut input, &trained.projector.workspace.input)?;
-        for (place, &Wanted { layer, map }) in wanted.iter().enumerate() {
-            let shown = &network.layers[layer];
-            let fires = trained.strongest(layer, map)?;
-            let title = format!("{} in {}", shown.name, image.name);
-            let unit = match (fires, map) {
-                (Some(unit), _) => unit,
-                (None, None) => {
-                    let text = vec!["No unit of this layer fires.".into()];
-                    sections.push(Section { title, text, ..Section::default() });
-                    continue;
+        let mut units = Vec::new();
+        for &Wanted { layer, map } in &settings.units {
+            let name = network.layers[layer].name.clone();
+            let fired = match (trained.strongest(layer, map)?, map) {
+                (Some(unit), _) => {
+                    let eyes = [&mut trained, &mut untrained];
+                    Some(compare(backend, model, eyes, image, &input, layer, unit)?)
                 }
+                (None, None) => None,
                 (None, Some(map)) => {
                     return Err(Error::Network(format!(
-                        "{} map {map} does not fire in {}: there is nothing to project",
-                        shown.name, image.name
+                        "{name} map {map} does not fire in {}: there is nothing to project",
+                        image.name
                     )));
                 }
             };
-            let field = field_box(shown, unit.y as usize, unit.x as usize);
-            let prefix = format!("{number:03}-{place}");
-            let mut pictures = vec![tile(
-                out,
-                format!("{prefix}-patch.png"),
-                &centre_crop(preprocess, &image.square).crop(field),
-                Picture {
-                    title: format!("What {} map {} saw", shown.name, unit.map),
-                    contrast: PHOTOGRAPH_CONTRAST.into(),
-                    image: image.name.clone(),
-                    area: Some(image.in_file(preprocess, field)),
-                    ..Picture::default()
-                },
-            )?];
-            let random_unit = untrained.at(backend, layer, unit)?;
-            for (name, rule) in RULES {
-                let by_trained = trained.project(layer, unit, rule)?;
-                let by_random = match random_unit {
-                    Some(unit) => Some(untrained.project(layer, unit, rule)?),
-                    None => None,
-                };
-                let both = [
-                    ("trained", Some(&by_trained), Some(unit)),
-                    ("random", by_random.as_ref(), random_unit),
-                ];
-                for (weights, pixels, unit) in both {
-                    let (Some(pixels), Some(unit)) = (pixels, unit) else { continue };
-                    let file = format!("{prefix}-{name}-{weights}.png");
-                    let picture = projection_image(preprocess, pixels).crop(field);
-                    pictures.push(tile(
-                        out,
-                        file,
-                        &picture,
-                        Picture {
-                            title: format!("{name}, {weights} weights"),
-                            method: format!(
-                                "{} map {}, row {}, column {}, activation {}",
-                                shown.name,
-                                unit.map,
-                                unit.y,
-                                unit.x,
-                                short(unit.value)
-                            ),
-                            contrast: PROJECTION_CONTRAST.into(),
-                            image: image.name.clone(),
-                            area: Some(image.in_file(preprocess, field)),
-                            ..Picture::default()
-                        },
-                    )?);
-                }
-                let (Some(by_random), Some(random_unit)) = (by_random, random_unit) else {
-                    continue;
-                };
-                let size = preprocess.size;
-                let here = |pixels: &[f32]| inside(pixels, size, field);
-                compared.push(Compared {
-                    image: image.name.clone(),
-                    layer: shown.name.clone(),
-                    unit: [unit.map, unit.y, unit.x].map(|v| v as usize),
-                    random_map: random_unit.map as usize,
-                    rule: name,
-                    trained_random: correlation(&here(&by_trained), &here(&by_random)),
-                    trained_image: correlation(&here(&by_trained), &here(&input)),
-                    random_image: correlation(&here(&by_random), &here(&input)),
-                });
-            }
-            let text = match random_unit {
-                None => vec!["With random weights nothing fires at this place.".into()],
-                Some(random) if random.map != unit.map => vec![format!(
-                    "With random weights map {} does not fire at this place; map {}, which fires most \
-                     there, stands for it.",
-                    unit.map, random.map
-                )],
-                Some(_) => Vec::new(),
-            };
-            sections.push(Section { title, text, pictures, ..Section::default() });
+            units.push(OfUnit { layer: name, fired });
         }
-        progress(number + 1);
+        found.push(OfImage { image: image.name.clone(), units });
+        session.progress("sanity: images", number + 1, images.len(), "");
     }
-    Ok((compared, sections))
+    let (facts, network) = (session.facts.clone(), network.architecture.name.clone());
+    Ok(Sanity { facts, network, images: found })
 }
 
-/// Writes a picture, enlarged if it is small, and completes its description.
-fn tile(out: &Path, file: String, image: &Image, picture: Picture) -> Result<Picture> {
-    let times = SHOWN.div_ceil(image.width.max(1));
-    let image = image.resize(image.width * times, image.height * times);
-    image.write_png(&out.join(&file)).map_err(Error::io("write", out))?;
-    Ok(Picture { file, size: [image.width, image.height], ..picture })
+/// Projects a unit of the image that both networks, the trained and the random one, have looked at; `input`
+/// is what they saw of it.
+fn compare<B: Backend>(
+    backend: &B,
+    model: &Model<B>,
+    [trained, untrained]: [&mut Eye<'_, B>; 2],
+    image: &Picked,
+    input: &[f32],
+    layer: usize,
+    unit: SeedUnit,
+) -> Result<Fired> {
+    let Model { network, preprocess, .. } = model;
+    let shown = &network.layers[layer];
+    let field = field_box(shown, unit.y as usize, unit.x as usize);
+    let cut = |all: &[Vec<f32>]| {
+        all.iter().map(|pixels| projection_image(preprocess, pixels).crop(field)).collect()
+    };
+    let by_trained = trained.project(layer, unit)?;
+    let mut random = None;
+    if let Some(random_unit) = untrained.at(backend, layer, unit)? {
+        let by_random = untrained.project(layer, random_unit)?;
+        let here = |pixels: &[f32]| inside(pixels, preprocess.size, field);
+        let compared = RULES.iter().zip(by_trained.iter().zip(&by_random)).map(
+            |((rule, _), (by_trained, by_random))| Compared {
+                image: image.name.clone(),
+                layer: shown.name.clone(),
+                unit: [unit.map, unit.y, unit.x].map(|v| v as usize),
+                random_map: random_unit.map as usize,
+                rule,
+                trained_random: correlation(&here(by_trained), &here(by_random)),
+                trained_image: correlation(&here(by_trained), &here(input)),
+                random_image: correlation(&here(by_random), &here(input)),
+            },
+        );
+        random = Some(Random {
+            unit: random_unit,
+            compared: compared.collect(),
+            projections: cut(&by_random),
+        });
+    }
+    Ok(Fired {
+        unit,
+        area: image.in_file(preprocess, field),
+        patch: centre_crop(preprocess, &image.square).crop(field),
+        projections: cut(&by_trained),
+        random,
+    })
 }
 
 /// The values of a picture `[size, size, 3]` inside a box.
@@ -283,98 +312,6 @@ fn inside(pixels: &[f32], size: usize, field: [i64; 4]) -> Vec<f32> {
     let [x0, y0, x1, y1] = field.map(|edge| edge.clamp(0, size as i64) as usize);
     let row = |y: usize| &pixels[(y * size + x0) * 3..(y * size + x1) * 3];
     (y0..y1).flat_map(|y| row(y).iter().copied()).collect()
-}
-
-/// Writes `sanity.csv`, `sanity.json` and the page; returns the page's path.
-///
-/// # Errors
-/// If the folder cannot be written.
-pub fn write(
-    out: &Path,
-    network: &Network,
-    facts: Vec<(String, String)>,
-    compared: &[Compared],
-    sections: Vec<Section>,
-) -> io::Result<PathBuf> {
-    let summary = Section { tables: vec![table(compared)], ..Section::default() };
-    let figure = Figure {
-        study: "sanity".into(),
-        title: format!("What the pictures of {} show of its training", network.architecture.name),
-        paper: String::new(),
-        facts,
-        how: vec![
-            "Each unit is projected by three rules, with the trained weights and, from the same place of \
-             the layer, with weights drawn afresh. If the two pictures are much alike, the picture tells of the image and of the \
-             architecture, and little of what was learnt."
-                .into(),
-            "Nie et al. (2018) found that a deconvnet and guided backpropagation partly recover the image, \
-             whatever the weights, and that the gradient does not: compare the last columns of the table."
-                .into(),
-        ],
-        sections: std::iter::once(summary).chain(sections).collect(),
-        files: vec![
-            ("sanity.csv".into(), "every correlation".into()),
-            ("sanity.json".into(), "the same".into()),
-        ],
-    };
-    let head = ["image", "layer", "map", "y", "x", "random_map", "rule"];
-    let head = [&head[..], &["trained_random", "trained_image", "random_image"]].concat();
-    let rows = compared.iter().map(|c| {
-        let mut row = vec![c.image.clone(), c.layer.clone()];
-        row.extend(c.unit.iter().chain([&c.random_map]).map(usize::to_string));
-        row.push(c.rule.into());
-        row.extend([c.trained_random, c.trained_image, c.random_image].map(|v| v.to_string()));
-        row
-    });
-    write_whole(&out.join("sanity.csv"), csv(&head, rows).as_bytes())?;
-    write_whole(&out.join("sanity.json"), &serde_json::to_vec_pretty(compared)?)?;
-    figure.write(out)
-}
-
-/// Mean correlations by layer and rule.
-fn table(compared: &[Compared]) -> Table {
-    let mut keys: Vec<(&str, &str)> = Vec::new();
-    for c in compared {
-        let key = (c.layer.as_str(), c.rule);
-        if !keys.contains(&key) {
-            keys.push(key);
-        }
-    }
-    let row = |(layer, rule): (&str, &str)| {
-        let same: Vec<&Compared> =
-            compared.iter().filter(|c| (c.layer.as_str(), c.rule) == (layer, rule)).collect();
-        let mean = |value: fn(&Compared) -> f64| {
-            let sum: f64 = same.iter().map(|c| value(c)).sum();
-            format!("{:.2}", sum / same.len() as f64).replace('-', "−")
-        };
-        vec![
-            format!("{layer}, {rule}"),
-            mean(|c| c.trained_random),
-            mean(|c| c.trained_image),
-            mean(|c| c.random_image),
-            same.len().to_string(),
-            same.iter().filter(|c| c.random_map == c.unit[0]).count().to_string(),
-        ]
-    };
-    let head = [
-        "",
-        "trained – random",
-        "trained – image",
-        "random – image",
-        "pictures",
-        "of the same map",
-    ];
-    Table {
-        caption: "Mean correlation of the pixels in the receptive field".into(),
-        head: head.map(String::from).into(),
-        rows: keys.into_iter().map(row).collect(),
-        notes: vec![
-            "1 is the same picture up to brightness and contrast, 0 no linear relation. Both pictures are \
-             of the same place, and so of the same pixels; the image is what the network sees. A gradient may follow the image with either sign, so its mean may be near \
-             0 though single ones are not."
-                .into(),
-        ],
-    }
 }
 
 #[cfg(test)]

@@ -13,12 +13,14 @@ use zfnet::data::folder::ImageFolder;
 use zfnet::data::images::{Images, ReadOptions};
 use zfnet::model::{Model, Params, Preprocess, Projector, Rule, Seed};
 use zfnet::picture::Image;
+use zfnet::report;
+use zfnet::report::figure::{self, Figure};
 use zfnet::study::boxes::Marked;
 use zfnet::study::fill::Fill;
-use zfnet::study::filters::Filters;
+use zfnet::study::filters::{self, Trained};
 use zfnet::study::occlusion::{self, Noted, Occluded};
 use zfnet::study::picks::Picked;
-use zfnet::study::sanity::{Wanted, correlation, sanity};
+use zfnet::study::sanity::{self, Compared, Wanted, correlation};
 use zfnet::study::{Session, correspondence};
 use zfnet::train::evaluate::{Classifier, TestCrops, softmax};
 
@@ -184,9 +186,16 @@ fn equal_weights_give_equal_pictures<B: Backend>(backend: &B) {
     let model = by_hand(backend);
     let folder = tempfile::tempdir().unwrap();
     let layer = model.network.layer("fc2").unwrap();
-    let wanted = [Wanted { layer, map: Some(0) }];
+    let settings = sanity::Settings { units: vec![Wanted { layer, map: Some(0) }] };
+    // What was compared, and the page's sections under its table.
     let run = |random: &Params<B>| {
-        sanity(backend, &model, random, &[image()], &wanted, folder.path(), |_| ()).unwrap()
+        let mut session = Session::new(backend);
+        let found = sanity::run(&mut session, &model, random, &settings, &[image()]).unwrap();
+        report::sanity::write(folder.path(), &found).unwrap();
+        let figure = fs::read(folder.path().join(figure::FILE)).unwrap();
+        let figure: Figure = serde_json::from_slice(&figure).unwrap();
+        let compared: Vec<Compared> = found.compared().cloned().collect();
+        (compared, figure.sections[1..].to_vec())
     };
     let (compared, sections) = run(&model.params);
     assert_eq!((compared.len(), sections.len(), sections[0].pictures.len()), (3, 1, 7));
@@ -260,7 +269,11 @@ fn dead_filters_and_dead_maps_are_counted<B: Backend>(backend: &B) {
     let options = ReadOptions { side: 8, max_bad: 0.0, cache_bytes: 0, io: None };
     let images = Arc::new(Images::new(images, options));
 
-    let mut filters = Filters::of(backend, &model, "by hand").unwrap();
+    let root = place.path("red");
+    let images = Some((images, root.as_path()));
+    let trained = Trained { model: &model, checkpoint: "by hand".into(), images };
+    let found = filters::run(&mut Session::new(backend), vec![trained]).unwrap();
+    let filters = &found.networks[0];
     // The norms are 1, 1/256, 0.5 sqrt(12) and 0.5.
     let expected = [1.0, 1.0 / 256.0, 12f64.sqrt() * 0.5, 0.5].map(|norm| norm / 12f64.sqrt());
     for (found, expected) in filters.rms.iter().zip(expected) {
@@ -268,13 +281,12 @@ fn dead_filters_and_dead_maps_are_counted<B: Backend>(backend: &B) {
     }
     assert_eq!(filters.dead_by_norm, [1]);
     assert_eq!((filters.kernel, filters.stride, filters.rms_limit), ([2, 2], 2, 0.1));
-    filters.look(backend, &model, &images, &place.path("red"), 1, |_, _, _| ()).unwrap();
     let seen = filters.seen.as_ref().unwrap();
     // Green and blue are black: of conv1 the negative filter is dead, and the one that looks at green.
     assert_eq!(seen.dead, [("conv1".to_owned(), 4, vec![2, 3]), ("conv2".to_owned(), 2, vec![1])]);
     assert_eq!(seen.images, 2);
     assert!(seen.grid.is_none(), "four pixels do not tell frequencies apart");
-    let alarms = filters.alarms().join("\n");
+    let alarms = report::filters::alarms(filters).join("\n");
     assert!(alarms.contains("1 of 4 filters are dead by their norm"), "{alarms}");
     assert!(alarms.contains("2 of 4 maps of conv1 are dead"), "{alarms}");
     assert!(alarms.contains("1 of 2 maps of conv2 are dead"), "{alarms}");

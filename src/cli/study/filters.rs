@@ -4,15 +4,16 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Args;
 use zfnet::bench::Measured;
 use zfnet::data::Split;
 use zfnet::model::Bare;
-use zfnet::study::filters::{Filters as Found, write};
+use zfnet::report;
+use zfnet::study::filters::{STUDY, Trained, run};
 use zfnet::train::checkpoint::load_model;
 
-use super::StudyArgs;
+use super::{StudyArgs, finish, watched};
 use crate::cli::progress::Progress;
 use crate::cli::{OnDevice, ReadArgs, SplitName, open_data};
 
@@ -35,44 +36,38 @@ pub struct Filters {
 
 impl OnDevice for Filters {
     fn run<B: Measured>(self, backend: &B) -> Result<ExitCode> {
-        let mut progress = Progress::new();
-        let mut networks = Vec::new();
         // All of them first: a wrong name must not be found after the work on another.
         let mut models = vec![(&self.study.checkpoint, self.study.load(backend)?)];
         for checkpoint in &self.beside {
             models.push((checkpoint, load_model(backend, checkpoint, &Bare::default())?));
         }
-        for (checkpoint, model) in models {
-            let name = checkpoint.display().to_string();
-            let mut filters = Found::of(backend, &model, &name)?;
+        let mut networks = Vec::new();
+        for (checkpoint, model) in &models {
+            let mut images = None;
             if let Some(root) = &self.data {
                 let options = self.read.options(model.preprocess.resize)?;
-                let images = open_data(root, &model)?.images(Split::from(self.split), options)?;
-                let workers = usize::from(self.read.workers);
-                filters.look(
-                    backend,
-                    &model,
-                    &Arc::new(images),
-                    root,
-                    workers,
-                    |what, done, total| {
-                        progress.show(&format!("filters of {name}: {what}"), done, total, "");
-                    },
-                )?;
+                let of_split = open_data(root, model)?.images(Split::from(self.split), options)?;
+                images = Some((Arc::new(of_split), root.as_path()));
             }
-            for alarm in filters.alarms() {
-                progress.line(&format!("{name}: {alarm}"));
-            }
-            networks.push(filters);
+            networks.push(Trained { model, checkpoint: checkpoint.display().to_string(), images });
         }
-        progress.end();
-        let out = self.study.out(&zfnet::study::filters::STUDY)?;
+        let out = self.study.out(&STUDY)?;
+        let mut progress = Progress::new();
+        let mut session = watched(backend, &out, &mut progress);
+        session.workers = usize::from(self.read.workers);
         let data = match &self.data {
             Some(root) => format!("{}, {}", root.display(), Split::from(self.split).name()),
             None => "none: dead maps and the grid in layer 2 need --data".into(),
         };
-        let page = write(&out, vec![("Data".into(), data)], &networks)
-            .with_context(|| format!("cannot write into {}", out.display()))?;
+        session.fact("Data", data);
+        let found = run(&mut session, networks)?;
+        let page = finish(session, &out, report::filters::write(&out, &found))?;
+        for first in &found.networks {
+            for alarm in report::filters::alarms(first) {
+                progress.line(&format!("{}: {alarm}", first.checkpoint));
+            }
+        }
+        progress.end();
         println!("{}", page.display());
         Ok(ExitCode::SUCCESS)
     }

@@ -2,12 +2,13 @@
 
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Args;
 use zfnet::bench::Measured;
-use zfnet::study::invariance::{Request, default_layers, shifts, study};
+use zfnet::report;
+use zfnet::study::invariance::{STUDY, Settings, default_layers, run, shifts};
 
-use super::{PickArgs, StudyArgs};
+use super::{PickArgs, StudyArgs, finish, layers_named};
 use crate::cli::OnDevice;
 use crate::cli::progress::Progress;
 
@@ -36,25 +37,27 @@ impl OnDevice for Invariance {
     fn run<B: Measured>(mut self, backend: &B) -> Result<ExitCode> {
         let model = self.study.load(backend)?;
         let network = &model.network;
-        let mut layers = match self.layers.as_slice() {
-            [] => default_layers(network),
-            names => names.iter().map(|name| network.layer(name)).collect::<Result<_, _>>()?,
-        };
+        let mut layers = layers_named(network, &self.layers, default_layers)?;
         layers.sort_unstable();
         layers.dedup();
-        let shifts = shifts(network.input().h, self.shift, self.step)?;
+        let given = match (self.shift, self.step) {
+            (Some(shift), Some(step)) => format!("--shift {shift} --step {step}"),
+            (Some(shift), None) => format!("--shift {shift}"),
+            (None, Some(step)) => format!("--step {step}"),
+            (None, None) => "neither --shift nor --step".into(),
+        };
+        let shifts = shifts(network.input().h, self.shift, self.step).context(given)?;
+        let settings = Settings { layers, shifts };
         if self.pick.data.is_some() && self.pick.classes.is_empty() {
             self.pick.classes = model.classes.iter().take(self.limit as usize).cloned().collect();
         }
         let mut progress = Progress::new();
-        let picked = self.pick.pick(backend, &model, &[], &mut progress)?;
-        let out = self.study.out(&zfnet::study::invariance::STUDY)?;
-        let mut facts = self.study.facts(&model);
-        facts.push(("Data".into(), self.pick.source()));
-        let request = Request { picked: &picked, layers, shifts, out: &out, facts };
-        let page = study(backend, &model, &request, |done, total| {
-            progress.show("invariance", done, total, "");
-        })?;
+        let images = self.pick.pick(backend, &model, &[], &mut progress)?;
+        let out = self.study.out(&STUDY)?;
+        let mut session = self.study.session(backend, &model, &out, &mut progress);
+        session.fact("Data", self.pick.source());
+        let found = run(&mut session, &model, &settings, &images)?;
+        let page = finish(session, &out, report::invariance::write(&out, &found))?;
         progress.end();
         println!("{}", page.display());
         Ok(ExitCode::SUCCESS)

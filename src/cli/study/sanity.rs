@@ -2,14 +2,15 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Args;
 use zfnet::bench::Measured;
 use zfnet::model::Params;
-use zfnet::study::sanity::{Wanted, default_units, sanity, write};
+use zfnet::report;
+use zfnet::study::sanity::{STUDY, Settings, Wanted, default_units, run};
 use zfnet::study::unit_named;
 
-use super::{PickArgs, StudyArgs};
+use super::{PickArgs, StudyArgs, finish};
 use crate::cli::OnDevice;
 use crate::cli::progress::Progress;
 
@@ -32,7 +33,7 @@ impl OnDevice for Sanity {
     fn run<B: Measured>(self, backend: &B) -> Result<ExitCode> {
         let model = self.study.load(backend)?;
         let network = &model.network;
-        let wanted = match self.units.as_slice() {
+        let units = match self.units.as_slice() {
             [] => default_units(network),
             names => {
                 let unit = |name: &String| {
@@ -45,17 +46,13 @@ impl OnDevice for Sanity {
         let mut progress = Progress::new();
         let images = self.pick.pick(backend, &model, &[], &mut progress)?;
         let random = Params::init(backend, network, self.seed)?;
-        let out = self.study.out(&zfnet::study::sanity::STUDY)?;
-        let (compared, sections) =
-            sanity(backend, &model, &random, &images, &wanted, &out, |done| {
-                progress.show("sanity: images", done, images.len(), "");
-            })?;
+        let out = self.study.out(&STUDY)?;
+        let mut session = self.study.session(backend, &model, &out, &mut progress);
+        session.fact("Images", self.pick.source());
+        session.fact("Random weights", format!("drawn as for training, seed {}", self.seed));
+        let found = run(&mut session, &model, &random, &Settings { units }, &images)?;
+        let page = finish(session, &out, report::sanity::write(&out, &found))?;
         progress.end();
-        let mut facts = self.study.facts(&model);
-        facts.push(("Images".into(), self.pick.source()));
-        facts.push(("Random weights".into(), format!("drawn as for training, seed {}", self.seed)));
-        let page = write(&out, network, facts, &compared, sections)
-            .with_context(|| format!("cannot write into {}", out.display()))?;
         println!("{}", page.display());
         Ok(ExitCode::SUCCESS)
     }
