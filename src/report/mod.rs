@@ -6,6 +6,7 @@
 //! `inline_json` in the data for the script, and `Slugs` makes them fit for a path.
 
 pub mod correspondence;
+pub mod ensemble;
 pub mod figure;
 pub mod occlusion;
 pub mod plot;
@@ -19,6 +20,7 @@ use std::collections::HashSet;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 use serde::Serialize;
 
+use crate::study::Facts;
 use crate::study::fill::Fill;
 
 const STYLE: &str = include_str!("style.css");
@@ -90,6 +92,11 @@ fn inline_json(data: &impl Serialize) -> serde_json::Result<String> {
 /// A name and a value under the title.
 fn fact(name: &str, value: impl Into<String>) -> (String, String) {
     (name.into(), value.into())
+}
+
+/// The value of a fact; empty if there is none of this name.
+fn fact_named<'a>(facts: &'a Facts, name: &str) -> &'a str {
+    facts.iter().find(|(other, _)| other == name).map_or("", |(_, value)| value)
 }
 
 /// What covers a part of an image, in words.
