@@ -14,6 +14,7 @@ pub mod probe;
 pub mod projections;
 pub mod run;
 pub mod top9;
+pub mod transfer;
 
 use std::collections::HashSet;
 

@@ -91,7 +91,9 @@ pub fn run<B: Backend>(
     candidates: &[Candidate<B>],
 ) -> Result<Ensemble> {
     let models: Vec<&Model<B>> = candidates.iter().map(|candidate| &candidate.model).collect();
-    let parts = session.parts(&models, &candidates[0].images.fingerprint())?;
+    // The facts say which set it is: names of files and classes may be those of another.
+    let settings = (candidates[0].images.fingerprint(), &session.facts);
+    let parts = session.parts(&models, &settings)?;
     let alone = candidates.chunks(1).map(|one| (one[0].name.clone(), one));
     let averaged = (format!("all {} averaged", candidates.len()), candidates);
     let mut evaluations = Vec::new();
