@@ -5,6 +5,7 @@
 //! Names of files, classes and layers are hostile input: maud escapes them in the page,
 //! `inline_json` in the data for the script, and `Slugs` makes them fit for a path.
 
+pub mod ablation;
 pub mod correspondence;
 pub mod ensemble;
 pub mod figure;
