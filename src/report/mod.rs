@@ -5,7 +5,9 @@
 //! Names of files, classes and layers are hostile input: maud escapes them in the page,
 //! `inline_json` in the data for the script, and `Slugs` makes them fit for a path.
 
+pub mod ablation;
 pub mod correspondence;
+pub mod ensemble;
 pub mod figure;
 pub mod filters;
 pub mod invariance;
@@ -16,12 +18,14 @@ pub mod projections;
 pub mod run;
 pub mod sanity;
 pub mod top9;
+pub mod transfer;
 
 use std::collections::HashSet;
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 use serde::Serialize;
 
+use crate::study::Facts;
 use crate::study::fill::Fill;
 
 const STYLE: &str = include_str!("style.css");
@@ -93,6 +97,11 @@ fn inline_json(data: &impl Serialize) -> serde_json::Result<String> {
 /// A name and a value under the title.
 fn fact(name: &str, value: impl Into<String>) -> (String, String) {
     (name.into(), value.into())
+}
+
+/// The value of a fact; empty if there is none of this name.
+fn fact_named<'a>(facts: &'a Facts, name: &str) -> &'a str {
+    facts.iter().find(|(other, _)| other == name).map_or("", |(_, value)| value)
 }
 
 /// What covers a part of an image, in words.

@@ -26,24 +26,19 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::Path;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::Study;
 use super::ensemble::{Candidate, Errors, error_rates};
-use super::parts::Parts;
-use crate::backend::Backend;
-use crate::data::images::Images;
+use super::{Facts, Session, Splits, Study};
+use crate::backend::{Backend, Precision};
 use crate::disk::write_whole;
 use crate::model::{
     Architecture, Bare, ConvSpec, ConvTransposeSpec, FcSpec, Kind, LayerSpec, Network,
 };
-use crate::report::csv;
-use crate::report::figure::{Figure, Section, Table};
 use crate::train::checkpoint::load_model;
 use crate::train::evaluate::TestCrops;
 use crate::train::{self, Job, Outcome, Recipe, train};
@@ -70,7 +65,7 @@ const MAX_SLUG: usize = 64;
 
 /// What to train: the base first, then the variants in the file's order.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Ablation {
+pub struct Variants {
     /// As many as are trained.
     pub rows: Vec<Row>,
     /// The file's note.
@@ -135,14 +130,14 @@ struct Variant {
 /// # Errors
 /// If the file cannot be read, has a key or a layer that is not known, two variants of one name, or
 /// one that does not fit: which one, what was expected, what was found.
-pub fn read(path: &Path) -> Result<Ablation> {
+pub fn read(path: &Path) -> Result<Variants> {
     let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
     let config: Config =
         toml::from_str(&text).map_err(|error| Error::file(path, error.to_string()))?;
     build(config, path).map_err(|error| error.in_file(path))
 }
 
-fn build(config: Config, path: &Path) -> Result<Ablation> {
+fn build(config: Config, path: &Path) -> Result<Variants> {
     let Config { base, paper, note, recipe, variant: variants } = config;
     let is_built_in = Architecture::presets().iter().any(|preset| preset.name == base);
     let beside = path.with_file_name(&base);
@@ -178,7 +173,7 @@ fn build(config: Config, path: &Path) -> Result<Ablation> {
             }
         }
     }
-    Ok(Ablation { rows, note })
+    Ok(Variants { rows, note })
 }
 
 /// Says which variant an error is about.
@@ -273,26 +268,21 @@ fn slug(name: &str) -> String {
     slug
 }
 
-/// On what to train, and where to.
-pub struct Request<'a> {
-    /// What to train; numbers of classes are the data's.
-    pub ablation: Ablation,
-    /// The folder of the page and the runs.
-    pub out: PathBuf,
-    /// Training images.
-    pub train: Arc<Images>,
-    /// Validation images.
-    pub val: Arc<Images>,
-    /// Name of each class.
-    pub classes: Vec<String>,
-    /// The data, as the page names them.
-    pub data: String,
+/// What was found.
+#[derive(Clone, Debug, Serialize)]
+pub struct Ablation {
+    /// What it was made with.
+    pub facts: Facts,
+    /// The unchanged network, for the images' number of classes; the recipe is that of all.
+    pub base: Architecture,
     /// Seed of every run.
     pub seed: u64,
-    /// Threads that decode.
-    pub workers: usize,
-    /// Becomes non-zero when the run in hand is to save and stop.
-    pub stop: &'a AtomicUsize,
+    /// How activations were stored.
+    pub precision: Precision,
+    /// The note of the file of variants.
+    pub note: String,
+    /// The base, then the variants.
+    pub rows: Vec<Measured>,
 }
 
 /// What happens, for whoever shows it.
@@ -344,31 +334,36 @@ struct Begun {
     architecture: Architecture,
 }
 
-/// Trains and measures every row; one that was finished before is not trained again, one that was
-/// begun goes on. Returns the page; nothing if it was stopped.
+/// Trains and measures every row, for the images' classes and with one seed; a row that was finished before
+/// is not trained again, one that was begun goes on. The runs are in the folder `runs` of `out`. A non-zero
+/// `stop` saves the run in hand and ends with `None`.
 ///
 /// # Errors
 /// If a network does not fit, a run was begun with something else (both before anything is trained),
 /// a training fails, or the folder cannot be written.
-pub fn ablation<B: Backend>(
-    backend: &B,
-    request: &Request<'_>,
+pub fn run<B: Backend>(
+    session: &Session<'_, B>,
+    variants: &Variants,
+    data: &Splits,
+    seed: u64,
+    out: &Path,
+    stop: &AtomicUsize,
     mut observe: impl FnMut(Event<'_>),
-) -> Result<Option<PathBuf>> {
-    let rows = &request.ablation.rows;
-    let (of_train, of_val) = (request.train.fingerprint(), request.val.fingerprint());
+) -> Result<Option<Ablation>> {
+    let (backend, rows) = (session.backend, &variants.rows);
+    let [of_train, of_val] = data.fingerprints();
     let mut networks = Vec::new();
     let mut records = Vec::new();
     for row in rows {
-        let classes = request.classes.len();
+        let classes = data.classes.len();
         let architecture = Architecture { classes, ..row.architecture.clone() };
         let network = Network::new(architecture.clone());
         networks.push(network.map_err(|error| of_variant(&row.name, error))?);
         records.push(Begun {
-            seed: request.seed,
+            seed,
             train: of_train.clone(),
             val: of_val.clone(),
-            classes: request.classes.clone(),
+            classes: data.classes.clone(),
             precision: format!("{:?}", backend.precision()),
             architecture: Architecture { description: String::new(), ..architecture },
         });
@@ -376,27 +371,28 @@ pub fn ablation<B: Backend>(
     let run_of = |row: &Row| Path::new("runs").join(&row.slug);
     let mut known = Vec::new();
     for (row, record) in rows.iter().zip(&records) {
-        known.push(same(&request.out.join(run_of(row)).join(BEGUN), record)?);
+        known.push(same(&out.join(run_of(row)).join(BEGUN), record)?);
     }
-    let parts = Parts::open(&request.out, &(&records, backend.id()))?;
+    // The key names no model: weights follow from the records and the backend.
+    let parts = session.parts(&[], &(&records, backend.id()))?;
     let work = |network: &Network| network.multiply_adds() as f64;
     let total: f64 = networks.iter().map(work).sum();
     let mut measured = Vec::new();
     for (index, (row, network)) in rows.iter().zip(&networks).enumerate() {
         let share = work(network) / total;
         observe(Event::Row { index, rows: rows.len(), name: &row.name, share });
-        let run = request.out.join(run_of(row));
+        let run = out.join(run_of(row));
         if !known[index] {
             let json = serde_json::to_vec_pretty(&records[index]).expect("plain data");
             write_whole(&run.join(BEGUN), &json).map_err(Error::io("write", &run))?;
         }
         let job = Job {
             architecture: row.architecture.clone(),
-            train: request.train.clone(),
-            val: request.val.clone(),
-            classes: request.classes.clone(),
+            train: data.train.clone(),
+            val: data.val.clone(),
+            classes: data.classes.clone(),
             out: run.clone(),
-            seed: request.seed,
+            seed,
             shuffle_window: None,
             accumulate: 1,
             max_steps: None,
@@ -405,8 +401,8 @@ pub fn ablation<B: Backend>(
             save_steps: None,
             save_interval: SAVE_INTERVAL,
             keep: KEEP,
-            workers: request.workers,
-            stop: request.stop,
+            workers: session.workers,
+            stop,
         };
         let outcome = train(backend, &job, |event| {
             observe(Event::Training(event));
@@ -419,7 +415,7 @@ pub fn ablation<B: Backend>(
         let [train, val] = match parts.get::<[Errors; 2]>(&part) {
             Some(known) => known,
             None => {
-                let errors = measure(backend, request, &run, &mut observe)?;
+                let errors = measure(session, data, &run, stop, &mut observe)?;
                 let Some(errors) = errors else { return Ok(None) };
                 parts.put(&part, &errors)?;
                 errors
@@ -432,31 +428,37 @@ pub fn ablation<B: Backend>(
         observe(Event::Finished(&row));
         measured.push(row);
     }
-    let page = write(request, &records[0], &measured)?;
-    Parts::remove(&request.out)?;
-    Ok(Some(page))
+    Ok(Some(Ablation {
+        facts: session.facts.clone(),
+        base: records.swap_remove(0).architecture,
+        seed,
+        precision: backend.precision(),
+        note: variants.note.clone(),
+        rows: measured,
+    }))
 }
 
 /// Errors on the training and the validation images of a run's last weights, unless it was stopped.
 fn measure<B: Backend>(
-    backend: &B,
-    request: &Request<'_>,
+    session: &Session<'_, B>,
+    data: &Splits,
     run: &Path,
+    stop: &AtomicUsize,
     observe: &mut impl FnMut(Event<'_>),
 ) -> Result<Option<[Errors; 2]>> {
-    let model = load_model(backend, &run.join("last"), &Bare::default())?;
-    let (mut done, total) = (0, request.train.len() + request.val.len());
-    let images = request.train.clone();
+    let model = load_model(session.backend, &run.join("last"), &Bare::default())?;
+    let (mut done, total) = (0, data.train.len() + data.val.len());
+    let images = data.train.clone();
     let mut candidate = [Candidate { name: String::new(), model, images }];
     let mut rates = |candidate: &[Candidate<B>]| {
-        let Request { workers, stop, .. } = *request;
+        let Session { backend, workers, .. } = *session;
         error_rates(backend, candidate, TestCrops::One, workers, stop, |images| {
             done += images;
             observe(Event::Measuring(done, total));
         })
     };
     let Some(train) = rates(&candidate)? else { return Ok(None) };
-    candidate[0].images = request.val.clone();
+    candidate[0].images = data.val.clone();
     let Some(val) = rates(&candidate)? else { return Ok(None) };
     Ok(Some([train.into(), val.into()]))
 }
@@ -473,15 +475,8 @@ fn same(file: &Path, now: &Begun) -> Result<bool> {
         let line = |lines: &[String], i: usize| lines.get(i).cloned().unwrap_or("nothing".into());
         let apart = (0..then.len().max(now.len())).find(|i| then.get(*i) != now.get(*i));
         if let Some(i) = apart {
-            return Err(Error::file(
-                file,
-                format!(
-                    "the run was begun with another {what}: expected {}, found {}; go on with the \
-                     same, or choose another --out",
-                    line(&then, i),
-                    line(&now, i)
-                ),
-            ));
+            let (expected, found) = (line(&then, i), line(&now, i));
+            return Err(Error::ResumeMismatch { path: file.into(), what, expected, found });
         }
     }
     Ok(true)
@@ -499,137 +494,10 @@ impl Begun {
             ("set of training images", vec![self.train.clone()]),
             ("set of validation images", vec![self.val.clone()]),
             ("set of classes", self.classes.clone()),
-            ("--precision", vec![self.precision.clone()]),
+            ("precision", vec![self.precision.clone()]),
             ("recipe", recipe.lines().map(str::to_owned).collect()),
             ("network", network.chain(layers).collect()),
         ]
-    }
-}
-
-/// Writes the page, and the rows as JSON and CSV.
-fn write(request: &Request<'_>, begun: &Begun, rows: &[Measured]) -> Result<PathBuf> {
-    let Request { out, data, seed, classes, .. } = request;
-    let recipe = &begun.architecture.recipe;
-    let head = [
-        "network",
-        "parameters",
-        "train_top1_error",
-        "val_top1_error",
-        "val_top5_error",
-        "paper_network",
-        "paper_train_top1_percent",
-        "paper_val_top1_percent",
-        "paper_val_top5_percent",
-    ];
-    let lines = rows.iter().map(|row| {
-        let ours = [row.train.top1_error, row.val.top1_error, row.val.top5_error];
-        let mut line = vec![row.name.clone(), row.parameters.to_string()];
-        line.extend(ours.map(|error| error.to_string()));
-        line.extend(paper_cells(row, |error| error.to_string()));
-        line
-    });
-    let table = csv(&head, lines);
-    let json = serde_json::json!({
-        "study": "ablation", "data": data, "seed": seed, "classes": classes.len(), "crops": 1,
-        "recipe": recipe, "rows": rows,
-    });
-    let json = serde_json::to_vec_pretty(&json).expect("plain data");
-    let settings = toml::to_string(recipe).expect("plain data");
-    let figure = Figure {
-        study: "ablation".into(),
-        title: format!("What each layer is worth: {}", begun.architecture.name),
-        paper: "Table 3".into(),
-        facts: vec![
-            ("Base".into(), begun.architecture.name.clone()),
-            ("Data".into(), data.clone()),
-            ("Classes".into(), classes.len().to_string()),
-            ("Seed".into(), seed.to_string()),
-            ("Recipe of all".into(), settings.lines().collect::<Vec<_>>().join(", ")),
-            ("Precision".into(), begun.precision.clone()),
-        ],
-        how: vec![
-            "Every network is trained from the start, with the same images in the same order, the \
-             same recipe and the same seed. Errors are those of the weights after the last epoch, \
-             on one crop of each image, the centre; no epoch is chosen by its validation error."
-                .into(),
-        ],
-        sections: vec![Section {
-            tables: vec![beside_the_paper(request, begun, rows)],
-            ..Section::default()
-        }],
-        files: vec![
-            ("ablation.json".into(), "all rows, as shares".into()),
-            ("ablation.csv".into(), "the same as a table".into()),
-        ],
-    };
-    let write = || {
-        write_whole(&out.join("ablation.json"), &json)?;
-        write_whole(&out.join("ablation.csv"), table.as_bytes())?;
-        figure.write(out)
-    };
-    write().map_err(Error::io("write", out))
-}
-
-/// The paper's network and its three errors, all empty if it has no such row.
-fn paper_cells(row: &Measured, show: impl Fn(f64) -> String) -> [String; 4] {
-    row.paper.as_ref().map_or_else(Default::default, |paper| {
-        let Paper { network, train, val, top5 } = paper;
-        [network.clone(), show(*train), show(*val), show(*top5)]
-    })
-}
-
-fn beside_the_paper(request: &Request<'_>, begun: &Begun, rows: &[Measured]) -> Table {
-    let cells = |row: &Measured| {
-        let percent = |error: f64| format!("{:.1}", 100.0 * error);
-        let mut cells = vec![row.name.clone(), crate::report::grouped(row.parameters)];
-        let ours = [row.train.top1_error, row.val.top1_error, row.val.top5_error];
-        cells.extend(ours.map(percent));
-        cells.extend(paper_cells(row, |error| format!("{error:.1}")));
-        cells
-    };
-    let head = [
-        "",
-        "parameters",
-        "training, top-1",
-        "validation, top-1",
-        "validation, top-5",
-        "paper’s network",
-        "paper: training, top-1",
-        "paper: validation, top-1",
-        "paper: validation, top-5",
-    ];
-    let recipe = &begun.architecture.recipe;
-    let (train, val) = (rows[0].train.images, rows[0].val.images);
-    let error = rows[0].val.top1_error;
-    let mut notes = vec![
-        format!(
-            "These are different tasks. The paper: 1,000 classes, 1.3 million training images, \
-             crops of 224 pixels, 70 epochs, validation with ten crops averaged. Here: {} classes, \
-             {train} training and {val} validation images, crops of {} pixels, {} epochs, one crop \
-             for every error.",
-            request.classes.len(),
-            begun.architecture.input.size,
-            recipe.epochs
-        ),
-        format!(
-            "Each network was trained once. By the choice of {val} validation images alone the \
-             base’s error has a standard deviation of {:.1} points; networks measured on the same \
-             images differ by less than that suggests, other seeds by more.",
-            100.0 * (error * (1.0 - error) / val as f64).sqrt()
-        ),
-    ];
-    if request.classes.len() <= 5 {
-        notes
-            .push("With five classes or fewer every class is among the five most probable.".into());
-    }
-    if !request.ablation.note.is_empty() {
-        notes.push(request.ablation.note.clone());
-    }
-    Table {
-        caption: "Error in per cent".into(),
-        head: head.map(String::from).into(),
-        rows: rows.iter().map(cells).collect(),
-        notes,
     }
 }
 

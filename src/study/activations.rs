@@ -66,6 +66,19 @@ impl Rows {
     pub fn row(&self, index: usize) -> &[f32] {
         &self.values[index * self.width..(index + 1) * self.width]
     }
+
+    /// Where images are among the rows, which are ascending by image; bad ones are not.
+    pub(super) fn positions(&self, images: &[u32]) -> Vec<usize> {
+        images.iter().filter_map(|image| self.images.binary_search(image).ok()).collect()
+    }
+}
+
+/// All indices of some lists, once, ascending.
+pub(super) fn union(lists: &[Vec<u32>]) -> Vec<u32> {
+    let mut all = lists.concat();
+    all.sort_unstable();
+    all.dedup();
+    all
 }
 
 /// The outputs of `layers` for the images `wanted` of `images`, in that order, one [`Rows`] a layer:

@@ -5,6 +5,8 @@
 //! the seed, the recipe's crops, dropout and limits; the rate falls to a tenth for the last quarter.
 //! Nothing is written to disk.
 
+use serde::Serialize;
+
 use super::linear::mean_class_accuracy;
 use super::numbers::most_probable;
 use crate::Result;
@@ -47,12 +49,12 @@ impl Squares {
         Ok(squares)
     }
 
-    /// Those of `wanted` (ascending) but not of `excluded` (ascending).
-    pub fn part(&self, wanted: &[u32], excluded: &[u32]) -> Squares {
+    /// Those of `wanted` (ascending).
+    pub fn part(&self, wanted: &[u32]) -> Squares {
         let bytes = self.pixels.len() / self.images.len().max(1);
         let mut part = Squares::default();
         for (i, image) in self.images.iter().enumerate() {
-            if wanted.binary_search(image).is_ok() && excluded.binary_search(image).is_err() {
+            if wanted.binary_search(image).is_ok() {
                 part.images.push(*image);
                 part.pixels.extend_from_slice(&self.pixels[i * bytes..(i + 1) * bytes]);
                 part.labels.push(self.labels[i]);
@@ -63,7 +65,7 @@ impl Squares {
 }
 
 /// How a whole network starts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub enum Start {
     /// Random weights, and the mean of the training images is taken off.
     Scratch,

@@ -20,7 +20,7 @@ pub mod invariance;
 pub mod linear;
 pub(crate) mod numbers;
 pub mod occlusion;
-pub mod parts;
+mod parts;
 pub mod peaks;
 pub mod picks;
 pub(crate) mod pixels;

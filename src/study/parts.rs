@@ -14,7 +14,7 @@ use crate::disk::write_whole;
 use crate::{Error, Result};
 
 /// The parts of one study.
-pub struct Parts {
+pub(super) struct Parts {
     /// None if nothing is kept.
     folder: Option<PathBuf>,
 }
@@ -30,7 +30,7 @@ impl Parts {
     ///
     /// # Errors
     /// If the folder cannot be written.
-    pub fn open(out: &Path, settings: &impl Serialize) -> Result<Self> {
+    pub(super) fn open(out: &Path, settings: &impl Serialize) -> Result<Self> {
         let folder = folder(out);
         let settings = (env!("CARGO_PKG_VERSION"), settings);
         let settings = serde_json::to_vec(&settings).expect("plain data");
@@ -46,7 +46,7 @@ impl Parts {
     ///
     /// # Errors
     /// If they cannot be removed.
-    pub fn remove(out: &Path) -> Result<()> {
+    pub(super) fn remove(out: &Path) -> Result<()> {
         let folder = folder(out);
         match folder.exists() {
             true => fs::remove_dir_all(&folder).map_err(Error::io("remove", &folder)),

@@ -15,7 +15,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use serde::{Deserialize, Serialize};
 
-use super::activations::{LIMIT, Rows, rows};
+use super::activations::{LIMIT, Rows, rows, union};
 use super::folds::by_class;
 use super::linear::{Fit, Loss, Problem, ROWS, mean_class_accuracy};
 use super::{Facts, Session, Splits, Study};
@@ -263,8 +263,8 @@ pub fn run<B: Backend>(
             for (seed, trial) in trials.iter_mut().enumerate() {
                 session.progress(STUDY.name, done, total, &format!(", {name}: seed {}", seed + 1));
                 if trial.is_none() {
-                    let picked = positions(&train, &draws.train[seed]);
-                    let tested = positions(&test, &draws.test[seed]);
+                    let picked = train.positions(&draws.train[seed]);
+                    let tested = test.positions(&draws.test[seed]);
                     let classes = data.classes.len();
                     let new = one_trial(&train, &picked, &test, &tested, classes, seed)?;
                     parts.put(&part(layer, seed), &new)?;
@@ -288,19 +288,6 @@ pub fn run<B: Backend>(
         test_per_class: draws.test_per_class,
         layers,
     })
-}
-
-/// All indices of some lists, once, ascending.
-fn union(lists: &[Vec<u32>]) -> Vec<u32> {
-    let mut all = lists.concat();
-    all.sort_unstable();
-    all.dedup();
-    all
-}
-
-/// Where the images that were drawn are among the rows, both ascending; bad images are in none.
-fn positions(rows: &Rows, drawn: &[u32]) -> Vec<usize> {
-    drawn.iter().filter_map(|image| rows.images.binary_search(image).ok()).collect()
 }
 
 fn one_trial(

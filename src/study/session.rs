@@ -53,6 +53,11 @@ impl<'a, B: Backend> Session<'a, B> {
         self.facts.push((name.into(), value.into()));
     }
 
+    /// The folder in which finished parts are kept, if they are.
+    pub(super) fn out(&self) -> Option<&Path> {
+        self.out.as_deref()
+    }
+
     /// Says how far the study is.
     pub(super) fn progress(&mut self, what: &str, done: usize, total: usize, more: &str) {
         (self.watcher)(what, done, total, more);

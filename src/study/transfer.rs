@@ -4,28 +4,25 @@
 //! For every fold ([`super::folds`]) and number of images a class, a softmax ([`super::linear`]) is
 //! trained on the rows of the training images ([`super::activations`]) and measured on those of the test
 //! images by the mean over the classes of the share that is right. Beside it stand whole networks of the
-//! same architecture ([`super::few`]), trained from random weights on the same images, and, if asked for,
-//! from the checkpoint's.
+//! same architecture ([`super::few`]), trained on the same images from random weights or from the
+//! checkpoint's. Test images that are nearly the same as one that the network was trained on
+//! ([`super::duplicates`]) are left out.
 
-use std::io;
-use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::Study;
-use super::activations::Rows;
+use super::activations::{Rows, rows, union};
+use super::duplicates::{Pair, pairs, thumbnails};
 use super::few::{Squares, Start, accuracy, train_few};
-use super::folds::Fold;
+use super::folds::{Fold, by_class, folds, shared};
 use super::linear::{Loss, Problem, mean_class_accuracy};
-use super::numbers::mean_and_deviation;
 use super::parts::Parts;
+use super::{Facts, Session, Splits, Study};
 use crate::Result;
 use crate::backend::Backend;
-use crate::disk::write_whole;
+use crate::data::images::Images;
 use crate::model::Model;
-use crate::report::csv;
-use crate::report::figure::{Figure, Picture, Section, Table};
-use crate::report::plot::{self, Line, curves};
 
 /// See [`super::STUDIES`].
 pub const STUDY: Study = Study {
@@ -38,16 +35,71 @@ pub const STUDY: Study = Study {
 /// The method of frozen features.
 pub const FROZEN: &str = "pretrained, frozen";
 
-/// From scratch, and pretrained, in %.
-type Accuracies = Option<[f64; 2]>;
+/// What is trained, on how many images.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Settings {
+    /// Index of the layer whose outputs are used.
+    pub layer: usize,
+    /// Numbers of training images of each class, ascending, at least one.
+    pub per_class: Vec<usize>,
+    /// How often images are drawn, at least once.
+    pub folds: usize,
+    /// Test images of each class, at most.
+    pub test_per_class: usize,
+    /// Seed of the folds.
+    pub seed: u64,
+    /// How the whole networks start that are trained beside the softmax.
+    pub starts: Vec<Start>,
+    /// Updates of the weights of each of these.
+    pub updates: u32,
+    /// Correlation of thumbnails from which on two images are near-duplicates.
+    pub duplicate_threshold: f32,
+}
 
-/// The paper's accuracies with so many images a class on Caltech-101 (Table 4) and Caltech-256 (Table 5).
-const PAPER: [(usize, Accuracies, Accuracies); 4] = [
-    (15, Some([22.8, 83.8]), Some([9.0, 65.7])),
-    (30, Some([46.5, 86.5]), Some([22.5, 70.6])),
-    (45, None, Some([31.2, 72.7])),
-    (60, None, Some([38.8, 74.2])),
-];
+impl Settings {
+    /// The largest number of training images of a class.
+    fn most(&self) -> usize {
+        self.per_class.last().copied().unwrap_or(0)
+    }
+}
+
+/// What was found.
+#[derive(Clone, Debug, Serialize)]
+pub struct Transfer {
+    /// What it was made with.
+    pub facts: Facts,
+    /// Number of classes of the images.
+    pub classes: usize,
+    /// The name of the layer whose outputs were used.
+    pub layer: String,
+    /// Images of an update of a whole network, at most.
+    pub batch_size: usize,
+    /// What was asked for.
+    pub settings: Settings,
+    /// Training images, then test images, that are nearly the same as one that the network was trained on;
+    /// `None` if they were not searched for.
+    pub duplicates: Option<Vec<Duplicate>>,
+    /// How many classes have too few training images for folds that share none, and how many too few
+    /// validation images.
+    pub shared: [usize; 2],
+    /// The frozen features, then each start: every number of images, every fold.
+    pub scored: Vec<Scored>,
+}
+
+/// An image with a near-duplicate.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Duplicate {
+    /// Its file.
+    pub image: String,
+    /// The file of the image most like it that the network was trained on.
+    pub trained_on: String,
+    /// Their correlation.
+    pub correlation: f32,
+    /// Whether one is the other mirrored.
+    pub mirrored: bool,
+    /// Its index among the test images, which it is left out of; `None` if it is a training image.
+    pub test: Option<u32>,
+}
 
 /// What one fold gave with so many images a class.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -66,248 +118,179 @@ pub struct Scored {
     pub accuracy: f64,
 }
 
-/// Trains a softmax on frozen features for every number of images and every fold. `train` and `test` are
-/// rows of all the folds' images, ascending by image; images that have no row, as bad ones, and test
-/// images in `excluded` (ascending) are left out. What `parts` holds already is taken from there, so its
-/// settings must hold the rows' model and images, the folds and `excluded`. `progress` is called with how
-/// much is done, and of how much.
+/// Draws the folds.
 ///
 /// # Errors
-/// If no training image of a fold has a row, features are not finite, or parts cannot be kept.
-pub fn frozen(
+/// If a number is 0, or a class has no validation image or too few training images.
+pub fn draw(settings: &Settings, data: &Splits) -> Result<Vec<Fold>> {
+    let [train, val] = [&data.train, &data.val].map(|images| by_class(images, data.classes.len()));
+    let Settings { folds: count, test_per_class, seed, .. } = *settings;
+    folds(&train, &val, &data.classes, settings.most(), test_per_class, count, seed)
+}
+
+/// Trains and measures every method; `pretrained_on` are the images that the network was trained on. The
+/// features are kept beside the session's parts, for later calls.
+///
+/// # Errors
+/// As [`draw`]; if images cannot be read, features are not finite or do not fit into memory, a loss runs
+/// away, parts cannot be kept, or the backend refuses.
+pub fn run<B: Backend>(
+    session: &mut Session<'_, B>,
+    model: &Model<B>,
+    settings: &Settings,
+    data: &Splits,
+    pretrained_on: Option<&Images>,
+) -> Result<Transfer> {
+    let Settings { layer, folds: count, test_per_class, seed, updates, .. } = *settings;
+    let folds = draw(settings, data)?;
+    let of_folds =
+        |of: &dyn Fn(&Fold) -> Vec<u32>| union(&folds.iter().map(of).collect::<Vec<_>>());
+    let most = settings.most();
+    let (trained, tested) = (of_folds(&|fold| fold.train(most)), of_folds(&Fold::test));
+    let threshold = settings.duplicate_threshold;
+    let duplicates =
+        pretrained_on.map(|seen| search(data, [&trained, &tested], seen, threshold)).transpose()?;
+    let excluded: Vec<u32> = duplicates.iter().flatten().filter_map(|found| found.test).collect();
+    let fingerprints = data.fingerprints();
+    let indices = (&trained, &tested, &excluded, seed, count, test_per_class, most);
+    let parts = session.parts(&[model], &(fingerprints, layer, indices))?;
+    let trials = Trials {
+        folds: &folds,
+        per_class: &settings.per_class,
+        excluded: &excluded,
+        parts: &parts,
+    };
+
+    let kept = session.out().map(|out| out.join(".features"));
+    let (backend, workers) = (session.backend, session.workers);
+    let mut features = |name: &str, images: &Arc<Images>, wanted: &[u32]| {
+        rows(backend, model, images, wanted, &[layer], kept.as_deref(), workers, |done, of| {
+            session.progress(name, done, of, "");
+        })
+        .map(|mut rows| rows.remove(0))
+    };
+    let train = features("training features", &data.train, &trained)?;
+    let test = features("test features", &data.val, &tested)?;
+    let classes = &data.classes;
+    let mut scored = trials.score(
+        FROZEN,
+        "frozen",
+        |trained, tested, fold| frozen(&train, &test, classes.len(), trained, tested, fold),
+        |done, of| session.progress("softmax", done, of, ""),
+    )?;
+    for start in &settings.starts {
+        let (train, test) =
+            (Squares::read(&data.train, &trained)?, Squares::read(&data.val, &tested)?);
+        let name = start.name();
+        scored.extend(trials.score(
+            name,
+            &format!("{name}-{updates}"),
+            |trained, tested, fold| {
+                let (train, test) = (train.part(trained), test.part(tested));
+                let model = train_few(backend, model, classes, &train, *start, updates, fold)?;
+                let accuracy = accuracy(backend, &model, &test)?;
+                Ok((train.labels.len(), test.labels.len(), accuracy))
+            },
+            |done, of| session.progress(&format!("networks {name}"), done, of, ""),
+        )?);
+    }
+    let few = [(&data.train, most), (&data.val, test_per_class)];
+    Ok(Transfer {
+        facts: session.facts.clone(),
+        classes: classes.len(),
+        layer: model.network.layers[layer].name.clone(),
+        batch_size: model.network.architecture.recipe.batch_size,
+        settings: settings.clone(),
+        duplicates,
+        shared: few
+            .map(|(images, each)| shared(&by_class(images, classes.len()), each, count).len()),
+        scored,
+    })
+}
+
+/// Searches the training and the test images of all folds for near-duplicates of images in `seen`.
+fn search(
+    data: &Splits,
+    [trained, tested]: [&[u32]; 2],
+    seen: &Images,
+    threshold: f32,
+) -> Result<Vec<Duplicate>> {
+    let all: Vec<u32> = (0..seen.len() as u32).collect();
+    let second = thumbnails(seen, &all)?;
+    let mut duplicates = Vec::new();
+    for (images, wanted, is_test) in [(&data.train, trained, false), (&data.val, tested, true)] {
+        let first = thumbnails(images, wanted)?;
+        for Pair { first, second, correlation, mirrored } in pairs(&first, &second, threshold) {
+            let index = wanted[first];
+            duplicates.push(Duplicate {
+                image: images.path(index as usize).display().to_string(),
+                trained_on: seen.path(second).display().to_string(),
+                correlation,
+                mirrored,
+                test: is_test.then_some(index),
+            });
+        }
+    }
+    Ok(duplicates)
+}
+
+/// What every method is trained and measured on.
+struct Trials<'a> {
+    folds: &'a [Fold],
+    per_class: &'a [usize],
+    /// Test images that are left out, ascending.
+    excluded: &'a [u32],
+    /// Their settings hold all the above but `per_class`.
+    parts: &'a Parts,
+}
+
+impl Trials<'_> {
+    /// Scores a method with every number of images and every fold. `measure` is given indices of images
+    /// to train and to test on, and the number of the fold; it returns how many of these images there
+    /// were, and the accuracy. What there is of it under the name `part` is not measured again.
+    /// `progress` is called with how much is done, and of how much.
+    fn score(
+        &self,
+        method: &str,
+        part: &str,
+        measure: impl Fn(&[u32], &[u32], u64) -> Result<(usize, usize, f64)>,
+        mut progress: impl FnMut(usize, usize),
+    ) -> Result<Vec<Scored>> {
+        let mut all = Vec::new();
+        for &per_class in self.per_class {
+            for (number, fold) in self.folds.iter().enumerate() {
+                let scored =
+                    self.parts.get_or_make(&format!("{part}-{per_class}-{number}"), || {
+                        let mut tested = fold.test();
+                        tested.retain(|image| self.excluded.binary_search(image).is_err());
+                        let (train, test, accuracy) =
+                            measure(&fold.train(per_class), &tested, number as u64)?;
+                        let method = method.to_owned();
+                        Ok(Scored { method, per_class, fold: number, train, test, accuracy })
+                    });
+                all.push(scored?);
+                progress(all.len(), self.per_class.len() * self.folds.len());
+            }
+        }
+        Ok(all)
+    }
+}
+
+/// Trains a softmax on the rows of some images, and measures it on those of others; images that have no
+/// row, as bad ones, are left out. Returns how many were not, and the accuracy.
+fn frozen(
     train: &Rows,
     test: &Rows,
-    folds: &[Fold],
-    per_class: &[usize],
     classes: usize,
-    excluded: &[u32],
-    parts: &Parts,
-    mut progress: impl FnMut(usize, usize),
-) -> Result<Vec<Scored>> {
-    let mut all = Vec::new();
-    for &k in per_class {
-        for (number, fold) in folds.iter().enumerate() {
-            let part = format!("frozen-{k}-{number}");
-            let scored = match parts.get(&part) {
-                Some(scored) => scored,
-                None => {
-                    let picked = positions(train, &fold.train(k), &[]);
-                    let tested = positions(test, &fold.test(), excluded);
-                    let problem = Problem::new(train, &picked, classes, number as u64)?;
-                    let softmax = problem.best(Loss::Softmax).linear;
-                    let truth: Vec<u32> = tested.iter().map(|&i| test.classes[i]).collect();
-                    let found = softmax.predict(test, &tested);
-                    let accuracy = mean_class_accuracy(&truth, &found, classes);
-                    let (train, test) = (picked.len(), tested.len());
-                    let method = FROZEN.to_owned();
-                    let scored =
-                        Scored { method, per_class: k, fold: number, train, test, accuracy };
-                    parts.put(&part, &scored)?;
-                    scored
-                }
-            };
-            all.push(scored);
-            progress(all.len(), per_class.len() * folds.len());
-        }
-    }
-    Ok(all)
-}
-
-/// Trains whole networks for every number of images and every fold, and measures them on the same test
-/// images as [`frozen`]. `train` and `test` hold all the folds' images. What `parts` holds already is taken
-/// from there. `progress` is called with how much is done, and of how much.
-///
-/// # Errors
-/// If a loss runs away, the backend refuses, or parts cannot be kept.
-pub fn whole<B: Backend>(
-    backend: &B,
-    checkpoint: &Model<B>,
-    classes: &[String],
-    [train, test]: [&Squares; 2],
-    folds: &[Fold],
-    per_class: &[usize],
-    excluded: &[u32],
-    start: Start,
-    updates: u32,
-    parts: &Parts,
-    mut progress: impl FnMut(usize, usize),
-) -> Result<Vec<Scored>> {
-    let mut all = Vec::new();
-    for &k in per_class {
-        for (fold, images) in folds.iter().enumerate() {
-            let method = start.name();
-            let part = format!("{method}-{updates}-{k}-{fold}");
-            let scored = match parts.get(&part) {
-                Some(scored) => scored,
-                None => {
-                    let trained = train.part(&images.train(k), &[]);
-                    let tested = test.part(&images.test(), excluded);
-                    let seed = fold as u64;
-                    let model =
-                        train_few(backend, checkpoint, classes, &trained, start, updates, seed)?;
-                    let accuracy = accuracy(backend, &model, &tested)?;
-                    let (train, test) = (trained.labels.len(), tested.labels.len());
-                    let method = method.to_owned();
-                    let scored = Scored { method, per_class: k, fold, train, test, accuracy };
-                    parts.put(&part, &scored)?;
-                    scored
-                }
-            };
-            all.push(scored);
-            progress(all.len(), per_class.len() * folds.len());
-        }
-    }
-    Ok(all)
-}
-
-/// Where images are among the rows, but for those that are excluded.
-fn positions(rows: &Rows, images: &[u32], excluded: &[u32]) -> Vec<usize> {
-    images
-        .iter()
-        .filter(|image| excluded.binary_search(image).is_err())
-        .filter_map(|image| rows.images.binary_search(image).ok())
-        .collect()
-}
-
-/// Writes the page with its plot, `transfer.csv` and `transfer.json`; returns the page's path. `notes` are
-/// said under the table.
-///
-/// # Errors
-/// If `out` cannot be written.
-pub fn write(
-    out: &Path,
-    facts: Vec<(String, String)>,
-    per_class: &[usize],
-    scored: &[Scored],
-    notes: Vec<String>,
-) -> io::Result<PathBuf> {
-    let mut methods: Vec<&str> = Vec::new();
-    for of in scored {
-        if !methods.contains(&of.method.as_str()) {
-            methods.push(&of.method);
-        }
-    }
-    let of = |method: &str, k: usize| -> Vec<f64> {
-        let same = |of: &&Scored| of.method == method && of.per_class == k;
-        scored.iter().filter(same).map(|of| 100.0 * of.accuracy).collect()
-    };
-    let line = |method: &&str| {
-        let points =
-            per_class.iter().map(|&k| (k as f64, mean_and_deviation(&of(method, k))[0])).collect();
-        Line { name: (*method).to_owned(), points }
-    };
-    let lines: Vec<Line> = methods.iter().map(line).collect();
-    let svg = curves("training images of each class", "accuracy in %", &lines);
-    write_whole(&out.join("accuracy.svg"), svg.as_bytes())?;
-    let cells = scored.iter().map(|of| {
-        let [k, fold, train, test] = [of.per_class, of.fold, of.train, of.test];
-        let mut row = vec![of.method.clone()];
-        row.extend([k, fold, train, test].map(|v| v.to_string()));
-        row.push(of.accuracy.to_string());
-        row
-    });
-    let head = ["method", "per_class", "fold", "train", "test", "accuracy"];
-    write_whole(&out.join("transfer.csv"), csv(&head, cells).as_bytes())?;
-    let json = serde_json::to_vec_pretty(&scored).expect("plain data");
-    write_whole(&out.join("transfer.json"), &json)?;
-    let row = |&k: &usize| {
-        let mut row = vec![k.to_string()];
-        row.extend(methods.iter().map(|method| {
-            let own = of(method, k);
-            let [mean, deviation] = mean_and_deviation(&own);
-            format!("{mean:.1} ± {deviation:.1}")
-        }));
-        let paper = PAPER.iter().find(|(images, ..)| *images == k);
-        row.extend([1, 2].map(|table| {
-            let said =
-                paper.and_then(|(_, first, second)| if table == 1 { *first } else { *second });
-            said.map_or("–".to_owned(), |[scratch, pretrained]| {
-                format!("{scratch:.1} | {pretrained:.1}")
-            })
-        }));
-        row
-    };
-    let mut head = vec!["images a class".to_owned()];
-    head.extend(methods.iter().map(|method| (*method).to_owned()));
-    head.extend(["paper, Caltech-101", "paper, Caltech-256"].map(String::from));
-    let table = Table {
-        caption: "Accuracy in %, mean ± deviation over the folds; the paper’s: from scratch | \
-                  pretrained"
-            .into(),
-        head,
-        rows: per_class.iter().map(row).collect(),
-        notes,
-    };
-    let plot = Picture {
-        file: "accuracy.svg".into(),
-        size: plot::SIZE,
-        title: "Accuracy by training images".into(),
-        method: "mean over the folds".into(),
-        wide: true,
-        ..Picture::default()
-    };
-    Figure {
-        study: "transfer".into(),
-        title: "Features put to use on other classes".into(),
-        paper: "Tables 4 and 5".into(),
-        facts,
-        how: vec![
-            "The network is frozen. Of every image the outputs of one layer are taken (centre crop), and a \
-             new softmax is trained on those of the training images; how much it is regularised is chosen \
-             on a held-out fifth of them. Accuracy is the mean over the classes of the share of test \
-             images that is right."
-                .into(),
-            "Beside it stands the same network trained on the same images from random weights, all of it, \
-             by the checkpoint’s recipe but for the number of updates; and, if asked for, one that starts \
-             with the checkpoint’s weights, at a tenth of the rate."
-                .into(),
-            "Each fold takes the next stretch of one order of a class's images; a smaller number of \
-             training images is a part of a larger one."
-                .into(),
-        ],
-        sections: vec![Section {
-            title: "Accuracy by training images".into(),
-            text: found(&methods, per_class, &of),
-            alarms: Vec::new(),
-            pictures: vec![plot],
-            tables: vec![table],
-        }],
-        files: vec![
-            ("transfer.csv".into(), "every number of images and fold".into()),
-            ("transfer.json".into(), "the same".into()),
-        ],
-    }
-    .write(out)
-}
-
-/// Whether what was pretrained beats training from scratch, and from how many images, in words.
-fn found(
-    methods: &[&str],
-    per_class: &[usize],
-    of: &dyn Fn(&str, usize) -> Vec<f64>,
-) -> Vec<String> {
-    let scratch = Start::Scratch.name();
-    if !methods.contains(&scratch) {
-        return Vec::new();
-    }
-    let mean = |method: &str, k: usize| mean_and_deviation(&of(method, k))[0];
-    let sentence = |method: &&str| {
-        let above = |k: &&usize| mean(method, **k) > mean(scratch, **k);
-        let above: Vec<String> = per_class.iter().filter(above).map(usize::to_string).collect();
-        match above.len() {
-            0 => format!("In the mean, “{method}” is nowhere above “{scratch}”."),
-            n if n == per_class.len() => {
-                format!("In the mean, “{method}” is above “{scratch}” with every number of images.")
-            }
-            _ => {
-                let images = above.join(", ");
-                format!(
-                    "In the mean, “{method}” is above “{scratch}” only with {images} images a class."
-                )
-            }
-        }
-    };
-    methods.iter().filter(|method| **method != scratch).map(sentence).collect()
+    trained: &[u32],
+    tested: &[u32],
+    seed: u64,
+) -> Result<(usize, usize, f64)> {
+    let (picked, tested) = (train.positions(trained), test.positions(tested));
+    let softmax = Problem::new(train, &picked, classes, seed)?.best(Loss::Softmax).linear;
+    let truth: Vec<u32> = tested.iter().map(|&i| test.classes[i]).collect();
+    let found = softmax.predict(test, &tested);
+    Ok((picked.len(), tested.len(), mean_class_accuracy(&truth, &found, classes)))
 }
 
 #[cfg(test)]
@@ -343,15 +326,27 @@ mod tests {
         folds(&of_class(each), &of_class(tested), &names, 20, 40, 3, 0).unwrap()
     }
 
+    fn scored(
+        train: &Rows,
+        test: &Rows,
+        folds: &[Fold],
+        per_class: &[usize],
+        excluded: &[u32],
+        parts: &Parts,
+    ) -> Vec<Scored> {
+        let one = |trained: &[u32], tested: &[u32], fold| {
+            frozen(train, test, CLASSES, trained, tested, fold)
+        };
+        let trials = Trials { folds, per_class, excluded, parts };
+        trials.score(FROZEN, "frozen", one, |_, _| ()).unwrap()
+    }
+
     #[test]
     fn features_that_tell_classes_apart_do_and_shuffled_labels_are_at_chance() {
         let (mut train, mut test) = (rows(60, 1), rows(120, 2));
         let folds = drawn(60, 120);
         let accuracy = |train: &Rows, test: &Rows| {
-            let out = tempfile::tempdir().unwrap();
-            let parts = Parts::open(out.path(), &0).unwrap();
-            let scored =
-                frozen(train, test, &folds, &[20], CLASSES, &[], &parts, |_, _| ()).unwrap();
+            let scored = scored(train, test, &folds, &[20], &[], &Parts::none());
             assert!(scored.iter().all(|of| (of.train, of.test) == (60, 120)));
             scored.iter().map(|of| of.accuracy).sum::<f64>() / scored.len() as f64
         };
@@ -372,9 +367,7 @@ mod tests {
         let gone = folds[0].test()[0];
         let out = tempfile::tempdir().unwrap();
         let parts = Parts::open(out.path(), &0).unwrap();
-        let run = |test: &Rows| {
-            frozen(&train, test, &folds, &[5, 20], CLASSES, &[gone], &parts, |_, _| ()).unwrap()
-        };
+        let run = |test: &Rows| scored(&train, test, &folds, &[5, 20], &[gone], &parts);
         let first = run(&test);
         assert_eq!(first.len(), 6);
         assert_eq!(first[0].test, 119);

@@ -12,8 +12,10 @@ use zfnet::backend::Backend;
 use zfnet::data::folder::ImageFolder;
 use zfnet::data::images::{Images, ReadOptions};
 use zfnet::model::{Architecture, Model, Network, Params, Preprocess};
-use zfnet::study::ablation::{Event, Request, ablation, read};
+use zfnet::report;
+use zfnet::study::ablation::{Event, read, run};
 use zfnet::study::ensemble::{Candidate, error_rates};
+use zfnet::study::{Session, Splits};
 use zfnet::train;
 use zfnet::train::evaluate::TestCrops;
 
@@ -32,21 +34,15 @@ fn an_interruption_changes_nothing<B: Backend>(backend: &B) {
     let options = ReadOptions { side: 20, max_bad: 0.0, cache_bytes: 1 << 20, io: None };
     let [of_train, of_val] =
         [&folder.train, &folder.val].map(|split| Arc::new(Images::new(split.clone(), options)));
-    let run = |out: &str, stop_at: Option<(usize, u32)>| {
+    let data = Splits { train: of_train, val: of_val, classes: folder.names };
+    let ablation = |out: &str, stop_at: Option<(usize, u32)>| {
         let stop = AtomicUsize::new(0);
-        let request = Request {
-            ablation: read(&place.path("variants.toml")).unwrap(),
-            out: place.path(out),
-            train: of_train.clone(),
-            val: of_val.clone(),
-            classes: folder.names.clone(),
-            data: "data".into(),
-            seed: 1,
-            workers: 1,
-            stop: &stop,
-        };
+        let variants = read(&place.path("variants.toml")).unwrap();
+        let out = place.path(out);
+        let mut session = Session::new(backend).kept_in(&out);
+        session.fact("Data", "data");
         let (mut row, mut steps) = (0, 0);
-        let page = ablation(backend, &request, |event| {
+        let found = run(&session, &variants, &data, 1, &out, &stop, |event| {
             let now = match event {
                 Event::Row { index, .. } => {
                     row = index;
@@ -63,18 +59,22 @@ fn an_interruption_changes_nothing<B: Backend>(backend: &B) {
                 stop.store(2, Ordering::Relaxed);
             }
         });
-        (page.unwrap(), steps)
+        let page = found.unwrap().map(|found| report::ablation::write(&out, &found).unwrap());
+        if page.is_some() {
+            session.finish().unwrap();
+        }
+        (page, steps)
     };
-    let (page, steps) = run("whole", None);
+    let (page, steps) = ablation("whole", None);
     assert_eq!(page, Some(place.path("whole/index.html")));
     assert_eq!(steps, 3 * 8);
     // On a device with batches in flight a step or two more are done before it stops.
-    let (page, first) = run("cut", Some((1, 3)));
+    let (page, first) = ablation("cut", Some((1, 3)));
     assert_eq!(page, None);
     assert!((11..16).contains(&first), "{first} steps");
-    let (page, second) = run("cut", Some((2, u32::MAX)));
+    let (page, second) = ablation("cut", Some((2, u32::MAX)));
     assert_eq!((page, first + second), (None, 3 * 8), "what was done is not done again");
-    let (page, third) = run("cut", None);
+    let (page, third) = ablation("cut", None);
     assert_eq!((page, third), (Some(place.path("cut/index.html")), 0));
     assert_eq!(pages(&place.path("cut")), pages(&place.path("whole")));
     for run in ["base", "without-2", "wider"] {

@@ -2,17 +2,17 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Result;
 use clap::Args;
 use zfnet::bench::Measured;
-use zfnet::data::Split;
 use zfnet::data::set::DataSet;
-use zfnet::study::ablation::{Event, Request, ablation, read};
-use zfnet::train;
+use zfnet::study::ablation::{Event, read, run};
+use zfnet::study::{Session, Splits};
+use zfnet::{report, train};
 
+use super::finish;
 use crate::cli::train::{Display, RecipeArgs, duration};
 use crate::cli::{DeviceArgs, OnDevice, ReadArgs, make_folder, signal_code, stop_on_signals};
 
@@ -48,22 +48,15 @@ impl OnDevice for Ablation {
         base.recipe.check()?;
         let epochs = base.recipe.epochs;
         let options = self.read.options(base.input.resize)?;
-        let data = DataSet::open(&self.data)?;
+        let data = Splits::open(&DataSet::open(&self.data)?, options)?;
         let stop = stop_on_signals()?;
-        let request = Request {
-            train: Arc::new(data.images(Split::Train, options)?),
-            val: Arc::new(data.images(Split::Val, options)?),
-            ablation: variants,
-            out: make_folder(&self.out)?,
-            classes: data.names(),
-            data: self.data.display().to_string(),
-            seed: self.seed,
-            workers: usize::from(self.read.workers),
-            stop: &stop,
-        };
+        let out = make_folder(&self.out)?;
+        let mut session = Session::new(backend).kept_in(&out);
+        session.workers = usize::from(self.read.workers);
+        session.fact("Data", self.data.display().to_string());
         let mut display = Display::new(epochs);
         let mut left = Left { begun: None, before: 0.0, share: 0.0 };
-        let page = ablation(backend, &request, |event| match event {
+        let found = run(&session, &variants, &data, self.seed, &out, &stop, |event| match event {
             Event::Row { index, rows, name, share } => {
                 display.progress.end();
                 display = Display::new(epochs);
@@ -94,8 +87,9 @@ impl OnDevice for Ablation {
             )),
         });
         display.progress.end();
-        match page? {
-            Some(page) => {
+        match found? {
+            Some(found) => {
+                let page = finish(session, &out, report::ablation::write(&out, &found))?;
                 println!("{}", page.display());
                 Ok(ExitCode::SUCCESS)
             }

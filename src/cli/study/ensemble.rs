@@ -7,8 +7,10 @@ use anyhow::{Result, bail};
 use clap::Args;
 use zfnet::bench::Measured;
 use zfnet::data::Split;
-use zfnet::study::ensemble::{Request, ensemble};
+use zfnet::report;
+use zfnet::study::ensemble::run;
 
+use super::{finish, watched};
 use crate::cli::eval::{ModelsArgs, say_bad};
 use crate::cli::progress::Progress;
 use crate::cli::{DeviceArgs, OnDevice, make_folder};
@@ -35,15 +37,14 @@ impl OnDevice for Ensemble {
             // The same checkpoint may be named twice.
             candidate.name = format!("{}: {}", index + 1, candidate.name);
         }
-        let request = Request {
-            out: &make_folder(&self.out)?,
-            data: format!("{}, {}", args.data.display(), Split::from(args.split).name()),
-            workers: usize::from(args.read.workers),
-        };
+        let out = make_folder(&self.out)?;
         let mut progress = Progress::new();
-        let page = ensemble(backend, &candidates, &request, |done, total| {
-            progress.show("crops", done, total, "");
-        })?;
+        let mut session = watched(backend, &out, &mut progress);
+        session.workers = usize::from(args.read.workers);
+        let split = Split::from(args.split).name();
+        session.fact("Data", format!("{}, {split}", args.data.display()));
+        let found = run(&mut session, &candidates)?;
+        let page = finish(session, &out, report::ensemble::write(&out, &found))?;
         progress.end();
         say_bad(&candidates[0].images);
         println!("{}", page.display());

@@ -2,25 +2,19 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use zfnet::bench::Measured;
 use zfnet::data::Split;
 use zfnet::data::set::DataSet;
-use zfnet::disk::write_whole;
-use zfnet::report::csv;
-use zfnet::study::activations::rows;
-use zfnet::study::duplicates::{pairs, thumbnails};
-use zfnet::study::few::{Squares, Start};
-use zfnet::study::fingerprint;
-use zfnet::study::folds::{Fold, by_class, folds, shared};
-use zfnet::study::parts::Parts;
+use zfnet::report;
+use zfnet::study::Splits;
+use zfnet::study::few::Start;
 use zfnet::study::probe::paper_layers;
-use zfnet::study::transfer::{frozen, whole, write};
+use zfnet::study::transfer::{STUDY, Settings, draw, run};
 
-use super::StudyArgs;
+use super::{StudyArgs, finish};
 use crate::cli::progress::Progress;
 use crate::cli::{OnDevice, ReadArgs};
 
@@ -85,149 +79,33 @@ impl OnDevice for Transfer {
         };
         self.per_class.sort_unstable();
         self.per_class.dedup();
-        let per_class: Vec<usize> = self.per_class.iter().map(|&k| k as usize).collect();
-        let largest = per_class.last().copied().unwrap_or(0);
-        let data = DataSet::open(&self.data)?;
-        let options = self.read.options(model.preprocess.resize)?;
-        let train = Arc::new(data.images(Split::Train, options)?);
-        let val = Arc::new(data.images(Split::Val, options)?);
-        let classes = data.names();
-        let of_train = by_class(&train, classes.len());
-        let of_val = by_class(&val, classes.len());
-        let (tests, count) = (self.test_per_class as usize, self.folds as usize);
-        let drawn = folds(&of_train, &of_val, &classes, largest, tests, count, self.seed)
-            .with_context(|| self.data.display().to_string())?;
-        let union = |of: &dyn Fn(&Fold) -> Vec<u32>| {
-            let mut all: Vec<u32> = drawn.iter().flat_map(of).collect();
-            all.sort_unstable();
-            all.dedup();
-            all
-        };
-        let (trained, tested) = (union(&|fold| fold.train(largest)), union(&Fold::test));
-
-        let out = self.study.out(&zfnet::study::transfer::STUDY)?;
-        let mut notes = Vec::new();
-        let (mut excluded, mut found) = (Vec::new(), Vec::new());
-        match &self.pretrained_on {
-            None => notes
-                .push("No near-duplicates were searched: --pretrained-on was not given.".into()),
-            Some(root) => {
-                let seen = DataSet::open(root)?.images(Split::Train, options)?;
-                let all: Vec<u32> = (0..seen.len() as u32).collect();
-                let second = thumbnails(&seen, &all)?;
-                for (images, wanted, is_test) in [(&train, &trained, false), (&val, &tested, true)]
-                {
-                    let first = thumbnails(images, wanted)?;
-                    for pair in pairs(&first, &second, self.duplicate_threshold) {
-                        let image = wanted[pair.first];
-                        if is_test {
-                            excluded.push(image);
-                        }
-                        found.push(vec![
-                            images.path(image as usize).display().to_string(),
-                            seen.path(pair.second).display().to_string(),
-                            format!("{:.4}", pair.correlation),
-                            pair.mirrored.to_string(),
-                        ]);
-                    }
-                }
-                notes.push(format!(
-                    "Images with a near-duplicate among those the network was trained on \
-                     (duplicates.csv): {}. Of these {} are test images, which are left out; training \
-                     images are not.",
-                    found.len(),
-                    excluded.len()
-                ));
-            }
-        }
-        let print = fingerprint(backend, &model)?;
-        let images = [&train, &val].map(|images| images.fingerprint());
-        let indices = (&trained, &tested, &excluded, self.seed, count, tests, largest);
-        let precision = format!("{:?}", backend.precision());
-        let parts = Parts::open(&out, &(&print, images, layer, indices, precision))?;
-        let mut progress = Progress::new();
-        let kept = out.join(".features");
-        let mut features = |name: &str, images, wanted: &[u32]| {
-            let workers = usize::from(self.read.workers);
-            let keep = Some(kept.as_path());
-            rows(backend, &model, images, wanted, &[layer], keep, workers, |done, of| {
-                progress.show(name, done, of, "");
-            })
-            .map(|mut rows| rows.remove(0))
-        };
-        let training = features("training features", &train, &trained)?;
-        let test = features("test features", &val, &tested)?;
-        let mut scored = frozen(
-            &training,
-            &test,
-            &drawn,
-            &per_class,
-            classes.len(),
-            &excluded,
-            &parts,
-            |done, of| {
-                progress.show("softmax", done, of, "");
-            },
-        )?;
         let starts = [(Start::Scratch, !self.no_scratch), (Start::FineTune, self.fine_tune)];
-        for (start, _) in starts.into_iter().filter(|(_, wanted)| *wanted) {
-            let squares = [(&train, &trained), (&val, &tested)];
-            let [train, test] = squares.map(|(images, wanted)| Squares::read(images, wanted));
-            let (train, test) = (train?, test?);
-            scored.extend(whole(
-                backend,
-                &model,
-                &classes,
-                [&train, &test],
-                &drawn,
-                &per_class,
-                &excluded,
-                start,
-                self.updates,
-                &parts,
-                |done, of| progress.show(&format!("networks {}", start.name()), done, of, ""),
-            )?);
-            notes.push(format!(
-                "Networks {}: {} updates of at most {} images, whatever the number of images.",
-                start.name(),
-                self.updates,
-                model.network.architecture.recipe.batch_size
-            ));
-        }
+        let settings = Settings {
+            layer,
+            per_class: self.per_class.iter().map(|&images| images as usize).collect(),
+            folds: self.folds as usize,
+            test_per_class: self.test_per_class as usize,
+            seed: self.seed,
+            starts: starts.iter().filter(|(_, wanted)| *wanted).map(|(start, _)| *start).collect(),
+            updates: self.updates,
+            duplicate_threshold: self.duplicate_threshold,
+        };
+        let options = self.read.options(model.preprocess.resize)?;
+        let data = Splits::open(&DataSet::open(&self.data)?, options)?;
+        // Whether there are enough images is asked before a folder is made.
+        draw(&settings, &data).with_context(|| self.data.display().to_string())?;
+        let out = self.study.out(&STUDY)?;
+        let seen = match &self.pretrained_on {
+            Some(root) => Some(DataSet::open(root)?.images(Split::Train, options)?),
+            None => None,
+        };
+        let mut progress = Progress::new();
+        let mut session = self.study.session(backend, &model, &out, &mut progress);
+        session.workers = usize::from(self.read.workers);
+        session.fact("Data", self.data.display().to_string());
+        let found = run(&mut session, &model, &settings, &data, seen.as_ref())?;
+        let page = finish(session, &out, report::transfer::write(&out, &found))?;
         progress.end();
-
-        let few = [("training", &of_train, largest), ("test", &of_val, tests)];
-        for (name, of_class, each) in few {
-            let shared = shared(of_class, each, count).len();
-            if shared > 0 {
-                notes.push(format!(
-                    "Classes with too few {name} images, which folds share: {shared}."
-                ));
-            }
-        }
-        notes.push(
-            "The paper’s network was trained on ImageNet and its features were tested on 101 and 256 \
-             classes of Caltech’s; with fewer classes chance is higher."
-                .into(),
-        );
-        let mut facts = self.study.facts(&model);
-        let more = [
-            ("Data", self.data.display().to_string()),
-            ("Classes", classes.len().to_string()),
-            ("Layer", model.network.layers[layer].name.clone()),
-            ("Folds", count.to_string()),
-            ("Test images of each class, at most", tests.to_string()),
-            ("Seed", self.seed.to_string()),
-        ];
-        facts.extend(more.map(|(name, value)| (name.to_owned(), value)));
-        let cannot = || format!("cannot write into {}", out.display());
-        if self.pretrained_on.is_some() {
-            let head = ["image", "trained_on", "correlation", "mirrored"];
-            let table = csv(&head, found);
-            write_whole(&out.join("duplicates.csv"), table.as_bytes()).with_context(cannot)?;
-        }
-        let page = write(&out, facts, &per_class, &scored, notes).with_context(cannot)?;
-        Parts::remove(&out)?;
         println!("{}", page.display());
         Ok(ExitCode::SUCCESS)
     }
