@@ -6,6 +6,7 @@
 //! `inline_json` in the data for the script, and `Slugs` makes them fit for a path.
 
 pub mod correspondence;
+pub mod evolution;
 pub mod figure;
 pub mod occlusion;
 pub mod plot;
