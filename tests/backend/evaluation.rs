@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
-use crate::common::program::Place;
+use crate::common::place::Place;
 use crate::common::{storage_eps, values};
 use zfnet::backend::Backend;
 use zfnet::data::folder::ImageFolder;
