@@ -77,11 +77,15 @@
 //! with its walks up and down; [`train`] is the loop around it, with what it keeps on disk;
 //! [`study`] looks into trained networks; [`picture`] and [`report`] show what it finds;
 //! [`mod@bench`] says how fast all that is. [`shape`] is the arithmetic of sizes under all of them.
+//!
+//! [`report`] comes with the default feature `cli`, as the program does: without it there are neither pages
+//! nor the libraries that draw them.
 
 pub mod backend;
 pub mod bench;
 pub mod model;
 pub mod picture;
+#[cfg(feature = "cli")]
 pub mod report;
 pub mod study;
 pub mod train;

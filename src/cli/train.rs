@@ -217,7 +217,7 @@ impl OnDevice for Train {
         let classes = job.classes.len();
         let network = Network::new(Architecture { classes, ..job.architecture.clone() })?;
         let (images, run) = (job.train.clone(), &job.out);
-        let watch = self.evolution.watch(network, images, &self.data, run, job.workers)?;
+        let watch = self.evolution.watch(&network, images, &self.data, run, job.workers)?;
         let mut display = Display::new(job.architecture.recipe.epochs);
         let outcome = train(backend, &job, |event| {
             display.event(&event);

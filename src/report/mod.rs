@@ -8,6 +8,7 @@
 pub mod ablation;
 pub mod correspondence;
 pub mod ensemble;
+pub mod evolution;
 pub mod figure;
 pub mod filters;
 pub mod invariance;

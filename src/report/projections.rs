@@ -21,6 +21,7 @@ use serde::Serialize;
 use super::{Slugs, by_rule, caution, facts, page, short, signed};
 use crate::disk::write_whole;
 use crate::picture::Image;
+pub use crate::study::project::{Shown, ShownLayer, Unit};
 
 /// What a page shows.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -35,49 +36,6 @@ pub struct Projections {
     pub rule: String,
     /// In the order of the page.
     pub images: Vec<Shown>,
-}
-
-/// One image.
-#[derive(Clone, Debug, Default, Serialize)]
-pub struct Shown {
-    /// The file's path as the user gave it.
-    pub name: String,
-    /// The crop that the network saw.
-    #[serde(skip)]
-    pub input: Image,
-    /// Most probable first; the probability is between 0 and 1.
-    pub classes: Vec<(String, f32)>,
-    /// In the order of the page.
-    pub layers: Vec<ShownLayer>,
-}
-
-/// Units of one layer.
-#[derive(Clone, Debug, Default, Serialize)]
-pub struct ShownLayer {
-    /// The layer's name.
-    pub name: String,
-    /// Strongest first.
-    pub units: Vec<Unit>,
-}
-
-/// One unit and its projection.
-#[derive(Clone, Debug, Default, Serialize)]
-pub struct Unit {
-    /// Its map.
-    pub map: usize,
-    /// Its row.
-    pub y: usize,
-    /// Its column.
-    pub x: usize,
-    /// Its activation.
-    pub value: f32,
-    /// x0, y0, x1, y1 (x1, y1 excluded) in pixels of the input; may exceed it.
-    pub field_box: [i64; 4],
-    /// The same box in pixels of the original file.
-    pub patch: [f64; 4],
-    /// As large as the input.
-    #[serde(skip)]
-    pub projection: Image,
 }
 
 /// Writes the page, its pictures and its data; returns the page's path.

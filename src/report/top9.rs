@@ -24,6 +24,7 @@ use super::{
 };
 use crate::disk::write_whole;
 use crate::picture::Image;
+pub use crate::study::features::{Layer, Map};
 pub use crate::study::peaks::Peak;
 
 const SCRIPT: &str = include_str!("page.js");
@@ -80,32 +81,6 @@ pub struct Header {
     /// Seconds after which the page renews itself.
     #[serde(skip)]
     pub refresh: Option<u32>,
-}
-
-/// One layer's maps.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Layer {
-    /// The layer's name.
-    pub name: String,
-    /// How many maps the layer has, shown or not.
-    pub maps: usize,
-    /// Unit i sees `field` pixels of the input from `start + i * jump`.
-    pub field: usize,
-    /// Distance of two neighbouring units' fields.
-    pub jump: usize,
-    /// First pixel that unit 0 sees.
-    pub start: i64,
-    /// The maps shown.
-    pub rows: Vec<Map>,
-}
-
-/// One map and its strongest activations.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Map {
-    /// Its number in the layer.
-    pub map: usize,
-    /// Up to nine, strongest first, one for an image; none if the map never fired.
-    pub peaks: Vec<Peak>,
 }
 
 /// Writes the page, its sheets and its data; returns the page's path.

@@ -5,11 +5,9 @@
 //! OUT/epoch-0005/snapshot.json          written last: what was found with the weights of epoch 5
 //! OUT/epoch-0005/8-17.png               map 17 of layer 8, projected, cut to its receptive field
 //! OUT/epoch-0005/8-17-patch.png         what was there in the image
-//! OUT/index.html, 8-17.png, ...         the page: a strip a map, a column an epoch
 //! ```
 //!
-//! Snapshots are made one by one, as training goes or from checkpoints; the page is made of those there
-//! are.
+//! Snapshots are made one by one, as training goes or from checkpoints, and stay; a result is all there are.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,14 +16,12 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::peaks::{BATCH, Chosen, Peak, Searched, must_be_images, pictures, search};
-use super::{Study, fingerprint};
+use super::{Facts, Session, Study, fingerprint};
 use crate::backend::Backend;
 use crate::data::images::{Images, read_rgb};
 use crate::disk::write_whole;
 use crate::model::{Model, Network, Projector, Rule};
 use crate::picture::Image;
-use crate::report::csv;
-use crate::report::figure::{Figure, PROJECTION_CONTRAST, Picture, Section, Table};
 use crate::{Error, Result};
 
 /// See [`super::STUDIES`].
@@ -42,8 +38,6 @@ pub const EPOCHS: [u32; 8] = [1, 2, 5, 10, 20, 30, 40, 64];
 pub const MAPS: usize = 6;
 
 const SNAPSHOT: &str = "snapshot.json";
-/// Smaller tiles are enlarged by a whole factor to at least this side.
-const SMALLEST: usize = 64;
 
 /// What is followed, and over which images.
 pub struct Followed<'a> {
@@ -53,31 +47,74 @@ pub struct Followed<'a> {
     pub root: &'a Path,
     /// The maps.
     pub chosen: Vec<Chosen>,
-    /// Threads that decode.
-    pub workers: usize,
+}
+
+/// What was found.
+#[derive(Clone, Debug, Serialize)]
+pub struct Evolution {
+    /// What it was made with.
+    pub facts: Facts,
+    /// The network's name.
+    pub network: String,
+    /// By epoch; all of the same maps.
+    pub snapshots: Vec<Snapshot>,
 }
 
 /// What was found at the end of an epoch.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct Snapshot {
+pub struct Snapshot {
     /// What it is a snapshot of: images and maps.
     settings: String,
     /// The weights' fingerprint.
     model: String,
-    epoch: u32,
-    step: u32,
-    units: Vec<Strongest>,
+    /// The epoch that had ended, counted from 1.
+    pub epoch: u32,
+    /// Steps until then.
+    pub step: u32,
+    /// Layer by layer, in the order of their maps.
+    pub units: Vec<Strongest>,
 }
 
 /// The strongest activation of a map.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct Strongest {
+pub struct Strongest {
     /// Index of the layer.
-    layer: usize,
-    name: String,
-    map: usize,
+    pub layer: usize,
+    /// Its name.
+    pub name: String,
+    /// The map.
+    pub map: usize,
     /// None if the map never fired.
-    peak: Option<Peak>,
+    pub peak: Option<Peak>,
+}
+
+/// Makes the snapshot of an epoch in the folder `out`, unless it is there, and gives all snapshots there of
+/// these maps and images.
+///
+/// # Errors
+/// If images cannot be read, the folder cannot be read or written, or the backend refuses.
+pub fn run<B: Backend>(
+    session: &mut Session<'_, B>,
+    model: &Model<B>,
+    followed: &Followed<'_>,
+    out: &Path,
+    epoch: u32,
+    step: u32,
+) -> Result<Evolution> {
+    followed.snapshot(session, model, out, epoch, step)?;
+    Ok(Evolution {
+        facts: session.facts.clone(),
+        network: model.network.architecture.name.clone(),
+        snapshots: followed.snapshots(&model.network, out)?,
+    })
+}
+
+impl Snapshot {
+    /// The peak of a map that was followed; none if it never fired.
+    pub fn peak(&self, layer: usize, map: usize) -> Option<&Peak> {
+        let is_it = |unit: &&Strongest| (unit.layer, unit.map) == (layer, map);
+        self.units.iter().find(is_it)?.peak.as_ref()
+    }
 }
 
 impl Followed<'_> {
@@ -89,59 +126,47 @@ impl Followed<'_> {
         format!("{}; {}", self.images.fingerprint(), maps.join("; "))
     }
 
-    /// Makes the snapshot of an epoch in `out`, unless it is there. `progress` is called with how many
-    /// images are done, and of how many.
-    ///
-    /// # Errors
-    /// If images cannot be read, the folder cannot be written, or the backend refuses.
-    pub fn snapshot<B: Backend>(
+    fn snapshot<B: Backend>(
         &self,
-        backend: &B,
+        session: &mut Session<'_, B>,
         model: &Model<B>,
         out: &Path,
         epoch: u32,
         step: u32,
-        mut progress: impl FnMut(usize, usize),
     ) -> Result<()> {
         let Model { network, params, preprocess, .. } = model;
+        let (backend, workers) = (session.backend, session.workers);
         let (settings, fingerprint) = (self.settings(network), fingerprint(backend, model)?);
         let folder = folder(out, epoch);
         let is_there = |there: Snapshot| {
             (there.settings, there.model) == (settings.clone(), fingerprint.clone())
         };
-        if read(&folder).is_ok_and(is_there) {
+        if read(&folder).is_some_and(is_there) {
             return Ok(());
         }
         let mut projector = Projector::new(backend, network, params, preprocess, BATCH, BATCH)?;
-        let mut searched = Searched::nothing(&self.chosen);
-        let (images, chosen) = (&self.images, &self.chosen);
-        search(
-            &mut projector,
-            model,
-            images,
-            chosen,
-            1,
-            self.workers,
-            &mut searched,
-            |searched| {
-                progress(searched.done, images.len());
-                Ok(())
-            },
-        )?;
-        must_be_images(images, self.root)?;
+        let Followed { images, root, chosen } = self;
+        let what = format!("evolution: epoch {epoch}");
+        let mut searched = Searched::nothing(chosen);
+        search(&mut projector, model, images, chosen, 1, workers, &mut searched, |searched| {
+            session.progress(&what, searched.done, images.len(), "");
+            Ok(())
+        })?;
+        must_be_images(images, root)?;
         let io = |error| Error::io("write", &folder)(error);
         let _ = fs::remove_file(folder.join(SNAPSHOT)); // its pictures are about to change
         let mut units = Vec::new();
-        for (Chosen { layer, maps }, best) in self.chosen.iter().zip(&searched.best) {
-            let (rule, root) = (Rule::DECONVNET, self.root);
+        for (Chosen { layer, maps }, best) in chosen.iter().zip(&searched.best) {
+            let rule = Rule::DECONVNET;
             let shown = pictures(model, &mut projector, images, root, rule, *layer, best, |_| ())?;
             for (&map, peaks) in maps.iter().zip(shown) {
                 let peak = peaks.into_iter().next();
                 let name = network.layers[*layer].name.clone();
                 let unit = Strongest { layer: *layer, name, map, peak };
                 if let Some(peak) = &unit.peak {
-                    peak.projection.write_png(&folder.join(unit.file(""))).map_err(io)?;
-                    peak.photo.write_png(&folder.join(unit.file("-patch"))).map_err(io)?;
+                    let [projection, photo] = unit.files(&folder);
+                    peak.projection.write_png(&projection).map_err(io)?;
+                    peak.photo.write_png(&photo).map_err(io)?;
                 }
                 units.push(unit);
             }
@@ -150,11 +175,34 @@ impl Followed<'_> {
         let json = serde_json::to_vec(&snapshot).expect("plain data");
         write_whole(&folder.join(SNAPSHOT), &json).map_err(io)
     }
+
+    /// All snapshots in `out` of these maps and images, with their pictures, by epoch.
+    fn snapshots(&self, network: &Network, out: &Path) -> Result<Vec<Snapshot>> {
+        let settings = self.settings(network);
+        let entries = fs::read_dir(out).map_err(Error::io("read", out))?;
+        let mut snapshots: Vec<Snapshot> = entries
+            .filter_map(|entry| read(&entry.ok()?.path()))
+            .filter(|snapshot| snapshot.settings == settings)
+            .collect();
+        snapshots.sort_by_key(|snapshot| snapshot.epoch);
+        for snapshot in &mut snapshots {
+            let folder = folder(out, snapshot.epoch);
+            for unit in &mut snapshot.units {
+                let [projection, photo] = unit.files(&folder);
+                if let Some(peak) = &mut unit.peak {
+                    peak.projection = picture(&projection)?;
+                    peak.photo = picture(&photo)?;
+                }
+            }
+        }
+        Ok(snapshots)
+    }
 }
 
 impl Strongest {
-    fn file(&self, what: &str) -> String {
-        format!("{}-{}{what}.png", self.layer, self.map)
+    /// Its projection, and what was there in the image.
+    fn files(&self, folder: &Path) -> [PathBuf; 2] {
+        ["", "-patch"].map(|what| folder.join(format!("{}-{}{what}.png", self.layer, self.map)))
     }
 }
 
@@ -162,152 +210,12 @@ fn folder(out: &Path, epoch: u32) -> PathBuf {
     out.join(format!("epoch-{epoch:04}"))
 }
 
-fn read(folder: &Path) -> Result<Snapshot> {
-    let path = folder.join(SNAPSHOT);
-    let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
-    serde_json::from_slice(&bytes)
-        .map_err(|error| Error::file(&path, format!("is no snapshot of ours: {error}")))
+/// The snapshot in a folder, as yet without its pictures; `None` if there is none of ours.
+fn read(folder: &Path) -> Option<Snapshot> {
+    serde_json::from_slice(&fs::read(folder.join(SNAPSHOT)).ok()?).ok()
 }
 
-impl Followed<'_> {
-    /// Writes the page of all snapshots of these maps and images in `out`, with `evolution.csv`; returns
-    /// the page's path. `facts` say what it was made with.
-    ///
-    /// # Errors
-    /// If there is no snapshot, or the folder cannot be read or written.
-    pub fn write(
-        &self,
-        network: &Network,
-        out: &Path,
-        facts: Vec<(String, String)>,
-    ) -> Result<PathBuf> {
-        let settings = self.settings(network);
-        let entries = fs::read_dir(out).map_err(Error::io("read", out))?;
-        let mut snapshots: Vec<Snapshot> = entries
-            .filter_map(|entry| read(&entry.ok()?.path()).ok())
-            .filter(|snapshot| snapshot.settings == settings)
-            .collect();
-        snapshots.sort_by_key(|snapshot| snapshot.epoch);
-        let Some(last) = snapshots.last() else {
-            return Err(Error::file(out, "holds no snapshot of these maps and images"));
-        };
-        let io = |error| Error::io("write", out)(error);
-        let mut figure = Figure {
-            study: "evolution".into(),
-            title: format!("How the features of {} came about", network.architecture.name),
-            paper: "Figure 4".into(),
-            facts,
-            how: vec![
-                "A strip is one map, a column one epoch: above, the strongest activation over all \
-                 training images, carried back to pixels; below, the patch of the image that it was \
-                 found in. The image may change from column to column: then another one excites the \
-                 map more."
-                    .into(),
-            ],
-            files: vec![("evolution.csv".into(), "every strongest activation".into())],
-            ..Figure::default()
-        };
-        for same in last.units.chunk_by(|a, b| a.layer == b.layer) {
-            let mut section = Section { title: same[0].name.clone(), ..Section::default() };
-            let mut rows = Vec::new();
-            for unit in same {
-                section.pictures.push(strip(out, &snapshots, unit)?);
-                let mut row = vec![unit.map.to_string()];
-                row.extend(snapshots.iter().map(|snapshot| match found(snapshot, unit) {
-                    Some(peak) => format!("{:.3}", peak.value),
-                    None => "dead".into(),
-                }));
-                rows.push(row);
-            }
-            let mut head = vec!["map".to_owned()];
-            head.extend(snapshots.iter().map(|snapshot| format!("epoch {}", snapshot.epoch)));
-            section.tables.push(Table {
-                caption: format!("Strongest activation of each map of {}", same[0].name),
-                head,
-                rows,
-                notes: Vec::new(),
-            });
-            figure.sections.push(section);
-        }
-        write_whole(&out.join("evolution.csv"), numbers(&snapshots).as_bytes()).map_err(io)?;
-        figure.write(out).map_err(io)
-    }
-}
-
-/// The peak of a map in a snapshot of the same maps.
-fn found<'a>(snapshot: &'a Snapshot, unit: &Strongest) -> Option<&'a Peak> {
-    let is_it = |other: &&Strongest| (other.layer, other.map) == (unit.layer, unit.map);
-    snapshot.units.iter().find(is_it)?.peak.as_ref()
-}
-
-/// Puts the tiles of a map side by side.
-fn strip(out: &Path, snapshots: &[Snapshot], unit: &Strongest) -> Result<Picture> {
-    let mut tiles = [Vec::new(), Vec::new()];
-    for snapshot in snapshots {
-        for (tiles, what) in tiles.iter_mut().zip(["", "-patch"]) {
-            tiles.push(match found(snapshot, unit) {
-                None => None,
-                Some(_) => {
-                    let rgb = read_rgb(&folder(out, snapshot.epoch).join(unit.file(what)))?;
-                    Some(Image::new(rgb.width, rgb.height, rgb.pixels))
-                }
-            });
-        }
-    }
-    let side = tiles.iter().flatten().flatten().map(|tile| tile.width).max().unwrap_or(SMALLEST);
-    let side = side * SMALLEST.div_ceil(side);
-    // A map that did not fire in an epoch leaves its place empty: white, not grey.
-    let tiles: Vec<Image> = tiles
-        .into_iter()
-        .flatten()
-        .map(|tile| tile.map_or(Image::filled(side, side, 255), |tile| tile.resize(side, side)))
-        .collect();
-    let strip = Image::sheet(&tiles, snapshots.len(), 2, 255);
-    let file = unit.file("");
-    strip.write_png(&out.join(&file)).map_err(Error::io("write", out))?;
-    let epochs: Vec<String> = snapshots.iter().map(|s| s.epoch.to_string()).collect();
-    let dead = snapshots.iter().any(|snapshot| found(snapshot, unit).is_none());
-    let newest = snapshots.iter().rev().find_map(|snapshot| found(snapshot, unit));
-    Ok(Picture {
-        file,
-        size: [strip.width, strip.height],
-        title: format!("{} map {}", unit.name, unit.map),
-        method: format!(
-            "columns are epochs {}; the strongest activation of the training images by the deconvnet, \
-             and its patch{}",
-            epochs.join(", "),
-            if dead { "; white where the map never fired" } else { "" }
-        ),
-        contrast: format!("of a projection, {PROJECTION_CONTRAST}; patches as in the file"),
-        image: newest.map_or(String::new(), |peak| {
-            format!("{} (the last column in which it fires)", peak.image)
-        }),
-        area: newest.map(|peak| peak.patch),
-        wide: true,
-    })
-}
-
-fn numbers(snapshots: &[Snapshot]) -> String {
-    let head = ["epoch", "step", "layer", "map", "value", "image", "class", "y", "x"];
-    let head = [&head[..], &["x0", "y0", "x1", "y1"]].concat();
-    let row = |snapshot: &Snapshot, unit: &Strongest| {
-        let mut row = vec![
-            snapshot.epoch.to_string(),
-            snapshot.step.to_string(),
-            unit.name.clone(),
-            unit.map.to_string(),
-        ];
-        match &unit.peak {
-            None => row.extend(["0".to_owned()].into_iter().chain((0..8).map(|_| String::new()))),
-            Some(peak) => {
-                let Peak { value, image, class, y, x, patch, .. } = peak;
-                row.extend([value.to_string(), image.clone(), class.clone()]);
-                row.extend([y.to_string(), x.to_string()]);
-                row.extend(patch.map(|edge| edge.to_string()));
-            }
-        }
-        row
-    };
-    let rows = snapshots.iter().flat_map(|s| s.units.iter().map(move |unit| row(s, unit)));
-    csv(&head, rows)
+fn picture(path: &Path) -> Result<Image> {
+    let rgb = read_rgb(path)?;
+    Ok(Image::new(rgb.width, rgb.height, rgb.pixels))
 }

@@ -5,14 +5,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::parts::Parts;
-use super::peaks::{BATCH, Chosen, Searched, must_be_images, pictures, search};
-use super::{Study, fingerprint};
+use serde::{Deserialize, Serialize};
+
+use super::peaks::{BATCH, Chosen, Peak, Searched, must_be_images, pictures, search};
+use super::{Session, Study};
+use crate::Result;
 use crate::backend::Backend;
 use crate::data::images::Images;
 use crate::model::{Model, Projector, Rule};
-use crate::report::top9::{Layer, Map, Writer};
-use crate::{Error, Result};
 
 /// See [`super::STUDIES`].
 pub const STUDY: Study = Study {
@@ -30,42 +30,71 @@ const PICTURES: usize = 256 << 20;
 const KEEP: Duration = Duration::from_secs(30);
 
 /// What to look at.
-pub struct Request<'a> {
-    /// The images to be searched.
-    pub images: Arc<Images>,
-    /// Their root folder: paths are shown relative to it.
-    pub root: &'a Path,
+pub struct Settings {
     /// The maps.
     pub chosen: Vec<Chosen>,
     /// The rule of the walk down.
     pub rule: Rule,
-    /// Threads that decode.
-    pub workers: usize,
 }
 
-/// Finds and projects the strongest peaks of every chosen map, and hands them to `writer`. What the
-/// search has found is kept in `out` now and then, so that the same search goes on there. `progress` is
-/// called with what is being done, how much is done, of how much.
+/// What [`run`] hands on: each layer before its maps.
+pub enum Found {
+    /// The next layer, as yet without maps.
+    Layer(Layer),
+    /// The next map of that layer.
+    Map(Map),
+}
+
+/// One layer's maps.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Layer {
+    /// The layer's name.
+    pub name: String,
+    /// How many maps the layer has, shown or not.
+    pub maps: usize,
+    /// Unit i sees `field` pixels of the input from `start + i * jump`.
+    pub field: usize,
+    /// Distance of two neighbouring units' fields.
+    pub jump: usize,
+    /// First pixel that unit 0 sees.
+    pub start: i64,
+    /// The maps shown.
+    pub rows: Vec<Map>,
+}
+
+/// One map and its strongest activations.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Map {
+    /// Its number in the layer.
+    pub map: usize,
+    /// Up to nine, strongest first, one for an image; none if the map never fired.
+    pub peaks: Vec<Peak>,
+}
+
+/// Searches `images` for the strongest peaks of every chosen map and projects them. There are more pictures
+/// than memory may hold, so they are handed on map by map; image paths are relative to `root`. How far the
+/// search has come is kept now and then.
 ///
 /// # Errors
-/// If there are no images, images or pages cannot be read or written, or the backend refuses.
-pub fn features<B: Backend>(
-    backend: &B,
+/// If there are no images, images cannot be read, parts cannot be kept, the backend refuses, or `each` fails.
+pub fn run<B: Backend>(
+    session: &mut Session<'_, B>,
     model: &Model<B>,
-    request: &Request<'_>,
-    out: &Path,
-    writer: &mut Writer,
-    mut progress: impl FnMut(&str, usize, usize),
+    settings: &Settings,
+    images: &Arc<Images>,
+    root: &Path,
+    mut each: impl FnMut(Found) -> Result<()>,
 ) -> Result<()> {
     let Model { network, params, preprocess, .. } = model;
-    let Request { images, root, chosen, rule, workers } = request;
-    let settings = (fingerprint(backend, model)?, images.fingerprint(), chosen);
-    let parts = Parts::open(out, &settings)?;
+    let Settings { chosen, rule } = settings;
+    let (backend, workers) = (session.backend, session.workers);
+    // The search does not depend on the rule.
+    let parts = session.parts(&[model], &(images.fingerprint(), chosen))?;
     let mut projector = Projector::new(backend, network, params, preprocess, BATCH, BATCH)?;
     let mut searched = parts.get("search").unwrap_or_else(|| Searched::nothing(chosen));
     let mut kept = Instant::now();
-    search(&mut projector, model, images, chosen, PEAKS, *workers, &mut searched, |searched| {
-        progress("search", searched.done, images.len());
+    search(&mut projector, model, images, chosen, PEAKS, workers, &mut searched, |searched| {
+        session.progress("features: search", searched.done, images.len(), "");
         if kept.elapsed() > KEEP || searched.done == images.len() {
             kept = Instant::now();
             parts.put("search", searched)?;
@@ -76,31 +105,29 @@ pub fn features<B: Backend>(
     for (Chosen { layer, maps }, best) in chosen.iter().zip(&searched.best) {
         let shown = &network.layers[*layer];
         let [vertical, _] = shown.field;
-        let io = |error| Error::io("write", out)(error);
-        writer
-            .layer(Layer {
-                name: shown.name.clone(),
-                maps: shown.output.c,
-                field: vertical.size,
-                jump: vertical.jump,
-                start: vertical.start,
-                rows: Vec::new(),
-            })
-            .map_err(io)?;
+        each(Found::Layer(Layer {
+            name: shown.name.clone(),
+            maps: shown.output.c,
+            field: vertical.size,
+            jump: vertical.jump,
+            start: vertical.start,
+            rows: Vec::new(),
+        }))?;
         // So many maps at a time that their pictures fit into PICTURES.
         let per_map = 2 * PEAKS * 3 * vertical.size * vertical.size;
         let at_a_time = (PICTURES / per_map).max(1);
+        let what = format!("features: {}", shown.name);
         let (total, mut done) = (best.iter().map(Vec::len).sum(), 0);
-        progress(&shown.name, 0, total);
+        session.progress(&what, 0, total, "");
         for (maps, best) in maps.chunks(at_a_time).zip(best.chunks(at_a_time)) {
             let rows = pictures(model, &mut projector, images, root, *rule, *layer, best, |now| {
-                progress(&shown.name, done + now, total);
+                session.progress(&what, done + now, total, "");
             })?;
             done += best.iter().map(Vec::len).sum::<usize>();
             for (&map, peaks) in maps.iter().zip(rows) {
-                writer.map(Map { map, peaks }).map_err(io)?;
+                each(Found::Map(Map { map, peaks }))?;
             }
         }
     }
-    Parts::remove(out)
+    Ok(())
 }

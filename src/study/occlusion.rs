@@ -186,7 +186,7 @@ impl OfImage {
     }
 
     /// The share of the square's places whose centre lies in the box: what chance would give.
-    pub(crate) fn places_inside(&self) -> Option<f64> {
+    pub fn places_inside(&self) -> Option<f64> {
         let [x0, y0, x1, y1] = self.object?;
         let Occluded { square, corners, .. } = &self.occluded;
         let share = |low: f64, high: f64| {

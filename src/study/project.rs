@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use serde::Serialize;
+
 use super::pixels::{centre_crop, field_box, original_box, projection_image};
 use super::{projection_of, unit_named};
 use crate::backend::{Backend, SeedUnit, Tensor};
@@ -9,7 +11,7 @@ use crate::data::decode::prepare;
 use crate::data::images::read_rgb;
 use crate::model::weights::Named;
 use crate::model::{Kind, Model, Projector, Rule, Seed, strongest};
-use crate::report::projections::{Shown, ShownLayer, Unit};
+use crate::picture::Image;
 use crate::shape::Shape;
 use crate::train::evaluate::{Classifier, TestCrops};
 use crate::{Error, Result};
@@ -46,6 +48,49 @@ impl Units {
         let (layer, map) = unit_named(network, unit)?;
         Ok(Units::One { layer, map })
     }
+}
+
+/// One image.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Shown {
+    /// The file's path as the user gave it.
+    pub name: String,
+    /// The crop that the network saw.
+    #[serde(skip)]
+    pub input: Image,
+    /// Most probable first; the probability is between 0 and 1.
+    pub classes: Vec<(String, f32)>,
+    /// In the order of the page.
+    pub layers: Vec<ShownLayer>,
+}
+
+/// Units of one layer.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct ShownLayer {
+    /// The layer's name.
+    pub name: String,
+    /// Strongest first.
+    pub units: Vec<Unit>,
+}
+
+/// One unit and its projection.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Unit {
+    /// Its map.
+    pub map: usize,
+    /// Its row.
+    pub y: usize,
+    /// Its column.
+    pub x: usize,
+    /// Its activation.
+    pub value: f32,
+    /// x0, y0, x1, y1 (x1, y1 excluded) in pixels of the input; may exceed it.
+    pub field_box: [i64; 4],
+    /// The same box in pixels of the original file.
+    pub patch: [f64; 4],
+    /// As large as the input.
+    #[serde(skip)]
+    pub projection: Image,
 }
 
 /// Projects units of one image, and says what the network takes it for.

@@ -407,6 +407,7 @@ fn what_is_not_there_is_refused() {
 }
 
 /// The program under a stand-in that plays broken machines.
+#[cfg(feature = "cli")]
 mod stand_in {
     use crate::common::program::{Place, Ran};
 

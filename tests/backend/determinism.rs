@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
-use crate::common::program::Place;
+use crate::common::place::Place;
 use crate::common::{Random, Samples, all_weights, bits, norm, random_params, values};
 use zfnet::backend::cpu::CpuBackend;
 use zfnet::backend::{Backend, StepState};

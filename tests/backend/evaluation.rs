@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
-use crate::common::program::Place;
+use crate::common::place::Place;
 use crate::common::{storage_eps, values};
 use zfnet::backend::Backend;
 use zfnet::data::folder::ImageFolder;
@@ -14,8 +14,8 @@ use zfnet::model::{
     Architecture, InputStage, Model, Network, Params, Preprocess, Projector, Purpose, Rule,
     Workspace,
 };
-use zfnet::report::top9::{Header, Writer};
-use zfnet::study::features::{Request, features};
+use zfnet::study::Session;
+use zfnet::study::features::{Found, Layer, Settings, run};
 use zfnet::study::peaks::{Chosen, Maps, Searched, search};
 use zfnet::study::project::{Units, project};
 use zfnet::train::evaluate::{Classifier, Member, TestCrops, evaluate};
@@ -111,8 +111,26 @@ fn errors_are_those_of_averaged_probabilities<B: Backend>(backend: &B) {
     assert!(top1 > 0 && top1 < images.len() && top5 < top1, "the network tells images apart");
 }
 
-fn read_json(path: &Path) -> serde_json::Value {
-    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+/// What `features` finds in the images of a folder, as a page has it.
+fn features<B: Backend>(
+    backend: &B,
+    model: &Model<B>,
+    settings: &Settings,
+    images: &Arc<Images>,
+    root: &Path,
+) -> serde_json::Value {
+    let mut session = Session::new(backend);
+    session.workers = 2;
+    let mut layers: Vec<Layer> = Vec::new();
+    run(&mut session, model, settings, images, root, |found| {
+        match found {
+            Found::Layer(layer) => layers.push(layer),
+            Found::Map(map) => layers.last_mut().unwrap().rows.push(map),
+        }
+        Ok(())
+    })
+    .unwrap();
+    serde_json::to_value(layers).unwrap()
 }
 
 /// For every map, the images whose centre crop excites it most, the place, and the box that the
@@ -123,17 +141,9 @@ fn the_nine_strongest_are_the_strongest<B: Backend>(backend: &B) {
     let images = Arc::new(Images::new(folder.train, OPTIONS));
     let model = model(backend, &place, 1);
     let layer = model.network.layer("conv2").unwrap();
-    let request = Request {
-        images: images.clone(),
-        root: &place.path("data"),
-        chosen: vec![Maps::First(11).of(&model.network, layer)],
-        rule: Rule::DECONVNET,
-        workers: 2,
-    };
-    let out = place.path("page");
-    let mut writer = Writer::new(&out, Header::default()).unwrap();
-    features(backend, &model, &request, &out, &mut writer, |_, _, _| ()).unwrap();
-    writer.finish().unwrap();
+    let chosen = vec![Maps::First(11).of(&model.network, layer)];
+    let settings = Settings { chosen, rule: Rule::DECONVNET };
+    let found = features(backend, &model, &settings, &images, &place.path("data"));
 
     let shown = &model.network.layers[layer];
     let (width, maps) = (shown.output.w, shown.output.c);
@@ -149,8 +159,7 @@ fn the_nine_strongest_are_the_strongest<B: Backend>(backend: &B) {
             }
         }
     }
-    let json = read_json(&out.join("top9.json"));
-    let rows = json["layers"][0]["rows"].as_array().unwrap();
+    let rows = found[0]["rows"].as_array().unwrap();
     assert_eq!(rows.len(), 11);
     let mut compared = 0;
     for (map, row) in rows.iter().enumerate() {
@@ -188,9 +197,7 @@ fn features_and_project_find_the_same<B: Backend>(backend: &B) {
     let [conv1, pool1, conv2, fc3] =
         ["conv1", "pool1", "conv2", "fc3"].map(|name| network.layer(name).unwrap());
     let root = place.path("data");
-    let request = Request {
-        images: Arc::new(Images::new(folder.val, OPTIONS)),
-        root: &root,
+    let settings = Settings {
         chosen: vec![
             Chosen { layer: conv1, maps: vec![7, 2] },
             Chosen { layer: pool1, maps: vec![2] },
@@ -198,21 +205,16 @@ fn features_and_project_find_the_same<B: Backend>(backend: &B) {
             Chosen { layer: fc3, maps: vec![3, 4] },
         ],
         rule: Rule::DECONVNET,
-        workers: 2,
     };
-    let out = place.path("page");
-    let mut writer = Writer::new(&out, Header::default()).unwrap();
-    features(backend, &model, &request, &out, &mut writer, |_, _, _| ()).unwrap();
-    writer.finish().unwrap();
+    let images = Arc::new(Images::new(folder.val, OPTIONS));
+    let layers = features(backend, &model, &settings, &images, &root);
 
     let mut projector = Projector::new(backend, network, params, preprocess, 1, 1).unwrap();
     let mut classifier = Classifier::new(backend, network, preprocess, TestCrops::One, 1).unwrap();
     // On another way through a batch, sums may be rounded otherwise.
     let near = 1e-5 + 2.0 * storage_eps(backend) as f32;
-    let json = read_json(&out.join("top9.json"));
     let mut compared = 0;
-    let layers = json["layers"].as_array().unwrap();
-    for (Chosen { layer, maps }, found) in request.chosen.iter().zip(layers) {
+    for (Chosen { layer, maps }, found) in settings.chosen.iter().zip(layers.as_array().unwrap()) {
         let rows = found["rows"].as_array().unwrap();
         assert_eq!(rows.len(), maps.len());
         for (&map, row) in maps.iter().zip(rows) {

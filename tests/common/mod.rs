@@ -1,10 +1,11 @@
 //! What the tests share: the backends they run on, a tiny seeded generator, tensors to and from a
 //! backend, and comparison. [`twin`] holds the naive operations that backends are measured against,
-//! [`program`] runs the command line, [`page`]
-//! reads its pages.
+//! [`place`] is a folder with images, [`program`] runs the command line there, [`page`] reads its pages.
 #![allow(dead_code, unused_macros)] // each test binary uses a part of it
 
 pub mod page;
+pub mod place;
+#[cfg(feature = "cli")]
 pub mod program;
 pub mod twin;
 

@@ -12,7 +12,9 @@ use zfnet::data::folder::{ImageFolder, Sample};
 use zfnet::data::images::{Images, ReadOptions};
 use zfnet::model::{Model, Params, Preprocess};
 use zfnet::picture::Image;
-use zfnet::study::evolution::Followed;
+use zfnet::report;
+use zfnet::study::Session;
+use zfnet::study::evolution::{Evolution, Followed, run};
 use zfnet::study::peaks::Chosen;
 
 on_every_backend!(strips_by_hand);
@@ -70,17 +72,18 @@ fn strips_by_hand<B: Backend>(backend: &B) {
     let folder = tempfile::tempdir().unwrap();
     let (root, out) = (folder.path().join("data"), folder.path().join("out"));
     let models = [hand(backend, 0), hand(backend, 2)];
-    let network = &models[0].network;
     let followed = Followed {
         images: Arc::new(hand_data(&root)),
         root: &root,
         chosen: vec![Chosen { layer: 0, maps: vec![0, 1, 2] }],
-        workers: 1,
     };
-    for (model, [epoch, step]) in models.iter().zip([[1, 10], [3, 30]]) {
-        followed.snapshot(backend, model, &out, epoch, step, |_, _| ()).unwrap();
-    }
-    followed.write(network, &out, vec![]).unwrap();
+    let after = |followed: &Followed<'_>, model: &Model<B>, [epoch, step]: [u32; 2]| -> Evolution {
+        run(&mut Session::new(backend), model, followed, &out, epoch, step).unwrap()
+    };
+    after(&followed, &models[0], [1, 10]);
+    let found = after(&followed, &models[1], [3, 30]);
+    assert_eq!(found.snapshots.iter().map(|s| s.epoch).collect::<Vec<_>>(), [1, 3]);
+    report::evolution::write(&out, &found).unwrap();
     let csv = fs::read_to_string(out.join("evolution.csv")).unwrap();
     assert_eq!(
         csv,
@@ -117,19 +120,18 @@ fn strips_by_hand<B: Backend>(backend: &B) {
     }
 
     // What is there is not made again; what another model has made is.
-    let no_work = |_, _| panic!("it is there");
-    followed.snapshot(backend, &models[0], &out, 1, 10, no_work).unwrap();
-    followed.snapshot(backend, &models[1], &out, 1, 10, |_, _| ()).unwrap();
-    followed.write(network, &out, vec![]).unwrap();
-    let csv = fs::read_to_string(out.join("evolution.csv")).unwrap();
-    assert!(csv.contains("1,10,conv1,0,90,train/b/3.png"), "{csv}");
+    let mut idle = Session::new(backend).watched(|_, _, _, _| panic!("it is there"));
+    run(&mut idle, &models[0], &followed, &out, 1, 10).unwrap();
+    let found = after(&followed, &models[1], [1, 10]);
+    assert_eq!(found.snapshots.len(), 2);
+    let blue = found.snapshots[0].peak(0, 0).unwrap();
+    assert_eq!((blue.value, blue.image.as_str()), (90.0, "train/b/3.png"));
     // Other maps are not mixed with these.
     let chosen = vec![Chosen { layer: 0, maps: vec![1] }];
     let other = Followed { images: followed.images.clone(), chosen, ..followed };
-    assert!(other.write(network, &out, vec![]).unwrap_err().to_string().contains("no snapshot"));
-    other.snapshot(backend, &models[0], &out, 3, 30, |_, _| ()).unwrap();
-    other.write(network, &out, vec![]).unwrap();
-    assert_eq!(fs::read_to_string(out.join("evolution.csv")).unwrap().lines().count(), 2);
+    let found = after(&other, &models[0], [3, 30]);
+    assert_eq!(found.snapshots.len(), 1);
+    assert_eq!(found.snapshots[0].units.len(), 1);
 }
 
 const TRAIN: &str = "train --data data --arch tiny.toml --keep 9";

@@ -11,12 +11,15 @@ use zfnet::bench::Measured;
 use zfnet::data::Split;
 use zfnet::data::images::Images;
 use zfnet::model::{Bare, Network};
-use zfnet::study::evolution::{EPOCHS, Followed, MAPS};
+use zfnet::report;
+use zfnet::study::Facts;
+use zfnet::study::evolution::{EPOCHS, Followed, MAPS, STUDY, run};
 use zfnet::study::peaks::{Chosen, Maps, spatial_layers};
 use zfnet::train::Event;
 use zfnet::train::checkpoint::{State, candidates, load_model, read_state};
 
 use super::features::chosen_units;
+use super::{finish, watched};
 use crate::cli::progress::Progress;
 use crate::cli::{DeviceArgs, OnDevice, ReadArgs, make_folder, open_data};
 
@@ -73,7 +76,7 @@ impl OnDevice for Evolution {
         if !self.epochs.is_empty() {
             kept.retain(|(state, _)| self.epochs.contains(&state.epoch));
         }
-        let out = self.out.clone().unwrap_or_else(|| self.run.join("report/evolution"));
+        let out = self.out.clone().unwrap_or_else(|| page_folder(&self.run));
         let mut progress = Progress::new();
         let mut written = None;
         let mut images: Option<Arc<Images>> = None;
@@ -89,19 +92,22 @@ impl OnDevice for Evolution {
             };
             let chosen = choose(&model.network, &self.units, self.seed)?;
             make_folder(&out)?; // now that all that was asked for is there
-            let workers = usize::from(self.read.workers);
-            let followed = Followed { images, root: &self.data, chosen, workers };
-            let what = format!("evolution: epoch {}", state.epoch);
-            followed.snapshot(backend, &model, &out, state.epoch, state.step, |done, all| {
-                progress.show(&what, done, all, "");
-            })?;
-            let facts = facts(&model.network, &self.run, &self.data);
-            written = Some(followed.write(&model.network, &out, facts)?);
+            let followed = Followed { images, root: &self.data, chosen };
+            let mut session = watched(backend, &out, &mut progress);
+            session.workers = usize::from(self.read.workers);
+            session.facts = facts(&model.network, &self.run, &self.data);
+            let found = run(&mut session, &model, &followed, &out, state.epoch, state.step)?;
+            written = Some(finish(session, &out, report::evolution::write(&out, &found))?);
         }
         progress.end();
         println!("{}", written.expect("one epoch at least").display());
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// Where the page of a run is, unless it shall be elsewhere.
+fn page_folder(run: &Path) -> PathBuf {
+    run.join("report").join(STUDY.name)
 }
 
 fn choose(network: &Network, units: &[String], seed: u64) -> Result<Vec<Chosen>> {
@@ -112,7 +118,7 @@ fn choose(network: &Network, units: &[String], seed: u64) -> Result<Vec<Chosen>>
     Ok(layers.map(|layer| Maps::Random(MAPS, seed).of(network, layer)).collect())
 }
 
-fn facts(network: &Network, run: &Path, data: &Path) -> Vec<(String, String)> {
+fn facts(network: &Network, run: &Path, data: &Path) -> Facts {
     let facts = [
         ("Network", network.architecture.name.clone()),
         ("Run", run.display().to_string()),
@@ -141,16 +147,16 @@ pub struct EvolutionArgs {
 /// A training's features, followed as it goes.
 pub struct Watch<'a> {
     followed: Followed<'a>,
-    network: Network,
     epochs: Vec<u32>,
     run: PathBuf,
+    workers: usize,
 }
 
 impl EvolutionArgs {
     /// What is to be followed, if anything; errors before anything is trained.
     pub fn watch<'a>(
         &self,
-        network: Network,
+        network: &Network,
         images: Arc<Images>,
         data: &'a Path,
         run: &Path,
@@ -159,14 +165,14 @@ impl EvolutionArgs {
         if !self.evolution {
             return Ok(None);
         }
-        let chosen = choose(&network, &self.evolution_units, 0)?;
+        let chosen = choose(network, &self.evolution_units, 0)?;
         let mut epochs = self.evolution_epochs.clone();
         if epochs.is_empty() {
             epochs = EPOCHS.to_vec();
         }
         epochs.push(network.architecture.recipe.epochs);
-        let followed = Followed { images, root: data, chosen, workers };
-        Ok(Some(Watch { followed, network, epochs, run: run.to_owned() }))
+        let followed = Followed { images, root: data, chosen };
+        Ok(Some(Watch { followed, epochs, run: run.to_owned(), workers }))
     }
 }
 
@@ -181,19 +187,19 @@ impl Watch<'_> {
         let (Event::Start { state, .. } | Event::Epoch { state, .. }) = event else {
             return Ok(());
         };
-        let out = self.run.join("report/evolution");
         if state.batch != 0 || !self.epochs.contains(&state.epoch) {
             return Ok(());
         }
         // What training holds is left alone: the checkpoint just written has the same weights.
         let model = load_model(backend, &self.run.join("last"), &Bare::default())?;
-        let what = format!("evolution: epoch {}", state.epoch);
-        let (epoch, step) = (state.epoch, state.step);
-        self.followed.snapshot(backend, &model, &out, epoch, step, |done, all| {
-            progress.show(&what, done, all, "");
-        })?;
-        let facts = facts(&self.network, &self.run, self.followed.root);
-        let page = self.followed.write(&self.network, &out, facts)?;
+        let out = page_folder(&self.run);
+        let mut session = watched(backend, &out, progress);
+        session.workers = self.workers;
+        session.facts = facts(&model.network, &self.run, self.followed.root);
+        let found = run(&mut session, &model, &self.followed, &out, state.epoch, state.step)?;
+        let page = report::evolution::write(&out, &found);
+        let page = page.map_err(zfnet::Error::io("write", &out))?;
+        session.finish()?;
         progress.line(&format!("evolution: {}", page.display()));
         Ok(())
     }

@@ -13,11 +13,11 @@ use zfnet::data::images::Images;
 use zfnet::model::{Model, Network, Rule};
 use zfnet::report::figure::take_back;
 use zfnet::report::top9::{Header, Writer};
-use zfnet::study::features::{Request, features};
+use zfnet::study::features::{Found, STUDY, Settings, run};
 use zfnet::study::peaks::{Chosen, Maps, spatial_layers};
 use zfnet::study::unit_named;
 
-use super::StudyArgs;
+use super::{StudyArgs, finish, watched};
 use crate::cli::progress::Progress;
 use crate::cli::{OnDevice, ReadArgs, SplitName, make_folder, open_data};
 
@@ -113,7 +113,7 @@ impl OnDevice for Features {
             status: None,
         };
         let mut progress = Progress::new();
-        let out = self.study.out(&zfnet::study::features::STUDY)?;
+        let out = self.study.out(&STUDY)?;
         take_back(&out).with_context(|| format!("cannot write into {}", out.display()))?;
         let page = write_page(backend, &model, job, &out, &mut progress)?;
         progress.end();
@@ -159,18 +159,18 @@ pub fn write_page<B: Backend>(
         refresh: job.status.as_ref().map(|_| 10),
         status: job.status,
     };
-    let written = || format!("cannot write into {}", out.display());
     let out = make_folder(out)?;
-    let mut writer = Writer::new(&out, header).with_context(written)?;
-    let request = Request {
-        images: job.images,
-        root: job.root,
-        chosen: job.chosen,
-        rule: Rule::named(&job.rule)?,
-        workers: job.workers,
-    };
-    features(backend, model, &request, &out, &mut writer, |what, done, total| {
-        progress.show(&format!("features: {what}"), done, total, "");
+    let mut writer = Writer::new(&out, header)
+        .with_context(|| format!("cannot write into {}", out.display()))?;
+    let settings = Settings { chosen: job.chosen, rule: Rule::named(&job.rule)? };
+    let mut session = watched(backend, &out, progress);
+    session.workers = job.workers;
+    run(&mut session, model, &settings, &job.images, job.root, |found| {
+        let written = match found {
+            Found::Layer(layer) => writer.layer(layer),
+            Found::Map(map) => writer.map(map),
+        };
+        written.map_err(zfnet::Error::io("write", &out))
     })?;
-    writer.finish().with_context(written)
+    finish(session, &out, writer.finish())
 }
