@@ -55,7 +55,8 @@ pub fn write(out: &Path, found: &Filters) -> io::Result<PathBuf> {
     let one = PROJECTION_CONTRAST.replace("this picture", "all filters");
     let own = PROJECTION_CONTRAST.replace("this picture", "each filter");
     let amplitude = "amplitude, from 0 (dark) to each filter’s largest (yellow)";
-    let shows: [(&str, &str, &str, fn(&FirstLayer) -> Image); 3] = [
+    type Draw = fn(&FirstLayer) -> Image;
+    let shows: [(&str, &str, &str, Draw); 3] = [
         ("one-scale", "One scale for the layer", &one, |first| sheet(first, true)),
         ("own-scale", "A scale for each filter", &own, |first| sheet(first, false)),
         ("spectrum", "Spectra", amplitude, spectra),

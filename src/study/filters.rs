@@ -229,7 +229,7 @@ impl FirstLayer {
     }
 
     /// Mean of a share over the filters that are not dead.
-    pub(crate) fn mean(&self, share: usize) -> f64 {
+    pub fn mean(&self, share: usize) -> f64 {
         let alive: Vec<f64> = (0..self.shares.len())
             .filter(|filter| !self.dead_by_norm.contains(filter))
             .map(|filter| self.shares[filter][share])
@@ -238,7 +238,7 @@ impl FirstLayer {
     }
 
     /// How many filters have more of their energy in a band than in either of the others.
-    pub(crate) fn mostly(&self, band: usize) -> usize {
+    pub fn mostly(&self, band: usize) -> usize {
         let most =
             |shares: &&[f64; 4]| (0..3).all(|other| other == band || shares[band] > shares[other]);
         self.shares.iter().filter(most).count()
@@ -262,7 +262,7 @@ pub(crate) fn median(values: &[f64]) -> f64 {
 }
 
 /// The first of the largest values, and it.
-pub(crate) fn largest(values: &[f64]) -> (usize, f64) {
+pub fn largest(values: &[f64]) -> (usize, f64) {
     let larger =
         |best: (usize, f64), (i, v): (usize, &f64)| if *v > best.1 { (i, *v) } else { best };
     values.iter().enumerate().fold((0, f64::NEG_INFINITY), larger)

@@ -232,7 +232,7 @@ impl Responses {
     }
 
     /// Amounts and probabilities of the image's class, of one change.
-    pub(crate) fn probability(&self, change: Change) -> Vec<(f64, f64)> {
+    pub fn probability(&self, change: Change) -> Vec<(f64, f64)> {
         let of_change = self.responses.iter().filter(|response| response.change == change);
         of_change.map(|r| (r.amount, r.probability)).collect()
     }
