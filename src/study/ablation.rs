@@ -180,6 +180,10 @@ fn build(config: Config, path: &Path) -> Result<Variants> {
 fn of_variant(name: &str, error: Error) -> Error {
     match error {
         Error::Network(reason) => Error::Network(format!("variant `{name}`: {reason}")),
+        Error::UnknownLayer { name: layer, known } => Error::Network(format!(
+            "variant `{name}`: no layer `{layer}`: expected one of {}",
+            known.join(", ")
+        )),
         other => other,
     }
 }
