@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use criterion::Criterion;
 use zfnet::backend::cpu::CpuBackend;
-use zfnet::bench::{Measured, cases};
+use zfnet::bench::{Benchmark, cases};
 use zfnet::model::{Architecture, Network};
 
 fn main() {
@@ -19,10 +19,10 @@ fn main() {
     criterion.final_summary();
 }
 
-fn rows<B: Measured>(criterion: &mut Criterion, backend: &B) {
+fn rows<B: Benchmark>(criterion: &mut Criterion, backend: &B) {
     let network = Architecture::find("zfnet-mini").and_then(Network::new).expect("built in");
     for case in cases(backend, &network, 32, None, None).expect("layers") {
-        let mut run = case.prepare(backend).expect("room");
+        let mut run = case.prepare(backend).expect("memory");
         criterion.bench_function(&case.id, |bencher| {
             bencher.iter_custom(|runs| {
                 let start = Instant::now();

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use zfnet::backend::cpu::CpuBackend;
 use zfnet::data::decode::prepare;
 use zfnet::data::images::read_rgb;
-use zfnet::model::{Bare, Model};
+use zfnet::model::{ExternalConfig, Model};
 use zfnet::train::checkpoint::load_model;
 use zfnet::train::evaluate::{Classifier, TestCrops};
 
@@ -18,7 +18,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         return Err("usage: classify CHECKPOINT IMAGE...".into());
     };
     let backend = CpuBackend::new(None)?;
-    let model = load_model(&backend, checkpoint, &Bare::default())?;
+    let model = load_model(&backend, checkpoint, &ExternalConfig::default())?;
     let Model { network, params, preprocess, classes } = &model;
     let mut classifier = Classifier::new(&backend, network, preprocess, TestCrops::Ten, 1)?;
     for path in images {

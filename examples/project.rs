@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use zfnet::backend::cpu::CpuBackend;
 use zfnet::data::decode::prepare;
 use zfnet::data::images::read_rgb;
-use zfnet::model::{Bare, Model, Projector, Rule, Seed, strongest};
+use zfnet::model::{ExternalConfig, Model, Projector, Rule, Seed, strongest};
 use zfnet::picture::Image;
 use zfnet::train::checkpoint::load_model;
 
@@ -19,7 +19,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         return Err("usage: project CHECKPOINT LAYER IMAGE FOLDER".into());
     };
     let backend = CpuBackend::new(None)?;
-    let model = load_model(&backend, Path::new(checkpoint), &Bare::default())?;
+    let model = load_model(&backend, Path::new(checkpoint), &ExternalConfig::default())?;
     let Model { network, params, preprocess, .. } = &model;
     let layer = network.layer(layer)?;
 

@@ -25,7 +25,7 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 use zfnet::backend::cpu::CpuBackend;
 use zfnet::backend::{Backend, SgdConstants, StepState};
 use zfnet::data::images::read_rgb;
-use zfnet::model::{Architecture, Descent, Network, Params, Purpose, Rule, Workspace};
+use zfnet::model::{Architecture, BackwardOptions, Network, Params, Purpose, Rule, Workspace};
 use zfnet::picture::Image;
 
 /// Sees `size` pixels, gives twice as many; 0 classes, since it gives maps.
@@ -85,7 +85,7 @@ fn run() -> Outcome<()> {
     measure(&backend, &params, &held_out, &out)
 }
 
-/// Trains on random crops by gradient descent with momentum, the rate falling to 0 as a cosine does.
+/// Trains on random crops by gradient options with momentum, the rate falling to 0 as a cosine does.
 fn train<B: Backend>(backend: &B, pairs: &[Pair]) -> Outcome<Params<B>> {
     let network = Network::new(Architecture::parse(NETWORK)?)?;
     let mut params = Params::init(backend, &network, 0)?;
@@ -109,7 +109,7 @@ fn train<B: Backend>(backend: &B, pairs: &[Pair]) -> Outcome<Params<B>> {
             wanted.extend(crop.wanted());
         }
         backend.upload(&mut workspace.input, &input)?;
-        workspace.up(backend, &params)?;
+        workspace.forward(backend, &params)?;
         backend.download(&mut given, workspace.output(last))?;
         // Of the mean over samples of half the sum of squared errors, over a sample's places too, so that
         // the rate does not depend on how many there are.
@@ -117,9 +117,9 @@ fn train<B: Backend>(backend: &B, pairs: &[Pair]) -> Outcome<Params<B>> {
         let error = given.iter().zip(&wanted).map(|(given, wanted)| given - wanted);
         let gradient: Vec<f32> = error.clone().map(|error| error * share).collect();
         errors += error.map(|error| f64::from(error * error)).sum::<f64>() / output.len() as f64;
-        workspace.descending().reshape(output);
-        backend.upload(workspace.descending(), &gradient)?;
-        let descent = Descent {
+        workspace.signal().reshape(output);
+        backend.upload(workspace.signal(), &gradient)?;
+        let options = BackwardOptions {
             from: last,
             rule: Rule::GRADIENT,
             images: None,
@@ -127,12 +127,13 @@ fn train<B: Backend>(backend: &B, pairs: &[Pair]) -> Outcome<Params<B>> {
             accumulate: false,
             to_pixels: false,
         };
-        workspace.down(backend, &params, descent)?;
+        workspace.backward(backend, &params, options)?;
 
         let turn = std::f32::consts::PI * step as f32 / STEPS as f32;
         let rate = RATE * 0.5 * (1.0 + turn.cos());
-        workspace.set_state(backend, StepState { step, rate, ..StepState::default() })?;
-        let constants = SgdConstants { momentum: 0.9, decay: 0.0 };
+        workspace
+            .set_state(backend, StepState { step, learning_rate: rate, ..StepState::default() })?;
+        let constants = SgdConstants { momentum: 0.9, weight_decay: 0.0 };
         let state = &workspace.state;
         let layers = params.layers.iter_mut().zip(&mut momentum.layers).zip(&gradients.layers);
         for ((w, v), g) in layers {
@@ -170,7 +171,7 @@ fn measure<B: Backend>(backend: &B, params: &Params<B>, pairs: &[Pair], out: &Pa
         let [x, y] = [pair.small.width, pair.small.height].map(|size| (size - TEST_SIDE) / 2);
         let crop = pair.crop(x, y, TEST_SIDE);
         backend.upload(&mut workspace.input, &crop.input())?;
-        workspace.up(backend, params)?;
+        workspace.forward(backend, params)?;
         backend.download(&mut given, workspace.output(network.layers.len() - 1))?;
         let enlarged = Image::new(
             crop.large.width,

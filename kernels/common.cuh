@@ -34,7 +34,7 @@ struct PoolDims {
     unsigned window[2], stride[2], pad[2];
 };
 
-// A window of each sample of a walk down, at start + jump * its unit's place: down, right.
+// A window of each sample of a backward pass, at start + jump * its unit's place: down, right.
 struct Windows {
     unsigned map[2], size[2];
     int start[2], jump[2];
@@ -121,7 +121,7 @@ __device__ __forceinline__ size_t global_index() {
     return (size_t)blockIdx.x * blockDim.x + threadIdx.x;
 }
 
-// The image whose forward values sample `n` of a walk down uses; `images` may be null: its own.
+// The image whose forward values sample `n` of a backward pass uses; `images` may be null: its own.
 __device__ __forceinline__ size_t image_of(const unsigned *images, size_t n) {
     return images ? images[n] : n;
 }

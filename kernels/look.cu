@@ -1,5 +1,5 @@
-// What looking at a network asks for: each map's strongest value and its sum, and seeds for a walk
-// down.
+// What looking at a network asks for: each map's strongest value and its sum; and single
+// units, from which a backward pass starts.
 //
 //   peaks[n, c] = largest of x[n, :, c] and its place: first of equals, the first NaN above all
 //   sums[n, c]  = sum of x[n, :, c]
@@ -60,7 +60,8 @@ template <class T> __device__ void channel_sum(float *sums, const T *x, unsigned
 }
 
 template <class T>
-__device__ void seed(T *dy, const SeedUnit *units, unsigned n, unsigned h, unsigned w, unsigned c) {
+__device__ void scatter_units(T *dy, const SeedUnit *units, unsigned n, unsigned h, unsigned w,
+                              unsigned c) {
     size_t sample = global_index();
     if (sample >= n) return;
     SeedUnit unit = units[sample];
@@ -73,7 +74,7 @@ __device__ void seed(T *dy, const SeedUnit *units, unsigned n, unsigned h, unsig
 //
 // channel_sum: sums [n, c], x [n, hw, c]. Grid (ceil(c / 32), n), block (32, 8).
 //
-// seed: dy [n, h, w, c], all zeros before; units [n], inside it. Grid ceil(n / 256), block 256.
+// scatter_units: dy [n, h, w, c], all zeros before; units [n], inside it. Grid ceil(n / 256), block 256.
 #define EXPORT(T, suffix)                                                                          \
     extern "C" __global__ void channel_max_##suffix(Peak *peaks, const T *x, unsigned hw,          \
                                                     unsigned c) {                                  \
@@ -83,9 +84,9 @@ __device__ void seed(T *dy, const SeedUnit *units, unsigned n, unsigned h, unsig
                                                     unsigned c) {                                  \
         look::channel_sum<T>(sums, x, hw, c);                                                      \
     }                                                                                              \
-    extern "C" __global__ void seed_##suffix(T *dy, const SeedUnit *units, unsigned n, unsigned h, \
-                                             unsigned w, unsigned c) {                             \
-        look::seed<T>(dy, units, n, h, w, c);                                                      \
+    extern "C" __global__ void scatter_units_##suffix(T *dy, const SeedUnit *units, unsigned n,    \
+                                                      unsigned h, unsigned w, unsigned c) {        \
+        look::scatter_units<T>(dy, units, n, h, w, c);                                             \
     }
 EXPORT(float, f32)
 EXPORT(bf16, bf16)

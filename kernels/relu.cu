@@ -20,7 +20,7 @@ template <class T> __device__ void forward(T *y, const T *x, size_t len) {
     store_pack(y, first, len, values);
 }
 
-// Values `first ..` of the forward images that a walk down uses.
+// Values `first ..` of the forward images that a backward pass uses.
 template <class T>
 __device__ Pack<T, N> forward_values(const T *y, const unsigned *images, size_t per_image,
                                      size_t first, size_t len) {

@@ -1,10 +1,10 @@
-// Windows of maps, for walks down from single units: each sample's lies at a place of its own.
+// Windows of maps, for backward passes from single units: each sample's lies at a place of its own.
 //
-//   cut:           dst[n, i, j] = src[image, y + i, x + j], the window of sample n at (y, x); 0
-//                  outside the map
-//   cut_switches:  the same of a pooling's switches; NOT_POSITIVE of a window that begins before the
-//                  image becomes the index of its first place inside (but for a forward mask)
-//   clear_outside: x[n, i, j] = 0 where (y + i, x + j) is outside the map
+//   gather_windows:     dst[n, i, j] = src[image, y + i, x + j], the window of sample n at (y, x); 0
+//                       outside the map
+//   gather_switches:    the same of a pooling's switches; NOT_POSITIVE of a window that begins before
+//                       the image becomes the index of its first place inside (but for a forward mask)
+//   zero_out_of_bounds: x[n, i, j] = 0 where (y + i, x + j) is outside the map
 //
 // One thread a value; consecutive threads are consecutive channels.
 #include "common.cuh"
@@ -32,8 +32,8 @@ __device__ __forceinline__ Place place_of(size_t index, const unsigned *units, c
 }
 
 template <class T>
-__device__ T cut(const T *src, const unsigned *images, const Place &place, const Windows &d,
-                 unsigned c) {
+__device__ T gather(const T *src, const unsigned *images, const Place &place, const Windows &d,
+                    unsigned c) {
     T zero = {};
     if (!place.inside) return zero;
     size_t row = image_of(images, place.sample) * d.map[0] + (size_t)place.y;
@@ -48,15 +48,15 @@ __device__ __forceinline__ unsigned first_inside(int window, unsigned stride, un
 
 } // namespace window
 
-// cut_switches: dst [n, size, c], src [.., map, c] of the forward images, images [n] or null,
+// gather_switches: dst [n, size, c], src [.., map, c] of the forward images, images [n] or null,
 // units [n, 2]: rows and columns. map is p, q of `pool`. Grid ceil(n size c / 256), block 256.
-extern "C" __global__ void cut_switches(unsigned char *dst, const unsigned char *src,
-                                        const unsigned *images, const unsigned *units, Windows d,
-                                        unsigned forward_mask, PoolDims pool) {
+extern "C" __global__ void gather_switches(unsigned char *dst, const unsigned char *src,
+                                           const unsigned *images, const unsigned *units, Windows d,
+                                           unsigned forward_mask, PoolDims pool) {
     size_t index = global_index();
     if (index >= (size_t)pool.n * d.size[0] * d.size[1] * pool.c) return;
     window::Place place = window::place_of(index, units, d, pool.c);
-    unsigned char winner = window::cut(src, images, place, d, pool.c);
+    unsigned char winner = window::gather(src, images, place, d, pool.c);
     if (place.inside && winner == NOT_POSITIVE && !forward_mask) {
         unsigned row = window::first_inside(place.y, pool.stride[0], pool.pad[0]);
         unsigned column = window::first_inside(place.x, pool.stride[1], pool.pad[1]);
@@ -65,20 +65,20 @@ extern "C" __global__ void cut_switches(unsigned char *dst, const unsigned char 
     dst[index] = winner;
 }
 
-// cut: dst [n, size, c], src [.., map, c] of the forward images, images [n] or null, units [n, 2]:
+// gather_windows: dst [n, size, c], src [.., map, c] of the forward images, images [n] or null, units [n, 2]:
 // rows and columns. Grid ceil(n size c / 256), block 256.
 //
-// clear_outside: x [n, size, c], units [n, 2]. Grid ceil(n size c / 256), block 256.
+// zero_out_of_bounds: x [n, size, c], units [n, 2]. Grid ceil(n size c / 256), block 256.
 #define EXPORT(T, suffix)                                                                          \
-    extern "C" __global__ void cut_##suffix(T *dst, const T *src, const unsigned *images,          \
-                                            const unsigned *units, Windows d, unsigned n,          \
-                                            unsigned c) {                                          \
+    extern "C" __global__ void gather_windows_##suffix(T *dst, const T *src, const unsigned *images,\
+                                                       const unsigned *units, Windows d, unsigned n,\
+                                                       unsigned c) {                               \
         size_t index = global_index();                                                             \
         if (index >= (size_t)n * d.size[0] * d.size[1] * c) return;                                \
-        dst[index] = window::cut(src, images, window::place_of(index, units, d, c), d, c);         \
+        dst[index] = window::gather(src, images, window::place_of(index, units, d, c), d, c);      \
     }                                                                                              \
-    extern "C" __global__ void clear_outside_##suffix(T *x, const unsigned *units, Windows d,      \
-                                                      unsigned n, unsigned c) {                    \
+    extern "C" __global__ void zero_out_of_bounds_##suffix(T *x, const unsigned *units, Windows d, \
+                                                           unsigned n, unsigned c) {               \
         size_t index = global_index();                                                             \
         if (index >= (size_t)n * d.size[0] * d.size[1] * c) return;                                \
         if (!window::place_of(index, units, d, c).inside) x[index] = T{};                          \

@@ -1,13 +1,13 @@
 //! Train ZFNet and see what a convolutional network has learnt.
 //!
 //! Zeiler and Fergus (2013) looked inside AlexNet with a *deconvnet* and then improved it. This
-//! crate has both halves: networks that train, and the walk back down to the pixels.
+//! crate has both halves: networks that train, and the way back to the pixels.
 //!
 //! # The idea, in one example
 //!
-//! A network is a chain: *image, conv1, relu, conv2, relu, pool, conv3*. Walking up gives
-//! activations. To see what made one of them fire, set all others of its layer to zero and walk
-//! back down: unpool to where each maximum stood (the *switches*), keep only what is positive
+//! A network is a chain: *image, conv1, relu, conv2, relu, pool, conv3*. The forward pass
+//! gives activations. To see what made one of them fire, set all others of its layer to zero and go
+//! backward: unpool to where each maximum stood (the *switches*), keep only what is positive
 //! (relu\*), and filter with the transposed filters, until pixels are reached.
 //!
 //! ```
@@ -40,11 +40,11 @@
 //! let disc = |i: usize| (i / 32).abs_diff(16).pow(2) + (i % 32).abs_diff(16).pow(2) < 80;
 //! let pixels: Vec<u8> = (0..32 * 32).flat_map(|i| [if disc(i) { 230 } else { 40 }; 3]).collect();
 //!
-//! // Up: every activation and every switch is kept.
+//! // Forward: every activation and every switch is kept.
 //! let mut projector = Projector::new(&backend, &network, &params, &preprocess, 1, 1)?;
 //! projector.look(&pixels, &preprocess.ten_crops(0)[4..5])?;
 //!
-//! // The strongest unit of conv3, and down again to the pixels.
+//! // The strongest unit of conv3, and back to the pixels.
 //! let conv3 = network.layer("conv3")?;
 //! let unit = strongest(&projector.peaks(conv3)?, network.layers[conv3].output.w, 1)[0];
 //! let mut projection = Vec::new();
@@ -65,16 +65,16 @@
 //! ```
 //!
 //! The "deconvolution" of the name is a **transposed convolution**, the adjoint of the layer's
-//! convolution. It is *not* the inverse filter that signal processing calls deconvolution: going
-//! up and down again does not give the image back.
+//! convolution. It is *not* the inverse filter that signal processing calls deconvolution: passing
+//! forward and backward does not give the image back.
 //!
-//! The very same walk down with two bits of its [`model::Rule`] changed is backpropagation, and it
+//! The very same backward pass with two bits of its [`model::Rule`] changed is backpropagation, and it
 //! is what trains the network.
 //!
-//! # The rooms, in the order in which data flows
+//! # Modules, in the order in which data flows
 //!
 //! [`data`] reads images and orders them; [`backend`] runs the operations; [`model`] is the chain
-//! with its walks up and down; [`train`] is the loop around it, with what it keeps on disk;
+//! with its forward and backward passes; [`train`] is the loop around it, with what it keeps on disk;
 //! [`study`] looks into trained networks; [`picture`] and [`report`] show what it finds;
 //! [`mod@bench`] says how fast all that is. [`shape`] is the arithmetic of sizes under all of them.
 //!

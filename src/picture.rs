@@ -201,12 +201,12 @@ impl Image {
 
     /// Writes a PNG, whole or not at all.
     pub fn write_png(&self, path: &Path) -> io::Result<()> {
-        crate::disk::write_whole(path, &self.png()?)
+        crate::disk::write_atomic(path, &self.png()?)
     }
 
     /// Writes a JPEG, whole or not at all.
     pub fn write_jpeg(&self, path: &Path) -> io::Result<()> {
-        crate::disk::write_whole(path, &self.jpeg()?)
+        crate::disk::write_atomic(path, &self.jpeg()?)
     }
 }
 

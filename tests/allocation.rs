@@ -148,19 +148,19 @@ fn steps_and_walks_allocate_no_tensors<B: Backend>(backend: &B) {
     let mut workspace = Workspace::new(backend, &network, Purpose::Infer, samples).unwrap();
     let mut logits = vec![0.0; samples * network.classes()];
     let mut walk = || {
-        workspace.up(backend, &params).unwrap();
+        workspace.forward(backend, &params).unwrap();
         backend.download(&mut logits, workspace.logits()).unwrap();
     };
     walk();
     let (largest, total) = counted(walk);
-    assert!(largest <= LARGEST_ALLOWED, "a walk up allocates {largest} bytes at once");
-    assert!(total <= TOTAL_ALLOWED, "a walk up allocates {total} bytes");
+    assert!(largest <= LARGEST_ALLOWED, "a forward pass allocates {largest} bytes at once");
+    assert!(total <= TOTAL_ALLOWED, "a forward pass allocates {total} bytes");
 
     // On a GPU a picture's way to the host may take a buffer.
     if backend.device() == "cpu" {
         let purpose = Purpose::Project { seeds: 4 };
         let mut workspace = Workspace::new(backend, &network, purpose, 2).unwrap();
-        workspace.up(backend, &params).unwrap();
+        workspace.forward(backend, &params).unwrap();
         let images = backend.indices(4).unwrap();
         let mut pictures = vec![0.0; 4 * network.input().len()];
         let mut project = |layer: &str| {
@@ -190,7 +190,7 @@ fn steps_and_walks_allocate_no_tensors<B: Backend>(backend: &B) {
         let momentum = Params::zeros(backend, &network).unwrap();
         let mut trainer = Trainer::new(backend, model, momentum, accumulate).unwrap();
         let mut step = |step| {
-            let state = StepState { seed: 1, step, first_sample: 0, rate: 1e-4 };
+            let state = StepState { seed: 1, step, first_sample: 0, learning_rate: 1e-4 };
             trainer.step(&pixels, &crops, &labels, state).unwrap();
         };
         step(0);

@@ -199,7 +199,7 @@ def project(args):
 
     args.batch = 1
     network, x = make(args)
-    layers = []  # from the pixels up: convolutions and pools, with what the walk down needs
+    layers = []  # from the pixels up: convolutions and pools, with what the backward pass needs
     with torch.inference_mode():
         for name, layer in network.named_children():
             if name == "fc6":

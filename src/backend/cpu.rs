@@ -8,7 +8,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rayon::prelude::*;
-use zfnet_cpu::conv::{self, Arithmetic, Epilogue, Room};
+use zfnet_cpu::conv::{self, Arithmetic, Epilogue, ScratchSize};
 use zfnet_cpu::isa::Isa;
 use zfnet_cpu::memory::Storage;
 use zfnet_cpu::{Words, lrn, peak, pointwise, pool, window};
@@ -26,13 +26,13 @@ pub struct CpuBackend {
     isa: Isa,
     words: Words,
     exact: bool,
-    handed_out: AtomicUsize,
+    allocated_total: AtomicUsize,
 }
 
 /// A tensor's values.
 pub struct Buffer {
     values: Storage,
-    /// Whether they are rounded to bf16, each in the room of an f32.
+    /// Whether they are rounded to bf16, each in the space of an f32.
     bf16: bool,
 }
 
@@ -81,7 +81,7 @@ impl CpuBackend {
             isa,
             words: Words::F32,
             exact: false,
-            handed_out: AtomicUsize::new(0),
+            allocated_total: AtomicUsize::new(0),
         })
     }
 
@@ -121,13 +121,13 @@ impl CpuBackend {
         Arithmetic { isa: self.isa, words: self.words, winograd: !self.exact }
     }
 
-    /// Storage of `len` zeros, or an error where there is no room.
-    fn room(&self, len: usize) -> Result<Storage> {
+    /// Storage of `len` zeros, or an error where there is not enough memory.
+    fn allocate(&self, len: usize) -> Result<Storage> {
         let storage = self.pool.install(|| Storage::zeros(len));
         self.count::<f32, _>(len, storage)
     }
 
-    /// A list of `len` values, or an error where there is no room.
+    /// A list of `len` values, or an error where there is not enough memory.
     fn list<T: Clone>(&self, value: T, len: usize) -> Result<Vec<T>> {
         let mut list = Vec::new();
         let reserved = list.try_reserve_exact(len).ok();
@@ -136,12 +136,12 @@ impl CpuBackend {
         Ok(list)
     }
 
-    /// Counts what was handed out for `len` values, or says that there was no room.
+    /// Counts what was allocated for `len` values, or says that there was not enough memory.
     fn count<T, M>(&self, len: usize, memory: Option<M>) -> Result<M> {
         let bytes = len.saturating_mul(size_of::<T>());
         let memory =
             memory.ok_or_else(|| Error::Memory { wanted: bytes, free: available_memory() })?;
-        self.handed_out.fetch_add(bytes, Ordering::Relaxed);
+        self.allocated_total.fetch_add(bytes, Ordering::Relaxed);
         Ok(memory)
     }
 
@@ -222,17 +222,17 @@ impl Backend for CpuBackend {
     }
 
     fn memory(&self) -> Result<Memory> {
-        let handed_out = self.handed_out.load(Ordering::Relaxed);
-        Ok(Memory { handed_out, free: available_memory() })
+        let allocated_total = self.allocated_total.load(Ordering::Relaxed);
+        Ok(Memory { allocated_total, free: available_memory() })
     }
 
     fn zeros(&self, shape: Shape) -> Result<Tensor<Self>> {
-        Ok(Tensor::new(shape, Buffer { values: self.room(shape.len())?, bf16: false }))
+        Ok(Tensor::new(shape, Buffer { values: self.allocate(shape.len())?, bf16: false }))
     }
 
     fn activations(&self, shape: Shape) -> Result<Tensor<Self>> {
         let bf16 = self.words == Words::Bf16Pairs;
-        Ok(Tensor::new(shape, Buffer { values: self.room(shape.len())?, bf16 }))
+        Ok(Tensor::new(shape, Buffer { values: self.allocate(shape.len())?, bf16 }))
     }
 
     fn weights(&self, shape: Shape) -> Result<Tensor<Self>> {
@@ -256,9 +256,9 @@ impl Backend for CpuBackend {
     }
 
     fn scratch(&self, convolutions: &[ConvDims]) -> Result<conv::Scratch> {
-        let Room { thread, shared } = Room::of(self.arithmetic(), convolutions);
-        let threads = (0..self.threads()).map(|_| self.room(thread)).collect::<Result<_>>()?;
-        Ok(conv::Scratch::new(threads, self.room(shared)?))
+        let ScratchSize { thread, shared } = ScratchSize::of(self.arithmetic(), convolutions);
+        let threads = (0..self.threads()).map(|_| self.allocate(thread)).collect::<Result<_>>()?;
+        Ok(conv::Scratch::new(threads, self.allocate(shared)?))
     }
 
     fn upload(&self, dst: &mut Tensor<Self>, src: &[f32]) -> Result<()> {
@@ -414,7 +414,7 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
-    fn fuses(&self, dims: &ConvDims, pool: &PoolDims) -> bool {
+    fn supports_conv_pool(&self, dims: &ConvDims, pool: &PoolDims) -> bool {
         conv::pools(self.arithmetic(), dims, pool)
     }
 
@@ -627,7 +627,7 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
-    fn seed(&self, dy: &mut Tensor<Self>, units: &[SeedUnit]) -> Result<()> {
+    fn scatter_units(&self, dy: &mut Tensor<Self>, units: &[SeedUnit]) -> Result<()> {
         let Shape { h, w, c, .. } = dy.shape();
         assert_eq!(units.len(), dy.shape().n);
         values_mut(dy).fill(0.0);
@@ -640,7 +640,7 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
-    fn cut(
+    fn gather_windows(
         &self,
         dst: &mut Tensor<Self>,
         src: &Tensor<Self>,
@@ -652,11 +652,11 @@ impl Backend for CpuBackend {
         check(&[(dst.shape(), windows.shape(n, c))]);
         check(&[(src.shape().with_n(1), windows.inverse().shape(1, c))]);
         let (dst, src, images) = (values_mut(dst), values(src), images.map(Vec::as_slice));
-        self.pool.install(|| window::cut(dst, src, images, units, windows, c));
+        self.pool.install(|| window::gather_windows(dst, src, images, units, windows, c));
         Ok(())
     }
 
-    fn cut_switches(
+    fn gather_switches(
         &self,
         dst: &mut Vec<u8>,
         src: &Vec<u8>,
@@ -670,12 +670,12 @@ impl Backend for CpuBackend {
         let dst = &mut dst[..windows.shape(dims.n as usize, dims.c as usize).len()];
         let images = images.map(Vec::as_slice);
         self.pool.install(|| {
-            window::cut_switches(dst, src, images, units, windows, forward_mask, dims);
+            window::gather_switches(dst, src, images, units, windows, forward_mask, dims);
         });
         Ok(())
     }
 
-    fn clear_outside(
+    fn zero_out_of_bounds(
         &self,
         x: &mut Tensor<Self>,
         units: &Vec<u32>,
@@ -684,7 +684,7 @@ impl Backend for CpuBackend {
         let Shape { n, c, .. } = x.shape();
         check(&[(x.shape(), windows.shape(n, c))]);
         let x = values_mut(x);
-        self.pool.install(|| window::clear_outside(x, units, windows, c));
+        self.pool.install(|| window::zero_out_of_bounds(x, units, windows, c));
         Ok(())
     }
 
@@ -701,7 +701,7 @@ impl Backend for CpuBackend {
             return Ok(());
         }
         let (w, v, g) = (values_mut(w), values_mut(v), values(g));
-        let rate = state.step.rate;
+        let rate = state.step.learning_rate;
         self.pool.install(|| pointwise::sgd_step(self.isa, w, v, g, constants, rate));
         Ok(())
     }

@@ -15,7 +15,7 @@
 //! - **relu** passes NaN on, so that a training gone wrong is seen.
 //! - **LRN** is the paper's: `y = x / (k + alpha * sum of x^2)^beta`, the sum *not* divided by the
 //!   number of neighbours.
-//! - **Storage.** Activations and what descends are kept in the backend's [`Precision`]; weights,
+//! - **Storage.** Activations and what goes backward are kept in the backend's [`Precision`]; weights,
 //!   biases, momentum, gradients of weights, logits and losses always in f32. A result is rounded to
 //!   storage once, from an f32 sum; comparisons (relu, winners of a window) are made after that.
 //! - **A loss that is not finite** halts the updates that read the same state: the weights stay as
@@ -78,7 +78,7 @@ impl<B: Backend> Param<B> {
     /// Zeros for a convolution of these sizes: gradients or momentum.
     ///
     /// # Errors
-    /// If the backend has no room.
+    /// If the backend is out of memory.
     pub fn zeros(backend: &B, dims: &ConvDims) -> Result<Self> {
         let bias = backend.zeros(Shape::vector(dims.k as usize))?;
         Ok(Param { weight: backend.zeros(dims.filter())?, bias })
@@ -87,7 +87,7 @@ impl<B: Backend> Param<B> {
     /// The same for weights: what convolutions read.
     ///
     /// # Errors
-    /// If the backend has no room.
+    /// If the backend is out of memory.
     pub fn weights(backend: &B, dims: &ConvDims) -> Result<Self> {
         let bias = backend.zeros(Shape::vector(dims.k as usize))?;
         Ok(Param { weight: backend.weights(dims.filter())?, bias })
@@ -109,10 +109,10 @@ pub struct Batch<B: Backend> {
 }
 
 impl<B: Backend> Batch<B> {
-    /// Room for `bytes` of pixels and for `samples` samples.
+    /// Memory for `bytes` of pixels and for `samples` samples.
     ///
     /// # Errors
-    /// If the backend has no room.
+    /// If the backend is out of memory.
     pub fn new(backend: &B, bytes: usize, samples: usize) -> Result<Self> {
         Ok(Batch {
             pixels: backend.bytes(bytes)?,
@@ -132,7 +132,7 @@ mod sealed {
 /// A machine that runs the operations of a network: [`cpu::CpuBackend`] or, with the feature `cuda`,
 /// `cuda::CudaBackend`. No other crate can implement it, since operations will be added.
 ///
-/// Operations on the way down take `images`: for each of the `n` descending samples, the index of
+/// Operations on the way down take `images`: for each of the `n` signal samples, the index of
 /// the forward image whose switches and values it uses; `None` means its own. So many seeds can
 /// share one forward pass. Shapes of operands are checked when a network is planned; an operation
 /// may panic on operands that disagree, and returns an error only for what the machine refuses.
@@ -145,7 +145,7 @@ pub trait Backend: sealed::Sealed + Send + Sync + Sized + 'static {
     type Indices: Send + Sync;
     /// Storage of crop places.
     type Crops: Send + Sync;
-    /// Room that operations use beside their tensors.
+    /// Memory that operations use beside their tensors.
     type Scratch: Send;
     /// Where the operations read a [`StepState`], and whether updates are halted.
     type State: Send + Sync;
@@ -171,20 +171,20 @@ pub trait Backend: sealed::Sealed + Send + Sync + Sized + 'static {
     fn memory(&self) -> Result<Memory>;
     /// A tensor of zeros in f32: momentum, gradients of weights, biases, logits, losses, means.
     fn zeros(&self, shape: Shape) -> Result<Tensor<Self>>;
-    /// A tensor of zeros in the precision of storage: activations, and what descends.
+    /// A tensor of zeros in the precision of storage: activations, and what goes backward.
     fn activations(&self, shape: Shape) -> Result<Tensor<Self>>;
     /// Weights, zero: f32, beside whatever copy of them convolutions read. [`Backend::upload`],
     /// [`Backend::sgd_step`] and [`Backend::limit_rms`] write both.
     fn weights(&self, shape: Shape) -> Result<Tensor<Self>>;
-    /// Room for `len` bytes.
+    /// Memory for `len` bytes.
     fn bytes(&self, len: usize) -> Result<Self::Bytes>;
-    /// Room for `len` indices.
+    /// Memory for `len` indices.
     fn indices(&self, len: usize) -> Result<Self::Indices>;
-    /// Room for `len` crops.
+    /// Memory for `len` crops.
     fn crops(&self, len: usize) -> Result<Self::Crops>;
     /// A step's state.
     fn state(&self) -> Result<Self::State>;
-    /// Room enough for each of these convolutions, in every direction.
+    /// Memory enough for each of these convolutions, in every direction.
     fn scratch(&self, convolutions: &[ConvDims]) -> Result<Self::Scratch>;
     /// Copies values in. `src` has `dst.shape().len()` of them.
     fn upload(&self, dst: &mut Tensor<Self>, src: &[f32]) -> Result<()>;
@@ -303,7 +303,7 @@ pub trait Backend: sealed::Sealed + Send + Sync + Sized + 'static {
     ) -> Result<()>;
 
     /// Whether [`Backend::conv_pool_forward`] and [`Backend::conv_pool_backward_filter`] do these two.
-    fn fuses(&self, _dims: &ConvDims, _pool: &PoolDims) -> bool {
+    fn supports_conv_pool(&self, _dims: &ConvDims, _pool: &PoolDims) -> bool {
         false
     }
 
@@ -320,7 +320,7 @@ pub trait Backend: sealed::Sealed + Send + Sync + Sized + 'static {
         _pool: &PoolDims,
         _scratch: &mut Self::Scratch,
     ) -> Result<()> {
-        unreachable!("asked for only where `fuses` says so")
+        unreachable!("asked for only where `supports_conv_pool` says so")
     }
 
     /// [`Backend::conv_backward_filter`] of what [`Backend::maxpool_backward`] makes, under the forward
@@ -336,7 +336,7 @@ pub trait Backend: sealed::Sealed + Send + Sync + Sized + 'static {
         _pool: &PoolDims,
         _scratch: &mut Self::Scratch,
     ) -> Result<()> {
-        unreachable!("asked for only where `fuses` says so")
+        unreachable!("asked for only where `supports_conv_pool` says so")
     }
 
     /// `y` = each window's largest value, and where it stood (see the rule of the switch).
@@ -418,17 +418,17 @@ pub trait Backend: sealed::Sealed + Send + Sync + Sized + 'static {
     fn channel_sum(&self, sums: &mut [f32], x: &Tensor<Self>) -> Result<()>;
 
     /// All zeros but one value a sample: sample `n` gets `units[n]`.
-    fn seed(&self, dy: &mut Tensor<Self>, units: &[SeedUnit]) -> Result<()>;
+    fn scatter_units(&self, dy: &mut Tensor<Self>, units: &[SeedUnit]) -> Result<()>;
 
     // ---- windows ----
     //
-    // `units` holds the row and the column of each descending sample's unit; with [`Windows`] they
+    // `units` holds the row and the column of each signal sample's unit; with [`Windows`] they
     // say where the sample's window lies.
 
     /// Cuts windows out of maps: `dst[n, i, j] = src[image, y + i, x + j]`, with the window of sample
     /// `n` at (y, x); zero outside the map. `dst` is `[n, size, c]`, `src` `[.., map, c]`, both
     /// activations.
-    fn cut(
+    fn gather_windows(
         &self,
         dst: &mut Tensor<Self>,
         src: &Tensor<Self>,
@@ -440,8 +440,8 @@ pub trait Backend: sealed::Sealed + Send + Sync + Sized + 'static {
     /// The same of the switches of `dims`, `[.., p, q, c]`, so that they hold in a pooling of windows,
     /// [`PoolDims::windowed`], which has no edge: unless with `forward_mask`, [`NOT_POSITIVE`] of a
     /// window that begins before the image becomes the index of its first place inside.
-    /// `dims.n` is that of the descending samples.
-    fn cut_switches(
+    /// `dims.n` is that of the signal samples.
+    fn gather_switches(
         &self,
         dst: &mut Self::Bytes,
         src: &Self::Bytes,
@@ -454,7 +454,7 @@ pub trait Backend: sealed::Sealed + Send + Sync + Sized + 'static {
 
     /// Puts zeros wherever a window, `x[n]`, lies outside the map: what a transposed convolution
     /// leaves in the padding is not to go on.
-    fn clear_outside(
+    fn zero_out_of_bounds(
         &self,
         x: &mut Tensor<Self>,
         units: &Self::Indices,
@@ -463,7 +463,7 @@ pub trait Backend: sealed::Sealed + Send + Sync + Sized + 'static {
 
     // ---- parameters ----
 
-    /// `v = momentum v + (g + decay w); w -= rate v`, unless updates by this state are halted.
+    /// `v = momentum v + (g + weight_decay w); w -= learning_rate v`, unless updates by this state are halted.
     fn sgd_step(
         &self,
         w: &mut Tensor<Self>,

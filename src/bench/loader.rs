@@ -20,7 +20,7 @@ use crate::data::shard::Io;
 use crate::data::shard::manifest::Form;
 use crate::data::source::Source;
 use crate::data::synthetic::textured;
-use crate::disk::write_whole;
+use crate::disk::write_atomic;
 use crate::model::Preprocess;
 use crate::train::Crops;
 use crate::{Error, Result};
@@ -222,7 +222,7 @@ pub fn example(root: &Path, images: usize) -> Result<Vec<(String, PathBuf)>> {
     for i in 0..images {
         let (split, class) = (if i < 2 { "val" } else { "train" }, ["a", "b"][i % 2]);
         let path = folder.join(split).join(class).join(format!("{i:05}.jpg"));
-        write_whole(&path, &textured(i as u64, 500, 375)).map_err(Error::io("write", &path))?;
+        write_atomic(&path, &textured(i as u64, 500, 375)).map_err(Error::io("write", &path))?;
     }
     let mut sets = vec![(String::from("files-500x375"), folder.clone())];
     for (name, form) in [

@@ -1,5 +1,5 @@
 //! One harness for speed: a row for each operation of each layer, projections, whole training steps
-//! and whole walks up.
+//! and whole forward passes.
 //!
 //! A row's id is `network/layer/op/precision/batch/device`; `zfnet bench` and `cargo bench` run the
 //! same rows. What a row reaches is set beside what the machine can do, measured in the same run:
@@ -40,11 +40,11 @@ pub const OPS: [&str; 7] = [
 const SEEDS: usize = 9;
 
 /// A backend whose speed can be measured.
-pub trait Measured: Backend {
+pub trait Benchmark: Backend {
     /// What the machine can do in this backend's precision, measured now.
     ///
     /// # Errors
-    /// If the backend refuses.
+    /// If a backend operation fails.
     fn peaks(&self) -> Result<Peaks>;
 
     /// Seconds that each of several runs took, after one that is not counted: at least five, for
@@ -59,7 +59,7 @@ pub trait Measured: Backend {
     fn cache(&self) -> usize;
 }
 
-impl Measured for CpuBackend {
+impl Benchmark for CpuBackend {
     fn peaks(&self) -> Result<Peaks> {
         const LEN: usize = 1 << 24;
         let (mut to, from) = (vec![0.0f32; LEN], vec![1.0f32; LEN]);
@@ -87,7 +87,7 @@ impl Measured for CpuBackend {
 }
 
 #[cfg(feature = "cuda")]
-impl Measured for crate::backend::cuda::CudaBackend {
+impl Benchmark for crate::backend::cuda::CudaBackend {
     fn peaks(&self) -> Result<Peaks> {
         let registers = self.multiply_adds_per_second()?;
         let product = self.product_per_second()?.unwrap_or(0.0);
@@ -103,7 +103,7 @@ impl Measured for crate::backend::cuda::CudaBackend {
     }
 }
 
-/// [`Measured::seconds`] by the clock on the wall, for runs that are done when they return.
+/// [`Benchmark::seconds`] by the clock on the wall, for runs that are done when they return.
 pub(crate) fn wall_clock(run: &mut dyn FnMut() -> Result<()>) -> Result<Vec<f64>> {
     run()?;
     let begun = Instant::now();
@@ -174,7 +174,7 @@ pub struct Row {
     /// 10^9 bytes a second, for what memory limits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gbytes: Option<f64>,
-    /// Images a second, of whole training steps and whole walks up.
+    /// Images a second, of whole training steps and whole forward passes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub images_per_second: Option<f64>,
     /// Share of the machine's measured peak of the same kind.
@@ -213,7 +213,7 @@ pub fn cases<'a, B: Backend>(
         }
         // As training runs them, where the backend does both at once.
         if let (0, Some(dims), Some(pool)) = (index, l.convolution(), pool_of_first(network))
-            && backend.fuses(&dims.with_n(batch), &pool.with_n(batch))
+            && backend.supports_conv_pool(&dims.with_n(batch), &pool.with_n(batch))
         {
             let flops = Work::Flops(2.0 * dims.with_n(batch).multiply_adds() as f64);
             rows.extend([("forward-pooled", flops), ("backward-filter-pooled", flops)]);
@@ -291,8 +291,8 @@ impl Case<'_> {
     /// Makes the tensors and returns what is to be timed.
     ///
     /// # Errors
-    /// If the backend has no room.
-    pub fn prepare<'b, B: Measured>(&'b self, backend: &'b B) -> Result<Run<'b>> {
+    /// If the backend is out of memory.
+    pub fn prepare<'b, B: Benchmark>(&'b self, backend: &'b B) -> Result<Run<'b>> {
         if self.op == "project" {
             return self.prepare_projection(backend);
         }
@@ -311,7 +311,7 @@ impl Case<'_> {
         }))
     }
 
-    /// The deconvnet's walk down from nine units of one image, and the pictures' way to the host.
+    /// The deconvnet's backward pass from nine units of one image, and the pictures' way to the host.
     /// Only what the units can reach is computed; the work counted is that of whole maps, as others
     /// do it, so that a share of the peak may be above 1.
     fn prepare_projection<'b, B: Backend>(&'b self, backend: &'b B) -> Result<Run<'b>> {
@@ -320,7 +320,7 @@ impl Case<'_> {
         let purpose = Purpose::Project { seeds: SEEDS };
         let mut workspace = Workspace::new(backend, network, purpose, 1)?;
         fill(backend, &mut workspace.input)?;
-        workspace.up(backend, &params)?;
+        workspace.forward(backend, &params)?;
         let images = backend.indices(SEEDS)?; // all of them the first
         let shape = network.layers[self.layer].output.with_n(SEEDS);
         let unit = |i: usize| {
@@ -354,7 +354,7 @@ impl Case<'_> {
                 fill(backend, &mut w.weight)?;
                 let mut g = Param::zeros(backend, &dims)?;
                 let mut v = Param::zeros(backend, &dims)?;
-                let sgd = SgdConstants { momentum: 0.9, decay: 5e-4 };
+                let sgd = SgdConstants { momentum: 0.9, weight_decay: 5e-4 };
                 match op {
                     "forward" => Box::new(move || {
                         let (weight, bias) = (&w.weight, Some(&w.bias));
@@ -422,8 +422,8 @@ impl Case<'_> {
     /// Times the case.
     ///
     /// # Errors
-    /// If the backend has no room or refuses.
-    pub fn measure<B: Measured>(&self, backend: &B, peaks: &Peaks) -> Result<Row> {
+    /// If the backend is out of memory or an operation of it fails.
+    pub fn measure<B: Benchmark>(&self, backend: &B, peaks: &Peaks) -> Result<Row> {
         let mut run = self.prepare(backend)?;
         let Spread { median, quartiles } = Spread::of(backend.seconds(&mut run)?);
         let rate = |work: f64| work / median / 1e9;
@@ -458,13 +458,13 @@ fn fill<B: Backend>(backend: &B, tensor: &mut Tensor<B>) -> Result<()> {
     backend.upload(tensor, &all.collect::<Vec<f32>>())
 }
 
-/// Images a second of whole training steps (input, walk up, loss, walk down, update): the median
+/// Images a second of whole training steps (input, forward pass, loss, backward pass, update): the median
 /// step's, on pixels in the host's memory, which are copied in as in training, or with `resident`
 /// on a batch that stays where the backend has it.
 ///
 /// # Errors
-/// If the backend has no room or refuses.
-pub fn training_steps<B: Measured>(
+/// If the backend is out of memory or an operation of it fails.
+pub fn training_steps<B: Benchmark>(
     backend: &B,
     mut network: Network,
     batch: usize,
@@ -483,7 +483,7 @@ pub fn training_steps<B: Measured>(
     let labels: Vec<u32> = (0..batch).map(|i| (i % network.classes()) as u32).collect();
     let model = Model { network, params, preprocess, classes };
     let mut trainer = Trainer::new(backend, model, momentum, 1)?;
-    let mut state = StepState { seed: 0, step: 0, first_sample: 0, rate: 1e-4 };
+    let mut state = StepState { seed: 0, step: 0, first_sample: 0, learning_rate: 1e-4 };
     // Every buffer has a batch, and steps that can be recorded are.
     for _ in 0..3 * backend.batches_in_flight() {
         trainer.enqueue(&pixels, &crops, &labels, state)?;
@@ -507,12 +507,12 @@ pub fn training_steps<B: Measured>(
     Ok(whole(id, times, flops, batch, peaks))
 }
 
-/// Images a second of whole walks up as evaluation does them: pixels copied in, input, walk up,
+/// Images a second of whole forward passes as evaluation does them: pixels copied in, input, forward pass,
 /// logits copied out.
 ///
 /// # Errors
-/// If the backend has no room or refuses.
-pub fn forward<B: Measured>(
+/// If the backend is out of memory or an operation of it fails.
+pub fn forward<B: Benchmark>(
     backend: &B,
     network: &Network,
     batch: usize,
@@ -528,7 +528,7 @@ pub fn forward<B: Measured>(
     let mut logits = vec![0.0; batch * network.classes()];
     let times = backend.seconds(&mut || {
         stage.fill(backend, &mut workspace.input, &pixels, &crops)?;
-        workspace.up(backend, &params)?;
+        workspace.forward(backend, &params)?;
         backend.download(&mut logits, workspace.logits())
     })?;
     Ok(whole(id, times, flops, batch, peaks))

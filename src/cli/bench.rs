@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 use serde::{Deserialize, Serialize};
-use zfnet::bench::{Measured, OPS, Peaks, Row, cases, forward, slower, training_steps};
-use zfnet::disk::write_whole;
+use zfnet::bench::{Benchmark, OPS, Peaks, Row, cases, forward, slower, training_steps};
+use zfnet::disk::write_atomic;
 use zfnet::model::{Architecture, Network};
 
 use super::{DeviceArgs, OnDevice};
@@ -33,7 +33,7 @@ pub struct Bench {
     /// that the shares of memory-bound rows are taken of)
     #[arg(long, conflicts_with_all = ["layer", "op"])]
     step: bool,
-    /// Whole walks up instead of operations: pixels copied in, logits copied out
+    /// Whole forward passes instead of operations: pixels copied in, logits copied out
     #[arg(long, conflicts_with_all = ["layer", "op", "step", "resident"])]
     forward: bool,
     /// With --step: on a batch that stays where the device has it, instead of copying one in each time
@@ -75,7 +75,7 @@ struct Saved {
 }
 
 impl OnDevice for Bench {
-    fn run<B: Measured>(self, backend: &B) -> Result<ExitCode> {
+    fn run<B: Benchmark>(self, backend: &B) -> Result<ExitCode> {
         if self.resident && !self.step {
             bail!("--resident is about whole training steps: add --step");
         }
@@ -116,7 +116,7 @@ impl OnDevice for Bench {
             println!("{text}");
         }
         if let Some(file) = &self.save {
-            let written = write_whole(file, text.as_bytes());
+            let written = write_atomic(file, text.as_bytes());
             written.with_context(|| format!("cannot write {}", file.display()))?;
         }
         match earlier {

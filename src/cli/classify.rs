@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Args;
 use serde_json::json;
-use zfnet::bench::Measured;
+use zfnet::bench::Benchmark;
 use zfnet::data::decode::prepare;
 use zfnet::data::images::read_rgb;
 use zfnet::study::project::classify;
@@ -21,7 +21,7 @@ pub struct Classify {
     /// JPEG or PNG files
     #[arg(required = true)]
     images: Vec<PathBuf>,
-    /// Crops averaged
+    /// Number of crops whose probabilities are averaged
     #[arg(long, value_enum, default_value = "10")]
     crops: CropsName,
     /// Print JSON, with all classes
@@ -34,7 +34,7 @@ pub struct Classify {
 }
 
 impl OnDevice for Classify {
-    fn run<B: Measured>(self, backend: &B) -> Result<ExitCode> {
+    fn run<B: Benchmark>(self, backend: &B) -> Result<ExitCode> {
         let model = self.bare.load(backend, &self.checkpoint)?;
         let side = model.preprocess.resize;
         let mut square = vec![0; side * side * 3];

@@ -10,12 +10,12 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde_json::json;
 use zfnet::backend::Backend;
-use zfnet::bench::Measured;
+use zfnet::bench::Benchmark;
 use zfnet::data::Split;
 use zfnet::data::folder::ImageFolder;
 use zfnet::data::images::Images;
 use zfnet::data::synthetic;
-use zfnet::disk::write_whole;
+use zfnet::disk::write_atomic;
 use zfnet::model::Architecture;
 use zfnet::study::peaks::{Maps, spatial_layers};
 use zfnet::train::checkpoint::load_model;
@@ -61,7 +61,7 @@ crops = "centre"
 const SIDE: usize = 73;
 
 impl OnDevice for Demo {
-    fn run<B: Measured>(self, backend: &B) -> Result<ExitCode> {
+    fn run<B: Benchmark>(self, backend: &B) -> Result<ExitCode> {
         let begun = Instant::now();
         let stop = stop_on_signals()?;
         let default = if self.quick { "zfnet-demo-quick" } else { "zfnet-demo" };
@@ -79,7 +79,8 @@ impl OnDevice for Demo {
         let linear = Architecture::parse(LINEAR)?;
         let mut mini = Architecture::find("zfnet-mini")?;
         let recipe = &mut mini.recipe;
-        (recipe.epochs, recipe.schedule, recipe.steps) = (epochs, ScheduleKind::Step, vec![drop]);
+        (recipe.epochs, recipe.schedule, recipe.milestones) =
+            (epochs, ScheduleKind::Step, vec![drop]);
 
         let mut runs = Vec::new();
         for architecture in [linear, mini] {
@@ -117,7 +118,7 @@ fn claim(out: &Path, args: &Demo) -> Result<()> {
     let (file, own) = (out.join("demo.json"), json!({"seed": args.seed, "quick": args.quick}));
     let found = std::fs::read_to_string(&file).unwrap_or_default();
     if found.is_empty() {
-        write_whole(&file, own.to_string().as_bytes())
+        write_atomic(&file, own.to_string().as_bytes())
             .with_context(|| format!("cannot write {}", file.display()))?;
     } else if serde_json::from_str::<serde_json::Value>(&found).ok() != Some(own) {
         bail!("{}: holds another demo ({found}): choose another --out", out.display());

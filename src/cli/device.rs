@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use zfnet::backend::cpu::CpuBackend;
 #[cfg(feature = "cuda")]
 use zfnet::backend::{Precision, cuda};
-use zfnet::bench::Measured;
+use zfnet::bench::Benchmark;
 
 /// Where to compute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,20 +57,20 @@ pub struct DeviceArgs {
     #[cfg_attr(not(feature = "cuda"), doc = "Where to compute: auto or cpu")]
     #[arg(long, default_value = "auto")]
     device: DeviceName,
-    /// Threads of the CPU backend [default: one a core]
+    /// Threads of the CPU backend [default: one per core]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
     #[cfg_attr(
         feature = "cuda",
-        doc = "How activations are kept and products made [default: on a GPU bf16, or f32 before Ampere; on the CPU f32, where bf16 takes AVX512-BF16]"
+        doc = "Precision of activations and matrix products [default: on a GPU bf16, or f32 before Ampere; on the CPU f32, where bf16 needs AVX512-BF16]"
     )]
     #[cfg_attr(
         not(feature = "cuda"),
-        doc = "How activations are kept and products made; bf16 takes AVX512-BF16 [default: f32]"
+        doc = "Precision of activations and matrix products; bf16 needs AVX512-BF16 [default: f32]"
     )]
     #[arg(long, value_enum)]
     precision: Option<PrecisionName>,
-    /// On the CPU: 3x3 and 5x5 convolutions without Winograd's method, slower and rounding less
+    /// On the CPU: no Winograd convolution, which is slower and rounds less
     #[arg(long)]
     exact: bool,
     /// On a GPU: what computes fully connected layers [default: cublaslt if it is installed]
@@ -81,7 +81,7 @@ pub struct DeviceArgs {
 
 /// A command that computes, on whichever device was chosen.
 pub trait OnDevice {
-    fn run<B: Measured>(self, backend: &B) -> Result<ExitCode>;
+    fn run<B: Benchmark>(self, backend: &B) -> Result<ExitCode>;
 }
 
 impl DeviceArgs {
@@ -150,7 +150,7 @@ impl DeviceArgs {
     }
 }
 
-fn say<B: Measured>(command: impl OnDevice, backend: &B) -> Result<ExitCode> {
+fn say<B: Benchmark>(command: impl OnDevice, backend: &B) -> Result<ExitCode> {
     tracing::info!("device: {}", backend.describe());
     command.run(backend)
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicUsize;
 use anyhow::Result;
 use clap::Args;
 use zfnet::backend::Backend;
-use zfnet::bench::Measured;
+use zfnet::bench::Benchmark;
 use zfnet::data::Split;
 use zfnet::data::images::Images;
 use zfnet::data::set::DataSet;
@@ -22,7 +22,7 @@ use super::{BareArgs, CropsName, DeviceArgs, OnDevice, ReadArgs, SplitName, chec
 pub struct Eval {
     #[command(flatten)]
     models: ModelsArgs,
-    /// Crops averaged
+    /// Number of crops whose probabilities are averaged
     #[arg(long, value_enum, default_value = "10")]
     crops: CropsName,
     /// Print JSON
@@ -41,7 +41,7 @@ pub struct ModelsArgs {
     /// Folder with train/CLASS/* and val/CLASS/*, or shards made by `zfnet pack`
     #[arg(long)]
     pub data: PathBuf,
-    /// Which images
+    /// Which split of the data
     #[arg(long, value_enum, default_value = "val")]
     pub split: SplitName,
     #[command(flatten)]
@@ -77,7 +77,7 @@ impl ModelsArgs {
 }
 
 impl OnDevice for Eval {
-    fn run<B: Measured>(self, backend: &B) -> Result<ExitCode> {
+    fn run<B: Benchmark>(self, backend: &B) -> Result<ExitCode> {
         let result = measure(backend, &self)?;
         if self.json {
             println!("{}", serde_json::to_string(&result)?);
@@ -112,6 +112,6 @@ fn measure<B: Backend>(backend: &B, args: &Eval) -> Result<Evaluation> {
 pub fn say_bad(images: &Images) {
     let bad = images.bad().len();
     if bad > 0 {
-        eprintln!("{bad} file(s) are no usable images and were left out");
+        eprintln!("{bad} file(s) cannot be read as images and were left out");
     }
 }

@@ -30,8 +30,8 @@ use zfnet::data::Split;
 use zfnet::data::images::ReadOptions;
 use zfnet::data::set::DataSet;
 use zfnet::data::shard::Io;
-use zfnet::model::weights::made_up_classes;
-use zfnet::model::{Bare, Model};
+use zfnet::model::weights::default_class_names;
+use zfnet::model::{ExternalConfig, Model};
 use zfnet::train::checkpoint::load_model;
 use zfnet::train::evaluate::TestCrops;
 
@@ -80,8 +80,8 @@ struct BareArgs {
 }
 
 impl BareArgs {
-    fn bare(&self) -> Bare {
-        Bare { arch: self.arch.clone(), preprocess: self.preprocess.clone() }
+    fn bare(&self) -> ExternalConfig {
+        ExternalConfig { arch: self.arch.clone(), preprocess: self.preprocess.clone() }
     }
 
     fn load<B: Backend>(&self, backend: &B, checkpoint: &Path) -> Result<Model<B>> {
@@ -95,10 +95,10 @@ struct ReadArgs {
     /// Threads that read and decode images
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=256))]
     workers: u16,
-    /// Share of files that may be unusable before the command stops
+    /// Fraction of files that cannot be read as images before the command stops
     #[arg(long, default_value_t = 0.01)]
     max_bad: f64,
-    /// Keep decoded images in memory if all of a split fit into so many MiB
+    /// Keep decoded images in memory if all of a split fit into so many MiB; 0 for never
     #[arg(long, default_value_t = 2048)]
     cache_mb: usize,
     /// How shards are read [default: mmap, or pread on a network file system]
@@ -184,7 +184,7 @@ fn open_data<B: Backend>(data: &Path, model: &Model<B>) -> Result<DataSet> {
 fn check_classes<B: Backend>(data: &Path, set: &DataSet, model: &Model<B>) -> Result<()> {
     let names = set.names();
     // A bare model does not know its classes' names: they have been made up.
-    let named = model.classes != made_up_classes(model.classes.len());
+    let named = model.classes != default_class_names(model.classes.len());
     let fits = if named { model.classes == names } else { model.classes.len() == names.len() };
     if !fits {
         bail!(

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use zfnet::bench::Measured;
+use zfnet::bench::Benchmark;
 use zfnet::model::weights::serialize;
 use zfnet::model::{Projector, Rule};
 use zfnet::report::projections::{Projections, write};
@@ -26,7 +26,7 @@ pub struct Project {
     /// strongest of each convolutional and fully connected layer
     #[arg(long)]
     unit: Option<String>,
-    /// How to walk down
+    /// Rule of the backward pass
     #[arg(long, default_value = "deconvnet", value_parser = ["deconvnet", "gradient", "guided"])]
     rule: String,
     /// Folder for the page
@@ -43,7 +43,7 @@ pub struct Project {
 }
 
 impl OnDevice for Project {
-    fn run<B: Measured>(self, backend: &B) -> Result<ExitCode> {
+    fn run<B: Benchmark>(self, backend: &B) -> Result<ExitCode> {
         if self.save_arrays.is_some() && self.images.len() != 1 {
             bail!("--save-arrays: expected one image, found {}", self.images.len());
         }

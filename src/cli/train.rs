@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::Args;
 use zfnet::backend::Backend;
-use zfnet::bench::Measured;
+use zfnet::bench::Benchmark;
 use zfnet::data::Split;
 use zfnet::data::set::DataSet;
 use zfnet::human_bytes;
@@ -33,23 +33,23 @@ pub struct Train {
     out: PathBuf,
     #[command(flatten)]
     recipe: RecipeArgs,
-    /// Stop after so many updates in all
+    /// Stop after so many steps in all [default: after the last epoch]
     #[arg(long)]
     max_steps: Option<u32>,
-    /// Say what the training will need (memory, steps, time, from a few trial steps), write nothing
+    /// Print what the training will need (memory, steps, time, from a few trial steps) and write nothing
     #[arg(long)]
     dry_run: bool,
-    /// Seed of weights, order, crops and dropout
+    /// Seed of initialization, order of images, crops and dropout
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Read shards from front to back and shuffle only so many images at a time, for disks that
     /// cannot seek [default: shuffle all]
     #[arg(long, value_name = "IMAGES", value_parser = positive)]
     shuffle_window: Option<usize>,
-    /// Split a batch into so many parts whose gradients are summed, to save memory
+    /// Number of parts of a batch whose gradients are accumulated, to save memory
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     accumulate: u16,
-    /// Go on from the run's last checkpoint
+    /// Continue from the run's last checkpoint
     #[arg(long)]
     resume: bool,
     /// Start with the weights of this checkpoint (what is resumed has its own)
@@ -58,13 +58,13 @@ pub struct Train {
     /// For --init with a bare safetensors file: how its images are prepared
     #[arg(long, value_parser = ["paper", "torchvision", "caffe"])]
     preprocess: Option<String>,
-    /// Save a checkpoint every so many steps, besides at the end of every epoch
+    /// Save a checkpoint every so many steps, besides at the end of every epoch [default: never]
     #[arg(long)]
     save_steps: Option<u32>,
     /// Save a checkpoint when the last one is so many minutes old
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     save_minutes: u32,
-    /// Checkpoints to keep, besides the best
+    /// Number of checkpoints to keep, besides the best
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..))]
     keep: u16,
     #[command(flatten)]
@@ -79,49 +79,50 @@ pub struct Train {
 #[derive(Args, Clone, Default)]
 #[command(next_help_heading = "Instead of the network's recipe")]
 pub struct RecipeArgs {
-    /// Passes over the training images
+    /// Number of epochs [default: the recipe's]
     #[arg(long)]
     pub epochs: Option<u32>,
-    /// Images of an update
+    /// Batch size [default: the recipe's]
     #[arg(long)]
     batch_size: Option<usize>,
-    /// Learning rate at the start
+    /// Initial learning rate [default: the recipe's]
     #[arg(long, visible_alias = "lr")]
     learning_rate: Option<f32>,
-    /// Share of the last velocity that is kept
+    /// Momentum of SGD [default: the recipe's]
     #[arg(long)]
     momentum: Option<f32>,
-    /// Weight decay
+    /// Weight decay (L2 penalty) [default: the recipe's]
     #[arg(long, visible_alias = "wd")]
     weight_decay: Option<f32>,
-    /// Whether biases decay too
+    /// Whether weight decay applies to biases too [default: the recipe's]
     #[arg(long)]
     bias_decay: Option<bool>,
-    /// How weights are drawn: N(0, init-std^2) or He et al.
+    /// Initialization of weights: N(0, init-std^2), or He et al. 2015 [default: the recipe's]
     #[arg(long, value_parser = ["normal", "he"])]
     init_weights: Option<String>,
-    /// Deviation of normal weights
+    /// Standard deviation of normal initialization [default: the recipe's]
     #[arg(long)]
     init_std: Option<f32>,
-    /// When the rate falls: on a plateau of validation, at --steps, or never
+    /// When the learning rate is reduced: when the validation error stops falling, at --milestones, or
+    /// never [default: the recipe's]
     #[arg(long, value_parser = ["plateau", "step", "constant"])]
     schedule: Option<String>,
-    /// Epochs after which the rate falls
-    #[arg(long, value_delimiter = ',')]
-    pub steps: Option<Vec<u32>>,
-    /// What the rate is multiplied with when it falls
-    #[arg(long)]
-    factor: Option<f32>,
-    /// Epochs without improvement that make a plateau
+    /// Epochs after which the learning rate is reduced, separated by commas [default: the recipe's]
+    #[arg(long, visible_alias = "steps", value_delimiter = ',')]
+    pub milestones: Option<Vec<u32>>,
+    /// Factor by which the learning rate is multiplied then [default: the recipe's]
+    #[arg(long, visible_alias = "factor")]
+    gamma: Option<f32>,
+    /// Epochs without improvement after which the learning rate is reduced (plateau) [default: the recipe's]
     #[arg(long)]
     patience: Option<u32>,
-    /// Dropout rate
+    /// Probability of dropout [default: the recipe's]
     #[arg(long)]
     dropout: Option<f32>,
-    /// Training crops: the paper's ten, anywhere, or the centre
+    /// Training crops: one of the paper's ten, at random places, or the centre [default: the recipe's]
     #[arg(long, value_parser = ["ten", "random", "centre"])]
     train_crops: Option<String>,
-    /// Limit of the filters' RMS; 0 for none
+    /// Limit of the RMS of each convolution filter; 0 for none [default: the recipe's]
     #[arg(long)]
     rms_limit: Option<f32>,
 }
@@ -141,8 +142,8 @@ impl RecipeArgs {
         set(&mut recipe.weight_decay, &self.weight_decay);
         set(&mut recipe.bias_decay, &self.bias_decay);
         set(&mut recipe.init_std, &self.init_std);
-        set(&mut recipe.steps, &self.steps);
-        set(&mut recipe.factor, &self.factor);
+        set(&mut recipe.milestones, &self.milestones);
+        set(&mut recipe.gamma, &self.gamma);
         set(&mut recipe.patience, &self.patience);
         set(&mut recipe.dropout, &self.dropout);
         set(&mut recipe.rms_limit, &self.rms_limit);
@@ -173,7 +174,7 @@ impl RecipeArgs {
 }
 
 impl OnDevice for Train {
-    fn run<B: Measured>(self, backend: &B) -> Result<ExitCode> {
+    fn run<B: Benchmark>(self, backend: &B) -> Result<ExitCode> {
         let mut architecture = match &self.arch {
             Some(arch) => Architecture::find(arch)?,
             None => {
@@ -212,7 +213,7 @@ impl OnDevice for Train {
             stop: &stop,
         };
         if self.dry_run {
-            return foretell(backend, &job);
+            return print_dry_run(backend, &job);
         }
         let classes = job.classes.len();
         let network = Network::new(Architecture { classes, ..job.architecture.clone() })?;
@@ -254,7 +255,7 @@ fn positive(text: &str) -> Result<usize, String> {
 }
 
 /// Prints what a training will need.
-fn foretell<B: Backend>(backend: &B, job: &Job<'_>) -> Result<ExitCode> {
+fn print_dry_run<B: Backend>(backend: &B, job: &Job<'_>) -> Result<ExitCode> {
     let mut progress = Progress::new();
     let needs = dry_run(backend, job, |done, all| progress.show("trial step", done, all, ""))?;
     progress.end();

@@ -1,7 +1,7 @@
 //! Projecting single activations down to pixels: section 2.1 of the paper.
 //!
-//! Take one unit's activation, set all others of its layer to zero, and walk down by a [`Rule`].
-//! Many units, of the same or of different images, share one walk up.
+//! Take one unit's activation, set all others of its layer to zero, and run backward by a [`Rule`].
+//! Many units, of the same or of different images, share one forward pass.
 
 use super::input::InputStage;
 use super::{Network, Params, Preprocess, Purpose, Rule, Workspace};
@@ -11,7 +11,7 @@ use crate::{Error, Result};
 /// One unit to be projected.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Seed {
-    /// Index of the image among those of the walk up.
+    /// Index of the image among those of the forward pass.
     pub image: u32,
     /// Map, row, column and activation.
     pub unit: SeedUnit,
@@ -31,10 +31,10 @@ pub struct Projector<'a, B: Backend> {
 }
 
 impl<'a, B: Backend> Projector<'a, B> {
-    /// Room for `images` images at a time and `seeds` projections at a time.
+    /// Memory for `images` images at a time and `seeds` projections at a time.
     ///
     /// # Errors
-    /// If the backend has no room.
+    /// If the backend is out of memory.
     pub fn new(
         backend: &'a B,
         network: &'a Network,
@@ -58,16 +58,16 @@ impl<'a, B: Backend> Projector<'a, B> {
     /// Walks up with crops of squares of pixels.
     ///
     /// # Errors
-    /// If the backend refuses.
+    /// If a backend operation fails.
     pub fn look(&mut self, pixels: &[u8], crops: &[Crop]) -> Result<()> {
         self.stage.fill(self.backend, &mut self.workspace.input, pixels, crops)?;
-        self.workspace.up(self.backend, self.params)
+        self.workspace.forward(self.backend, self.params)
     }
 
     /// The strongest unit of every map of a layer in every image, `[image * maps + map]`.
     ///
     /// # Errors
-    /// If the backend refuses.
+    /// If a backend operation fails.
     pub fn peaks(&self, layer: usize) -> Result<Vec<Peak>> {
         let output = self.workspace.output(layer);
         let count = output.shape().n * output.shape().c;
@@ -81,7 +81,7 @@ impl<'a, B: Backend> Projector<'a, B> {
     /// activation; the rule decides whether the walk starts with it or with 1.
     ///
     /// # Errors
-    /// If a unit's activation is not positive (nothing fired), or the backend refuses.
+    /// If a unit's activation is not positive (nothing fired), or a backend operation fails.
     pub fn project(
         &mut self,
         layer: usize,

@@ -13,10 +13,10 @@ pub struct Normaliser<B: Backend> {
 }
 
 impl<B: Backend> Normaliser<B> {
-    /// Puts the mean and the deviations where the backend reads them.
+    /// Puts the mean and the standard deviations where the backend reads them.
     ///
     /// # Errors
-    /// If the backend has no room.
+    /// If the backend is out of memory.
     pub fn new(backend: &B, preprocess: &Preprocess) -> Result<Self> {
         let side = preprocess.resize;
         let mean_shape = match preprocess.mean.len() {
@@ -35,7 +35,7 @@ impl<B: Backend> Normaliser<B> {
     /// Makes the network's input `x` of uploaded squares, one sample for each of its crops.
     ///
     /// # Errors
-    /// If the backend refuses.
+    /// If a backend operation fails.
     pub fn fill(
         &self,
         backend: &B,
@@ -47,7 +47,7 @@ impl<B: Backend> Normaliser<B> {
     }
 }
 
-/// A [`Normaliser`] with room for the pixels it reads.
+/// A [`Normaliser`] and memory for the pixels it reads.
 pub struct InputStage<B: Backend> {
     normaliser: Normaliser<B>,
     pixels: B::Bytes,
@@ -55,10 +55,10 @@ pub struct InputStage<B: Backend> {
 }
 
 impl<B: Backend> InputStage<B> {
-    /// Room for `images` squares of pixels and `samples` crops of them.
+    /// Memory for `images` squares of pixels and `samples` crops of them.
     ///
     /// # Errors
-    /// If the backend has no room.
+    /// If the backend is out of memory.
     pub fn new(
         backend: &B,
         preprocess: &Preprocess,
@@ -75,7 +75,7 @@ impl<B: Backend> InputStage<B> {
     /// Makes the network's input `x` of the squares in `pixels`, one sample for each crop.
     ///
     /// # Errors
-    /// If the backend refuses.
+    /// If a backend operation fails.
     pub fn fill(
         &mut self,
         backend: &B,

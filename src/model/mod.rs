@@ -22,7 +22,7 @@ pub use layer::{
 };
 pub use network::Network;
 pub use params::Params;
-pub use rule::{LrnDown, Rule};
-pub use weights::{Bare, Model};
-pub use workspace::{Descent, Purpose, Workspace};
+pub use rule::{LrnRule, Rule};
+pub use weights::{ExternalConfig, Model};
+pub use workspace::{BackwardOptions, Purpose, Workspace};
 pub use zfnet_core::Preprocess;

@@ -20,7 +20,7 @@ impl<B: Backend> Params<B> {
     /// All zero: gradients or momentum.
     ///
     /// # Errors
-    /// If the backend has no room.
+    /// If the backend is out of memory.
     pub fn zeros(backend: &B, network: &Network) -> Result<Self> {
         Self::of(network, |dims| Param::zeros(backend, dims))
     }
@@ -28,7 +28,7 @@ impl<B: Backend> Params<B> {
     /// All zero: weights, to be given values.
     ///
     /// # Errors
-    /// If the backend has no room.
+    /// If the backend is out of memory.
     pub fn weights(backend: &B, network: &Network) -> Result<Self> {
         Self::of(network, |dims| Param::weights(backend, dims))
     }
@@ -42,7 +42,7 @@ impl<B: Backend> Params<B> {
     /// stream of its own, so that a changed layer does not change the others.
     ///
     /// # Errors
-    /// If the backend has no room.
+    /// If the backend is out of memory.
     pub fn init(backend: &B, network: &Network, seed: u64) -> Result<Self> {
         let mut params = Self::weights(backend, network)?;
         for (index, layer) in network.layers.iter().enumerate() {

@@ -5,34 +5,34 @@ use crate::{Error, Result};
 
 /// How contrast normalisation is passed on the way down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LrnDown {
+pub enum LrnRule {
     /// Unchanged, as the paper does.
     Identity,
     /// By its derivative.
     Derivative,
 }
 
-/// The rule of the walk down: the one thing in which the deconvnet differs from the gradient.
+/// The rule of the backward pass: the one thing in which the deconvnet differs from the gradient.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rule {
-    /// Stop what descends where the forward activation was not positive.
+    /// Stop what goes backward where the forward activation was not positive.
     pub forward_mask: bool,
     /// Stop what is negative itself (the paper's relu on the reconstruction, relu*).
     pub relu_down: bool,
     /// What normalisation does.
-    pub lrn_down: LrnDown,
+    pub lrn_backward_rule: LrnRule,
 }
 
 impl Rule {
     /// Zeiler and Fergus, section 2.1.
     pub const DECONVNET: Rule =
-        Rule { forward_mask: false, relu_down: true, lrn_down: LrnDown::Identity };
+        Rule { forward_mask: false, relu_down: true, lrn_backward_rule: LrnRule::Identity };
     /// The true gradient: training, and saliency (Simonyan et al. 2013).
     pub const GRADIENT: Rule =
-        Rule { forward_mask: true, relu_down: false, lrn_down: LrnDown::Derivative };
+        Rule { forward_mask: true, relu_down: false, lrn_backward_rule: LrnRule::Derivative };
     /// Guided backpropagation (Springenberg et al. 2014).
     pub const GUIDED: Rule =
-        Rule { forward_mask: true, relu_down: true, lrn_down: LrnDown::Derivative };
+        Rule { forward_mask: true, relu_down: true, lrn_backward_rule: LrnRule::Derivative };
 
     /// By name.
     ///
@@ -49,7 +49,7 @@ impl Rule {
         }
     }
 
-    /// The value a walk down starts with, for a unit whose activation is `activation`: 1 for the
+    /// The value a backward pass starts with, for a unit whose activation is `activation`: 1 for the
     /// gradient, the activation itself for the others.
     pub fn seed_value(&self, activation: f32) -> f32 {
         if *self == Rule::GRADIENT { 1.0 } else { activation }

@@ -39,7 +39,7 @@ pub struct Model<B: Backend> {
 
 /// What the metadata holds.
 #[derive(Serialize, Deserialize)]
-struct About {
+struct Metadata {
     version: u32,
     architecture: Architecture,
     preprocess: Preprocess,
@@ -58,11 +58,11 @@ pub fn architecture_in(bytes: &[u8]) -> Result<Architecture> {
 }
 
 /// The metadata of a model's file; a bare file has none.
-fn about(bytes: &[u8]) -> Result<Option<About>> {
+fn about(bytes: &[u8]) -> Result<Option<Metadata>> {
     let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(unreadable)?;
     let json = metadata.metadata().as_ref().and_then(|metadata| metadata.get(KEY));
     let Some(json) = json else { return Ok(None) };
-    let about: About = serde_json::from_str(json)
+    let about: Metadata = serde_json::from_str(json)
         .map_err(|error| Error::Network(format!("its metadata is damaged: {error}")))?;
     if about.version != VERSION {
         let found = about.version;
@@ -73,7 +73,7 @@ fn about(bytes: &[u8]) -> Result<Option<About>> {
 
 /// What a bare safetensors file does not say itself.
 #[derive(Clone, Debug, Default)]
-pub struct Bare {
+pub struct ExternalConfig {
     /// The network: a name or a TOML file.
     pub arch: Option<String>,
     /// The preprocessing, by name.
@@ -86,7 +86,7 @@ impl<B: Backend> Model<B> {
     /// # Errors
     /// If the backend does not give its weights.
     pub fn to_bytes(&self, backend: &B) -> Result<Vec<u8>> {
-        let about = About {
+        let about = Metadata {
             version: VERSION,
             architecture: self.network.architecture.clone(),
             preprocess: self.preprocess.clone(),
@@ -105,7 +105,7 @@ impl<B: Backend> Model<B> {
     /// # Errors
     /// If the bytes are not a model, or its tensors do not fit its network: their names, what was
     /// expected, what was found.
-    pub fn from_bytes(backend: &B, bytes: &[u8], bare: &Bare) -> Result<Self> {
+    pub fn from_bytes(backend: &B, bytes: &[u8], bare: &ExternalConfig) -> Result<Self> {
         let tensors = deserialize(bytes)?;
         let (network, preprocess, classes) = match about(bytes)? {
             Some(about) => {
@@ -130,7 +130,10 @@ impl<B: Backend> Model<B> {
     }
 
     /// What `bare` says of a file that says nothing itself.
-    fn bare(tensors: &SafeTensors<'_>, bare: &Bare) -> Result<(Network, Preprocess, Vec<String>)> {
+    fn bare(
+        tensors: &SafeTensors<'_>,
+        bare: &ExternalConfig,
+    ) -> Result<(Network, Preprocess, Vec<String>)> {
         let (Some(arch), Some(preprocess)) = (&bare.arch, &bare.preprocess) else {
             return Err(Error::BareWeights);
         };
@@ -144,19 +147,19 @@ impl<B: Backend> Model<B> {
             architecture.classes = bias.shape().iter().product();
         }
         let input = architecture.input;
-        let classes = made_up_classes(architecture.classes);
+        let classes = default_class_names(architecture.classes);
         let preprocess = Preprocess::named(preprocess, input.size, input.resize)?;
         Ok((Network::new(architecture)?, preprocess, classes))
     }
 }
 
 /// Names for the classes of a model that does not know them.
-pub fn made_up_classes(count: usize) -> Vec<String> {
+pub fn default_class_names(count: usize) -> Vec<String> {
     (0..count).map(|class| format!("class {class}")).collect()
 }
 
 /// Names, shapes and values of tensors.
-pub type Named = Vec<(String, Vec<usize>, Vec<f32>)>;
+pub type NamedTensors = Vec<(String, Vec<usize>, Vec<f32>)>;
 
 /// All parameters in PyTorch's layout, in the chain's order.
 ///
@@ -166,7 +169,7 @@ pub fn named_values<B: Backend>(
     backend: &B,
     network: &Network,
     params: &Params<B>,
-) -> Result<Named> {
+) -> Result<NamedTensors> {
     let mut named = Vec::new();
     for (layer, param) in network.layers.iter().zip(&params.layers) {
         let Some(param) = param else { continue };
@@ -265,7 +268,10 @@ fn values<'a>(tensors: &SafeTensors<'a>, name: &str) -> Result<Cow<'a, [f32]>> {
 ///
 /// # Errors
 /// If the names or shapes make no file.
-pub fn serialize(tensors: &Named, metadata: Option<HashMap<String, String>>) -> Result<Vec<u8>> {
+pub fn serialize(
+    tensors: &NamedTensors,
+    metadata: Option<HashMap<String, String>>,
+) -> Result<Vec<u8>> {
     let views = tensors.iter().map(|(name, shape, values)| {
         let view = TensorView::new(Dtype::F32, shape.clone(), bytemuck::cast_slice(values));
         (name, view.expect("shapes and values agree"))

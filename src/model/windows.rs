@@ -1,5 +1,5 @@
 //! Projections from single units, computed in no more than the units' receptive fields. Whoever does
-//! not care how they are made fast need not read this: the result is that of [`Workspace::down`] from
+//! not care how they are made fast need not read this: the result is that of [`Workspace::backward`] from
 //! maps that are zero but for these units.
 //!
 //! A unit's receptive field grows on the way back, by
@@ -7,12 +7,12 @@
 //! what goes back is held in windows of that size, each sample's at a place of its own ([`Windows`]),
 //! and runs through the same operations as whole maps, only without padding. What they read of the
 //! forward pass is cut out of the whole maps first. A window no smaller than its map is put back into
-//! a whole map, and the rest is [`Workspace::down`].
+//! a whole map, and the rest is [`Workspace::backward`].
 
 use super::Params;
 use super::layer::{Backward, Common, Output};
 use super::rule::Rule;
-use super::workspace::{Block, Descent, Workspace};
+use super::workspace::{BackwardOptions, Block, Workspace};
 use crate::Result;
 use crate::backend::{Backend, SeedUnit, Tensor};
 use crate::shape::{ConvDims, Shape, Windows};
@@ -23,7 +23,7 @@ impl<B: Backend> Workspace<B> {
     /// `images[n]`.
     ///
     /// # Errors
-    /// If the backend refuses an operation.
+    /// If a backend operation fails.
     pub fn project(
         &mut self,
         backend: &B,
@@ -34,7 +34,7 @@ impl<B: Backend> Workspace<B> {
         units: &[SeedUnit],
         pictures: &mut [f32],
     ) -> Result<()> {
-        let descent = Descent {
+        let options = BackwardOptions {
             from: layer,
             rule,
             images: Some(images),
@@ -45,22 +45,22 @@ impl<B: Backend> Workspace<B> {
         let (top, n) = (self.block_of[layer], units.len());
         let map = self.blocks[top].output;
         let mut windows = Windows::units(map);
-        let dy = &mut self.descending[0];
+        let dy = &mut self.signal[0];
         dy.reshape(windows.shape(n, map.c));
         self.windows.seed(backend, dy, units, map)?;
         for index in (0..=top).rev() {
             let Some(below) = self.blocks[index].input_windows(&windows) else {
-                let [from, to] = &mut self.descending;
+                let [from, to] = &mut self.signal;
                 to.reshape(self.blocks[index].output.with_n(n));
-                backend.cut(to, from, None, &self.windows.units, &windows.inverse())?;
-                self.descending.swap(0, 1);
-                self.down_from(backend, params, index, descent)?;
-                return backend.download(pictures, &self.descending[0]);
+                backend.gather_windows(to, from, None, &self.windows.units, &windows.inverse())?;
+                self.signal.swap(0, 1);
+                self.backward_from(backend, params, index, options)?;
+                return backend.download(pictures, &self.signal[0]);
             };
-            self.undo_in_windows(backend, params, index, &descent, &windows, &below)?;
+            self.undo_in_windows(backend, params, index, &options, &windows, &below)?;
             windows = below;
         }
-        self.windows.put_into_pictures(backend, pictures, &self.descending[0], &windows)
+        self.windows.put_into_pictures(backend, pictures, &self.signal[0], &windows)
     }
 
     /// Takes windows of a block's output through the block, to those `below` of its input.
@@ -69,14 +69,14 @@ impl<B: Backend> Workspace<B> {
         backend: &B,
         params: &Params<B>,
         index: usize,
-        descent: &Descent<'_, B>,
+        options: &BackwardOptions<'_, B>,
         windows: &Windows,
         below: &Windows,
     ) -> Result<()> {
-        let &Descent { rule, images, .. } = descent;
-        let relu = self.has_relu_to_undo(index, descent);
+        let &BackwardOptions { rule, images, .. } = options;
+        let relu = self.has_relu_to_undo(index, options);
         let block = &self.blocks[index];
-        let [dy, dx] = &mut self.descending;
+        let [dy, dx] = &mut self.signal;
         let n = dy.shape().n;
         let WindowBuffers { units, input, switches, .. } = &mut self.windows;
         if relu {
@@ -84,18 +84,18 @@ impl<B: Backend> Workspace<B> {
             let y = &mut *dx;
             y.reshape(dy.shape());
             if rule.forward_mask {
-                backend.cut(y, &self.outputs[index], images, units, windows)?;
+                backend.gather_windows(y, &self.outputs[index], images, units, windows)?;
             }
             backend.relu_backward(dy, y, None, rule.relu())?;
         }
         if block.step.reads_input(&rule) {
             let x = if index == 0 { &self.input } else { &self.outputs[index - 1] };
             input.reshape(below.shape(n, block.input.c));
-            backend.cut(input, x, images, units, below)?;
+            backend.gather_windows(input, x, images, units, below)?;
         }
         if let (Some(dims), Some(whole)) = (block.step.pooling(), &self.switches[index]) {
             let (mask, dims) = (rule.forward_mask, &dims.with_n(n));
-            backend.cut_switches(switches, whole, images, units, windows, mask, dims)?;
+            backend.gather_switches(switches, whole, images, units, windows, mask, dims)?;
         }
         let output = block.step.of_windows(windows.size).backward(Backward {
             backend,
@@ -120,9 +120,9 @@ impl<B: Backend> Workspace<B> {
         if output == Output::Dx {
             if block.step.convolution().is_some() {
                 // What a transposed convolution leaves in the padding must not go on.
-                backend.clear_outside(dx, units, below)?;
+                backend.zero_out_of_bounds(dx, units, below)?;
             }
-            self.descending.swap(0, 1);
+            self.signal.swap(0, 1);
         }
         Ok(())
     }
@@ -164,7 +164,7 @@ impl<B: Backend> WindowBuffers<B> {
     /// Plans projections from units of any layer, `samples` at a time; none at all for 0.
     ///
     /// # Errors
-    /// If the backend has no room.
+    /// If the backend is out of memory.
     pub fn new(backend: &B, blocks: &[Block], samples: usize) -> Result<(Self, WindowNeeds)> {
         let mut needs = WindowNeeds::default();
         let (mut input, mut switches, mut pixels) = (0, 0, 0);
@@ -198,10 +198,10 @@ impl<B: Backend> WindowBuffers<B> {
         Ok((buffers, needs))
     }
 
-    /// Begins a walk down: each unit a window of one place, `dy`, with its value.
+    /// Begins a backward pass: each unit a window of one place, `dy`, with its value.
     ///
     /// # Errors
-    /// If the backend refuses.
+    /// If a backend operation fails.
     fn seed(
         &mut self,
         backend: &B,
@@ -217,13 +217,13 @@ impl<B: Backend> WindowBuffers<B> {
         backend.upload_indices(&mut self.units, &self.places)?;
         let alone: Vec<SeedUnit> =
             units.iter().map(|unit| SeedUnit { y: 0, x: 0, ..*unit }).collect();
-        backend.seed(dy, &alone)
+        backend.scatter_units(dy, &alone)
     }
 
     /// Copies windows of pixels to the host, and each into its picture; the rest is zero.
     ///
     /// # Errors
-    /// If the backend refuses.
+    /// If a backend operation fails.
     fn put_into_pictures(
         &mut self,
         backend: &B,

@@ -52,7 +52,7 @@ pub struct Workspace<B: Backend> {
     /// The switches of blocks that pool.
     pub(super) switches: Vec<Option<B::Bytes>>,
     /// What goes back: the current tensor, and the one the next layer writes.
-    pub(super) descending: [Tensor<B>; 2],
+    pub(super) signal: [Tensor<B>; 2],
     /// What projections from single units need besides.
     pub(super) windows: WindowBuffers<B>,
     pub(super) scratch: B::Scratch,
@@ -62,13 +62,13 @@ pub struct Workspace<B: Backend> {
     training: bool,
 }
 
-/// One walk down: from where, by which rule, for whom.
-pub struct Descent<'a, B: Backend> {
+/// One backward pass: from where, by which rule, for whom.
+pub struct BackwardOptions<'a, B: Backend> {
     /// The layer whose output has been seeded.
     pub from: usize,
     /// The rule.
     pub rule: Rule,
-    /// For each descending sample the forward sample it belongs to; its own by default.
+    /// For each signal sample the forward sample it belongs to; its own by default.
     pub images: Option<&'a B::Indices>,
     /// Gradients of the weights to be written, or added to with `accumulate`.
     pub gradients: Option<&'a mut Params<B>>,
@@ -84,7 +84,7 @@ impl<B: Backend> Workspace<B> {
     /// that they will use.
     ///
     /// # Errors
-    /// If the backend has no room.
+    /// If the backend is out of memory.
     pub fn new(backend: &B, network: &Network, purpose: Purpose, capacity: usize) -> Result<Self> {
         let (blocks, block_of) = plan(backend, network, purpose, capacity);
         let (going_back, units) = match purpose {
@@ -104,7 +104,7 @@ impl<B: Backend> Workspace<B> {
             let pools = block.step.pooling().is_some();
             switches.push(pools.then(|| backend.bytes(shape.len())).transpose()?);
         }
-        let descending = Shape::new(going_back, 1, 1, largest);
+        let signal = Shape::new(going_back, 1, 1, largest);
         let most = capacity.max(going_back);
         let convolutions = network.convolutions().map(|(_, dims)| dims.with_n(most));
         let convolutions: Vec<ConvDims> = convolutions.chain(needs.convolutions).collect();
@@ -117,7 +117,7 @@ impl<B: Backend> Workspace<B> {
             block_of,
             outputs,
             switches,
-            descending: [backend.activations(descending)?, backend.activations(descending)?],
+            signal: [backend.activations(signal)?, backend.activations(signal)?],
             windows,
             scratch: backend.scratch(&convolutions)?,
             no_bias: backend.zeros(Shape::vector(sums.unwrap_or(0) as usize))?,
@@ -128,8 +128,8 @@ impl<B: Backend> Workspace<B> {
     /// The forward pass: from `self.input` to the logits.
     ///
     /// # Errors
-    /// If the backend refuses an operation.
-    pub fn up(&mut self, backend: &B, params: &Params<B>) -> Result<()> {
+    /// If a backend operation fails.
+    pub fn forward(&mut self, backend: &B, params: &Params<B>) -> Result<()> {
         let n = self.input.shape().n;
         for (index, block) in self.blocks.iter().enumerate() {
             let (below, above) = self.outputs.split_at_mut(index);
@@ -153,47 +153,52 @@ impl<B: Backend> Workspace<B> {
         Ok(())
     }
 
-    /// The backward pass: from what [`Workspace::descending`] holds for `descent.from`, to the pixels
+    /// The backward pass: from what [`Workspace::signal`] holds for `options.from`, to the pixels
     /// or, without `to_pixels`, until the first layer's gradients are known.
     ///
     /// Every layer is undone by its transpose; what the rule decides is what a relu, a pool and a
     /// normalisation let through. With [`Rule::GRADIENT`] this is backpropagation.
     ///
     /// # Errors
-    /// If the backend refuses an operation.
-    pub fn down(&mut self, backend: &B, params: &Params<B>, descent: Descent<'_, B>) -> Result<()> {
-        let from = self.block_of[descent.from];
-        self.down_from(backend, params, from, descent)
+    /// If a backend operation fails.
+    pub fn backward(
+        &mut self,
+        backend: &B,
+        params: &Params<B>,
+        options: BackwardOptions<'_, B>,
+    ) -> Result<()> {
+        let from = self.block_of[options.from];
+        self.backward_from(backend, params, from, options)
     }
 
     /// The same from the output of block `top` on.
-    pub(super) fn down_from(
+    pub(super) fn backward_from(
         &mut self,
         backend: &B,
         params: &Params<B>,
         top: usize,
-        mut descent: Descent<'_, B>,
+        mut options: BackwardOptions<'_, B>,
     ) -> Result<()> {
         for index in (0..=top).rev() {
-            if self.has_relu_to_undo(index, &descent) {
-                let (dy, y) = (&mut self.descending[0], &self.outputs[index]);
-                backend.relu_backward(dy, y, descent.images, descent.rule.relu())?;
+            if self.has_relu_to_undo(index, &options) {
+                let (dy, y) = (&mut self.signal[0], &self.outputs[index]);
+                backend.relu_backward(dy, y, options.images, options.rule.relu())?;
             }
             let block = &self.blocks[index];
-            let [dy, dx] = &mut self.descending;
-            let gradients = descent.gradients.as_mut();
+            let [dy, dx] = &mut self.signal;
+            let gradients = options.gradients.as_mut();
             let output = block.step.backward(Backward {
                 backend,
                 dx,
                 dy,
                 x: if index == 0 { &self.input } else { &self.outputs[index - 1] },
                 switches: self.switches[index].as_ref(),
-                images: descent.images,
-                rule: descent.rule,
+                images: options.images,
+                rule: options.rule,
                 param: params.layers[block.layer].as_ref(),
                 gradient: gradients.and_then(|gradients| gradients.layers[block.layer].as_mut()),
-                accumulate: descent.accumulate,
-                to_input: index > 0 || descent.to_pixels,
+                accumulate: options.accumulate,
+                to_input: index > 0 || options.to_pixels,
                 no_bias: &mut self.no_bias,
                 common: Common {
                     scratch: &mut self.scratch,
@@ -203,7 +208,7 @@ impl<B: Backend> Workspace<B> {
                 },
             })?;
             if output == Output::Dx {
-                self.descending.swap(0, 1);
+                self.signal.swap(0, 1);
             }
         }
         Ok(())
@@ -211,22 +216,22 @@ impl<B: Backend> Workspace<B> {
 
     /// Whether what arrives at a block's output has to pass a relu. An unpooling under the forward mask
     /// lets nothing through that a relu right below it would stop.
-    pub(super) fn has_relu_to_undo(&self, index: usize, descent: &Descent<'_, B>) -> bool {
-        let walked_above = index < self.block_of[descent.from];
+    pub(super) fn has_relu_to_undo(&self, index: usize, options: &BackwardOptions<'_, B>) -> bool {
+        let walked_above = index < self.block_of[options.from];
         let unpooled = walked_above && self.blocks[index + 1].step.pooling().is_some();
-        let only_masked = descent.rule.relu() == ReluRule { forward_mask: true, relu_down: false };
+        let only_masked = options.rule.relu() == ReluRule { forward_mask: true, relu_down: false };
         self.blocks[index].relu && !(unpooled && only_masked)
     }
 
-    /// Tells the operations of the coming walks their step.
+    /// Tells the operations of the coming passes their step.
     ///
     /// # Errors
-    /// If the backend refuses.
+    /// If a backend operation fails.
     pub fn set_state(&mut self, backend: &B, state: StepState) -> Result<()> {
         backend.set_state(&mut self.state, state)
     }
 
-    /// The output of a layer after a walk up. A convolutional or fully connected layer's output is
+    /// The output of a layer after a forward pass. A convolutional or fully connected layer's output is
     /// taken after the relu that follows it, as its maps are always shown (a transposed one's before
     /// it); the last layer's is the logits. In training, where a backend pools a first convolution's output at once, there is none
     /// of that layer: it is the pool's.
@@ -234,34 +239,34 @@ impl<B: Backend> Workspace<B> {
         &self.outputs[self.block_of[layer]]
     }
 
-    /// The switches of a pooling layer after a walk up.
+    /// The switches of a pooling layer after a forward pass.
     pub fn switches(&self, layer: usize) -> Option<&B::Bytes> {
         self.switches[self.block_of[layer]].as_ref()
     }
 
-    /// The same, to be written: a walk down can be given another backend's switches.
+    /// The same, to be written: a backward pass can be given another backend's switches.
     pub fn switches_mut(&mut self, layer: usize) -> Option<&mut B::Bytes> {
         self.switches[self.block_of[layer]].as_mut()
     }
 
-    /// What has descended, and where the next walk down is seeded.
-    pub fn descending(&mut self) -> &mut Tensor<B> {
-        &mut self.descending[0]
+    /// What has descended, and where the next backward pass is seeded.
+    pub fn signal(&mut self) -> &mut Tensor<B> {
+        &mut self.signal[0]
     }
 
-    /// The logits of a walk up; the last layer's maps, where there are no classes.
+    /// The logits of a forward pass; the last layer's maps, where there are no classes.
     pub fn logits(&self) -> &Tensor<B> {
         self.outputs.last().expect("a network has layers")
     }
 
-    /// Softmax and cross-entropy of a walk up's logits: the samples' losses, and where the walk down
+    /// Softmax and cross-entropy of a forward pass's logits: the samples' losses, and where the backward pass
     /// starts, the gradient of `scale` times their sum.
     ///
     /// A network without classes has no such loss: its caller writes the gradient of one into
-    /// [`Workspace::descending`].
+    /// [`Workspace::signal`].
     ///
     /// # Errors
-    /// If the backend refuses.
+    /// If a backend operation fails.
     pub fn loss(
         &mut self,
         backend: &B,
@@ -270,7 +275,7 @@ impl<B: Backend> Workspace<B> {
         scale: f32,
     ) -> Result<()> {
         let logits = self.outputs.last().expect("a network has layers");
-        let dlogits = &mut self.descending[0];
+        let dlogits = &mut self.signal[0];
         dlogits.reshape(logits.shape());
         backend.softmax_cross_entropy(losses, dlogits, logits, labels, scale, &mut self.state)
     }

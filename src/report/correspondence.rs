@@ -60,7 +60,7 @@ pub fn write(out: &Path, found: &Correspondence) -> io::Result<PathBuf> {
     });
     page.csv("correspondence.csv", "every pair of images", &head, rows)?;
     let json = serde_json::to_vec_pretty(scores)?;
-    page.file("correspondence.json", "the same, with means and deviations", &json)?;
+    page.file("correspondence.json", "the same, with means and standard deviations", &json)?;
     page.finish()
 }
 

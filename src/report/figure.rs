@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::plot::{self, Line, curves};
 use super::{csv, facts, page, top9};
-use crate::disk::write_whole;
+use crate::disk::write_atomic;
 use crate::picture::Image;
 use crate::study::{Facts, Study};
 
@@ -112,8 +112,8 @@ impl Figure {
             footer { (self.numbers("")) }
         };
         let path = out.join("index.html");
-        write_whole(&path, page(&self.title, None, &body).as_bytes())?;
-        write_whole(&out.join(FILE), &serde_json::to_vec_pretty(self)?)?;
+        write_atomic(&path, page(&self.title, None, &body).as_bytes())?;
+        write_atomic(&out.join(FILE), &serde_json::to_vec_pretty(self)?)?;
         Ok(path)
     }
 
@@ -211,14 +211,14 @@ impl<'a> Page<'a> {
         lines: &[Line],
         picture: Picture,
     ) -> io::Result<Picture> {
-        write_whole(&self.out.join(&file), curves(x, y, lines).as_bytes())?;
+        write_atomic(&self.out.join(&file), curves(x, y, lines).as_bytes())?;
         Ok(Picture { file, size: plot::SIZE, wide: true, ..picture })
     }
 
     /// Writes a file of numbers, and names it under the page with what it holds.
     pub fn file(&mut self, name: &str, holds: &str, bytes: &[u8]) -> io::Result<()> {
         self.figure.files.push((name.into(), holds.into()));
-        write_whole(&self.out.join(name), bytes)
+        write_atomic(&self.out.join(name), bytes)
     }
 
     /// The same of comma-separated values.

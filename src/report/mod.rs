@@ -27,7 +27,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 use serde::Serialize;
 
 use crate::study::Facts;
-use crate::study::fill::Fill;
+use crate::study::occluder::Fill;
 
 const STYLE: &str = include_str!("style.css");
 

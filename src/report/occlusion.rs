@@ -10,7 +10,7 @@ use super::plot::{COLOURS, heat};
 use super::{covering, fact, short};
 use crate::backend::SeedUnit;
 use crate::picture::{GREY, Image};
-use crate::study::occlusion::{Noted, Occluded, Occlusion, OfImage, Projected, STUDY};
+use crate::study::occlusion::{Occluded, Occlusion, OfImage, Projected, Reading, STUDY};
 
 /// Least side of a picture, in pixels.
 const SHOWN: usize = 256;
@@ -136,7 +136,7 @@ fn section(
     let activities = || places.iter().map(|p| p.activity).chain([before.activity]);
     let most = activities().fold(0.0, f32::max);
     let least = activities().fold(0.0, f32::min); // logits may be below zero
-    let laid = |colour: &dyn Fn(&Noted) -> [u8; 3]| lay(occluded, size, times, colour);
+    let laid = |colour: &dyn Fn(&Reading) -> [u8; 3]| lay(occluded, size, times, colour);
     pictures.push(picture(
         "activity",
         &laid(&|place| heat(f64::from(place.activity), f64::from(least), f64::from(most))),
@@ -209,7 +209,7 @@ fn lay(
     occluded: &Occluded,
     size: usize,
     times: usize,
-    colour: &dyn Fn(&Noted) -> [u8; 3],
+    colour: &dyn Fn(&Reading) -> [u8; 3],
 ) -> Image {
     let Occluded { square, corners, places, .. } = occluded;
     let centre = |i: usize| corners[i] as f64 + *square as f64 / 2.0;
@@ -233,7 +233,7 @@ fn lay(
 }
 
 /// The most probable classes with the number of their places, most frequent first.
-fn shares(places: &[Noted]) -> Vec<(usize, usize)> {
+fn shares(places: &[Reading]) -> Vec<(usize, usize)> {
     let mut counts = BTreeMap::new();
     for place in places {
         *counts.entry(place.label).or_insert(0) += 1;
@@ -247,7 +247,7 @@ fn write_numbers(page: &mut Page<'_>, found: &Occlusion) -> io::Result<()> {
     let Occlusion { preprocess, classes, images, .. } = found;
     let head = ["image", "class", "y", "x", "activity", "probability", "most_probable"];
     let rows = images.iter().flat_map(|OfImage { image, occluded, .. }| {
-        let row = |i: usize, place: &Noted| {
+        let row = |i: usize, place: &Reading| {
             let [x0, y0, ..] =
                 occluded.at([i / occluded.corners.len(), i % occluded.corners.len()]);
             vec![

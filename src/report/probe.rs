@@ -8,7 +8,7 @@ use super::fact;
 use super::figure::{Page, Picture, Section, Table};
 use super::plot::Line;
 use crate::study::numbers::{argmax, deviation, mean};
-use crate::study::probe::{CLASSIFIERS, Probe, Probed, STUDY, Trial};
+use crate::study::probe::{CLASSIFIERS, LayerProbe, Probe, STUDY, Trial};
 
 /// A row of the paper's table: the layer, then accuracy in % on Caltech-101 (30 images a class) and
 /// Caltech-256 (60 images a class), of the SVM and of the softmax.
@@ -71,7 +71,8 @@ pub fn write(out: &Path, found: &Probe) -> io::Result<PathBuf> {
         text.extend(course(probed, classifier, name));
     }
     text.extend(uncertainty(probed));
-    let unfinished = |of: &Probed| of.trials.iter().any(|t| t.scored.iter().any(|s| !s.converged));
+    let unfinished =
+        |of: &LayerProbe| of.trials.iter().any(|t| t.scored.iter().any(|s| !s.converged));
     let alarms = probed.iter().filter(|of| unfinished(of)).map(|of| {
         format!(
             "Layer {} ({}): the optimum was not reached with every seed; its accuracy may be lower \
@@ -96,17 +97,17 @@ fn is_like_paper(found: &Probe) -> bool {
 }
 
 /// Accuracies of a classifier, one a seed, in %.
-fn accuracies(of: &Probed, classifier: usize) -> Vec<f64> {
+fn accuracies(of: &LayerProbe, classifier: usize) -> Vec<f64> {
     of.trials.iter().map(|trial| 100.0 * trial.scored[classifier].accuracy).collect()
 }
 
 /// Mean accuracy of a classifier on the images it was trained on, in %.
-fn train_accuracy(of: &Probed, classifier: usize) -> f64 {
+fn train_accuracy(of: &LayerProbe, classifier: usize) -> f64 {
     let of_trial = |trial: &Trial| 100.0 * trial.scored[classifier].train_accuracy;
     mean(&of.trials.iter().map(of_trial).collect::<Vec<f64>>())
 }
 
-/// Mean and deviation, for a table.
+/// Mean and standard deviation, for a table.
 fn with_deviation(values: &[f64]) -> String {
     match deviation(values) {
         Some(deviation) => format!("{:.1} ± {deviation:.1}", mean(values)),
@@ -150,7 +151,7 @@ fn table(found: &Probe) -> Table {
         "Paper: Softmax, Caltech-101",
         "Paper: Softmax, Caltech-256",
     ];
-    let row = |(i, of): (usize, &Probed)| {
+    let row = |(i, of): (usize, &LayerProbe)| {
         let mut row = vec![format!("{}: {}", of.number, of.name)];
         row.extend((0..CLASSIFIERS.len()).map(|k| with_deviation(&accuracies(of, k))));
         // Several of our rows may be of one layer of the paper's: its output is the last of them.
@@ -183,7 +184,7 @@ fn table(found: &Probe) -> Table {
     if found.per_class.is_none() {
         notes.push(
             "All training images are taken with every seed: seeds differ in which fifth of them is held \
-             out, so that the deviations are less than those of a new draw of images."
+             out, so that the standard deviations are less than those of a new draw of images."
                 .into(),
         );
     }
@@ -202,13 +203,13 @@ fn table(found: &Probe) -> Table {
 }
 
 /// What stands behind the accuracies.
-fn details(probed: &[Probed]) -> Table {
-    let list = |of: &Probed, value: &dyn Fn(&Trial) -> String| -> String {
+fn details(probed: &[LayerProbe]) -> Table {
+    let list = |of: &LayerProbe, value: &dyn Fn(&Trial) -> String| -> String {
         let values: Vec<String> = of.trials.iter().map(value).collect();
         let alike = values.iter().all(|value| *value == values[0]);
         if alike { values[0].clone() } else { values.join(", ") }
     };
-    let row = |of: &Probed| {
+    let row = |of: &LayerProbe| {
         let mut row = vec![format!("{}: {}", of.number, of.name), of.width.to_string()];
         for k in 0..CLASSIFIERS.len() {
             row.push(format!("{:.1}", train_accuracy(of, k)));
@@ -244,7 +245,7 @@ struct Change {
 }
 
 impl Change {
-    fn between(from: &Probed, to: &Probed, classifier: usize) -> Self {
+    fn between(from: &LayerProbe, to: &LayerProbe, classifier: usize) -> Self {
         let pairs = accuracies(from, classifier).into_iter().zip(accuracies(to, classifier));
         let changes: Vec<f64> = pairs.map(|(from, to)| to - from).collect();
         Change { points: mean(&changes), deviation: deviation(&changes) }
@@ -272,7 +273,7 @@ impl Change {
 }
 
 /// Where accuracy rises and falls, in words; each fall with what stands behind it.
-fn course(probed: &[Probed], classifier: usize, name: &str) -> Vec<String> {
+fn course(probed: &[LayerProbe], classifier: usize, name: &str) -> Vec<String> {
     let means: Vec<f64> = probed.iter().map(|of| mean(&accuracies(of, classifier))).collect();
     let best = argmax(&means);
     let mut first = format!(
@@ -301,7 +302,13 @@ fn course(probed: &[Probed], classifier: usize, name: &str) -> Vec<String> {
 }
 
 /// A fall, with what may tell its reasons apart: how the training images are fitted.
-fn fall(from: &Probed, to: &Probed, classifier: usize, name: &str, change: &Change) -> String {
+fn fall(
+    from: &LayerProbe,
+    to: &LayerProbe,
+    classifier: usize,
+    name: &str,
+    change: &Change,
+) -> String {
     let mut text =
         format!("{name}: it falls from {} to {} by {}.", from.name, to.name, change.words());
     if change.is_slight() {
@@ -327,13 +334,13 @@ fn fall(from: &Probed, to: &Probed, classifier: usize, name: &str, change: &Chan
 }
 
 /// Of a classifier's accuracy, in points, since there are only so many validation images.
-fn standard_error(of: &Probed, classifier: usize) -> f64 {
+fn standard_error(of: &LayerProbe, classifier: usize) -> f64 {
     let share = mean(&accuracies(of, classifier)) / 100.0;
     100.0 * (share * (1.0 - share) / of.trials[0].test as f64).sqrt()
 }
 
 /// What the number of validation images alone leaves open.
-fn uncertainty(probed: &[Probed]) -> Option<String> {
+fn uncertainty(probed: &[LayerProbe]) -> Option<String> {
     let trial = probed.first()?.trials.first()?;
     let largest = probed.iter().map(|of| standard_error(of, 0)).fold(0.0, f64::max);
     Some(format!(
@@ -383,7 +390,7 @@ fn write_numbers(page: &mut Page<'_>, found: &Probe) -> io::Result<()> {
         })
     });
     page.csv("probe.csv", "every layer, seed and classifier", &head, rows)?;
-    let summary = |of: &Probed| {
+    let summary = |of: &LayerProbe| {
         let of_classifier = |k: usize| {
             let values = accuracies(of, k);
             serde_json::json!({ "mean": mean(&values), "deviation": deviation(&values) })
@@ -418,16 +425,21 @@ fn write_numbers(page: &mut Page<'_>, found: &Probe) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::study::probe::Scored;
+    use crate::study::probe::ProbeScore;
 
-    fn layer(name: &str, accuracies: &[f64], train_accuracy: f64) -> Probed {
+    fn layer(name: &str, accuracies: &[f64], train_accuracy: f64) -> LayerProbe {
         let trial = |&accuracy: &f64| {
-            let scored =
-                Scored { accuracy, train_accuracy, strength: 1.0, converged: true, iterations: 3 };
+            let scored = ProbeScore {
+                accuracy,
+                train_accuracy,
+                strength: 1.0,
+                converged: true,
+                iterations: 3,
+            };
             Trial { train: 10, test: 100, scored: [scored; 2] }
         };
         let trials = accuracies.iter().map(trial).collect();
-        Probed { number: 1, name: name.into(), width: 5, trials }
+        LayerProbe { number: 1, name: name.into(), width: 5, trials }
     }
 
     /// 60, 70 and 65 % with two seeds each: the changes are 8 and 12 points, then -5 and -5.

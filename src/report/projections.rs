@@ -19,9 +19,9 @@ use maud::{Markup, html};
 use serde::Serialize;
 
 use super::{Slugs, by_rule, caution, facts, page, short, signed};
-use crate::disk::write_whole;
+use crate::disk::write_atomic;
 use crate::picture::Image;
-pub use crate::study::project::{Shown, ShownLayer, Unit};
+pub use crate::study::project::{ImageProjections, LayerProjections, Unit};
 
 /// What a page shows.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -32,10 +32,10 @@ pub struct Projections {
     pub checkpoint: String,
     /// The network's name.
     pub network: String,
-    /// Name of the rule of the walk down.
+    /// Name of the rule of the backward pass.
     pub rule: String,
     /// In the order of the page.
-    pub images: Vec<Shown>,
+    pub images: Vec<ImageProjections>,
 }
 
 /// Writes the page, its pictures and its data; returns the page's path.
@@ -52,19 +52,19 @@ pub fn write(out: &Path, projections: &Projections) -> io::Result<PathBuf> {
             }
         }
     }
-    write_whole(&out.join("projections.json"), &serde_json::to_vec(projections)?)?;
+    write_atomic(&out.join("projections.json"), &serde_json::to_vec(projections)?)?;
     let path = out.join("index.html");
     let html = page(&projections.title, None, &body(projections, &folders));
-    write_whole(&path, html.as_bytes())?;
+    write_atomic(&path, html.as_bytes())?;
     Ok(path)
 }
 
-fn stem(shown: &Shown) -> &str {
+fn stem(shown: &ImageProjections) -> &str {
     Path::new(&shown.name).file_stem().and_then(|s| s.to_str()).unwrap_or("image")
 }
 
 /// The layers of one image with names fit for a path.
-fn named(layers: &[ShownLayer]) -> impl Iterator<Item = (&ShownLayer, String)> {
+fn named(layers: &[LayerProjections]) -> impl Iterator<Item = (&LayerProjections, String)> {
     let mut slugs = Slugs::default();
     layers.iter().map(move |layer| (layer, slugs.make(&layer.name)))
 }
@@ -116,7 +116,7 @@ fn body(projections: &Projections, folders: &[String]) -> Markup {
     }
 }
 
-fn image(shown: &Shown, folder: &str) -> Markup {
+fn image(shown: &ImageProjections, folder: &str) -> Markup {
     let Image { width, height, .. } = shown.input;
     html! {
         section.shown id={ "image." (folder) } {
@@ -150,7 +150,7 @@ fn image(shown: &Shown, folder: &str) -> Markup {
 }
 
 /// How much of the input the layer's units see.
-fn span(layer: &ShownLayer) -> String {
+fn span(layer: &LayerProjections) -> String {
     let Some(unit) = layer.units.first() else {
         return String::new();
     };

@@ -17,7 +17,7 @@ use maud::{Markup, html};
 use super::figure::{self, Figure, Picture, Section, Table};
 use super::plot::{self, Line, curves};
 use super::{facts, grouped, page, top9};
-use crate::disk::write_whole;
+use crate::disk::write_atomic;
 use crate::model::Architecture;
 use crate::study::{STUDIES, features};
 use crate::train::checkpoint::State;
@@ -61,7 +61,7 @@ pub fn write(run: &Run<'_>) -> Result<Written> {
     let out = run.folder.join("report");
     let io = |error| Error::io("write", &out)(error);
     let training = training(run, &out.join("training")).map_err(io)?;
-    let Found { features, figures, left_out } = find(&out)?;
+    let Pages { features, figures, left_out } = find(&out)?;
     let name = run.folder.file_name().unwrap_or(run.folder.as_os_str()).to_string_lossy();
     let title = format!("{} in {name}", run.architecture.name);
     let studies: Vec<String> = features
@@ -104,21 +104,21 @@ pub fn write(run: &Run<'_>) -> Result<Written> {
         @if let Some(features) = &features { (features.enlarger) }
     };
     let path = out.join("index.html");
-    write_whole(&path, page(&title, None, &body).as_bytes()).map_err(io)?;
+    write_atomic(&path, page(&title, None, &body).as_bytes()).map_err(io)?;
     Ok(Written { page: path, studies, left_out })
 }
 
 /// What studies have left in the folder of a report.
 #[derive(Default)]
-struct Found {
+struct Pages {
     features: Option<top9::Embedded>,
     /// With the folders they lie in, in the order of the page.
     figures: Vec<(String, Figure)>,
     left_out: Vec<String>,
 }
 
-fn find(out: &Path) -> Result<Found> {
-    let mut found = Found::default();
+fn find(out: &Path) -> Result<Pages> {
+    let mut found = Pages::default();
     for folder in folders(out)? {
         let read = match folder.as_str() {
             FEATURES => top9::embed(out, FEATURES).map(|maps| found.features = Some(maps)),
@@ -245,8 +245,8 @@ fn training(run: &Run<'_>, out: &Path) -> io::Result<Figure> {
         line("validation, centre crop", 1, 1.0),
     ];
     let errors = [line("top-1", 2, 100.0), line("top-5", 3, 100.0)];
-    write_whole(&out.join("loss.svg"), curves("epoch", "cross-entropy", &losses).as_bytes())?;
-    write_whole(
+    write_atomic(&out.join("loss.svg"), curves("epoch", "cross-entropy", &losses).as_bytes())?;
+    write_atomic(
         &out.join("error.svg"),
         curves("epoch", "validation error, centre crop (%)", &errors).as_bytes(),
     )?;

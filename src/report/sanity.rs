@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::figure::{PHOTOGRAPH_CONTRAST, PROJECTION_CONTRAST, Page, Picture, Section, Table};
 use super::short;
 use crate::picture::Image;
-use crate::study::sanity::{Compared, Fired, OfImage, OfUnit, RULES, STUDY, Sanity};
+use crate::study::sanity::{Comparison, Fired, OfImage, OfUnit, RULES, STUDY, Sanity};
 
 /// Least side of a picture, in pixels.
 const SHOWN: usize = 192;
@@ -29,7 +29,7 @@ pub fn write(out: &Path, found: &Sanity) -> io::Result<PathBuf> {
          whatever the weights, and that the gradient does not: compare the last columns of the table."
             .into(),
     ];
-    let compared: Vec<&Compared> = found.compared().collect();
+    let compared: Vec<&Comparison> = found.compared().collect();
     page.figure.sections = vec![Section { tables: vec![table(&compared)], ..Section::default() }];
     for (number, OfImage { image, units }) in images.iter().enumerate() {
         for (place, OfUnit { layer, fired }) in units.iter().enumerate() {
@@ -111,7 +111,7 @@ fn section(
 }
 
 /// Mean correlations by layer and rule.
-fn table(compared: &[&Compared]) -> Table {
+fn table(compared: &[&Comparison]) -> Table {
     let mut keys: Vec<(&str, &str)> = Vec::new();
     for c in compared {
         let key = (c.layer.as_str(), c.rule);
@@ -120,9 +120,9 @@ fn table(compared: &[&Compared]) -> Table {
         }
     }
     let row = |(layer, rule): (&str, &str)| {
-        let of_key = |c: &&&Compared| (c.layer.as_str(), c.rule) == (layer, rule);
-        let same: Vec<&Compared> = compared.iter().filter(of_key).copied().collect();
-        let mean = |value: fn(&Compared) -> f64| {
+        let of_key = |c: &&&Comparison| (c.layer.as_str(), c.rule) == (layer, rule);
+        let same: Vec<&Comparison> = compared.iter().filter(of_key).copied().collect();
+        let mean = |value: fn(&Comparison) -> f64| {
             let sum: f64 = same.iter().map(|c| value(c)).sum();
             format!("{:.2}", sum / same.len() as f64).replace('-', "−")
         };

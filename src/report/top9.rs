@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Slugs, by_rule, caution, facts, grouped, inline_json, page, plural, rounded, short, signed,
 };
-use crate::disk::write_whole;
+use crate::disk::write_atomic;
 use crate::picture::Image;
 pub use crate::study::features::{Layer, Map};
 pub use crate::study::peaks::Peak;
@@ -72,7 +72,7 @@ pub struct Header {
     pub images: usize,
     /// Side of the network's input in pixels.
     pub input: usize,
-    /// Name of the rule of the walk down.
+    /// Name of the rule of the backward pass.
     pub rule: String,
     /// Top-1 error, epochs, seed: whatever should stand under the title.
     pub facts: Vec<(String, String)>,
@@ -191,10 +191,10 @@ impl Writer {
             layers: Vec<&'a Layer>,
         }
         let json = serde_json::to_vec(&Data { header: &self.header, layers })?;
-        write_whole(&self.out.join(FILE), &json)?;
+        write_atomic(&self.out.join(FILE), &json)?;
         let path = self.out.join("index.html");
         let html = page(&self.header.title, self.header.refresh, &body(&self.header, &self.done)?);
-        write_whole(&path, html.as_bytes())?;
+        write_atomic(&path, html.as_bytes())?;
         Ok(path)
     }
 

@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use super::figure::{Page, Picture, Section, Table};
 use super::plot::Line;
 use super::{csv, fact};
-use crate::disk::write_whole;
-use crate::study::few::Start;
-use crate::study::numbers::mean_and_deviation;
-use crate::study::transfer::{Duplicate, STUDY, Scored, Transfer};
+use crate::disk::write_atomic;
+use crate::study::numbers::mean_and_std;
+use crate::study::small_data::Start;
+use crate::study::transfer::{Duplicate, STUDY, Transfer, TransferScore};
 
 /// From scratch, and pretrained, in %.
 type Accuracies = Option<[f64; 2]>;
@@ -62,17 +62,17 @@ pub fn write(out: &Path, found: &Transfer) -> io::Result<PathBuf> {
         };
         let head = ["image", "trained_on", "correlation", "mirrored"];
         let table = csv(&head, duplicates.iter().map(row));
-        write_whole(&out.join("duplicates.csv"), table.as_bytes())?;
+        write_atomic(&out.join("duplicates.csv"), table.as_bytes())?;
     }
     let mut methods: Vec<&str> = scored.iter().map(|of| of.method.as_str()).collect();
     methods.dedup();
     let of = |method: &str, k: usize| -> Vec<f64> {
-        let same = |of: &&Scored| of.method == method && of.per_class == k;
+        let same = |of: &&TransferScore| of.method == method && of.per_class == k;
         scored.iter().filter(same).map(|of| 100.0 * of.accuracy).collect()
     };
     let line = |method: &&str| {
         let points =
-            per_class.iter().map(|&k| (k as f64, mean_and_deviation(&of(method, k))[0])).collect();
+            per_class.iter().map(|&k| (k as f64, mean_and_std(&of(method, k))[0])).collect();
         Line { name: (*method).to_owned(), points }
     };
     let lines: Vec<Line> = methods.iter().map(line).collect();
@@ -86,7 +86,7 @@ pub fn write(out: &Path, found: &Transfer) -> io::Result<PathBuf> {
     let row = |&k: &usize| {
         let mut row = vec![k.to_string()];
         row.extend(methods.iter().map(|method| {
-            let [mean, deviation] = mean_and_deviation(&of(method, k));
+            let [mean, deviation] = mean_and_std(&of(method, k));
             format!("{mean:.1} ± {deviation:.1}")
         }));
         let paper = PAPER.iter().find(|(images, ..)| *images == k);
@@ -175,7 +175,7 @@ fn comparison(
     if !methods.contains(&scratch) {
         return Vec::new();
     }
-    let mean = |method: &str, k: usize| mean_and_deviation(&of(method, k))[0];
+    let mean = |method: &str, k: usize| mean_and_std(&of(method, k))[0];
     let sentence = |method: &&str| {
         let above = |k: &&usize| mean(method, **k) > mean(scratch, **k);
         let above: Vec<String> = per_class.iter().filter(above).map(usize::to_string).collect();

@@ -35,9 +35,9 @@ use serde::{Deserialize, Serialize};
 use super::ensemble::{Candidate, Errors, error_rates};
 use super::{Facts, Session, Splits, Study};
 use crate::backend::{Backend, Precision};
-use crate::disk::write_whole;
+use crate::disk::write_atomic;
 use crate::model::{
-    Architecture, Bare, ConvSpec, ConvTransposeSpec, FcSpec, Kind, LayerSpec, Network,
+    Architecture, ConvSpec, ConvTransposeSpec, ExternalConfig, FcSpec, Kind, LayerSpec, Network,
 };
 use crate::train::checkpoint::load_model;
 use crate::train::evaluate::TestCrops;
@@ -286,7 +286,7 @@ pub struct Ablation {
     /// The note of the file of variants.
     pub note: String,
     /// The base, then the variants.
-    pub rows: Vec<Measured>,
+    pub rows: Vec<Benchmark>,
 }
 
 /// What happens, for whoever shows it.
@@ -307,12 +307,12 @@ pub enum Event<'a> {
     /// Its errors are being measured: images done, of how many.
     Measuring(usize, usize),
     /// It is finished.
-    Finished(&'a Measured),
+    Finished(&'a Benchmark),
 }
 
 /// A finished row.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Measured {
+pub struct Benchmark {
     /// Its name.
     pub name: String,
     /// The run, relative to the page.
@@ -329,7 +329,7 @@ pub struct Measured {
 
 /// What a run was begun with: it goes on with nothing else.
 #[derive(Serialize, Deserialize)]
-struct Begun {
+struct RunSettings {
     seed: u64,
     train: String,
     val: String,
@@ -363,7 +363,7 @@ pub fn run<B: Backend>(
         let architecture = Architecture { classes, ..row.architecture.clone() };
         let network = Network::new(architecture.clone());
         networks.push(network.map_err(|error| of_variant(&row.name, error))?);
-        records.push(Begun {
+        records.push(RunSettings {
             seed,
             train: of_train.clone(),
             val: of_val.clone(),
@@ -388,7 +388,7 @@ pub fn run<B: Backend>(
         let run = out.join(run_of(row));
         if !known[index] {
             let json = serde_json::to_vec_pretty(&records[index]).expect("plain data");
-            write_whole(&run.join(BEGUN), &json).map_err(Error::io("write", &run))?;
+            write_atomic(&run.join(BEGUN), &json).map_err(Error::io("write", &run))?;
         }
         let job = Job {
             architecture: row.architecture.clone(),
@@ -428,7 +428,7 @@ pub fn run<B: Backend>(
         let name = row.name.clone();
         let run = format!("runs/{}", row.slug);
         let (parameters, paper) = (network.parameters(), row.paper.clone());
-        let row = Measured { name, run, parameters, train, val, paper };
+        let row = Benchmark { name, run, parameters, train, val, paper };
         observe(Event::Finished(&row));
         measured.push(row);
     }
@@ -450,7 +450,7 @@ fn measure<B: Backend>(
     stop: &AtomicUsize,
     observe: &mut impl FnMut(Event<'_>),
 ) -> Result<Option<[Errors; 2]>> {
-    let model = load_model(session.backend, &run.join("last"), &Bare::default())?;
+    let model = load_model(session.backend, &run.join("last"), &ExternalConfig::default())?;
     let (mut done, total) = (0, data.train.len() + data.val.len());
     let images = data.train.clone();
     let mut candidate = [Candidate { name: String::new(), model, images }];
@@ -468,12 +468,12 @@ fn measure<B: Backend>(
 }
 
 /// Whether a run was begun before, which must have been with the same.
-fn same(file: &Path, now: &Begun) -> Result<bool> {
+fn same(file: &Path, now: &RunSettings) -> Result<bool> {
     let bytes = match fs::read(file) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
         read => read.map_err(Error::io("read", file))?,
     };
-    let then: Begun = serde_json::from_slice(&bytes)
+    let then: RunSettings = serde_json::from_slice(&bytes)
         .map_err(|error| Error::file(file, format!("is damaged: {error}")))?;
     for ((what, then), (_, now)) in then.lines().into_iter().zip(now.lines()) {
         let line = |lines: &[String], i: usize| lines.get(i).cloned().unwrap_or("nothing".into());
@@ -486,7 +486,7 @@ fn same(file: &Path, now: &Begun) -> Result<bool> {
     Ok(true)
 }
 
-impl Begun {
+impl RunSettings {
     /// All of it as lines, for a message to say which one differs.
     fn lines(&self) -> [(&'static str, Vec<String>); 7] {
         let Architecture { name, input, layers, recipe, .. } = &self.architecture;

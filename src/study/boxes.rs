@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::picks::Picked;
+use super::image_selection::StudyImage;
 use crate::data::decode::Square;
 use crate::model::Preprocess;
 use crate::{Error, Result};
@@ -24,7 +24,7 @@ const LARGEST: u64 = 16 << 20;
 /// An image and its boxes by name.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Marked {
+pub struct Annotation {
     /// Its path, as written.
     pub image: String,
     /// In pixels of the file.
@@ -37,14 +37,14 @@ pub struct Marked {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Listed {
-    images: Vec<Marked>,
+    images: Vec<Annotation>,
 }
 
 /// Reads such a file; images' paths are relative to `root` or, without, to the folder that it stands in.
 ///
 /// # Errors
 /// If it cannot be read, is no such JSON, or a box is empty or no numbers.
-pub fn read(path: &Path, root: Option<&Path>) -> Result<Vec<Marked>> {
+pub fn read(path: &Path, root: Option<&Path>) -> Result<Vec<Annotation>> {
     let mut text = String::new();
     let file = std::fs::File::open(path).map_err(Error::io("read", path))?;
     file.take(LARGEST + 1).read_to_string(&mut text).map_err(Error::io("read", path))?;
@@ -57,10 +57,10 @@ pub fn read(path: &Path, root: Option<&Path>) -> Result<Vec<Marked>> {
         Error::file(path, format!("expected {expected}: {error}"))
     })?;
     let folder = root.or(path.parent()).unwrap_or(Path::new(""));
-    for Marked { image, file, .. } in &mut listed.images {
+    for Annotation { image, file, .. } in &mut listed.images {
         *file = folder.join(&image);
     }
-    for Marked { image, boxes, .. } in &listed.images {
+    for Annotation { image, boxes, .. } in &listed.images {
         for (name, [x0, y0, x1, y1]) in boxes {
             if !(x0 < x1 && y0 < y1 && [x0, y0, x1, y1].iter().all(|v| v.is_finite())) {
                 return Err(Error::file(
@@ -83,14 +83,15 @@ pub fn read(path: &Path, root: Option<&Path>) -> Result<Vec<Marked>> {
 /// If an image in the list has no such box, or it lies outside the crop.
 pub fn objects(
     preprocess: &Preprocess,
-    picked: &[Picked],
-    marked: &[Marked],
+    picked: &[StudyImage],
+    marked: &[Annotation],
     name: Option<&str>,
 ) -> Result<Vec<Option<[f64; 4]>>> {
-    let of_image = |image: &Picked| {
-        let is_it =
-            |marked: &&Marked| image.name == marked.image || Path::new(&image.name) == marked.file;
-        let Some(Marked { boxes, .. }) = marked.iter().find(is_it) else { return Ok(None) };
+    let of_image = |image: &StudyImage| {
+        let is_it = |marked: &&Annotation| {
+            image.name == marked.image || Path::new(&image.name) == marked.file
+        };
+        let Some(Annotation { boxes, .. }) = marked.iter().find(is_it) else { return Ok(None) };
         let found = match name {
             None => boxes.iter().next(),
             Some(name) => Some(boxes.get_key_value(name).ok_or_else(|| {
@@ -112,7 +113,11 @@ pub fn objects(
 }
 
 /// A box in pixels of the file, in pixels of the network's centre crop; it may reach beyond that.
-pub fn in_crop(preprocess: &Preprocess, picked: &Picked, [x0, y0, x1, y1]: [f64; 4]) -> [f64; 4] {
+pub fn in_crop(
+    preprocess: &Preprocess,
+    picked: &StudyImage,
+    [x0, y0, x1, y1]: [f64; 4],
+) -> [f64; 4] {
     let square = Square::centre(picked.size[0], picked.size[1]);
     let scale = preprocess.resize as f64 / square.side as f64;
     let [top, left] = preprocess.centre().map(f64::from);
@@ -125,7 +130,7 @@ pub fn in_crop(preprocess: &Preprocess, picked: &Picked, [x0, y0, x1, y1]: [f64;
 mod tests {
     use super::*;
 
-    fn written(text: &str) -> Result<Vec<Marked>> {
+    fn written(text: &str) -> Result<Vec<Annotation>> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("boxes.json");
         std::fs::write(&path, text).unwrap();
@@ -161,7 +166,7 @@ mod tests {
         let preprocess = Preprocess::paper(64, 73, 1.0, vec![0.0; 3]);
         let size = [500, 375];
         let square = Vec::new();
-        let picked = Picked { name: "a".into(), class: 0, known: true, square, size };
+        let picked = StudyImage { name: "a".into(), class: 0, known: true, square, size };
         let there = picked.in_file(&preprocess, [10, 20, 30, 50]);
         let back = in_crop(&preprocess, &picked, there);
         for (found, expected) in back.iter().zip([10.0, 20.0, 30.0, 50.0]) {

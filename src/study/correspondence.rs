@@ -18,11 +18,11 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use serde::Serialize;
 
-use super::boxes::{Marked, in_crop};
+use super::boxes::{Annotation, in_crop};
 use super::extractor::FeatureExtractor;
-use super::fill::{Cover, Fill};
-use super::numbers::mean_and_deviation;
-use super::picks::Picked;
+use super::image_selection::StudyImage;
+use super::numbers::mean_and_std;
+use super::occluder::{Cover, Fill};
 use super::{Facts, Session, Study};
 use crate::backend::Backend;
 use crate::model::{Model, Network, Preprocess};
@@ -32,7 +32,7 @@ use crate::{Error, Result};
 /// See [`super::STUDIES`].
 pub const STUDY: Study = Study {
     name: "correspondence",
-    shows: "whether parts of objects are told alike in different images",
+    shows: "whether the features of object parts are consistent across images",
     paper: "Table 1",
     of_one_run: true,
 };
@@ -116,13 +116,13 @@ pub fn default_layers(network: &Network) -> Vec<usize> {
 /// layer and part.
 ///
 /// # Errors
-/// If fewer than two images have a part, a part lies outside the crop, or the backend refuses.
+/// If fewer than two images have a part, a part lies outside the crop, or a backend operation fails.
 pub fn run<B: Backend>(
     session: &mut Session<'_, B>,
     model: &Model<B>,
     settings: &Settings,
-    images: &[Picked],
-    marked: &[Marked],
+    images: &[StudyImage],
+    marked: &[Annotation],
 ) -> Result<Correspondence> {
     let Model { network, preprocess, classes, .. } = model;
     let Settings { layers, fill, draws, seed } = settings;
@@ -175,7 +175,7 @@ pub fn run<B: Backend>(
             let drawn: BTreeMap<usize, [i64; 4]> =
                 boxes.keys().copied().zip(boxes.values().map(anywhere)).collect();
             for (of_layer, pairs) in of_draws.iter_mut().zip(with(&drawn)?) {
-                of_layer.push(mean_and_deviation(&pairs)[0]);
+                of_layer.push(mean_and_std(&pairs)[0]);
             }
         }
         for ((layer, pairs), of_draws) in layers.iter().zip(of_part).zip(&of_draws) {
@@ -183,14 +183,14 @@ pub fn run<B: Backend>(
                 part: part.clone(),
                 layer: network.layers[*layer].name.clone(),
                 images: boxes.keys().map(|image| images[*image].name.clone()).collect(),
-                part_score: mean_and_deviation(&pairs),
-                random_score: (*draws > 0).then(|| mean_and_deviation(of_draws)),
+                part_score: mean_and_std(&pairs),
+                random_score: (*draws > 0).then(|| mean_and_std(of_draws)),
                 pairs,
             });
         }
     }
     let shown = |(&image, &area): (&usize, &[i64; 4])| {
-        let picked = Picked { square: covered(image, area), ..images[image].clone() };
+        let picked = StudyImage { square: covered(image, area), ..images[image].clone() };
         let (area, crop) = (picked.in_file(preprocess, area), picked.input(preprocess));
         Covered { index: image, image: picked.name, area, crop }
     };
@@ -246,8 +246,8 @@ fn pairwise(changes: &[Vec<f32>]) -> Vec<f64> {
 /// The boxes of each part in pixels of the crop, by image.
 fn parts(
     preprocess: &Preprocess,
-    images: &[Picked],
-    marked: &[Marked],
+    images: &[StudyImage],
+    marked: &[Annotation],
 ) -> Result<BTreeMap<String, BTreeMap<usize, [i64; 4]>>> {
     let size = preprocess.size as f64;
     let mut parts: BTreeMap<String, BTreeMap<usize, [i64; 4]>> = BTreeMap::new();

@@ -14,7 +14,7 @@ use super::{Facts, Session, Study};
 use crate::backend::{Backend, Precision};
 use crate::data::images::Images;
 use crate::model::Model;
-use crate::model::weights::made_up_classes;
+use crate::model::weights::default_class_names;
 use crate::train::evaluate::{Classifier, Evaluation, Member, TestCrops, evaluate};
 use crate::{Error, Result};
 
@@ -187,7 +187,7 @@ pub fn error_rates<B: Backend>(
 pub fn same_classes<B: Backend>(models: &[(String, Model<B>)]) -> Result<()> {
     let Some(((first, one), others)) = models.split_first() else { return Ok(()) };
     // A bare model does not know its classes' names: they have been made up.
-    let named = |classes: &[String]| classes != made_up_classes(classes.len());
+    let named = |classes: &[String]| classes != default_class_names(classes.len());
     for (name, other) in others {
         let (a, b) = (&one.classes, &other.classes);
         let refuse = |a: String, b: String| {

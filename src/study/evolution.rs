@@ -19,7 +19,7 @@ use super::peaks::{BATCH, Chosen, Peak, Searched, must_be_images, pictures, sear
 use super::{Facts, Session, Study, fingerprint};
 use crate::backend::Backend;
 use crate::data::images::{Images, read_rgb};
-use crate::disk::write_whole;
+use crate::disk::write_atomic;
 use crate::model::{Model, Network, Projector, Rule};
 use crate::picture::Image;
 use crate::{Error, Result};
@@ -40,7 +40,7 @@ pub const MAPS: usize = 6;
 const SNAPSHOT: &str = "snapshot.json";
 
 /// What is followed, and over which images.
-pub struct Followed<'a> {
+pub struct TrackedMaps<'a> {
     /// The training images.
     pub images: Arc<Images>,
     /// Their root folder: paths are shown relative to it.
@@ -92,11 +92,11 @@ pub struct Strongest {
 /// these maps and images.
 ///
 /// # Errors
-/// If images cannot be read, the folder cannot be read or written, or the backend refuses.
+/// If images cannot be read, the folder cannot be read or written, or a backend operation fails.
 pub fn run<B: Backend>(
     session: &mut Session<'_, B>,
     model: &Model<B>,
-    followed: &Followed<'_>,
+    followed: &TrackedMaps<'_>,
     out: &Path,
     epoch: u32,
     step: u32,
@@ -117,7 +117,7 @@ impl Snapshot {
     }
 }
 
-impl Followed<'_> {
+impl TrackedMaps<'_> {
     /// What a snapshot must be of to stand beside another.
     fn settings(&self, network: &Network) -> String {
         let name =
@@ -145,7 +145,7 @@ impl Followed<'_> {
             return Ok(());
         }
         let mut projector = Projector::new(backend, network, params, preprocess, BATCH, BATCH)?;
-        let Followed { images, root, chosen } = self;
+        let TrackedMaps { images, root, chosen } = self;
         let what = format!("evolution: epoch {epoch}");
         let mut searched = Searched::nothing(chosen);
         search(&mut projector, model, images, chosen, 1, workers, &mut searched, |searched| {
@@ -173,7 +173,7 @@ impl Followed<'_> {
         }
         let snapshot = Snapshot { settings, model: fingerprint, epoch, step, units };
         let json = serde_json::to_vec(&snapshot).expect("plain data");
-        write_whole(&folder.join(SNAPSHOT), &json).map_err(io)
+        write_atomic(&folder.join(SNAPSHOT), &json).map_err(io)
     }
 
     /// All snapshots in `out` of these maps and images, with their pictures, by epoch.

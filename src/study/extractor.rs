@@ -16,10 +16,10 @@ pub struct FeatureExtractor<'a, B: Backend> {
 }
 
 impl<'a, B: Backend> FeatureExtractor<'a, B> {
-    /// Room for `batch` images at a time.
+    /// Memory for `batch` images at a time.
     ///
     /// # Errors
-    /// If the backend has no room.
+    /// If the backend is out of memory.
     pub fn new(backend: &'a B, model: &'a Model<B>, batch: usize) -> Result<Self> {
         Ok(FeatureExtractor {
             backend,
@@ -34,20 +34,20 @@ impl<'a, B: Backend> FeatureExtractor<'a, B> {
     /// must come from batches of one size.
     ///
     /// # Errors
-    /// If the backend refuses.
+    /// If a backend operation fails.
     pub fn forward(&mut self, pixels: &[u8]) -> Result<()> {
         let Model { params, preprocess, .. } = self.model;
         let images = (pixels.len() / preprocess.bytes()) as u32;
         let crops: Vec<_> =
             (0..images).flat_map(|image| TestCrops::One.of(preprocess, image)).collect();
         self.stage.fill(self.backend, &mut self.workspace.input, pixels, &crops)?;
-        self.workspace.up(self.backend, params)
+        self.workspace.forward(self.backend, params)
     }
 
     /// A layer's output, `[images, rows, columns, maps]`.
     ///
     /// # Errors
-    /// If the backend refuses.
+    /// If a backend operation fails.
     pub fn output(&self, layer: usize) -> Result<Vec<f32>> {
         self.values(self.workspace.output(layer))
     }
@@ -55,7 +55,7 @@ impl<'a, B: Backend> FeatureExtractor<'a, B> {
     /// The same at the end of `values`.
     ///
     /// # Errors
-    /// If the backend refuses.
+    /// If a backend operation fails.
     pub fn append_output(&self, layer: usize, values: &mut Vec<f32>) -> Result<()> {
         let (output, from) = (self.workspace.output(layer), values.len());
         values.resize(from + output.shape().len(), 0.0);
@@ -65,7 +65,7 @@ impl<'a, B: Backend> FeatureExtractor<'a, B> {
     /// The logits, `[images, classes]`.
     ///
     /// # Errors
-    /// If the backend refuses.
+    /// If a backend operation fails.
     pub fn logits(&self) -> Result<Vec<f32>> {
         self.values(self.workspace.logits())
     }
@@ -73,7 +73,7 @@ impl<'a, B: Backend> FeatureExtractor<'a, B> {
     /// The sum of every map of a layer, `[images, maps]`.
     ///
     /// # Errors
-    /// If the backend refuses.
+    /// If a backend operation fails.
     pub fn sums(&self, layer: usize) -> Result<Vec<f32>> {
         let output = self.workspace.output(layer);
         let Shape { n, c, .. } = output.shape();
@@ -85,7 +85,7 @@ impl<'a, B: Backend> FeatureExtractor<'a, B> {
     /// The strongest value of every map of a layer, `[images, maps]`.
     ///
     /// # Errors
-    /// If the backend refuses.
+    /// If a backend operation fails.
     pub fn peaks(&self, layer: usize) -> Result<Vec<Peak>> {
         let output = self.workspace.output(layer);
         let Shape { n, c, .. } = output.shape();

@@ -33,12 +33,12 @@ const KEEP: Duration = Duration::from_secs(30);
 pub struct Settings {
     /// The maps.
     pub chosen: Vec<Chosen>,
-    /// The rule of the walk down.
+    /// The rule of the backward pass.
     pub rule: Rule,
 }
 
 /// What [`run`] hands on: each layer before its maps.
-pub enum Found {
+pub enum Feature {
     /// The next layer, as yet without maps.
     Layer(Layer),
     /// The next map of that layer.
@@ -76,14 +76,14 @@ pub struct Map {
 /// search has come is kept now and then.
 ///
 /// # Errors
-/// If there are no images, images cannot be read, parts cannot be kept, the backend refuses, or `each` fails.
+/// If there are no images, images cannot be read, parts cannot be kept, a backend operation fails, or `each` fails.
 pub fn run<B: Backend>(
     session: &mut Session<'_, B>,
     model: &Model<B>,
     settings: &Settings,
     images: &Arc<Images>,
     root: &Path,
-    mut each: impl FnMut(Found) -> Result<()>,
+    mut each: impl FnMut(Feature) -> Result<()>,
 ) -> Result<()> {
     let Model { network, params, preprocess, .. } = model;
     let Settings { chosen, rule } = settings;
@@ -105,7 +105,7 @@ pub fn run<B: Backend>(
     for (Chosen { layer, maps }, best) in chosen.iter().zip(&searched.best) {
         let shown = &network.layers[*layer];
         let [vertical, _] = shown.field;
-        each(Found::Layer(Layer {
+        each(Feature::Layer(Layer {
             name: shown.name.clone(),
             maps: shown.output.c,
             field: vertical.size,
@@ -125,7 +125,7 @@ pub fn run<B: Backend>(
             })?;
             done += best.iter().map(Vec::len).sum::<usize>();
             for (&map, peaks) in maps.iter().zip(rows) {
-                each(Found::Map(Map { map, peaks }))?;
+                each(Feature::Map(Map { map, peaks }))?;
             }
         }
     }

@@ -113,7 +113,7 @@ pub struct Seen {
 ///
 /// # Errors
 /// If a first layer is no convolution of an image, there are no images where some were given, they cannot be
-/// read, or the backend refuses.
+/// read, or a backend operation fails.
 pub fn run<B: Backend>(
     session: &mut Session<'_, B>,
     networks: Vec<Trained<'_, B>>,

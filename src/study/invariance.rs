@@ -13,14 +13,14 @@
 //! For each layer the result is the Euclidean distance |f(out) - f(in)| of its features, and, so that
 //! layers can be compared, that distance divided by |f(in)|; beside it the probability of the class.
 //!
-//! Every walk up has the untransformed image as its first sample, and is as large as all others: so a
+//! Every forward pass has the untransformed image as its first sample, and is as large as all others: so a
 //! transformation that changes no pixel has the distance 0, exactly.
 
 use serde::{Deserialize, Serialize};
 
 use super::extractor::FeatureExtractor;
-use super::fill::mean_square;
-use super::picks::Picked;
+use super::image_selection::StudyImage;
+use super::occluder::mean_square;
 use super::pixels::centre_crop;
 use super::{Facts, Session, Study};
 use crate::backend::Backend;
@@ -37,7 +37,7 @@ pub const STUDY: Study = Study {
     of_one_run: true,
 };
 
-/// Samples of one walk up; the first one is the untransformed image.
+/// Samples of one forward pass; the first one is the untransformed image.
 const BATCH: usize = 16;
 /// The paper's shifts, of an input of [`PAPER_INPUT`] pixels.
 const PAPER_SHIFT: f64 = 60.0;
@@ -239,29 +239,29 @@ impl Responses {
 }
 
 /// Measures what changes do to features.
-pub struct Meter<'a, B: Backend> {
+pub struct ChangeExtractor<'a, B: Backend> {
     extractor: FeatureExtractor<'a, B>,
     model: &'a Model<B>,
     layers: Vec<usize>,
 }
 
-impl<'a, B: Backend> Meter<'a, B> {
+impl<'a, B: Backend> ChangeExtractor<'a, B> {
     /// For the features of these layers.
     ///
     /// # Errors
-    /// If the backend has no room.
+    /// If the backend is out of memory.
     pub fn new(backend: &'a B, model: &'a Model<B>, layers: &[usize]) -> Result<Self> {
         let extractor = FeatureExtractor::new(backend, model, BATCH)?;
-        Ok(Meter { extractor, model, layers: layers.to_vec() })
+        Ok(ChangeExtractor { extractor, model, layers: layers.to_vec() })
     }
 
     /// Measures changes of one image. `progress` is called with the number of changes done.
     ///
     /// # Errors
-    /// If the backend refuses.
+    /// If a backend operation fails.
     pub fn measure(
         &mut self,
-        picked: &Picked,
+        picked: &StudyImage,
         changes: &[(Change, f64)],
         mut progress: impl FnMut(usize),
     ) -> Result<Responses> {
@@ -311,21 +311,21 @@ fn distance(a: &[f32], b: &[f32]) -> f64 {
 /// Measures all images. What was finished before an interruption is not measured again.
 ///
 /// # Errors
-/// If there is no image, parts cannot be kept, or the backend refuses.
+/// If there is no image, parts cannot be kept, or a backend operation fails.
 pub fn run<B: Backend>(
     session: &mut Session<'_, B>,
     model: &Model<B>,
     settings: &Settings,
-    images: &[Picked],
+    images: &[StudyImage],
 ) -> Result<Invariance> {
     if images.is_empty() {
         return Err(Error::Data("invariance: expected at least one image, found none".into()));
     }
     let Settings { layers, shifts } = settings;
-    let seen: Vec<_> = images.iter().map(Picked::fingerprint).collect();
+    let seen: Vec<_> = images.iter().map(StudyImage::fingerprint).collect();
     let parts = session.parts(&[model], &(seen, settings))?;
     let changes = all_changes(*shifts);
-    let mut meter = Meter::new(session.backend, model, layers)?;
+    let mut meter = ChangeExtractor::new(session.backend, model, layers)?;
     let total = images.len() * changes.len();
     let mut measured = Vec::new();
     for (i, image) in images.iter().enumerate() {
@@ -337,7 +337,7 @@ pub fn run<B: Backend>(
         session.progress(STUDY.name, before + changes.len(), total, "");
     }
     let name = |&layer: &usize| model.network.layers[layer].name.clone();
-    let examples = |image: &Picked| examples(&model.preprocess, image, shifts[0]);
+    let examples = |image: &StudyImage| examples(&model.preprocess, image, shifts[0]);
     Ok(Invariance {
         facts: session.facts.clone(),
         layers: layers.iter().map(name).collect(),
@@ -348,7 +348,7 @@ pub fn run<B: Backend>(
 }
 
 /// Some changes of an image, one of which is a shift by `shift` pixels.
-fn examples(preprocess: &Preprocess, image: &Picked, shift: usize) -> Examples {
+fn examples(preprocess: &Preprocess, image: &StudyImage, shift: usize) -> Examples {
     let crops = [
         (Change::Shift, 0.0),
         (Change::Shift, shift as f64),

@@ -561,7 +561,7 @@ mod tests {
         }
     }
 
-    /// Gradient descent in f64, many small steps of it.
+    /// Gradient options in f64, many small steps of it.
     #[test]
     fn softmax_is_that_of_plain_gradient_descent() {
         let rows = small();
@@ -591,7 +591,7 @@ mod tests {
         }
     }
 
-    /// Dual coordinate descent (Hsieh et al. 2008) in f64, another road to the same optimum.
+    /// Dual coordinate options (Hsieh et al. 2008) in f64, another road to the same optimum.
     #[test]
     fn svm_is_that_of_dual_coordinate_descent() {
         let rows = small();

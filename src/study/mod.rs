@@ -12,22 +12,22 @@ pub mod ensemble;
 pub mod evolution;
 pub mod extractor;
 pub mod features;
-pub mod few;
-pub mod fill;
 pub mod filters;
 pub mod folds;
+pub mod image_selection;
 pub mod invariance;
 pub mod linear;
 pub(crate) mod numbers;
+pub mod occluder;
 pub mod occlusion;
 mod parts;
 pub mod peaks;
-pub mod picks;
 pub(crate) mod pixels;
 pub mod probe;
 pub mod project;
 pub mod sanity;
 mod session;
+pub mod small_data;
 pub mod transfer;
 
 pub use session::{Facts, Session};
@@ -112,7 +112,7 @@ impl Splits {
 /// depend on, beside images and settings.
 ///
 /// # Errors
-/// If the backend refuses.
+/// If a backend operation fails.
 pub fn fingerprint<B: Backend>(backend: &B, model: &Model<B>) -> Result<String> {
     let Model { network, params, preprocess, .. } = model;
     let mut hash = Xxh3::new();

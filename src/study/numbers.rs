@@ -23,8 +23,8 @@ pub(crate) fn deviation(values: &[f64]) -> Option<f64> {
     (values.len() > 1).then(|| (squares / (values.len() - 1) as f64).sqrt())
 }
 
-/// Both; a single value has the deviation 0.
-pub(crate) fn mean_and_deviation(values: &[f64]) -> [f64; 2] {
+/// Both; a single value has the standard deviation 0.
+pub(crate) fn mean_and_std(values: &[f64]) -> [f64; 2] {
     [mean(values), deviation(values).unwrap_or(0.0)]
 }
 
@@ -42,8 +42,8 @@ mod tests {
 
     #[test]
     fn deviations_are_those_of_a_sample() {
-        assert_eq!(mean_and_deviation(&[1.0, 3.0]), [2.0, 2f64.sqrt()]);
-        assert_eq!(mean_and_deviation(&[5.0]), [5.0, 0.0]);
+        assert_eq!(mean_and_std(&[1.0, 3.0]), [2.0, 2f64.sqrt()]);
+        assert_eq!(mean_and_std(&[5.0]), [5.0, 0.0]);
         assert_eq!(deviation(&[5.0]), None);
     }
 }

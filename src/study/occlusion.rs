@@ -7,10 +7,10 @@
 use serde::{Deserialize, Serialize};
 
 use super::extractor::FeatureExtractor;
-use super::fill::{Cover, Fill};
+use super::image_selection::StudyImage;
 use super::numbers::argmax;
+use super::occluder::{Cover, Fill};
 use super::peaks::spatial_layers;
-use super::picks::Picked;
 use super::pixels::{field_box, projection_image};
 use super::{Facts, Session, Study, projection_of};
 use crate::Result;
@@ -92,7 +92,7 @@ pub struct Occlusion {
 #[derive(Clone, Debug, Serialize)]
 pub struct OfImage {
     /// The image.
-    pub image: Picked,
+    pub image: StudyImage,
     /// What was noted.
     pub occluded: Occluded,
     /// The strongest unit of the map without the square, projected; none if it did not fire.
@@ -123,14 +123,14 @@ pub struct Occluded {
     /// The map whose activity is noted.
     pub map: usize,
     /// Without the square.
-    pub before: Noted,
+    pub before: Reading,
     /// `[row, column]` over `corners`.
-    pub places: Vec<Noted>,
+    pub places: Vec<Reading>,
 }
 
 /// What the network makes of an image.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Noted {
+pub struct Reading {
     /// Sum of the map.
     pub activity: f32,
     /// Probability of the image's class.
@@ -202,18 +202,18 @@ impl OfImage {
 /// known.
 ///
 /// # Errors
-/// If parts cannot be kept, or the backend refuses.
+/// If parts cannot be kept, or a backend operation fails.
 pub fn run<B: Backend>(
     session: &mut Session<'_, B>,
     model: &Model<B>,
     settings: &Settings,
-    images: Vec<(Picked, Option<[f64; 4]>)>,
+    images: Vec<(StudyImage, Option<[f64; 4]>)>,
 ) -> Result<Occlusion> {
     let Model { network, params, preprocess, classes } = model;
     let (layer, backend) = (&network.layers[settings.layer], session.backend);
     let seen: Vec<_> = images.iter().map(|(image, _)| image.fingerprint()).collect();
     let parts = session.parts(&[model], &(seen, settings))?;
-    let mut occluder = Occluder::new(backend, model, settings)?;
+    let mut occluder = OcclusionSweep::new(backend, model, settings)?;
     let mut projector = Projector::new(backend, network, params, preprocess, 1, 1)?;
     let total = images.len() * occluder.squares.len();
     let (mut done, mut found) = (0, Vec::new());
@@ -265,7 +265,7 @@ fn corners(size: usize, square: usize, stride: usize) -> Vec<usize> {
 }
 
 /// A network that looks at covered images, many at a time.
-struct Occluder<'a, B: Backend> {
+struct OcclusionSweep<'a, B: Backend> {
     extractor: FeatureExtractor<'a, B>,
     model: &'a Model<B>,
     settings: &'a Settings,
@@ -275,7 +275,7 @@ struct Occluder<'a, B: Backend> {
     squares: Vec<[i64; 4]>,
 }
 
-impl<'a, B: Backend> Occluder<'a, B> {
+impl<'a, B: Backend> OcclusionSweep<'a, B> {
     fn new(backend: &'a B, model: &'a Model<B>, settings: &'a Settings) -> Result<Self> {
         let size = model.preprocess.size;
         let side = settings.square.min(size);
@@ -286,11 +286,11 @@ impl<'a, B: Backend> Occluder<'a, B> {
             .map(|edges| edges.map(|v| v as i64))
             .collect();
         let extractor = FeatureExtractor::new(backend, model, BATCH)?;
-        Ok(Occluder { extractor, model, settings, side, corners, squares })
+        Ok(OcclusionSweep { extractor, model, settings, side, corners, squares })
     }
 
     /// Slides the square over an image. `progress` is called with the number of places that are done.
-    fn look(&mut self, image: &Picked, mut progress: impl FnMut(usize)) -> Result<Occluded> {
+    fn look(&mut self, image: &StudyImage, mut progress: impl FnMut(usize)) -> Result<Occluded> {
         let Settings { fill, layer, .. } = *self.settings;
         let Model { network, preprocess, classes, .. } = self.model;
         let extractor = &mut self.extractor;
@@ -305,13 +305,14 @@ impl<'a, B: Backend> Occluder<'a, B> {
         let noted = |sums: &[f32], logits: &[f32]| {
             let probabilities: Vec<f64> = softmax(logits).collect();
             let (probability, label) = (probabilities[image.class], argmax(&probabilities));
-            Noted { activity: sums[map], probability, label }
+            Reading { activity: sums[map], probability, label }
         };
-        let noted_of = |extractor: &FeatureExtractor<'_, B>, images: usize| -> Result<Vec<Noted>> {
-            let (sums, logits) = (extractor.sums(layer)?, extractor.logits()?);
-            let rows = sums.chunks_exact(output.c).zip(logits.chunks_exact(classes.len()));
-            Ok(rows.take(images).map(|(sums, logits)| noted(sums, logits)).collect())
-        };
+        let noted_of =
+            |extractor: &FeatureExtractor<'_, B>, images: usize| -> Result<Vec<Reading>> {
+                let (sums, logits) = (extractor.sums(layer)?, extractor.logits()?);
+                let rows = sums.chunks_exact(output.c).zip(logits.chunks_exact(classes.len()));
+                Ok(rows.take(images).map(|(sums, logits)| noted(sums, logits)).collect())
+            };
         let before = noted_of(extractor, 1)?[0];
 
         let cover = Cover::new(preprocess, &image.square, fill);
@@ -334,7 +335,7 @@ impl<'a, B: Backend> Occluder<'a, B> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Noted, Occluded, corners};
+    use super::{Occluded, Reading, corners};
 
     #[test]
     fn the_square_reaches_both_edges() {
@@ -353,7 +354,7 @@ mod tests {
 
     #[test]
     fn the_deepest_drop_is_the_first_of_equals() {
-        let noted = |probability| Noted { activity: 0.0, probability, label: 0 };
+        let noted = |probability| Reading { activity: 0.0, probability, label: 0 };
         let mut occluded = Occluded {
             square: 2,
             corners: vec![0, 3],

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::disk::write_whole;
+use crate::disk::write_atomic;
 use crate::{Error, Result};
 
 /// The parts of one study.
@@ -37,7 +37,7 @@ impl Parts {
         let file = folder.join("settings.json");
         if fs::read(&file).ok().as_ref() != Some(&settings) {
             Parts::remove(out)?;
-            write_whole(&file, &settings).map_err(Error::io("write", &file))?;
+            write_atomic(&file, &settings).map_err(Error::io("write", &file))?;
         }
         Ok(Parts { folder: Some(folder) })
     }
@@ -67,7 +67,7 @@ impl Parts {
     pub(super) fn put(&self, name: &str, part: &impl Serialize) -> Result<()> {
         let Some(file) = self.file(name) else { return Ok(()) };
         let json = serde_json::to_vec(part).expect("plain data");
-        write_whole(&file, &json).map_err(Error::io("write", &file))
+        write_atomic(&file, &json).map_err(Error::io("write", &file))
     }
 
     /// A part that is there, or the one that `make` makes, which is kept.

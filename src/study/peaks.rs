@@ -87,7 +87,7 @@ pub fn spatial_layers(network: &Network, pooled: bool) -> Result<Vec<usize>> {
 
 /// A peak and the image it was found in.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Found {
+pub struct Activation {
     /// Index of the image.
     pub image: u32,
     /// Map, row, column, activation.
@@ -95,8 +95,8 @@ pub struct Found {
 }
 
 /// Strongest first, the earlier image of equals, at most `count`.
-fn insert(best: &mut Vec<Found>, found: Found, count: usize) {
-    let stronger = |other: &Found| {
+fn insert(best: &mut Vec<Activation>, found: Activation, count: usize) {
+    let stronger = |other: &Activation| {
         (other.unit.value, std::cmp::Reverse(other.image))
             > (found.unit.value, std::cmp::Reverse(found.image))
     };
@@ -113,7 +113,7 @@ pub struct Searched {
     /// Images that were looked at, from the first on.
     pub done: usize,
     /// For each chosen layer and map the strongest peaks so far, strongest first.
-    pub best: Vec<Vec<Vec<Found>>>,
+    pub best: Vec<Vec<Vec<Activation>>>,
 }
 
 impl Searched {
@@ -128,7 +128,7 @@ impl Searched {
 /// `searched` says how far it is; `progress` is told of it after each batch.
 ///
 /// # Errors
-/// If images cannot be read, the backend refuses, or `progress` fails.
+/// If images cannot be read, a backend operation fails, or `progress` fails.
 pub fn search<B: Backend>(
     projector: &mut Projector<'_, B>,
     model: &Model<B>,
@@ -157,7 +157,7 @@ pub fn search<B: Backend>(
                         let peak = peaks[map];
                         if peak.value > 0.0 {
                             let unit = peak.unit(map, output.w);
-                            insert(best, Found { image, unit }, count);
+                            insert(best, Activation { image, unit }, count);
                         }
                     }
                 }
@@ -189,7 +189,7 @@ pub struct Projected<'a> {
     /// Which of its peaks.
     pub place: usize,
     /// The peak.
-    pub found: Found,
+    pub found: Activation,
     /// The square of pixels it was found in.
     pub square: &'a [u8],
     /// `[size, size, 3]`, in the network's order of channels.
@@ -200,14 +200,14 @@ pub struct Projected<'a> {
 /// of theirs.
 ///
 /// # Errors
-/// If images cannot be read, the backend refuses, or `each` fails.
+/// If images cannot be read, a backend operation fails, or `each` fails.
 pub fn project<B: Backend>(
     model: &Model<B>,
     projector: &mut Projector<'_, B>,
     images: &Images,
     rule: Rule,
     layer: usize,
-    maps: &[Vec<Found>],
+    maps: &[Vec<Activation>],
     mut each: impl FnMut(Projected<'_>) -> Result<()>,
 ) -> Result<()> {
     let mut by_image: BTreeMap<u32, Vec<(usize, usize)>> = BTreeMap::new();
@@ -274,7 +274,7 @@ pub struct Peak {
 /// there; image paths are relative to `root`. `progress` is called with the number of peaks done.
 ///
 /// # Errors
-/// If images cannot be read, or the backend refuses.
+/// If images cannot be read, or a backend operation fails.
 pub fn pictures<B: Backend>(
     model: &Model<B>,
     projector: &mut Projector<'_, B>,
@@ -282,7 +282,7 @@ pub fn pictures<B: Backend>(
     root: &Path,
     rule: Rule,
     layer: usize,
-    maps: &[Vec<Found>],
+    maps: &[Vec<Activation>],
     mut progress: impl FnMut(usize),
 ) -> Result<Vec<Vec<Peak>>> {
     let Model { network, preprocess, .. } = model;
@@ -291,7 +291,8 @@ pub fn pictures<B: Backend>(
         maps.iter().map(|found| vec![Peak::default(); found.len()]).collect();
     let (mut sizes, mut scratch, mut done) = (BTreeMap::new(), Scratch::default(), 0);
     project(model, projector, images, rule, layer, maps, |projected| {
-        let Projected { map, place, found: Found { image, unit }, square, projection } = projected;
+        let Projected { map, place, found: Activation { image, unit }, square, projection } =
+            projected;
         let path = images.path(image as usize);
         let (width, height) = match sizes.get(&image) {
             Some(size) => *size,
@@ -330,7 +331,11 @@ mod tests {
         let mut best = Vec::new();
         let values = [3.0, 1.0, 3.0, 9.0, 2.0, 5.0, 4.0, 8.0, 7.0, 6.0, 0.5, 3.0];
         for (image, value) in (0..).zip(values) {
-            insert(&mut best, Found { image, unit: SeedUnit { map: 0, y: 0, x: 0, value } }, 9);
+            insert(
+                &mut best,
+                Activation { image, unit: SeedUnit { map: 0, y: 0, x: 0, value } },
+                9,
+            );
         }
         let found: Vec<_> = best.iter().map(|f| (f.unit.value, f.image)).collect();
         let expected = [(9.0, 3), (8.0, 7), (7.0, 8), (6.0, 9), (5.0, 5), (4.0, 6)];

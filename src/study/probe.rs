@@ -69,7 +69,7 @@ pub struct Probe {
     /// The same of validation images.
     pub test_per_class: Option<usize>,
     /// In the order of `settings`.
-    pub layers: Vec<Probed>,
+    pub layers: Vec<LayerProbe>,
 }
 
 /// The images of every seed.
@@ -87,7 +87,7 @@ struct Draws {
 
 /// One classifier of one seed.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Scored {
+pub struct ProbeScore {
     /// Mean over the classes of the share of validation images that is right.
     pub accuracy: f64,
     /// The same of the images it was trained on.
@@ -108,12 +108,12 @@ pub struct Trial {
     /// Validation images.
     pub test: usize,
     /// The SVM, then the softmax.
-    pub scored: [Scored; 2],
+    pub scored: [ProbeScore; 2],
 }
 
 /// What all seeds gave for a layer.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Probed {
+pub struct LayerProbe {
     /// The layer as the paper counts: how many layers with weights there are up to it.
     pub number: usize,
     /// The layers it is made of.
@@ -224,7 +224,7 @@ fn most_of_a_class(of_class: &[Vec<u32>], room: usize, most: usize, seeds: usize
 ///
 /// # Errors
 /// If a class has no image in one of the splits, or too few, images cannot be read, rows do not fit into
-/// memory, parts cannot be kept, or the backend refuses.
+/// memory, parts cannot be kept, or a backend operation fails.
 pub fn run<B: Backend>(
     session: &mut Session<'_, B>,
     model: &Model<B>,
@@ -275,7 +275,12 @@ pub fn run<B: Backend>(
         }
         done = before + looked_at + trained_on;
         session.progress(STUDY.name, done, total, "");
-        layers.push(Probed { number, name, width, trials: trials.into_iter().flatten().collect() });
+        layers.push(LayerProbe {
+            number,
+            name,
+            width,
+            trials: trials.into_iter().flatten().collect(),
+        });
     }
     Ok(Probe {
         facts: session.facts.clone(),
@@ -305,7 +310,7 @@ fn one_trial(
             let truth: Vec<u32> = picked.iter().map(|&i| rows.classes[i]).collect();
             mean_class_accuracy(&truth, &linear.predict(rows, picked), classes)
         };
-        Scored {
+        ProbeScore {
             accuracy: accuracy(test, tested),
             train_accuracy: accuracy(train, picked),
             strength,

@@ -9,7 +9,7 @@ use super::{projection_of, unit_named};
 use crate::backend::{Backend, SeedUnit, Tensor};
 use crate::data::decode::prepare;
 use crate::data::images::read_rgb;
-use crate::model::weights::Named;
+use crate::model::weights::NamedTensors;
 use crate::model::{Kind, Model, Projector, Rule, Seed, strongest};
 use crate::picture::Image;
 use crate::shape::Shape;
@@ -52,7 +52,7 @@ impl Units {
 
 /// One image.
 #[derive(Clone, Debug, Default, Serialize)]
-pub struct Shown {
+pub struct ImageProjections {
     /// The file's path as the user gave it.
     pub name: String,
     /// The crop that the network saw.
@@ -61,12 +61,12 @@ pub struct Shown {
     /// Most probable first; the probability is between 0 and 1.
     pub classes: Vec<(String, f32)>,
     /// In the order of the page.
-    pub layers: Vec<ShownLayer>,
+    pub layers: Vec<LayerProjections>,
 }
 
 /// Units of one layer.
 #[derive(Clone, Debug, Default, Serialize)]
-pub struct ShownLayer {
+pub struct LayerProjections {
     /// The layer's name.
     pub name: String,
     /// Strongest first.
@@ -96,7 +96,7 @@ pub struct Unit {
 /// Projects units of one image, and says what the network takes it for.
 ///
 /// # Errors
-/// If the image cannot be read, a unit that was asked for did not fire, or the backend refuses.
+/// If the image cannot be read, a unit that was asked for did not fire, or a backend operation fails.
 pub fn project<B: Backend>(
     backend: &B,
     model: &Model<B>,
@@ -105,7 +105,7 @@ pub fn project<B: Backend>(
     path: &Path,
     units: &Units,
     rule: Rule,
-) -> Result<Shown> {
+) -> Result<ImageProjections> {
     let Model { network, preprocess, .. } = model;
     let original = read_rgb(path)?;
     let mut square = vec![0; preprocess.resize * preprocess.resize * 3];
@@ -146,10 +146,10 @@ pub fn project<B: Backend>(
             Ok(())
         });
         projected.map_err(|error| error.in_file(path))?;
-        shown_layers.push(ShownLayer { name: layer.name.clone(), units });
+        shown_layers.push(LayerProjections { name: layer.name.clone(), units });
     }
     let classes = classify(backend, model, classifier, &square)?;
-    Ok(Shown {
+    Ok(ImageProjections {
         name: path.display().to_string(),
         input: centre_crop(preprocess, &square),
         classes: classes.into_iter().take(5).collect(),
@@ -160,7 +160,7 @@ pub fn project<B: Backend>(
 /// All classes with their probabilities, most probable first, for one square of pixels.
 ///
 /// # Errors
-/// If the backend refuses.
+/// If a backend operation fails.
 pub fn classify<B: Backend>(
     backend: &B,
     model: &Model<B>,
@@ -180,7 +180,7 @@ pub fn classify<B: Backend>(
 /// looked at.
 ///
 /// # Errors
-/// If the unit did not fire, or the backend refuses.
+/// If the unit did not fire, or a backend operation fails.
 pub fn arrays<B: Backend>(
     backend: &B,
     model: &Model<B>,
@@ -188,9 +188,9 @@ pub fn arrays<B: Backend>(
     layer: usize,
     map: usize,
     rule: Rule,
-) -> Result<Named> {
+) -> Result<NamedTensors> {
     let network = &model.network;
-    let mut arrays = Named::new();
+    let mut arrays = NamedTensors::new();
     let shape = |s: Shape| vec![s.h, s.w, s.c];
     let mut keep = |name: String, tensor: &Tensor<B>| {
         let mut values = vec![0.0; tensor.shape().len()];

@@ -11,8 +11,8 @@
 
 use serde::Serialize;
 
+use super::image_selection::StudyImage;
 use super::numbers::argmax;
-use super::picks::Picked;
 use super::pixels::{centre_crop, field_box, projection_image};
 use super::{Facts, Session, Study, projection_of};
 use crate::backend::{Backend, Peak, SeedUnit};
@@ -105,12 +105,12 @@ pub struct Random {
     #[serde(skip)]
     pub projections: Vec<Image>,
     /// By each of the rules.
-    pub compared: Vec<Compared>,
+    pub compared: Vec<Comparison>,
 }
 
 impl Sanity {
     /// All that was compared: by image, then by unit, then by rule.
-    pub fn compared(&self) -> impl Iterator<Item = &Compared> {
+    pub fn compared(&self) -> impl Iterator<Item = &Comparison> {
         let units = self.images.iter().flat_map(|image| &image.units);
         let random = units.filter_map(|unit| unit.fired.as_ref()?.random.as_ref());
         random.flat_map(|random| &random.compared)
@@ -119,7 +119,7 @@ impl Sanity {
 
 /// One unit, by one rule, with trained and with random weights.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Compared {
+pub struct Comparison {
     /// The image.
     pub image: String,
     /// The layer.
@@ -171,12 +171,12 @@ pub fn correlation(a: &[f32], b: &[f32]) -> f64 {
 }
 
 /// A network that projects, with the weights it has.
-struct Eye<'a, B: Backend> {
+struct UnitProjector<'a, B: Backend> {
     projector: Projector<'a, B>,
     network: &'a Network,
 }
 
-impl<B: Backend> Eye<'_, B> {
+impl<B: Backend> UnitProjector<'_, B> {
     /// The strongest unit of a map, if it fires; for `None`, of all maps.
     fn strongest(&self, layer: usize, map: Option<usize>) -> Result<Option<SeedUnit>> {
         let mut peaks: Vec<Peak> = self.projector.peaks(layer)?;
@@ -213,19 +213,19 @@ impl<B: Backend> Eye<'_, B> {
 /// Projects units of images with the model's weights and with those that `random` holds, and compares.
 ///
 /// # Errors
-/// If a map that was asked for does not fire, or the backend refuses.
+/// If a map that was asked for does not fire, or a backend operation fails.
 pub fn run<B: Backend>(
     session: &mut Session<'_, B>,
     model: &Model<B>,
     random: &Params<B>,
     settings: &Settings,
-    images: &[Picked],
+    images: &[StudyImage],
 ) -> Result<Sanity> {
     let Model { network, params, preprocess, .. } = model;
     let backend = session.backend;
     let projector = |params| Projector::new(backend, network, params, preprocess, 1, 1);
-    let mut trained = Eye { projector: projector(params)?, network };
-    let mut untrained = Eye { projector: projector(random)?, network };
+    let mut trained = UnitProjector { projector: projector(params)?, network };
+    let mut untrained = UnitProjector { projector: projector(random)?, network };
     let mut found = Vec::new();
     for (number, image) in images.iter().enumerate() {
         let crops = TestCrops::One.of(preprocess, 0);
@@ -263,8 +263,8 @@ pub fn run<B: Backend>(
 fn compare<B: Backend>(
     backend: &B,
     model: &Model<B>,
-    [trained, untrained]: [&mut Eye<'_, B>; 2],
-    image: &Picked,
+    [trained, untrained]: [&mut UnitProjector<'_, B>; 2],
+    image: &StudyImage,
     input: &[f32],
     layer: usize,
     unit: SeedUnit,
@@ -281,7 +281,7 @@ fn compare<B: Backend>(
         let by_random = untrained.project(layer, random_unit)?;
         let here = |pixels: &[f32]| inside(pixels, preprocess.size, field);
         let compared = RULES.iter().zip(by_trained.iter().zip(&by_random)).map(
-            |((rule, _), (by_trained, by_random))| Compared {
+            |((rule, _), (by_trained, by_random))| Comparison {
                 image: image.name.clone(),
                 layer: shown.name.clone(),
                 unit: [unit.map, unit.y, unit.x].map(|v| v as usize),

@@ -67,7 +67,7 @@ impl<'a, B: Backend> Session<'a, B> {
     /// backend, and `settings`: those of the study, and the images.
     ///
     /// # Errors
-    /// If the folder cannot be written, or the backend refuses.
+    /// If the folder cannot be written, or a backend operation fails.
     pub(super) fn parts(&self, models: &[&Model<B>], settings: &impl Serialize) -> Result<Parts> {
         let Some(out) = &self.out else { return Ok(Parts::none()) };
         let models = models.iter().map(|model| fingerprint(self.backend, model));

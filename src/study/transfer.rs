@@ -4,7 +4,7 @@
 //! For every fold ([`super::folds`]) and number of images a class, a softmax ([`super::linear`]) is
 //! trained on the rows of the training images ([`super::activations`]) and measured on those of the test
 //! images by the mean over the classes of the share that is right. Beside it stand whole networks of the
-//! same architecture ([`super::few`]), trained on the same images from random weights or from the
+//! same architecture ([`super::small_data`]), trained on the same images from random weights or from the
 //! checkpoint's. Test images that are nearly the same as one that the network was trained on
 //! ([`super::duplicates`]) are left out.
 
@@ -14,10 +14,10 @@ use serde::{Deserialize, Serialize};
 
 use super::activations::{Rows, rows, union};
 use super::duplicates::{Pair, pairs, thumbnails};
-use super::few::{Squares, Start, accuracy, train_few};
 use super::folds::{Fold, by_class, folds, shared};
 use super::linear::{Loss, Problem, mean_class_accuracy};
 use super::parts::Parts;
+use super::small_data::{Squares, Start, accuracy, train_few};
 use super::{Facts, Session, Splits, Study};
 use crate::Result;
 use crate::backend::Backend;
@@ -83,7 +83,7 @@ pub struct Transfer {
     /// validation images.
     pub shared: [usize; 2],
     /// The frozen features, then each start: every number of images, every fold.
-    pub scored: Vec<Scored>,
+    pub scored: Vec<TransferScore>,
 }
 
 /// An image with a near-duplicate.
@@ -103,7 +103,7 @@ pub struct Duplicate {
 
 /// What one fold gave with so many images a class.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Scored {
+pub struct TransferScore {
     /// What was trained: [`FROZEN`], or [`Start::name`].
     pub method: String,
     /// Training images of each class.
@@ -133,7 +133,7 @@ pub fn draw(settings: &Settings, data: &Splits) -> Result<Vec<Fold>> {
 ///
 /// # Errors
 /// As [`draw`]; if images cannot be read, features are not finite or do not fit into memory, a loss runs
-/// away, parts cannot be kept, or the backend refuses.
+/// away, parts cannot be kept, or a backend operation fails.
 pub fn run<B: Backend>(
     session: &mut Session<'_, B>,
     model: &Model<B>,
@@ -255,7 +255,7 @@ impl Trials<'_> {
         part: &str,
         measure: impl Fn(&[u32], &[u32], u64) -> Result<(usize, usize, f64)>,
         mut progress: impl FnMut(usize, usize),
-    ) -> Result<Vec<Scored>> {
+    ) -> Result<Vec<TransferScore>> {
         let mut all = Vec::new();
         for &per_class in self.per_class {
             for (number, fold) in self.folds.iter().enumerate() {
@@ -266,7 +266,7 @@ impl Trials<'_> {
                         let (train, test, accuracy) =
                             measure(&fold.train(per_class), &tested, number as u64)?;
                         let method = method.to_owned();
-                        Ok(Scored { method, per_class, fold: number, train, test, accuracy })
+                        Ok(TransferScore { method, per_class, fold: number, train, test, accuracy })
                     });
                 all.push(scored?);
                 progress(all.len(), self.per_class.len() * self.folds.len());
@@ -333,7 +333,7 @@ mod tests {
         per_class: &[usize],
         excluded: &[u32],
         parts: &Parts,
-    ) -> Vec<Scored> {
+    ) -> Vec<TransferScore> {
         let one = |trained: &[u32], tested: &[u32], fold| {
             frozen(train, test, CLASSES, trained, tested, fold)
         };

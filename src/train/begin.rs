@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use super::checkpoint::{self, Resumed, State};
 use super::job::{Event, Job};
-use super::memory::explain;
+use super::memory::with_memory_hint;
 use crate::backend::Backend;
 use crate::model::{Model, Network, Params, Preprocess};
 use crate::{Error, Result};
@@ -24,7 +24,7 @@ pub(super) fn begin<B: Backend>(
         return Ok(Some(resumed));
     }
     start(backend, job, &network, notes, observe)
-        .map_err(|error| explain(backend, &network, job.accumulate, error))
+        .map_err(|error| with_memory_hint(backend, &network, job.accumulate, error))
 }
 
 /// A fresh start: the mean image, and weights drawn or taken from another checkpoint. `None` if it

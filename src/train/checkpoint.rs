@@ -16,7 +16,7 @@ use super::schedule::Schedule;
 use crate::backend::{Backend, BackendId, Param, Precision};
 use crate::disk::{sync_folder, write_synced};
 use crate::model::weights::{architecture_in, named_values, read_params, serialize};
-use crate::model::{Architecture, Bare, Model, Params};
+use crate::model::{Architecture, ExternalConfig, Model, Params};
 use crate::{Error, Result};
 use zfnet_core::Recipe;
 use zfnet_core::tensors::deserialize;
@@ -269,7 +269,7 @@ pub(super) struct Resumed<B: Backend> {
 /// If a file is missing, damaged or does not belong: its name, what was expected, what was found.
 pub(super) fn load<B: Backend>(backend: &B, folder: &Path) -> Result<Resumed<B>> {
     let state = read_state(folder)?;
-    let model = read_model(backend, folder, &state, &Bare::default())?;
+    let model = read_model(backend, folder, &state, &ExternalConfig::default())?;
     let bytes = verified(folder, OPTIMIZER, &state)?;
     let momentum = deserialize(&bytes)
         .and_then(|tensors| read_params(backend, &model.network, &tensors, Param::zeros));
@@ -281,7 +281,7 @@ fn read_model<B: Backend>(
     backend: &B,
     folder: &Path,
     state: &State,
-    bare: &Bare,
+    bare: &ExternalConfig,
 ) -> Result<Model<B>> {
     let bytes = verified(folder, MODEL, state)?;
     Model::from_bytes(backend, &bytes, bare).map_err(|error| error.in_file(&folder.join(MODEL)))
@@ -301,7 +301,7 @@ pub fn architecture_of(folder: &Path) -> Result<Architecture> {
 ///
 /// # Errors
 /// If there is none, it is damaged, or a bare file needs saying what it is.
-pub fn load_model<B: Backend>(backend: &B, path: &Path, bare: &Bare) -> Result<Model<B>> {
+pub fn load_model<B: Backend>(backend: &B, path: &Path, bare: &ExternalConfig) -> Result<Model<B>> {
     if !path.exists() {
         return Err(Error::file(
             path,

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::job::Job;
-use super::memory::{blank, explain, largest_batch};
+use super::memory::{dummy_trainer, largest_batch, with_memory_hint};
 use crate::Result;
 use crate::backend::{Backend, StepState};
 use crate::data::loader::{Bad, Loader, Plan};
@@ -36,7 +36,7 @@ pub struct Needs {
 /// away, and writes nothing. `observe` hears of steps done, of how many.
 ///
 /// # Errors
-/// If the data, the network or the device cannot be used, or there is no room.
+/// If the data, the network or the device cannot be used, or there is not enough memory.
 pub fn dry_run<B: Backend>(
     backend: &B,
     job: &Job<'_>,
@@ -46,9 +46,9 @@ pub fn dry_run<B: Backend>(
     let network = Network::new(architecture)?;
     let recipe = network.architecture.recipe.clone();
     let before = backend.memory()?;
-    let (mut trainer, _validator) = blank(backend, &network, job.accumulate)
-        .map_err(|error| explain(backend, &network, job.accumulate, error))?;
-    let wanted = backend.memory()?.handed_out - before.handed_out;
+    let (mut trainer, _validator) = dummy_trainer(backend, &network, job.accumulate)
+        .map_err(|error| with_memory_hint(backend, &network, job.accumulate, error))?;
+    let wanted = backend.memory()?.allocated_total - before.allocated_total;
     let steps_per_epoch = job.train.len().div_ceil(recipe.batch_size);
 
     let order = epoch_order(&job.train, job.shuffle_window, job.seed, 0)?;
@@ -73,7 +73,8 @@ pub fn dry_run<B: Backend>(
                 training_crop(recipe.crops, preprocess, job.seed, 0, batch.first + i, i as u32)
             })
             .collect();
-        let state = StepState { seed: job.seed, step: step as u32, first_sample: 0, rate };
+        let state =
+            StepState { seed: job.seed, step: step as u32, first_sample: 0, learning_rate: rate };
         trainer.enqueue_batch(&mut batch, &crops, state)?;
         loader.recycle(batch);
         observe(step + 1, all);

@@ -12,7 +12,7 @@ use crate::data::loader::{Bad, Loader, Plan};
 use crate::model::{InputStage, Network, Params, Preprocess, Purpose, Workspace};
 use crate::{Error, Result};
 
-/// Samples (crops) of one walk up.
+/// Samples (crops) of one forward pass.
 const SAMPLES: usize = 64;
 
 /// How well a model does on a set.
@@ -75,7 +75,7 @@ impl<B: Backend> Classifier<B> {
     /// Plans for a network and its preprocessing, and so many images at a time.
     ///
     /// # Errors
-    /// If the backend has no room.
+    /// If the backend is out of memory.
     pub fn new(
         backend: &B,
         network: &Network,
@@ -104,7 +104,7 @@ impl<B: Backend> Classifier<B> {
     /// (`[images, classes]`). `pixels` holds whole squares.
     ///
     /// # Errors
-    /// If the backend refuses.
+    /// If a backend operation fails.
     pub fn add_probabilities(
         &mut self,
         backend: &B,
@@ -118,7 +118,7 @@ impl<B: Backend> Classifier<B> {
         let crops: Vec<Crop> =
             (0..images as u32).flat_map(|image| self.crops.of(&self.preprocess, image)).collect();
         self.stage.fill(backend, &mut self.workspace.input, pixels, &crops)?;
-        self.workspace.up(backend, params)?;
+        self.workspace.forward(backend, params)?;
         let logits = &mut self.host[..crops.len() * classes];
         backend.download(logits, self.workspace.logits())?;
         let share = 1.0 / self.crops.count() as f64;
@@ -158,7 +158,7 @@ pub struct Member<'a, B: Backend> {
 /// images that a member has seen; a non-zero `stop` ends with `None`.
 ///
 /// # Errors
-/// If too many files are bad, members disagree on the classes, or the backend refuses.
+/// If too many files are bad, members disagree on the classes, or a backend operation fails.
 pub fn evaluate<B: Backend>(
     backend: &B,
     members: &mut [Member<'_, B>],

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::checkpoint::State;
 use super::evaluate::Evaluation;
 use crate::data::images::Images;
-use crate::model::{Architecture, Bare, Network};
+use crate::model::{Architecture, ExternalConfig, Network};
 
 /// What to train, on what, and where to.
 pub struct Job<'a> {
@@ -34,7 +34,7 @@ pub struct Job<'a> {
     /// Go on from the run's last checkpoint, if it has one.
     pub resume: bool,
     /// Start with the weights of this checkpoint instead of random ones.
-    pub init: Option<(PathBuf, Bare)>,
+    pub init: Option<(PathBuf, ExternalConfig)>,
     /// Save a checkpoint after so many steps, besides at the end of each epoch.
     pub save_steps: Option<u32>,
     /// Save a checkpoint when the last one is so old.

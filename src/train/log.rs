@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::data::images::{BadImage, Images};
-use crate::disk::write_whole;
+use crate::disk::write_atomic;
 use crate::{Error, Result};
 
 /// Where bad images are listed.
@@ -88,7 +88,7 @@ pub(super) fn quarantine(run: &Path, sets: &[&Images]) -> Result<()> {
     }));
     if lines.len() > before {
         let text: String = lines.iter().flat_map(|line| [line.as_str(), "\n"]).collect();
-        write_whole(&path, text.as_bytes()).map_err(Error::io("write", &path))?;
+        write_atomic(&path, text.as_bytes()).map_err(Error::io("write", &path))?;
     }
     Ok(())
 }

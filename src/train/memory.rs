@@ -12,7 +12,7 @@ use crate::{Error, Result};
 const SMALL: [[usize; 2]; 3] = [[64, 128], [8, 16], [1, 2]];
 
 /// Adds to an error for want of memory how much would be needed and which batch would fit.
-pub(super) fn explain<B: Backend>(
+pub(super) fn with_memory_hint<B: Backend>(
     backend: &B,
     network: &Network,
     accumulate: usize,
@@ -23,7 +23,7 @@ pub(super) fn explain<B: Backend>(
     let samples = batch.div_ceil(accumulate.max(1));
     let name = &network.architecture.name;
     let free_now = backend.memory().ok().and_then(|memory| memory.free);
-    let (needs, largest) = match affine(backend, network) {
+    let (needs, largest) = match memory_model(backend, network) {
         None => {
             let weights = human_bytes(4 * network.parameters());
             let needs = format!(
@@ -51,7 +51,7 @@ pub(super) fn explain<B: Backend>(
 
 /// A training of a network with any weights, for a set of pictures that does not matter, and its
 /// validation.
-pub(super) fn blank<'a, B: Backend>(
+pub(super) fn dummy_trainer<'a, B: Backend>(
     backend: &'a B,
     network: &Network,
     accumulate: usize,
@@ -69,13 +69,13 @@ pub(super) fn blank<'a, B: Backend>(
 }
 
 /// Bytes that a training takes whatever its batch, and bytes for each sample of it.
-fn affine<B: Backend>(backend: &B, network: &Network) -> Option<(f64, f64)> {
+fn memory_model<B: Backend>(backend: &B, network: &Network) -> Option<(f64, f64)> {
     let bytes = |batch| {
         let mut network = network.clone();
         network.architecture.recipe.batch_size = batch;
-        let before = backend.memory().ok()?.handed_out;
-        blank(backend, &network, 1).ok()?;
-        Some((backend.memory().ok()?.handed_out - before) as f64)
+        let before = backend.memory().ok()?.allocated_total;
+        dummy_trainer(backend, &network, 1).ok()?;
+        Some((backend.memory().ok()?.allocated_total - before) as f64)
     };
     SMALL.iter().find_map(|&[few, more]| {
         let (with_few, with_more) = (bytes(few)?, bytes(more)?);
@@ -90,7 +90,7 @@ pub(super) fn largest_batch<B: Backend>(
     network: &Network,
     free: Option<usize>,
 ) -> Option<usize> {
-    let (fixed, each) = affine(backend, network)?;
+    let (fixed, each) = memory_model(backend, network)?;
     // Allocations are rounded up, and the host and the driver need some.
     let room = 0.95 * free? as f64 - fixed;
     Some((room / each).max(0.0) as usize)

@@ -9,7 +9,7 @@ use super::checkpoint::{self, Resumed, State};
 use super::evaluate::{Classifier, Evaluation, Member, evaluate};
 use super::job::{Event, Job, Outcome};
 use super::log::{Metric, MetricsLog, quarantine};
-use super::memory::{explain, validator};
+use super::memory::{validator, with_memory_hint};
 use super::trainer::{Finished, Trainer};
 use crate::backend::{Backend, StepState};
 use crate::data::loader::{Bad, Loader, Plan};
@@ -23,7 +23,7 @@ use zfnet_core::Recipe;
 ///
 /// # Errors
 /// If the data, the network, the run's folder or a checkpoint cannot be used, the loss is no longer
-/// finite, or the backend refuses. What has been saved stays.
+/// finite, or a backend operation fails. What has been saved stays.
 pub fn train<B: Backend>(
     backend: &B,
     job: &Job<'_>,
@@ -53,11 +53,11 @@ fn run<B: Backend>(
     let recipe = model.network.architecture.recipe.clone();
     let planned = model.network.clone();
     let mut trainer = Trainer::new(backend, model, momentum, job.accumulate)
-        .map_err(|error| explain(backend, &planned, job.accumulate, error))?;
+        .map_err(|error| with_memory_hint(backend, &planned, job.accumulate, error))?;
     // Planned with the rest, so that there is room for it when the first epoch ends.
     let mut classifier = validator(backend, &trainer.model, job.accumulate)
         .map(Some)
-        .map_err(|error| explain(backend, &planned, job.accumulate, error))?;
+        .map_err(|error| with_memory_hint(backend, &planned, job.accumulate, error))?;
     let mut log = MetricsLog::open(&job.out, state.step, state.epoch)?;
     let steps_per_epoch = job.train.len().div_ceil(recipe.batch_size);
     let network = &trainer.model.network;
@@ -177,7 +177,12 @@ fn epoch<B: Backend>(
                 let (seed, epoch) = (state.seed, state.epoch);
                 training_crop(recipe.crops, preprocess, seed, epoch, batch.first + i, i as u32)
             }));
-            let step = StepState { seed: state.seed, step: begun_steps, first_sample: 0, rate };
+            let step = StepState {
+                seed: state.seed,
+                step: begun_steps,
+                first_sample: 0,
+                learning_rate: rate,
+            };
             begun = trainer.enqueue_batch(&mut batch, &crops, step);
             session.loader.recycle(batch);
             begun_steps += 1;

@@ -23,7 +23,7 @@ impl Schedule {
 
     /// The learning rate now.
     pub fn rate(&self, recipe: &Recipe) -> f32 {
-        (f64::from(recipe.learning_rate) * f64::from(recipe.factor).powi(self.drops as i32)) as f32
+        (f64::from(recipe.learning_rate) * f64::from(recipe.gamma).powi(self.drops as i32)) as f32
     }
 
     /// Takes note of an epoch's end (`epoch` counts from 1) and of its validation error; says
@@ -36,7 +36,7 @@ impl Schedule {
         self.waited = if improved { 0 } else { self.waited + 1 };
         let falls = match recipe.schedule {
             ScheduleKind::Plateau => self.waited >= recipe.patience,
-            ScheduleKind::Step => recipe.steps.contains(&epoch),
+            ScheduleKind::Step => recipe.milestones.contains(&epoch),
             ScheduleKind::Constant => false,
         };
         if falls {
@@ -75,7 +75,8 @@ mod tests {
 
     #[test]
     fn steps_and_constant() {
-        let step = Recipe { schedule: ScheduleKind::Step, steps: vec![2, 3], ..Recipe::default() };
+        let step =
+            Recipe { schedule: ScheduleKind::Step, milestones: vec![2, 3], ..Recipe::default() };
         assert_eq!(drops(&step, &[0.5; 5]), [2, 3]);
         let constant = Recipe { schedule: ScheduleKind::Constant, ..Recipe::default() };
         assert_eq!(drops(&constant, &[0.5; 9]), [0u32; 0]);

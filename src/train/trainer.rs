@@ -1,10 +1,10 @@
-//! Single steps of training: batch, walk up, loss, walk down, update.
+//! Single steps of training: batch, forward pass, loss, backward pass, update.
 
 use std::collections::VecDeque;
 
 use crate::backend::{Backend, Batch, Crop, Param, SgdConstants, StepState};
 use crate::data::loader;
-use crate::model::{Descent, Model, Normaliser, Params, Purpose, Rule, Workspace};
+use crate::model::{BackwardOptions, Model, Normaliser, Params, Purpose, Rule, Workspace};
 use crate::shape::Shape;
 use crate::{Error, Result};
 
@@ -73,7 +73,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
     /// Plans steps of `recipe.batch_size` images in `accumulate` parts.
     ///
     /// # Errors
-    /// If the backend has no room.
+    /// If the backend is out of memory.
     pub fn new(
         backend: &'a B,
         model: Model<B>,
@@ -134,7 +134,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
     ///
     /// # Errors
     /// If the loss of this step or of one under way is not finite (the weights are then as before
-    /// that step), or the backend refuses.
+    /// that step), or a backend operation fails.
     pub fn enqueue(
         &mut self,
         pixels: &[u8],
@@ -239,7 +239,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
             return Err(Error::Diverged {
                 what: format!("the loss is {loss_sum}"),
                 step: state.step + 1,
-                learning_rate: state.rate,
+                learning_rate: state.learning_rate,
             });
         }
         if slot.ends_step {
@@ -271,7 +271,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
         }
     }
 
-    /// What a part of a batch does: input, walk up, loss, walk down and, at the end, the update.
+    /// What a part of a batch does: input, forward pass, loss, backward pass and, at the end, the update.
     fn operations(&mut self, index: usize, part: Part) -> Result<()> {
         let backend = self.backend;
         let Model { network, params, .. } = &self.model;
@@ -279,9 +279,9 @@ impl<'a, B: Backend> Trainer<'a, B> {
         let input = &mut self.workspace.input;
         input.reshape(input.shape().with_n(losses.shape().len()));
         self.normaliser.fill(backend, input, pixels, crops)?;
-        self.workspace.up(backend, params)?;
+        self.workspace.forward(backend, params)?;
         self.workspace.loss(backend, losses, labels, part.scale)?;
-        let descent = Descent {
+        let options = BackwardOptions {
             from: network.layers.len() - 1,
             rule: Rule::GRADIENT,
             images: None,
@@ -289,7 +289,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
             accumulate: part.accumulate,
             to_pixels: false,
         };
-        self.workspace.down(backend, params, descent)?;
+        self.workspace.backward(backend, params, options)?;
         if part.update { self.update() } else { Ok(()) }
     }
 
@@ -297,8 +297,9 @@ impl<'a, B: Backend> Trainer<'a, B> {
     fn update(&mut self) -> Result<()> {
         let backend = self.backend;
         let recipe = &self.model.network.architecture.recipe;
-        let decaying = SgdConstants { momentum: recipe.momentum, decay: recipe.weight_decay };
-        let free = SgdConstants { decay: 0.0, ..decaying };
+        let decaying =
+            SgdConstants { momentum: recipe.momentum, weight_decay: recipe.weight_decay };
+        let free = SgdConstants { weight_decay: 0.0, ..decaying };
         let of_bias = if recipe.bias_decay { &decaying } else { &free };
         let state = &self.workspace.state;
         let layers = self.model.params.layers.iter_mut().zip(&mut self.momentum.layers);

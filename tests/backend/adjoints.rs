@@ -1,4 +1,4 @@
-//! What makes the walk down the transpose of the walk up: exact, on small integers.
+//! What makes the backward pass the transpose of the forward pass: exact, on small integers.
 //!
 //! A convolution is a matrix C; its backward pass, which is the deconvnet's filter step, is C's
 //! transpose, and also a correlation of the zero-padded signal with the filters turned by 180
@@ -10,7 +10,7 @@ use crate::common::{
     values, weights, widen,
 };
 use zfnet::backend::{Backend, NOT_POSITIVE, Param, Precision};
-use zfnet::model::{Descent, Params, Purpose, Rule, Workspace};
+use zfnet::model::{BackwardOptions, Params, Purpose, Rule, Workspace};
 use zfnet::shape::{ConvDims, PoolDims, Rounding, Shape};
 
 on_every_backend!(
@@ -53,7 +53,7 @@ fn backward_filter<B: Backend>(
     [&gradient.weight, &gradient.bias].map(|tensor| values(backend, tensor))
 }
 
-/// A layer that enlarges walks up as the naive transpose and down as the naive convolution, and its
+/// A layer that enlarges forward passes as the naive transpose and down as the naive convolution, and its
 /// weights' gradient is that of the convolution with the roles exchanged; no bias has one.
 fn enlarging_is_the_transpose<B: Backend>(backend: &B) {
     let mut random = Random(9);
@@ -80,14 +80,14 @@ fn enlarging_is_the_transpose<B: Backend>(backend: &B) {
         let seeded = |purpose| {
             let mut workspace = Workspace::new(backend, &network, purpose, 2).unwrap();
             backend.upload(&mut workspace.input, &x).unwrap();
-            workspace.up(backend, &params).unwrap();
+            workspace.forward(backend, &params).unwrap();
             let up = stored(backend, &twin::conv_data(dims, &wide_x, &w));
             assert_exact(&values(backend, workspace.output(0)), &up, layer);
-            workspace.descending().reshape(dims.input());
-            backend.upload(workspace.descending(), &y).unwrap();
+            workspace.signal().reshape(dims.input());
+            backend.upload(workspace.signal(), &y).unwrap();
             workspace
         };
-        let descent = |gradients, to_pixels| Descent {
+        let options = |gradients, to_pixels| BackwardOptions {
             from: 0,
             rule: Rule::GRADIENT,
             images: None,
@@ -96,13 +96,13 @@ fn enlarging_is_the_transpose<B: Backend>(backend: &B) {
             to_pixels,
         };
         let mut looking = seeded(Purpose::Project { seeds: 2 });
-        looking.down(backend, &params, descent(None, true)).unwrap();
+        looking.backward(backend, &params, options(None, true)).unwrap();
         let down = stored(backend, &twin::conv(dims, &wide_y, &w, None));
-        assert_exact(&values(backend, looking.descending()), &down, layer);
+        assert_exact(&values(backend, looking.signal()), &down, layer);
 
         let mut gradients = Params::zeros(backend, &network).unwrap();
         let mut training = seeded(Purpose::Train);
-        training.down(backend, &params, descent(Some(&mut gradients), false)).unwrap();
+        training.backward(backend, &params, options(Some(&mut gradients), false)).unwrap();
         let found = gradients.layers[0].as_ref().unwrap();
         let [dw, _] = twin::conv_filter(dims, &wide_x, &wide_y);
         assert_exact(&values(backend, &found.weight), &dw, layer);

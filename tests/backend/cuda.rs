@@ -9,7 +9,7 @@ use crate::common::{
 use zfnet::backend::cpu::CpuBackend;
 use zfnet::backend::cuda::{self, CudaBackend, Gemm, Kernels, Options};
 use zfnet::backend::{Backend, Precision, StepState, Tensor};
-use zfnet::model::{Descent, Model, Network, Params, Purpose, Rule, Workspace};
+use zfnet::model::{BackwardOptions, Model, Network, Params, Purpose, Rule, Workspace};
 use zfnet::shape::Shape;
 use zfnet::train::Trainer;
 
@@ -70,7 +70,7 @@ fn trainer<'a, B: Backend>(
 
 // ---- whole networks beside the CPU ----
 
-/// A network on a backend that has walked up with random input.
+/// A network on a backend that has run forward with random input.
 struct Walked<'a, B: Backend> {
     backend: &'a B,
     network: &'a Network,
@@ -86,7 +86,7 @@ impl<'a, B: Backend> Walked<'a, B> {
         let input = Random(4).reals(IMAGES * network.input().len());
         let mut workspace = Workspace::new(backend, network, purpose, IMAGES).unwrap();
         backend.upload(&mut workspace.input, &input).unwrap();
-        workspace.up(backend, &params).unwrap();
+        workspace.forward(backend, &params).unwrap();
         Walked { backend, network, params, workspace }
     }
 
@@ -97,7 +97,7 @@ impl<'a, B: Backend> Walked<'a, B> {
         let mut losses = backend.zeros(Shape::vector(IMAGES)).unwrap();
         self.workspace.loss(backend, &mut losses, &labels, 1.0 / IMAGES as f32).unwrap();
         let mut gradients = Params::zeros(backend, self.network).unwrap();
-        let descent = Descent {
+        let options = BackwardOptions {
             from: self.network.layers.len() - 1,
             rule: Rule::GRADIENT,
             images: None,
@@ -105,7 +105,7 @@ impl<'a, B: Backend> Walked<'a, B> {
             accumulate: false,
             to_pixels: false,
         };
-        self.workspace.down(backend, &self.params, descent).unwrap();
+        self.workspace.backward(backend, &self.params, options).unwrap();
         host_params(backend, &gradients).into_iter().flatten().flatten().collect()
     }
 
@@ -114,10 +114,10 @@ impl<'a, B: Backend> Walked<'a, B> {
         let from = self.network.layer(name).unwrap();
         let shape = self.network.layers[from].output.with_n(IMAGES);
         let seed = Random(5).reals(shape.len()).iter().map(|v| v.max(0.0)).collect::<Vec<_>>();
-        let descending = self.workspace.descending();
-        descending.reshape(shape);
-        self.backend.upload(descending, &seed).unwrap();
-        let descent = Descent {
+        let signal = self.workspace.signal();
+        signal.reshape(shape);
+        self.backend.upload(signal, &seed).unwrap();
+        let options = BackwardOptions {
             from,
             rule,
             images: None,
@@ -125,8 +125,8 @@ impl<'a, B: Backend> Walked<'a, B> {
             accumulate: false,
             to_pixels: true,
         };
-        self.workspace.down(self.backend, &self.params, descent).unwrap();
-        values(self.backend, self.workspace.descending())
+        self.workspace.backward(self.backend, &self.params, options).unwrap();
+        values(self.backend, self.workspace.signal())
     }
 
     /// The switches of all pooling layers.
@@ -265,7 +265,7 @@ fn losses_fall_alike_in_all_precisions() {
 fn losses<B: Backend>(backend: &B, network: &Network, samples: &Samples) -> Vec<f64> {
     let mut trainer = trainer(backend, network, samples, 1);
     let step = |step| {
-        let state = StepState { seed: 5, step, first_sample: 0, rate: 0.01 };
+        let state = StepState { seed: 5, step, first_sample: 0, learning_rate: 0.01 };
         trainer.step(&samples.pixels, &samples.crops, &samples.labels, state).unwrap() / 6.0
     };
     (0..40).map(step).collect()
@@ -288,7 +288,7 @@ fn twenty_steps(
     let mut losses = Vec::new();
     for step in 0..20 {
         let rate = if step < 11 { 0.02 } else { 0.002 };
-        let state = StepState { seed: 5, step, first_sample: 0, rate };
+        let state = StepState { seed: 5, step, first_sample: 0, learning_rate: rate };
         // Other samples each time, and one batch that is not whole.
         let count = if step == 7 { 4 } else { 6 };
         let mut pixels = samples.pixels.clone();
@@ -342,7 +342,7 @@ fn a_bad_loss_stops_steps_in_flight() {
     let before = bits(&all_weights(&backend, &trainer.model.params));
     let mut failed = None;
     for step in 0..6 {
-        let state = StepState { seed: 5, step, first_sample: 0, rate: 0.1 };
+        let state = StepState { seed: 5, step, first_sample: 0, learning_rate: 0.1 };
         let result = trainer.enqueue(&samples.pixels, &samples.crops, &samples.labels, state);
         if let Err(error) = result {
             failed = Some((step, error.to_string()));
@@ -386,7 +386,7 @@ fn memory_is_counted_and_bounded() {
     let before = backend.memory().unwrap();
     let tensor: Tensor<CudaBackend> = backend.zeros(Shape::vector(1 << 20)).unwrap();
     let after = backend.memory().unwrap();
-    assert_eq!(after.handed_out - before.handed_out, 4 << 20);
+    assert_eq!(after.allocated_total - before.allocated_total, 4 << 20);
     assert!(values(&backend, &tensor).iter().all(|v| *v == 0.0), "zero, not what was there");
     drop(tensor);
     // Other tests take and give back memory meanwhile: half as much again as there is.
@@ -438,7 +438,7 @@ mod stand_in {
         broken(
             &little,
             " --batch-size 2000",
-            &["no room", "are free", "would fit", "--batch-size"],
+            &["out of memory", "free", "would fit", "--batch-size"],
         );
         // None of these has left anything behind that stops a good one.
         run(&place, &[], TRAIN).ok();
@@ -483,6 +483,6 @@ mod stand_in {
         let largest: usize = about.parse().unwrap();
         let with = |batch| format!("{TRAIN} --dry-run --batch-size {batch}");
         run(&place, &memory, &with(largest)).ok();
-        run(&place, &memory, &with(2 * largest)).refused(&["no room"]);
+        run(&place, &memory, &with(2 * largest)).refused(&["out of memory"]);
     }
 }

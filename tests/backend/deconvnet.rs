@@ -7,8 +7,8 @@ use crate::common::{
 use zfnet::Error;
 use zfnet::backend::{Backend, Crop, Peak, SeedUnit};
 use zfnet::model::{
-    Descent, LrnDown, Network, Params, Preprocess, Projector, Purpose, Rule, Seed, Workspace,
-    strongest,
+    BackwardOptions, LrnRule, Network, Params, Preprocess, Projector, Purpose, Rule, Seed,
+    Workspace, strongest,
 };
 use zfnet::shape::Shape;
 
@@ -25,7 +25,7 @@ on_every_backend!(
     windows_are_all_that_descends,
     enlarging_by_hand,
 );
-// The walks up, and so the switches, agree with the twin's, and with those of another batch, in f32.
+// The forward passes, and so the switches, agree with the twin's, and with those of another batch, in f32.
 mod in_f32 {
     use super::*;
     in_f32!(
@@ -39,30 +39,30 @@ const RULES: [(&str, Rule); 3] =
     [("deconvnet", Rule::DECONVNET), ("gradient", Rule::GRADIENT), ("guided", Rule::GUIDED)];
 
 /// A network with weights, and a workspace that has walked `n` inputs up.
-struct Looker<'a, B: Backend> {
+struct Passes<'a, B: Backend> {
     backend: &'a B,
     network: Network,
     params: Params<B>,
     workspace: Workspace<B>,
 }
 
-impl<'a, B: Backend> Looker<'a, B> {
+impl<'a, B: Backend> Passes<'a, B> {
     fn new(backend: &'a B, network: Network, params: Params<B>, input: &[f32]) -> Self {
         let n = input.len() / network.input().len();
         let purpose = Purpose::Project { seeds: 8 };
         let mut workspace = Workspace::new(backend, &network, purpose, n).unwrap();
         backend.upload(&mut workspace.input, input).unwrap();
-        workspace.up(backend, &params).unwrap();
-        Looker { backend, network, params, workspace }
+        workspace.forward(backend, &params).unwrap();
+        Passes { backend, network, params, workspace }
     }
 
-    /// Walks down from what has been written into `descending` of a layer's `n` samples.
+    /// Runs backward from what has been written into `signal` of a layer's `n` samples.
     fn down(&mut self, from: usize, images: &[u32], seed: &[f32], rule: Rule) -> Vec<f32> {
-        let descending = self.workspace.descending();
-        descending.reshape(self.network.layers[from].output.with_n(images.len()));
-        self.backend.upload(descending, seed).unwrap();
+        let signal = self.workspace.signal();
+        signal.reshape(self.network.layers[from].output.with_n(images.len()));
+        self.backend.upload(signal, seed).unwrap();
         let images = indices(self.backend, images);
-        let descent = Descent {
+        let options = BackwardOptions {
             from,
             rule,
             images: Some(&images),
@@ -70,8 +70,8 @@ impl<'a, B: Backend> Looker<'a, B> {
             accumulate: false,
             to_pixels: true,
         };
-        self.workspace.down(self.backend, &self.params, descent).unwrap();
-        values(self.backend, self.workspace.descending())
+        self.workspace.backward(self.backend, &self.params, options).unwrap();
+        values(self.backend, self.workspace.signal())
     }
 
     /// The same from single units, by windows.
@@ -123,7 +123,7 @@ fn rules_by_hand<B: Backend>(backend: &B) {
     );
     let conv1 = [1., 0., 0., -1., 0., 0., 0.5, 0., 0.];
     let params = given(backend, &network, &[&conv1, &[2., 3., -1., 0., 0., 0.]]);
-    let mut looker = Looker::new(backend, network, params, &[1., 0., 0.]);
+    let mut looker = Passes::new(backend, network, params, &[1., 0., 0.]);
     let logits = values(backend, looker.workspace.output(2));
     assert_eq!(logits, [1.5, 0.]);
     for ((name, rule), red) in RULES.iter().zip([-1., 1.5, 2.]) {
@@ -151,7 +151,7 @@ fn enlarging_by_hand<B: Backend>(backend: &B) {
     weights[..9].copy_from_slice(&[1., 2., 3., 4., 5., 6., 7., 8., 9.]);
     let params = given(backend, &network, &[&weights]);
     let input = [1., 0., 0., 2., 0., 0., 3., 0., 0., 4., 0., 0.];
-    let mut looker = Looker::new(backend, network, params, &input);
+    let mut looker = Passes::new(backend, network, params, &input);
     // Without pads: [[1, 2, 5, 4, 6], [4, 5, 14, 10, 12], [10, 14, 36, 24, 30], [12, 15, 34, 20, 24],
     // [21, 24, 55, 32, 36]]; the last row and the first column are padding.
     let expected = [2., 5., 4., 6., 5., 14., 10., 12., 14., 36., 24., 30., 15., 34., 20., 24.];
@@ -228,7 +228,7 @@ fn unpooling_by_hand<B: Backend>(backend: &B) {
     ];
     for (red, expected) in cases {
         let params = given(backend, &network, &weights);
-        let mut looker = Looker::new(backend, network.clone(), params, &image(red));
+        let mut looker = Passes::new(backend, network.clone(), params, &image(red));
         let found = looker.project("fc2", 0, 1.0, Rule::DECONVNET);
         assert_eq!(found, image(expected), "unpooled, of {red:?}");
         let nothing_fired = red.iter().flatten().all(|v| *v <= 0.0);
@@ -262,13 +262,16 @@ const SMALL: &str = r#"
 "#;
 
 /// The small network with random weights and `n` random inputs.
-fn small<B: Backend>(backend: &B, n: usize) -> (Looker<'_, B>, twin::HostParams, twin::Walk) {
+fn small<B: Backend>(
+    backend: &B,
+    n: usize,
+) -> (Passes<'_, B>, twin::HostParams, twin::ForwardPass) {
     let network = network(SMALL);
     let params = random_params(backend, &network, 5);
     let input = Random(1).reals(n * network.input().len());
     let host = host_params(backend, &params);
-    let walk = twin::up(&network, &host, n, widen(&input));
-    (Looker::new(backend, network, params, &input), host, walk)
+    let walk = twin::forward(&network, &host, n, widen(&input));
+    (Passes::new(backend, network, params, &input), host, walk)
 }
 
 /// Every rule, from every layer, all maps seeded at once: sums of at most a few hundred products,
@@ -279,8 +282,8 @@ fn rules_equal_the_naive_walk<B: Backend>(backend: &B) {
     let mut all = Vec::new();
     for forward_mask in [false, true] {
         for relu_down in [false, true] {
-            for lrn_down in [LrnDown::Identity, LrnDown::Derivative] {
-                all.push(Rule { forward_mask, relu_down, lrn_down });
+            for lrn_backward_rule in [LrnRule::Identity, LrnRule::Derivative] {
+                all.push(Rule { forward_mask, relu_down, lrn_backward_rule });
             }
         }
     }
@@ -292,7 +295,8 @@ fn rules_equal_the_naive_walk<B: Backend>(backend: &B) {
         for &rule in &all {
             let found = looker.down(from, &[0, 1], &seed, rule);
             let network = &looker.network;
-            let (expected, _) = twin::down(network, &host, &walk, twin_from, widen(&seed), rule);
+            let (expected, _) =
+                twin::backward(network, &host, &walk, twin_from, widen(&seed), rule);
             let largest = expected.iter().fold(0.0, |a: f64, b| a.max(b.abs()));
             for (found, expected) in found.iter().zip(&expected) {
                 let error = (f64::from(*found) - expected).abs();
@@ -337,7 +341,7 @@ fn rules_agree_where_all_is_positive<B: Backend>(backend: &B) {
     }
     let input: Vec<f32> =
         random.reals(network.input().len()).iter().map(|v| v.abs() + 0.01).collect();
-    let mut looker = Looker::new(backend, network, params, &input);
+    let mut looker = Passes::new(backend, network, params, &input);
     for layer in ["conv1", "pool1", "conv2", "pool2", "conv3", "fc4", "fc5"] {
         let pictures = RULES.map(|(_, rule)| bits(&looker.project(layer, 2, 1.0, rule)));
         assert!(pictures[0].iter().any(|v| *v != 0), "{layer}");
@@ -372,7 +376,7 @@ fn normalisation_is_skipped<B: Backend>(backend: &B) {
     let mut lookers = [with, &without].map(|toml| {
         let network = network(toml);
         let params = given(backend, &network, &weights.each_ref().map(|w| w.as_slice()));
-        Looker::new(backend, network, params, &input)
+        Passes::new(backend, network, params, &input)
     });
     for layer in ["conv2", "fc3"] {
         let [with, without] =
@@ -522,7 +526,7 @@ fn projections_stay_inside_the_receptive_field<B: Backend>(backend: &B) {
     let params = random_params(backend, &network, 9);
     let size = network.input().h;
     let input = Random(6).reals(network.input().len());
-    let mut looker = Looker::new(backend, network, params, &input);
+    let mut looker = Passes::new(backend, network, params, &input);
     let mut confined = 0;
     for layer in 0..looker.network.layers.len() {
         let (name, output, field) = {
@@ -558,7 +562,7 @@ fn projections_stay_inside_the_receptive_field<B: Backend>(backend: &B) {
     }
     assert!(confined > 100_000);
     // A convolution's field is filled to its edges where nothing is masked.
-    let all = Rule { forward_mask: false, relu_down: false, lrn_down: LrnDown::Identity };
+    let all = Rule { forward_mask: false, relu_down: false, lrn_backward_rule: LrnRule::Identity };
     let layer = looker.network.layer("conv1").unwrap();
     let field = looker.network.layers[layer].field[0];
     let unit =
@@ -631,7 +635,7 @@ const ENLARGES: &str = r#"
 /// Units at the corners, the edges and in the middle of every layer's maps, of all images in turn,
 /// eight at a time: hands each batch's pictures to `check`, the windows' first, the whole maps' then.
 fn walk_by_windows_and_whole<B: Backend>(
-    looker: &mut Looker<'_, B>,
+    looker: &mut Passes<'_, B>,
     rules: &[Rule],
     check: impl Fn(&[f32], &[f32], &str),
 ) {
@@ -678,7 +682,7 @@ fn windows_equal_whole_maps_on_integers<B: Backend>(backend: &B) {
     let mut rules = Vec::new();
     for forward_mask in [false, true] {
         for relu_down in [false, true] {
-            rules.push(Rule { forward_mask, relu_down, lrn_down: LrnDown::Identity });
+            rules.push(Rule { forward_mask, relu_down, lrn_backward_rule: LrnRule::Identity });
         }
     }
     for toml in [EDGES, BARE, SMALL, ENLARGES] {
@@ -690,7 +694,7 @@ fn windows_equal_whole_maps_on_integers<B: Backend>(backend: &B) {
             backend.upload(&mut param.weight, &weights).unwrap();
         }
         let input = random.integers(3 * network.input().len(), 3);
-        let mut looker = Looker::new(backend, network, params, &input);
+        let mut looker = Passes::new(backend, network, params, &input);
         walk_by_windows_and_whole(&mut looker, &rules, |found, whole, what| {
             // Not bit by bit: a zero may have either sign.
             assert!(found == whole, "{what}");
@@ -707,7 +711,7 @@ fn windows_equal_whole_maps<B: Backend>(backend: &B) {
     for network in networks {
         let params = random_params(backend, &network, 15);
         let input = Random(16).reals(2 * network.input().len());
-        let mut looker = Looker::new(backend, network, params, &input);
+        let mut looker = Passes::new(backend, network, params, &input);
         let rules = RULES.map(|(_, rule)| rule);
         walk_by_windows_and_whole(&mut looker, &rules, |found, whole, what| {
             let largest = whole.iter().fold(0.0, |a: f32, b| a.max(b.abs()));
@@ -724,14 +728,14 @@ fn windows_are_all_that_descends<B: Backend>(backend: &B) {
     let params = random_params(backend, &network, 17);
     let input = Random(18).reals(network.input().len());
     let size = network.input().h;
-    let mut looker = Looker::new(backend, network, params, &input);
+    let mut looker = Passes::new(backend, network, params, &input);
     for (name, whole) in [("conv1", false), ("pool1", false), ("conv3", false), ("fc6", true)] {
         let layer = looker.network.layer(name).unwrap();
         let unit = SeedUnit { map: 0, y: 0, x: 0, value: 1.0 };
         looker.windows(layer, &[0, 0], &[unit; 2], Rule::DECONVNET);
         let side = if whole { size } else { looker.network.layers[layer].field[0].size };
         assert!(whole || side < size, "{name} sees it all");
-        let descended = looker.workspace.descending().shape();
+        let descended = looker.workspace.signal().shape();
         assert_eq!(descended, Shape::new(2, side, side, 3), "{name}");
     }
 }

@@ -49,7 +49,7 @@ fn train<B: Backend>(
     let momentum = Params::zeros(backend, network).unwrap();
     let mut trainer = Trainer::new(backend, model, momentum, accumulate).unwrap();
     let step = |step| {
-        let state = StepState { seed: 5, step, first_sample: 0, rate: 0.01 };
+        let state = StepState { seed: 5, step, first_sample: 0, learning_rate: 0.01 };
         trainer.step(&batch.pixels, &batch.crops, &batch.labels, state).unwrap()
     };
     let losses = (0..steps).map(step).collect();
@@ -233,7 +233,7 @@ fn batches_in_the_backends_own_memory_are_the_same<B: Backend>(backend: &B) {
             let samples = if step == 5 { 4 } else { 6 };
             let pixels = Random(u64::from(step)).bytes(bytes / 6 * samples);
             let (crops, labels) = (&batch.crops[..samples], &batch.labels[..samples]);
-            let state = StepState { seed: 5, step, first_sample: 0, rate: 0.01 };
+            let state = StepState { seed: 5, step, first_sample: 0, learning_rate: 0.01 };
             if own_memory {
                 let read = &mut ring[step as usize % 2];
                 read.memory.bytes_mut().fill(0);
@@ -286,7 +286,7 @@ fn a_step_without_a_finite_loss_changes_nothing<B: Backend>(backend: &B) {
     let model = Model { network, params, preprocess: batch.preprocess, classes };
     let momentum = Params::zeros(backend, &model.network).unwrap();
     let mut trainer = Trainer::new(backend, model, momentum, 1).unwrap();
-    let state = StepState { seed: 5, step: 41, first_sample: 0, rate: 0.5 };
+    let state = StepState { seed: 5, step: 41, first_sample: 0, learning_rate: 0.5 };
     let result = trainer.step(&batch.pixels, &batch.crops, &batch.labels, state);
     let error = result.unwrap_err();
     assert!(matches!(error, Error::Diverged { step: 42, learning_rate: 0.5, .. }), "{error:?}");
@@ -323,7 +323,7 @@ fn a_dropout_below_all_layers_is_only_for_training<B: Backend>(backend: &B) {
         let purpose = zfnet::model::Purpose::Project { seeds: 1 };
         let mut workspace = zfnet::model::Workspace::new(backend, &network, purpose, 1).unwrap();
         backend.upload(&mut workspace.input, &input).unwrap();
-        workspace.up(backend, &params).unwrap();
+        workspace.forward(backend, &params).unwrap();
         values(backend, workspace.logits())
     });
     assert_eq!(logits[0], logits[1]);

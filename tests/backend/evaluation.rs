@@ -15,7 +15,7 @@ use zfnet::model::{
     Workspace,
 };
 use zfnet::study::Session;
-use zfnet::study::features::{Found, Layer, Settings, run};
+use zfnet::study::features::{Feature, Layer, Settings, run};
 use zfnet::study::peaks::{Chosen, Maps, Searched, search};
 use zfnet::study::project::{Units, project};
 use zfnet::train::evaluate::{Classifier, Member, TestCrops, evaluate};
@@ -63,7 +63,7 @@ fn look<B: Backend>(
     let (y, x, mirror) = crop;
     let crop = zfnet::backend::Crop { image: 0, y, x, mirror };
     stage.fill(backend, &mut workspace.input, square, &[crop]).unwrap();
-    workspace.up(backend, params).unwrap();
+    workspace.forward(backend, params).unwrap();
     values(backend, workspace.output(layer))
 }
 
@@ -124,8 +124,8 @@ fn features<B: Backend>(
     let mut layers: Vec<Layer> = Vec::new();
     run(&mut session, model, settings, images, root, |found| {
         match found {
-            Found::Layer(layer) => layers.push(layer),
-            Found::Map(map) => layers.last_mut().unwrap().rows.push(map),
+            Feature::Layer(layer) => layers.push(layer),
+            Feature::Map(map) => layers.last_mut().unwrap().rows.push(map),
         }
         Ok(())
     })

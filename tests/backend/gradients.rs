@@ -10,7 +10,7 @@ use crate::common::{
     tensor, twin, unwritten, unwritten_in_full, values, weights, widen,
 };
 use zfnet::backend::{Backend, Dropout, Lrn, Param, ReluRule, SeedUnit, StepState};
-use zfnet::model::{Descent, Network, Params, Purpose, Rule, Workspace};
+use zfnet::model::{BackwardOptions, Network, Params, Purpose, Rule, Workspace};
 use zfnet::shape::{Rounding, Shape};
 
 in_f32!(
@@ -153,7 +153,7 @@ fn of_dropout<B: Backend>(backend: &B) {
     for shape in [Shape::new(3, 1, 1, 33), Shape::new(2, 3, 3, 5)] {
         let dropout = Dropout { rate: 0.5, layer: 2 };
         let mut state = backend.state().unwrap();
-        let now = StepState { seed: 4, step: 1, first_sample: 3, rate: 0.0 };
+        let now = StepState { seed: 4, step: 1, first_sample: 3, learning_rate: 0.0 };
         backend.set_state(&mut state, now).unwrap();
         let run = |x: &[f32]| {
             let mut y = unwritten(backend, shape);
@@ -210,14 +210,14 @@ const SMALL: &str = r#"
     init = "he"
 "#;
 
-/// The network on a backend and on the host, with an input that both have walked up.
+/// The network on a backend and on the host, with an input that both have run forward.
 struct Both<B: Backend> {
     network: Network,
     params: Params<B>,
     host: twin::HostParams,
     input: Vec<f32>,
     workspace: Workspace<B>,
-    walk: twin::Walk,
+    walk: twin::ForwardPass,
 }
 
 impl<B: Backend> Both<B> {
@@ -228,8 +228,8 @@ impl<B: Backend> Both<B> {
         let input = Random(6).reals(n * network.input().len());
         let mut workspace = Workspace::new(backend, &network, purpose, n).unwrap();
         backend.upload(&mut workspace.input, &input).unwrap();
-        workspace.up(backend, &params).unwrap();
-        let walk = twin::up(&network, &host, n, widen(&input));
+        workspace.forward(backend, &params).unwrap();
+        let walk = twin::forward(&network, &host, n, widen(&input));
         for (layer, expected) in walk.switches.iter().enumerate() {
             if let Some(switches) = workspace.switches(layer).filter(|_| !expected.is_empty()) {
                 let mut found = vec![0; expected.len()];
@@ -265,16 +265,16 @@ impl<B: Backend> Both<B> {
     fn difference(
         &self,
         vary: impl Fn(&mut twin::HostParams, &mut Vec<f64>, f64),
-        f: impl Fn(&twin::Walk) -> f64,
+        f: impl Fn(&twin::ForwardPass) -> f64,
     ) -> Option<f64> {
         let walk = |step: f64| {
             let (mut host, mut input) = (self.host.clone(), widen(&self.input));
             vary(&mut host, &mut input, step);
-            twin::up(&self.network, &host, self.walk.n, input)
+            twin::forward(&self.network, &host, self.walk.n, input)
         };
         let (above, below) = (walk(STEP), walk(-STEP));
         let here = self.walk.pattern(&self.network);
-        let same = |walk: &twin::Walk| walk.pattern(&self.network) == here;
+        let same = |walk: &twin::ForwardPass| walk.pattern(&self.network) == here;
         (same(&above) && same(&below)).then(|| (f(&above) - f(&below)) / (2.0 * STEP))
     }
 }
@@ -334,22 +334,22 @@ fn of_a_chain<B: Backend>(backend: &B, toml: &str) {
         let mut losses = unwritten_in_full(backend, Shape::vector(N));
         both.workspace.loss(backend, &mut losses, &label_indices, scale).unwrap();
         let (from, rule, images, accumulate) = (last, Rule::GRADIENT, None, false);
-        let descent = Descent { from, rule, images, gradients, accumulate, to_pixels };
-        both.workspace.down(backend, &both.params, descent).unwrap();
+        let options = BackwardOptions { from, rule, images, gradients, accumulate, to_pixels };
+        both.workspace.backward(backend, &both.params, options).unwrap();
     };
     let mut gradients = Params::zeros(backend, &both.network).unwrap();
     down(both, Some(&mut gradients), false);
     let gradients = host_params(backend, &gradients);
     let to_pixels = &mut Both::new(backend, toml, Purpose::Project { seeds: N }, N);
     down(to_pixels, None, true);
-    let dx = values(backend, to_pixels.workspace.descending());
+    let dx = values(backend, to_pixels.workspace.signal());
 
-    // All of it against the twin's walk down ...
+    // All of it against the twin's backward pass ...
     let classes = both.network.classes();
     let [_, seed] =
         twin::softmax_cross_entropy(both.walk.logits(), classes, &labels, f64::from(scale));
     let (twin_dx, twin_gradients) =
-        twin::down(&both.network, &both.host, &both.walk, last, seed, Rule::GRADIENT);
+        twin::backward(&both.network, &both.host, &both.walk, last, seed, Rule::GRADIENT);
     both.assert_close(&dx, &twin_dx, "input");
     let narrow = |values: &[f64]| values.iter().map(|v| *v as f32).collect::<Vec<f32>>();
     for (layer, (found, expected)) in gradients.iter().zip(&twin_gradients).enumerate() {
@@ -361,7 +361,7 @@ fn of_a_chain<B: Backend>(backend: &B, toml: &str) {
     }
 
     // ... and a sample of it against differences of the loss.
-    let loss = |walk: &twin::Walk| {
+    let loss = |walk: &twin::ForwardPass| {
         let [losses, _] = twin::softmax_cross_entropy(walk.logits(), classes, &labels, 1.0);
         losses.iter().sum::<f64>() * f64::from(scale)
     };
@@ -401,7 +401,7 @@ fn of_a_chain<B: Backend>(backend: &B, toml: &str) {
     assert!(kept * 10 >= all * 9, "only {kept} of {all} places are away from kinks");
 }
 
-/// The walk down from one unit, by the rule of the gradient, is the derivative of its activation.
+/// The backward pass from one unit, by the rule of the gradient, is the derivative of its activation.
 fn of_single_activations<B: Backend>(backend: &B) {
     let both = &mut Both::new(backend, SMALL, Purpose::Project { seeds: 1 }, 1);
     let mut random = Random(8);
@@ -422,10 +422,10 @@ fn of_single_activations<B: Backend>(backend: &B) {
                 x: (unit / c % w) as u32,
                 value: 1.0,
             };
-            let descending = both.workspace.descending();
-            descending.reshape(both.network.layers[layer].output);
-            backend.seed(descending, &[place]).unwrap();
-            let descent = Descent {
+            let signal = both.workspace.signal();
+            signal.reshape(both.network.layers[layer].output);
+            backend.scatter_units(signal, &[place]).unwrap();
+            let options = BackwardOptions {
                 from: layer,
                 rule: Rule::GRADIENT,
                 images: None,
@@ -433,8 +433,8 @@ fn of_single_activations<B: Backend>(backend: &B) {
                 accumulate: false,
                 to_pixels: true,
             };
-            both.workspace.down(backend, &both.params, descent).unwrap();
-            let dx = values(backend, both.workspace.descending());
+            both.workspace.backward(backend, &both.params, options).unwrap();
+            let dx = values(backend, both.workspace.signal());
             let largest = dx.iter().fold(0.0, |a: f64, b| a.max(f64::from(b.abs())));
             assert!(largest > 0.0, "{name}, {place:?}");
             // Pixels that it sees, and a few others.
@@ -444,7 +444,7 @@ fn of_single_activations<B: Backend>(backend: &B) {
                 _ => random.below(dx.len()),
             }) {
                 all += 1;
-                let activation = |walk: &twin::Walk| walk.values[fires + 1][unit];
+                let activation = |walk: &twin::ForwardPass| walk.values[fires + 1][unit];
                 let vary = |_: &mut _, input: &mut Vec<f64>, step| input[i] += step;
                 let Some(expected) = both.difference(vary, activation) else { continue };
                 kept += 1;

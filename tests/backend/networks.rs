@@ -3,7 +3,7 @@
 
 use crate::common::{network, values, widen};
 use zfnet::backend::{Backend, StepState};
-use zfnet::model::weights::Bare;
+use zfnet::model::weights::ExternalConfig;
 use zfnet::model::{
     Architecture, Conv, Dropout, FullyConnected, Kind, Model, Network, Params, Preprocess,
 };
@@ -294,9 +294,9 @@ fn wrong_texts_are_refused_where_they_are_wrong() {
     refused(&recipe("momentum = 1.0"), &["recipe", "momentum", "1"]);
     refused(&recipe("dropout = nan"), &["recipe", "dropout", "NaN"]);
     refused(&recipe("batch_size = 0"), &["recipe", "batch_size", "0"]);
-    refused(&recipe("schedule = \"step\""), &["recipe", "steps"]);
+    refused(&recipe("schedule = \"step\""), &["recipe", "milestones"]);
     refused(&recipe("schedule = \"cosine\""), &["cosine", "plateau"]);
-    refused(&recipe("factor = 2.0"), &["recipe", "factor", "2"]);
+    refused(&recipe("gamma = 2.0"), &["recipe", "gamma", "2"]);
     refused(&recipe("patience = 0"), &["recipe", "patience", "0"]);
 }
 
@@ -355,7 +355,7 @@ fn one_seed_draws_one_set_of_weights<B: Backend>(backend: &B) {
     assert_eq!((&one[0], &one[2]), (&other[0], &other[2]));
 }
 
-/// Mean and deviation of N drawn values stray by about `deviation / sqrt(N)` and
+/// Mean and standard deviation of N drawn values stray by about `deviation / sqrt(N)` and
 /// `deviation / sqrt(2 N)`; five times that is allowed. The fourth moment tells a normal
 /// distribution (3) from a uniform one (1.8).
 fn drawn_weights_have_the_right_moments<B: Backend>(backend: &B) {
@@ -449,7 +449,7 @@ fn transposed_weights_lie_as_pytorch_has_them_and_return<B: Backend>(backend: &B
     let values_of: Vec<f32> = weight.data().chunks_exact(4).map(value).collect();
     assert_eq!(values_of[..13], [0., 3., 6., 9., 1., 4., 7., 10., 2., 5., 8., 11., 12.]);
     assert!(saved.tensor("up.bias").is_err() && saved.tensor("conv1.bias").is_ok());
-    let again = Model::from_bytes(backend, &bytes, &Bare::default()).unwrap();
+    let again = Model::from_bytes(backend, &bytes, &ExternalConfig::default()).unwrap();
     assert_eq!(values(backend, &again.params.layers[2].as_ref().unwrap().weight), ours);
     assert_eq!(again.to_bytes(backend).unwrap(), bytes);
 
@@ -475,7 +475,7 @@ fn no_bias_is_learnt_without_one<B: Backend>(backend: &B) {
     let model = Model { network, params, preprocess: samples.preprocess, classes };
     let mut trainer = Trainer::new(backend, model, momentum, 1).unwrap();
     for step in 0..6 {
-        let state = StepState { seed: 1, step, first_sample: 0, rate: 1e-4 };
+        let state = StepState { seed: 1, step, first_sample: 0, learning_rate: 1e-4 };
         trainer.enqueue(&samples.pixels, &samples.crops, &samples.labels, state).unwrap();
     }
     trainer.wait().unwrap();

@@ -323,7 +323,7 @@ fn pooled_at_once_is_pooled_after<B: Backend>(backend: &B) {
         let dims = &conv.dims().unwrap();
         let map = [dims.p, dims.q, dims.k].map(|v| v as usize);
         let pool = &pooling(conv.n, map, window, stride, [0; 4], Rounding::Ceil).unwrap();
-        if !backend.fuses(dims, pool) {
+        if !backend.supports_conv_pool(dims, pool) {
             assert_ne!(backend.device(), "cpu", "{conv:?}");
             continue;
         }
@@ -416,8 +416,10 @@ fn updates_reach_what_convolutions_read<B: Backend>(backend: &B) {
     let mut v = backend.zeros(dims.filter()).unwrap();
     let g = in_full(backend, dims.filter(), &[1.0, 2.0, 3.0]);
     let mut state = backend.state().unwrap();
-    backend.set_state(&mut state, StepState { rate: 0.5, ..StepState::default() }).unwrap();
-    let constants = SgdConstants { momentum: 0.0, decay: 0.0 };
+    backend
+        .set_state(&mut state, StepState { learning_rate: 0.5, ..StepState::default() })
+        .unwrap();
+    let constants = SgdConstants { momentum: 0.0, weight_decay: 0.0 };
     backend.sgd_step(&mut weight, &mut v, &g, &constants, &state).unwrap();
     let mut scratch = backend.scratch(&[*dims]).unwrap();
     let one = tensor(backend, dims.input(), &[1.0]);
@@ -648,7 +650,7 @@ fn lrn_up_and_down<B: Backend>(backend: &B) {
                         .collect();
                     // Each term twice as far from exact as `y`, then a sum of `size` of them.
                     let limit = eps * f64::from(3 * size + 10);
-                    let [expected, magnitude] = twin::lrn_down(&widen(&dy), &own, c, lrn);
+                    let [expected, magnitude] = twin::lrn_backward_rule(&widen(&dy), &own, c, lrn);
                     let found = values(backend, &dx);
                     for ((dx, expected), magnitude) in found.iter().zip(&expected).zip(&magnitude) {
                         let error = (f64::from(*dx) - expected).abs();
@@ -691,7 +693,7 @@ fn dropout_is_philox<B: Backend>(backend: &B) {
     ] {
         let x: Vec<f32> = random.integers(shape.len(), 9).iter().map(|v| v + 100.0).collect();
         let dropout = Dropout { rate, layer: 17 };
-        let state = StepState { seed, step: 5, first_sample: 1000, rate: 0.0 };
+        let state = StepState { seed, step: 5, first_sample: 1000, learning_rate: 0.0 };
         let found = run_dropout(backend, shape, &x, dropout, state);
         let threshold = (f64::from(1.0 - rate) * 2f64.powi(32)).round() as u64;
         for sample in 0..shape.n {
@@ -718,7 +720,7 @@ fn dropout_is_the_same_for_any_split<B: Backend>(backend: &B) {
     let dropout = Dropout { rate: 0.5, layer: 3 };
     for shape in [Shape::new(7, 1, 1, 50), Shape::new(7, 3, 2, 9)] {
         let x = vec![1.0; shape.len()];
-        let state = |first_sample| StepState { seed: 9, step: 2, first_sample, rate: 0.0 };
+        let state = |first_sample| StepState { seed: 9, step: 2, first_sample, learning_rate: 0.0 };
         let whole = run_dropout(backend, shape, &x, dropout, state(0));
         for size in 1..7 {
             let mut parts = Vec::new();
@@ -819,10 +821,10 @@ fn a_bad_loss_halts_updates<B: Backend>(backend: &B) {
             .softmax_cross_entropy(&mut losses, &mut dlogits, &logits, &labels, 1.0, state)
             .unwrap();
         // A new step does not set it free.
-        backend.set_state(state, StepState { rate: 1.0, ..StepState::default() }).unwrap();
+        backend.set_state(state, StepState { learning_rate: 1.0, ..StepState::default() }).unwrap();
     }
     let g = in_full(backend, one, &[1.0, 2.0]);
-    let constants = SgdConstants { momentum: 0.5, decay: 0.0 };
+    let constants = SgdConstants { momentum: 0.5, weight_decay: 0.0 };
     for (state, updated, limited) in
         [(&halted, [4.0, 8.0], [4.0, 8.0]), (&free, [3.0, 6.0], [1.0, 1.0])]
     {
@@ -994,7 +996,7 @@ fn peaks_sums_and_seeds<B: Backend>(backend: &B) {
             value: 2.5 + n as f32,
         };
         let units: Vec<SeedUnit> = (0..shape.n).map(unit).collect();
-        backend.seed(&mut dy, &units).unwrap();
+        backend.scatter_units(&mut dy, &units).unwrap();
         let mut expected = vec![0.0; shape.len()];
         for (n, unit) in units.iter().enumerate() {
             let [map, y, x] = [unit.map, unit.y, unit.x].map(|v| v as usize);
@@ -1025,18 +1027,18 @@ fn windows_are_cut_and_put_back<B: Backend>(backend: &B) {
         let src_tensor = tensor(backend, windows.inverse().shape(2, c), &src);
         let (list, unit_list) = (indices(backend, &images), indices(backend, &units));
         let mut dst = unwritten(backend, windows.shape(3, c));
-        backend.cut(&mut dst, &src_tensor, Some(&list), &unit_list, &windows).unwrap();
+        backend.gather_windows(&mut dst, &src_tensor, Some(&list), &unit_list, &windows).unwrap();
         let cut = twin::cut(&windows, &units, &images, c, &widen(&src));
         assert_exact(&values(backend, &dst), &cut, &what);
 
         let mut whole = unwritten(backend, windows.inverse().shape(3, c));
-        backend.cut(&mut whole, &dst, None, &unit_list, &windows.inverse()).unwrap();
+        backend.gather_windows(&mut whole, &dst, None, &unit_list, &windows.inverse()).unwrap();
         let back = twin::cut(&windows.inverse(), &units, &own, c, &cut);
         assert_exact(&values(backend, &whole), &back, &format!("put back, {what}"));
 
         let x = random.integers(windows.shape(3, c).len(), 9);
         let mut x_tensor = tensor(backend, windows.shape(3, c), &x);
-        backend.clear_outside(&mut x_tensor, &unit_list, &windows).unwrap();
+        backend.zero_out_of_bounds(&mut x_tensor, &unit_list, &windows).unwrap();
         let inside = twin::cut(&windows, &units, &images, c, &vec![1.0; src.len()]);
         let cleared: Vec<f64> = widen(&x).iter().zip(&inside).map(|(x, one)| x * one).collect();
         assert_exact(&values(backend, &x_tensor), &cleared, &format!("cleared, {what}"));
@@ -1071,7 +1073,15 @@ fn unpooling_of_windows<B: Backend>(backend: &B) {
                 let from = bytes(backend, &switches);
                 let list = Some(&list);
                 backend
-                    .cut_switches(&mut cut, &from, list, &unit_list, &windows, forward_mask, &whole)
+                    .gather_switches(
+                        &mut cut,
+                        &from,
+                        list,
+                        &unit_list,
+                        &windows,
+                        forward_mask,
+                        &whole,
+                    )
                     .unwrap();
                 let mut found = vec![0; small.output().len()];
                 backend.download_bytes(&mut found, &cut).unwrap();
@@ -1102,9 +1112,12 @@ fn sgd_over_several_steps<B: Backend>(backend: &B) {
             let rate = if step < 6 { 0.1f32 } else { 0.01 };
             let g = random.reals(shape.len());
             backend
-                .set_state(&mut state, StepState { rate, step, ..StepState::default() })
+                .set_state(
+                    &mut state,
+                    StepState { learning_rate: rate, step, ..StepState::default() },
+                )
                 .unwrap();
-            let constants = SgdConstants { momentum, decay };
+            let constants = SgdConstants { momentum, weight_decay: decay };
             let gradient = in_full(backend, shape, &g);
             backend.sgd_step(&mut w, &mut v, &gradient, &constants, &state).unwrap();
             for ((w, v), g) in twin_w.iter_mut().zip(&mut twin_v).zip(&g) {
@@ -1125,8 +1138,10 @@ fn sgd_over_several_steps<B: Backend>(backend: &B) {
     let one = Shape::vector(1);
     let (mut w, mut v) = (weights(backend, one, &[4.0]), backend.zeros(one).unwrap());
     let mut state = backend.state().unwrap();
-    backend.set_state(&mut state, StepState { rate: 0.25, ..StepState::default() }).unwrap();
-    let constants = SgdConstants { momentum: 0.5, decay: 0.5 };
+    backend
+        .set_state(&mut state, StepState { learning_rate: 0.25, ..StepState::default() })
+        .unwrap();
+    let constants = SgdConstants { momentum: 0.5, weight_decay: 0.5 };
     for (g, expected) in [(2.0, [3.0, 4.0]), (1.0, [1.875, 4.5])] {
         let g = in_full(backend, one, &[g]);
         backend.sgd_step(&mut w, &mut v, &g, &constants, &state).unwrap();

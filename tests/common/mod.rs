@@ -201,7 +201,7 @@ pub fn filled<B: Backend>(backend: &B, mut tensor: Tensor<B>, values: &[f32]) ->
     tensor
 }
 
-/// An activation, or what descends.
+/// An activation, or what goes backward.
 pub fn tensor<B: Backend>(backend: &B, shape: Shape, values: &[f32]) -> Tensor<B> {
     filled(backend, backend.activations(shape).unwrap(), values)
 }

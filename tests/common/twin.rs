@@ -2,7 +2,7 @@
 //! they can be checked by reading.
 
 use zfnet::backend::{Lrn, NOT_POSITIVE, ReluRule};
-use zfnet::model::{Conv, ConvTranspose, FullyConnected, Kind, LrnDown, MaxPool, Network, Rule};
+use zfnet::model::{Conv, ConvTranspose, FullyConnected, Kind, LrnRule, MaxPool, Network, Rule};
 use zfnet::shape::{ConvDims, PoolDims, Windows};
 
 /// Weights and biases of each layer that has them.
@@ -94,7 +94,7 @@ pub fn pool(dims: &PoolDims, x: &[f64]) -> (Vec<f64>, Vec<u8>) {
     (y, switches)
 }
 
-/// Values added where the switches point. `dims` are those of the descending samples; sample `n`
+/// Values added where the switches point. `dims` are those of the signal samples; sample `n`
 /// goes by the switches of image `images[n]`.
 pub fn unpool(
     dims: &PoolDims,
@@ -167,7 +167,7 @@ pub fn lrn(x: &[f64], c: usize, lrn: &Lrn) -> Vec<f64> {
 }
 
 /// `dx`, and the sum of the absolute values of what it is the sum of.
-pub fn lrn_down(dy: &[f64], x: &[f64], c: usize, lrn: &Lrn) -> [Vec<f64>; 2] {
+pub fn lrn_backward_rule(dy: &[f64], x: &[f64], c: usize, lrn: &Lrn) -> [Vec<f64>; 2] {
     let (alpha, beta) = (f64::from(lrn.alpha), f64::from(lrn.beta));
     let mut dx = vec![0.0; dy.len()];
     let mut magnitude = vec![0.0; dy.len()];
@@ -207,14 +207,14 @@ pub fn softmax_cross_entropy(
     [losses, gradients]
 }
 
-/// A walk up: what each layer reads, and the logits; and the pools' switches.
-pub struct Walk {
+/// A forward pass: what each layer reads, and the logits; and the pools' switches.
+pub struct ForwardPass {
     pub n: usize,
     pub values: Vec<Vec<f64>>,
     pub switches: Vec<Vec<u8>>,
 }
 
-impl Walk {
+impl ForwardPass {
     pub fn logits(&self) -> &[f64] {
         self.values.last().unwrap()
     }
@@ -229,8 +229,8 @@ impl Walk {
 }
 
 /// Walks `n` samples up, without dropout.
-pub fn up(network: &Network, params: &HostParams, n: usize, input: Vec<f64>) -> Walk {
-    let mut walk = Walk { n, values: vec![input], switches: Vec::new() };
+pub fn forward(network: &Network, params: &HostParams, n: usize, input: Vec<f64>) -> ForwardPass {
+    let mut walk = ForwardPass { n, values: vec![input], switches: Vec::new() };
     for (layer, param) in network.layers.iter().zip(params) {
         let x = walk.values.last().unwrap();
         let mut switches = Vec::new();
@@ -257,12 +257,12 @@ pub fn up(network: &Network, params: &HostParams, n: usize, input: Vec<f64>) -> 
     walk
 }
 
-/// Walks down from the output of layer `from`, to the pixels; also gives the gradients of the
+/// Runs backward from the output of layer `from`, to the pixels; also gives the gradients of the
 /// weights, which mean something for [`Rule::GRADIENT`].
-pub fn down(
+pub fn backward(
     network: &Network,
     params: &HostParams,
-    walk: &Walk,
+    walk: &ForwardPass,
     from: usize,
     seed: Vec<f64>,
     rule: Rule,
@@ -289,8 +289,8 @@ pub fn down(
             Kind::MaxPool(MaxPool { dims }) => {
                 unpool(&dims.with_n(walk.n), &dy, &walk.switches[i], &own, rule.forward_mask)
             }
-            Kind::Lrn(lrn) if rule.lrn_down == LrnDown::Derivative => {
-                let [dx, _] = lrn_down(&dy, x, layer.input.c, lrn);
+            Kind::Lrn(lrn) if rule.lrn_backward_rule == LrnRule::Derivative => {
+                let [dx, _] = lrn_backward_rule(&dy, x, layer.input.c, lrn);
                 dx
             }
             Kind::Lrn(_) | Kind::Dropout(_) => dy,

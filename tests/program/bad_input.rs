@@ -176,7 +176,7 @@ fn networks() {
     wrong("batch_size = 16", "batch_size = 1000000000", &["batch_size", "expected", "found"]);
     place
         .run("train --data data --arch zfnet --batch-size 65536 --out wrong")
-        .refused(&["no room for", "GB"]);
+        .refused(&["out of memory: requested", "GB"]);
     place.run("inspect lenet").refused(&["lenet", "zfnet-mini"]);
     place.run("inspect missing.toml").refused(&["missing.toml"]);
     place.run("bench --arch tiny.toml --layer conv9").refused(&["conv9", "conv1"]);

@@ -124,7 +124,7 @@ fn features_of_chosen_maps() {
     refused("--max-bad 1", &["data", "none of the 20 files", "usable image"]);
 }
 
-/// The arrays are the projection itself: seeded and walked down once more, they give the same.
+/// The arrays are the projection itself: seeded and run backward once more, they give the same.
 #[test]
 fn saved_arrays() {
     let place = Place::new();

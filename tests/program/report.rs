@@ -7,7 +7,7 @@ use std::path::Path;
 use crate::common::page::attributes;
 use zfnet::picture::Image;
 use zfnet::report::figure::{Figure, Picture, Section, Table};
-use zfnet::report::projections::{self, Projections, Shown, ShownLayer, Unit};
+use zfnet::report::projections::{self, ImageProjections, LayerProjections, Projections, Unit};
 use zfnet::report::top9::{self, Header, Layer, Map, Peak, Top9, Writer};
 
 const HOSTILE: &str = "val/a\"><script>alert('1')</script>&amp;\u{2028}<!--/x.jpg";
@@ -188,10 +188,10 @@ fn single_images_have_their_page() {
     let layers = ["conv1", "conv/2", "empty"]
         .map(|name| {
             let units = if name == "empty" { vec![] } else { (0..9).map(unit).collect() };
-            ShownLayer { name: name.into(), units }
+            LayerProjections { name: name.into(), units }
         })
         .to_vec();
-    let shown = |name: &str| Shown {
+    let shown = |name: &str| ImageProjections {
         name: name.into(),
         input: Image::filled(20, 20, 9),
         classes: vec![("<b>cat</b>".into(), 0.75), ("dog".into(), 0.25)],

@@ -15,12 +15,12 @@ use zfnet::model::{Model, Params, Preprocess, Projector, Rule, Seed};
 use zfnet::picture::Image;
 use zfnet::report;
 use zfnet::report::figure::{self, Figure};
-use zfnet::study::boxes::Marked;
-use zfnet::study::fill::Fill;
+use zfnet::study::boxes::Annotation;
 use zfnet::study::filters::{self, Trained};
-use zfnet::study::occlusion::{self, Noted, Occluded};
-use zfnet::study::picks::Picked;
-use zfnet::study::sanity::{self, Compared, Wanted, correlation};
+use zfnet::study::image_selection::StudyImage;
+use zfnet::study::occluder::Fill;
+use zfnet::study::occlusion::{self, Occluded, Reading};
+use zfnet::study::sanity::{self, Comparison, Wanted, correlation};
 use zfnet::study::{Session, correspondence};
 use zfnet::train::evaluate::{Classifier, TestCrops, softmax};
 
@@ -61,10 +61,10 @@ fn by_hand<B: Backend>(backend: &B) -> Model<B> {
 }
 
 /// Red is 2 everywhere and 128 at row 3, column 2; green is 1.
-fn image() -> Picked {
+fn image() -> StudyImage {
     let pixel = |i: usize| [if i == 3 * 8 + 2 { 128 } else { 2 }, 1, 0];
     let square = (0..64).flat_map(pixel).collect();
-    Picked { name: "image".into(), class: 0, known: true, square, size: [8, 8] }
+    StudyImage { name: "image".into(), class: 0, known: true, square, size: [8, 8] }
 }
 
 /// What was noted of the image, and how far the study said it was.
@@ -98,8 +98,10 @@ fn a_square_takes_away_what_it_covers<B: Backend>(backend: &B) {
         covers += usize::from(on_it);
         let expected = match on_it {
             // The first of two equal classes; with a bias, below, the other one.
-            true => Noted { activity: 254.0 - 8.0 * 2.0 - 128.0, probability: 0.5, label: 0 },
-            false => Noted { activity: 254.0 - 9.0 * 2.0, probability: probability(2.0), label: 0 },
+            true => Reading { activity: 254.0 - 8.0 * 2.0 - 128.0, probability: 0.5, label: 0 },
+            false => {
+                Reading { activity: 254.0 - 9.0 * 2.0, probability: probability(2.0), label: 0 }
+            }
         };
         assert_eq!(*place, expected, "{y} {x}");
     }
@@ -151,7 +153,7 @@ fn a_changed_feature_counts_for_each_pair<B: Backend>(backend: &B) {
         if let Some((at, rgb)) = pixel {
             square[at * 3..at * 3 + 3].copy_from_slice(&rgb);
         }
-        Picked { name: "image".into(), class: 0, known: true, square, size: [8, 8] }
+        StudyImage { name: "image".into(), class: 0, known: true, square, size: [8, 8] }
     };
     let mark = |at: [f64; 2]| {
         let [y, x] = at;
@@ -163,10 +165,11 @@ fn a_changed_feature_counts_for_each_pair<B: Backend>(backend: &B) {
     let marked = [mark([1.0, 1.0]), mark([1.0, 1.0]), mark([1.0, 1.0])];
     let layers = vec![model.network.layer("conv1").unwrap()];
     let settings = correspondence::Settings { layers, fill: Fill::Mean, draws: 0, seed: 0 };
-    let scores = |settings: &correspondence::Settings, images: &[Picked], marked: &[Marked]| {
-        let mut session = Session::new(backend);
-        correspondence::run(&mut session, &model, settings, images, marked).unwrap().scores
-    };
+    let scores =
+        |settings: &correspondence::Settings, images: &[StudyImage], marked: &[Annotation]| {
+            let mut session = Session::new(backend);
+            correspondence::run(&mut session, &model, settings, images, marked).unwrap().scores
+        };
     // Of 128 features red changes one, green another one, black none.
     let found = scores(&settings, &images, &marked);
     assert_eq!(found[0].pairs, [2.0 / 128.0, 1.0 / 128.0, 1.0 / 128.0]);
@@ -176,7 +179,8 @@ fn a_changed_feature_counts_for_each_pair<B: Backend>(backend: &B) {
     let found = scores(&settings, &copies, &marked);
     assert_eq!((found[0].pairs.len(), found[0].part_score), (10, [0.0, 0.0]));
     // Boxes as large as the crop are the same wherever they are drawn.
-    let all: Marked = serde_json::from_str(r#"{"image":"i","boxes":{"all":[0,0,8,8]}}"#).unwrap();
+    let all: Annotation =
+        serde_json::from_str(r#"{"image":"i","boxes":{"all":[0,0,8,8]}}"#).unwrap();
     let marked = [&all; 5].map(Clone::clone);
     let found = scores(&correspondence::Settings { draws: 3, ..settings }, &copies, &marked);
     assert_eq!(found[0].random_score, Some([0.0, 0.0]));
@@ -194,7 +198,7 @@ fn equal_weights_give_equal_pictures<B: Backend>(backend: &B) {
         report::sanity::write(folder.path(), &found).unwrap();
         let figure = fs::read(folder.path().join(figure::FILE)).unwrap();
         let figure: Figure = serde_json::from_slice(&figure).unwrap();
-        let compared: Vec<Compared> = found.compared().cloned().collect();
+        let compared: Vec<Comparison> = found.compared().cloned().collect();
         (compared, figure.sections[1..].to_vec())
     };
     let (compared, sections) = run(&model.params);

@@ -14,7 +14,7 @@ use zfnet::model::{Model, Params, Preprocess};
 use zfnet::picture::Image;
 use zfnet::report;
 use zfnet::study::Session;
-use zfnet::study::evolution::{Evolution, Followed, run};
+use zfnet::study::evolution::{Evolution, TrackedMaps, run};
 use zfnet::study::peaks::Chosen;
 
 on_every_backend!(strips_by_hand);
@@ -72,14 +72,15 @@ fn strips_by_hand<B: Backend>(backend: &B) {
     let folder = tempfile::tempdir().unwrap();
     let (root, out) = (folder.path().join("data"), folder.path().join("out"));
     let models = [hand(backend, 0), hand(backend, 2)];
-    let followed = Followed {
+    let followed = TrackedMaps {
         images: Arc::new(hand_data(&root)),
         root: &root,
         chosen: vec![Chosen { layer: 0, maps: vec![0, 1, 2] }],
     };
-    let after = |followed: &Followed<'_>, model: &Model<B>, [epoch, step]: [u32; 2]| -> Evolution {
-        run(&mut Session::new(backend), model, followed, &out, epoch, step).unwrap()
-    };
+    let after =
+        |followed: &TrackedMaps<'_>, model: &Model<B>, [epoch, step]: [u32; 2]| -> Evolution {
+            run(&mut Session::new(backend), model, followed, &out, epoch, step).unwrap()
+        };
     after(&followed, &models[0], [1, 10]);
     let found = after(&followed, &models[1], [3, 30]);
     assert_eq!(found.snapshots.iter().map(|s| s.epoch).collect::<Vec<_>>(), [1, 3]);
@@ -128,7 +129,7 @@ fn strips_by_hand<B: Backend>(backend: &B) {
     assert_eq!((blue.value, blue.image.as_str()), (90.0, "train/b/3.png"));
     // Other maps are not mixed with these.
     let chosen = vec![Chosen { layer: 0, maps: vec![1] }];
-    let other = Followed { images: followed.images.clone(), chosen, ..followed };
+    let other = TrackedMaps { images: followed.images.clone(), chosen, ..followed };
     let found = after(&other, &models[0], [3, 30]);
     assert_eq!(found.snapshots.len(), 1);
     assert_eq!(found.snapshots[0].units.len(), 1);

@@ -7,8 +7,10 @@ use crate::common::program::Place;
 use crate::common::{Random, random_params};
 use zfnet::backend::Backend;
 use zfnet::model::{Architecture, Model, Network, Preprocess};
-use zfnet::study::invariance::{Change, Meter, Onset, changed, default_layers, onset, shifts};
-use zfnet::study::picks::Picked;
+use zfnet::study::image_selection::StudyImage;
+use zfnet::study::invariance::{
+    Change, ChangeExtractor, Onset, changed, default_layers, onset, shifts,
+};
 
 on_every_backend!(nothing_changes_nothing);
 
@@ -36,13 +38,13 @@ fn nothing_changes_nothing<B: Backend>(backend: &B) {
     assert_eq!(names, ["conv1", "fc3"]);
 
     let square = Random(7).bytes(20 * 20 * 3);
-    let picked = Picked { name: "a".into(), class: 3, known: true, square, size: [20, 20] };
+    let picked = StudyImage { name: "a".into(), class: 3, known: true, square, size: [20, 20] };
     // So many that there are several walks, the last of which is not full.
     let nothing = [(Change::Shift, 0.0), (Change::Scale, 1.0), (Change::Rotation, 0.0)];
     let mut changes: Vec<(Change, f64)> = (0..30).map(|i| nothing[i % 3]).collect();
     changes.push((Change::Rotation, 360.0));
     changes.push((Change::Shift, 2.0));
-    let mut meter = Meter::new(backend, &model, &layers).unwrap();
+    let mut meter = ChangeExtractor::new(backend, &model, &layers).unwrap();
     let measured = meter.measure(&picked, &changes, |_| ()).unwrap();
     assert!(measured.norms.iter().all(|norm| *norm > 0.0), "{:?}", measured.norms);
     let (moved, unchanged) = measured.responses.split_last().unwrap();

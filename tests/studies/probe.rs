@@ -72,7 +72,7 @@ fn rows_are_what_single_images_give<B: Backend>(backend: &B) {
         let mut square = vec![0; all.bytes_per_image()];
         all.read(image as usize, &mut Scratch::default(), &mut square).unwrap().unwrap();
         stage.fill(backend, &mut workspace.input, &square, &[crop]).unwrap();
-        workspace.up(backend, &model.params).unwrap();
+        workspace.forward(backend, &model.params).unwrap();
         for (rows, &layer) in found.iter().zip(&layers) {
             assert_eq!(rows.classes[i], all.class(image as usize));
             let expected = values(backend, workspace.output(layer));

@@ -8,7 +8,7 @@ use crate::common::{all_weights, bits};
 use serde_json::Value;
 use zfnet::backend::Backend;
 use zfnet::model::{Architecture, Model, Network, Params, Preprocess};
-use zfnet::study::few::{Squares, Start, accuracy, train_few};
+use zfnet::study::small_data::{Squares, Start, accuracy, train_few};
 
 on_every_backend!(few_images_are_learnt);
 

@@ -11,7 +11,7 @@ use crate::{Error, Result};
 ///
 /// # Errors
 /// What the system says, with the file's name.
-pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub fn write_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let name = path.file_name().ok_or_else(|| io::Error::other("a file needs a name"))?;
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder)?;

@@ -76,7 +76,7 @@ pub enum Error {
 
     /// Images that cannot be used as a set.
     Data(String),
-    /// More files that are no usable images than the caller allows.
+    /// More files that cannot be read as images than the caller allows.
     TooManyBad {
         /// "files", "train files", "val files".
         files: String,
@@ -268,7 +268,7 @@ impl Error {
             Error::Data(text) => write!(f, "data: {text}"),
             Error::TooManyBad { files, bad, of, allowed, last } => write!(
                 f,
-                "data: {bad} of {of} {files} are no usable images, more than the allowed share of \
+                "data: {bad} of {of} {files} cannot be read as images, more than the allowed share of \
                  {allowed}; the last one: {last}"
             ),
             Error::NotInShards => write!(
@@ -278,8 +278,8 @@ impl Error {
             ),
             Error::Diverged { what, step, learning_rate } => write!(
                 f,
-                "training: {what} at step {step}, with a learning rate of {learning_rate}: the \
-                 weights have run away"
+                "training: {what} at step {step}, with a learning rate of {learning_rate}: \
+                 training diverged"
             ),
             Error::RunExists { path } => {
                 write!(f, "{}: holds a training already", path.display())
@@ -290,9 +290,9 @@ impl Error {
                 path.display()
             ),
             Error::TrainingMemory { wanted, free, needs, .. } => {
-                write!(f, "training: {}. {needs}", no_room(*wanted, *free))
+                write!(f, "training: {}. {needs}", out_of_memory(*wanted, *free))
             }
-            Error::Memory { wanted, free } => write!(f, "{}", no_room(*wanted, *free)),
+            Error::Memory { wanted, free } => write!(f, "{}", out_of_memory(*wanted, *free)),
             Error::NoDevice(text) | Error::Backend(text) => write!(f, "backend: {text}"),
             Error::UnsupportedPrecision { precision, expected, found } => write!(
                 f,
@@ -342,11 +342,11 @@ pub fn human_bytes(bytes: usize) -> String {
     }
 }
 
-fn no_room(wanted: usize, free: Option<usize>) -> String {
+fn out_of_memory(wanted: usize, free: Option<usize>) -> String {
     let wanted = human_bytes(wanted);
     match free {
-        Some(free) => format!("no room for {wanted}: {} are free", human_bytes(free)),
-        None => format!("no room for {wanted} in memory"),
+        Some(free) => format!("out of memory: requested {wanted}, {} free", human_bytes(free)),
+        None => format!("out of memory: requested {wanted}"),
     }
 }
 

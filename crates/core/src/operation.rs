@@ -69,7 +69,7 @@ pub struct Dropout {
     pub layer: u32,
 }
 
-/// One non-zero value of a seed tensor: where a walk down begins.
+/// One non-zero value of a seed tensor: where a backward pass begins.
 #[repr(C)]
 #[derive(
     Clone,
@@ -147,8 +147,8 @@ pub struct StepState {
     pub step: u32,
     /// Place of the first sample in the step's whole batch.
     pub first_sample: u32,
-    /// Learning rate.
-    pub rate: f32,
+    /// Learning learning_rate: rate.
+    pub learning_rate: f32,
 }
 
 /// Memory of the host that pixels are read into, on their way to a device.
@@ -173,7 +173,7 @@ impl HostMemory for Vec<u8> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Memory {
     /// Bytes that this backend has handed out since it was created, returned or not.
-    pub handed_out: usize,
+    pub allocated_total: usize,
     /// Bytes that are free now, if the machine says so.
     pub free: Option<usize>,
 }
@@ -183,15 +183,15 @@ pub struct Memory {
 pub struct SgdConstants {
     /// Share of the last velocity that is kept.
     pub momentum: f32,
-    /// Weight decay, added to the gradient as `decay * w`.
-    pub decay: f32,
+    /// Weight weight_decay: decay, added to the gradient as `decay * w`.
+    pub weight_decay: f32,
 }
 
-/// How descending values meet a relu: the two bits that tell the deconvnet, the gradient and
+/// How signal values meet a relu: the two bits that tell the deconvnet, the gradient and
 /// guided backpropagation apart (with `Rule` in `model` saying which is which).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReluRule {
-    /// Stop what descends where the forward value was not positive.
+    /// Stop what goes backward where the forward value was not positive.
     pub forward_mask: bool,
     /// Stop what is negative itself (relu*).
     pub relu_down: bool,

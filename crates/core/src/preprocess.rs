@@ -34,7 +34,7 @@ impl Preprocess {
     }
 
     /// By name, for weights that come without: `paper` (with mid-grey for the unknown mean image),
-    /// `torchvision` (ImageNet's mean and deviation, of values from 0 to 1) or `caffe` (BGR, less
+    /// `torchvision` (ImageNet's mean and standard deviation, of values from 0 to 1) or `caffe` (BGR, less
     /// ImageNet's mean colour).
     ///
     /// # Errors
@@ -71,7 +71,7 @@ impl Preprocess {
         }
         Err(Error::Network(format!(
             "preprocessing: expected crops of at most {0}x{0}, a mean of 3 or {pixels} finite \
-             values, positive deviations and RGB or BGR; found size {1}, {2} values, {3:?}, {4:?}",
+             values, positive standard deviations and RGB or BGR; found size {1}, {2} values, {3:?}, {4:?}",
             self.resize,
             self.size,
             self.mean.len(),

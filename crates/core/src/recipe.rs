@@ -22,7 +22,7 @@ pub enum ScheduleKind {
     /// When validation has not improved for `patience` epochs; the paper did this by hand.
     #[default]
     Plateau,
-    /// After each of the epochs in `steps`.
+    /// After each of the epochs in `milestones`.
     Step,
     /// Never.
     Constant,
@@ -47,7 +47,7 @@ pub enum Crops {
 pub struct Recipe {
     /// How weights are drawn.
     pub init: Init,
-    /// Deviation for [`Init::Normal`].
+    /// Standard deviation for [`Init::Normal`].
     pub init_std: f32,
     /// Learning rate at the start.
     pub learning_rate: f32,
@@ -60,9 +60,11 @@ pub struct Recipe {
     /// How the rate falls.
     pub schedule: ScheduleKind,
     /// Epochs after which the rate falls, for [`ScheduleKind::Step`].
-    pub steps: Vec<u32>,
+    #[serde(alias = "steps")]
+    pub milestones: Vec<u32>,
     /// What the rate is multiplied with when it falls.
-    pub factor: f32,
+    #[serde(alias = "factor")]
+    pub gamma: f32,
     /// Epochs without improvement before it falls, for [`ScheduleKind::Plateau`].
     pub patience: u32,
     /// Passes over the training set.
@@ -88,8 +90,8 @@ impl Default for Recipe {
             weight_decay: 5e-4,
             bias_decay: true,
             schedule: ScheduleKind::Plateau,
-            steps: Vec::new(),
-            factor: 0.1,
+            milestones: Vec::new(),
+            gamma: 0.1,
             patience: 5,
             epochs: 70,
             batch_size: 128,
@@ -129,14 +131,14 @@ impl Recipe {
         if !(0.0..1.0).contains(&self.dropout) {
             return wrong("dropout", "from 0 to below 1", &self.dropout);
         }
-        if !(self.factor > 0.0 && self.factor <= 1.0) {
-            return wrong("factor", "above 0 and at most 1", &self.factor);
+        if !(self.gamma > 0.0 && self.gamma <= 1.0) {
+            return wrong("gamma", "above 0 and at most 1", &self.gamma);
         }
         if self.batch_size == 0 || self.batch_size > MAX_BATCH {
             return wrong("batch_size", &format!("from 1 to {MAX_BATCH}"), &self.batch_size);
         }
-        if self.schedule == ScheduleKind::Step && self.steps.is_empty() {
-            return wrong("steps", "with schedule `step`", &"none");
+        if self.schedule == ScheduleKind::Step && self.milestones.is_empty() {
+            return wrong("milestones", "with schedule `step`", &"none");
         }
         if self.patience == 0 {
             return wrong("patience", "of at least 1", &self.patience);

@@ -293,7 +293,7 @@ fn seen(count: [u32; 2], kernel: [u32; 2], stride: [u32; 2]) -> [u32; 2] {
     [0, 1].map(|axis| (count[axis] - 1) * stride[axis] + kernel[axis])
 }
 
-/// Windows of one size in a map, one for each sample of a walk down: all that can be non-zero there
+/// Windows of one size in a map, one for each sample of a backward pass: all that can be non-zero there
 /// if the walk began at a single unit. `#[repr(C)]`: kernels take the same struct.
 ///
 /// They are never clipped: a window may begin before the map and reach beyond it, where only zeros

@@ -95,7 +95,7 @@ fn dropout_maps(y: &mut [f32], x: &[f32], shape: Shape, dropout: &Dropout, state
     }
 }
 
-/// `v = momentum v + (g + decay w); w -= rate v`.
+/// `v = momentum v + (g + weight_decay w); w -= learning_rate v`.
 pub fn sgd_step(
     isa: Isa,
     w: &mut [f32],
@@ -181,7 +181,7 @@ vectorized! {
     }
 
     fn update(w: &mut [f32], v: &mut [f32], g: &[f32], constants: &SgdConstants, rate: f32) {
-        let SgdConstants { momentum, decay } = *constants;
+        let SgdConstants { momentum, weight_decay: decay } = *constants;
         for ((w, v), g) in w.iter_mut().zip(v).zip(g) {
             *v = momentum * *v + (g + decay * *w);
             *w -= rate * *v;

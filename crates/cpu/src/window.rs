@@ -1,4 +1,4 @@
-//! Windows of maps: what a walk down from single units needs of the way up, cut out.
+//! Windows of maps: what a backward pass from single units needs of the way up, cut out.
 //!
 //! `dst[n, i, j] = src[image, y + i, x + j]`, with the window of sample `n` at (y, x) and zeros outside
 //! the map. Rows of windows are contiguous runs of rows of the map.
@@ -57,7 +57,7 @@ impl Row {
 }
 
 /// Windows of values.
-pub fn cut(
+pub fn gather_windows(
     dst: &mut [f32],
     src: &[f32],
     images: Option<&[u32]>,
@@ -71,7 +71,7 @@ pub fn cut(
 }
 
 /// Windows of switches, which no longer ask where the image begins.
-pub fn cut_switches(
+pub fn gather_switches(
     dst: &mut [u8],
     src: &[u8],
     images: Option<&[u32]>,
@@ -106,7 +106,7 @@ pub fn cut_switches(
 }
 
 /// Zeros where a window lies outside the map.
-pub fn clear_outside(x: &mut [f32], units: &[u32], windows: &Windows, c: usize) {
+pub fn zero_out_of_bounds(x: &mut [f32], units: &[u32], windows: &Windows, c: usize) {
     x.par_chunks_mut(windows.size[1] as usize * c).enumerate().for_each(|(index, x)| {
         let Row { columns, .. } = Row::new(index, units, windows);
         x[..columns.start * c].fill(0.0);

@@ -13,7 +13,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 pub use listing::{Item, Source};
-use listing::{Listing, Place, STRETCH};
+use listing::{Listing, PROGRESS_INTERVAL, Place};
 
 use super::folder::{self, ImageFolder, Sample};
 use super::shard::manifest::MANIFEST;
@@ -87,7 +87,7 @@ fn folder_items(
 ) -> Result<Vec<Item>> {
     let mut items = Vec::with_capacity(samples.len());
     for Sample { path, class } in samples {
-        if items.len() % STRETCH == 0 {
+        if items.len() % PROGRESS_INTERVAL == 0 {
             observe(items.len())?;
         }
         let file = path.file_name().unwrap_or_default().to_string_lossy();

@@ -19,7 +19,7 @@ pub struct Scratch {
 }
 
 impl Scratch {
-    /// Room for each of these convolutions, in every direction, for up to as many images.
+    /// Memory for each of these convolutions, in every direction, for up to as many images.
     pub fn new(backend: &CudaBackend, convolutions: &[ConvDims]) -> Result<Self> {
         if let Some(dims) = convolutions.iter().find(|dims| !fits(dims)) {
             return Err(Error::Backend(format!(
@@ -42,7 +42,7 @@ impl Scratch {
             }
             workspace = if backend.blas.is_some() { WORKSPACE } else { 0 };
         }
-        let workspace = backend.room(workspace)?;
+        let workspace = backend.allocate(workspace)?;
         Ok(Scratch { partial: backend.f32(most)?, workspace })
     }
 

@@ -41,7 +41,7 @@ pub struct Device {
     pub copies: Arc<CudaStream>,
     modules: Vec<CUmodule>,
     functions: Mutex<HashMap<&'static str, Function>>,
-    handed_out: AtomicUsize,
+    allocated_total: AtomicUsize,
 }
 
 /// A kernel, and the dynamic shared memory it is allowed.
@@ -136,7 +136,7 @@ impl Device {
             copies,
             modules: Vec::new(),
             functions: Mutex::default(),
-            handed_out: AtomicUsize::new(0),
+            allocated_total: AtomicUsize::new(0),
         };
         for &(tensor, image) in embedded::MODULES {
             if !tensor || capability >= TENSOR {
@@ -183,17 +183,17 @@ impl Device {
         self.context.attribute(attribute).map_or(0, |value| value.max(0) as usize)
     }
 
-    /// Bytes handed out so far, and free now.
+    /// Bytes allocated so far, and free now.
     pub fn memory(&self) -> Result<(usize, usize)> {
         let (free, _) = self.context.mem_get_info().map_err(failed("ask for free memory"))?;
-        Ok((self.handed_out.load(Ordering::Relaxed), free))
+        Ok((self.allocated_total.load(Ordering::Relaxed), free))
     }
 
     /// Memory of `bytes` bytes, zero.
     ///
     /// # Errors
-    /// If there is no room.
-    pub fn room(self: &Arc<Self>, bytes: usize) -> Result<Memory> {
+    /// If there is not enough memory.
+    pub fn allocate(self: &Arc<Self>, bytes: usize) -> Result<Memory> {
         self.bind()?;
         // SAFETY: the memory is zeroed below before anyone can read it.
         let pointer = match unsafe { result::malloc_sync(bytes.max(1)) } {
@@ -204,7 +204,7 @@ impl Device {
             }
             Err(error) => return Err(failed("take memory")(error)),
         };
-        self.handed_out.fetch_add(bytes, Ordering::Relaxed);
+        self.allocated_total.fetch_add(bytes, Ordering::Relaxed);
         let memory = Memory { device: self.clone(), pointer, bytes };
         self.clear(&memory, bytes)?;
         Ok(memory)
@@ -213,7 +213,7 @@ impl Device {
     /// Memory of the host that the GPU can copy from and to beside its work.
     ///
     /// # Errors
-    /// If there is no room.
+    /// If there is not enough memory.
     pub fn pinned(self: &Arc<Self>, bytes: usize) -> Result<Pinned> {
         self.bind()?;
         // Not write-combined: losses are read from it.

@@ -50,10 +50,10 @@ impl CudaBackend {
     /// Bytes read and written a second, copying on the GPU.
     ///
     /// # Errors
-    /// If there is no room.
+    /// If there is not enough memory.
     pub fn copied_per_second(&self) -> Result<f64> {
         const BYTES: usize = 256 << 20;
-        let (to, from) = (self.room(BYTES)?, self.room(BYTES)?);
+        let (to, from) = (self.allocate(BYTES)?, self.allocate(BYTES)?);
         let times = self.seconds(&mut || {
             let stream = self.device.stream.cu_stream();
             // SAFETY: both are live allocations of that many bytes.
@@ -120,7 +120,7 @@ impl CudaBackend {
                 .collect();
                 self.device.upload(memory, &values)?;
             }
-            let workspace = self.room(super::blas::WORKSPACE)?;
+            let workspace = self.allocate(super::blas::WORKSPACE)?;
             let times = self.seconds(&mut || {
                 let stream = self.device.stream.cu_stream();
                 let (y, x, w) = (y.pointer(), x.pointer(), w.pointer());

@@ -30,7 +30,8 @@ use crate::{Error, Result};
 
 /// A [`StepState`] and whether updates are halted, as `StepState` of `common.cuh` has them.
 const STATE_BYTES: usize = 24;
-const _: () = assert!(std::mem::offset_of!(StepState, rate) + 2 * size_of::<f32>() == STATE_BYTES);
+const _: () =
+    assert!(std::mem::offset_of!(StepState, learning_rate) + 2 * size_of::<f32>() == STATE_BYTES);
 
 /// Values of a block of `lrn.cu`.
 const LRN_TILE: usize = 1024;
@@ -173,7 +174,7 @@ impl CudaBackend {
             }
             _ => Some(blas::Blas::new()?),
         };
-        let staging = Mutex::new(device.room(1 << 16)?);
+        let staging = Mutex::new(device.allocate(1 << 16)?);
         Ok(CudaBackend { device, precision, kernels: options.kernels, blas, staging })
     }
 
@@ -182,19 +183,19 @@ impl CudaBackend {
         if self.blas.is_some() { Gemm::CublasLt } else { Gemm::Own }
     }
 
-    fn room(&self, bytes: usize) -> Result<Memory> {
-        self.device.room(bytes)
+    fn allocate(&self, bytes: usize) -> Result<Memory> {
+        self.device.allocate(bytes)
     }
 
     fn f32(&self, len: usize) -> Result<Memory> {
-        self.room(4 * len)
+        self.allocate(4 * len)
     }
 
     /// Works with at least `bytes` of memory between host and GPU.
     fn through<T>(&self, bytes: usize, work: impl FnOnce(&Memory) -> Result<T>) -> Result<T> {
         let mut staging = self.staging.lock().expect("no thread panicked here");
         if staging.bytes() < bytes {
-            *staging = self.room(bytes)?;
+            *staging = self.allocate(bytes)?;
         }
         work(&staging)
     }
@@ -277,8 +278,8 @@ impl Backend for CudaBackend {
     }
 
     fn memory(&self) -> Result<super::Memory> {
-        let (handed_out, free) = self.device.memory()?;
-        Ok(super::Memory { handed_out, free: Some(free) })
+        let (allocated_total, free) = self.device.memory()?;
+        Ok(super::Memory { allocated_total, free: Some(free) })
     }
 
     fn zeros(&self, shape: Shape) -> Result<Tensor<Self>> {
@@ -289,7 +290,7 @@ impl Backend for CudaBackend {
         match self.precision {
             Precision::F32 | Precision::Tf32 => self.zeros(shape),
             Precision::Bf16 => {
-                let half = self.room(2 * shape.len())?;
+                let half = self.allocate(2 * shape.len())?;
                 Ok(Tensor::new(shape, Buffer { f32: None, bf16: Some(half) }))
             }
         }
@@ -298,25 +299,25 @@ impl Backend for CudaBackend {
     fn weights(&self, shape: Shape) -> Result<Tensor<Self>> {
         let mut weights = self.zeros(shape)?;
         if self.precision == Precision::Bf16 {
-            weights.buffer.bf16 = Some(self.room(2 * shape.len())?);
+            weights.buffer.bf16 = Some(self.allocate(2 * shape.len())?);
         }
         Ok(weights)
     }
 
     fn bytes(&self, len: usize) -> Result<Memory> {
-        self.room(len)
+        self.allocate(len)
     }
 
     fn indices(&self, len: usize) -> Result<Memory> {
-        self.room(4 * len)
+        self.allocate(4 * len)
     }
 
     fn crops(&self, len: usize) -> Result<Memory> {
-        self.room(size_of::<Crop>() * len)
+        self.allocate(size_of::<Crop>() * len)
     }
 
     fn state(&self) -> Result<Memory> {
-        self.room(STATE_BYTES)
+        self.allocate(STATE_BYTES)
     }
 
     fn scratch(&self, convolutions: &[ConvDims]) -> Result<conv::Scratch> {
@@ -375,7 +376,7 @@ impl Backend for CudaBackend {
     }
 
     fn set_state(&self, dst: &mut Memory, state: StepState) -> Result<()> {
-        let StepState { seed, step, first_sample, rate } = state;
+        let StepState { seed, step, first_sample, learning_rate: rate } = state;
         let one = Launch { grid: [1; 3], block: [1; 3], shared: 0 };
         launch!(self.device, "set_state", one, dst.pointer(), seed, step, first_sample, rate)
     }
@@ -725,7 +726,7 @@ impl Backend for CudaBackend {
         self.per_map(by(x.buffer.storage(), "channel_sum_f32", "channel_sum_bf16"), sums, x)
     }
 
-    fn seed(&self, dy: &mut Tensor<Self>, units: &[SeedUnit]) -> Result<()> {
+    fn scatter_units(&self, dy: &mut Tensor<Self>, units: &[SeedUnit]) -> Result<()> {
         let Shape { n, h, w, c } = dy.shape();
         assert_eq!(units.len(), n);
         for unit in units {
@@ -740,7 +741,7 @@ impl Backend for CudaBackend {
             self.device.upload(staged, units)?;
             launch!(
                 self.device,
-                by(storage, "seed_f32", "seed_bf16"),
+                by(storage, "scatter_units_f32", "scatter_units_bf16"),
                 Launch::per_value(n),
                 memory.pointer(),
                 staged.pointer(),
@@ -752,7 +753,7 @@ impl Backend for CudaBackend {
         })
     }
 
-    fn cut(
+    fn gather_windows(
         &self,
         dst: &mut Tensor<Self>,
         src: &Tensor<Self>,
@@ -766,7 +767,7 @@ impl Backend for CudaBackend {
         assert!(dst.buffer.storage() == src.buffer.storage(), "both are activations");
         launch!(
             self.device,
-            by(dst.buffer.storage(), "cut_f32", "cut_bf16"),
+            by(dst.buffer.storage(), "gather_windows_f32", "gather_windows_bf16"),
             Launch::per_value(dst.shape().len()),
             dst.buffer.values(),
             src.buffer.values(),
@@ -778,7 +779,7 @@ impl Backend for CudaBackend {
         )
     }
 
-    fn cut_switches(
+    fn gather_switches(
         &self,
         dst: &mut Memory,
         src: &Memory,
@@ -793,7 +794,7 @@ impl Backend for CudaBackend {
         assert!(values <= dst.bytes(), "{windows:?} in {} bytes", dst.bytes());
         launch!(
             self.device,
-            "cut_switches",
+            "gather_switches",
             Launch::per_value(values),
             dst.pointer(),
             src.pointer(),
@@ -805,12 +806,17 @@ impl Backend for CudaBackend {
         )
     }
 
-    fn clear_outside(&self, x: &mut Tensor<Self>, units: &Memory, windows: &Windows) -> Result<()> {
+    fn zero_out_of_bounds(
+        &self,
+        x: &mut Tensor<Self>,
+        units: &Memory,
+        windows: &Windows,
+    ) -> Result<()> {
         let Shape { n, c, .. } = x.shape();
         check(&[(x.shape(), windows.shape(n, c))]);
         launch!(
             self.device,
-            by(x.buffer.storage(), "clear_outside_f32", "clear_outside_bf16"),
+            by(x.buffer.storage(), "zero_out_of_bounds_f32", "zero_out_of_bounds_bf16"),
             Launch::per_value(x.shape().len()),
             x.buffer.values(),
             units.pointer(),
@@ -840,7 +846,7 @@ impl Backend for CudaBackend {
             g.buffer.values(),
             len as u64,
             constants.momentum,
-            constants.decay,
+            constants.weight_decay,
             state.pointer(),
         )
     }

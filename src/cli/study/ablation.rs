@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use clap::Args;
-use zfnet::bench::Measured;
+use zfnet::bench::Benchmark;
 use zfnet::data::set::DataSet;
 use zfnet::study::ablation::{Event, read, run};
 use zfnet::study::{Session, Splits};
@@ -39,7 +39,7 @@ pub struct Ablation {
 }
 
 impl OnDevice for Ablation {
-    fn run<B: Measured>(self, backend: &B) -> Result<ExitCode> {
+    fn run<B: Benchmark>(self, backend: &B) -> Result<ExitCode> {
         let mut variants = read(&self.config)?;
         for row in &mut variants.rows {
             self.recipe.apply(&mut row.architecture.recipe);

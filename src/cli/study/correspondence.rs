@@ -5,12 +5,12 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use clap::Args;
-use zfnet::bench::Measured;
+use zfnet::bench::Benchmark;
 use zfnet::report;
 use zfnet::study::boxes;
 use zfnet::study::correspondence::{STUDY, Settings, default_layers, run};
-use zfnet::study::fill::Fill;
-use zfnet::study::picks::from_files;
+use zfnet::study::image_selection::from_files;
+use zfnet::study::occluder::Fill;
 
 use super::{StudyArgs, finish, layers_named};
 use crate::cli::OnDevice;
@@ -31,19 +31,19 @@ pub struct Correspondence {
     /// connected layer]
     #[arg(long, value_delimiter = ',')]
     layers: Vec<String>,
-    /// What covers a part
+    /// Fill value of a covered part
     #[arg(long, value_enum, default_value = "mean")]
     fill: Fill,
-    /// How often boxes are drawn at random
+    /// Number of random draws of boxes, for comparison
     #[arg(long, default_value_t = 20)]
     random: u16,
-    /// Seed of those
+    /// Seed of these draws
     #[arg(long, default_value_t = 0)]
     seed: u64,
 }
 
 impl OnDevice for Correspondence {
-    fn run<B: Measured>(self, backend: &B) -> Result<ExitCode> {
+    fn run<B: Benchmark>(self, backend: &B) -> Result<ExitCode> {
         let model = self.study.load(backend)?;
         let settings = Settings {
             layers: layers_named(&model.network, &self.layers, default_layers)?,

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use clap::Args;
-use zfnet::bench::Measured;
+use zfnet::bench::Benchmark;
 use zfnet::data::Split;
 use zfnet::report;
 use zfnet::study::ensemble::run;
@@ -27,7 +27,7 @@ pub struct Ensemble {
 }
 
 impl OnDevice for Ensemble {
-    fn run<B: Measured>(self, backend: &B) -> Result<ExitCode> {
+    fn run<B: Benchmark>(self, backend: &B) -> Result<ExitCode> {
         let args = &self.models;
         if args.checkpoint.len() < 2 {
             bail!("expected two or more checkpoints, found one: see `zfnet eval` for a single one");

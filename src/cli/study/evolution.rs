@@ -7,13 +7,13 @@ use std::sync::Arc;
 use anyhow::{Result, bail};
 use clap::Args;
 use zfnet::backend::Backend;
-use zfnet::bench::Measured;
+use zfnet::bench::Benchmark;
 use zfnet::data::Split;
 use zfnet::data::images::Images;
-use zfnet::model::{Bare, Network};
+use zfnet::model::{ExternalConfig, Network};
 use zfnet::report;
 use zfnet::study::Facts;
-use zfnet::study::evolution::{EPOCHS, Followed, MAPS, STUDY, run};
+use zfnet::study::evolution::{EPOCHS, MAPS, STUDY, TrackedMaps, run};
 use zfnet::study::peaks::{Chosen, Maps, spatial_layers};
 use zfnet::train::Event;
 use zfnet::train::checkpoint::{State, candidates, load_model, read_state};
@@ -36,7 +36,7 @@ pub struct Evolution {
     /// Maps (LAYER:MAP, as conv5:123), separated by commas [default: six of each spatial convolution]
     #[arg(long, value_delimiter = ',')]
     units: Vec<String>,
-    /// Seed of that choice
+    /// Seed of that choice of maps
     #[arg(long, default_value_t = 0, conflicts_with = "units")]
     seed: u64,
     /// Folder for the page, its pictures and numbers [default: RUN/report/evolution]
@@ -49,7 +49,7 @@ pub struct Evolution {
 }
 
 impl OnDevice for Evolution {
-    fn run<B: Measured>(self, backend: &B) -> Result<ExitCode> {
+    fn run<B: Benchmark>(self, backend: &B) -> Result<ExitCode> {
         let mut kept: Vec<(State, PathBuf)> = candidates(&self.run)
             .into_iter()
             .filter_map(|folder| Some((read_state(&folder).ok()?, folder)))
@@ -81,7 +81,7 @@ impl OnDevice for Evolution {
         let mut written = None;
         let mut images: Option<Arc<Images>> = None;
         for (state, folder) in &kept {
-            let model = load_model(backend, folder, &Bare::default())?;
+            let model = load_model(backend, folder, &ExternalConfig::default())?;
             let images = match &images {
                 Some(images) => images.clone(),
                 None => {
@@ -92,7 +92,7 @@ impl OnDevice for Evolution {
             };
             let chosen = choose(&model.network, &self.units, self.seed)?;
             make_folder(&out)?; // now that all that was asked for is there
-            let followed = Followed { images, root: &self.data, chosen };
+            let followed = TrackedMaps { images, root: &self.data, chosen };
             let mut session = watched(backend, &out, &mut progress);
             session.workers = usize::from(self.read.workers);
             session.facts = facts(&model.network, &self.run, &self.data);
@@ -146,7 +146,7 @@ pub struct EvolutionArgs {
 
 /// A training's features, followed as it goes.
 pub struct Watch<'a> {
-    followed: Followed<'a>,
+    followed: TrackedMaps<'a>,
     epochs: Vec<u32>,
     run: PathBuf,
     workers: usize,
@@ -171,7 +171,7 @@ impl EvolutionArgs {
             epochs = EPOCHS.to_vec();
         }
         epochs.push(network.architecture.recipe.epochs);
-        let followed = Followed { images, root: data, chosen };
+        let followed = TrackedMaps { images, root: data, chosen };
         Ok(Some(Watch { followed, epochs, run: run.to_owned(), workers }))
     }
 }
@@ -191,7 +191,7 @@ impl Watch<'_> {
             return Ok(());
         }
         // What training holds is left alone: the checkpoint just written has the same weights.
-        let model = load_model(backend, &self.run.join("last"), &Bare::default())?;
+        let model = load_model(backend, &self.run.join("last"), &ExternalConfig::default())?;
         let out = page_folder(&self.run);
         let mut session = watched(backend, &out, progress);
         session.workers = self.workers;

@@ -7,13 +7,13 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use clap::Args;
 use zfnet::backend::Backend;
-use zfnet::bench::Measured;
+use zfnet::bench::Benchmark;
 use zfnet::data::Split;
 use zfnet::data::images::Images;
 use zfnet::model::{Model, Network, Rule};
 use zfnet::report::figure::take_back;
 use zfnet::report::top9::{Header, Writer};
-use zfnet::study::features::{Found, STUDY, Settings, run};
+use zfnet::study::features::{Feature, STUDY, Settings, run};
 use zfnet::study::peaks::{Chosen, Maps, spatial_layers};
 use zfnet::study::unit_named;
 
@@ -30,10 +30,10 @@ pub struct Features {
     data: PathBuf,
     #[command(flatten)]
     choose: ChooseArgs,
-    /// Which images
+    /// Which split of the data
     #[arg(long, value_enum, default_value = "val")]
     split: SplitName,
-    /// How to walk down
+    /// Rule of the backward pass
     #[arg(long, default_value = "deconvnet", value_parser = ["deconvnet", "gradient", "guided"])]
     rule: String,
     #[command(flatten)]
@@ -96,7 +96,7 @@ pub fn chosen_units(network: &Network, units: &[String]) -> Result<Vec<Chosen>> 
 }
 
 impl OnDevice for Features {
-    fn run<B: Measured>(self, backend: &B) -> Result<ExitCode> {
+    fn run<B: Benchmark>(self, backend: &B) -> Result<ExitCode> {
         let model = self.study.load(backend)?;
         let data = open_data(&self.data, &model)?;
         let split = Split::from(self.split);
@@ -167,8 +167,8 @@ pub fn write_page<B: Backend>(
     session.workers = job.workers;
     run(&mut session, model, &settings, &job.images, job.root, |found| {
         let written = match found {
-            Found::Layer(layer) => writer.layer(layer),
-            Found::Map(map) => writer.map(map),
+            Feature::Layer(layer) => writer.layer(layer),
+            Feature::Map(map) => writer.map(map),
         };
         written.map_err(zfnet::Error::io("write", &out))
     })?;

@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use clap::Args;
-use zfnet::bench::Measured;
+use zfnet::bench::Benchmark;
 use zfnet::data::Split;
-use zfnet::model::Bare;
+use zfnet::model::ExternalConfig;
 use zfnet::report;
 use zfnet::study::filters::{STUDY, Trained, run};
 use zfnet::train::checkpoint::load_model;
@@ -27,7 +27,7 @@ pub struct Filters {
     /// Images to find dead maps and aliasing with: a folder with train/CLASS/* and val/CLASS/*, or shards
     #[arg(long)]
     data: Option<PathBuf>,
-    /// Which of them
+    /// Which split of the data
     #[arg(long, value_enum, default_value = "val")]
     split: SplitName,
     #[command(flatten)]
@@ -35,11 +35,11 @@ pub struct Filters {
 }
 
 impl OnDevice for Filters {
-    fn run<B: Measured>(self, backend: &B) -> Result<ExitCode> {
+    fn run<B: Benchmark>(self, backend: &B) -> Result<ExitCode> {
         // All of them first: a wrong name must not be found after the work on another.
         let mut models = vec![(&self.study.checkpoint, self.study.load(backend)?)];
         for checkpoint in &self.beside {
-            models.push((checkpoint, load_model(backend, checkpoint, &Bare::default())?));
+            models.push((checkpoint, load_model(backend, checkpoint, &ExternalConfig::default())?));
         }
         let mut networks = Vec::new();
         for (checkpoint, model) in &models {

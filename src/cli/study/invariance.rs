@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use zfnet::bench::Measured;
+use zfnet::bench::Benchmark;
 use zfnet::report;
 use zfnet::study::invariance::{STUDY, Settings, default_layers, run, shifts};
 
@@ -34,7 +34,7 @@ pub struct Invariance {
 }
 
 impl OnDevice for Invariance {
-    fn run<B: Measured>(mut self, backend: &B) -> Result<ExitCode> {
+    fn run<B: Benchmark>(mut self, backend: &B) -> Result<ExitCode> {
         let model = self.study.load(backend)?;
         let network = &model.network;
         let mut layers = layers_named(network, &self.layers, default_layers)?;

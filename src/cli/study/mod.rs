@@ -22,7 +22,7 @@ use clap::{Args, Subcommand};
 use zfnet::backend::Backend;
 use zfnet::data::Split;
 use zfnet::model::{Model, Network};
-use zfnet::study::picks::{Picked, class_named, first_correct, from_files};
+use zfnet::study::image_selection::{StudyImage, class_named, first_correct, from_files};
 use zfnet::study::{self, Session, Study};
 
 use super::progress::Progress;
@@ -191,7 +191,7 @@ struct PickArgs {
     /// Only of these classes, separated by commas
     #[arg(long, value_delimiter = ',', requires = "data")]
     classes: Vec<String>,
-    /// Of which split
+    /// Which split of the data
     #[arg(long, value_enum, default_value = "val")]
     split: SplitName,
     #[command(flatten)]
@@ -206,7 +206,7 @@ impl PickArgs {
         model: &Model<B>,
         instead: &[PathBuf],
         progress: &mut Progress,
-    ) -> Result<Vec<Picked>> {
+    ) -> Result<Vec<StudyImage>> {
         let Some(root) = &self.data else {
             let files = if self.images.is_empty() { instead } else { &self.images };
             if files.is_empty() {

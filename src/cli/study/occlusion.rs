@@ -5,10 +5,10 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use zfnet::bench::Measured;
+use zfnet::bench::Benchmark;
 use zfnet::report;
 use zfnet::study::boxes;
-use zfnet::study::fill::Fill;
+use zfnet::study::occluder::Fill;
 use zfnet::study::occlusion::{OfImage, STUDY, Settings, run};
 
 use super::{PickArgs, StudyArgs, finish};
@@ -24,13 +24,13 @@ pub struct Occlusion {
     /// Side of the square, in pixels of the network's input [default: a quarter of it]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     square: Option<u16>,
-    /// From one place of the square to the next, in pixels [default: what makes 25 places a side]
+    /// Stride of the square, in pixels [default: what makes 25 positions per side]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     stride: Option<u16>,
-    /// What the square is filled with
+    /// Fill value of the square
     #[arg(long, value_enum, default_value = "mean")]
     fill: Fill,
-    /// Layer whose strongest map's activity is noted [default: the last spatial convolution]
+    /// Layer whose strongest map is measured [default: the last spatial convolution]
     #[arg(long)]
     layer: Option<String>,
     /// Boxes of the objects, in pixels of the files, as JSON: { "images": [ { "image": PATH, "boxes":
@@ -43,7 +43,7 @@ pub struct Occlusion {
 }
 
 impl OnDevice for Occlusion {
-    fn run<B: Measured>(self, backend: &B) -> Result<ExitCode> {
+    fn run<B: Benchmark>(self, backend: &B) -> Result<ExitCode> {
         let model = self.study.load(backend)?;
         let network = &model.network;
         let layer = self.layer.as_ref().map(|name| network.layer(name)).transpose()?;

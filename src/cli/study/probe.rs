@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use zfnet::bench::Measured;
+use zfnet::bench::Benchmark;
 use zfnet::data::set::DataSet;
 use zfnet::report;
 use zfnet::study::Splits;
@@ -27,13 +27,13 @@ pub struct Probe {
     /// with the relu, pooling and normalisation behind it, as the paper counts]
     #[arg(long, value_delimiter = ',')]
     layers: Vec<String>,
-    /// Training images of each class [default: all, or as many as memory stands]
+    /// Training images of each class [default: all, or as many as fit into memory]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     per_class: Option<u32>,
-    /// Validation images of each class, at most [default: all, or as many as memory stands]
+    /// Validation images of each class, at most [default: all, or as many as fit into memory]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     test_per_class: Option<u32>,
-    /// How often images are drawn anew
+    /// Number of random draws of training images
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     seeds: u32,
     #[command(flatten)]
@@ -41,7 +41,7 @@ pub struct Probe {
 }
 
 impl OnDevice for Probe {
-    fn run<B: Measured>(self, backend: &B) -> Result<ExitCode> {
+    fn run<B: Benchmark>(self, backend: &B) -> Result<ExitCode> {
         let model = self.study.load(backend)?;
         let settings = Settings {
             layers: layers_named(&model.network, &self.layers, paper_layers)?,

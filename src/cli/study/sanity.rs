@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
-use zfnet::bench::Measured;
+use zfnet::bench::Benchmark;
 use zfnet::model::Params;
 use zfnet::report;
 use zfnet::study::sanity::{STUDY, Settings, Wanted, default_units, run};
@@ -30,7 +30,7 @@ pub struct Sanity {
 }
 
 impl OnDevice for Sanity {
-    fn run<B: Measured>(self, backend: &B) -> Result<ExitCode> {
+    fn run<B: Benchmark>(self, backend: &B) -> Result<ExitCode> {
         let model = self.study.load(backend)?;
         let network = &model.network;
         let units = match self.units.as_slice() {

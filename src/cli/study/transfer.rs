@@ -5,13 +5,13 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use zfnet::bench::Measured;
+use zfnet::bench::Benchmark;
 use zfnet::data::Split;
 use zfnet::data::set::DataSet;
 use zfnet::report;
 use zfnet::study::Splits;
-use zfnet::study::few::Start;
 use zfnet::study::probe::paper_layers;
+use zfnet::study::small_data::Start;
 use zfnet::study::transfer::{STUDY, Settings, draw, run};
 
 use super::{StudyArgs, finish};
@@ -33,7 +33,7 @@ pub struct Transfer {
     #[arg(long, value_delimiter = ',', default_value = "5,15,30,60")]
     #[arg(value_parser = clap::value_parser!(u32).range(1..))]
     per_class: Vec<u32>,
-    /// How often images are drawn
+    /// Number of folds
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
     folds: u32,
     /// Test images of each class, at most
@@ -48,7 +48,7 @@ pub struct Transfer {
     /// Train the whole network from the checkpoint's weights, too
     #[arg(long)]
     fine_tune: bool,
-    /// Updates of the weights of each network that is trained whole
+    /// Steps of each network that is trained as a whole
     #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..))]
     updates: u32,
     /// What the checkpoint was trained on, to be searched for near-duplicates of the images used
@@ -62,7 +62,7 @@ pub struct Transfer {
 }
 
 impl OnDevice for Transfer {
-    fn run<B: Measured>(mut self, backend: &B) -> Result<ExitCode> {
+    fn run<B: Benchmark>(mut self, backend: &B) -> Result<ExitCode> {
         if !(-1.0..=1.0).contains(&self.duplicate_threshold) {
             let found = self.duplicate_threshold;
             bail!("--duplicate-threshold: expected a correlation from -1 to 1, found {found}");

@@ -19,8 +19,9 @@ impl ConvPool {
         match (first.kind, relu.kind, pool.kind) {
             (Kind::Conv(Conv { dims: conv, .. }), Kind::Relu(_), Kind::MaxPool(pool)) => {
                 let pool = pool.dims;
-                let fuses = backend.fuses(&conv.with_n(capacity), &pool.with_n(capacity));
-                fuses.then_some(ConvPool { conv, pool })
+                let supports_conv_pool =
+                    backend.supports_conv_pool(&conv.with_n(capacity), &pool.with_n(capacity));
+                supports_conv_pool.then_some(ConvPool { conv, pool })
             }
             _ => None,
         }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::{Backward, Forward, Kind, Operation, Output, Place, Planned, Spec};
 use crate::Result;
 use crate::backend::{Backend, Lrn, MAX_LRN_SIZE};
-use crate::model::rule::{LrnDown, Rule};
+use crate::model::rule::{LrnRule, Rule};
 
 /// Local response normalisation, as a description has it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -68,9 +68,9 @@ impl Operation for Lrn {
     }
 
     fn backward<B: Backend>(&self, pass: Backward<'_, B>) -> Result<Output> {
-        match pass.rule.lrn_down {
-            LrnDown::Identity => Ok(Output::Dy),
-            LrnDown::Derivative => {
+        match pass.rule.lrn_backward_rule {
+            LrnRule::Identity => Ok(Output::Dy),
+            LrnRule::Derivative => {
                 pass.dx.reshape(pass.dy.shape());
                 pass.backend.lrn_backward(pass.dx, pass.dy, pass.x, pass.images, self)?;
                 Ok(Output::Dx)
@@ -79,6 +79,6 @@ impl Operation for Lrn {
     }
 
     fn reads_input(&self, rule: &Rule) -> bool {
-        rule.lrn_down == LrnDown::Derivative
+        rule.lrn_backward_rule == LrnRule::Derivative
     }
 }

@@ -10,7 +10,7 @@ use bytemuck::{cast_slice, cast_slice_mut};
 use rayon::prelude::*;
 
 use super::pack::{pack_across, pack_rows, panels_across, panels_along};
-use super::{Arithmetic, Epilogue, Room, Scratch, Sizes, with_room};
+use super::{Arithmetic, Epilogue, Scratch, ScratchSize, Sizes, with_scratch};
 use crate::gemm::{Ahead, DEPTH, Layout, Operands, Out, STRIDE, Words, block, tile};
 use crate::pointwise::add_rows;
 use crate::simd::{Simd, vectors};
@@ -35,14 +35,14 @@ const FILTER_TILES: usize = 9;
 const FILTER_PANELS: usize = 64;
 
 /// What any direction needs.
-pub fn room(sizes: &Sizes, arithmetic: Arithmetic) -> Room {
+pub fn scratch_size(sizes: &Sizes, arithmetic: Arithmetic) -> ScratchSize {
     let (rows, columns) = block(arithmetic.isa);
     let samples = sizes.n.next_multiple_of(columns);
     let (k, patch, words) = (sizes.k, sizes.patch, arithmetic.words);
     let forward = words.count(patch) * samples + k * samples;
     let data = words.count(k) * samples + patch * samples;
     let filter = words.count(sizes.n) * patch.next_multiple_of(columns);
-    Room {
+    ScratchSize {
         thread: (rows.max(DATA_DEPTH) * STRIDE).max(words.count(sizes.n) * STRIDE),
         shared: forward.max(data).max(filter),
     }
@@ -172,8 +172,8 @@ fn forward_by_tiles(
     let transposed = &mut transposed[..k * samples];
     let task = FORWARD_TILES * rows;
     transposed.par_chunks_mut(task * samples).enumerate().for_each(|(index, sums)| {
-        with_room(threads, |room| {
-            let a: &mut [u32] = cast_slice_mut(room);
+        with_scratch(threads, |buffer| {
+            let a: &mut [u32] = cast_slice_mut(buffer);
             let count = sums.len() / samples;
             for depth in arithmetic.depth_blocks(patch) {
                 for start in (0..count).step_by(rows) {
@@ -223,8 +223,8 @@ pub fn backward_data(
     let transposed = &mut transposed[..patch * samples];
     let task = DEPTH / rows * rows;
     transposed.par_chunks_mut(task * samples).enumerate().for_each(|(index, sums)| {
-        with_room(threads, |room| {
-            let a: &mut [u32] = cast_slice_mut(room);
+        with_scratch(threads, |buffer| {
+            let a: &mut [u32] = cast_slice_mut(buffer);
             let count = sums.len() / samples;
             for first in (0..k).step_by(DATA_DEPTH) {
                 let depth = DATA_DEPTH.min(k - first);
@@ -295,8 +295,8 @@ pub fn backward_filter(
     let (packed, threads) = (cast_slice::<u32, u32>(packed), &scratch.threads);
     let task = FILTER_TILES * rows;
     dw.par_chunks_mut(task * patch).enumerate().for_each(|(index, dw)| {
-        with_room(threads, |room| {
-            let a: &mut [u32] = cast_slice_mut(room);
+        with_scratch(threads, |buffer| {
+            let a: &mut [u32] = cast_slice_mut(buffer);
             let count = dw.len() / patch;
             pack_across(isa, a, STRIDE, words, &dy[index * task..], k, n, count);
             for (group, packed) in packed.chunks(FILTER_PANELS * panel).enumerate() {

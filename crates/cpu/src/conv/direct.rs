@@ -15,7 +15,7 @@ use bytemuck::{cast_slice, cast_slice_mut};
 use rayon::prelude::*;
 
 use super::pack::{add_patches, pack_across, pack_patches, pack_rows, panels_across, panels_along};
-use super::{Arithmetic, Epilogue, Room, Scratch, Sizes, with_room};
+use super::{Arithmetic, Epilogue, Scratch, ScratchSize, Sizes, with_scratch};
 use crate::gemm::{DEPTH, Layout, Operands, Out, STRIDE, Words, block, tile};
 use crate::pointwise::{add_rows, round};
 use crate::pool;
@@ -31,11 +31,11 @@ const UNPACKED: usize = 512;
 /// Pool rows of an image that are worked on before the next ones: what they need of the convolution
 /// fits the second cache.
 const POOL_ROWS: usize = 5;
-/// Rows of the convolution that there is room for then.
+/// Rows of the convolution that there is buffer for then.
 const POOLED_LINES: usize = 16;
 
 /// What any direction needs.
-pub fn room(sizes: &Sizes, arithmetic: Arithmetic) -> Room {
+pub fn scratch_size(sizes: &Sizes, arithmetic: Arithmetic) -> ScratchSize {
     let (rows, columns) = block(arithmetic.isa);
     let filters = sizes.filters.next_multiple_of(columns);
     let forward = sizes.groups * arithmetic.words.count(sizes.patch) * filters;
@@ -49,7 +49,7 @@ pub fn room(sizes: &Sizes, arithmetic: Arithmetic) -> Room {
     let pooled = rows * STRIDE + POOLED_LINES * sizes.q * sizes.k;
     let unpacked = rows * STRIDE + TILES * rows * chunk;
     let gradient = pixels * (sizes.k + 2 * STRIDE + filters);
-    Room {
+    ScratchSize {
         thread: pooled.max(unpacked).max(gradient),
         shared: forward.max(backward).max(parts * partial(sizes)),
     }
@@ -75,8 +75,8 @@ pub fn forward(
     let task = TILES * block(isa).0;
     let packed = pack_filters(arithmetic, &mut scratch.shared, weight, sizes);
     y.par_chunks_mut(task * sizes.k).enumerate().for_each(|(index, y)| {
-        with_room(&scratch.threads, |room| {
-            let a = cast_slice_mut(room);
+        with_scratch(&scratch.threads, |buffer| {
+            let a = cast_slice_mut(buffer);
             multiply_patches(arithmetic, y, x, packed, index * task, a, sizes);
             epilogue.run(isa, y);
         });
@@ -100,8 +100,8 @@ pub fn forward_pooled(
     let packed = pack_filters(arithmetic, &mut scratch.shared, weight, sizes);
     let images = y.par_chunks_mut(image).zip(switches.par_chunks_mut(image)).enumerate();
     images.for_each(|(image, (y, switches))| {
-        with_room(&scratch.threads, |room| {
-            let (a, lines) = room.split_at_mut(block(isa).0 * STRIDE);
+        with_scratch(&scratch.threads, |buffer| {
+            let (a, lines) = buffer.split_at_mut(block(isa).0 * STRIDE);
             let a = cast_slice_mut(a);
             // The convolution's rows `kept` are at the front of `lines`.
             let mut kept = 0..0usize;
@@ -131,7 +131,7 @@ pub fn forward_pooled(
 /// Packs the filters of each group, one after the other, as panels.
 fn pack_filters<'a>(
     arithmetic: Arithmetic,
-    room: &'a mut [f32],
+    buffer: &'a mut [f32],
     weight: &[f32],
     sizes: &Sizes,
 ) -> &'a [u32] {
@@ -139,14 +139,14 @@ fn pack_filters<'a>(
     let (_, columns) = block(isa);
     let Sizes { filters, patch, .. } = *sizes;
     let group = filters.next_multiple_of(columns) * words.count(patch);
-    let packed: &mut [u32] = &mut cast_slice_mut(room)[..sizes.groups * group];
+    let packed: &mut [u32] = &mut cast_slice_mut(buffer)[..sizes.groups * group];
     for (packed, weight) in packed.chunks_exact_mut(group).zip(weight.chunks(filters * patch)) {
         panels_along(packed, words, weight, patch, filters, patch, columns);
     }
     packed
 }
 
-/// `y = patches * w^T` for as many output pixels as `y` has room for, the first of which is `first`.
+/// `y = patches * w^T` for as many output pixels as `y` has buffer for, the first of which is `first`.
 fn multiply_patches(
     arithmetic: Arithmetic,
     y: &mut [f32],
@@ -232,8 +232,8 @@ pub fn backward_data(
     let image_pixels = sizes.p * sizes.q;
     dx.par_chunks_mut(image_values).enumerate().for_each(|(image, dx)| {
         dx.fill(0.0);
-        with_room(threads, |room| {
-            let (a, patches) = room.split_at_mut(rows * STRIDE);
+        with_scratch(threads, |buffer| {
+            let (a, patches) = buffer.split_at_mut(rows * STRIDE);
             let a: &mut [u32] = cast_slice_mut(a);
             let (first, end) = (image * image_pixels, (image + 1) * image_pixels);
             for start in (first..end).step_by(TILES * rows) {
@@ -289,12 +289,12 @@ impl<'a> OutputGradient<'a> {
         }
     }
 
-    /// The gradient of some pixels; `room` is for theirs.
+    /// The gradient of some pixels; `buffer` is for theirs.
     fn rows(
         self,
         arithmetic: Arithmetic,
         pixels: Range<usize>,
-        room: &'a mut [f32],
+        buffer: &'a mut [f32],
         sizes: &Sizes,
     ) -> &'a [f32] {
         let Sizes { k, p, q, .. } = *sizes;
@@ -302,7 +302,7 @@ impl<'a> OutputGradient<'a> {
             OutputGradient::Values(dy) => &dy[pixels.start * k..pixels.end * k],
             OutputGradient::Pooled(dy, switches, pool) => {
                 let image = pool.output().per_image();
-                let rows = &mut room[..pixels.len() * k];
+                let rows = &mut buffer[..pixels.len() * k];
                 for (row, dx) in (pixels.start / q..).zip(rows.chunks_exact_mut(q * k)) {
                     let from = row / p * image..(row / p + 1) * image;
                     let (dy, switches) = (&dy[from.clone()], &switches[from]);
@@ -342,14 +342,14 @@ pub fn backward_filter(
     let partials = &mut shared[..count * len];
     partials.par_chunks_mut(len).enumerate().for_each(|(part, partial)| {
         let (first, end) = (part * blocks / count, (part + 1) * blocks / count);
-        with_room(threads, |room| {
+        with_scratch(threads, |buffer| {
             partial.fill(0.0);
-            let (unpooled, room) = room.split_at_mut(block_pixels * k);
+            let (unpooled, buffer) = buffer.split_at_mut(block_pixels * k);
             for index in first..end {
                 let start = index * block_pixels;
                 let pixels = start..(start + block_pixels).min(sizes.pixels);
                 let dy = dy.rows(arithmetic, pixels.clone(), unpooled, sizes);
-                add_gradient(arithmetic, partial, dy, x, pixels, cast_slice_mut(room), sizes);
+                add_gradient(arithmetic, partial, dy, x, pixels, cast_slice_mut(buffer), sizes);
             }
         });
     });
@@ -385,15 +385,15 @@ fn add_gradient(
     dy: &[f32],
     x: &[f32],
     pixels: Range<usize>,
-    room: &mut [u32],
+    buffer: &mut [u32],
     sizes: &Sizes,
 ) {
     let Arithmetic { isa, words, .. } = arithmetic;
     let (rows, columns) = block(isa);
     let Sizes { k, filters, patch, .. } = *sizes;
     let (count, steps) = (pixels.len(), words.count(pixels.len()));
-    let (a, room) = room.split_at_mut(count * STRIDE);
-    let (pairs, panels) = room.split_at_mut(count * STRIDE);
+    let (a, buffer) = buffer.split_at_mut(count * STRIDE);
+    let (pairs, panels) = buffer.split_at_mut(count * STRIDE);
     let (dw, db) = partial.split_at_mut(k * patch);
     add_rows(isa, db, dy);
     for (group, dw) in dw.chunks_exact_mut(filters * patch).enumerate() {

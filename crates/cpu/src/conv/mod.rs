@@ -58,41 +58,42 @@ impl Arithmetic {
 
 /// Words that convolutions need beside their tensors, for packed operands and partial sums.
 #[derive(Clone, Copy, Default)]
-pub struct Room {
+pub struct ScratchSize {
     /// On each thread.
     pub thread: usize,
     /// By all of them.
     pub shared: usize,
 }
 
-impl Room {
-    /// Room for each of these convolutions, in every direction.
+impl ScratchSize {
+    /// ScratchSize for each of these convolutions, in every direction.
     pub fn of(arithmetic: Arithmetic, convolutions: &[ConvDims]) -> Self {
         let needs = convolutions.iter().map(|dims| {
             let sizes = &Sizes::new(dims);
-            let rooms = [arithmetic, arithmetic.of_filters()].map(|arithmetic| {
+            let sizes_of_both = [arithmetic, arithmetic.of_filters()].map(|arithmetic| {
                 match method(sizes, arithmetic) {
-                    Method::Dense => dense::room(sizes, arithmetic),
-                    Method::Direct => direct::room(sizes, arithmetic),
+                    Method::Dense => dense::scratch_size(sizes, arithmetic),
+                    Method::Direct => direct::scratch_size(sizes, arithmetic),
                     Method::Winograd => {
                         // Fewer images may not be worth it.
                         let fewer = &Sizes::new(&dims.with_n(winograd::most_without(sizes)));
-                        winograd::room(sizes, arithmetic).or(direct::room(fewer, arithmetic))
+                        winograd::scratch_size(sizes, arithmetic)
+                            .or(direct::scratch_size(fewer, arithmetic))
                     }
                 }
             });
-            rooms[0].or(rooms[1])
+            sizes_of_both[0].or(sizes_of_both[1])
         });
-        needs.fold(Room::default(), Room::or)
+        needs.fold(ScratchSize::default(), ScratchSize::or)
     }
 
-    fn or(self, other: Room) -> Room {
+    fn or(self, other: ScratchSize) -> ScratchSize {
         let thread = self.thread.max(other.thread);
-        Room { thread, shared: self.shared.max(other.shared) }
+        ScratchSize { thread, shared: self.shared.max(other.shared) }
     }
 }
 
-/// Storage of a [`Room`].
+/// Storage of a [`ScratchSize`].
 pub struct Scratch {
     threads: Vec<Mutex<Storage>>,
     shared: Storage,
@@ -106,7 +107,7 @@ impl Scratch {
 }
 
 /// Runs `work` with the calling thread's room. Each thread of the pool has its own, so it is always free.
-fn with_room<T>(threads: &[Mutex<Storage>], work: impl FnOnce(&mut [f32]) -> T) -> T {
+fn with_scratch<T>(threads: &[Mutex<Storage>], work: impl FnOnce(&mut [f32]) -> T) -> T {
     let thread = rayon::current_thread_index().unwrap_or(0);
     work(&mut threads[thread].lock().expect("a thread panicked while it held its room"))
 }

@@ -21,7 +21,7 @@
 use bytemuck::cast_slice;
 use rayon::prelude::*;
 
-use super::{Arithmetic, Epilogue, Room, Scratch, Sizes};
+use super::{Arithmetic, Epilogue, Scratch, ScratchSize, Sizes};
 use crate::gemm::{DEPTH, Layout, Operands, Out, STRIDE, Words, block, tile};
 use crate::pointwise::add_rows;
 use crate::simd::{Simd, vectors};
@@ -62,7 +62,7 @@ pub fn most_without(sizes: &Sizes) -> usize {
 }
 
 /// What any direction needs.
-pub fn room(sizes: &Sizes, arithmetic: Arithmetic) -> Room {
+pub fn scratch_size(sizes: &Sizes, arithmetic: Arithmetic) -> ScratchSize {
     let (rows, columns) = block(arithmetic.isa);
     let (k, depth) = (sizes.k, sizes.c * sizes.stride[0] * sizes.stride[1]);
     let tiles = TILES.next_multiple_of(rows);
@@ -71,7 +71,7 @@ pub fn room(sizes: &Sizes, arithmetic: Arithmetic) -> Room {
     let forward = k * sizes.patch + filters(depth, k) + packed_depth + POINTS * tiles * k;
     let data = filters(k, depth) + packed_k + POINTS * tiles * depth;
     let filter = POINTS * k * depth + packed_depth + packed_k;
-    Room { thread: 0, shared: forward.max(data).max(filter) }
+    ScratchSize { thread: 0, shared: forward.max(data).max(filter) }
 }
 
 /// A tensor cut into tiles.

@@ -7,7 +7,7 @@
 //! * `train-000000.idx`, ...: where each image lies ([`super::shard::index`]);
 //! * the same for `val`;
 //! * `mean.safetensors`: the mean of the training squares, exactly as training would compute it;
-//! * `rejected.tsv`: split, name and fault of the files that are no usable images, if there are any;
+//! * `rejected.tsv`: split, name and fault of the files that cannot be read as images, if there are any;
 //! * `manifest.json`, written last ([`super::shard::manifest`]).
 //!
 //! Which image goes into which shard is planned first ([`Plan`]), from the listing and the options
@@ -18,8 +18,8 @@
 
 mod finish;
 mod image;
-mod mend;
 mod plan;
+mod repair;
 mod shard;
 
 use std::fs;
@@ -92,7 +92,7 @@ pub fn pack(
     let _lock = lock(out, "another packing")?;
     if let Some(manifest) = packer.finished()? {
         if packer.has_mean(&manifest)? {
-            let outcome = packer.mend(&manifest, stop, observe)?;
+            let outcome = packer.repair(&manifest, stop, observe)?;
             packer.tidy()?;
             return Ok(outcome);
         }
@@ -178,11 +178,11 @@ impl Packer<'_> {
     fn write_aside(&self, name: &str, bytes: &[u8]) -> Result<()> {
         let aside = self.path(&format!("{name}{ASIDE}"));
         write_synced(&aside, bytes)?;
-        self.put_in_place(name)
+        self.commit(name)
     }
 
     /// Gives a file that has been written aside and synced its name.
-    fn put_in_place(&self, name: &str) -> Result<()> {
+    fn commit(&self, name: &str) -> Result<()> {
         let (aside, path) = (self.path(&format!("{name}{ASIDE}")), self.path(name));
         fs::rename(&aside, &path).map_err(Error::io("rename", &aside))?;
         sync_folder(self.out)

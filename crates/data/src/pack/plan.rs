@@ -19,8 +19,8 @@ use zfnet_core::{Error, Result};
 const BLOCK: u64 = 512;
 /// Two empty blocks end a tar.
 pub(super) const TAR_END: u64 = 2 * BLOCK;
-/// Images looked at to foretell the size of resized ones.
-const LOOK_AT: usize = 64;
+/// Images looked at to print_dry_run the size of resized ones.
+const SAMPLES: usize = 64;
 /// Seed of the order in the shards.
 const ORDER_SEED: u64 = 0x7a66_6e65_7420_3031;
 /// The largest shards. With more, an index's names could pass the 4 GiB that it can count.
@@ -170,7 +170,7 @@ impl Plan {
     /// What a resized image takes, from evenly spaced ones.
     fn look_at_some(&self, source: &Source) -> Result<u64> {
         let [train, val] = [Split::Train, Split::Val].map(|split| source.items(split).len());
-        let looks = LOOK_AT.min(train + val);
+        let looks = SAMPLES.min(train + val);
         let lengths: Vec<Result<u64, String>> = (0..looks)
             .into_par_iter()
             .map_init(Maker::default, |maker, look| {

@@ -37,7 +37,7 @@ pub struct Part {
     pub shard_xxh3: u64,
     /// Its images, as they lie in it.
     pub images: Vec<Packed>,
-    /// Files that are no usable images, by place in the source's list, and why.
+    /// Files that cannot be read as images, by place in the source's list, and why.
     pub rejected: Vec<(u32, String)>,
     /// Of a training shard: the sums of all squares, `[side, side, 3]`.
     pub sums: Vec<u64>,
@@ -114,7 +114,7 @@ impl Packer<'_> {
             return Err(Error::file(self.path(&shard.file), reason));
         }
         progress.bytes = before + part.shard_bytes;
-        self.put_in_place(&shard.file)?;
+        self.commit(&shard.file)?;
         let json = serde_json::to_string(&part).expect("plain data");
         let text = format!("{:016x}\n{json}", xxh3_64(json.as_bytes()));
         self.write_aside(&shard.beside("part"), text.as_bytes())?;

@@ -97,7 +97,7 @@ pub struct Manifest {
     /// How images lie in the shards.
     #[serde(flatten)]
     pub form: Form,
-    /// Files of the source that are no usable images and were left out.
+    /// Files of the source that cannot be read as images and were left out.
     pub rejected: u32,
     /// The classes, by index.
     pub classes: Vec<Class>,

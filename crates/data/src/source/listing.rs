@@ -11,7 +11,7 @@ use crate::tar::{Archive, Member, ReadAt};
 use zfnet_core::{Error, Result};
 
 /// Images or members between two looks at whether to go on listing.
-pub(super) const STRETCH: usize = 1024;
+pub(super) const PROGRESS_INTERVAL: usize = 1024;
 /// Tars beyond these are opened for each image, so that any number of them fits a process's limit on
 /// open files.
 const KEPT_OPEN: usize = 256;
@@ -177,7 +177,7 @@ impl<'a> Listing<'a> {
     /// Counts a member.
     pub(super) fn step(&mut self) -> Result<()> {
         self.members += 1;
-        if self.members % STRETCH == 1 { (self.observe)(self.found) } else { Ok(()) }
+        if self.members % PROGRESS_INTERVAL == 1 { (self.observe)(self.found) } else { Ok(()) }
     }
 
     /// An image of the last tar.

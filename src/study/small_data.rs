@@ -86,7 +86,7 @@ impl Start {
 /// Trains a network of `checkpoint`'s architecture for other classes on a few images.
 ///
 /// # Errors
-/// If there are no images, the loss runs away, or the backend refuses.
+/// If there are no images, the loss runs away, or a backend operation fails.
 pub fn train_few<B: Backend>(
     backend: &B,
     checkpoint: &Model<B>,
@@ -142,7 +142,7 @@ pub fn train_few<B: Backend>(
             }
             let falls = step >= updates - updates / 4;
             let rate = recipe.learning_rate * if falls { 0.1 } else { 1.0 };
-            let state = StepState { seed, step, rate, ..StepState::default() };
+            let state = StepState { seed, step, learning_rate: rate, ..StepState::default() };
             trainer.step(&pixels, &crops, &labels, state)?;
             step += 1;
         }
@@ -187,7 +187,7 @@ fn copy_but_last<B: Backend>(backend: &B, from: &Model<B>, to: &mut Params<B>) -
 /// The mean over the classes of the share of images whose class is the most probable one, centre crop.
 ///
 /// # Errors
-/// If the backend refuses.
+/// If a backend operation fails.
 pub fn accuracy<B: Backend>(backend: &B, model: &Model<B>, squares: &Squares) -> Result<f64> {
     let Model { network, params, preprocess, classes } = model;
     let mut classifier = Classifier::new(backend, network, preprocess, TestCrops::One, BATCH)?;

@@ -15,7 +15,7 @@ use zfnet_core::{Error, Result};
 impl Packer<'_> {
     /// Makes anew the shards of a finished set that are not there as the manifest says. Damage that
     /// leaves a shard's length as it is takes [`verify`](crate::verify::verify) to find.
-    pub(super) fn mend(
+    pub(super) fn repair(
         &self,
         manifest: &Manifest,
         stop: &AtomicUsize,

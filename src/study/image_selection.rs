@@ -20,7 +20,7 @@ const BATCH: usize = 32;
 
 /// An image to be looked into.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Picked {
+pub struct StudyImage {
     /// Its path as the user gave it, or relative to the data's folder.
     pub name: String,
     /// Index of its class.
@@ -34,7 +34,7 @@ pub struct Picked {
     pub size: [usize; 2],
 }
 
-impl Picked {
+impl StudyImage {
     /// What results depend on: name, class and pixels.
     pub(super) fn fingerprint(&self) -> (&str, usize, u64) {
         (&self.name, self.class, xxh3_64(&self.square))
@@ -55,13 +55,13 @@ impl Picked {
 /// model has such a class, else what the network takes them for.
 ///
 /// # Errors
-/// If a file is no image, there is no such class, or the backend refuses.
+/// If a file is no image, there is no such class, or a backend operation fails.
 pub fn from_files<B: Backend>(
     backend: &B,
     model: &Model<B>,
     paths: &[PathBuf],
     class: Option<&str>,
-) -> Result<Vec<Picked>> {
+) -> Result<Vec<StudyImage>> {
     let Model { network, params, preprocess, classes } = model;
     let given = class.map(|name| class_named(classes, name)).transpose()?;
     let mut classifier = Classifier::new(backend, network, preprocess, TestCrops::One, 1)?;
@@ -91,7 +91,7 @@ pub fn from_files<B: Backend>(
         };
         let size = [original.width, original.height];
         let (name, known) = (path.display().to_string(), known.is_some());
-        picked.push(Picked { name, class, known, square, size });
+        picked.push(StudyImage { name, class, known, square, size });
     }
     Ok(picked)
 }
@@ -101,7 +101,7 @@ pub fn from_files<B: Backend>(
 /// of images seen so far and of all.
 ///
 /// # Errors
-/// If a class has no images, images cannot be read, or the backend refuses.
+/// If a class has no images, images cannot be read, or a backend operation fails.
 pub fn first_correct<B: Backend>(
     backend: &B,
     model: &Model<B>,
@@ -109,7 +109,7 @@ pub fn first_correct<B: Backend>(
     root: &Path,
     classes: &[usize],
     mut progress: impl FnMut(usize, usize),
-) -> Result<Vec<Picked>> {
+) -> Result<Vec<StudyImage>> {
     let Model { network, params, preprocess, .. } = model;
     let mut classifier = Classifier::new(backend, network, preprocess, TestCrops::One, BATCH)?;
     let bytes = images.bytes_per_image();
@@ -146,7 +146,7 @@ pub fn first_correct<B: Backend>(
                 if most_probable(row) == Some(class) {
                     let path = images.path(image);
                     let (width, height) = images.size(image, &mut scratch)?;
-                    picked.push(Picked {
+                    picked.push(StudyImage {
                         name: path.strip_prefix(root).unwrap_or(&path).display().to_string(),
                         class,
                         known: true,
