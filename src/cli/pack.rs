@@ -39,7 +39,7 @@ pub struct Pack {
     /// Keep images in the order of classes and names, instead of mixing them
     #[arg(long)]
     no_shuffle: bool,
-    /// Share of a split's files that may be unusable before packing stops
+    /// Fraction of a split's files that cannot be read as images before packing stops
     #[arg(long, default_value_t = 0.01)]
     max_bad: f64,
     /// CPU threads [default: all cores]

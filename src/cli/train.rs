@@ -231,7 +231,7 @@ impl OnDevice for Train {
         let outcome = outcome.with_context(|| format!("the run {}", self.out.display()))?;
         let bad = job.train.bad().len();
         if bad > 0 {
-            eprintln!("{bad} training file(s) were no usable images; others took their places");
+            eprintln!("{bad} training file(s) cannot be read as images; others took their places");
         }
         match outcome {
             Outcome::Done => {

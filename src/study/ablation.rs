@@ -189,8 +189,13 @@ fn of_variant(name: &str, error: Error) -> Error {
 }
 
 /// A recipe with the values of a table in the place of its own.
-fn changed(recipe: &Recipe, changes: toml::Table) -> Result<Recipe> {
+fn changed(recipe: &Recipe, mut changes: toml::Table) -> Result<Recipe> {
     let mut table = toml::Table::try_from(recipe).expect("plain data");
+    for (former, name) in Recipe::FORMER_NAMES {
+        if let Some(value) = changes.remove(former) {
+            changes.entry(name).or_insert(value);
+        }
+    }
     table.extend(changes);
     table.try_into().map_err(|error| Error::Network(format!("[recipe]: {error}")))
 }

@@ -67,7 +67,7 @@ fn bad_images_among_good_ones() {
     #[cfg(unix)]
     std::os::unix::fs::symlink("/dev/zero", &images[27]).unwrap();
 
-    let bad = place.run(COMMAND).refused(&["usable", "--max-bad"]);
+    let bad = place.run(COMMAND).refused(&["cannot be read as images", "--max-bad"]);
     assert!(bad.stderr.contains("left out:"), "{}", bad.stderr);
     fs::remove_dir_all(place.path("run")).unwrap();
 

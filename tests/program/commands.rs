@@ -120,7 +120,7 @@ fn features_of_chosen_maps() {
             fs::write(image, "no image").unwrap();
         }
     }
-    refused("", &["no usable images", "--max-bad"]);
+    refused("", &["cannot be read as images", "--max-bad"]);
     refused("--max-bad 1", &["data", "none of the 20 files", "usable image"]);
 }
 

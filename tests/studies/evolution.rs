@@ -238,7 +238,7 @@ fn what_cannot_be_watched() {
             fs::write(image, "no image").unwrap();
         }
     }
-    place.run(&format!("{study} run")).refused(&["no usable images", "--max-bad"]);
+    place.run(&format!("{study} run")).refused(&["cannot be read as images", "--max-bad"]);
     let refused = ["data", "none of the 60 files", "usable image"];
     place.run(&format!("{study} run --max-bad 1")).refused(&refused);
 }

@@ -106,6 +106,9 @@ impl Default for Recipe {
 const MAX_BATCH: usize = 1 << 16;
 
 impl Recipe {
+    /// What fields were called in earlier versions, and are now. Both are read.
+    pub const FORMER_NAMES: [(&str, &str); 2] = [("steps", "milestones"), ("factor", "gamma")];
+
     /// Checks that every number makes sense.
     ///
     /// # Errors
@@ -144,5 +147,24 @@ impl Recipe {
             return wrong("patience", "of at least 1", &self.patience);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn former_names_are_read() {
+        let now = serde_json::to_value(Recipe { gamma: 0.5, ..Recipe::default() }).unwrap();
+        let mut former = now.clone();
+        let fields = former.as_object_mut().unwrap();
+        for (old, new) in Recipe::FORMER_NAMES {
+            let value = fields.remove(new).unwrap();
+            fields.insert(old.into(), value);
+        }
+        let read = |json: serde_json::Value| serde_json::from_value::<Recipe>(json).unwrap();
+        assert_ne!(former, now);
+        assert_eq!(read(former), read(now));
     }
 }
