@@ -34,3 +34,13 @@ echo "== docs"
 RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps
 echo "== tests"
 cargo test --release
+echo "== examples"
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+example() { cargo run --release -q --example "$@"; }
+"${CARGO_TARGET_DIR:-target}/release/zfnet" demo --quick --out "$work/demo" 2>"$work/log"
+example train -- "$work/demo/data" "$work/run"
+image=$(find "$work/demo/data/val" -name '*.png' | sort | head -n 1)
+example classify -- "$work/run" "$image"
+example project -- "$work/run" conv1 "$image" "$work/pictures"
+[ "$(find "$work/pictures" -name '*.png' | wc -l)" = 9 ]

@@ -85,7 +85,7 @@ fn run() -> Outcome<()> {
     measure(&backend, &params, &held_out, &out)
 }
 
-/// Trains on random crops by gradient options with momentum, the rate falling to 0 as a cosine does.
+/// Trains on random crops by gradient descent with momentum, the rate falling to 0 as a cosine does.
 fn train<B: Backend>(backend: &B, pairs: &[Pair]) -> Outcome<Params<B>> {
     let network = Network::new(Architecture::parse(NETWORK)?)?;
     let mut params = Params::init(backend, &network, 0)?;

@@ -33,6 +33,11 @@ pub enum BackendId {
         /// do. Sums depend on it, and so do the last bits of what is trained.
         cublaslt: Option<usize>,
     },
+    /// One that another version of the program wrote and this one does not know.
+    Other {
+        /// As it was written.
+        text: String,
+    },
 }
 
 impl BackendId {
@@ -64,6 +69,7 @@ impl BackendId {
                 };
                 format!("CUDA, {name} (sm_{major}{minor}) {} {gemm}", precision.name())
             }
+            BackendId::Other { text } => text.clone(),
         }
     }
 }

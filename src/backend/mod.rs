@@ -132,7 +132,7 @@ mod sealed {
 /// A machine that runs the operations of a network: [`cpu::CpuBackend`] or, with the feature `cuda`,
 /// `cuda::CudaBackend`. No other crate can implement it, since operations will be added.
 ///
-/// Operations on the way down take `images`: for each of the `n` signal samples, the index of
+/// Operations of the backward pass take `images`: for each of the `n` backward samples, the index of
 /// the forward image whose switches and values it uses; `None` means its own. So many seeds can
 /// share one forward pass. Shapes of operands are checked when a network is planned; an operation
 /// may panic on operands that disagree, and returns an error only for what the machine refuses.
@@ -422,7 +422,7 @@ pub trait Backend: sealed::Sealed + Send + Sync + Sized + 'static {
 
     // ---- windows ----
     //
-    // `units` holds the row and the column of each signal sample's unit; with [`Windows`] they
+    // `units` holds the row and the column of each backward sample's unit; with [`Windows`] they
     // say where the sample's window lies.
 
     /// Cuts windows out of maps: `dst[n, i, j] = src[image, y + i, x + j]`, with the window of sample
@@ -440,7 +440,7 @@ pub trait Backend: sealed::Sealed + Send + Sync + Sized + 'static {
     /// The same of the switches of `dims`, `[.., p, q, c]`, so that they hold in a pooling of windows,
     /// [`PoolDims::windowed`], which has no edge: unless with `forward_mask`, [`NOT_POSITIVE`] of a
     /// window that begins before the image becomes the index of its first place inside.
-    /// `dims.n` is that of the signal samples.
+    /// `dims.n` is that of the backward samples.
     fn gather_switches(
         &self,
         dst: &mut Self::Bytes,

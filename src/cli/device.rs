@@ -70,7 +70,7 @@ pub struct DeviceArgs {
     )]
     #[arg(long, value_enum)]
     precision: Option<PrecisionName>,
-    /// On the CPU: no Winograd convolution, which is slower and rounds less
+    /// On the CPU: compute all convolutions directly, not by Winograd's method: slower, rounds less
     #[arg(long)]
     exact: bool,
     /// On a GPU: what computes fully connected layers [default: cublaslt if it is installed]

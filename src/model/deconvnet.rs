@@ -55,7 +55,8 @@ impl<'a, B: Backend> Projector<'a, B> {
         })
     }
 
-    /// Walks up with crops of squares of pixels.
+    /// Runs forward on crops of preprocessed images: `pixels` is u8 `[images, resize, resize, 3]`, and a crop's
+    /// `image` counts in it.
     ///
     /// # Errors
     /// If a backend operation fails.
@@ -78,7 +79,7 @@ impl<'a, B: Backend> Projector<'a, B> {
 
     /// Projects units of a layer and hands each projection (`[size, size, 3]`, RGB or whatever
     /// order the network sees) to `each` with the index of its seed. A seed's value is its unit's
-    /// activation; the rule decides whether the walk starts with it or with 1.
+    /// activation; the rule decides whether the pass starts with it or with 1.
     ///
     /// # Errors
     /// If a unit's activation is not positive (nothing fired), or a backend operation fails.
@@ -124,13 +125,11 @@ impl<'a, B: Backend> Projector<'a, B> {
 /// The `count` strongest units among one image's peaks of a layer whose maps are `width` wide,
 /// strongest first, the lower map of equals; only those that fired.
 pub fn strongest(peaks: &[Peak], width: usize, count: usize) -> Vec<SeedUnit> {
-    let mut units: Vec<SeedUnit> = (0u32..)
-        .zip(peaks)
+    let mut units: Vec<SeedUnit> = peaks
+        .iter()
+        .enumerate()
         .filter(|(_, peak)| peak.value > 0.0)
-        .map(|(map, peak)| {
-            let (y, x) = (peak.position / width as u32, peak.position % width as u32);
-            SeedUnit { map, y, x, value: peak.value }
-        })
+        .map(|(map, peak)| peak.unit(map, width))
         .collect();
     units.sort_by(|a, b| b.value.total_cmp(&a.value).then(a.map.cmp(&b.map)));
     units.truncate(count);

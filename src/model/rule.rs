@@ -3,7 +3,7 @@
 use crate::backend::ReluRule;
 use crate::{Error, Result};
 
-/// How contrast normalisation is passed on the way down.
+/// How contrast normalisation is passed backward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LrnRule {
     /// Unchanged, as the paper does.
@@ -20,19 +20,18 @@ pub struct Rule {
     /// Stop what is negative itself (the paper's relu on the reconstruction, relu*).
     pub relu_down: bool,
     /// What normalisation does.
-    pub lrn_backward_rule: LrnRule,
+    pub lrn: LrnRule,
 }
 
 impl Rule {
     /// Zeiler and Fergus, section 2.1.
     pub const DECONVNET: Rule =
-        Rule { forward_mask: false, relu_down: true, lrn_backward_rule: LrnRule::Identity };
+        Rule { forward_mask: false, relu_down: true, lrn: LrnRule::Identity };
     /// The true gradient: training, and saliency (Simonyan et al. 2013).
     pub const GRADIENT: Rule =
-        Rule { forward_mask: true, relu_down: false, lrn_backward_rule: LrnRule::Derivative };
+        Rule { forward_mask: true, relu_down: false, lrn: LrnRule::Derivative };
     /// Guided backpropagation (Springenberg et al. 2014).
-    pub const GUIDED: Rule =
-        Rule { forward_mask: true, relu_down: true, lrn_backward_rule: LrnRule::Derivative };
+    pub const GUIDED: Rule = Rule { forward_mask: true, relu_down: true, lrn: LrnRule::Derivative };
 
     /// By name.
     ///

@@ -13,14 +13,15 @@ use crate::shape::{ConvDims, Shape};
 
 /// What a workspace is for, and so what it keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Purpose {
-    /// Walks up with dropout, and down with gradients of the weights.
+    /// Forward with dropout, and backward with gradients of the weights.
     Train,
-    /// Walks up only.
+    /// Forward only.
     Infer,
-    /// Walks up, then down from so many seeds at a time.
+    /// Forward, then backward from so many units at a time.
     Project {
-        /// Descending samples at a time.
+        /// Units at a time.
         seeds: usize,
     },
 }
@@ -68,7 +69,7 @@ pub struct BackwardOptions<'a, B: Backend> {
     pub from: usize,
     /// The rule.
     pub rule: Rule,
-    /// For each signal sample the forward sample it belongs to; its own by default.
+    /// For each backward sample the forward sample it belongs to; its own by default.
     pub images: Option<&'a B::Indices>,
     /// Gradients of the weights to be written, or added to with `accumulate`.
     pub gradients: Option<&'a mut Params<B>>,
@@ -217,8 +218,8 @@ impl<B: Backend> Workspace<B> {
     /// Whether what arrives at a block's output has to pass a relu. An unpooling under the forward mask
     /// lets nothing through that a relu right below it would stop.
     pub(super) fn has_relu_to_undo(&self, index: usize, options: &BackwardOptions<'_, B>) -> bool {
-        let walked_above = index < self.block_of[options.from];
-        let unpooled = walked_above && self.blocks[index + 1].step.pooling().is_some();
+        let has_run_above = index < self.block_of[options.from];
+        let unpooled = has_run_above && self.blocks[index + 1].step.pooling().is_some();
         let only_masked = options.rule.relu() == ReluRule { forward_mask: true, relu_down: false };
         self.blocks[index].relu && !(unpooled && only_masked)
     }
@@ -249,7 +250,7 @@ impl<B: Backend> Workspace<B> {
         self.switches[self.block_of[layer]].as_mut()
     }
 
-    /// What has descended, and where the next backward pass is seeded.
+    /// What the backward pass has left, and where the next one starts.
     pub fn signal(&mut self) -> &mut Tensor<B> {
         &mut self.signal[0]
     }

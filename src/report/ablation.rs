@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::figure::{Page, Section, Table};
 use super::{fact, fact_named, grouped};
-use crate::study::ablation::{Ablation, Benchmark, Paper, STUDY};
+use crate::study::ablation::{Ablation, Paper, STUDY, TrainedVariant};
 
 /// Writes `ablation.json`, `ablation.csv` and the page; returns the page's path.
 ///
@@ -61,7 +61,7 @@ pub fn write(out: &Path, found: &Ablation) -> io::Result<PathBuf> {
 }
 
 /// The paper's network and its three errors, all empty if it has no such row.
-fn paper_cells(row: &Benchmark, show: impl Fn(f64) -> String) -> [String; 4] {
+fn paper_cells(row: &TrainedVariant, show: impl Fn(f64) -> String) -> [String; 4] {
     row.paper.as_ref().map_or_else(Default::default, |paper| {
         let Paper { network, train, val, top5 } = paper;
         [network.clone(), show(*train), show(*val), show(*top5)]
@@ -71,7 +71,7 @@ fn paper_cells(row: &Benchmark, show: impl Fn(f64) -> String) -> [String; 4] {
 /// Our rows, each beside the paper's.
 fn beside_the_paper(found: &Ablation) -> Table {
     let Ablation { base, note, rows, .. } = found;
-    let cells = |row: &Benchmark| {
+    let cells = |row: &TrainedVariant| {
         let percent = |error: f64| format!("{:.1}", 100.0 * error);
         let mut cells = vec![row.name.clone(), grouped(row.parameters)];
         let ours = [row.train.top1_error, row.val.top1_error, row.val.top5_error];

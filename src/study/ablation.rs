@@ -192,8 +192,12 @@ fn of_variant(name: &str, error: Error) -> Error {
 fn changed(recipe: &Recipe, mut changes: toml::Table) -> Result<Recipe> {
     let mut table = toml::Table::try_from(recipe).expect("plain data");
     for (former, name) in Recipe::FORMER_NAMES {
-        if let Some(value) = changes.remove(former) {
-            changes.entry(name).or_insert(value);
+        if let Some(value) = changes.remove(former)
+            && changes.insert(name.into(), value).is_some()
+        {
+            return Err(Error::Network(format!(
+                "[recipe]: expected `{name}`, or `{former}` as it was called before, found both"
+            )));
         }
     }
     table.extend(changes);
@@ -291,7 +295,7 @@ pub struct Ablation {
     /// The note of the file of variants.
     pub note: String,
     /// The base, then the variants.
-    pub rows: Vec<Benchmark>,
+    pub rows: Vec<TrainedVariant>,
 }
 
 /// What happens, for whoever shows it.
@@ -312,12 +316,12 @@ pub enum Event<'a> {
     /// Its errors are being measured: images done, of how many.
     Measuring(usize, usize),
     /// It is finished.
-    Finished(&'a Benchmark),
+    Finished(&'a TrainedVariant),
 }
 
 /// A finished row.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Benchmark {
+pub struct TrainedVariant {
     /// Its name.
     pub name: String,
     /// The run, relative to the page.
@@ -433,7 +437,7 @@ pub fn run<B: Backend>(
         let name = row.name.clone();
         let run = format!("runs/{}", row.slug);
         let (parameters, paper) = (network.parameters(), row.paper.clone());
-        let row = Benchmark { name, run, parameters, train, val, paper };
+        let row = TrainedVariant { name, run, parameters, train, val, paper };
         observe(Event::Finished(&row));
         measured.push(row);
     }

@@ -129,7 +129,7 @@ pub fn run<B: Backend>(
     let parts = parts(preprocess, images, marked)?;
     if layers.is_empty() {
         let name = &network.architecture.name;
-        let reason = format!("network {name}: has no hidden layer to compare: name layers");
+        let reason = format!("{name} has no hidden layer to compare: name layers");
         return Err(Error::Network(reason));
     }
     let covered = |image: usize, area: [i64; 4]| {

@@ -13,7 +13,7 @@
 //! Rows are multiplied by one factor for the whole layer, so that their mean squared norm over the
 //! training rows is 1; the bias is the weight of one more feature, always 1, and regularised like the
 //! others. `C` is the best of [`STRENGTHS`] on a held-out fifth of the *training* rows of each class,
-//! by mean accuracy per class, of equals the one nearest to the middle; then all of them are trained on.
+//! by mean accuracy per class, ties go to the middle value; then all of them are trained on.
 //!
 //! Both objectives are strictly convex and smooth, so one method finds the only optimum of either:
 //! L-BFGS, started from zero. It needs no feature, only the products of rows: each `w_c` is a sum of
@@ -561,7 +561,7 @@ mod tests {
         }
     }
 
-    /// Gradient options in f64, many small steps of it.
+    /// Gradient descent in f64, many small steps of it.
     #[test]
     fn softmax_is_that_of_plain_gradient_descent() {
         let rows = small();
@@ -591,7 +591,7 @@ mod tests {
         }
     }
 
-    /// Dual coordinate options (Hsieh et al. 2008) in f64, another road to the same optimum.
+    /// Dual coordinate descent (Hsieh et al. 2008) in f64, another road to the same optimum.
     #[test]
     fn svm_is_that_of_dual_coordinate_descent() {
         let rows = small();

@@ -78,7 +78,7 @@ pub fn spatial_layers(network: &Network, pooled: bool) -> Result<Vec<usize>> {
     if layers.is_empty() {
         let what = if pooled { "pooling" } else { "spatial convolution" };
         return Err(Error::Network(format!(
-            "network {}: has no {what}: name layers",
+            "{} has no {what}: name layers",
             network.architecture.name
         )));
     }

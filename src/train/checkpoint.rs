@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use serde::de::{Deserializer, Error as _};
+use serde::de::Deserializer;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -74,18 +74,15 @@ struct Version {
 }
 
 /// Reads which backend it was, also from the line of text of version 1.
+/// One that this version does not know keeps nobody from using the weights.
 fn backend_id<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BackendId, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Written {
-        Data(BackendId),
-        Text(String),
-    }
-    match Written::deserialize(deserializer)? {
-        Written::Data(id) => Ok(id),
-        Written::Text(text) => backend_of_text(&text)
-            .ok_or_else(|| D::Error::custom(format!("`{text}` is no backend's name"))),
-    }
+    let written = serde_json::Value::deserialize(deserializer)?;
+    let known = match &written {
+        serde_json::Value::String(text) => backend_of_text(text),
+        data => BackendId::deserialize(data).ok(),
+    };
+    let text = || written.as_str().map_or_else(|| written.to_string(), str::to_owned);
+    Ok(known.unwrap_or_else(|| BackendId::Other { text: text() }))
 }
 
 /// What version 1 meant by "CPU, 2 threads, AVX-512, exact" or
@@ -464,7 +461,14 @@ mod tests {
             let error = format!("{:#}", read(&VERSION_1.replace(from, to)).unwrap_err());
             assert!(error.contains(word), "{word} is not in {error}");
         };
-        refused("CPU, ", "TPU, ", "`TPU, 2 threads, AVX-512`");
+        let other = |text: &str| BackendId::Other { text: text.into() };
+        for (written, text) in
+            [(r#""TPU, v5""#, "TPU, v5"), (r#"{"device":"tpu"}"#, r#"{"device":"tpu"}"#)]
+        {
+            let state = read(&VERSION_1.replace("\"CPU, 2 threads, AVX-512\"", written)).unwrap();
+            assert_eq!(state.backend, other(text));
+            assert_eq!(read(&serde_json::to_string(&state).unwrap()).unwrap(), state);
+        }
         refused("\"version\": 1", "\"version\": 3", "expected a state of version 2, found 3");
     }
 

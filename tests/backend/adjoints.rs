@@ -53,7 +53,7 @@ fn backward_filter<B: Backend>(
     [&gradient.weight, &gradient.bias].map(|tensor| values(backend, tensor))
 }
 
-/// A layer that enlarges forward passes as the naive transpose and down as the naive convolution, and its
+/// A layer that enlarges is the naive transpose forward and the naive convolution backward, and its
 /// weights' gradient is that of the convolution with the roles exchanged; no bias has one.
 fn enlarging_is_the_transpose<B: Backend>(backend: &B) {
     let mut random = Random(9);

@@ -282,8 +282,8 @@ fn rules_equal_the_naive_walk<B: Backend>(backend: &B) {
     let mut all = Vec::new();
     for forward_mask in [false, true] {
         for relu_down in [false, true] {
-            for lrn_backward_rule in [LrnRule::Identity, LrnRule::Derivative] {
-                all.push(Rule { forward_mask, relu_down, lrn_backward_rule });
+            for lrn in [LrnRule::Identity, LrnRule::Derivative] {
+                all.push(Rule { forward_mask, relu_down, lrn });
             }
         }
     }
@@ -562,7 +562,7 @@ fn projections_stay_inside_the_receptive_field<B: Backend>(backend: &B) {
     }
     assert!(confined > 100_000);
     // A convolution's field is filled to its edges where nothing is masked.
-    let all = Rule { forward_mask: false, relu_down: false, lrn_backward_rule: LrnRule::Identity };
+    let all = Rule { forward_mask: false, relu_down: false, lrn: LrnRule::Identity };
     let layer = looker.network.layer("conv1").unwrap();
     let field = looker.network.layers[layer].field[0];
     let unit =
@@ -682,7 +682,7 @@ fn windows_equal_whole_maps_on_integers<B: Backend>(backend: &B) {
     let mut rules = Vec::new();
     for forward_mask in [false, true] {
         for relu_down in [false, true] {
-            rules.push(Rule { forward_mask, relu_down, lrn_backward_rule: LrnRule::Identity });
+            rules.push(Rule { forward_mask, relu_down, lrn: LrnRule::Identity });
         }
     }
     for toml in [EDGES, BARE, SMALL, ENLARGES] {

@@ -650,7 +650,7 @@ fn lrn_up_and_down<B: Backend>(backend: &B) {
                         .collect();
                     // Each term twice as far from exact as `y`, then a sum of `size` of them.
                     let limit = eps * f64::from(3 * size + 10);
-                    let [expected, magnitude] = twin::lrn_backward_rule(&widen(&dy), &own, c, lrn);
+                    let [expected, magnitude] = twin::lrn_backward(&widen(&dy), &own, c, lrn);
                     let found = values(backend, &dx);
                     for ((dx, expected), magnitude) in found.iter().zip(&expected).zip(&magnitude) {
                         let error = (f64::from(*dx) - expected).abs();

@@ -94,7 +94,7 @@ pub fn pool(dims: &PoolDims, x: &[f64]) -> (Vec<f64>, Vec<u8>) {
     (y, switches)
 }
 
-/// Values added where the switches point. `dims` are those of the signal samples; sample `n`
+/// Values added where the switches point. `dims` are those of the backward samples; sample `n`
 /// goes by the switches of image `images[n]`.
 pub fn unpool(
     dims: &PoolDims,
@@ -167,7 +167,7 @@ pub fn lrn(x: &[f64], c: usize, lrn: &Lrn) -> Vec<f64> {
 }
 
 /// `dx`, and the sum of the absolute values of what it is the sum of.
-pub fn lrn_backward_rule(dy: &[f64], x: &[f64], c: usize, lrn: &Lrn) -> [Vec<f64>; 2] {
+pub fn lrn_backward(dy: &[f64], x: &[f64], c: usize, lrn: &Lrn) -> [Vec<f64>; 2] {
     let (alpha, beta) = (f64::from(lrn.alpha), f64::from(lrn.beta));
     let mut dx = vec![0.0; dy.len()];
     let mut magnitude = vec![0.0; dy.len()];
@@ -250,6 +250,7 @@ pub fn forward(network: &Network, params: &HostParams, n: usize, input: Vec<f64>
             }
             Kind::Lrn(constants) => lrn(x, layer.input.c, constants),
             Kind::Dropout(_) => x.clone(),
+            other => unreachable!("{other:?} has no twin"),
         };
         walk.values.push(y);
         walk.switches.push(switches);
@@ -289,11 +290,12 @@ pub fn backward(
             Kind::MaxPool(MaxPool { dims }) => {
                 unpool(&dims.with_n(walk.n), &dy, &walk.switches[i], &own, rule.forward_mask)
             }
-            Kind::Lrn(lrn) if rule.lrn_backward_rule == LrnRule::Derivative => {
-                let [dx, _] = lrn_backward_rule(&dy, x, layer.input.c, lrn);
+            Kind::Lrn(lrn) if rule.lrn == LrnRule::Derivative => {
+                let [dx, _] = lrn_backward(&dy, x, layer.input.c, lrn);
                 dx
             }
             Kind::Lrn(_) | Kind::Dropout(_) => dy,
+            other => unreachable!("{other:?} has no twin"),
         };
     }
     (dy, gradients)

@@ -147,7 +147,7 @@ pub struct StepState {
     pub step: u32,
     /// Place of the first sample in the step's whole batch.
     pub first_sample: u32,
-    /// Learning learning_rate: rate.
+    /// Learning rate.
     pub learning_rate: f32,
 }
 
@@ -181,13 +181,13 @@ pub struct Memory {
 /// Constants of the update.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SgdConstants {
-    /// Share of the last velocity that is kept.
+    /// Momentum.
     pub momentum: f32,
-    /// Weight weight_decay: decay, added to the gradient as `decay * w`.
+    /// Weight decay, added to the gradient as `weight_decay * w`.
     pub weight_decay: f32,
 }
 
-/// How signal values meet a relu: the two bits that tell the deconvnet, the gradient and
+/// How values on their way back meet a relu: the two bits that tell the deconvnet, the gradient and
 /// guided backpropagation apart (with `Rule` in `model` saying which is which).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReluRule {

@@ -15,7 +15,7 @@ pub enum Init {
     He,
 }
 
-/// How the learning rate falls.
+/// How the learning rate is reduced.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ScheduleKind {
@@ -51,25 +51,25 @@ pub struct Recipe {
     pub init_std: f32,
     /// Learning rate at the start.
     pub learning_rate: f32,
-    /// Share of the last velocity that is kept.
+    /// Momentum.
     pub momentum: f32,
     /// Weight decay.
     pub weight_decay: f32,
     /// Whether biases decay too.
     pub bias_decay: bool,
-    /// How the rate falls.
+    /// How the learning rate is reduced.
     pub schedule: ScheduleKind,
-    /// Epochs after which the rate falls, for [`ScheduleKind::Step`].
+    /// Epochs after which the learning rate is reduced, for [`ScheduleKind::Step`].
     #[serde(alias = "steps")]
     pub milestones: Vec<u32>,
-    /// What the rate is multiplied with when it falls.
+    /// Factor by which the learning rate is multiplied then.
     #[serde(alias = "factor")]
     pub gamma: f32,
-    /// Epochs without improvement before it falls, for [`ScheduleKind::Plateau`].
+    /// Epochs without improvement before it is reduced, for [`ScheduleKind::Plateau`].
     pub patience: u32,
-    /// Passes over the training set.
+    /// Number of epochs.
     pub epochs: u32,
-    /// Images of one update.
+    /// Batch size.
     pub batch_size: usize,
     /// Share of values set to zero by dropout layers without a rate of their own.
     pub dropout: f32,

@@ -14,7 +14,7 @@ pub trait Simd: Copy {
     /// Values of a vector.
     const LANES: usize;
 
-    /// Asks for a line of memory that will be wanted soon, if the machine takes such wishes.
+    /// Asks for a line of memory that will be wanted soon, if the machine prefetches.
     unsafe fn prefetch(_line: *const f32) {}
     /// All zero.
     unsafe fn zero() -> Self::V;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, anyhow, bail};
 use clap::Args;
 use zfnet::bench::Benchmark;
 use zfnet::report;
@@ -48,8 +48,8 @@ impl OnDevice for Occlusion {
         let network = &model.network;
         let layer = self.layer.as_ref().map(|name| network.layer(name)).transpose()?;
         let [square, stride] = [self.square, self.stride].map(|pixels| pixels.map(usize::from));
-        let settings =
-            Settings::new(network, layer, square, stride, self.fill).context("choose a --layer")?;
+        let settings = Settings::new(network, layer, square, stride, self.fill)
+            .map_err(|error| anyhow!("{error:#}, with --layer"))?;
         let marked = match &self.boxes {
             Some(list) => boxes::read(list, None)?,
             None => Vec::new(),

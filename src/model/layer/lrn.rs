@@ -68,7 +68,7 @@ impl Operation for Lrn {
     }
 
     fn backward<B: Backend>(&self, pass: Backward<'_, B>) -> Result<Output> {
-        match pass.rule.lrn_backward_rule {
+        match pass.rule.lrn {
             LrnRule::Identity => Ok(Output::Dy),
             LrnRule::Derivative => {
                 pass.dx.reshape(pass.dy.shape());
@@ -79,6 +79,6 @@ impl Operation for Lrn {
     }
 
     fn reads_input(&self, rule: &Rule) -> bool {
-        rule.lrn_backward_rule == LrnRule::Derivative
+        rule.lrn == LrnRule::Derivative
     }
 }

@@ -38,6 +38,7 @@ pub(super) const MAX_NUMBER: usize = u16::MAX as usize;
 /// type and the number of the last layer with weights: `relu1`, `pool1`, `norm1`, `drop6`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum LayerSpec {
     /// Convolution with bias.
     Conv(ConvSpec),
@@ -58,6 +59,7 @@ pub enum LayerSpec {
 
 /// What a layer does, with its sizes for one image.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub enum Kind {
     /// Spatial convolution.
     Conv(Conv),

@@ -40,7 +40,7 @@ impl Operation for Relu {
         pass.backend.relu_forward(pass.y, pass.x)
     }
 
-    /// The walk back has done it already, as it does for a relu that was computed together with a
+    /// The backward pass has done it already, as it does for a relu that was computed together with a
     /// convolution: in place, from the relu's output alone.
     fn backward<B: Backend>(&self, _pass: Backward<'_, B>) -> Result<Output> {
         Ok(Output::Dy)

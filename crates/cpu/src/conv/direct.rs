@@ -31,7 +31,7 @@ const UNPACKED: usize = 512;
 /// Pool rows of an image that are worked on before the next ones: what they need of the convolution
 /// fits the second cache.
 const POOL_ROWS: usize = 5;
-/// Rows of the convolution that there is buffer for then.
+/// Rows of the convolution that the buffer holds then.
 const POOLED_LINES: usize = 16;
 
 /// What any direction needs.
@@ -146,7 +146,7 @@ fn pack_filters<'a>(
     packed
 }
 
-/// `y = patches * w^T` for as many output pixels as `y` has buffer for, the first of which is `first`.
+/// `y = patches * w^T` for as many output pixels as fit into `y`, the first of which is `first`.
 fn multiply_patches(
     arithmetic: Arithmetic,
     y: &mut [f32],

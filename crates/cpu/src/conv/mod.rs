@@ -66,7 +66,7 @@ pub struct ScratchSize {
 }
 
 impl ScratchSize {
-    /// ScratchSize for each of these convolutions, in every direction.
+    /// For each of these convolutions, in every direction.
     pub fn of(arithmetic: Arithmetic, convolutions: &[ConvDims]) -> Self {
         let needs = convolutions.iter().map(|dims| {
             let sizes = &Sizes::new(dims);

@@ -70,7 +70,7 @@ pub struct Progress {
 }
 
 /// Makes the set that `plan` describes in the folder `out`, or goes on with it. More than the share
-/// `max_bad` of a split's files being no usable images is an error. `stop` becoming other than zero
+/// `max_bad` of a split's files that cannot be read as images is an error. `stop` becoming other than zero
 /// ends it soon; `observe` is told how far it is.
 ///
 /// # Errors

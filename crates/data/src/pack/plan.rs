@@ -19,7 +19,7 @@ use zfnet_core::{Error, Result};
 const BLOCK: u64 = 512;
 /// Two empty blocks end a tar.
 pub(super) const TAR_END: u64 = 2 * BLOCK;
-/// Images looked at to print_dry_run the size of resized ones.
+/// Images looked at to estimate the size of resized ones.
 const SAMPLES: usize = 64;
 /// Seed of the order in the shards.
 const ORDER_SEED: u64 = 0x7a66_6e65_7420_3031;
