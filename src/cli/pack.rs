@@ -32,7 +32,7 @@ pub struct Pack {
     /// Quality of the JPEG files written, from 1 to 100
     #[arg(long, default_value_t = 90, requires = "resize", conflicts_with = "raw")]
     quality: u8,
-    /// Write centre squares of pixels, 256x256 unless --resize says otherwise: large, but nothing is
+    /// Write centre squares as raw pixels, 256x256 unless --resize says otherwise: large, but nothing is
     /// left to decode
     #[arg(long)]
     raw: bool,

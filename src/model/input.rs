@@ -1,4 +1,4 @@
-//! The first step of a network on a backend: squares of pixels become its input.
+//! The first step of a network on a backend: preprocessed images become its input.
 
 use crate::Result;
 use crate::backend::{Backend, Crop, InputDims, Tensor};
@@ -55,7 +55,7 @@ pub struct InputStage<B: Backend> {
 }
 
 impl<B: Backend> InputStage<B> {
-    /// Memory for `images` squares of pixels and `samples` crops of them.
+    /// Memory for `images` preprocessed images and `samples` crops of them.
     ///
     /// # Errors
     /// If the backend is out of memory.

@@ -33,8 +33,8 @@ impl<B: Backend> Params<B> {
         Self::of(network, |dims| Param::weights(backend, dims))
     }
 
-    fn of(network: &Network, room: impl Fn(&ConvDims) -> Result<Param<B>>) -> Result<Self> {
-        let param = |layer: &Layer| layer.convolution().map(&room).transpose();
+    fn of(network: &Network, allocate: impl Fn(&ConvDims) -> Result<Param<B>>) -> Result<Self> {
+        let param = |layer: &Layer| layer.convolution().map(&allocate).transpose();
         Ok(Params { layers: network.layers.iter().map(param).collect::<Result<_>>()? })
     }
 

@@ -198,7 +198,7 @@ pub fn read_params<B: Backend>(
     backend: &B,
     network: &Network,
     tensors: &SafeTensors<'_>,
-    room: impl Fn(&B, &ConvDims) -> Result<Param<B>>,
+    allocate: impl Fn(&B, &ConvDims) -> Result<Param<B>>,
 ) -> Result<Params<B>> {
     let mut layers = Vec::new();
     for layer in &network.layers {
@@ -218,10 +218,10 @@ pub fn read_params<B: Backend>(
                 None => Ok(values),
             }
         };
-        // Before there is room for them: a small file may describe a large network.
+        // Before memory is allocated for them: a small file may describe a large network.
         let weight = read("weight", &torch_shape(layer, shape))?;
         let bias = if layer.has_bias() { Some(read("bias", &[shape.n])?) } else { None };
-        let mut param = room(backend, dims)?;
+        let mut param = allocate(backend, dims)?;
         backend.upload(&mut param.weight, &from_kcrs(&weight, shape))?;
         if let Some(bias) = bias {
             backend.upload(&mut param.bias, &bias)?;

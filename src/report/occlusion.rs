@@ -262,7 +262,7 @@ fn write_numbers(page: &mut Page<'_>, found: &Occlusion) -> io::Result<()> {
         };
         occluded.places.iter().enumerate().map(move |(i, place)| row(i, place)).collect::<Vec<_>>()
     });
-    page.csv("occlusion.csv", "every place of the square", &head, rows)?;
+    page.csv("occlusion.csv", "every position of the square", &head, rows)?;
     let images: Vec<_> = images
         .iter()
         .map(|shown| {

@@ -1,6 +1,6 @@
 //! The paper's Figure 5: how much features change as an image is shifted, enlarged or turned.
 //!
-//! An image's square of pixels is resampled bilinearly about the centre c of the network's crop:
+//! A preprocessed image is resampled bilinearly about the centre c of the network's crop:
 //!
 //! ```text
 //! shift t       out(p) = in(p - (0, t))                    down for t > 0
@@ -114,7 +114,7 @@ impl Change {
     }
 }
 
-/// A square of pixels (`[resize, resize, 3]`) after a change about the centre of the network's crop; see
+/// A preprocessed image (`[resize, resize, 3]`) after a change about the centre of the network's crop; see
 /// the module's equations.
 pub fn changed(preprocess: &Preprocess, square: &[u8], change: Change, amount: f64) -> Vec<u8> {
     let side = preprocess.resize;

@@ -26,7 +26,7 @@ pub struct Cover {
 }
 
 impl Cover {
-    /// For a square of pixels (`[resize, resize, 3]`).
+    /// For a preprocessed image (`[resize, resize, 3]`).
     pub fn new(preprocess: &Preprocess, square: &[u8], fill: Fill) -> Self {
         let side = preprocess.resize;
         let filled = match fill {

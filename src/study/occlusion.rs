@@ -1,6 +1,6 @@
 //! The paper's Figure 7: a square slides over an image, and what the network makes of it is noted.
 //!
-//! At every place of the square: the total activity of the map of a high layer that was strongest
+//! At every position of the square: the total activity of the map of a high layer that was strongest
 //! before (its sum over the map), the probability of the image's class, and the most probable class.
 //! Where the probability falls, the network looked.
 
@@ -224,7 +224,7 @@ pub fn run<B: Backend>(
             Some(occluded) => occluded,
             None => {
                 let occluded = occluder.look(&image, |now| {
-                    session.progress("occlusion: places of the square", done + now, total, "");
+                    session.progress("occlusion: positions of the square", done + now, total, "");
                 })?;
                 parts.put(&part, &occluded)?;
                 occluded

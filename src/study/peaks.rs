@@ -190,7 +190,7 @@ pub struct Projected<'a> {
     pub place: usize,
     /// The peak.
     pub found: Activation,
-    /// The square of pixels it was found in.
+    /// The preprocessed image it was found in.
     pub square: &'a [u8],
     /// `[size, size, 3]`, in the network's order of channels.
     pub projection: &'a [f32],

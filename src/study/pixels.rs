@@ -24,7 +24,7 @@ pub(crate) fn original_box(
     crate::data::decode::source_box(width, height, preprocess.resize, square)
 }
 
-/// The centre crop that the network sees of a square of pixels.
+/// The centre crop that the network sees of a preprocessed image.
 pub(crate) fn centre_crop(preprocess: &Preprocess, square: &[u8]) -> Image {
     let [top, left] = preprocess.centre().map(i64::from);
     let (side, size) = (preprocess.resize, preprocess.size as i64);

@@ -170,10 +170,10 @@ fn draw(network: &Network, data: &Splits, settings: &Settings) -> Result<Draws> 
         )));
     }
     let widest = layers.iter().map(|&layer| network.layers[layer].output.per_image()).max();
-    let room = LIMIT / 4 / widest.unwrap_or(1).max(1);
+    let budget = LIMIT / 4 / widest.unwrap_or(1).max(1);
     let seeds = *seeds as usize;
-    let per_class = per_class.or_else(|| most_of_a_class(&train, room, room.min(ROWS), seeds));
-    let test_per_class = test_per_class.or_else(|| most_of_a_class(&val, room, room, seeds));
+    let per_class = per_class.or_else(|| most_of_a_class(&train, budget, budget.min(ROWS), seeds));
+    let test_per_class = test_per_class.or_else(|| most_of_a_class(&val, budget, budget, seeds));
     let draw = |of_class: &[Vec<u32>], most: Option<usize>, stream: u64| {
         let of_seed = |seed: usize| {
             let mut random = ChaCha8Rng::seed_from_u64(seed as u64);
@@ -209,14 +209,19 @@ fn some_of_each(images: &Images, split: &str, classes: &[String]) -> Result<Vec<
 }
 
 /// How many images of each class may be taken so that the images of one seed are no more than `most`
-/// and those of all seeds fit into `room`; `None` if all may be.
-fn most_of_a_class(of_class: &[Vec<u32>], room: usize, most: usize, seeds: usize) -> Option<usize> {
+/// and those of all seeds fit into `budget`; `None` if all may be.
+fn most_of_a_class(
+    of_class: &[Vec<u32>],
+    budget: usize,
+    most: usize,
+    seeds: usize,
+) -> Option<usize> {
     let taken = |k: usize| of_class.iter().map(|images| images.len().min(k)).sum::<usize>();
     let largest = of_class.iter().map(Vec::len).max().unwrap_or(0);
     if taken(largest) <= most {
         return None;
     }
-    let fits = |k: &usize| taken(*k) <= most.min(room / seeds.max(1));
+    let fits = |k: &usize| taken(*k) <= most.min(budget / seeds.max(1));
     Some((1..largest).rev().find(fits).unwrap_or(1))
 }
 
@@ -237,7 +242,7 @@ pub fn run<B: Backend>(
     let part = |layer: usize, seed: usize| format!("{layer}-{seed}");
     let (all_train, all_test) = (union(&draws.train), union(&draws.test));
     let seeds = draws.train.len();
-    // An image on its way up counts as much as one in a training.
+    // An image in a forward pass counts as much as one in a training.
     let looked_at = all_train.len() + all_test.len();
     let trained_on: usize = draws.train.iter().map(Vec::len).sum();
     let (mut done, total) = (0, settings.layers.len() * (looked_at + trained_on));

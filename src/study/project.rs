@@ -157,7 +157,7 @@ pub fn project<B: Backend>(
     })
 }
 
-/// All classes with their probabilities, most probable first, for one square of pixels.
+/// All classes with their probabilities, most probable first, for one preprocessed image.
 ///
 /// # Errors
 /// If a backend operation fails.

@@ -151,7 +151,7 @@ pub fn train_few<B: Backend>(
     Ok(trainer.model)
 }
 
-/// The mean of squares of pixels, as the preprocessing takes it off.
+/// The mean of preprocessed images, as the preprocessing takes it off.
 fn mean_of(preprocess: &Preprocess, pixels: &[u8]) -> Vec<f32> {
     let bytes = preprocess.bytes();
     let mut sums = vec![0u64; bytes];

@@ -61,7 +61,7 @@ impl TestCrops {
     }
 }
 
-/// Gives the probabilities of classes for squares of pixels.
+/// Gives the probabilities of classes for preprocessed images.
 pub struct Classifier<B: Backend> {
     stage: InputStage<B>,
     workspace: Workspace<B>,

@@ -92,8 +92,8 @@ pub(super) fn largest_batch<B: Backend>(
 ) -> Option<usize> {
     let (fixed, each) = memory_model(backend, network)?;
     // Allocations are rounded up, and the host and the driver need some.
-    let room = 0.95 * free? as f64 - fixed;
-    Some((room / each).max(0.0) as usize)
+    let available = 0.95 * free? as f64 - fixed;
+    Some((available / each).max(0.0) as usize)
 }
 
 /// What validation needs: no more samples at a time than training has.

@@ -172,7 +172,7 @@ impl HostMemory for Vec<u8> {
 /// How much memory a backend's tensors take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Memory {
-    /// Bytes that this backend has handed out since it was created, returned or not.
+    /// Bytes that this backend has allocated since it was created, returned or not.
     pub allocated_total: usize,
     /// Bytes that are free now, if the machine says so.
     pub free: Option<usize>,

@@ -80,7 +80,7 @@ impl Preprocess {
         )))
     }
 
-    /// Bytes of one square of pixels.
+    /// Bytes of one preprocessed image.
     pub fn bytes(&self) -> usize {
         self.resize * self.resize * 3
     }

@@ -294,7 +294,7 @@ fn seen(count: [u32; 2], kernel: [u32; 2], stride: [u32; 2]) -> [u32; 2] {
 }
 
 /// Windows of one size in a map, one for each sample of a backward pass: all that can be non-zero there
-/// if the walk began at a single unit. `#[repr(C)]`: kernels take the same struct.
+/// if the pass began at a single unit. `#[repr(C)]`: kernels take the same struct.
 ///
 /// They are never clipped: a window may begin before the map and reach beyond it, where only zeros
 /// lie. So all samples have the same sizes, wherever their units stand.

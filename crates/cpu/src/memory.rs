@@ -29,7 +29,7 @@ unsafe impl Sync for Storage {}
 
 impl Storage {
     /// `len` zeros, written by the threads of the pool that this is called in; `None` where there is
-    /// no room for them.
+    /// not enough memory for them.
     pub fn zeros(len: usize) -> Option<Storage> {
         if len == 0 {
             return Some(Storage { pointer: NonNull::dangling(), len });

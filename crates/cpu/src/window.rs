@@ -1,4 +1,4 @@
-//! Windows of maps: what a backward pass from single units needs of the way up, cut out.
+//! Windows of maps: what a backward pass from single units needs of the forward pass, gathered.
 //!
 //! `dst[n, i, j] = src[image, y + i, x + j]`, with the window of sample `n` at (y, x) and zeros outside
 //! the map. Rows of windows are contiguous runs of rows of the map.

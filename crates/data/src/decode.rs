@@ -1,4 +1,4 @@
-//! From the bytes of one image file to the square of pixels that the network sees:
+//! From the bytes of one image file to the preprocessed image that the network sees:
 //! `decode` (JPEG or PNG to RGB), then `prepare` (shortest side resized, centre cut out).
 //!
 //! With s = min(W, H), the square is the box of side s at ((W - s) / 2, (H - s) / 2), rounded

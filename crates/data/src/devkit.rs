@@ -138,13 +138,13 @@ pub fn parse_meta(bytes: &[u8]) -> Result<BTreeMap<u32, Synset>, String> {
     }
     let mut rest = &bytes[128..];
     // Not for each element: many small ones may be as bad as a large one.
-    let mut room = MAX_BYTES;
+    let mut budget = MAX_BYTES;
     while !rest.is_empty() {
         let (kind, data) = element(&mut rest)?;
         let synsets = if kind == COMPRESSED {
-            let inflated = bounded(ZlibDecoder::new(data), room)
+            let inflated = bounded(ZlibDecoder::new(data), budget)
                 .map_err(|reason| format!("cannot be inflated: {reason}"))?;
-            room -= inflated.len() as u64;
+            budget -= inflated.len() as u64;
             let (kind, data) = element(&mut &inflated[..])?;
             variable(kind, data)?
         } else {

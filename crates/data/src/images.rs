@@ -1,4 +1,4 @@
-//! One split of a data set as squares of pixels: decoded, resized, kept in memory if they fit.
+//! One split of a data set as preprocessed images: decoded, resized, kept in memory if they fit.
 //!
 //! A file that is not an image is named once, counted, and its place taken by the next good image
 //! of the list, so that what a run sees depends on the files alone.

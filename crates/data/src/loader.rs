@@ -16,7 +16,7 @@ use super::order::Rank;
 use zfnet_core::operation::HostMemory;
 use zfnet_core::{Error, Result};
 
-/// Images of one batch, as squares of pixels.
+/// A batch of preprocessed images.
 pub struct Batch {
     /// Begins with `[images, side, side, 3]`: see [`Batch::pixels`].
     pub memory: Box<dyn HostMemory>,

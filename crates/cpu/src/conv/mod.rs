@@ -106,10 +106,10 @@ impl Scratch {
     }
 }
 
-/// Runs `work` with the calling thread's room. Each thread of the pool has its own, so it is always free.
+/// Runs `work` with the calling thread's buffer. Each thread of the pool has its own, so it is always free.
 fn with_scratch<T>(threads: &[Mutex<Storage>], work: impl FnOnce(&mut [f32]) -> T) -> T {
     let thread = rayon::current_thread_index().unwrap_or(0);
-    work(&mut threads[thread].lock().expect("a thread panicked while it held its room"))
+    work(&mut threads[thread].lock().expect("a thread panicked while it held its buffer"))
 }
 
 enum Method {

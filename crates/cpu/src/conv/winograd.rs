@@ -244,7 +244,7 @@ pub fn backward_data(
 
 /// Filters as the method reads them.
 struct Taps<'a> {
-    /// KRSC on the way down, RSCK on the way up: what becomes columns is contiguous.
+    /// KRSC backward, RSCK forward: what becomes columns is contiguous.
     weight: &'a [f32],
     down: bool,
     sizes: &'a Sizes,

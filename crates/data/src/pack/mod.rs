@@ -3,7 +3,7 @@
 //! A set is a folder with
 //! * `train-000000.tar`, ...: images in WebDataset's manner, `CLASS/KEY.jpg` (or `.png`, by content)
 //!   and then `CLASS/KEY.cls`, the index of the class in decimal. `--raw` writes `.raw` files
-//!   instead: centre squares of pixels, u8 `[side, side, 3]`, each from a multiple of 4096 on;
+//!   instead: centre squares as raw pixels, u8 `[side, side, 3]`, each from a multiple of 4096 on;
 //! * `train-000000.idx`, ...: where each image lies ([`super::shard::index`]);
 //! * the same for `val`;
 //! * `mean.safetensors`: the mean of the training squares, exactly as training would compute it;
@@ -74,7 +74,7 @@ pub struct Progress {
 /// ends it soon; `observe` is told how far it is.
 ///
 /// # Errors
-/// If `out` holds anything else, cannot be written or has no room, or too many files are bad. What
+/// If `out` holds anything else, cannot be written or is full, or too many files are bad. What
 /// is there stays, for the same call to go on with.
 pub fn pack(
     source: &Source,
@@ -274,7 +274,7 @@ impl Packer<'_> {
         [PLAN, LOCK].into_iter().try_for_each(|name| self.remove(name))
     }
 
-    /// Whether the disk has room for the shards that are still to be written.
+    /// Whether the disk has space for the shards that are still to be written.
     fn check_space(&self, missing: &[&ShardPlan]) -> Result<()> {
         // One that is there already is written beside itself, and then takes its place.
         let there = |shard: &ShardPlan| fs::metadata(self.path(&shard.file)).map_or(0, |f| f.len());
@@ -288,7 +288,7 @@ impl Packer<'_> {
                 let [wanted, free] = [wanted, free].map(|bytes| human_bytes(bytes as usize));
                 let about = if self.plan.exact { "" } else { "about " };
                 let reason = format!(
-                    "the set needs {about}{wanted} more, and its disk has {free} free; make room or \
+                    "the set needs {about}{wanted} more, and its disk has {free} free; free some or \
                      choose another disk"
                 );
                 Err(Error::file(self.out, reason))

@@ -31,7 +31,7 @@ pub enum Form {
         /// From 1 to 100.
         quality: u8,
     },
-    /// Centre squares of pixels, u8 `[side, side, 3]`, each from a multiple of 4096 bytes on.
+    /// Centre squares as raw pixels, u8 `[side, side, 3]`, each from a multiple of 4096 bytes on.
     Raw {
         /// Rows and columns.
         side: u32,
