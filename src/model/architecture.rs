@@ -208,12 +208,13 @@ fn check_switches(layers: &[Layer]) -> Result<()> {
         let is_relu = |layer: &Layer| matches!(layer.kind, Kind::Relu(_));
         // These keep what is not positive so. Above, normalisation does not do: its derivative
         // sends something down to such a winner, from its neighbours.
-        let signless = |kind: &Kind| matches!(kind, Kind::Dropout(_) | Kind::MaxPool(_));
-        let keeps = |layer: &&Layer| !signless(&layer.kind) && !matches!(layer.kind, Kind::Lrn(_));
+        let signless =
+            |layer: &Layer| matches!(layer.kind, Kind::Dropout(_)) || layer.pooling().is_some();
+        let keeps = |layer: &&Layer| !signless(layer) && !matches!(layer.kind, Kind::Lrn(_));
         let below = layers[..i].iter().rev().find(keeps).is_some_and(is_relu);
-        let above = layers[i + 1..].iter().find(|layer| !signless(&layer.kind));
+        let above = layers[i + 1..].iter().find(|layer| !signless(layer));
         let above = above.is_some_and(is_relu);
-        if matches!(layer.kind, Kind::MaxPool(_)) && !below && !above {
+        if layer.pooling().is_some() && !below && !above {
             return Err(Error::Network(format!(
                 "layer {}: expected a relu before or after it (its switches tell only positive \
                  winners apart), found none",

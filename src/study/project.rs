@@ -205,7 +205,7 @@ pub fn arrays<B: Backend>(
         }
     }
     for (index, l) in network.layers.iter().enumerate() {
-        if let (Kind::MaxPool(_), Some(bytes)) = (&l.kind, projector.workspace.switches(index)) {
+        if let (Some(_), Some(bytes)) = (l.pooling(), projector.workspace.switches(index)) {
             let mut switches = vec![0; l.output.len()];
             backend.download_bytes(&mut switches, bytes)?;
             let values = switches.iter().map(|s| f32::from(*s)).collect();
