@@ -7,9 +7,11 @@ mod input;
 mod layer;
 mod network;
 mod params;
+mod plan;
 mod rule;
 #[doc(hidden)] // what users need of it is exported here; the rest is for the program and tests
 pub mod weights;
+mod window_buffers;
 mod windows;
 mod workspace;
 
@@ -22,7 +24,8 @@ pub use layer::{
 };
 pub use network::Network;
 pub use params::Params;
+pub use plan::Purpose;
 pub use rule::{LrnRule, Rule};
 pub use weights::{ExternalConfig, Model};
-pub use workspace::{BackwardOptions, Purpose, Workspace};
+pub use workspace::{BackwardOptions, Workspace};
 pub use zfnet_core::Preprocess;
