@@ -463,7 +463,8 @@ pub trait Backend: sealed::Sealed + Send + Sync + Sized + 'static {
 
     // ---- parameters ----
 
-    /// `v = momentum v + (g + weight_decay w); w -= learning_rate v`, unless updates by this state are halted.
+    /// `v = momentum v + (g + weight_decay w); w -= learning_rate v`, unless updates by this state
+    /// are halted.
     fn sgd_step(
         &self,
         w: &mut Tensor<Self>,

@@ -55,8 +55,8 @@ impl<'a, B: Backend> Projector<'a, B> {
         })
     }
 
-    /// Runs forward on crops of preprocessed images: `pixels` is u8 `[images, resize, resize, 3]`, and a crop's
-    /// `image` counts in it.
+    /// Runs forward on crops of preprocessed images: `pixels` is u8 `[images, resize, resize, 3]`,
+    /// and a crop's `image` counts in it.
     ///
     /// # Errors
     /// If a backend operation fails.

@@ -38,8 +38,9 @@ impl<B: Backend> Params<B> {
         Ok(Params { layers: network.layers.iter().map(param).collect::<Result<_>>()? })
     }
 
-    /// Freshly drawn weights, biases zero, the same for one seed (as far as `ln`, `cos` and `sin` are). Each layer has a
-    /// stream of its own, so that a changed layer does not change the others.
+    /// Freshly drawn weights, biases zero, the same for one seed (as far as `ln`, `cos` and `sin`
+    /// are). Each layer has a stream of its own, so that a changed layer does not change the
+    /// others.
     ///
     /// # Errors
     /// If the backend is out of memory.

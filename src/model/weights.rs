@@ -2,9 +2,9 @@
 //! to use them.
 //!
 //! Tensors are `conv1.weight` as OIHW, a transposed convolution's as IOHW, `fc6.weight` as `[out, in]`
-//! with the inputs in C, H, W order, and biases. `preprocess.mean` is the mean that is taken off, HWC; the rest of the
-//! preprocessing, the network's description and the class names are JSON under the metadata's one
-//! key, `zfnet` (one key, so that equal models are equal files).
+//! with the inputs in C, H, W order, and biases. `preprocess.mean` is the mean that is taken off,
+//! HWC; the rest of the preprocessing, the network's description and the class names are JSON under
+//! the metadata's one key, `zfnet` (one key, so that equal models are equal files).
 
 use std::borrow::Cow;
 use std::collections::HashMap;

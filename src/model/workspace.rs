@@ -207,8 +207,8 @@ impl<B: Backend> Workspace<B> {
 
     /// The output of a layer after a forward pass. A convolutional or fully connected layer's output is
     /// taken after the relu that follows it, as its maps are always shown (a transposed one's before
-    /// it); the last layer's is the logits. In training, where a backend pools a first convolution's output at once, there is none
-    /// of that layer: it is the pool's.
+    /// it); the last layer's is the logits. In training, where a backend pools a first
+    /// convolution's output at once, there is none of that layer: it is the pool's.
     pub fn output(&self, layer: usize) -> &Tensor<B> {
         &self.outputs[self.block_of[layer]]
     }

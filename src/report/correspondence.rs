@@ -1,5 +1,5 @@
-//! The page of [`correspondence`](crate::study::correspondence): parts by layers beside the paper's table, and
-//! the covered images.
+//! The page of [`correspondence`](crate::study::correspondence): parts by layers beside the paper's
+//! table, and the covered images.
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -189,8 +189,8 @@ pub(super) struct Page<'a> {
 }
 
 impl<'a> Page<'a> {
-    /// Begins the page of a study in the folder `out`, and takes back what an earlier one said there, so that no
-    /// report shows new pictures under old words.
+    /// Begins the page of a study in the folder `out`, and takes back what an earlier one said
+    /// there, so that no report shows new pictures under old words.
     pub fn new(out: &'a Path, study: &Study, title: String, facts: Facts) -> io::Result<Self> {
         take_back(out)?;
         let (study, paper) = (study.name.into(), study.paper.into());

@@ -133,7 +133,8 @@ fn words(change: Change, amount: f64) -> String {
     }
 }
 
-/// How fast the lowest and the highest layer change at first, in a sentence; none if that of one is not known.
+/// How fast the lowest and the highest layer change at first, in a sentence; none if that of one is
+/// not known.
 fn onsets(found: &Invariance, change: Change) -> Option<String> {
     let Invariance { layers, images, .. } = found;
     let last = layers.len() - 1;

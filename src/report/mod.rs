@@ -1,9 +1,10 @@
 //! Static pages: pictures and numbers become one HTML file and the pictures beside it.
 //!
 //! [`top9`] is the paper's Figure 2 for a network of one's own, [`projections`] the page of single
-//! images, [`figure`] that of any other study, and [`run`] the report of all of them. They can be opened from a disk: no server, no network, nothing fetched by a script.
-//! Names of files, classes and layers are hostile input: maud escapes them in the page,
-//! `inline_json` in the data for the script, and `Slugs` makes them fit for a path.
+//! images, [`figure`] that of any other study, and [`run`] the report of all of them. They can be
+//! opened from a disk: no server, no network, nothing fetched by a script. Names of files, classes
+//! and layers are hostile input: maud escapes them in the page, `inline_json` in the data for the
+//! script, and `Slugs` makes them fit for a path.
 
 pub mod ablation;
 pub mod correspondence;

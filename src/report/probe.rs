@@ -1,5 +1,5 @@
-//! The page of [`probe`](crate::study::probe): accuracy layer by layer beside the paper's Table 7, and in words
-//! where it rises and falls.
+//! The page of [`probe`](crate::study::probe): accuracy layer by layer beside the paper's Table 7,
+//! and in words where it rises and falls.
 
 use std::io;
 use std::path::{Path, PathBuf};

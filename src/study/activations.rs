@@ -91,7 +91,8 @@ pub(super) fn union(lists: &[Vec<u32>]) -> Vec<u32> {
 ///
 /// # Errors
 /// If the images were made smaller than the network looks at them, the rows would take more than
-/// [`LIMIT`], no image is good, images cannot be read, `keep` cannot be written, or a backend operation fails.
+/// [`LIMIT`], no image is good, images cannot be read, `keep` cannot be written, or a backend
+/// operation fails.
 pub fn rows<B: Backend>(
     backend: &B,
     model: &Model<B>,

@@ -76,7 +76,8 @@ pub struct Map {
 /// search has come is kept now and then.
 ///
 /// # Errors
-/// If there are no images, images cannot be read, parts cannot be kept, a backend operation fails, or `each` fails.
+/// If there are no images, images cannot be read, parts cannot be kept, a backend operation fails,
+/// or `each` fails.
 pub fn run<B: Backend>(
     session: &mut Session<'_, B>,
     model: &Model<B>,

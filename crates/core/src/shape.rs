@@ -148,8 +148,8 @@ impl Field {
 
     /// The field of units that a transposed convolution spreads units with this field over. Unit `i`
     /// sees those from `ceil((i + pad - kernel + 1) / stride)` to `floor((i + pad) / stride)`, here more
-    /// or fewer of them and there; this is the smallest field in even steps that holds them all. `None` if the
-    /// steps would be no whole pixels.
+    /// or fewer of them and there; this is the smallest field in even steps that holds them all.
+    /// `None` if the steps would be no whole pixels.
     pub fn through_transposed(self, kernel: usize, stride: usize, pad: usize) -> Option<Field> {
         let jump = self.jump.is_multiple_of(stride).then_some(self.jump / stride)?;
         Some(Field {

@@ -145,8 +145,8 @@ const BLOCKS: u64 = 264;
 /// Into how many parts to split the depth of `tiles` tiles, `steps` steps each: as many as make the
 /// time least, counted in steps of a block. Estimates, not measurements: to fill the stages and to
 /// write the results takes about four steps; partial sums are written and read again, and half a
-/// million take as long as a step (1.4 microseconds, at 3 TB/s). A product that fills the machine four times over is not split, so that
-/// no more than 17 million floats are ever needed.
+/// million take as long as a step (1.4 microseconds, at 3 TB/s). A product that fills the machine
+/// four times over is not split, so that no more than 17 million floats are ever needed.
 fn splits(tiles: u64, steps: u64, outputs: u64) -> u64 {
     let cost = |splits: u64| {
         let waves = (tiles * splits).div_ceil(BLOCKS);
