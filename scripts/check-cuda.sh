@@ -13,8 +13,8 @@ fi
 echo "== kernels: warnings, spills, tensor cores"
 scripts/check-kernels.sh
 echo "== lints and docs with the feature cuda"
-cargo clippy -p zfnet --all-targets --features cuda -- -D warnings
-RUSTDOCFLAGS="-D warnings" cargo doc -p zfnet --no-deps --features cuda
+cargo clippy --release -p zfnet --all-targets --features cuda -- -D warnings
+RUSTDOCFLAGS="-D warnings" cargo doc --release -p zfnet --no-deps --features cuda
 echo "== tests on the stand-in"
 standin=${CARGO_TARGET_DIR:-target}/standin
 tests/standin/build.sh "$standin"
