@@ -81,8 +81,8 @@ pub struct Ensemble {
 /// The errors of several networks, each alone and all averaged.
 ///
 /// # Errors
-/// If too many files are bad, the networks disagree on the number of classes, parts cannot be kept, or the
-/// backend refuses.
+/// If too many files are bad, the networks disagree on the number of classes, parts cannot be kept, or a
+/// backend operation fails.
 ///
 /// # Panics
 /// If there are no candidates.

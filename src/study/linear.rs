@@ -87,7 +87,7 @@ impl Linear {
         weights.zip(&self.bias).map(|(w, bias)| dot(w, row) + bias).collect()
     }
 
-    /// The class of the highest score for each of these rows, the first of equals.
+    /// The class of the highest score for each of these rows; ties go to the first.
     pub fn predict(&self, rows: &Rows, picked: &[usize]) -> Vec<u32> {
         picked.par_iter().map(|&i| argmax(&self.scores(rows.row(i))) as u32).collect()
     }

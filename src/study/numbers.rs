@@ -1,11 +1,11 @@
 //! Small sums over lists of numbers.
 
-/// The place of the largest value, the first of equals; 0 of none.
+/// The index of the largest value; ties go to the first. 0 if there are no values.
 pub(crate) fn argmax<T: PartialOrd>(values: &[T]) -> usize {
     (0..values.len()).fold(0, |best, i| if values[i] > values[best] { i } else { best })
 }
 
-/// The most probable class, the first of equals; `None` if a probability is no number.
+/// The most probable class; ties go to the first. `None` if a probability is NaN.
 pub(crate) fn most_probable(probabilities: &[f64]) -> Option<usize> {
     let is_number = |p: &f64| !p.is_nan();
     probabilities.iter().all(is_number).then(|| argmax(probabilities))

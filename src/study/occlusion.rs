@@ -135,7 +135,7 @@ pub struct Reading {
     pub activity: f32,
     /// Probability of the image's class.
     pub probability: f64,
-    /// The most probable class, the first of equals.
+    /// The most probable class; ties go to the first.
     pub label: usize,
 }
 
@@ -150,7 +150,7 @@ impl Occluded {
             && self.map < maps
     }
 
-    /// Where the probability is lowest, as row and column in `corners`, the first of equals; `None` if
+    /// Where the probability is lowest, as row and column in `corners`; ties go to the first. `None` if
     /// it is nowhere lower than without the square.
     pub fn drop(&self) -> Option<[usize; 2]> {
         let mut lowest = (self.before.probability, None);
