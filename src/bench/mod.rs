@@ -18,8 +18,8 @@ use crate::backend::{
     Backend, Crop, Dropout, Param, ReluRule, SeedUnit, SgdConstants, StepState, Tensor,
 };
 use crate::model::{
-    Conv, FullyConnected, InputStage, Kind, Layer, MaxPool, Model, Network, Params, Preprocess,
-    Purpose, Rule, Workspace,
+    Conv, InputStage, Kind, Layer, MaxPool, Model, Network, Params, Preprocess, Purpose, Rule,
+    Workspace,
 };
 use crate::shape::{PoolDims, Shape};
 use crate::train::Trainer;
@@ -261,7 +261,7 @@ fn operations(layer: &Layer, index: usize, batch: usize, bytes: f64) -> Vec<(&'s
     let (x, y) = (bytes * count(layer.input), bytes * count(layer.output));
     let switches = count(layer.output);
     match &layer.kind {
-        Kind::Conv(Conv { dims, .. }) | Kind::FullyConnected(FullyConnected { dims, .. }) => {
+        Kind::Conv(Conv { dims, .. }) | Kind::FullyConnected(Conv { dims, .. }) => {
             let flops = Work::Flops(2.0 * dims.with_n(batch).multiply_adds() as f64);
             let parameters = layer.parameters() as f64;
             let mut rows = vec![("forward", flops), ("backward-filter", flops)];
@@ -344,10 +344,7 @@ impl Case<'_> {
         let mut x = noise(backend, layer.input.with_n(n))?;
         let mut y = noise(backend, layer.output.with_n(n))?;
         Ok(match (layer.kind, self.op) {
-            (
-                Kind::Conv(Conv { dims, .. }) | Kind::FullyConnected(FullyConnected { dims, .. }),
-                op,
-            ) => {
+            (Kind::Conv(Conv { dims, .. }) | Kind::FullyConnected(Conv { dims, .. }), op) => {
                 let dims = dims.with_n(n);
                 let mut scratch = backend.scratch(&[dims])?;
                 let mut w = Param::weights(backend, &dims)?;

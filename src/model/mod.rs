@@ -19,8 +19,8 @@ pub use architecture::{Architecture, Input};
 pub use deconvnet::{Projector, Seed, strongest};
 pub use input::{InputStage, Normaliser};
 pub use layer::{
-    Conv, ConvSpec, ConvTranspose, ConvTransposeSpec, Dropout, DropoutSpec, FcSpec, FullyConnected,
-    Kind, Layer, LayerSpec, LrnSpec, MaxPool, MaxPoolSpec, Pad, Relu, ReluSpec,
+    Conv, ConvSpec, ConvTranspose, ConvTransposeSpec, Dropout, DropoutSpec, FcSpec, Kind, Layer,
+    LayerSpec, LrnSpec, MaxPool, MaxPoolSpec, Pad, Relu, ReluSpec,
 };
 pub use network::Network;
 pub use params::Params;

@@ -4,9 +4,7 @@
 use crate::common::{network, values, widen};
 use zfnet::backend::{Backend, StepState};
 use zfnet::model::weights::ExternalConfig;
-use zfnet::model::{
-    Architecture, Conv, Dropout, FullyConnected, Kind, Model, Network, Params, Preprocess,
-};
+use zfnet::model::{Architecture, Conv, Dropout, Kind, Model, Network, Params, Preprocess};
 use zfnet::train::Trainer;
 use zfnet_core::tensors::deserialize;
 
@@ -79,7 +77,7 @@ fn zfnet_is_the_papers() {
             }
             Kind::Dropout(Dropout { rate }) => assert_eq!(rate, 0.5),
             Kind::Conv(Conv { rms_limit, .. }) => assert_eq!(rms_limit, 0.1),
-            Kind::FullyConnected(FullyConnected { rms_limit, .. }) => assert_eq!(rms_limit, 0.0),
+            Kind::FullyConnected(Conv { rms_limit, .. }) => assert_eq!(rms_limit, 0.0),
             _ => {}
         }
     }

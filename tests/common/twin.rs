@@ -2,7 +2,7 @@
 //! they can be checked by reading.
 
 use zfnet::backend::{Lrn, NOT_POSITIVE, ReluRule};
-use zfnet::model::{Conv, ConvTranspose, FullyConnected, Kind, LrnRule, MaxPool, Network, Rule};
+use zfnet::model::{Conv, ConvTranspose, Kind, LrnRule, MaxPool, Network, Rule};
 use zfnet::shape::{ConvDims, PoolDims, Windows};
 
 /// Weights and biases of each layer that has them.
@@ -235,7 +235,7 @@ pub fn forward(network: &Network, params: &HostParams, n: usize, input: Vec<f64>
         let x = walk.values.last().unwrap();
         let mut switches = Vec::new();
         let y = match &layer.kind {
-            Kind::Conv(Conv { dims, .. }) | Kind::FullyConnected(FullyConnected { dims, .. }) => {
+            Kind::Conv(Conv { dims, .. }) | Kind::FullyConnected(Conv { dims, .. }) => {
                 let [weight, bias] = param.as_ref().unwrap();
                 conv(&dims.with_n(n), x, weight, Some(bias))
             }
@@ -275,7 +275,7 @@ pub fn backward(
     for (i, layer) in network.layers.iter().enumerate().take(from + 1).rev() {
         let (x, y) = (&walk.values[i], &walk.values[i + 1]);
         dy = match &layer.kind {
-            Kind::Conv(Conv { dims, .. }) | Kind::FullyConnected(FullyConnected { dims, .. }) => {
+            Kind::Conv(Conv { dims, .. }) | Kind::FullyConnected(Conv { dims, .. }) => {
                 let dims = &dims.with_n(walk.n);
                 gradients[i] = Some(conv_filter(dims, &dy, x));
                 conv_data(dims, &dy, &params[i].as_ref().unwrap()[0])

@@ -29,7 +29,7 @@ pub struct ConvSpec {
     pub rms_limit: Option<f32>,
 }
 
-/// Convolution with bias.
+/// Convolution with bias; a fully connected layer is one too.
 #[derive(Clone, Copy, Debug)]
 pub struct Conv {
     /// Its sizes, for one image.
@@ -77,47 +77,43 @@ impl Operation for Conv {
     }
 
     fn forward<B: Backend>(&self, pass: Forward<'_, B>) -> Result<()> {
-        forward(&self.dims, pass)
+        let Forward { backend, y, x, param, relu, common: Common { scratch, .. }, .. } = pass;
+        let Param { weight, bias } = param.expect("a convolution has weights");
+        backend.conv_forward(
+            y,
+            x,
+            weight,
+            Some(bias),
+            relu,
+            &self.dims.with_n(x.shape().n),
+            scratch,
+        )
     }
 
     fn backward<B: Backend>(&self, pass: Backward<'_, B>) -> Result<Output> {
-        backward(&self.dims, pass)
+        let Backward { backend, dx, dy, x, param, gradient, accumulate, to_input, common, .. } =
+            pass;
+        let dims = &self.dims.with_n(dy.shape().n);
+        if let Some(gradient) = gradient {
+            backend.conv_backward_filter(gradient, dy, x, accumulate, dims, common.scratch)?;
+        }
+        if !to_input {
+            return Ok(Output::Nothing);
+        }
+        let weight = &param.expect("a convolution has weights").weight;
+        dx.reshape(dims.input());
+        backend.conv_backward_data(dx, dy, weight, dims, common.scratch)?;
+        Ok(Output::Dx)
     }
 
     fn input_windows(&self, map: [u32; 2], output: &Windows) -> Option<Windows> {
-        Some(input_windows(&self.dims, map, output))
+        let ConvDims { r, s, stride, pad, .. } = self.dims;
+        Some(output.below(map, [r, s], stride, pad))
     }
 
     fn shrink_to_windows(&mut self, size: [u32; 2]) {
         self.dims = self.dims.windowed(size);
     }
-}
-
-// A fully connected layer does the same.
-
-pub(super) fn forward<B: Backend>(dims: &ConvDims, pass: Forward<'_, B>) -> Result<()> {
-    let Forward { backend, y, x, param, relu, common: Common { scratch, .. }, .. } = pass;
-    let Param { weight, bias } = param.expect("a convolution has weights");
-    backend.conv_forward(y, x, weight, Some(bias), relu, &dims.with_n(x.shape().n), scratch)
-}
-
-pub(super) fn backward<B: Backend>(dims: &ConvDims, pass: Backward<'_, B>) -> Result<Output> {
-    let Backward { backend, dx, dy, x, param, gradient, accumulate, to_input, common, .. } = pass;
-    let dims = &dims.with_n(dy.shape().n);
-    if let Some(gradient) = gradient {
-        backend.conv_backward_filter(gradient, dy, x, accumulate, dims, common.scratch)?;
-    }
-    if !to_input {
-        return Ok(Output::Nothing);
-    }
-    let weight = &param.expect("a convolution has weights").weight;
-    dx.reshape(dims.input());
-    backend.conv_backward_data(dx, dy, weight, dims, common.scratch)?;
-    Ok(Output::Dx)
-}
-
-pub(super) fn input_windows(dims: &ConvDims, map: [u32; 2], output: &Windows) -> Windows {
-    output.below(map, [dims.r, dims.s], dims.stride, dims.pad)
 }
 
 /// Sizes of a convolution of one image.

@@ -3,11 +3,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::conv::{backward, conv_dims, forward, input_windows};
-use super::{Backward, Forward, Kind, Operation, Output, Place, Planned, Spec};
+use super::conv::conv_dims;
+use super::{Conv, Kind, Place, Planned, Spec};
 use crate::Result;
-use crate::backend::Backend;
-use crate::shape::{ConvDims, Field, Shape, Windows};
+use crate::shape::{Field, Shape};
 
 /// A fully connected layer, as a description has it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -21,15 +20,6 @@ pub struct FcSpec {
     /// Limit of each row's RMS; none by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rms_limit: Option<f32>,
-}
-
-/// A fully connected layer.
-#[derive(Clone, Copy, Debug)]
-pub struct FullyConnected {
-    /// Sizes of the convolution that it is, for one image.
-    pub dims: ConvDims,
-    /// Limit of each row's RMS; 0 for none.
-    pub rms_limit: f32,
 }
 
 impl Spec for FcSpec {
@@ -66,37 +56,7 @@ impl Spec for FcSpec {
         let (input, output) = (place.input, Shape::vector(outputs));
         let dims = conv_dims(input, output, [input.h, input.w], 1, [0, 0], 1);
         let rms_limit = self.rms_limit.unwrap_or(0.0);
-        let kind = Kind::FullyConnected(FullyConnected { dims, rms_limit });
+        let kind = Kind::FullyConnected(Conv { dims, rms_limit });
         Ok(Planned { kind, output, field: [Field::whole(place.size); 2] })
-    }
-}
-
-impl Operation for FullyConnected {
-    fn convolution(&self) -> Option<&ConvDims> {
-        Some(&self.dims)
-    }
-
-    fn has_bias(&self) -> bool {
-        true
-    }
-
-    fn rms_limit(&self) -> f32 {
-        self.rms_limit
-    }
-
-    fn forward<B: Backend>(&self, pass: Forward<'_, B>) -> Result<()> {
-        forward(&self.dims, pass)
-    }
-
-    fn backward<B: Backend>(&self, pass: Backward<'_, B>) -> Result<Output> {
-        backward(&self.dims, pass)
-    }
-
-    fn input_windows(&self, map: [u32; 2], output: &Windows) -> Option<Windows> {
-        Some(input_windows(&self.dims, map, output))
-    }
-
-    fn shrink_to_windows(&mut self, size: [u32; 2]) {
-        self.dims = self.dims.windowed(size);
     }
 }

@@ -19,7 +19,7 @@ pub use conv::{Conv, ConvSpec};
 pub(super) use conv_pool::ConvPool;
 pub use conv_transpose::{ConvTranspose, ConvTransposeSpec};
 pub use dropout::{Dropout, DropoutSpec};
-pub use fc::{FcSpec, FullyConnected};
+pub use fc::FcSpec;
 pub use lrn::LrnSpec;
 pub use pool::{MaxPool, MaxPoolSpec};
 pub use relu::{Relu, ReluSpec};
@@ -65,8 +65,8 @@ pub enum Kind {
     Conv(Conv),
     /// Transposed convolution.
     ConvTranspose(ConvTranspose),
-    /// Fully connected.
-    FullyConnected(FullyConnected),
+    /// Fully connected: a convolution whose filter covers its input.
+    FullyConnected(Conv),
     /// max(x, 0).
     Relu(Relu),
     /// Max pooling.
