@@ -13,14 +13,14 @@ use common::{Random, is_stand_in, mini, random_params};
 use zfnet::backend::{Backend, Crop, SeedUnit, StepState};
 use zfnet::data::Split;
 use zfnet::data::images::ReadOptions;
-use zfnet::data::loader::{Bad, Loader, Plan};
+use zfnet::data::loader::{Bad, BatchPlan, Loader};
 use zfnet::data::order::permutation;
 use zfnet::data::set::DataSet;
 use zfnet::data::shard::Io;
 use zfnet::model::{Model, Network, Params, Preprocess, Purpose, Rule, Workspace};
 use zfnet::train::Trainer;
 
-on_every_backend!(steps_and_walks_allocate_no_tensors);
+on_every_backend!(steps_and_passes_allocate_no_tensors);
 
 /// The system's allocator, counting while it is told to.
 struct Counting;
@@ -100,7 +100,8 @@ fn a_loader_keeps_to_its_ring() {
             let images = Arc::new(set.images(Split::Train, options).unwrap());
             let epoch = |epoch| {
                 let order = permutation(1, epoch, images.len()).repeat(3);
-                let mut loader = Loader::new(images.clone(), Plan::new(order, 8, Bad::Replace), 1);
+                let mut loader =
+                    Loader::new(images.clone(), BatchPlan::new(order, 8, Bad::Replace), 1);
                 let take = |loader: &mut Loader, batches: usize| {
                     for _ in 0..batches {
                         let batch = loader.next_batch().unwrap().unwrap();
@@ -129,7 +130,7 @@ fn a_loader_keeps_to_its_ring() {
     }
 }
 
-fn steps_and_walks_allocate_no_tensors<B: Backend>(backend: &B) {
+fn steps_and_passes_allocate_no_tensors<B: Backend>(backend: &B) {
     let _turn = TURN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     assert!(counted(|| drop(vec![1u8; 100_000])).0 >= 100_000, "the allocator counts");
 
@@ -147,12 +148,12 @@ fn steps_and_walks_allocate_no_tensors<B: Backend>(backend: &B) {
     let params = random_params(backend, &network, 1);
     let mut workspace = Workspace::new(backend, &network, Purpose::Infer, samples).unwrap();
     let mut logits = vec![0.0; samples * network.classes()];
-    let mut walk = || {
+    let mut pass = || {
         workspace.forward(backend, &params).unwrap();
         backend.download(&mut logits, workspace.logits()).unwrap();
     };
-    walk();
-    let (largest, total) = counted(walk);
+    pass();
+    let (largest, total) = counted(pass);
     assert!(largest <= LARGEST_ALLOWED, "a forward pass allocates {largest} bytes at once");
     assert!(total <= TOTAL_ALLOWED, "a forward pass allocates {total} bytes");
 

@@ -12,7 +12,7 @@ use super::Spread;
 use crate::backend::Crop;
 use crate::data::Split;
 use crate::data::images::{Images, ReadOptions, Scratch};
-use crate::data::loader::{Bad, Loader, Plan};
+use crate::data::loader::{Bad, BatchPlan, Loader};
 use crate::data::order::{permutation, training_crop};
 use crate::data::pack::{Options, Plan as PackPlan, default_mean_side, pack};
 use crate::data::set::DataSet;
@@ -56,7 +56,7 @@ pub struct Settings {
 
 /// A row.
 #[derive(Clone, Debug, Serialize)]
-pub struct Row {
+pub struct LoaderRow {
     /// `loader/NAME/square` or `loader/NAME/batch/WORKERS`, with `/cold` where it is.
     pub id: String,
     /// Images of a pass.
@@ -90,7 +90,13 @@ pub fn copy_gbytes() -> f64 {
 ///
 /// # Errors
 /// If the data cannot be read.
-pub fn measure(name: &str, data: &Path, what: What, settings: &Settings, copy: f64) -> Result<Row> {
+pub fn measure(
+    name: &str,
+    data: &Path,
+    what: What,
+    settings: &Settings,
+    copy: f64,
+) -> Result<LoaderRow> {
     let set = DataSet::open(data)?;
     let open = || {
         let Settings { side, io, .. } = *settings;
@@ -133,7 +139,7 @@ pub fn measure(name: &str, data: &Path, what: What, settings: &Settings, copy: f
         What::Square => (String::from("square"), settings.cold),
         What::Batch => (format!("batch/{}", settings.workers), settings.cold),
     };
-    Ok(Row {
+    Ok(LoaderRow {
         id: format!("loader/{name}/{kind}{}", if cold { "/cold" } else { "" }),
         images: seen,
         images_per_second: rate,
@@ -165,7 +171,7 @@ fn batches(
 ) -> Result<()> {
     let Preprocess { size, resize: side, .. } = *preprocess;
     let mut out = vec![0; settings.batch * size * size * 3];
-    let plan = Plan::new(order, settings.batch, Bad::Replace);
+    let plan = BatchPlan::new(order, settings.batch, Bad::Replace);
     let mut loader = Loader::new(images.clone(), plan, settings.workers);
     while let Some(batch) = loader.next_batch()? {
         let squares = batch.pixels().chunks_exact(side * side * 3);

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde::Serialize;
-use zfnet::bench::loader::{Row, Settings, What, copy_gbytes, example, measure};
+use zfnet::bench::loader::{LoaderRow, Settings, What, copy_gbytes, example, measure};
 
 use super::IoName;
 
@@ -46,7 +46,7 @@ pub struct BenchLoader {
 struct All {
     cores: usize,
     copy_gbytes: f64,
-    rows: Vec<Row>,
+    rows: Vec<LoaderRow>,
 }
 
 pub fn run(args: BenchLoader) -> Result<ExitCode> {
@@ -92,7 +92,7 @@ pub fn run(args: BenchLoader) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn print(row: &Row) {
+fn print(row: &LoaderRow) {
     println!(
         "{:<44} {:>9.1} images/s ±{:>2.0} % {:>8.2} GB/s of squares, {:>5.1} % of a copy",
         row.id,

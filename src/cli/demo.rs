@@ -103,7 +103,8 @@ impl OnDevice for Demo {
         let facts = facts(&of_mini, Some(&of_linear));
         let page = page(backend, &folder, mini, &out, facts, None)?;
         println!(
-            "zfnet-mini: {:.1} % right; a linear classifier on pixels: {:.1} % ({} validation pictures)",
+            "top-1 accuracy: zfnet-mini {:.1} %, a linear classifier on pixels {:.1} % ({} validation \
+             pictures)",
             100.0 * (1.0 - of_mini.top1_error),
             100.0 * (1.0 - of_linear.top1_error),
             of_mini.images
@@ -215,10 +216,10 @@ fn page<B: Backend>(
 }
 
 fn facts(own: &Evaluation, linear: Option<&Evaluation>) -> Vec<(String, String)> {
-    let right = |e: &Evaluation| format!("{:.1} % right", 100.0 * (1.0 - e.top1_error));
-    let mut facts = vec![("validation".to_owned(), right(own))];
+    let accuracy = |e: &Evaluation| format!("top-1 accuracy {:.1} %", 100.0 * (1.0 - e.top1_error));
+    let mut facts = vec![("validation".to_owned(), accuracy(own))];
     if let Some(linear) = linear {
-        facts.push(("linear classifier on pixels".into(), right(linear)));
+        facts.push(("linear classifier on pixels".into(), accuracy(linear)));
     }
     facts
 }

@@ -348,7 +348,15 @@ impl Display {
                 self.progress.show(&what, state.batch, self.steps_per_epoch, &more);
             }
             Event::Validation(done, total) => self.progress.show("validate", *done, *total, ""),
-            Event::Epoch { state, train_loss, validation, rate, next_rate, elapsed, waiting } => {
+            Event::Epoch {
+                state,
+                train_loss,
+                validation,
+                learning_rate,
+                next_learning_rate,
+                elapsed,
+                waiting,
+            } => {
                 let seconds = elapsed.as_secs_f64().max(1e-9);
                 self.progress.line(&format!(
                     "epoch {}: train loss {train_loss:.4}, val loss {:.4}, top-1 error {:.2} %, \
@@ -361,8 +369,9 @@ impl Display {
                     self.samples as f64 / seconds,
                     100.0 * waiting.as_secs_f64() / seconds
                 ));
-                if rate != next_rate {
-                    self.progress.line(&format!("learning rate: {rate} -> {next_rate}"));
+                if learning_rate != next_learning_rate {
+                    self.progress
+                        .line(&format!("learning rate: {learning_rate} -> {next_learning_rate}"));
                 }
                 self.samples = 0;
             }

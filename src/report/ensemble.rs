@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::figure::{Page, Section, Table};
 use super::{fact, fact_named};
-use crate::study::ensemble::{Ensemble, Errors, Row, STUDY};
+use crate::study::ensemble::{Ensemble, EnsembleRow, Errors, STUDY};
 
 /// The paper's Table 2: top-1 and top-5 error on the validation set, top-5 error on the test set, in
 /// per cent.
@@ -41,7 +41,7 @@ pub fn write(out: &Path, found: &Ensemble) -> io::Result<PathBuf> {
         "study": STUDY.name, "data": fact_named(facts, "Data"), "precision": precision, "rows": rows,
     });
     page.file("ensemble.json", "all rows, as shares", &serde_json::to_vec_pretty(&json)?)?;
-    let both = |row: &Row| [(1, row.one_crop), (10, row.ten_crops)];
+    let both = |row: &EnsembleRow| [(1, row.one_crop), (10, row.ten_crops)];
     let lines = rows.iter().flat_map(|row| {
         both(row).map(|(crops, Errors { top1_error, top5_error, images })| {
             let numbers = [top1_error.to_string(), top5_error.to_string(), images.to_string()];
@@ -57,7 +57,7 @@ fn beside_the_paper(found: &Ensemble) -> Table {
     let Ensemble { classes, rows, .. } = found;
     let percent = |share: f64| format!("{:.1}", share * 100.0);
     let ours = rows.iter().map(|row| {
-        let Row { name, one_crop: one, ten_crops: ten } = row;
+        let EnsembleRow { name, one_crop: one, ten_crops: ten } = row;
         let errors = [one.top1_error, one.top5_error, ten.top1_error, ten.top5_error];
         let mut cells = vec![name.clone()];
         cells.extend(errors.map(percent));

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use super::figure::{PROJECTION_CONTRAST, Page, Picture, Section, Table};
 use crate::picture::Image;
 use crate::study::evolution::{Evolution, STUDY, Snapshot, Strongest};
-use crate::study::peaks::Peak;
+use crate::study::peaks::ProjectedPeak;
 
 /// Smaller tiles are enlarged by a whole factor to at least this side.
 const SMALLEST: usize = 64;
@@ -108,7 +108,7 @@ fn write_numbers(page: &mut Page<'_>, snapshots: &[Snapshot]) -> io::Result<()> 
         match &unit.peak {
             None => row.extend(["0".to_owned()].into_iter().chain((0..8).map(|_| String::new()))),
             Some(peak) => {
-                let Peak { value, image, class, y, x, patch, .. } = peak;
+                let ProjectedPeak { value, image, class, y, x, patch, .. } = peak;
                 row.extend([value.to_string(), image.clone(), class.clone()]);
                 row.extend([y.to_string(), x.to_string()]);
                 row.extend(patch.map(|edge| edge.to_string()));

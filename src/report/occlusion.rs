@@ -25,12 +25,12 @@ pub fn write(out: &Path, found: &Occlusion) -> io::Result<PathBuf> {
     let mut facts = facts.clone();
     facts.extend([
         fact("Square", format!("{square} of {size} pixels, every {}", settings.stride)),
-        fact("Filled with", covering(settings.fill)),
+        fact("Fill value", covering(settings.fill)),
         fact("Layer", layer),
     ]);
     let mut page = Page::new(out, &STUDY, format!("What {network} looks at"), facts)?;
     page.figure.how = vec![
-        "A square is laid over the image, at one place after another, and the network looks again. \
+        "A square is laid over the image, at one position after another, and the network looks again. \
          Each map below has the geometry of the image: the colour at a point is what was noted with \
          the square’s centre there. Where no centre can come, since the square does not leave the \
          image, a map is grey; a square that covers everything has one place, which stands for all."
@@ -69,9 +69,9 @@ fn inside(found: &Occlusion) -> Table {
     Table {
         caption: "Does the probability fall most with the square’s centre inside the object’s box?"
             .into(),
-        head: ["image", "class", "inside", "places that are"].map(String::from).into(),
+        head: ["image", "class", "inside", "positions inside"].map(String::from).into(),
         notes: vec![format!(
-            "Inside in {count} of {}; at places drawn by chance it would be {expected:.1}. {} of the \
+            "Inside in {count} of {}; at positions drawn by chance it would be {expected:.1}. {} of the \
              images have no box.",
             rows.len(),
             images.len() - rows.len()
@@ -169,8 +169,8 @@ fn section(
         vec![colour_of(*label).1.into(), classes[*label].clone(), format!("{share:.0} %")]
     });
     let table = Table {
-        caption: "Most probable class, by the square’s place".into(),
-        head: ["colour", "class", "share of places"].map(String::from).into(),
+        caption: "Most probable class, by the square’s position".into(),
+        head: ["colour", "class", "share of positions"].map(String::from).into(),
         rows: rows.collect(),
         notes: Vec::new(),
     };
@@ -194,7 +194,7 @@ fn section(
     Ok(Section {
         title: format!("{class}: {}", image.name),
         text: vec![format!(
-            "A square of {square} of {size} pixels, at {} places. {drop}{known}",
+            "A square of {square} of {size} pixels, at {} positions. {drop}{known}",
             places.len()
         )],
         pictures,
@@ -283,6 +283,6 @@ fn write_numbers(page: &mut Page<'_>, found: &Occlusion) -> io::Result<()> {
     let facts: BTreeMap<&str, &str> =
         page.figure.facts.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
     let json = serde_json::json!({ "made_with": facts, "images": images });
-    let holds = "the same, with what was noted without it";
+    let holds = "the same, with what was measured without it";
     page.file("occlusion.json", holds, &serde_json::to_vec(&json)?)
 }

@@ -24,8 +24,8 @@ use super::{
 };
 use crate::disk::write_atomic;
 use crate::picture::Image;
-pub use crate::study::features::{Layer, Map};
-pub use crate::study::peaks::Peak;
+pub use crate::study::features::{FeatureLayer, Map};
+pub use crate::study::peaks::ProjectedPeak;
 
 const SCRIPT: &str = include_str!("page.js");
 
@@ -52,7 +52,7 @@ pub struct Top9 {
     #[serde(flatten)]
     pub header: Header,
     /// In the order of the page.
-    pub layers: Vec<Layer>,
+    pub layers: Vec<FeatureLayer>,
 }
 
 /// What was looked at, with what.
@@ -87,7 +87,7 @@ pub struct Header {
 pub fn write(out: &Path, top9: &Top9) -> io::Result<PathBuf> {
     let mut writer = Writer::new(out, top9.header.clone())?;
     for layer in &top9.layers {
-        writer.layer(Layer { rows: Vec::new(), ..layer.clone() })?;
+        writer.layer(FeatureLayer { rows: Vec::new(), ..layer.clone() })?;
         for map in &layer.rows {
             writer.map(map.clone())?;
         }
@@ -107,7 +107,7 @@ pub struct Writer {
 
 /// A layer without its pictures, and how they lie in its sheets (None: no map fired).
 struct Finished {
-    layer: Layer,
+    layer: FeatureLayer,
     slug: String,
     grid: Option<Grid>,
 }
@@ -143,7 +143,7 @@ impl Writer {
     }
 
     /// Starts the next layer. Rows it brings along are written, and `map` adds more.
-    pub fn layer(&mut self, mut layer: Layer) -> io::Result<()> {
+    pub fn layer(&mut self, mut layer: FeatureLayer) -> io::Result<()> {
         self.close_layer()?;
         let rows = std::mem::take(&mut layer.rows);
         let slug = self.slugs.make(&layer.name);
@@ -183,12 +183,12 @@ impl Writer {
     /// Writes the page and the data. Until then the pages of an earlier call stay as they were.
     pub fn finish(mut self) -> io::Result<PathBuf> {
         self.close_layer()?;
-        let layers: Vec<&Layer> = self.done.iter().map(|f| &f.layer).collect();
+        let layers: Vec<&FeatureLayer> = self.done.iter().map(|f| &f.layer).collect();
         #[derive(Serialize)]
         struct Data<'a> {
             #[serde(flatten)]
             header: &'a Header,
-            layers: Vec<&'a Layer>,
+            layers: Vec<&'a FeatureLayer>,
         }
         let json = serde_json::to_vec(&Data { header: &self.header, layers })?;
         write_atomic(&self.out.join(FILE), &json)?;
@@ -320,7 +320,7 @@ pub(super) struct Embedded {
 pub(super) fn embed(out: &Path, name: &str) -> io::Result<Embedded> {
     let data: Top9 = serde_json::from_slice(&fs::read(out.join(name).join(FILE))?)?;
     let mut slugs = Slugs::default();
-    let finished = |layer: Layer| {
+    let finished = |layer: FeatureLayer| {
         let fired = layer.rows.iter().any(|map| !map.peaks.is_empty());
         let grid = fired.then(|| Grid::new(layer.field));
         Finished { slug: slugs.make(&layer.name), layer, grid }
@@ -425,8 +425,8 @@ fn glyph(input: usize, field: usize) -> Markup {
     }
 }
 
-fn geometry(input: usize, layer: &Layer) -> String {
-    let Layer { field, jump, start, .. } = layer;
+fn geometry(input: usize, layer: &FeatureLayer) -> String {
+    let FeatureLayer { field, jump, start, .. } = layer;
     let mut text = format!("A patch is {field} × {field} pixels");
     if input > 0 {
         text += &format!(" of the {input} × {input} input");
@@ -444,7 +444,7 @@ fn geometry(input: usize, layer: &Layer) -> String {
     text + "."
 }
 
-fn count(layer: &Layer, dead: usize) -> String {
+fn count(layer: &FeatureLayer, dead: usize) -> String {
     let shown = layer.rows.len();
     let mut text = match shown == layer.maps {
         true => format!("All {} are shown", plural(layer.maps, "map")),
@@ -530,7 +530,7 @@ fn for_script<'a>(header: &Header, layers: &'a [Finished], folder: &'a str) -> F
             let width = g.size(g.blocks).0;
             [g.tile, g.gutter, g.pitch(), COLUMNS, g.blocks, width, g.enlarged.into()]
         });
-        let Layer { name, maps, .. } = &f.layer;
+        let FeatureLayer { name, maps, .. } = &f.layer;
         data.push(LayerForScript { name, slug: &f.slug, maps: *maps, grid, rows });
     }
     ForScript {

@@ -49,7 +49,7 @@ pub fn write(out: &Path, found: &Transfer) -> io::Result<PathBuf> {
             .into(),
         "Beside it stands the same network trained on the same images from random weights, all of it, \
          by the checkpoint’s recipe but for the number of updates; and, if asked for, one that starts \
-         with the checkpoint’s weights, at a tenth of the rate."
+         with the checkpoint’s weights, at a tenth of the learning rate."
             .into(),
         "Each fold takes the next stretch of one order of a class's images; a smaller number of \
          training images is a part of a larger one."

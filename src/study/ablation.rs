@@ -67,14 +67,14 @@ const MAX_SLUG: usize = 64;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Variants {
     /// As many as are trained.
-    pub rows: Vec<Row>,
+    pub rows: Vec<VariantPlan>,
     /// The file's note.
     pub note: String,
 }
 
 /// One network to train.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Row {
+pub struct VariantPlan {
     /// What it is called in the table.
     pub name: String,
     /// The name of its run's folder.
@@ -149,7 +149,7 @@ fn build(config: Config, path: &Path) -> Result<Variants> {
         return Err(Error::Network("expected at least one [[variant]], found none".into()));
     }
     let name = format!("{} (base)", base.name);
-    let mut rows = vec![Row { name, slug: BASE.into(), architecture: base, paper }];
+    let mut rows = vec![VariantPlan { name, slug: BASE.into(), architecture: base, paper }];
     for variant in variants {
         let name = variant.name.clone();
         let row = vary(&network, variant).and_then(|row| {
@@ -164,7 +164,7 @@ fn build(config: Config, path: &Path) -> Result<Variants> {
         });
         rows.push(row.map_err(|error| of_variant(&name, error))?);
     }
-    for Row { name, paper, .. } in &rows {
+    for VariantPlan { name, paper, .. } in &rows {
         for error in paper.iter().flat_map(|paper| [paper.train, paper.val, paper.top5]) {
             if !(0.0..=100.0).contains(&error) {
                 let reason =
@@ -206,7 +206,7 @@ fn changed(recipe: &Recipe, mut changes: toml::Table) -> Result<Recipe> {
 
 /// The base with a variant's changes. Layers are called as in the base, also those that are named by
 /// their number.
-fn vary(base: &Network, variant: Variant) -> Result<Row> {
+fn vary(base: &Network, variant: Variant) -> Result<VariantPlan> {
     let Variant { name, drop, channels, paper } = variant;
     let wrong = |reason: String| Err(Error::Network(reason));
     let last = base.layers.len() - 1;
@@ -269,7 +269,7 @@ fn vary(base: &Network, variant: Variant) -> Result<Row> {
         layers,
         ..base.architecture.clone()
     };
-    Ok(Row { name, slug, architecture, paper })
+    Ok(VariantPlan { name, slug, architecture, paper })
 }
 
 /// A name made fit for a path.
@@ -381,7 +381,7 @@ pub fn run<B: Backend>(
             architecture: Architecture { description: String::new(), ..architecture },
         });
     }
-    let run_of = |row: &Row| Path::new("runs").join(&row.slug);
+    let run_of = |row: &VariantPlan| Path::new("runs").join(&row.slug);
     let mut known = Vec::new();
     for (row, record) in rows.iter().zip(&records) {
         known.push(same(&out.join(run_of(row)).join(BEGUN), record)?);

@@ -20,7 +20,7 @@ use super::extractor::FeatureExtractor;
 use super::fingerprint;
 use crate::backend::Backend;
 use crate::data::images::Images;
-use crate::data::loader::{Bad, Loader, Plan};
+use crate::data::loader::{Bad, BatchPlan, Loader};
 use crate::data::shard::manifest::Form;
 use crate::model::Model;
 use crate::{Error, Result, human_bytes};
@@ -182,7 +182,7 @@ fn extract<B: Backend>(
             Rows { width, values, ..Rows::default() }
         })
         .collect();
-    let plan = Plan::new(wanted.to_vec(), BATCH, Bad::Skip);
+    let plan = BatchPlan::new(wanted.to_vec(), BATCH, Bad::Skip);
     let mut loader = Loader::new(images.clone(), plan, workers);
     let mut seen = 0;
     while let Some(batch) = loader.next_batch()? {

@@ -56,7 +56,7 @@ impl From<Evaluation> for Errors {
 
 /// A row of the table.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Row {
+pub struct EnsembleRow {
     /// The network, or how many were averaged.
     pub name: String,
     /// With the centre crop.
@@ -75,7 +75,7 @@ pub struct Ensemble {
     /// Number of classes, the same for all networks.
     pub classes: usize,
     /// Each network alone, then all averaged.
-    pub rows: Vec<Row>,
+    pub rows: Vec<EnsembleRow>,
 }
 
 /// The errors of several networks, each alone and all averaged.
@@ -136,7 +136,11 @@ pub fn run<B: Backend>(
     }
     let rows = found
         .chunks_exact(2)
-        .map(|pair| Row { name: pair[0].0.clone(), one_crop: pair[0].1, ten_crops: pair[1].1 })
+        .map(|pair| EnsembleRow {
+            name: pair[0].0.clone(),
+            one_crop: pair[0].1,
+            ten_crops: pair[1].1,
+        })
         .collect();
     Ok(Ensemble {
         facts: session.facts.clone(),

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::peaks::{BATCH, Chosen, Peak, Searched, must_be_images, pictures, search};
+use super::peaks::{BATCH, Chosen, ProjectedPeak, Searched, must_be_images, pictures, search};
 use super::{Facts, Session, Study, fingerprint};
 use crate::backend::Backend;
 use crate::data::images::{Images, read_rgb};
@@ -85,7 +85,7 @@ pub struct Strongest {
     /// The map.
     pub map: usize,
     /// None if the map never fired.
-    pub peak: Option<Peak>,
+    pub peak: Option<ProjectedPeak>,
 }
 
 /// Makes the snapshot of an epoch in the folder `out`, unless it is there, and gives all snapshots there of
@@ -111,7 +111,7 @@ pub fn run<B: Backend>(
 
 impl Snapshot {
     /// The peak of a map that was followed; none if it never fired.
-    pub fn peak(&self, layer: usize, map: usize) -> Option<&Peak> {
+    pub fn peak(&self, layer: usize, map: usize) -> Option<&ProjectedPeak> {
         let is_it = |unit: &&Strongest| (unit.layer, unit.map) == (layer, map);
         self.units.iter().find(is_it)?.peak.as_ref()
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::peaks::{BATCH, Chosen, Peak, Searched, must_be_images, pictures, search};
+use super::peaks::{BATCH, Chosen, ProjectedPeak, Searched, must_be_images, pictures, search};
 use super::{Session, Study};
 use crate::Result;
 use crate::backend::Backend;
@@ -40,14 +40,14 @@ pub struct Settings {
 /// What [`run`] hands on: each layer before its maps.
 pub enum Feature {
     /// The next layer, as yet without maps.
-    Layer(Layer),
+    Layer(FeatureLayer),
     /// The next map of that layer.
     Map(Map),
 }
 
 /// One layer's maps.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Layer {
+pub struct FeatureLayer {
     /// The layer's name.
     pub name: String,
     /// How many maps the layer has, shown or not.
@@ -68,7 +68,7 @@ pub struct Map {
     /// Its number in the layer.
     pub map: usize,
     /// Up to nine, strongest first, one for an image; none if the map never fired.
-    pub peaks: Vec<Peak>,
+    pub peaks: Vec<ProjectedPeak>,
 }
 
 /// Searches `images` for the strongest peaks of every chosen map and projects them. There are more pictures
@@ -106,7 +106,7 @@ pub fn run<B: Backend>(
     for (Chosen { layer, maps }, best) in chosen.iter().zip(&searched.best) {
         let shown = &network.layers[*layer];
         let [vertical, _] = shown.field;
-        each(Feature::Layer(Layer {
+        each(Feature::Layer(FeatureLayer {
             name: shown.name.clone(),
             maps: shown.output.c,
             field: vertical.size,

@@ -325,14 +325,14 @@ pub fn run<B: Backend>(
     let seen: Vec<_> = images.iter().map(StudyImage::fingerprint).collect();
     let parts = session.parts(&[model], &(seen, settings))?;
     let changes = all_changes(*shifts);
-    let mut meter = ChangeExtractor::new(session.backend, model, layers)?;
+    let mut extractor = ChangeExtractor::new(session.backend, model, layers)?;
     let total = images.len() * changes.len();
     let mut measured = Vec::new();
     for (i, image) in images.iter().enumerate() {
         let before = i * changes.len();
         measured.push(parts.get_or_make(&format!("image-{i}"), || {
             let progress = |done| session.progress(STUDY.name, before + done, total, "");
-            meter.measure(image, &changes, progress)
+            extractor.measure(image, &changes, progress)
         })?);
         session.progress(STUDY.name, before + changes.len(), total, "");
     }

@@ -4,19 +4,20 @@
 //! the page made of that result is in `report`, under the study's name.
 
 pub mod ablation;
+#[doc(hidden)] // for tests
 pub mod activations;
 pub mod boxes;
 pub mod correspondence;
-pub mod duplicates;
+pub(crate) mod duplicates;
 pub mod ensemble;
 pub mod evolution;
 pub mod extractor;
 pub mod features;
 pub mod filters;
-pub mod folds;
+pub(crate) mod folds;
 pub mod image_selection;
 pub mod invariance;
-pub mod linear;
+pub(crate) mod linear;
 pub(crate) mod numbers;
 pub mod occluder;
 pub mod occlusion;
@@ -27,6 +28,7 @@ pub mod probe;
 pub mod project;
 pub mod sanity;
 mod session;
+#[doc(hidden)] // for tests and the program
 pub mod small_data;
 pub mod transfer;
 

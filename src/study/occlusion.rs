@@ -37,9 +37,9 @@ const STEPS: usize = 24;
 pub struct Settings {
     /// Its side in pixels of the network's input; as large as that, it covers all.
     pub square: usize,
-    /// From one place to the next.
+    /// Stride: from one position to the next.
     pub stride: usize,
-    /// What it is filled with.
+    /// Its fill value.
     pub fill: Fill,
     /// Index of the layer whose activity is noted.
     pub layer: usize,
@@ -47,7 +47,7 @@ pub struct Settings {
 
 impl Settings {
     /// For what is not given: the last spatial convolution, a square with a quarter of the input's side, and
-    /// as many pixels from one place to the next as make 25 places a side.
+    /// as many pixels from one place to the next as make 25 positions per side.
     ///
     /// # Errors
     /// If no layer is given and the network has no spatial convolution.

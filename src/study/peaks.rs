@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::pixels::{centre_crop, field_box, original_box, projection_image};
 use crate::backend::{Backend, SeedUnit};
 use crate::data::images::{Images, Scratch};
-use crate::data::loader::{Bad, Loader, Plan};
+use crate::data::loader::{Bad, BatchPlan, Loader};
 use crate::model::{Model, Network, Projector, Rule, Seed};
 use crate::picture::Image;
 use crate::train::evaluate::TestCrops;
@@ -140,7 +140,7 @@ pub fn search<B: Backend>(
     mut progress: impl FnMut(&Searched) -> Result<()>,
 ) -> Result<()> {
     let order: Vec<u32> = (searched.done as u32..images.len() as u32).collect();
-    let plan = Plan::new(order, BATCH, Bad::Skip);
+    let plan = BatchPlan::new(order, BATCH, Bad::Skip);
     let mut loader = Loader::new(images.clone(), plan, workers);
     while let Some(batch) = loader.next_batch()? {
         let crops: Vec<_> = (0..batch.labels.len() as u32)
@@ -247,7 +247,7 @@ pub fn project<B: Backend>(
 
 /// A peak with its pictures.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Peak {
+pub struct ProjectedPeak {
     /// Path relative to the data folder.
     pub image: String,
     /// Class of the image.
@@ -284,11 +284,11 @@ pub fn pictures<B: Backend>(
     layer: usize,
     maps: &[Vec<Activation>],
     mut progress: impl FnMut(usize),
-) -> Result<Vec<Vec<Peak>>> {
+) -> Result<Vec<Vec<ProjectedPeak>>> {
     let Model { network, preprocess, .. } = model;
     let shown = &network.layers[layer];
-    let mut pictures: Vec<Vec<Peak>> =
-        maps.iter().map(|found| vec![Peak::default(); found.len()]).collect();
+    let mut pictures: Vec<Vec<ProjectedPeak>> =
+        maps.iter().map(|found| vec![ProjectedPeak::default(); found.len()]).collect();
     let (mut sizes, mut scratch, mut done) = (BTreeMap::new(), Scratch::default(), 0);
     project(model, projector, images, rule, layer, maps, |projected| {
         let Projected { map, place, found: Activation { image, unit }, square, projection } =
@@ -304,7 +304,7 @@ pub fn pictures<B: Backend>(
         let (y, x) = (unit.y as usize, unit.x as usize);
         let field = field_box(shown, y, x);
         let class = images.class(image as usize) as usize;
-        pictures[map][place] = Peak {
+        pictures[map][place] = ProjectedPeak {
             image: path.strip_prefix(root).unwrap_or(&path).display().to_string(),
             class: model.classes[class].clone(),
             y,

@@ -1,7 +1,7 @@
 //! The paper's Table 7: how well a linear classifier tells the classes apart by what each layer makes
 //! of the images.
 //!
-//! For every layer and seed, an SVM and a softmax ([`super::linear`]) are trained on the layer's outputs
+//! For every layer and seed, an SVM and a softmax (`linear.rs`) are trained on the layer's outputs
 //! for some training images of each class, and measured on validation images by the mean over the
 //! classes of the share that is right. One layer's outputs are in memory at a time: at most
 //! [`LIMIT`] bytes of training images and as many of validation images, and 1 GiB of products.
@@ -41,9 +41,9 @@ pub(crate) const CLASSIFIERS: [(&str, Loss); 2] = [("SVM", Loss::Svm), ("Softmax
 pub struct Settings {
     /// Indices of layers.
     pub layers: Vec<usize>,
-    /// Training images of each class; for `None` all, or as many as memory stands.
+    /// Training images of each class; for `None` all, or as many as fit into memory.
     pub per_class: Option<usize>,
-    /// Validation images of each class, at most; for `None` all, or as many as memory stands.
+    /// Validation images of each class, at most; for `None` all, or as many as fit into memory.
     pub test_per_class: Option<usize>,
     /// How often images are drawn anew, at least once.
     pub seeds: u32,

@@ -1,12 +1,12 @@
 //! The paper's Tables 4 and 5: how well frozen features tell classes apart that the network never saw,
 //! from few images of each.
 //!
-//! For every fold ([`super::folds`]) and number of images a class, a softmax ([`super::linear`]) is
+//! For every fold (`folds.rs`) and number of images a class, a softmax (`linear.rs`) is
 //! trained on the rows of the training images ([`super::activations`]) and measured on those of the test
 //! images by the mean over the classes of the share that is right. Beside it stand whole networks of the
 //! same architecture ([`super::small_data`]), trained on the same images from random weights or from the
 //! checkpoint's. Test images that are nearly the same as one that the network was trained on
-//! ([`super::duplicates`]) are left out.
+//! (`duplicates.rs`) are left out.
 
 use std::sync::Arc;
 

@@ -127,7 +127,7 @@ fn last_checkpoint<B: Backend>(
                 if let Some(error) = first_error {
                     notes.push(format!("fell back to {}: {error:#}", folder.display()));
                 }
-                agree(backend, job, network, &mut resumed, folder, notes)?;
+                check_resume(backend, job, network, &mut resumed, folder, notes)?;
                 checkpoint::relink(&job.out, folder, &resumed.state)?;
                 return Ok(Some(resumed));
             }
@@ -155,7 +155,7 @@ fn data_of(job: &Job<'_>) -> String {
 }
 
 /// A continued run must be the run that was begun; only its length may change.
-fn agree<B: Backend>(
+fn check_resume<B: Backend>(
     backend: &B,
     job: &Job<'_>,
     network: &Network,

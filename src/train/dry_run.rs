@@ -6,7 +6,7 @@ use super::job::Job;
 use super::memory::{dummy_trainer, largest_batch, with_memory_hint};
 use crate::Result;
 use crate::backend::{Backend, StepState};
-use crate::data::loader::{Bad, Loader, Plan};
+use crate::data::loader::{Bad, BatchPlan, Loader};
 use crate::data::order::{epoch_order, training_crop};
 use crate::model::{Architecture, Network};
 
@@ -52,7 +52,7 @@ pub fn dry_run<B: Backend>(
     let steps_per_epoch = job.train.len().div_ceil(recipe.batch_size);
 
     let order = epoch_order(&job.train, job.shuffle_window, job.seed, 0)?;
-    let plan = Plan::new(order, recipe.batch_size, Bad::Replace);
+    let plan = BatchPlan::new(order, recipe.batch_size, Bad::Replace);
     let memory = |bytes| backend.host_memory(bytes);
     let mut loader = Loader::into_memory(job.train.clone(), plan, job.workers, memory)?;
     let rate = recipe.learning_rate.min(1e-6); // steps that lead nowhere

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::backend::{Backend, Crop};
 use crate::data::images::Images;
-use crate::data::loader::{Bad, Loader, Plan};
+use crate::data::loader::{Bad, BatchPlan, Loader};
 use crate::model::{InputStage, Network, Params, Preprocess, Purpose, Workspace};
 use crate::{Error, Result};
 
@@ -182,7 +182,7 @@ pub fn evaluate<B: Backend>(
         // All go through the same images in step; each sees them in its own size.
         assert_eq!(member.classifier.images(), batch, "members take the same crops");
         let order = (0..len as u32).collect();
-        let plan = Plan::new(order, batch, Bad::Skip);
+        let plan = BatchPlan::new(order, batch, Bad::Skip);
         loaders.push(Loader::new(member.images.clone(), plan, workers));
     }
     let weight = 1.0 / members.len() as f64;

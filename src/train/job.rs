@@ -87,9 +87,9 @@ pub enum Event<'a> {
         /// On the validation set, centre crop.
         validation: &'a Evaluation,
         /// Its learning rate.
-        rate: f32,
+        learning_rate: f32,
         /// The next epoch's.
-        next_rate: f32,
+        next_learning_rate: f32,
         /// Training time of the epoch in this session.
         elapsed: Duration,
         /// Share of it spent waiting for data.

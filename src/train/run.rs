@@ -12,7 +12,7 @@ use super::log::{Metric, MetricsLog, quarantine};
 use super::memory::{validator, with_memory_hint};
 use super::trainer::{Finished, Trainer};
 use crate::backend::{Backend, StepState};
-use crate::data::loader::{Bad, Loader, Plan};
+use crate::data::loader::{Bad, BatchPlan, Loader};
 use crate::data::order::{epoch_order, training_crop};
 use crate::disk::lock;
 use crate::model::{Architecture, Model, Network};
@@ -112,8 +112,8 @@ fn run<B: Backend>(
             state: &state,
             train_loss,
             validation: &validation,
-            rate,
-            next_rate,
+            learning_rate: rate,
+            next_learning_rate: next_rate,
             elapsed: session.elapsed,
             waiting: session.loader.waited(),
         })?;
@@ -138,8 +138,8 @@ impl Session {
         state: &State,
     ) -> Result<Self> {
         let order = epoch_order(&job.train, job.shuffle_window, state.seed, state.epoch)?;
-        let plan = Plan::new(order, recipe.batch_size, Bad::Replace);
-        let plan = Plan { first_batch: state.batch, ..plan };
+        let plan = BatchPlan::new(order, recipe.batch_size, Bad::Replace);
+        let plan = BatchPlan { first_batch: state.batch, ..plan };
         let memory = |bytes| backend.host_memory(bytes);
         let loader = Loader::into_memory(job.train.clone(), plan, job.workers, memory)?;
         Ok(Session { loader, elapsed: Duration::ZERO })

@@ -29,8 +29,8 @@ on_every_backend!(
 mod in_f32 {
     use super::*;
     in_f32!(
-        rules_equal_the_naive_walk,
-        seeds_that_share_a_walk_up_equal_single_ones,
+        rules_equal_the_naive_pass,
+        seeds_that_share_a_forward_pass_equal_single_ones,
         windows_equal_whole_maps,
     );
 }
@@ -123,11 +123,11 @@ fn rules_by_hand<B: Backend>(backend: &B) {
     );
     let conv1 = [1., 0., 0., -1., 0., 0., 0.5, 0., 0.];
     let params = given(backend, &network, &[&conv1, &[2., 3., -1., 0., 0., 0.]]);
-    let mut looker = Passes::new(backend, network, params, &[1., 0., 0.]);
-    let logits = values(backend, looker.workspace.output(2));
+    let mut passes = Passes::new(backend, network, params, &[1., 0., 0.]);
+    let logits = values(backend, passes.workspace.output(2));
     assert_eq!(logits, [1.5, 0.]);
     for ((name, rule), red) in RULES.iter().zip([-1., 1.5, 2.]) {
-        assert_eq!(looker.project("fc2", 0, 1.0, *rule), [red, 0., 0.], "{name}");
+        assert_eq!(passes.project("fc2", 0, 1.0, *rule), [red, 0., 0.], "{name}");
         assert_eq!(Rule::named(name).unwrap(), *rule);
     }
     assert!(Rule::named("saliency").is_err());
@@ -151,18 +151,18 @@ fn enlarging_by_hand<B: Backend>(backend: &B) {
     weights[..9].copy_from_slice(&[1., 2., 3., 4., 5., 6., 7., 8., 9.]);
     let params = given(backend, &network, &[&weights]);
     let input = [1., 0., 0., 2., 0., 0., 3., 0., 0., 4., 0., 0.];
-    let mut looker = Passes::new(backend, network, params, &input);
+    let mut passes = Passes::new(backend, network, params, &input);
     // Without pads: [[1, 2, 5, 4, 6], [4, 5, 14, 10, 12], [10, 14, 36, 24, 30], [12, 15, 34, 20, 24],
     // [21, 24, 55, 32, 36]]; the last row and the first column are padding.
     let expected = [2., 5., 4., 6., 5., 14., 10., 12., 14., 36., 24., 30., 15., 34., 20., 24.];
-    assert_eq!(values(backend, looker.workspace.output(0)), expected);
-    assert_eq!(looker.workspace.output(0).shape(), Shape::new(1, 4, 4, 1));
+    assert_eq!(values(backend, passes.workspace.output(0)), expected);
+    assert_eq!(passes.workspace.output(0).shape(), Shape::new(1, 4, 4, 1));
     for (_, rule) in RULES {
         // The place in row 2 and column 1 is reached by all four.
-        let found = looker.project("up", 2 * 4 + 1, 1.0, rule);
+        let found = passes.project("up", 2 * 4 + 1, 1.0, rule);
         assert_eq!(found, [9., 0., 0., 7., 0., 0., 3., 0., 0., 1., 0., 0.]);
         let unit = SeedUnit { map: 0, y: 2, x: 1, value: 1.0 };
-        assert_eq!(looker.windows(0, &[0], &[unit], rule), found);
+        assert_eq!(passes.windows(0, &[0], &[unit], rule), found);
     }
 }
 
@@ -228,11 +228,11 @@ fn unpooling_by_hand<B: Backend>(backend: &B) {
     ];
     for (red, expected) in cases {
         let params = given(backend, &network, &weights);
-        let mut looker = Passes::new(backend, network.clone(), params, &image(red));
-        let found = looker.project("fc2", 0, 1.0, Rule::DECONVNET);
+        let mut passes = Passes::new(backend, network.clone(), params, &image(red));
+        let found = passes.project("fc2", 0, 1.0, Rule::DECONVNET);
         assert_eq!(found, image(expected), "unpooled, of {red:?}");
         let nothing_fired = red.iter().flatten().all(|v| *v <= 0.0);
-        let gradient = looker.project("fc2", 0, 1.0, Rule::GRADIENT);
+        let gradient = passes.project("fc2", 0, 1.0, Rule::GRADIENT);
         assert_eq!(gradient.iter().all(|v| *v == 0.0), nothing_fired, "a forward mask");
     }
 }
@@ -270,14 +270,14 @@ fn small<B: Backend>(
     let params = random_params(backend, &network, 5);
     let input = Random(1).reals(n * network.input().len());
     let host = host_params(backend, &params);
-    let walk = twin::forward(&network, &host, n, widen(&input));
-    (Passes::new(backend, network, params, &input), host, walk)
+    let pass = twin::forward(&network, &host, n, widen(&input));
+    (Passes::new(backend, network, params, &input), host, pass)
 }
 
 /// Every rule, from every layer, all maps seeded at once: sums of at most a few hundred products,
 /// three of them in a row, err by a few millionths of the largest.
-fn rules_equal_the_naive_walk<B: Backend>(backend: &B) {
-    let (mut looker, host, walk) = small(backend, 2);
+fn rules_equal_the_naive_pass<B: Backend>(backend: &B) {
+    let (mut passes, host, pass) = small(backend, 2);
     let mut random = Random(2);
     let mut all = Vec::new();
     for forward_mask in [false, true] {
@@ -287,16 +287,16 @@ fn rules_equal_the_naive_walk<B: Backend>(backend: &B) {
             }
         }
     }
-    for from in 0..looker.network.layers.len() {
-        // The walk holds a convolution and the relu above it as one.
-        let next = looker.network.layers.get(from + 1).map(|layer| layer.name.starts_with("relu"));
+    for from in 0..passes.network.layers.len() {
+        // The pass holds a convolution and the relu above it as one.
+        let next = passes.network.layers.get(from + 1).map(|layer| layer.name.starts_with("relu"));
         let twin_from = if next == Some(true) { from + 1 } else { from };
-        let seed = random.reals(2 * looker.network.layers[from].output.len());
+        let seed = random.reals(2 * passes.network.layers[from].output.len());
         for &rule in &all {
-            let found = looker.down(from, &[0, 1], &seed, rule);
-            let network = &looker.network;
+            let found = passes.down(from, &[0, 1], &seed, rule);
+            let network = &passes.network;
             let (expected, _) =
-                twin::backward(network, &host, &walk, twin_from, widen(&seed), rule);
+                twin::backward(network, &host, &pass, twin_from, widen(&seed), rule);
             let largest = expected.iter().fold(0.0, |a: f64, b| a.max(b.abs()));
             for (found, expected) in found.iter().zip(&expected) {
                 let error = (f64::from(*found) - expected).abs();
@@ -309,16 +309,16 @@ fn rules_equal_the_naive_walk<B: Backend>(backend: &B) {
 
 /// No bias on the way down: twice the seed is exactly twice the picture.
 fn scaling_the_seed_scales_the_picture<B: Backend>(backend: &B) {
-    let (mut looker, _, _) = small(backend, 1);
+    let (mut passes, _, _) = small(backend, 1);
     for layer in ["conv1", "pool1", "norm1", "conv2", "pool2", "conv3", "fc4", "fc5"] {
         for (name, rule) in RULES {
             let unit = 3;
-            let one = looker.project(layer, unit, 0.7, rule);
-            let two = looker.project(layer, unit, 1.4, rule);
+            let one = passes.project(layer, unit, 0.7, rule);
+            let two = passes.project(layer, unit, 1.4, rule);
             let doubled: Vec<f32> = one.iter().map(|v| 2.0 * v).collect();
             assert_eq!(two, doubled, "{name} from {layer}");
             let fires =
-                values(backend, looker.workspace.output(looker.network.layer(layer).unwrap()));
+                values(backend, passes.workspace.output(passes.network.layer(layer).unwrap()));
             let reaches = rule == Rule::DECONVNET || fires[unit] > 0.0 || layer == "fc5";
             assert_eq!(one.iter().any(|v| *v != 0.0), reaches, "{name} from {layer}");
         }
@@ -341,16 +341,16 @@ fn rules_agree_where_all_is_positive<B: Backend>(backend: &B) {
     }
     let input: Vec<f32> =
         random.reals(network.input().len()).iter().map(|v| v.abs() + 0.01).collect();
-    let mut looker = Passes::new(backend, network, params, &input);
+    let mut passes = Passes::new(backend, network, params, &input);
     for layer in ["conv1", "pool1", "conv2", "pool2", "conv3", "fc4", "fc5"] {
-        let pictures = RULES.map(|(_, rule)| bits(&looker.project(layer, 2, 1.0, rule)));
+        let pictures = RULES.map(|(_, rule)| bits(&passes.project(layer, 2, 1.0, rule)));
         assert!(pictures[0].iter().any(|v| *v != 0), "{layer}");
         assert!(pictures.iter().all(|picture| *picture == pictures[0]), "{layer}");
     }
     // With weights of both signs they do not.
-    let (mut looker, _, walk) = small(backend, 1);
-    let unit = walk.values[9].iter().position(|v| *v > 0.0).unwrap();
-    let pictures = RULES.map(|(_, rule)| looker.project("conv3", unit, 1.0, rule));
+    let (mut passes, _, pass) = small(backend, 1);
+    let unit = pass.values[9].iter().position(|v| *v > 0.0).unwrap();
+    let pictures = RULES.map(|(_, rule)| passes.project("conv3", unit, 1.0, rule));
     assert!(pictures[0] != pictures[1] && pictures[1] != pictures[2] && pictures[2] != pictures[0]);
 }
 
@@ -380,12 +380,12 @@ fn normalisation_is_skipped<B: Backend>(backend: &B) {
     });
     for layer in ["conv2", "fc3"] {
         let [with, without] =
-            lookers.each_mut().map(|looker| looker.project(layer, 1, 1.0, Rule::DECONVNET));
+            lookers.each_mut().map(|passes| passes.project(layer, 1, 1.0, Rule::DECONVNET));
         assert!(with.iter().any(|v| *v != 0.0));
         assert_eq!(bits(&with), bits(&without), "{layer}");
     }
     let all_fire = Rule { forward_mask: false, ..Rule::GRADIENT };
-    let [with, without] = lookers.each_mut().map(|looker| looker.project("fc3", 1, 1.0, all_fire));
+    let [with, without] = lookers.each_mut().map(|passes| passes.project("fc3", 1, 1.0, all_fire));
     assert_ne!(with, without, "the gradient does not skip it");
 }
 
@@ -430,7 +430,7 @@ fn same_for_any_batch<B: Backend>(backend: &B, found: &[f32], expected: &[f32], 
     }
 }
 
-fn seeds_that_share_a_walk_up_equal_single_ones<B: Backend>(backend: &B) {
+fn seeds_that_share_a_forward_pass_equal_single_ones<B: Backend>(backend: &B) {
     let network = Network::new(mini(backend)).unwrap();
     let params = random_params(backend, &network, 6);
     let (preprocess, pixels, crops) = random_pixels(&network, 3);
@@ -526,11 +526,11 @@ fn projections_stay_inside_the_receptive_field<B: Backend>(backend: &B) {
     let params = random_params(backend, &network, 9);
     let size = network.input().h;
     let input = Random(6).reals(network.input().len());
-    let mut looker = Passes::new(backend, network, params, &input);
+    let mut passes = Passes::new(backend, network, params, &input);
     let mut confined = 0;
-    for layer in 0..looker.network.layers.len() {
+    for layer in 0..passes.network.layers.len() {
         let (name, output, field) = {
-            let layer = &looker.network.layers[layer];
+            let layer = &passes.network.layers[layer];
             (layer.name.clone(), layer.output, layer.field)
         };
         if name.starts_with("fc") {
@@ -546,7 +546,7 @@ fn projections_stay_inside_the_receptive_field<B: Backend>(backend: &B) {
             let mut seed = vec![0.0; output.len()];
             seed[(y * output.w + x) * output.c..][..output.c].fill(1.0);
             for (rule_name, rule) in RULES {
-                let picture = looker.down(layer, &[0], &seed, rule);
+                let picture = passes.down(layer, &[0], &seed, rule);
                 let ((top, bottom), (left, right)) = (field[0].of(y), field[1].of(x));
                 let what = format!("{rule_name} from {name} at ({y}, {x})");
                 assert!(picture.iter().any(|v| *v != 0.0), "{what} is empty");
@@ -563,11 +563,11 @@ fn projections_stay_inside_the_receptive_field<B: Backend>(backend: &B) {
     assert!(confined > 100_000);
     // A convolution's field is filled to its edges where nothing is masked.
     let all = Rule { forward_mask: false, relu_down: false, lrn: LrnRule::Identity };
-    let layer = looker.network.layer("conv1").unwrap();
-    let field = looker.network.layers[layer].field[0];
+    let layer = passes.network.layer("conv1").unwrap();
+    let field = passes.network.layers[layer].field[0];
     let unit =
-        (5 * looker.network.layers[layer].output.w + 5) * looker.network.layers[layer].output.c;
-    let picture = looker.project("conv1", unit, 1.0, all);
+        (5 * passes.network.layers[layer].output.w + 5) * passes.network.layers[layer].output.c;
+    let picture = passes.project("conv1", unit, 1.0, all);
     let (first, end) = field.of(5);
     for corner in [(first, first), (first, end - 1), (end - 1, first), (end - 1, end - 1)] {
         assert!(picture[(corner.0 as usize * size + corner.1 as usize) * 3] != 0.0, "{corner:?}");
@@ -634,14 +634,14 @@ const ENLARGES: &str = r#"
 
 /// Units at the corners, the edges and in the middle of every layer's maps, of all images in turn,
 /// eight at a time: hands each batch's pictures to `check`, the windows' first, the whole maps' then.
-fn walk_by_windows_and_whole<B: Backend>(
-    looker: &mut Passes<'_, B>,
+fn pass_by_windows_and_whole<B: Backend>(
+    passes: &mut Passes<'_, B>,
     rules: &[Rule],
     check: impl Fn(&[f32], &[f32], &str),
 ) {
-    let images = looker.workspace.input.shape().n;
-    for from in 0..looker.network.layers.len() {
-        let layer = &looker.network.layers[from];
+    let images = passes.workspace.input.shape().n;
+    for from in 0..passes.network.layers.len() {
+        let layer = &passes.network.layers[from];
         let (name, shape) = (layer.name.clone(), layer.output);
         let few = |size: usize| {
             let mut places = vec![0, 1.min(size - 1), size / 2, size - 1];
@@ -668,8 +668,8 @@ fn walk_by_windows_and_whole<B: Backend>(
                 seed[(y * shape.w + x) * shape.c + map] = unit.value;
             }
             for &rule in rules {
-                let whole = looker.down(from, &list, &seed, rule);
-                let found = looker.windows(from, &list, units, rule);
+                let whole = passes.down(from, &list, &seed, rule);
+                let found = passes.windows(from, &list, units, rule);
                 something |= found.iter().any(|v| *v != 0.0);
                 check(&found, &whole, &format!("{name}, {rule:?}, {units:?}"));
             }
@@ -694,8 +694,8 @@ fn windows_equal_whole_maps_on_integers<B: Backend>(backend: &B) {
             backend.upload(&mut param.weight, &weights).unwrap();
         }
         let input = random.integers(3 * network.input().len(), 3);
-        let mut looker = Passes::new(backend, network, params, &input);
-        walk_by_windows_and_whole(&mut looker, &rules, |found, whole, what| {
+        let mut passes = Passes::new(backend, network, params, &input);
+        pass_by_windows_and_whole(&mut passes, &rules, |found, whole, what| {
             // Not bit by bit: a zero may have either sign.
             assert!(found == whole, "{what}");
         });
@@ -711,9 +711,9 @@ fn windows_equal_whole_maps<B: Backend>(backend: &B) {
     for network in networks {
         let params = random_params(backend, &network, 15);
         let input = Random(16).reals(2 * network.input().len());
-        let mut looker = Passes::new(backend, network, params, &input);
+        let mut passes = Passes::new(backend, network, params, &input);
         let rules = RULES.map(|(_, rule)| rule);
-        walk_by_windows_and_whole(&mut looker, &rules, |found, whole, what| {
+        pass_by_windows_and_whole(&mut passes, &rules, |found, whole, what| {
             let largest = whole.iter().fold(0.0, |a: f32, b| a.max(b.abs()));
             for (found, whole) in found.iter().zip(whole) {
                 assert!((found - whole).abs() <= 1e-5 * largest, "{what}: {found} for {whole}");
@@ -728,14 +728,14 @@ fn windows_are_all_that_descends<B: Backend>(backend: &B) {
     let params = random_params(backend, &network, 17);
     let input = Random(18).reals(network.input().len());
     let size = network.input().h;
-    let mut looker = Passes::new(backend, network, params, &input);
+    let mut passes = Passes::new(backend, network, params, &input);
     for (name, whole) in [("conv1", false), ("pool1", false), ("conv3", false), ("fc6", true)] {
-        let layer = looker.network.layer(name).unwrap();
+        let layer = passes.network.layer(name).unwrap();
         let unit = SeedUnit { map: 0, y: 0, x: 0, value: 1.0 };
-        looker.windows(layer, &[0, 0], &[unit; 2], Rule::DECONVNET);
-        let side = if whole { size } else { looker.network.layers[layer].field[0].size };
+        passes.windows(layer, &[0, 0], &[unit; 2], Rule::DECONVNET);
+        let side = if whole { size } else { passes.network.layers[layer].field[0].size };
         assert!(whole || side < size, "{name} sees it all");
-        let descended = looker.workspace.signal().shape();
+        let descended = passes.workspace.signal().shape();
         assert_eq!(descended, Shape::new(2, side, side, 3), "{name}");
     }
 }

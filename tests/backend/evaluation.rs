@@ -15,7 +15,7 @@ use zfnet::model::{
     Workspace,
 };
 use zfnet::study::Session;
-use zfnet::study::features::{Feature, Layer, Settings, run};
+use zfnet::study::features::{Feature, FeatureLayer, Settings, run};
 use zfnet::study::peaks::{Chosen, Maps, Searched, search};
 use zfnet::study::project::{Units, project};
 use zfnet::train::evaluate::{Classifier, Member, TestCrops, evaluate};
@@ -121,7 +121,7 @@ fn features<B: Backend>(
 ) -> serde_json::Value {
     let mut session = Session::new(backend);
     session.workers = 2;
-    let mut layers: Vec<Layer> = Vec::new();
+    let mut layers: Vec<FeatureLayer> = Vec::new();
     run(&mut session, model, settings, images, root, |found| {
         match found {
             Feature::Layer(layer) => layers.push(layer),

@@ -217,7 +217,7 @@ struct Both<B: Backend> {
     host: twin::HostParams,
     input: Vec<f32>,
     workspace: Workspace<B>,
-    walk: twin::ForwardPass,
+    pass: twin::ForwardPass,
 }
 
 impl<B: Backend> Both<B> {
@@ -229,18 +229,18 @@ impl<B: Backend> Both<B> {
         let mut workspace = Workspace::new(backend, &network, purpose, n).unwrap();
         backend.upload(&mut workspace.input, &input).unwrap();
         workspace.forward(backend, &params).unwrap();
-        let walk = twin::forward(&network, &host, n, widen(&input));
-        for (layer, expected) in walk.switches.iter().enumerate() {
+        let pass = twin::forward(&network, &host, n, widen(&input));
+        for (layer, expected) in pass.switches.iter().enumerate() {
             if let Some(switches) = workspace.switches(layer).filter(|_| !expected.is_empty()) {
                 let mut found = vec![0; expected.len()];
                 backend.download_bytes(&mut found, switches).unwrap();
-                assert_eq!(&found, expected, "the walks stand on one side of all kinks");
+                assert_eq!(&found, expected, "the passes stand on one side of all kinks");
             }
         }
-        Both { network, params, host, input, workspace, walk }
+        Both { network, params, host, input, workspace, pass }
     }
 
-    /// How far a walk through so many sums may be off: each layer's roundings, twice over because
+    /// How far a pass through so many sums may be off: each layer's roundings, twice over because
     /// the way down meets the way up, and a factor of two.
     fn limit(&self) -> f64 {
         let roots = self.network.convolutions().map(|(_, dims)| dims.filter().per_image() as f64);
@@ -267,14 +267,14 @@ impl<B: Backend> Both<B> {
         vary: impl Fn(&mut twin::HostParams, &mut Vec<f64>, f64),
         f: impl Fn(&twin::ForwardPass) -> f64,
     ) -> Option<f64> {
-        let walk = |step: f64| {
+        let pass = |step: f64| {
             let (mut host, mut input) = (self.host.clone(), widen(&self.input));
             vary(&mut host, &mut input, step);
-            twin::forward(&self.network, &host, self.walk.n, input)
+            twin::forward(&self.network, &host, self.pass.n, input)
         };
-        let (above, below) = (walk(STEP), walk(-STEP));
-        let here = self.walk.pattern(&self.network);
-        let same = |walk: &twin::ForwardPass| walk.pattern(&self.network) == here;
+        let (above, below) = (pass(STEP), pass(-STEP));
+        let here = self.pass.pattern(&self.network);
+        let same = |pass: &twin::ForwardPass| pass.pattern(&self.network) == here;
         (same(&above) && same(&below)).then(|| (f(&above) - f(&below)) / (2.0 * STEP))
     }
 }
@@ -323,7 +323,7 @@ fn of_a_chain<B: Backend>(backend: &B, toml: &str) {
     const SAMPLE: usize = 25;
     let both = &mut Both::new(backend, toml, Purpose::Train, N);
     let logits = values(backend, both.workspace.logits());
-    both.assert_close(&logits, both.walk.logits(), "logits");
+    both.assert_close(&logits, both.pass.logits(), "logits");
 
     let labels = [4, 0, 2];
     let label_indices = indices(backend, &labels);
@@ -347,9 +347,9 @@ fn of_a_chain<B: Backend>(backend: &B, toml: &str) {
     // All of it against the twin's backward pass ...
     let classes = both.network.classes();
     let [_, seed] =
-        twin::softmax_cross_entropy(both.walk.logits(), classes, &labels, f64::from(scale));
+        twin::softmax_cross_entropy(both.pass.logits(), classes, &labels, f64::from(scale));
     let (twin_dx, twin_gradients) =
-        twin::backward(&both.network, &both.host, &both.walk, last, seed, Rule::GRADIENT);
+        twin::backward(&both.network, &both.host, &both.pass, last, seed, Rule::GRADIENT);
     both.assert_close(&dx, &twin_dx, "input");
     let narrow = |values: &[f64]| values.iter().map(|v| *v as f32).collect::<Vec<f32>>();
     for (layer, (found, expected)) in gradients.iter().zip(&twin_gradients).enumerate() {
@@ -361,8 +361,8 @@ fn of_a_chain<B: Backend>(backend: &B, toml: &str) {
     }
 
     // ... and a sample of it against differences of the loss.
-    let loss = |walk: &twin::ForwardPass| {
-        let [losses, _] = twin::softmax_cross_entropy(walk.logits(), classes, &labels, 1.0);
+    let loss = |pass: &twin::ForwardPass| {
+        let [losses, _] = twin::softmax_cross_entropy(pass.logits(), classes, &labels, 1.0);
         losses.iter().sum::<f64>() * f64::from(scale)
     };
     let mut random = Random(7);
@@ -410,7 +410,7 @@ fn of_single_activations<B: Backend>(backend: &B) {
         let layer = both.network.layer(name).unwrap();
         // A convolution's unit is seen after the relu that follows it.
         let fires = if name.starts_with("conv") || name == "fc3" { layer + 1 } else { layer };
-        let activations = &both.walk.values[fires + 1];
+        let activations = &both.pass.values[fires + 1];
         let positive: Vec<usize> =
             (0..activations.len()).filter(|unit| activations[*unit] > 0.0).collect();
         for _ in 0..3 {
@@ -444,7 +444,7 @@ fn of_single_activations<B: Backend>(backend: &B) {
                 _ => random.below(dx.len()),
             }) {
                 all += 1;
-                let activation = |walk: &twin::ForwardPass| walk.values[fires + 1][unit];
+                let activation = |pass: &twin::ForwardPass| pass.values[fires + 1][unit];
                 let vary = |_: &mut _, input: &mut Vec<f64>, step| input[i] += step;
                 let Some(expected) = both.difference(vary, activation) else { continue };
                 kept += 1;

@@ -219,7 +219,7 @@ impl ForwardPass {
         self.values.last().unwrap()
     }
 
-    /// On which side of every kink the walk went: who fired, and who won.
+    /// On which side of every kink the pass went: who fired, and who won.
     pub fn pattern(&self, network: &Network) -> Vec<Vec<u8>> {
         let layers = network.layers.iter().zip(&self.values[1..]);
         let relus = layers.filter(|(layer, _)| matches!(layer.kind, Kind::Relu(_)));
@@ -230,9 +230,9 @@ impl ForwardPass {
 
 /// Walks `n` samples up, without dropout.
 pub fn forward(network: &Network, params: &HostParams, n: usize, input: Vec<f64>) -> ForwardPass {
-    let mut walk = ForwardPass { n, values: vec![input], switches: Vec::new() };
+    let mut pass = ForwardPass { n, values: vec![input], switches: Vec::new() };
     for (layer, param) in network.layers.iter().zip(params) {
-        let x = walk.values.last().unwrap();
+        let x = pass.values.last().unwrap();
         let mut switches = Vec::new();
         let y = match &layer.kind {
             Kind::Conv(Conv { dims, .. }) | Kind::FullyConnected(Conv { dims, .. }) => {
@@ -252,10 +252,10 @@ pub fn forward(network: &Network, params: &HostParams, n: usize, input: Vec<f64>
             Kind::Dropout(_) => x.clone(),
             other => unreachable!("{other:?} has no twin"),
         };
-        walk.values.push(y);
-        walk.switches.push(switches);
+        pass.values.push(y);
+        pass.switches.push(switches);
     }
-    walk
+    pass
 }
 
 /// Runs backward from the output of layer `from`, to the pixels; also gives the gradients of the
@@ -263,7 +263,7 @@ pub fn forward(network: &Network, params: &HostParams, n: usize, input: Vec<f64>
 pub fn backward(
     network: &Network,
     params: &HostParams,
-    walk: &ForwardPass,
+    pass: &ForwardPass,
     from: usize,
     seed: Vec<f64>,
     rule: Rule,
@@ -271,24 +271,24 @@ pub fn backward(
     let mut dy = seed;
     let mut gradients: HostParams = vec![None; network.layers.len()];
     let relu_rule = ReluRule { forward_mask: rule.forward_mask, relu_down: rule.relu_down };
-    let own: Vec<u32> = (0..walk.n as u32).collect();
+    let own: Vec<u32> = (0..pass.n as u32).collect();
     for (i, layer) in network.layers.iter().enumerate().take(from + 1).rev() {
-        let (x, y) = (&walk.values[i], &walk.values[i + 1]);
+        let (x, y) = (&pass.values[i], &pass.values[i + 1]);
         dy = match &layer.kind {
             Kind::Conv(Conv { dims, .. }) | Kind::FullyConnected(Conv { dims, .. }) => {
-                let dims = &dims.with_n(walk.n);
+                let dims = &dims.with_n(pass.n);
                 gradients[i] = Some(conv_filter(dims, &dy, x));
                 conv_data(dims, &dy, &params[i].as_ref().unwrap()[0])
             }
             Kind::ConvTranspose(ConvTranspose { dims }) => {
-                let dims = &dims.with_n(walk.n);
+                let dims = &dims.with_n(pass.n);
                 let [weights, _] = conv_filter(dims, x, &dy);
                 gradients[i] = Some([weights, vec![0.0; dims.k as usize]]); // no bias
                 conv(dims, &dy, &params[i].as_ref().unwrap()[0], None)
             }
             Kind::Relu(_) => relu_down(&dy, y, relu_rule),
             Kind::MaxPool(MaxPool { dims }) => {
-                unpool(&dims.with_n(walk.n), &dy, &walk.switches[i], &own, rule.forward_mask)
+                unpool(&dims.with_n(pass.n), &dy, &pass.switches[i], &own, rule.forward_mask)
             }
             Kind::Lrn(lrn) if rule.lrn == LrnRule::Derivative => {
                 let [dx, _] = lrn_backward(&dy, x, layer.input.c, lrn);

@@ -8,13 +8,13 @@ use crate::common::page::attributes;
 use zfnet::picture::Image;
 use zfnet::report::figure::{Figure, Picture, Section, Table};
 use zfnet::report::projections::{self, ImageProjections, LayerProjections, Projections, Unit};
-use zfnet::report::top9::{self, Header, Layer, Map, Peak, Top9, Writer};
+use zfnet::report::top9::{self, FeatureLayer, Header, Map, ProjectedPeak, Top9, Writer};
 
 const HOSTILE: &str = "val/a\"><script>alert('1')</script>&amp;\u{2028}<!--/x.jpg";
 
-fn peak(i: usize, field: usize) -> Peak {
+fn peak(i: usize, field: usize) -> ProjectedPeak {
     let side = field as i64;
-    Peak {
+    ProjectedPeak {
         image: if i == 0 { HOSTILE.into() } else { format!("val/cat/{i}.jpg") },
         class: if i == 0 { "<b>cat</b>".into() } else { "cat".into() },
         y: i,
@@ -28,7 +28,7 @@ fn peak(i: usize, field: usize) -> Peak {
 }
 
 /// 40 maps of which every seventh is dead, and one has fewer peaks.
-fn layer(name: &str, field: usize) -> Layer {
+fn layer(name: &str, field: usize) -> FeatureLayer {
     let peaks = |map| match map {
         _ if map % 7 == 0 => 0,
         12 => 2,
@@ -37,12 +37,14 @@ fn layer(name: &str, field: usize) -> Layer {
     let rows = (0..40)
         .map(|map| Map { map, peaks: (0..peaks(map)).map(|i| peak(i, field)).collect() })
         .collect();
-    Layer { name: name.into(), maps: 64, field, jump: 4, start: -3, rows }
+    FeatureLayer { name: name.into(), maps: 64, field, jump: 4, start: -3, rows }
 }
 
 fn top9() -> Top9 {
-    let dead =
-        Layer { rows: (0..3).map(|map| Map { map, peaks: vec![] }).collect(), ..layer("dead", 7) };
+    let dead = FeatureLayer {
+        rows: (0..3).map(|map| Map { map, peaks: vec![] }).collect(),
+        ..layer("dead", 7)
+    };
     Top9 {
         header: Header { title: HOSTILE.into(), images: 3925, input: 64, ..Header::default() },
         layers: vec![layer("conv1", 7), layer("../conv 2", 90), dead, layer("conv1", 200)],

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crate::common::program::{Place, Ran};
 use zfnet::data::Split;
 use zfnet::data::images::{Images, ReadOptions};
-use zfnet::data::loader::{Bad, Loader, Plan};
+use zfnet::data::loader::{Bad, BatchPlan, Loader};
 use zfnet::data::order::{Rank, epoch_order};
 use zfnet::data::set::DataSet;
 use zfnet::data::shard::Io;
@@ -133,8 +133,9 @@ fn ranks_share_what_one_would_read() {
     // The last batch has 7 images, of which one of five ranks takes 2: more than of any whole batch.
     let order = epoch_order(&images, None, 3, 5).unwrap()[..47].to_vec();
     let read = |rank: Rank, first_batch, workers| {
-        let plan = Plan::new(order.clone(), 8, Bad::Replace);
-        let mut loader = Loader::new(images.clone(), Plan { rank, first_batch, ..plan }, workers);
+        let plan = BatchPlan::new(order.clone(), 8, Bad::Replace);
+        let mut loader =
+            Loader::new(images.clone(), BatchPlan { rank, first_batch, ..plan }, workers);
         let mut batches = Vec::new();
         while let Some(batch) = loader.next_batch().unwrap() {
             let samples =

@@ -171,7 +171,7 @@ fn the_shipped_files_are_the_papers_rows() {
     let file = |name: &str| {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples").join(name);
         let rows = read(&path).unwrap().rows;
-        let count = |row: &zfnet::study::ablation::Row| {
+        let count = |row: &zfnet::study::ablation::VariantPlan| {
             let network = Network::new(row.architecture.clone()).unwrap();
             let paper = row.paper.clone().expect("every row is of the paper");
             (network.parameters(), [paper.train, paper.val, paper.top5])

@@ -44,8 +44,8 @@ fn nothing_changes_nothing<B: Backend>(backend: &B) {
     let mut changes: Vec<(Change, f64)> = (0..30).map(|i| nothing[i % 3]).collect();
     changes.push((Change::Rotation, 360.0));
     changes.push((Change::Shift, 2.0));
-    let mut meter = ChangeExtractor::new(backend, &model, &layers).unwrap();
-    let measured = meter.measure(&picked, &changes, |_| ()).unwrap();
+    let mut extractor = ChangeExtractor::new(backend, &model, &layers).unwrap();
+    let measured = extractor.measure(&picked, &changes, |_| ()).unwrap();
     assert!(measured.norms.iter().all(|norm| *norm > 0.0), "{:?}", measured.norms);
     let (moved, unchanged) = measured.responses.split_last().unwrap();
     for response in unchanged {

@@ -101,11 +101,11 @@ fn rows_are_kept_and_damage_is_seen<B: Backend>(backend: &B) {
     let keep = place.path("kept");
     // Whether the network had to be asked, and what there is.
     let call = |model: &Model<B>, wanted: &[u32]| -> (bool, Vec<Rows>) {
-        let mut walked = false;
+        let mut computed = false;
         let found = rows(backend, model, &all, wanted, &layers, Some(&keep), 2, |_, _| {
-            walked = true;
+            computed = true;
         });
-        (walked, found.unwrap())
+        (computed, found.unwrap())
     };
     let files = || {
         let mut files: Vec<_> =
@@ -116,16 +116,16 @@ fn rows_are_kept_and_damage_is_seen<B: Backend>(backend: &B) {
     let same = |found: &[Rows], rows: &[Rows]| {
         found == rows && found.iter().zip(rows).all(|(a, b)| bits(&a.values) == bits(&b.values))
     };
-    let (walked, first) = call(&model, &wanted);
-    assert!(walked && files().len() == 2);
-    let (walked, second) = call(&model, &wanted);
-    assert!(!walked && same(&second, &first));
+    let (computed, first) = call(&model, &wanted);
+    assert!(computed && files().len() == 2);
+    let (computed, second) = call(&model, &wanted);
+    assert!(!computed && same(&second, &first));
     // Another model, or other images, have files of their own.
     let of_all = files();
     assert!(call(&other, &wanted).0 && files().len() == 4);
     let before = files();
-    let (walked, fewer) = call(&model, &wanted[1..]);
-    assert!(walked && files().len() == 6 && fewer[0].len() == 9);
+    let (computed, fewer) = call(&model, &wanted[1..]);
+    assert!(computed && files().len() == 6 && fewer[0].len() == 9);
     let of_fewer: Vec<_> = files().into_iter().filter(|file| !before.contains(file)).collect();
     assert!(!call(&model, &wanted).0);
 
@@ -148,8 +148,8 @@ fn rows_are_kept_and_damage_is_seen<B: Backend>(backend: &B) {
             damage(&mut bytes);
             fs::write(file, bytes).unwrap();
         }
-        let (walked, again) = call(&model, &wanted);
-        assert!(walked && same(&again, &first), "damage {i}");
+        let (computed, again) = call(&model, &wanted);
+        assert!(computed && same(&again, &first), "damage {i}");
         assert!(!call(&model, &wanted).0, "damage {i} was mended");
     }
     // What is whole, but of an image that was not asked for.
@@ -158,8 +158,8 @@ fn rows_are_kept_and_damage_is_seen<B: Backend>(backend: &B) {
         let more = of_all.iter().find(|more| layer(more) == layer(file)).unwrap();
         fs::copy(more, file).unwrap();
     }
-    let (walked, again) = call(&model, &wanted[1..]);
-    assert!(walked && same(&again, &fewer));
+    let (computed, again) = call(&model, &wanted[1..]);
+    assert!(computed && same(&again, &fewer));
 }
 
 const RUN: &str = "train --data data --arch tiny.toml --out run --epochs 2 --precision f32";

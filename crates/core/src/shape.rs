@@ -235,7 +235,7 @@ impl ConvDims {
     /// The same convolution where there is no more of its output than windows of `p` by `q`: its
     /// input is all that these see, without padding.
     pub fn windowed(self, [p, q]: [u32; 2]) -> Self {
-        let [h, w] = seen([p, q], [self.r, self.s], self.stride);
+        let [h, w] = extent([p, q], [self.r, self.s], self.stride);
         ConvDims { h, w, p, q, pad: [0, 0], ..self }
     }
 }
@@ -283,13 +283,13 @@ impl PoolDims {
     /// The same pooling where there is no more of its output than windows of `p` by `q`: its input
     /// is all that these see, without padding.
     pub fn windowed(self, [p, q]: [u32; 2]) -> Self {
-        let [h, w] = seen([p, q], self.window, self.stride);
+        let [h, w] = extent([p, q], self.window, self.stride);
         PoolDims { h, w, p, q, pad: [0, 0], ..self }
     }
 }
 
 /// Rows and columns that so many neighbouring kernels see.
-fn seen(count: [u32; 2], kernel: [u32; 2], stride: [u32; 2]) -> [u32; 2] {
+fn extent(count: [u32; 2], kernel: [u32; 2], stride: [u32; 2]) -> [u32; 2] {
     [0, 1].map(|axis| (count[axis] - 1) * stride[axis] + kernel[axis])
 }
 
@@ -322,7 +322,7 @@ impl Windows {
         let axes = [0, 1];
         Windows {
             map,
-            size: seen(self.size, kernel, stride),
+            size: extent(self.size, kernel, stride),
             start: axes.map(|i| self.start[i] * stride[i] as i32 - pad[i] as i32),
             jump: axes.map(|i| self.jump[i] * stride[i] as i32),
         }

@@ -48,7 +48,7 @@ pub enum Bad {
 
 /// Which images are read, and in which batches.
 #[derive(Clone, Debug)]
-pub struct Plan {
+pub struct BatchPlan {
     /// The images, by index.
     pub order: Vec<u32>,
     /// Images of a batch, over all ranks; the last batch may be smaller.
@@ -61,10 +61,10 @@ pub struct Plan {
     pub bad: Bad,
 }
 
-impl Plan {
+impl BatchPlan {
     /// All batches of an order.
     pub fn new(order: Vec<u32>, batch_size: usize, bad: Bad) -> Self {
-        Plan { order, batch_size, first_batch: 0, rank: Rank::ALONE, bad }
+        BatchPlan { order, batch_size, first_batch: 0, rank: Rank::ALONE, bad }
     }
 
     /// The number of the batch behind the last.
@@ -98,7 +98,7 @@ pub struct Loader {
 
 impl Loader {
     /// The batches of a plan, read by `workers` threads into ordinary memory.
-    pub fn new(images: Arc<Images>, plan: Plan, workers: usize) -> Self {
+    pub fn new(images: Arc<Images>, plan: BatchPlan, workers: usize) -> Self {
         Self::into_memory(images, plan, workers, |bytes| Ok(Box::new(vec![0; bytes])))
             .expect("vectors are made or the program ends")
     }
@@ -110,7 +110,7 @@ impl Loader {
     /// If `memory` fails.
     pub fn into_memory(
         images: Arc<Images>,
-        plan: Plan,
+        plan: BatchPlan,
         workers: usize,
         memory: impl Fn(usize) -> Result<Box<dyn HostMemory>>,
     ) -> Result<Self> {
@@ -224,7 +224,7 @@ impl Drop for Loader {
 fn fill(
     batch: &mut Batch,
     images: &Images,
-    plan: &Plan,
+    plan: &BatchPlan,
     number: usize,
     scratch: &mut Scratch,
 ) -> Result<()> {
