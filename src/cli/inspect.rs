@@ -11,7 +11,8 @@ use zfnet::data::Split;
 use zfnet::data::shard::ShardSet;
 use zfnet::data::shard::manifest::{Form, Manifest};
 use zfnet::human_bytes;
-use zfnet::model::{Architecture, Kind, Network};
+use zfnet::model::{Architecture, Kind, Model, Network};
+use zfnet::study::learnt::{LayerChange, changes};
 
 use super::{BareArgs, grouped};
 
@@ -44,6 +45,9 @@ struct Row<'a> {
     start: i64,
     /// Whether units may see less than their field: so from a transposed convolution on.
     field_is_at_most: bool,
+    /// Of a checkpoint's layer with weights.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    weights: Option<&'a LayerChange>,
 }
 
 pub fn run(args: Inspect) -> Result<ExitCode> {
@@ -57,7 +61,7 @@ pub fn run(args: Inspect) -> Result<ExitCode> {
         }
         return Ok(ExitCode::SUCCESS);
     }
-    let network = find(&args)?;
+    let (network, changes) = find(&args)?;
     let transposed =
         network.layers.iter().position(|layer| matches!(layer.kind, Kind::ConvTranspose(_)));
     let rows: Vec<Row<'_>> = (0..)
@@ -71,6 +75,7 @@ pub fn run(args: Inspect) -> Result<ExitCode> {
             jump: layer.field[0].jump,
             start: layer.field[0].start,
             field_is_at_most: transposed.is_some_and(|first| index >= first),
+            weights: changes.iter().find(|change| change.layer == layer.name),
         })
         .collect();
     if args.json {
@@ -111,7 +116,23 @@ pub fn run(args: Inspect) -> Result<ExitCode> {
             network.layers[first].name
         );
     }
+    if !changes.is_empty() {
+        println!("\n{}", table_of(&changes));
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What became of a network's initial weights, as a table.
+pub fn table_of(changes: &[LayerChange]) -> String {
+    let mut table =
+        format!("{:<8} {:>12} {:>12} {:>12}\n", "layer", "initial", "90th perc.", "similarity");
+    for change in changes {
+        let ([median, high], similarity) = (change.share_in_words(), change.similarity);
+        table += &format!("{:<8} {median:>12} {high:>12} {similarity:>12.2}\n", change.layer);
+    }
+    table
+        + "initial: share of the energy of a filter's weights that is still its random start, median and \
+           90th percentile; similarity: largest |cos| of a filter to another, median"
 }
 
 fn print_set(what: &str, set: &Manifest) {
@@ -171,13 +192,16 @@ fn print_set(what: &str, set: &Manifest) {
     }
 }
 
-/// A network by name or file, or the one of a checkpoint, read whole and checked.
-fn find(args: &Inspect) -> Result<Network> {
+/// A network by name or file, or the one of a checkpoint, read whole and checked, with what became of its
+/// initial weights.
+fn find(args: &Inspect) -> Result<(Network, Vec<LayerChange>)> {
     let path = Path::new(&args.what);
     let is_model = path.extension().is_some_and(|extension| extension == "safetensors");
     if is_model || path.is_dir() {
         let backend = CpuBackend::new(Some(1))?;
-        return Ok(args.bare.load(&backend, path)?.network);
+        let Model { network, params, .. } = args.bare.load(&backend, path)?;
+        let changes = changes(&backend, &network, &params)?;
+        return Ok((network, changes));
     }
-    Ok(Network::new(Architecture::find(&args.what)?)?)
+    Ok((Network::new(Architecture::find(&args.what)?)?, Vec::new()))
 }

@@ -13,6 +13,7 @@ use zfnet::study::project::{Units, arrays, project};
 use zfnet::train::evaluate::{Classifier, TestCrops};
 
 use super::progress::Progress;
+use super::study::random_start;
 use super::{BareArgs, DeviceArgs, OnDevice, make_folder};
 
 #[derive(Args)]
@@ -82,6 +83,7 @@ impl OnDevice for Project {
                 checkpoint: self.checkpoint.display().to_string(),
                 network: network.architecture.name.clone(),
                 rule: self.rule,
+                facts: vec![random_start(backend, &model)?],
                 images,
             },
         )

@@ -12,10 +12,12 @@ use zfnet::bench::Benchmark;
 use zfnet::data::Split;
 use zfnet::data::set::DataSet;
 use zfnet::human_bytes;
-use zfnet::model::{Architecture, Network};
-use zfnet::train::checkpoint::{architecture_of, candidates};
-use zfnet::train::{Crops, Event, Init, Job, Needs, Outcome, Recipe, ScheduleKind, dry_run, train};
+use zfnet::model::{Architecture, ExternalConfig, LayerSpec, Network};
+use zfnet::study::learnt::changes;
+use zfnet::train::checkpoint::{architecture_of, load_model, newest};
+use zfnet::train::{Crops, Event, Init, Job, Needs, Outcome, ScheduleKind, dry_run, train};
 
+use super::inspect::table_of;
 use super::progress::Progress;
 use super::study::evolution::EvolutionArgs;
 use super::{BareArgs, DeviceArgs, OnDevice, ReadArgs, signal_code, stop_on_signals};
@@ -128,8 +130,13 @@ pub struct RecipeArgs {
 }
 
 impl RecipeArgs {
-    /// The recipe with the flags that were given.
-    pub fn apply(&self, recipe: &mut Recipe) {
+    /// The network with the flags that were given in its recipe. Those of initialization are for all of its
+    /// layers, also for those that say their own.
+    pub fn apply(&self, architecture: &mut Architecture) {
+        if self.init_weights.is_some() || self.init_std.is_some() {
+            architecture.layers.iter_mut().for_each(LayerSpec::clear_init_std);
+        }
+        let recipe = &mut architecture.recipe;
         fn set<T: Clone>(place: &mut T, flag: &Option<T>) {
             if let Some(value) = flag {
                 *place = value.clone();
@@ -178,17 +185,12 @@ impl OnDevice for Train {
         let mut architecture = match &self.arch {
             Some(arch) => Architecture::find(arch)?,
             None => {
-                // Of the newest whole one, as training will find it.
-                let networks =
-                    candidates(&self.out).into_iter().map(|folder| architecture_of(&folder));
-                let newest_first =
-                    networks.reduce(|newer, older| newer.or_else(|e| older.or(Err(e))));
                 let missing =
                     || format!("{}: no checkpoint to resume: say --arch", self.out.display());
-                newest_first.with_context(missing)??
+                newest(&self.out, architecture_of)?.with_context(missing)?.read
             }
         };
-        self.recipe.apply(&mut architecture.recipe);
+        self.recipe.apply(&mut architecture);
         architecture.recipe.check()?;
         let data = DataSet::open(&self.data)?;
         let options = self.read.options(architecture.input.resize)?;
@@ -235,6 +237,8 @@ impl OnDevice for Train {
         }
         match outcome {
             Outcome::Done => {
+                let last = load_model(backend, &self.out.join("last"), &ExternalConfig::default())?;
+                eprintln!("{}", table_of(&changes(backend, &last.network, &last.params)?));
                 println!("{}", self.out.display());
                 Ok(ExitCode::SUCCESS)
             }

@@ -125,7 +125,8 @@ impl Architecture {
         self.recipe.check()?;
         let size = self.input.size;
         let mut layers: Vec<Layer> = Vec::new();
-        let (mut output, mut field) = (Shape::new(1, size, size, 3), [Field::PIXEL; 2]);
+        let (mut output, mut field) =
+            (Shape::new(1, size, size, 3), [Field::PIXEL.limited(size); 2]);
         let (mut number, mut parameters) = (0, 0);
         for (index, spec) in self.layers.iter().enumerate() {
             number += usize::from(spec.has_weights());
@@ -146,10 +147,15 @@ impl Architecture {
             if layers.iter().any(|layer| layer.name == *name) {
                 return Err(place.error("expected a name of its own, found it twice"));
             }
+            let init_std = spec.init_std();
+            if let Some(std) = init_std.filter(|std| !(*std >= 0.0 && std.is_finite())) {
+                return Err(place.error(format!("expected init_std not below 0, found {std}")));
+            }
             let input = output;
             let kind;
             Planned { kind, output, field } = spec.plan(&place)?;
-            let layer = Layer { name: name.clone(), kind, input, output, field };
+            field = [field[0].limited(output.h), field[1].limited(output.w)];
+            let layer = Layer { name: name.clone(), kind, input, output, field, init_std };
             parameters += layer.parameters();
             if parameters.max(output.len()) > MAX_VALUES {
                 return Err(place.error(format!(

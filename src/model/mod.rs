@@ -3,6 +3,7 @@
 
 mod architecture;
 mod deconvnet;
+mod initial;
 mod input;
 mod layer;
 mod network;
@@ -17,6 +18,7 @@ mod workspace;
 
 pub use architecture::{Architecture, Input};
 pub use deconvnet::{Projector, Seed, strongest};
+pub use initial::Initial;
 pub use input::{InputStage, Normaliser};
 pub use layer::{
     Conv, ConvSpec, ConvTranspose, ConvTransposeSpec, Dropout, DropoutSpec, FcSpec, Kind, Layer,

@@ -1,19 +1,22 @@
 //! The weights of a network, and how they are drawn.
 
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::{Rng, SeedableRng};
-
-use super::{Layer, Network};
+use super::{Initial, Layer, Network};
 use crate::Result;
 use crate::backend::{Backend, Param};
 use crate::shape::ConvDims;
-use zfnet_core::Init;
+
+/// First of the streams of [`Params::untrained`]. Those of training are few, or above 1 << 62: see
+/// `zfnet_data::order`.
+const UNTRAINED_STREAMS: u64 = 1 << 61;
 
 /// One [`Param`] for each layer that has weights: the weights themselves, their gradients, or
 /// their momentum.
 pub struct Params<B: Backend> {
     /// As many as the network has layers.
     pub layers: Vec<Option<Param<B>>>,
+    /// How each layer's weights were drawn, however long they have been trained since. `None` where that is
+    /// not known, or there are no weights.
+    pub initial: Vec<Option<Initial>>,
 }
 
 impl<B: Backend> Params<B> {
@@ -35,55 +38,38 @@ impl<B: Backend> Params<B> {
 
     fn of(network: &Network, allocate: impl Fn(&ConvDims) -> Result<Param<B>>) -> Result<Self> {
         let param = |layer: &Layer| layer.convolution().map(&allocate).transpose();
-        Ok(Params { layers: network.layers.iter().map(param).collect::<Result<_>>()? })
+        let layers: Vec<_> = network.layers.iter().map(param).collect::<Result<_>>()?;
+        Ok(Params { initial: vec![None; layers.len()], layers })
     }
 
-    /// Freshly drawn weights, biases zero, the same for one seed (as far as `ln`, `cos` and `sin`
-    /// are). Each layer has a stream of its own, so that a changed layer does not change the
-    /// others.
+    /// Weights as training begins with, biases zero, the same for one seed. Each layer has a stream of
+    /// random numbers of its own, so that a changed layer does not change the others.
     ///
     /// # Errors
     /// If the backend is out of memory.
     pub fn init(backend: &B, network: &Network, seed: u64) -> Result<Self> {
+        Self::drawn(backend, network, seed, 1)
+    }
+
+    /// Other weights than any that training begins with, whatever the seeds, but drawn likewise: what a
+    /// trained network is compared with.
+    ///
+    /// # Errors
+    /// If the backend is out of memory.
+    pub fn untrained(backend: &B, network: &Network, seed: u64) -> Result<Self> {
+        Self::drawn(backend, network, seed, UNTRAINED_STREAMS)
+    }
+
+    fn drawn(backend: &B, network: &Network, seed: u64, first_stream: u64) -> Result<Self> {
         let mut params = Self::weights(backend, network)?;
         for (index, layer) in network.layers.iter().enumerate() {
-            params.init_layer(backend, network, index, layer, seed)?;
+            let Some(param) = &mut params.layers[index] else { continue };
+            let std = layer.init_std(&network.architecture.recipe);
+            let initial = Initial { seed, stream: first_stream + index as u64, std };
+            let values = initial.values(param.weight.shape().len());
+            backend.upload(&mut param.weight, &values)?;
+            params.initial[index] = Some(initial);
         }
         Ok(params)
     }
-
-    fn init_layer(
-        &mut self,
-        backend: &B,
-        network: &Network,
-        index: usize,
-        layer: &Layer,
-        seed: u64,
-    ) -> Result<()> {
-        let (Some(param), Some(dims)) = (&mut self.layers[index], layer.convolution()) else {
-            return Ok(());
-        };
-        let recipe = &network.architecture.recipe;
-        let deviation = match recipe.init {
-            Init::Normal => f64::from(recipe.init_std),
-            Init::He => (2.0 / layer.fan_in()).sqrt(),
-        };
-        let mut random = ChaCha8Rng::seed_from_u64(seed);
-        random.set_stream(index as u64 + 1);
-        let values = normals(&mut random, dims.filter().len(), deviation);
-        backend.upload(&mut param.weight, &values)
-    }
-}
-
-/// Normal numbers with mean 0 (Box and Muller's method).
-fn normals(random: &mut ChaCha8Rng, count: usize, deviation: f64) -> Vec<f32> {
-    let mut unit = || (random.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
-    let mut values = Vec::with_capacity(count + 1);
-    while values.len() < count {
-        let radius = (-2.0 * (1.0 - unit()).ln()).sqrt() * deviation;
-        let angle = std::f64::consts::TAU * unit();
-        values.extend([radius * angle.cos(), radius * angle.sin()].map(|v| v as f32));
-    }
-    values.truncate(count);
-    values
 }

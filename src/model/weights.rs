@@ -7,21 +7,21 @@
 //! the metadata's one key, `zfnet` (one key, so that equal models are equal files).
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 use zfnet_core::tensors::{deserialize, unreadable};
 
-use super::{Architecture, Network, Params, Preprocess};
+use super::{Architecture, Initial, Network, Params, Preprocess};
 use crate::backend::{Backend, Param};
 use crate::shape::{ConvDims, Shape};
 use crate::{Error, Result};
 
 /// The metadata's key.
 const KEY: &str = "zfnet";
-/// Version of the metadata.
-const VERSION: u32 = 1;
+/// Version of the metadata. Version 1 did not say how weights were drawn.
+const VERSION: u32 = 2;
 /// Name of the mean's tensor.
 const MEAN: &str = "preprocess.mean";
 
@@ -44,6 +44,15 @@ struct Metadata {
     architecture: Architecture,
     preprocess: Preprocess,
     classes: Vec<String>,
+    /// How weights were drawn, by layer, as far as it is known.
+    #[serde(default)]
+    initial: BTreeMap<String, Initial>,
+}
+
+/// What is read first, of metadata that another version may have written.
+#[derive(Deserialize)]
+struct MetadataVersion {
+    version: u32,
 }
 
 /// The network that the bytes of a model's file describe.
@@ -62,13 +71,13 @@ fn about(bytes: &[u8]) -> Result<Option<Metadata>> {
     let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(unreadable)?;
     let json = metadata.metadata().as_ref().and_then(|metadata| metadata.get(KEY));
     let Some(json) = json else { return Ok(None) };
-    let about: Metadata = serde_json::from_str(json)
-        .map_err(|error| Error::Network(format!("its metadata is damaged: {error}")))?;
-    if about.version != VERSION {
-        let found = about.version;
+    let damaged =
+        |error: serde_json::Error| Error::Network(format!("its metadata is damaged: {error}"));
+    let MetadataVersion { version: found } = serde_json::from_str(json).map_err(damaged)?;
+    if !(1..=VERSION).contains(&found) {
         return Err(Error::Version { what: "metadata", expected: VERSION, found });
     }
-    Ok(Some(about))
+    serde_json::from_str(json).map(Some).map_err(damaged)
 }
 
 /// What a bare safetensors file does not say itself.
@@ -91,6 +100,7 @@ impl<B: Backend> Model<B> {
             architecture: self.network.architecture.clone(),
             preprocess: self.preprocess.clone(),
             classes: self.classes.clone(),
+            initial: self.named_initial(),
         };
         let about = serde_json::to_string(&about).expect("plain data");
         let mut tensors = named_values(backend, &self.network, &self.params)?;
@@ -100,6 +110,12 @@ impl<B: Backend> Model<B> {
         serialize(&tensors, Some(HashMap::from([(KEY.into(), about)])))
     }
 
+    /// How weights were drawn, by layer, as far as it is known.
+    fn named_initial(&self) -> BTreeMap<String, Initial> {
+        let layers = self.network.layers.iter().zip(&self.params.initial);
+        layers.filter_map(|(layer, initial)| Some((layer.name.clone(), (*initial)?))).collect()
+    }
+
     /// A model from the bytes of its file. One without our metadata needs `bare`.
     ///
     /// # Errors
@@ -107,13 +123,16 @@ impl<B: Backend> Model<B> {
     /// expected, what was found.
     pub fn from_bytes(backend: &B, bytes: &[u8], bare: &ExternalConfig) -> Result<Self> {
         let tensors = deserialize(bytes)?;
-        let (network, preprocess, classes) = match about(bytes)? {
+        let (network, preprocess, classes, initial) = match about(bytes)? {
             Some(about) => {
                 let mut preprocess = about.preprocess;
                 preprocess.mean = values(&tensors, MEAN)?.into_owned();
-                (Network::new(about.architecture)?, preprocess, about.classes)
+                (Network::new(about.architecture)?, preprocess, about.classes, about.initial)
             }
-            None => Self::bare(&tensors, bare)?,
+            None => {
+                let (network, preprocess, classes) = Self::bare(&tensors, bare)?;
+                (network, preprocess, classes, BTreeMap::new())
+            }
         };
         preprocess.check()?;
         if preprocess.size != network.input().h || classes.len() != network.classes() {
@@ -125,7 +144,8 @@ impl<B: Backend> Model<B> {
                 classes.len()
             )));
         }
-        let params = read_params(backend, &network, &tensors, Param::weights)?;
+        let mut params = read_params(backend, &network, &tensors, Param::weights)?;
+        params.initial = network.layers.iter().map(|l| initial.get(&l.name).copied()).collect();
         Ok(Model { network, params, preprocess, classes })
     }
 
@@ -228,7 +248,7 @@ pub fn read_params<B: Backend>(
         }
         layers.push(Some(param));
     }
-    Ok(Params { layers })
+    Ok(Params { initial: vec![None; layers.len()], layers })
 }
 
 fn check_shape(tensors: &SafeTensors<'_>, name: &str, expected: &[usize]) -> Result<()> {

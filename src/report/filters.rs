@@ -9,7 +9,7 @@ use super::plot::heat;
 use super::short;
 use crate::picture::{Image, contrast};
 use crate::study::filters::{
-    BANDS, Filters, FirstLayer, GRID, STUDY, Seen, largest, median, spectrum,
+    BANDS, Filters, FirstLayer, GRID, STUDY, Seen, largest, median, spectrum, white_noise_high,
 };
 
 /// A filter whose RMS is so many times the median dominates.
@@ -57,8 +57,12 @@ pub fn write(out: &Path, found: &Filters) -> io::Result<PathBuf> {
     let amplitude = "amplitude, from 0 (dark) to each filter’s largest (yellow)";
     type Draw = fn(&FirstLayer) -> Image;
     let shows: [(&str, &str, &str, Draw); 3] = [
-        ("one-scale", "One scale for the layer", &one, |first| sheet(first, true)),
-        ("own-scale", "A scale for each filter", &own, |first| sheet(first, false)),
+        ("one-scale", "One scale for the layer", &one, |first| {
+            sheet(&first.values, first.kernel, true)
+        }),
+        ("own-scale", "A scale for each filter", &own, |first| {
+            sheet(&first.values, first.kernel, false)
+        }),
         ("spectrum", "Spectra", amplitude, spectra),
     ];
     for (what, title, contrast, draw) in shows {
@@ -173,13 +177,12 @@ fn grid(first: &FirstLayer) -> Option<(f64, usize)> {
     first.seen.as_ref()?.grid
 }
 
-/// The filters as tiles, with one scale for all or one for each.
-fn sheet(first: &FirstLayer, one_scale: bool) -> Image {
-    let [rows, columns] = first.kernel;
+/// Filters `[filters, rows, columns, 3]` as tiles, with one scale for all or one for each.
+pub(super) fn sheet(filters: &[f32], [rows, columns]: [usize; 2], one_scale: bool) -> Image {
     let of_filter = rows * columns * 3;
     let bytes: Vec<u8> = match one_scale {
-        true => contrast(&first.values),
-        false => first.values.chunks_exact(of_filter).flat_map(contrast).collect(),
+        true => contrast(filters),
+        false => filters.chunks_exact(of_filter).flat_map(contrast).collect(),
     };
     let tile =
         |bytes: &[u8]| Image::new(columns, rows, bytes.to_vec()).resize(columns * 6, rows * 6);
@@ -233,7 +236,9 @@ fn tables(networks: &[FirstLayer]) -> Vec<Table> {
         row("dead by norm", &|f| f.dead_by_norm.len().to_string()),
         row("energy in low frequencies", &|f| percent(f.mean(0))),
         row("energy in middle frequencies", &|f| percent(f.mean(1))),
-        row("energy in high frequencies", &|f| percent(f.mean(2))),
+        row("energy in high frequencies", &|f| {
+            format!("{} (white noise: {})", percent(f.mean(2)), percent(white_noise_high()))
+        }),
         row("filters mostly middle", &|f| f.mostly(1).to_string()),
         row("energy folded by the stride", &|f| percent(f.mean(3))),
     ];
@@ -252,6 +257,23 @@ fn tables(networks: &[FirstLayer]) -> Vec<Table> {
             "The paper changed AlexNet’s first layer from 11 × 11 filters with a stride of 4 to 7 × 7 \
              with a stride of 2 because it saw few middle frequencies, dead features, and aliasing in \
              layer 2. It gives no numbers for them: these measures are ours."
+                .into(),
+        ],
+    });
+    let of_layers = networks.iter().enumerate().flat_map(|(number, first)| {
+        first.layers.iter().map(move |change| {
+            let [median, high] = change.share_in_words();
+            let name = format!("{}. {}, {}", number + 1, first.network, change.layer);
+            vec![name, median, high, format!("{:.2}", change.similarity)]
+        })
+    });
+    tables.push(Table {
+        caption: "What is left of the random start, and how alike filters are".into(),
+        head: ["", "initial share, median", "90th percentile", "similarity"].map(String::from).into(),
+        rows: of_layers.collect(),
+        notes: vec![
+            "Initial share: the share of the energy of a filter’s weights that lies along their values before \
+             training. Similarity: the largest |cos| of a filter to another one of the layer, median."
                 .into(),
         ],
     });

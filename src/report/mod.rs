@@ -13,6 +13,7 @@ pub mod evolution;
 pub mod figure;
 pub mod filters;
 pub mod invariance;
+pub mod learnt;
 pub mod occlusion;
 pub mod plot;
 pub mod probe;

@@ -21,6 +21,7 @@ use serde::Serialize;
 use super::{Slugs, by_rule, caution, facts, page, short, signed};
 use crate::disk::write_atomic;
 use crate::picture::Image;
+use crate::study::Facts;
 pub use crate::study::project::{ImageProjections, LayerProjections, Unit};
 
 /// What a page shows.
@@ -34,6 +35,8 @@ pub struct Projections {
     pub network: String,
     /// Name of the rule of the backward pass.
     pub rule: String,
+    /// What else stands under the title.
+    pub facts: Facts,
     /// In the order of the page.
     pub images: Vec<ImageProjections>,
 }
@@ -79,10 +82,11 @@ fn body(projections: &Projections, folders: &[String]) -> Markup {
         ("Checkpoint", &projections.checkpoint),
         ("Rule", &projections.rule),
     ];
+    let own = projections.facts.iter().map(|(name, value)| (name.as_str(), value.as_str()));
     html! {
         header.top {
             h1 { (projections.title) }
-            (facts(fixed))
+            (facts(fixed.into_iter().chain(own)))
             section.how aria-labelledby="page.how" {
                 h2 id="page.how" { "How to read this" }
                 p {

@@ -24,6 +24,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 use serde::Serialize;
 
+use super::learnt::{LayerChange, changes};
 use super::peaks::{
     BATCH, Chosen, Maps, Projected, Searched, must_be_images, project, search, spatial_layers,
 };
@@ -91,6 +92,8 @@ pub struct FirstLayer {
     pub shares: Vec<[f64; 4]>,
     /// What a pass over images has shown.
     pub seen: Option<Seen>,
+    /// What became of the initial weights of this layer and of all others.
+    pub layers: Vec<LayerChange>,
     /// `[filters, rows, columns, 3]`, RGB.
     #[serde(skip)]
     pub values: Vec<f32>,
@@ -166,6 +169,7 @@ impl FirstLayer {
             rms,
             shares,
             seen: None,
+            layers: changes(backend, network, params)?,
             values,
         })
     }
@@ -314,6 +318,11 @@ pub(crate) fn spectrum(picture: &[f32], [rows, columns]: [usize; 2], n: usize) -
         }
     }
     power
+}
+
+/// The share of white noise's energy above the middle frequencies: that of a filter that has learnt nothing.
+pub fn white_noise_high() -> f64 {
+    shares(&[1.0, 0.0, 0.0], [1, 1], 1)[2] // a pulse has all frequencies alike
 }
 
 /// Shares of low, middle and high frequencies, and of what a stride folds; all 0 for nothing.

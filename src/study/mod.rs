@@ -17,6 +17,7 @@ pub mod filters;
 pub(crate) mod folds;
 pub mod image_selection;
 pub mod invariance;
+pub mod learnt;
 pub(crate) mod linear;
 pub(crate) mod numbers;
 pub mod occluder;
@@ -60,7 +61,8 @@ pub struct Study {
 }
 
 /// All studies, in the order of a run's report.
-pub const STUDIES: [Study; 11] = [
+pub const STUDIES: [Study; 12] = [
+    learnt::STUDY,
     features::STUDY,
     evolution::STUDY,
     invariance::STUDY,

@@ -11,7 +11,7 @@ use super::image_selection::StudyImage;
 use super::numbers::argmax;
 use super::occluder::{Cover, Fill};
 use super::peaks::spatial_layers;
-use super::pixels::{field_box, projection_image};
+use super::pixels::{projection_image, seen_box};
 use super::{Facts, Session, Study, projection_of};
 use crate::Result;
 use crate::backend::{Backend, SeedUnit};
@@ -106,7 +106,7 @@ pub struct OfImage {
 pub struct Projected {
     /// The unit.
     pub unit: SeedUnit,
-    /// Its receptive field, in pixels of the centre crop.
+    /// What it sees, in pixels of the centre crop.
     pub field: [i64; 4],
     /// As large as the network's input.
     #[serde(skip)]
@@ -239,7 +239,7 @@ pub fn run<B: Backend>(
             let pixels = projection_of(&mut projector, settings.layer, unit, Rule::DECONVNET)?;
             projected = Some(Projected {
                 unit,
-                field: field_box(layer, unit.y as usize, unit.x as usize),
+                field: seen_box(layer, unit.y as usize, unit.x as usize),
                 projection: projection_image(preprocess, &pixels),
             });
         }

@@ -11,7 +11,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
 
-use super::pixels::{centre_crop, field_box, original_box, projection_image};
+use super::pixels::{centre_crop, field_box, original_box, projection_image, seen_box};
 use crate::backend::{Backend, SeedUnit};
 use crate::data::images::{Images, Scratch};
 use crate::data::loader::{Bad, BatchPlan, Loader};
@@ -311,7 +311,7 @@ pub fn pictures<B: Backend>(
             x,
             value: unit.value,
             field_box: field,
-            patch: original_box(preprocess, width, height, field),
+            patch: original_box(preprocess, width, height, seen_box(shown, y, x)),
             projection: projection_image(preprocess, projection).crop(field),
             photo: centre_crop(preprocess, square).crop(field),
         };

@@ -3,9 +3,16 @@
 use crate::model::{Layer, Preprocess};
 use crate::picture::Image;
 
-/// The receptive field of a unit as `[x0, y0, x1, y1]` in pixels of the network's input.
+/// The receptive field of a unit as `[x0, y0, x1, y1]` in pixels of the network's input, as large for every
+/// unit of a layer: it may reach beyond the input.
 pub(crate) fn field_box(layer: &Layer, y: usize, x: usize) -> [i64; 4] {
     let [(y0, y1), (x0, x1)] = [layer.field[0].of(y), layer.field[1].of(x)];
+    [x0, y0, x1, y1]
+}
+
+/// What of its receptive field a unit sees, as `[x0, y0, x1, y1]` in pixels of the network's input.
+pub(crate) fn seen_box(layer: &Layer, y: usize, x: usize) -> [i64; 4] {
+    let [(y0, y1), (x0, x1)] = [layer.field[0].seen(y), layer.field[1].seen(x)];
     [x0, y0, x1, y1]
 }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::pixels::{centre_crop, field_box, original_box, projection_image};
+use super::pixels::{centre_crop, field_box, original_box, projection_image, seen_box};
 use super::{projection_of, unit_named};
 use crate::backend::{Backend, SeedUnit, Tensor};
 use crate::data::decode::prepare;
@@ -140,7 +140,12 @@ pub fn project<B: Backend>(
                 x,
                 value,
                 field_box: field,
-                patch: original_box(preprocess, original.width, original.height, field),
+                patch: original_box(
+                    preprocess,
+                    original.width,
+                    original.height,
+                    seen_box(layer, y, x),
+                ),
                 projection: projection_image(preprocess, projection),
             });
             Ok(())

@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use super::image_selection::StudyImage;
 use super::numbers::argmax;
-use super::pixels::{centre_crop, field_box, projection_image};
+use super::pixels::{centre_crop, field_box, projection_image, seen_box};
 use super::{Facts, Session, Study, projection_of};
 use crate::backend::{Backend, Peak, SeedUnit};
 use crate::model::{Model, Network, Params, Projector, Rule, strongest};
@@ -84,7 +84,7 @@ pub struct OfUnit {
 pub struct Fired {
     /// The unit.
     pub unit: SeedUnit,
-    /// Its receptive field, in pixels of the file.
+    /// What it sees, in pixels of the file.
     pub area: [f64; 4],
     /// What it saw.
     #[serde(skip)]
@@ -272,6 +272,7 @@ fn compare<B: Backend>(
     let Model { network, preprocess, .. } = model;
     let shown = &network.layers[layer];
     let field = field_box(shown, unit.y as usize, unit.x as usize);
+    let seen = seen_box(shown, unit.y as usize, unit.x as usize);
     let cut = |all: &[Vec<f32>]| {
         all.iter().map(|pixels| projection_image(preprocess, pixels).crop(field)).collect()
     };
@@ -279,7 +280,7 @@ fn compare<B: Backend>(
     let mut random = None;
     if let Some(random_unit) = untrained.at(backend, layer, unit)? {
         let by_random = untrained.project(layer, random_unit)?;
-        let here = |pixels: &[f32]| inside(pixels, preprocess.size, field);
+        let here = |pixels: &[f32]| inside(pixels, preprocess.size, seen);
         let compared = RULES.iter().zip(by_trained.iter().zip(&by_random)).map(
             |((rule, _), (by_trained, by_random))| Comparison {
                 image: image.name.clone(),
@@ -300,16 +301,16 @@ fn compare<B: Backend>(
     }
     Ok(Fired {
         unit,
-        area: image.in_file(preprocess, field),
+        area: image.in_file(preprocess, seen),
         patch: centre_crop(preprocess, &image.square).crop(field),
         projections: cut(&by_trained),
         random,
     })
 }
 
-/// The values of a picture `[size, size, 3]` inside a box.
-fn inside(pixels: &[f32], size: usize, field: [i64; 4]) -> Vec<f32> {
-    let [x0, y0, x1, y1] = field.map(|edge| edge.clamp(0, size as i64) as usize);
+/// The values of a picture `[size, size, 3]` inside a box of it.
+fn inside(pixels: &[f32], size: usize, area: [i64; 4]) -> Vec<f32> {
+    let [x0, y0, x1, y1] = area.map(|edge| edge.clamp(0, size as i64) as usize);
     let row = |y: usize| &pixels[(y * size + x0) * 3..(y * size + x1) * 3];
     (y0..y1).flat_map(|y| row(y).iter().copied()).collect()
 }

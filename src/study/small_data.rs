@@ -106,7 +106,7 @@ pub fn train_few<B: Backend>(
     }
     let recipe = recipe.clone();
     let network = Network::new(architecture)?;
-    let mut params = Params::init(backend, &network, seed)?;
+    let mut params = Params::untrained(backend, &network, seed)?;
     let mut preprocess = checkpoint.preprocess.clone();
     match start {
         Start::Scratch => preprocess.mean = mean_of(&preprocess, &squares.pixels),

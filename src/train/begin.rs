@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
-use super::checkpoint::{self, Resumed, State};
+use super::checkpoint::{self, Newest, Resumed, State};
 use super::job::{Event, Job};
 use super::memory::with_memory_hint;
 use crate::backend::Backend;
@@ -73,15 +73,17 @@ fn copy_fitting<B: Backend>(
     let mut fresh = Vec::new();
     let mut taken = 0;
     let mut old = from.params.layers;
-    for (layer, param) in network.layers.iter().zip(&mut params.layers) {
+    let initial = from.params.initial;
+    let places = params.layers.iter_mut().zip(&mut params.initial);
+    for (layer, (param, own_initial)) in network.layers.iter().zip(places) {
         let Some(param) = param else { continue };
         let fitting = from.network.layer(&layer.name).ok().and_then(|i| {
             let fits = old[i].as_ref().is_some_and(|o| o.weight.shape() == param.weight.shape());
-            if fits { old[i].take() } else { None }
+            if fits { Some((old[i].take()?, initial[i])) } else { None }
         });
         match fitting {
-            Some(fitting) => {
-                *param = fitting;
+            Some((fitting, initial)) => {
+                (*param, *own_initial) = (fitting, initial);
                 taken += 1;
             }
             None => fresh.push(layer.name.as_str()),
@@ -112,37 +114,23 @@ fn last_checkpoint<B: Backend>(
     notes: &mut Vec<String>,
 ) -> Result<Option<Resumed<B>>> {
     checkpoint::recover(&job.out)?;
-    let candidates = checkpoint::candidates(&job.out);
     if !job.resume {
-        return if candidates.is_empty() {
-            Ok(None)
-        } else {
-            Err(Error::RunExists { path: job.out.clone() })
+        return match checkpoint::exists(&job.out) {
+            false => Ok(None),
+            true => Err(Error::RunExists { path: job.out.clone() }),
         };
     }
-    let mut first_error = None;
-    for folder in &candidates {
-        match checkpoint::load(backend, folder) {
-            Ok(mut resumed) => {
-                if let Some(error) = first_error {
-                    notes.push(format!("fell back to {}: {error:#}", folder.display()));
-                }
-                check_resume(backend, job, network, &mut resumed, folder, notes)?;
-                checkpoint::relink(&job.out, folder, &resumed.state)?;
-                return Ok(Some(resumed));
-            }
-            Err(error) => {
-                first_error.get_or_insert(error);
-            }
-        }
+    let newest = checkpoint::newest(&job.out, |folder| checkpoint::load(backend, folder))?;
+    let Some(Newest { folder, read: mut resumed, damage }) = newest else {
+        notes.push(format!("{} has no checkpoint yet: starting", job.out.display()));
+        return Ok(None);
+    };
+    if let Some(error) = damage {
+        notes.push(format!("fell back to {}: {error:#}", folder.display()));
     }
-    match first_error {
-        Some(error) => Err(error),
-        None => {
-            notes.push(format!("{} has no checkpoint yet: starting", job.out.display()));
-            Ok(None)
-        }
-    }
+    check_resume(backend, job, network, &mut resumed, &folder, notes)?;
+    checkpoint::relink(&job.out, &folder, &resumed.state)?;
+    Ok(Some(resumed))
 }
 
 /// The images that a run sees and, if it sees them as they lie in shards, how they lie.

@@ -6,10 +6,12 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use serde::de::Deserializer;
 use serde::{Deserialize, Serialize};
+use serde_json::error::Category;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::schedule::Schedule;
@@ -236,8 +238,56 @@ pub(super) fn recover(run: &Path) -> Result<()> {
 }
 
 /// The checkpoints of a run that may be whole, the newest first.
-pub fn candidates(run: &Path) -> Vec<PathBuf> {
+fn candidates(run: &Path) -> Vec<PathBuf> {
     steps(run, "").into_iter().rev().map(|step| run.join(format!("step-{step}"))).collect()
+}
+
+/// Whether a run has checkpoints, whole or not.
+pub(super) fn exists(run: &Path) -> bool {
+    !candidates(run).is_empty()
+}
+
+/// The states of a run's checkpoints, the newest first. Damaged ones are left out.
+///
+/// # Errors
+/// If one cannot be read for another reason.
+pub fn states(run: &Path) -> Result<Vec<(State, PathBuf)>> {
+    let state = |folder: PathBuf| match read_state(&folder) {
+        Ok(state) => Some(Ok((state, folder))),
+        Err(Error::DamagedCheckpoint { .. }) => None,
+        Err(error) => Some(Err(error)),
+    };
+    candidates(run).into_iter().filter_map(state).collect()
+}
+
+/// A checkpoint that was read.
+pub struct Newest<T> {
+    /// Its folder.
+    pub folder: PathBuf,
+    /// What was made of it.
+    pub read: T,
+    /// What was wrong with the newest of those that were passed over.
+    pub damage: Option<Error>,
+}
+
+/// The newest checkpoint of a run that `read` can read; `None` if there are no checkpoints. Damaged ones are
+/// passed over, and nothing else is: what is in order but cannot be read (of a newer version, say) ends the
+/// search, so that nobody goes on from an older one by mistake.
+///
+/// # Errors
+/// If one cannot be read for another reason than damage, or all are damaged.
+pub fn newest<T>(run: &Path, read: impl Fn(&Path) -> Result<T>) -> Result<Option<Newest<T>>> {
+    let mut damage = None;
+    for folder in candidates(run) {
+        match read(&folder) {
+            Ok(read) => return Ok(Some(Newest { folder, read, damage })),
+            Err(error @ Error::DamagedCheckpoint { .. }) => {
+                damage.get_or_insert(error);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    damage.map_or(Ok(None), Err)
 }
 
 /// The numbers of a run's folders `step-N` with this ending, in order.
@@ -330,15 +380,31 @@ pub fn load_model<B: Backend>(backend: &B, path: &Path, bare: &ExternalConfig) -
 /// If it is missing, damaged or of another version.
 pub fn read_state(folder: &Path) -> Result<State> {
     let path = folder.join(STATE);
-    let text = fs::read_to_string(&path).map_err(Error::io("read", &path))?;
-    let damaged = |error| Error::file(&path, format!("a damaged checkpoint: {error}"));
-    let Version { version } = serde_json::from_str(&text).map_err(damaged)?;
+    let damaged = |reason: String| Error::DamagedCheckpoint { path: path.clone(), reason };
+    let text = fs::read_to_string(&path).map_err(|error| match error.kind() {
+        ErrorKind::NotFound | ErrorKind::InvalidData => {
+            damaged(format!("a damaged checkpoint: {error}"))
+        }
+        _ => Error::Io { action: "read", path: path.clone(), error },
+    })?;
+    // What is JSON to its end was written so: by another version, perhaps.
+    let unreadable = |error: serde_json::Error| match error.classify() {
+        Category::Data => Error::file(
+            &path,
+            format!(
+                "expected a state as this version of the program writes it, found {error}: use the \
+                 version that wrote it"
+            ),
+        ),
+        _ => damaged(format!("a damaged checkpoint: {error}")),
+    };
+    let Version { version } = serde_json::from_str(&text).map_err(unreadable)?;
     if !(1..=VERSION).contains(&version) {
         let error = Error::Version { what: "a state", expected: VERSION, found: version };
         return Err(error.in_file(&path));
     }
     // What is saved next is of this version.
-    let state = State { version: VERSION, ..serde_json::from_str(&text).map_err(damaged)? };
+    let state = State { version: VERSION, ..serde_json::from_str(&text).map_err(unreadable)? };
     state.recipe.check().map_err(|error| Error::file(&path, error.to_string()))?;
     Ok(state)
 }
@@ -380,17 +446,20 @@ fn verified(folder: &Path, file: &str, state: &State) -> Result<Vec<u8>> {
         .files
         .get(file)
         .ok_or_else(|| Error::file(folder.join(STATE), format!("does not list {file}")))?;
-    let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
+    let damaged = |found: String| Error::DamagedCheckpoint {
+        path: path.clone(),
+        reason: format!(
+            "damaged: expected {} bytes with xxh3 {}, found {found}; use another checkpoint of the run",
+            expected.bytes, expected.xxh3
+        ),
+    };
+    let bytes = fs::read(&path).map_err(|error| match error.kind() {
+        ErrorKind::NotFound => damaged("no file".into()),
+        _ => Error::Io { action: "read", path: path.clone(), error },
+    })?;
     let found = FileMark::of(&bytes);
     if found != *expected {
-        return Err(Error::file(
-            &path,
-            format!(
-                "damaged: expected {} bytes with xxh3 {}, found {} bytes with xxh3 {}; use another \
-                 checkpoint of the run",
-                expected.bytes, expected.xxh3, found.bytes, found.xxh3
-            ),
-        ));
+        return Err(damaged(format!("{} bytes with xxh3 {}", found.bytes, found.xxh3)));
     }
     Ok(bytes)
 }

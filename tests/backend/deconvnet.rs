@@ -547,7 +547,7 @@ fn projections_stay_inside_the_receptive_field<B: Backend>(backend: &B) {
             seed[(y * output.w + x) * output.c..][..output.c].fill(1.0);
             for (rule_name, rule) in RULES {
                 let picture = passes.down(layer, &[0], &seed, rule);
-                let ((top, bottom), (left, right)) = (field[0].of(y), field[1].of(x));
+                let ((top, bottom), (left, right)) = (field[0].seen(y), field[1].seen(x));
                 let what = format!("{rule_name} from {name} at ({y}, {x})");
                 assert!(picture.iter().any(|v| *v != 0.0), "{what} is empty");
                 for (i, j, c) in twin::places(size, size, 3) {
@@ -576,7 +576,7 @@ fn projections_stay_inside_the_receptive_field<B: Backend>(backend: &B) {
 
 /// Pads of all sizes, pools that overlap, one on the other, with pads and without, strides wider than
 /// a kernel, and last windows that reach beyond the map.
-const EDGES: &str = r#"
+pub const EDGES: &str = r#"
     name = "edges"
     classes = 3
     input = { size = 23, resize = 23 }

@@ -1,16 +1,24 @@
 //! Networks as data: the paper's table number by number, other published networks, what is wrong
 //! with wrong descriptions, and how weights are drawn.
 
+use std::collections::BTreeSet;
+
 use crate::common::{network, values, widen};
+use crate::deconvnet::EDGES;
 use zfnet::backend::{Backend, StepState};
 use zfnet::model::weights::ExternalConfig;
-use zfnet::model::{Architecture, Conv, Dropout, Kind, Model, Network, Params, Preprocess};
+use zfnet::model::{
+    Architecture, Conv, Dropout, Kind, MaxPool, Model, Network, Params, Preprocess,
+};
+use zfnet::study::learnt::changes;
 use zfnet::train::Trainer;
 use zfnet_core::tensors::deserialize;
 
 on_every_backend!(
     one_seed_draws_one_set_of_weights,
     drawn_weights_have_the_right_moments,
+    what_is_left_of_the_start_is_known_exactly,
+    untrained_weights_are_others,
     saved_weights_lie_as_pytorch_has_them,
     transposed_weights_lie_as_pytorch_has_them_and_return,
     no_bias_is_learnt_without_one,
@@ -130,6 +138,58 @@ fn the_port_with_floor_rounding_sees_elsewhere() {
         ],
     );
     assert_eq!(port.parameters(), preset("zfnet").parameters());
+}
+
+/// The rows of the input that a change of reaches each row of a layer's output, counted place by place from
+/// the kernels down: where a gradient can be. Rounding down leaves last rows of a map in no window.
+#[test]
+fn units_see_where_their_gradient_can_be() {
+    let floor = |size: usize| {
+        format!(
+            r#"
+            name = "floor"
+            classes = 3
+            input = {{ size = {size}, resize = {size} }}
+            layers = [
+              {{ type = "conv", name = "conv1", channels = 4, kernel = 7, stride = 4, rounding = "floor" }},
+              {{ type = "relu" }},
+              {{ type = "maxpool", kernel = 3, stride = 2, pad = 1, rounding = "floor" }},
+              {{ type = "conv", name = "conv2", channels = 4, kernel = 3, stride = 2, pad = 1, rounding = "floor" }},
+              {{ type = "relu" }},
+              {{ type = "fc", name = "fc3" }},
+            ]"#
+        )
+    };
+    let presets = Architecture::presets().into_iter().map(|preset| Network::new(preset).unwrap());
+    let odd = (57..=66).map(|size| network(&floor(size)));
+    let mut clipped = 0;
+    for network in presets.chain(odd).chain([network(EDGES)]) {
+        for (index, layer) in network.layers.iter().enumerate() {
+            for unit in 0..layer.output.h {
+                let mut rows = BTreeSet::from([unit as i64]);
+                for below in network.layers[..=index].iter().rev() {
+                    let (kernel, stride, pad) = match &below.kind {
+                        Kind::Conv(Conv { dims, .. }) => (dims.r, dims.stride[0], dims.pad[0]),
+                        Kind::MaxPool(MaxPool { dims, .. }) => {
+                            (dims.window[0], dims.stride[0], dims.pad[0])
+                        }
+                        Kind::FullyConnected(_) => (below.input.h as u32, 1, 0),
+                        _ => (1, 1, 0),
+                    };
+                    let [kernel, stride, pad] = [kernel, stride, pad].map(i64::from);
+                    let window = |row: i64| (0..kernel).map(move |r| row * stride - pad + r);
+                    let inside = |row: &i64| (0..below.input.h as i64).contains(row);
+                    rows = rows.into_iter().flat_map(window).filter(inside).collect();
+                }
+                let expected = (*rows.first().unwrap(), rows.last().unwrap() + 1);
+                let what = format!("{} of {}, unit {unit}", layer.name, network.architecture.name);
+                assert_eq!(layer.field[0].seen(unit), expected, "{what}");
+                let size = network.input().h as i64;
+                clipped += usize::from(layer.field[0].of(unit).1.min(size) > expected.1);
+            }
+        }
+    }
+    assert!(clipped > 20, "{clipped}");
 }
 
 #[test]
@@ -378,6 +438,78 @@ fn drawn_weights_have_the_right_moments<B: Backend>(backend: &B) {
                 "{recipe}: fourth moment {}",
                 moment(4)
             );
+        }
+    }
+}
+
+/// Filters of all layers with what they are compared with, in f64: cos^2, and the median over filters.
+fn median_share(now: &[f32], then: &[f32], per_filter: usize) -> f64 {
+    let pairs = now.chunks_exact(per_filter).zip(then.chunks_exact(per_filter));
+    let dot = |a: &[f32], b: &[f32]| {
+        a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>()
+    };
+    let share = |(now, then)| dot(now, then).powi(2) / (dot(now, now) * dot(then, then));
+    let mut shares: Vec<f64> = pairs.map(share).collect();
+    shares.sort_by(f64::total_cmp);
+    let count = shares.len();
+    (shares[(count - 1) / 2] + shares[count / 2]) / 2.0
+}
+
+/// Against weights that were kept at step 0.
+fn what_is_left_of_the_start_is_known_exactly<B: Backend>(backend: &B) {
+    let toml = small(
+        r#"{ type = "conv", name = "conv1", channels = 64, kernel = 7, init_std = 0.02 }, { type = "relu" }, { type = "fc", name = "fc2", outputs = 120 }, { type = "relu" }, { type = "fc", name = "fc3" }"#,
+    );
+    let network = network(&format!("{toml}\n[recipe]\ninit = \"he\"\nbatch_size = 4"));
+    let kept = drawn(backend, &network, 5);
+    let deviation =
+        (kept[0][0].iter().map(|w| w * w).sum::<f32>() / kept[0][0].len() as f32).sqrt();
+    assert!((deviation - 0.02).abs() < 0.001, "{deviation}");
+
+    let params = Params::init(backend, &network, 5).unwrap();
+    for change in changes(backend, &network, &params).unwrap() {
+        let shares = change.initial_share.unwrap();
+        assert!(shares.iter().all(|share| (share - 1.0).abs() < 1e-6), "{shares:?}");
+    }
+    let samples = crate::common::Samples::random(&network, 4);
+    let classes = ["a", "b", "c", "d"].map(String::from).into();
+    let preprocess = samples.preprocess.clone();
+    let model = Model { network: network.clone(), params, preprocess, classes };
+    let momentum = Params::zeros(backend, &network).unwrap();
+    let mut trainer = Trainer::new(backend, model, momentum, 1).unwrap();
+    for step in 0..8 {
+        let state = StepState { seed: 1, step, first_sample: 0, learning_rate: 0.01 };
+        trainer.enqueue(&samples.pixels, &samples.crops, &samples.labels, state).unwrap();
+    }
+    trainer.wait().unwrap();
+    let bytes = trainer.model.to_bytes(backend).unwrap();
+    let again = Model::from_bytes(backend, &bytes, &ExternalConfig::default()).unwrap();
+    for model in [&trainer.model, &again] {
+        let changes = changes(backend, &network, &model.params).unwrap();
+        let params = model.params.layers.iter().flatten();
+        for ((change, param), [kept, _]) in changes.iter().zip(params).zip(&kept) {
+            let expected = median_share(&values(backend, &param.weight), kept, change.weights);
+            let [found, high] = change.initial_share.unwrap();
+            assert!((found - expected).abs() < 1e-6, "{}: {found} {expected}", change.layer);
+            assert!(found < 0.9999 && found <= high, "{}: nothing learnt", change.layer);
+        }
+    }
+}
+
+/// Directions that have nothing to do with each other share 0.455/n of their energy, in the median.
+fn untrained_weights_are_others<B: Backend>(backend: &B) {
+    let network = wide("init = \"he\"");
+    let trained = Params::init(backend, &network, 1).unwrap();
+    for mut other in [
+        Params::untrained(backend, &network, 1).unwrap(),
+        Params::init(backend, &network, 2).unwrap(),
+    ] {
+        other.initial = trained.initial.clone();
+        for change in changes(backend, &network, &other).unwrap() {
+            let found = change.initial_share.unwrap()[0] * change.weights as f64;
+            // The median of so many has a standard deviation of about 1.25 sqrt(0.5 / filters).
+            let stray = 5.0 * 0.9 / (change.filters as f64).sqrt();
+            assert!((found - 0.455).abs() < stray.min(0.45), "{}: {found} / n", change.layer);
         }
     }
 }

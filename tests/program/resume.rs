@@ -113,6 +113,44 @@ fn a_damaged_last_checkpoint_falls_back_to_the_one_before() {
     place.run(&resume).refused(&["model.safetensors", "damaged", "expected", "found"]);
 }
 
+/// A newer version's checkpoint, or one that may not be read: nothing is gone on with, nothing is touched.
+#[test]
+fn what_is_whole_but_cannot_be_read_is_not_passed_over() {
+    let place = Place::new();
+    place.run(&format!("{TRAIN} --epochs 3 --out run")).ok();
+    let state = place.path("run").join("last/state.json");
+    let optimizer = place.path("run").join("last/optimizer.safetensors");
+    let text = fs::read_to_string(&state).unwrap();
+    let held = || {
+        let metrics = fs::read(place.path("run").join("metrics.jsonl")).unwrap();
+        (metrics, fs::read_link(place.path("run").join("last")).unwrap())
+    };
+    let before = held();
+    let resume = "train --data data --out run --resume --epochs 4";
+    let refused = |words: &[&str]| {
+        place.run(resume).refused(words);
+        place.run("study report run").refused(words);
+        assert_eq!(held(), before);
+    };
+    fs::write(&state, text.replace("\"version\": 2", "\"version\": 3")).unwrap();
+    refused(&["state.json", "expected a state of version 2, found 3"]);
+    fs::write(&state, text.replace("\"batch\"", "\"batches\"")).unwrap();
+    refused(&["state.json", "use the version that wrote it"]);
+    fs::remove_file(&state).unwrap();
+    fs::create_dir(&state).unwrap(); // cannot be read, also by root
+    refused(&["state.json"]);
+    fs::remove_dir(&state).unwrap();
+    fs::write(&state, &text).unwrap();
+    fs::remove_file(&optimizer).unwrap();
+    fs::create_dir(&optimizer).unwrap();
+    place.run(resume).refused(&["optimizer.safetensors"]);
+    assert_eq!(held(), before);
+    // What is cut short is.
+    fs::write(&state, &text[..text.len() / 2]).unwrap();
+    let ran = place.run(resume).ok();
+    assert!(ran.stderr.contains("fell back to") && ran.stderr.contains("state.json"));
+}
+
 /// A kill between the two renames of a checkpoint that is written once more.
 #[test]
 fn a_checkpoint_caught_while_it_was_replaced_is_found() {

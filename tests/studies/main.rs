@@ -8,6 +8,7 @@ mod ablation;
 mod by_hand;
 mod evolution;
 mod invariance;
+mod learnt;
 mod probe;
 mod report;
 mod tables;

@@ -121,6 +121,14 @@ pub enum Error {
         /// The run's folder.
         path: PathBuf,
     },
+    /// A checkpoint that is not as it was written: a file is missing, cut short or changed. One that this version
+    /// cannot read for another reason is not called damaged.
+    DamagedCheckpoint {
+        /// The file.
+        path: PathBuf,
+        /// What was expected, what was found.
+        reason: String,
+    },
     /// A training that was to be continued, and was begun otherwise.
     ResumeMismatch {
         /// The checkpoint.
@@ -211,6 +219,7 @@ impl Error {
             | Error::InFile { path, .. }
             | Error::Locked { path, .. }
             | Error::DamagedSet { path, .. }
+            | Error::DamagedCheckpoint { path, .. }
             | Error::LostShard { path, .. }
             | Error::RunExists { path }
             | Error::ResumeMismatch { path, .. } => Some(path),
@@ -223,6 +232,7 @@ impl Error {
         match self {
             Error::File { reason, .. }
             | Error::DamagedSet { reason, .. }
+            | Error::DamagedCheckpoint { reason, .. }
             | Error::LostShard { reason, .. } => reason,
             Error::Io { action, error, .. } => format!("cannot {action} it: {error}"),
             Error::InFile { error, .. } => error.without_path(),
@@ -244,6 +254,7 @@ impl Error {
         match self {
             Error::File { path, reason }
             | Error::DamagedSet { path, reason }
+            | Error::DamagedCheckpoint { path, reason }
             | Error::LostShard { path, reason } => write!(f, "{}: {reason}", path.display()),
             Error::Io { action, path, .. } => write!(f, "cannot {action} {}", path.display()),
             Error::InFile { path, .. } => write!(f, "{}", path.display()),

@@ -117,7 +117,8 @@ pub fn transposed(
 
 /// The receptive field of a layer's units along one axis, in pixels of the network's input.
 ///
-/// Unit `i` sees the pixels `start + i * jump .. start + i * jump + size`, before clipping.
+/// Unit `i` sees the pixels `start + i * jump .. start + i * jump + size`, as far as there are any, and as
+/// layers below it read them: with [`Rounding::Floor`] the last ones of a map may be in no window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Field {
     /// Number of pixels a unit sees.
@@ -126,11 +127,19 @@ pub struct Field {
     pub jump: usize,
     /// First pixel that unit 0 sees; negative inside the padding.
     pub start: i64,
+    /// One past the last pixel that any unit sees.
+    pub end: i64,
 }
 
 impl Field {
-    /// The field of a pixel: itself.
-    pub const PIXEL: Field = Field { size: 1, jump: 1, start: 0 };
+    /// The field of a pixel: itself. There is no last one.
+    pub const PIXEL: Field = Field { size: 1, jump: 1, start: 0, end: i64::MAX };
+
+    /// The same field of no more than `count` units.
+    pub fn limited(self, count: usize) -> Field {
+        let (_, end) = self.of(count.saturating_sub(1));
+        Field { end: self.end.min(end), ..self }
+    }
 
     /// The field of units that see a window of units with this field.
     pub fn through(self, kernel: usize, stride: usize, pad: usize) -> Field {
@@ -138,12 +147,13 @@ impl Field {
             size: self.size + (kernel - 1) * self.jump,
             jump: self.jump * stride,
             start: self.start - (pad * self.jump) as i64,
+            ..self
         }
     }
 
-    /// The field of units that see all of an input of so many pixels.
-    pub fn whole(size: usize) -> Field {
-        Field { size, jump: 0, start: 0 }
+    /// The field of units that see all units with this field, of a network's input of so many pixels.
+    pub fn whole(self, size: usize) -> Field {
+        Field { size, jump: 0, start: 0, ..self }
     }
 
     /// The field of units that a transposed convolution spreads units with this field over. Unit `i`
@@ -156,6 +166,7 @@ impl Field {
             size: self.size + (kernel - 1) * jump,
             jump,
             start: self.start - ((kernel - 1) as i64 - pad as i64) * jump as i64,
+            ..self
         })
     }
 
@@ -163,6 +174,12 @@ impl Field {
     pub fn of(self, i: usize) -> (i64, i64) {
         let first = self.start + (i * self.jump) as i64;
         (first, first + self.size as i64)
+    }
+
+    /// First and one-past-last pixel that unit `i` sees: what of [`Field::of`] lies in the input and is read.
+    pub fn seen(self, i: usize) -> (i64, i64) {
+        let (first, end) = self.of(i);
+        (first.max(0), end.min(self.end))
     }
 }
 
@@ -444,7 +461,7 @@ mod tests {
     fn transposed_fields_hold_all_that_is_seen() {
         for (kernel, stride, pad, input) in [(4, 2, 1, 5), (3, 1, 1, 6), (5, 2, 2, 4), (3, 4, 0, 3)]
         {
-            let below = Field { size: 7, jump: 4, start: -2 };
+            let below = Field { size: 7, jump: 4, start: -2, end: i64::MAX };
             let above = below.through_transposed(kernel, stride, pad).unwrap();
             let output = transposed(input, kernel, stride, pad, pad).unwrap();
             assert_eq!(windows(output, kernel, stride, pad, pad, Rounding::Floor), Some(input));

@@ -59,7 +59,7 @@ impl OnDevice for Correspondence {
         let images = from_files(backend, &model, &files, None)?;
         let out = self.study.out(&STUDY)?;
         let mut progress = Progress::new();
-        let mut session = self.study.session(backend, &model, &out, &mut progress);
+        let mut session = self.study.session(backend, &model, &out, &mut progress)?;
         session.fact("Parts", self.boxes.display().to_string());
         let found = run(&mut session, &model, &settings, &images, &marked)?;
         let page = finish(session, &out, report::correspondence::write(&out, &found))?;

@@ -10,16 +10,16 @@ use zfnet::backend::Backend;
 use zfnet::bench::Benchmark;
 use zfnet::data::Split;
 use zfnet::data::images::Images;
-use zfnet::model::{ExternalConfig, Network};
+use zfnet::model::{ExternalConfig, Model, Network};
 use zfnet::report;
 use zfnet::study::Facts;
 use zfnet::study::evolution::{EPOCHS, MAPS, STUDY, TrackedMaps, run};
 use zfnet::study::peaks::{Chosen, Maps, spatial_layers};
 use zfnet::train::Event;
-use zfnet::train::checkpoint::{State, candidates, load_model, read_state};
+use zfnet::train::checkpoint::{load_model, states};
 
 use super::features::chosen_units;
-use super::{finish, watched};
+use super::{finish, random_start, watched};
 use crate::cli::progress::Progress;
 use crate::cli::{DeviceArgs, OnDevice, ReadArgs, make_folder, open_data};
 
@@ -50,11 +50,8 @@ pub struct Evolution {
 
 impl OnDevice for Evolution {
     fn run<B: Benchmark>(self, backend: &B) -> Result<ExitCode> {
-        let mut kept: Vec<(State, PathBuf)> = candidates(&self.run)
-            .into_iter()
-            .filter_map(|folder| Some((read_state(&folder).ok()?, folder)))
-            .filter(|(state, _)| state.batch == 0 && state.epoch > 0)
-            .collect();
+        let mut kept = states(&self.run)?;
+        kept.retain(|(state, _)| state.batch == 0 && state.epoch > 0);
         kept.sort_by_key(|(state, _)| state.epoch);
         let epochs: Vec<String> = kept.iter().map(|(state, _)| state.epoch.to_string()).collect();
         if kept.is_empty() {
@@ -95,7 +92,7 @@ impl OnDevice for Evolution {
             let followed = TrackedMaps { images, root: &self.data, chosen };
             let mut session = watched(backend, &out, &mut progress);
             session.workers = usize::from(self.read.workers);
-            session.facts = facts(&model.network, &self.run, &self.data);
+            session.facts = facts(backend, &model, &self.run, &self.data)?;
             let found = run(&mut session, &model, &followed, &out, state.epoch, state.step)?;
             written = Some(finish(session, &out, report::evolution::write(&out, &found))?);
         }
@@ -118,13 +115,19 @@ fn choose(network: &Network, units: &[String], seed: u64) -> Result<Vec<Chosen>>
     Ok(layers.map(|layer| Maps::Random(MAPS, seed).of(network, layer)).collect())
 }
 
-fn facts(network: &Network, run: &Path, data: &Path) -> Facts {
+fn facts<B: Backend>(
+    backend: &B,
+    model: &Model<B>,
+    run: &Path,
+    data: &Path,
+) -> zfnet::Result<Facts> {
     let facts = [
-        ("Network", network.architecture.name.clone()),
+        ("Network", model.network.architecture.name.clone()),
         ("Run", run.display().to_string()),
         ("Data", format!("{}, train", data.display())),
     ];
-    facts.map(|(name, value)| (name.to_owned(), value)).into()
+    let facts = facts.map(|(name, value)| (name.to_owned(), value));
+    Ok([&facts[..], &[random_start(backend, model)?]].concat())
 }
 
 /// What `train` takes to follow features as they come about.
@@ -195,7 +198,7 @@ impl Watch<'_> {
         let out = page_folder(&self.run);
         let mut session = watched(backend, &out, progress);
         session.workers = self.workers;
-        session.facts = facts(&model.network, &self.run, self.followed.root);
+        session.facts = facts(backend, &model, &self.run, self.followed.root)?;
         let found = run(&mut session, &model, &self.followed, &out, state.epoch, state.step)?;
         let page = report::evolution::write(&out, &found);
         let page = page.map_err(zfnet::Error::io("write", &out))?;

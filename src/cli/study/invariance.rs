@@ -54,7 +54,7 @@ impl OnDevice for Invariance {
         let mut progress = Progress::new();
         let images = self.pick.pick(backend, &model, &[], &mut progress)?;
         let out = self.study.out(&STUDY)?;
-        let mut session = self.study.session(backend, &model, &out, &mut progress);
+        let mut session = self.study.session(backend, &model, &out, &mut progress)?;
         session.fact("Data", self.pick.source());
         let found = run(&mut session, &model, &settings, &images)?;
         let page = finish(session, &out, report::invariance::write(&out, &found))?;

@@ -7,6 +7,7 @@ pub mod evolution;
 pub mod features;
 mod filters;
 mod invariance;
+mod learnt;
 mod occlusion;
 mod probe;
 mod report;
@@ -23,6 +24,7 @@ use zfnet::backend::Backend;
 use zfnet::data::Split;
 use zfnet::model::{Model, Network};
 use zfnet::study::image_selection::{StudyImage, class_named, first_correct, from_files};
+use zfnet::study::learnt::sentence;
 use zfnet::study::{self, Session, Study};
 
 use super::progress::Progress;
@@ -38,6 +40,8 @@ pub struct StudyCommand {
 #[derive(Subcommand)]
 #[allow(clippy::large_enum_variant)] // there is one of them in a program's life
 enum Command {
+    #[command(about = about(&study::learnt::STUDY))]
+    Learnt(learnt::Learnt),
     #[command(about = about(&study::features::STUDY))]
     Features(features::Features),
     #[command(about = about(&study::evolution::STUDY))]
@@ -72,6 +76,7 @@ fn about(study: &Study) -> String {
 
 pub fn run(StudyCommand { command }: StudyCommand) -> Result<ExitCode> {
     match command {
+        Command::Learnt(args) => args.study.device.clone().run(args),
         Command::Features(args) => args.study.device.clone().run(args),
         Command::Evolution(args) => args.device.clone().run(args),
         Command::Invariance(args) => args.study.device.clone().run(args),
@@ -114,10 +119,10 @@ impl StudyArgs {
         model: &Model<B>,
         out: &Path,
         progress: &'a mut Progress,
-    ) -> Session<'a, B> {
+    ) -> Result<Session<'a, B>> {
         let mut session = watched(backend, out, progress);
-        session.facts = self.facts(model);
-        session
+        session.facts = self.facts(backend, model)?;
+        Ok(session)
     }
 
     /// The folder of a study's page, made if need be.
@@ -135,12 +140,18 @@ impl StudyArgs {
         }
     }
 
-    /// Network and checkpoint, as the first facts of a figure.
-    fn facts<B: Backend>(&self, model: &Model<B>) -> Vec<(String, String)> {
+    /// Network, checkpoint and how much of it is its random start, as the first facts of a figure.
+    fn facts<B: Backend>(&self, backend: &B, model: &Model<B>) -> Result<Vec<(String, String)>> {
         let network = model.network.architecture.name.clone();
         let checkpoint = self.checkpoint.display().to_string();
-        vec![("Network".into(), network), ("Checkpoint".into(), checkpoint)]
+        let facts = vec![("Network".into(), network), ("Checkpoint".into(), checkpoint)];
+        Ok([facts, vec![random_start(backend, model)?]].concat())
     }
+}
+
+/// How much of a model is still its random start, as a fact of a figure.
+pub fn random_start<B: Backend>(backend: &B, model: &Model<B>) -> zfnet::Result<(String, String)> {
+    Ok(("Random start".into(), sentence(backend, &model.network, &model.params)?))
 }
 
 /// A session that keeps its parts in `out` and shows how far it is.

@@ -73,7 +73,7 @@ impl OnDevice for Occlusion {
         }
 
         let out = self.study.out(&STUDY)?;
-        let mut session = self.study.session(backend, &model, &out, &mut progress);
+        let mut session = self.study.session(backend, &model, &out, &mut progress)?;
         session.fact("Images", self.pick.source());
         let images = picked.into_iter().zip(objects).collect();
         let found = run(&mut session, &model, &settings, images)?;

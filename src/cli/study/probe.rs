@@ -53,7 +53,7 @@ impl OnDevice for Probe {
         let data = Splits::open(&set, self.read.options(model.preprocess.resize)?)?;
         let out = self.study.out(&STUDY)?;
         let mut progress = Progress::new();
-        let mut session = self.study.session(backend, &model, &out, &mut progress);
+        let mut session = self.study.session(backend, &model, &out, &mut progress)?;
         session.workers = usize::from(self.read.workers);
         session.fact("Data", self.data.display().to_string());
         let found = run(&mut session, &model, &settings, &data)

@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use clap::Args;
 use zfnet::Error;
 use zfnet::report::run::{Run, Written, write};
-use zfnet::train::checkpoint::{architecture_of, candidates, read_state};
+use zfnet::train::checkpoint::{architecture_of, newest, read_state};
 use zfnet::train::log::read_metrics;
 
 #[derive(Args)]
@@ -17,15 +17,10 @@ pub struct Report {
 }
 
 pub fn run(Report { run: folder }: Report) -> Result<ExitCode> {
-    // The newest checkpoint may have been cut short by a crash: then the one before it counts.
-    let mut reason = None;
-    let newest = candidates(&folder).into_iter().find_map(|step| {
-        let read = read_state(&step).and_then(|state| Ok((state, architecture_of(&step)?)));
-        read.map_err(|error| reason = reason.take().or(Some(error))).ok()
-    });
+    let newest = newest(&folder, |step| Ok((read_state(step)?, architecture_of(step)?)))?;
     let none =
         || Error::file(&folder, "is no run: expected checkpoints in it (step-N), found none");
-    let (state, architecture) = newest.ok_or_else(|| anyhow!(reason.unwrap_or_else(none)))?;
+    let (state, architecture) = newest.ok_or_else(none)?.read;
     let metrics = read_metrics(&folder)?;
     let run =
         Run { folder: &folder, state: &state, architecture: &architecture, metrics: &metrics };

@@ -45,11 +45,14 @@ impl OnDevice for Sanity {
         };
         let mut progress = Progress::new();
         let images = self.pick.pick(backend, &model, &[], &mut progress)?;
-        let random = Params::init(backend, network, self.seed)?;
+        let random = Params::untrained(backend, network, self.seed)?;
         let out = self.study.out(&STUDY)?;
-        let mut session = self.study.session(backend, &model, &out, &mut progress);
+        let mut session = self.study.session(backend, &model, &out, &mut progress)?;
         session.fact("Images", self.pick.source());
-        session.fact("Random weights", format!("drawn as for training, seed {}", self.seed));
+        session.fact(
+            "Random weights",
+            format!("drawn like those that training begins with, but others; seed {}", self.seed),
+        );
         let found = run(&mut session, &model, &random, &Settings { units }, &images)?;
         let page = finish(session, &out, report::sanity::write(&out, &found))?;
         progress.end();

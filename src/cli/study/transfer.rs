@@ -100,7 +100,7 @@ impl OnDevice for Transfer {
             None => None,
         };
         let mut progress = Progress::new();
-        let mut session = self.study.session(backend, &model, &out, &mut progress);
+        let mut session = self.study.session(backend, &model, &out, &mut progress)?;
         session.workers = usize::from(self.read.workers);
         session.fact("Data", self.data.display().to_string());
         let found = run(&mut session, &model, &settings, &data, seen.as_ref())?;

@@ -27,6 +27,9 @@ pub struct ConvSpec {
     /// Limit of each filter's RMS instead of the recipe's; 0 for none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rms_limit: Option<f32>,
+    /// Standard deviation of its initial weights, which are normal, instead of the recipe's initialization.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init_std: Option<f32>,
 }
 
 /// Convolution with bias; a fully connected layer is one too.
@@ -48,6 +51,14 @@ impl Spec for ConvSpec {
 
     fn rename(&mut self, name: &str) {
         self.name = name.into();
+    }
+
+    fn init_std(&self) -> Option<f32> {
+        self.init_std
+    }
+
+    fn clear_init_std(&mut self) {
+        self.init_std = None;
     }
 
     fn plan(&self, place: &Place<'_>) -> Result<Planned> {

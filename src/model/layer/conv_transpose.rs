@@ -12,7 +12,7 @@ use super::{
 };
 use crate::Result;
 use crate::backend::Backend;
-use crate::shape::{ConvDims, Field, Shape, Windows, transposed};
+use crate::shape::{ConvDims, Shape, Windows, transposed};
 
 /// A transposed convolution, as a description has it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -28,6 +28,9 @@ pub struct ConvTransposeSpec {
     pub pad: Pad,
     #[serde(default = "one")]
     pub groups: usize,
+    /// Standard deviation of its initial weights, which are normal, instead of the recipe's initialization.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init_std: Option<f32>,
 }
 
 /// A transposed convolution.
@@ -47,6 +50,14 @@ impl Spec for ConvTransposeSpec {
 
     fn rename(&mut self, name: &str) {
         self.name = name.into();
+    }
+
+    fn init_std(&self) -> Option<f32> {
+        self.init_std
+    }
+
+    fn clear_init_std(&mut self) {
+        self.init_std = None;
     }
 
     fn plan(&self, place: &Place<'_>) -> Result<Planned> {
@@ -70,7 +81,7 @@ impl Spec for ConvTransposeSpec {
         };
         let [top, left] = pad.before();
         let field = [(place.field[0], top), (place.field[1], left)].map(|(field, pad)| {
-            field.through_transposed(kernel, stride, pad).unwrap_or(Field::whole(place.size))
+            field.through_transposed(kernel, stride, pad).unwrap_or(field.whole(place.size))
         });
         let output = Shape::new(1, h, w, channels);
         let dims = conv_dims(output, input, [kernel; 2], stride, [top, left], groups);

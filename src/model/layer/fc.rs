@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::conv::conv_dims;
 use super::{Conv, Kind, Place, Planned, Spec};
 use crate::Result;
-use crate::shape::{Field, Shape};
+use crate::shape::Shape;
 
 /// A fully connected layer, as a description has it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -20,6 +20,9 @@ pub struct FcSpec {
     /// Limit of each row's RMS; none by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rms_limit: Option<f32>,
+    /// Standard deviation of its initial weights, which are normal, instead of the recipe's initialization.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init_std: Option<f32>,
 }
 
 impl Spec for FcSpec {
@@ -32,6 +35,14 @@ impl Spec for FcSpec {
 
     fn rename(&mut self, name: &str) {
         self.name = name.into();
+    }
+
+    fn init_std(&self) -> Option<f32> {
+        self.init_std
+    }
+
+    fn clear_init_std(&mut self) {
+        self.init_std = None;
     }
 
     fn plan(&self, place: &Place<'_>) -> Result<Planned> {
@@ -57,6 +68,7 @@ impl Spec for FcSpec {
         let dims = conv_dims(input, output, [input.h, input.w], 1, [0, 0], 1);
         let rms_limit = self.rms_limit.unwrap_or(0.0);
         let kind = Kind::FullyConnected(Conv { dims, rms_limit });
-        Ok(Planned { kind, output, field: [Field::whole(place.size); 2] })
+        let field = place.field.map(|field| field.whole(place.size));
+        Ok(Planned { kind, output, field })
     }
 }

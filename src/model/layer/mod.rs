@@ -28,7 +28,7 @@ use super::rule::Rule;
 use crate::backend::{Backend, Lrn, Param, Tensor};
 use crate::shape::{ConvDims, Field, PoolDims, Rounding, Shape, Windows, windows};
 use crate::{Error, Result};
-use zfnet_core::Recipe;
+use zfnet_core::{Init, Recipe};
 
 /// Largest kernel, stride, number of groups, channels, outputs or classes: products of four of
 /// them stay within 64 bits, and each within 32.
@@ -121,9 +121,20 @@ pub struct Layer {
     /// What its units see, downwards and to the right. From a transposed convolution on it is what
     /// they see at most: neighbours there need not see equally much.
     pub field: [Field; 2],
+    /// Standard deviation of its initial weights; `None` to follow the recipe.
+    pub init_std: Option<f32>,
 }
 
 impl Layer {
+    /// Standard deviation of its initial weights. Their mean is 0.
+    pub fn init_std(&self, recipe: &Recipe) -> f64 {
+        match (self.init_std, recipe.init) {
+            (Some(std), _) => f64::from(std),
+            (None, Init::Normal) => f64::from(recipe.init_std),
+            (None, Init::He) => (2.0 / self.fan_in()).sqrt(),
+        }
+    }
+
     /// Sizes of the convolution this layer is, if it has weights; of a transposed convolution those
     /// of the convolution from its output to its input.
     pub fn convolution(&self) -> Option<&ConvDims> {
@@ -208,6 +219,14 @@ trait Spec {
 
     /// Gives it a name of its own.
     fn rename(&mut self, name: &str);
+
+    /// Standard deviation of its initial weights, if it does not leave that to the recipe.
+    fn init_std(&self) -> Option<f32> {
+        None
+    }
+
+    /// Leaves its initial weights to the recipe.
+    fn clear_init_std(&mut self) {}
 
     /// Checks the layer and works out its sizes.
     ///
@@ -326,6 +345,16 @@ impl LayerSpec {
             S::HAS_WEIGHTS
         }
         of_spec!(self, spec => has_weights(spec))
+    }
+
+    /// See [`Spec::init_std`].
+    pub(super) fn init_std(&self) -> Option<f32> {
+        of_spec!(self, spec => spec.init_std())
+    }
+
+    /// Leaves its initial weights to the recipe, also if it says how they are to be drawn.
+    pub fn clear_init_std(&mut self) {
+        of_spec!(self, spec => spec.clear_init_std());
     }
 
     /// See [`Spec::plan`].

@@ -1,0 +1,49 @@
+//! `zfnet study learnt`: what was learnt, and what is the random start.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Result;
+use clap::Args;
+use zfnet::bench::Benchmark;
+use zfnet::data::Split;
+use zfnet::report;
+use zfnet::study::learnt::{STUDY, run};
+
+use super::{StudyArgs, finish};
+use crate::cli::progress::Progress;
+use crate::cli::{OnDevice, ReadArgs, SplitName, open_data};
+
+#[derive(Args)]
+pub struct Learnt {
+    #[command(flatten)]
+    pub study: StudyArgs,
+    /// Images to evaluate with: a folder with train/CLASS/* and val/CLASS/*, or shards
+    #[arg(long)]
+    data: PathBuf,
+    /// Which split of the data
+    #[arg(long, value_enum, default_value = "val")]
+    split: SplitName,
+    #[command(flatten)]
+    read: ReadArgs,
+}
+
+impl OnDevice for Learnt {
+    fn run<B: Benchmark>(self, backend: &B) -> Result<ExitCode> {
+        let model = self.study.load(backend)?;
+        let options = self.read.options(model.preprocess.resize)?;
+        let split = Split::from(self.split);
+        let images = Arc::new(open_data(&self.data, &model)?.images(split, options)?);
+        let out = self.study.out(&STUDY)?;
+        let mut progress = Progress::new();
+        let mut session = self.study.session(backend, &model, &out, &mut progress)?;
+        session.workers = usize::from(self.read.workers);
+        session.fact("Images", format!("{}, {}", self.data.display(), split.name()));
+        let found = run(&mut session, model, &images)?;
+        let page = finish(session, &out, report::learnt::write(&out, &found))?;
+        progress.end();
+        println!("{}", page.display());
+        Ok(ExitCode::SUCCESS)
+    }
+}
