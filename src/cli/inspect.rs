@@ -12,7 +12,8 @@ use zfnet::data::shard::ShardSet;
 use zfnet::data::shard::manifest::{Form, Manifest};
 use zfnet::human_bytes;
 use zfnet::model::{Architecture, Kind, Model, Network};
-use zfnet::study::learnt::{LayerChange, changes};
+use zfnet::study::filters::white_noise_high;
+use zfnet::study::learnt::{LayerChange, changes, percent};
 
 use super::{BareArgs, grouped};
 
@@ -129,6 +130,15 @@ pub fn table_of(changes: &[LayerChange]) -> String {
     for change in changes {
         let ([median, high], similarity) = (change.share_in_words(), change.similarity);
         table += &format!("{:<8} {median:>12} {high:>12} {similarity:>12.2}\n", change.layer);
+    }
+    for (LayerChange { layer, .. }, rough) in
+        changes.iter().filter_map(|change| Some((change, change.roughness?)))
+    {
+        table += &format!(
+            "{layer}: {} of its energy lies above 0.25 cycles a pixel (of white noise {})\n",
+            percent(rough),
+            percent(white_noise_high())
+        );
     }
     table
         + "initial: share of the energy of a filter's weights that is still its random start, median and \

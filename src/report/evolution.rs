@@ -84,7 +84,7 @@ fn strip(page: &Page<'_>, snapshots: &[Snapshot], unit: &Strongest) -> io::Resul
             epochs.join(", "),
             if dead { "; white where the map never fired" } else { "" }
         ),
-        contrast: format!("of a projection, {PROJECTION_CONTRAST}; patches as in the file"),
+        contrast: format!("{PROJECTION_CONTRAST}; patches are as in the file"),
         image: newest.map_or(String::new(), |peak| {
             format!("{} (the last column in which it fires)", peak.image)
         }),

@@ -8,10 +8,11 @@
 //!
 //! Studies describe a figure in words, pictures and tables; how it looks is decided here alone.
 
+use std::collections::HashSet;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
-use maud::{Markup, html};
+use maud::{Markup, PreEscaped, html};
 use serde::{Deserialize, Serialize};
 
 use super::plot::{self, Line, curves};
@@ -23,11 +24,14 @@ use crate::study::{Facts, Study};
 /// Where a figure's data are.
 pub const FILE: &str = "figure.json";
 
-/// How projections are shown, for captions: see [`crate::picture`].
-pub const PROJECTION_CONTRAST: &str = "zero is mid-grey, one scale for this picture, \
+/// How projections are shown: see [`crate::picture`].
+pub const PROJECTION_CONTRAST: &str = "in projections zero is mid-grey, one scale for each picture, \
      symmetric about zero, full at the 99.5 % percentile of the values that are not zero";
-/// How photographs are shown, for captions.
-pub const PHOTOGRAPH_CONTRAST: &str = "as in the file";
+/// How photographs are shown.
+pub const PHOTOGRAPH_CONTRAST: &str = "photographs are as in the file";
+
+/// The enlarged view of a picture; for the end of a page with figures.
+const SCRIPT: &str = include_str!("figure.js");
 
 /// What a study found.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -72,9 +76,9 @@ pub struct Picture {
     pub size: [usize; 2],
     /// What it shows, in a few words: the caption's beginning, and the text for who cannot see it.
     pub title: String,
-    /// How it was made.
+    /// How it was made; what more than one picture of a figure says is shown once for all.
     pub method: String,
-    /// What its brightness or colour means.
+    /// What its brightness or colour means; likewise.
     pub contrast: String,
     /// The image it was made from; none if it is of no single image.
     pub image: String,
@@ -110,6 +114,7 @@ impl Figure {
             }
             main { (self.sections("", 2)) }
             footer { (self.numbers("")) }
+            (enlarger())
         };
         let path = out.join("index.html");
         write_atomic(&path, page(&self.title, None, &body).as_bytes())?;
@@ -125,14 +130,32 @@ impl Figure {
             @if !(self.paper.is_empty() && self.facts.is_empty()) {
                 (facts(paper.into_iter().chain(own)))
             }
-            @if !self.how.is_empty() {
-                section.how { @for text in &self.how { p { (text) } } }
+            @let shared = self.shared();
+            @if !(self.how.is_empty() && shared.is_empty()) {
+                section.how {
+                    @for text in &self.how { p { (text) } }
+                    @if !shared.is_empty() { p { @for text in shared { (sentence(text)) " " } } }
+                }
             }
         }
     }
 
+    /// What more than one picture says of its method or contrast, in the order of the page.
+    fn shared(&self) -> Vec<&str> {
+        let pictures = self.sections.iter().flat_map(|section| &section.pictures);
+        let said = pictures.flat_map(|picture| [&picture.method, &picture.contrast]);
+        let (mut once, mut shared) = (HashSet::new(), Vec::new());
+        for text in said.map(String::as_str).filter(|text| !text.is_empty()) {
+            if !once.insert(text) && !shared.contains(&text) {
+                shared.push(text);
+            }
+        }
+        shared
+    }
+
     /// The parts, with files under `folder` (empty, or ending with a slash) and headings of `level`.
     pub(super) fn sections(&self, folder: &str, level: usize) -> Markup {
+        let shared = self.shared();
         html! {
             @for section in &self.sections {
                 section.part {
@@ -142,7 +165,7 @@ impl Figure {
                     @for alarm in &section.alarms { p.alarm role="note" { (alarm) } }
                     @for text in &section.text { p { (text) } }
                     @if !section.pictures.is_empty() {
-                        div.pictures { @for picture in &section.pictures { (shown(picture, folder)) } }
+                        div.pictures { @for picture in &section.pictures { (shown(picture, folder, &shared)) } }
                     }
                     @for table in &section.tables { (table_of(table)) }
                 }
@@ -253,9 +276,27 @@ pub fn take_back(out: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn shown(picture: &Picture, folder: &str) -> Markup {
+/// See [`SCRIPT`].
+pub(super) fn enlarger() -> Markup {
+    html! {
+        dialog.large aria-label="One picture, enlarged" {}
+        script { (PreEscaped(SCRIPT)) }
+    }
+}
+
+/// A text as a sentence.
+fn sentence(text: &str) -> String {
+    let mut letters = text.chars();
+    letters
+        .next()
+        .map_or_else(String::new, |first| format!("{}{}.", first.to_uppercase(), letters.as_str()))
+}
+
+/// A picture, without what is `shared` and so said elsewhere.
+fn shown(picture: &Picture, folder: &str, shared: &[&str]) -> Markup {
     let Picture { file, size: [width, height], title, method, contrast, image, area, wide } =
         picture;
+    let own = |text: &str| !text.is_empty() && !shared.contains(&text);
     html! {
         figure.picture.wide[*wide] {
             a href={ (folder) (file) } {
@@ -263,11 +304,15 @@ fn shown(picture: &Picture, folder: &str) -> Markup {
                     .tiny[*width < 160];
             }
             figcaption {
-                b { (title) } @if !method.is_empty() { ": " (method) } ". "
-                @if !contrast.is_empty() { "Contrast: " (contrast) ". " }
-                @if !image.is_empty() { "Image: " code { (image) } }
-                @if let Some(area) = area {
-                    " Box: " (area.map(|edge| format!("{edge:.0}")).join(", "))
+                b { (title) } @if own(method) { ": " (method) } ". "
+                @if own(contrast) { (sentence(contrast)) " " }
+                @if !image.is_empty() || area.is_some() {
+                    span.details {
+                        @if !image.is_empty() { "Image: " code { (image) } " " }
+                        @if let Some(area) = area {
+                            "Box: " (area.map(|edge| format!("{edge:.0}")).join(", "))
+                        }
+                    }
                 }
             }
         }

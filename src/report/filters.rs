@@ -52,9 +52,13 @@ pub fn write(out: &Path, found: &Filters) -> io::Result<PathBuf> {
         let title = name(number, first);
         page.figure.sections.push(Section { title, text, alarms, ..Section::default() });
     }
-    let one = PROJECTION_CONTRAST.replace("this picture", "all filters");
-    let own = PROJECTION_CONTRAST.replace("this picture", "each filter");
-    let amplitude = "amplitude, from 0 (dark) to each filter’s largest (yellow)";
+    let one = PROJECTION_CONTRAST
+        .replace("in projections", "with one scale for the layer")
+        .replace(", one scale for each picture", "");
+    let own = PROJECTION_CONTRAST
+        .replace("in projections", "with a scale for each filter")
+        .replace(", one scale for each picture", "");
+    let amplitude = "spectra show the amplitude, from 0 (dark) to each filter’s largest (yellow)";
     type Draw = fn(&FirstLayer) -> Image;
     let shows: [(&str, &str, &str, Draw); 3] = [
         ("one-scale", "One scale for the layer", &one, |first| {

@@ -70,7 +70,7 @@ fn table(found: &Learnt) -> Table {
     let beside = |errors: &Option<Errors>| match errors {
         Some(errors) => {
             let now = accuracy(errors);
-            format!("{now:.1} % ({:+.1})", now - accuracy(trained))
+            format!("{now:.1} % ({:+.1})", now - accuracy(trained)).replace('-', "−")
         }
         None => "unknown".into(),
     };
@@ -125,7 +125,9 @@ fn pictures(page: &Page<'_>, first: &FirstFilters) -> io::Result<Section> {
         let picture = Picture {
             title: title.into(),
             method: "every filter, row by row from 0".into(),
-            contrast: PROJECTION_CONTRAST.replace("this picture", "each filter"),
+            contrast: PROJECTION_CONTRAST
+                .replace("in projections", "in filters")
+                .replace("each picture", "each filter"),
             wide: true,
             ..Picture::default()
         };

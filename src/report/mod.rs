@@ -31,6 +31,9 @@ use serde::Serialize;
 use crate::study::Facts;
 use crate::study::occluder::Fill;
 
+/// Characters of a fact that takes a line of its own.
+const LONG: usize = 80;
+
 const STYLE: &str = include_str!("style.css");
 
 /// A whole page. `refresh` renews it after so many seconds.
@@ -64,7 +67,7 @@ fn facts<'a>(facts: impl IntoIterator<Item = (&'a str, &'a str)>) -> Markup {
     html! {
         dl.facts {
             @for (name, value) in facts.into_iter().filter(|(_, value)| !value.is_empty()) {
-                div { dt { (name) } dd { (value) } }
+                div.long[value.len() > LONG] { dt { (name) } dd { (value) } }
             }
         }
     }

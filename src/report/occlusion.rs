@@ -103,7 +103,7 @@ fn section(
     let mut input = image.input(preprocess);
     input = input.resize(size * times, size * times);
     let scaled = |edges: [f64; 4]| edges.map(|edge| (edge * times as f64).round() as i64);
-    let mut method = String::from("the centre crop, as the network sees it");
+    let mut method = String::from("images are the centre crop, as the network sees it");
     if let Some(object) = object {
         let visible = object.map(|edge| edge.clamp(0.0, size as f64));
         input.frame(scaled(visible), 2, COLOURS[5].0);
@@ -149,7 +149,7 @@ fn section(
         &laid(&|place| heat(place.probability, 0.0, 1.0)),
         format!("Probability of {class}"),
         format!("{:.1} % without the square", before.probability * 100.0),
-        "from 0 (dark) to 1 (yellow), the same for all images".into(),
+        "probabilities go from 0 (dark) to 1 (yellow), the same for all images".into(),
     )?);
     let labels = shares(places);
     let colour_of = |label: usize| {
@@ -161,7 +161,7 @@ fn section(
         "label",
         &laid(&|place| colour_of(place.label).0),
         "Most probable class".into(),
-        "the colours are in the table below".into(),
+        "the colours of the most probable class are in the table below".into(),
         String::new(),
     )?);
     let rows = labels.iter().map(|(label, count)| {

@@ -102,6 +102,7 @@ pub fn write(run: &Run<'_>) -> Result<Written> {
             p { "Made by zfnet; " code { "zfnet study report" } " makes it again, with what was added." }
         }
         @if let Some(features) = &features { (features.enlarger) }
+        (figure::enlarger())
     };
     let path = out.join("index.html");
     write_atomic(&path, page(&title, None, &body).as_bytes()).map_err(io)?;

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 
 use super::figure::{PHOTOGRAPH_CONTRAST, PROJECTION_CONTRAST, Page, Picture, Section, Table};
 use super::short;
+use crate::backend::SeedUnit;
 use crate::picture::Image;
-use crate::study::sanity::{Comparison, Fired, OfImage, OfUnit, RULES, STUDY, Sanity};
+use crate::study::sanity::{Comparison, Fired, OfImage, OfUnit, RULES, Random, STUDY, Sanity};
 
 /// Least side of a picture, in pixels.
 const SHOWN: usize = 192;
@@ -69,10 +70,9 @@ fn section(
     fired: &Fired,
 ) -> io::Result<Section> {
     let Fired { unit, area, patch, projections, random } = fired;
-    let picture = |what: &str, shown: &Image, title: String, method: String, contrast: &str| {
+    let picture = |what: &str, shown: &Image, title: String, contrast: &str| {
         let caption = Picture {
             title,
-            method,
             contrast: contrast.into(),
             image: image.into(),
             area: Some(*area),
@@ -81,33 +81,27 @@ fn section(
         page.png(format!("{prefix}-{what}.png"), &shown.enlarged(SHOWN), caption)
     };
     let title = format!("What {layer} map {} saw", unit.map);
-    let mut pictures = vec![picture("patch", patch, title, String::new(), PHOTOGRAPH_CONTRAST)?];
+    let mut pictures = vec![picture("patch", patch, title, PHOTOGRAPH_CONTRAST)?];
     for (i, (rule, _)) in RULES.iter().enumerate() {
-        let random = random.as_ref().map(|random| ("random", random.unit, &random.projections));
-        for (weights, unit, projections) in
-            [("trained", *unit, projections)].into_iter().chain(random)
-        {
-            let method = format!(
-                "{layer} map {}, row {}, column {}, activation {}",
-                unit.map,
-                unit.y,
-                unit.x,
-                short(unit.value)
-            );
+        let random = random.as_ref().map(|random| ("random", &random.projections));
+        for (weights, projections) in [("trained", projections)].into_iter().chain(random) {
             let (what, title) = (format!("{rule}-{weights}"), format!("{rule}, {weights} weights"));
-            pictures.push(picture(&what, &projections[i], title, method, PROJECTION_CONTRAST)?);
+            pictures.push(picture(&what, &projections[i], title, PROJECTION_CONTRAST)?);
         }
     }
+    let SeedUnit { map, y, x, value } = *unit;
+    let place = format!("Map {map}, row {y}, column {x}: activation {}", short(value));
     let text = match random {
-        None => vec!["With random weights nothing fires at this place.".into()],
-        Some(random) if random.unit.map != unit.map => vec![format!(
-            "With random weights map {} does not fire at this place; map {}, which fires most \
-             there, stands for it.",
-            unit.map, random.unit.map
-        )],
-        Some(_) => Vec::new(),
+        None => format!("{place}. With random weights nothing fires at this place."),
+        Some(Random { unit, .. }) if unit.map != map => format!(
+            "{place}. With random weights it does not fire at this place; map {}, which fires most there, \
+             with {}, stands for it.",
+            unit.map,
+            short(unit.value)
+        ),
+        Some(Random { unit, .. }) => format!("{place}; with random weights {}.", short(unit.value)),
     };
-    Ok(Section { text, pictures, ..Section::default() })
+    Ok(Section { text: vec![text], pictures, ..Section::default() })
 }
 
 /// Mean correlations by layer and rule.

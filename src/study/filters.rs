@@ -320,6 +320,15 @@ pub(crate) fn spectrum(picture: &[f32], [rows, columns]: [usize; 2], n: usize) -
     power
 }
 
+/// The share of filters' energy above the middle frequencies, mean over those that are not zero.
+pub(super) fn high(filters: &[f32], [rows, columns]: [usize; 2]) -> f64 {
+    let filters = filters.par_chunks_exact(rows * columns * 3);
+    let shares: Vec<[f64; 4]> = filters.map(|filter| shares(filter, [rows, columns], 1)).collect();
+    let alive = shares.iter().filter(|shares| shares[..3].iter().sum::<f64>() > 0.0);
+    let (sum, count) = alive.fold((0.0, 0), |(sum, count), shares| (sum + shares[2], count + 1));
+    sum / f64::from(count.max(1))
+}
+
 /// The share of white noise's energy above the middle frequencies: that of a filter that has learnt nothing.
 pub fn white_noise_high() -> f64 {
     shares(&[1.0, 0.0, 0.0], [1, 1], 1)[2] // a pulse has all frequencies alike

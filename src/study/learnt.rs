@@ -20,6 +20,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::ensemble::Errors;
+use super::filters::high;
 use super::pixels::to_rgb;
 use super::{Facts, Session, Study};
 use crate::backend::Backend;
@@ -53,6 +54,10 @@ pub struct LayerChange {
     pub initial_share: Option<[f64; 2]>,
     /// Largest |cos| of a filter to another one, median; 0 if there is only one.
     pub similarity: f64,
+    /// Of a first layer that sees colours: the share of its energy above 0.25 cycles a pixel, mean over filters.
+    /// White noise has [`white_noise_high`](super::filters::white_noise_high).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub roughness: Option<f64>,
 }
 
 impl LayerChange {
@@ -86,6 +91,9 @@ pub fn changes<B: Backend>(
             initial_share: params.initial[index]
                 .map(|initial| middle_and_high(initial_shares(&weights, initial, per_filter))),
             similarity: quantile(&mut similarities(&weights, per_filter), 0.5),
+            roughness: kernel_of_first(network)
+                .filter(|_| index == 0)
+                .map(|kernel| high(&weights, kernel)),
         });
     }
     Ok(found)
@@ -244,14 +252,20 @@ fn without_component(weights: &[f32], start: &[f32], per_filter: usize) -> Vec<f
     rest
 }
 
-fn first_filters<B: Backend>(model: &Model<B>, mut values: [Vec<f32>; 3]) -> Option<FirstFilters> {
-    let Kind::Conv(Conv { dims, .. }) = model.network.layers[0].kind else { return None };
-    if dims.groups != 1 {
-        return None;
+/// Rows and columns of the first layer's filters, if it is a convolution that sees all colours.
+fn kernel_of_first(network: &Network) -> Option<[usize; 2]> {
+    match network.layers[0].kind {
+        Kind::Conv(Conv { dims, .. }) if dims.groups == 1 => {
+            Some([dims.r as usize, dims.s as usize])
+        }
+        _ => None,
     }
+}
+
+fn first_filters<B: Backend>(model: &Model<B>, mut values: [Vec<f32>; 3]) -> Option<FirstFilters> {
+    let kernel = kernel_of_first(&model.network)?;
     values.iter_mut().for_each(|values| to_rgb(&model.preprocess, values));
     let [trained, initial, without_start] = values;
-    let kernel = [dims.r as usize, dims.s as usize];
     Some(FirstFilters { kernel, trained, initial, without_start })
 }
 
@@ -271,7 +285,7 @@ pub fn sentence<B: Backend>(backend: &B, network: &Network, params: &Params<B>) 
     Ok(match known.is_empty() {
         true => "not known: the checkpoint does not say how its weights were drawn".into(),
         false => format!(
-            "of the energy of a filter’s weights (median) so much is still its random start: {}",
+            "{} of the energy of a filter’s weights (median) is still as it was drawn before training",
             known.join(", ")
         ),
     })

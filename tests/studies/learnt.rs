@@ -43,7 +43,7 @@ fn training_takes_the_random_start_away_and_the_checkpoint_knows_it() {
     let out = place.path("run/report/learnt");
     let html = fs::read_to_string(out.join("index.html")).unwrap();
     check_links(&out, &html);
-    assert!(html.contains("still its random start: conv1 ") && html.contains("first-initial.png"));
+    assert!(html.contains("Random start</dt><dd>conv1 ") && html.contains("first-initial.png"));
     let found: Value = serde_json::from_slice(&fs::read(out.join("learnt.json")).unwrap()).unwrap();
     let eval = place.run("eval --checkpoint run --data data --crops 1 --json").ok().json();
     assert_eq!(found["trained"]["top1_error"], eval["top1_error"]);
