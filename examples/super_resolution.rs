@@ -11,7 +11,7 @@
 //! and what it learns is to undo this one way of halving. Photographs it has not trained on are held out, and on them the
 //! ratio of the range to the root mean square error is printed for both, in decibels (PSNR).
 //!
-//! The crate's own walks and update train it; only the loss, half the squared error, is computed here.
+//! The crate's own passes and update train it; only the loss, half the squared error, is computed here.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};

@@ -135,14 +135,14 @@ pub fn table_of(changes: &[LayerChange]) -> String {
         changes.iter().filter_map(|change| Some((change, change.roughness?)))
     {
         table += &format!(
-            "{layer}: {} of its energy lies above 0.25 cycles a pixel (of white noise {})\n",
+            "{layer}: {} of a filter's energy lies above 0.25 cycles a pixel (of white noise {})\n",
             percent(rough),
             percent(white_noise_high())
         );
     }
     table
-        + "initial: share of the energy of a filter's weights that is still its random start, median and \
-           90th percentile; similarity: largest |cos| of a filter to another, median"
+        + "initial: share of the energy of a filter's weights that lies along its initial weights, median and \
+           90th percentile; similarity: largest |cos| of a filter to another, median (of at most 256 filters)"
 }
 
 fn print_set(what: &str, set: &Manifest) {

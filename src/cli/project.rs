@@ -13,7 +13,7 @@ use zfnet::study::project::{Units, arrays, project};
 use zfnet::train::evaluate::{Classifier, TestCrops};
 
 use super::progress::Progress;
-use super::study::random_start;
+use super::study::initial_weights;
 use super::{BareArgs, DeviceArgs, OnDevice, make_folder};
 
 #[derive(Args)]
@@ -83,7 +83,7 @@ impl OnDevice for Project {
                 checkpoint: self.checkpoint.display().to_string(),
                 network: network.architecture.name.clone(),
                 rule: self.rule,
-                facts: vec![random_start(backend, &model)?],
+                facts: vec![initial_weights(backend, &model)?],
                 images,
             },
         )

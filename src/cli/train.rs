@@ -1,11 +1,11 @@
 //! `zfnet train`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use zfnet::backend::Backend;
 use zfnet::bench::Benchmark;
@@ -99,10 +99,11 @@ pub struct RecipeArgs {
     /// Whether weight decay applies to biases too [default: the recipe's]
     #[arg(long)]
     bias_decay: Option<bool>,
-    /// Initialization of weights: N(0, init-std^2), or He et al. 2015 [default: the recipe's]
+    /// Initialization of the weights of all layers: N(0, init-std^2), or He et al. 2015 [default: the
+    /// layer's own init_std, or the recipe's]
     #[arg(long, value_parser = ["normal", "he"])]
     init_weights: Option<String>,
-    /// Standard deviation of normal initialization [default: the recipe's]
+    /// Standard deviation of the initial weights of all layers, which are then normal [default: as above]
     #[arg(long)]
     init_std: Option<f32>,
     /// When the learning rate is reduced: when the validation error stops falling, at --milestones, or
@@ -130,13 +131,18 @@ pub struct RecipeArgs {
 }
 
 impl RecipeArgs {
-    /// The network with the flags that were given in its recipe. Those of initialization are for all of its
-    /// layers, also for those that say their own.
-    pub fn apply(&self, architecture: &mut Architecture) {
+    /// Takes the flags that were given into the network's recipe.
+    pub fn apply(&self, architecture: &mut Architecture) -> Result<()> {
+        let recipe = &mut architecture.recipe;
         if self.init_weights.is_some() || self.init_std.is_some() {
             architecture.layers.iter_mut().for_each(LayerSpec::clear_init_std);
         }
-        let recipe = &mut architecture.recipe;
+        match (self.init_weights.as_deref(), self.init_std) {
+            (Some("he"), Some(_)) => bail!("--init-std is for --init-weights normal"),
+            (Some("he"), None) => recipe.init = Init::He,
+            (None, None) => {}
+            _ => recipe.init = Init::Normal,
+        }
         fn set<T: Clone>(place: &mut T, flag: &Option<T>) {
             if let Some(value) = flag {
                 *place = value.clone();
@@ -155,13 +161,6 @@ impl RecipeArgs {
         set(&mut recipe.dropout, &self.dropout);
         set(&mut recipe.rms_limit, &self.rms_limit);
         set(
-            &mut recipe.init,
-            &self.init_weights.as_deref().map(|v| match v {
-                "he" => Init::He,
-                _ => Init::Normal,
-            }),
-        );
-        set(
             &mut recipe.schedule,
             &self.schedule.as_deref().map(|v| match v {
                 "step" => ScheduleKind::Step,
@@ -177,6 +176,7 @@ impl RecipeArgs {
                 _ => Crops::Ten,
             }),
         );
+        Ok(())
     }
 }
 
@@ -190,7 +190,7 @@ impl OnDevice for Train {
                 newest(&self.out, architecture_of)?.with_context(missing)?.read
             }
         };
-        self.recipe.apply(&mut architecture);
+        self.recipe.apply(&mut architecture)?;
         architecture.recipe.check()?;
         let data = DataSet::open(&self.data)?;
         let options = self.read.options(architecture.input.resize)?;
@@ -237,8 +237,7 @@ impl OnDevice for Train {
         }
         match outcome {
             Outcome::Done => {
-                let last = load_model(backend, &self.out.join("last"), &ExternalConfig::default())?;
-                eprintln!("{}", table_of(&changes(backend, &last.network, &last.params)?));
+                print_changes(backend, &self.out);
                 println!("{}", self.out.display());
                 Ok(ExitCode::SUCCESS)
             }
@@ -247,6 +246,16 @@ impl OnDevice for Train {
                 Ok(signal_code(&stop))
             }
         }
+    }
+}
+
+/// Prints what became of the initial weights. A training that is done does not fail for it.
+fn print_changes<B: Backend>(backend: &B, run: &Path) {
+    let found = load_model(backend, &run.join("last"), &ExternalConfig::default())
+        .and_then(|last| changes(backend, &last.network, &last.params));
+    match found {
+        Ok(changes) => eprintln!("{}", table_of(&changes)),
+        Err(error) => tracing::warn!("no table of initial weights: {error:#}"),
     }
 }
 

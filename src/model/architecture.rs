@@ -149,7 +149,9 @@ impl Architecture {
             }
             let init_std = spec.init_std();
             if let Some(std) = init_std.filter(|std| !(*std >= 0.0 && std.is_finite())) {
-                return Err(place.error(format!("expected init_std not below 0, found {std}")));
+                return Err(
+                    place.error(format!("expected a finite init_std not below 0, found {std}"))
+                );
             }
             let input = output;
             let kind;

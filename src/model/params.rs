@@ -5,8 +5,8 @@ use crate::Result;
 use crate::backend::{Backend, Param};
 use crate::shape::ConvDims;
 
-/// First of the streams of [`Params::untrained`]. Those of training are few, or above 1 << 62: see
-/// `zfnet_data::order`.
+/// First of the streams of [`Params::untrained`], between those of [`Params::init`], from 1 on, and those of
+/// orders and crops in `zfnet_data::order`, from 1 << 62 on.
 const UNTRAINED_STREAMS: u64 = 1 << 61;
 
 /// One [`Param`] for each layer that has weights: the weights themselves, their gradients, or

@@ -71,13 +71,17 @@ fn about(bytes: &[u8]) -> Result<Option<Metadata>> {
     let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(unreadable)?;
     let json = metadata.metadata().as_ref().and_then(|metadata| metadata.get(KEY));
     let Some(json) = json else { return Ok(None) };
-    let damaged =
-        |error: serde_json::Error| Error::Network(format!("its metadata is damaged: {error}"));
-    let MetadataVersion { version: found } = serde_json::from_str(json).map_err(damaged)?;
+    let unreadable = |error: serde_json::Error| {
+        Error::Network(format!(
+            "expected metadata as this version of the program writes it, found {error}: use the version that \
+             wrote it"
+        ))
+    };
+    let MetadataVersion { version: found } = serde_json::from_str(json).map_err(unreadable)?;
     if !(1..=VERSION).contains(&found) {
         return Err(Error::Version { what: "metadata", expected: VERSION, found });
     }
-    serde_json::from_str(json).map(Some).map_err(damaged)
+    serde_json::from_str(json).map(Some).map_err(unreadable)
 }
 
 /// What a bare safetensors file does not say itself.
@@ -145,7 +149,18 @@ impl<B: Backend> Model<B> {
             )));
         }
         let mut params = read_params(backend, &network, &tensors, Param::weights)?;
-        params.initial = network.layers.iter().map(|l| initial.get(&l.name).copied()).collect();
+        for (name, initial) in initial {
+            let layer = network.layer(&name)?;
+            let std_of_weights = (0.0..f64::from(f32::MAX)).contains(&initial.std);
+            if params.layers[layer].is_none() || !std_of_weights {
+                return Err(Error::Network(format!(
+                    "initial weights of {name}: expected a layer with weights and a standard deviation not \
+                     below 0, found {}",
+                    initial.std
+                )));
+            }
+            params.initial[layer] = Some(initial);
+        }
         Ok(Model { network, params, preprocess, classes })
     }
 

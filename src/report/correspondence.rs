@@ -4,7 +4,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::figure::{PHOTOGRAPH_CONTRAST, Page, Picture, Section, Table};
+use super::figure::{Page, Picture, Section, Table};
 use super::{covering, fact};
 use crate::study::correspondence::{Correspondence, Covered, STUDY, Score, Settings};
 
@@ -29,6 +29,7 @@ pub fn write(out: &Path, found: &Correspondence) -> io::Result<PathBuf> {
          over all pairs of images. If it is lower than for boxes at random places, the layer tells \
          that the part is the same in different images, without having been told of parts."
             .into(),
+        "Pictures are the centre crop, as the network sees it; the box is what is covered.".into(),
     ];
     let (text, tables) = (vec![alike(scores)], vec![table(found)]);
     page.figure.sections.push(Section { text, tables, ..Section::default() });
@@ -37,9 +38,6 @@ pub fn write(out: &Path, found: &Correspondence) -> io::Result<PathBuf> {
         for Covered { index, image, area, crop } in images {
             let caption = Picture {
                 title: format!("{name}, covered"),
-                method: "the centre crop, as the network sees it; the box is what is covered"
-                    .into(),
-                contrast: PHOTOGRAPH_CONTRAST.into(),
                 image: image.clone(),
                 area: Some(*area),
                 ..Picture::default()

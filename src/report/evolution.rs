@@ -8,7 +8,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::figure::{PROJECTION_CONTRAST, Page, Picture, Section, Table};
+use super::figure::{Page, Picture, Section, Table, projection_contrast};
 use crate::picture::Image;
 use crate::study::evolution::{Evolution, STUDY, Snapshot, Strongest};
 use crate::study::peaks::ProjectedPeak;
@@ -24,12 +24,16 @@ pub fn write(out: &Path, found: &Evolution) -> io::Result<PathBuf> {
     let Evolution { facts, network, snapshots } = found;
     let title = format!("How the features of {network} came about");
     let mut page = Page::new(out, &STUDY, title, facts.clone())?;
+    let epochs: Vec<String> = snapshots.iter().map(|s| s.epoch.to_string()).collect();
     page.figure.how = vec![
-        "A strip is one map, a column one epoch: above, the strongest activation over all \
-         training images, carried back to pixels; below, the patch of the image that it was \
-         found in. The image may change from column to column: then another one excites the \
-         map more."
-            .into(),
+        format!(
+            "A strip is one map, its columns are epochs {}: above, the strongest activation over all training \
+             images, carried back to pixels by the deconvnet; below, the patch of the image that it was found \
+             in; white where the map never fired. The image may change from column to column: then another \
+             one excites the map more.",
+            epochs.join(", ")
+        ),
+        projection_contrast(),
     ];
     let units = snapshots.last().map_or(&[][..], |last| &last.units);
     for same in units.chunk_by(|a, b| a.layer == b.layer) {
@@ -73,18 +77,9 @@ fn strip(page: &Page<'_>, snapshots: &[Snapshot], unit: &Strongest) -> io::Resul
     let photos = peaks.iter().map(|peak| tile(peak.map(|peak| &peak.photo)));
     let tiles: Vec<Image> = projections.chain(photos).collect();
     let strip = Image::sheet(&tiles, snapshots.len(), 2, 255);
-    let epochs: Vec<String> = snapshots.iter().map(|s| s.epoch.to_string()).collect();
-    let dead = peaks.iter().any(Option::is_none);
     let newest = peaks.iter().rev().find_map(|peak| *peak);
     let caption = Picture {
         title: format!("{} map {}", unit.name, unit.map),
-        method: format!(
-            "columns are epochs {}; the strongest activation of the training images by the deconvnet, \
-             and its patch{}",
-            epochs.join(", "),
-            if dead { "; white where the map never fired" } else { "" }
-        ),
-        contrast: format!("{PROJECTION_CONTRAST}; patches are as in the file"),
         image: newest.map_or(String::new(), |peak| {
             format!("{} (the last column in which it fires)", peak.image)
         }),

@@ -8,7 +8,6 @@
 //!
 //! Studies describe a figure in words, pictures and tables; how it looks is decided here alone.
 
-use std::collections::HashSet;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
@@ -24,11 +23,18 @@ use crate::study::{Facts, Study};
 /// Where a figure's data are.
 pub const FILE: &str = "figure.json";
 
-/// How projections are shown: see [`crate::picture`].
-pub const PROJECTION_CONTRAST: &str = "in projections zero is mid-grey, one scale for each picture, \
-     symmetric about zero, full at the 99.5 % percentile of the values that are not zero";
-/// How photographs are shown.
-pub const PHOTOGRAPH_CONTRAST: &str = "photographs are as in the file";
+/// How values around zero are shown, for [`Figure::how`]: "Projections: ...". See [`crate::picture`].
+pub fn contrast_of(what: &str, scale_for: &str) -> String {
+    format!(
+        "{what}: zero is mid-grey, one scale for {scale_for}, symmetric about zero, full at the 99.5 % \
+         percentile of the values that are not zero."
+    )
+}
+
+/// How projections beside photographs are shown, for [`Figure::how`].
+pub fn projection_contrast() -> String {
+    contrast_of("Projections", "each picture") + " Photographs are as in the file."
+}
 
 /// The enlarged view of a picture; for the end of a page with figures.
 const SCRIPT: &str = include_str!("figure.js");
@@ -44,7 +50,7 @@ pub struct Figure {
     pub paper: String,
     /// Network, checkpoint, data, seed: what it was made with, as name and value.
     pub facts: Facts,
-    /// How it was made and how to read it: paragraphs.
+    /// How it was made and how to read it, and what holds for all of its pictures: paragraphs.
     pub how: Vec<String>,
     /// In the order of the page.
     pub sections: Vec<Section>,
@@ -76,9 +82,9 @@ pub struct Picture {
     pub size: [usize; 2],
     /// What it shows, in a few words: the caption's beginning, and the text for who cannot see it.
     pub title: String,
-    /// How it was made; what more than one picture of a figure says is shown once for all.
+    /// How it was made, unless that is the same for all of the figure.
     pub method: String,
-    /// What its brightness or colour means; likewise.
+    /// What its brightness or colour means, likewise.
     pub contrast: String,
     /// The image it was made from; none if it is of no single image.
     pub image: String,
@@ -130,32 +136,14 @@ impl Figure {
             @if !(self.paper.is_empty() && self.facts.is_empty()) {
                 (facts(paper.into_iter().chain(own)))
             }
-            @let shared = self.shared();
-            @if !(self.how.is_empty() && shared.is_empty()) {
-                section.how {
-                    @for text in &self.how { p { (text) } }
-                    @if !shared.is_empty() { p { @for text in shared { (sentence(text)) " " } } }
-                }
+            @if !self.how.is_empty() {
+                section.how { @for text in &self.how { p { (text) } } }
             }
         }
-    }
-
-    /// What more than one picture says of its method or contrast, in the order of the page.
-    fn shared(&self) -> Vec<&str> {
-        let pictures = self.sections.iter().flat_map(|section| &section.pictures);
-        let said = pictures.flat_map(|picture| [&picture.method, &picture.contrast]);
-        let (mut once, mut shared) = (HashSet::new(), Vec::new());
-        for text in said.map(String::as_str).filter(|text| !text.is_empty()) {
-            if !once.insert(text) && !shared.contains(&text) {
-                shared.push(text);
-            }
-        }
-        shared
     }
 
     /// The parts, with files under `folder` (empty, or ending with a slash) and headings of `level`.
     pub(super) fn sections(&self, folder: &str, level: usize) -> Markup {
-        let shared = self.shared();
         html! {
             @for section in &self.sections {
                 section.part {
@@ -165,7 +153,7 @@ impl Figure {
                     @for alarm in &section.alarms { p.alarm role="note" { (alarm) } }
                     @for text in &section.text { p { (text) } }
                     @if !section.pictures.is_empty() {
-                        div.pictures { @for picture in &section.pictures { (shown(picture, folder, &shared)) } }
+                        div.pictures { @for picture in &section.pictures { (shown(picture, folder)) } }
                     }
                     @for table in &section.tables { (table_of(table)) }
                 }
@@ -284,19 +272,9 @@ pub(super) fn enlarger() -> Markup {
     }
 }
 
-/// A text as a sentence.
-fn sentence(text: &str) -> String {
-    let mut letters = text.chars();
-    letters
-        .next()
-        .map_or_else(String::new, |first| format!("{}{}.", first.to_uppercase(), letters.as_str()))
-}
-
-/// A picture, without what is `shared` and so said elsewhere.
-fn shown(picture: &Picture, folder: &str, shared: &[&str]) -> Markup {
+fn shown(picture: &Picture, folder: &str) -> Markup {
     let Picture { file, size: [width, height], title, method, contrast, image, area, wide } =
         picture;
-    let own = |text: &str| !text.is_empty() && !shared.contains(&text);
     html! {
         figure.picture.wide[*wide] {
             a href={ (folder) (file) } {
@@ -304,8 +282,8 @@ fn shown(picture: &Picture, folder: &str, shared: &[&str]) -> Markup {
                     .tiny[*width < 160];
             }
             figcaption {
-                b { (title) } @if own(method) { ": " (method) } ". "
-                @if own(contrast) { (sentence(contrast)) " " }
+                b { (title) } @if !method.is_empty() { ": " (method) "." } " "
+                @if !contrast.is_empty() { "Contrast: " (contrast) ". " }
                 @if !image.is_empty() || area.is_some() {
                     span.details {
                         @if !image.is_empty() { "Image: " code { (image) } " " }

@@ -4,7 +4,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::figure::{PROJECTION_CONTRAST, Page, Picture, Section, Table};
+use super::figure::{Page, Picture, Section, Table, contrast_of};
 use super::plot::heat;
 use super::short;
 use crate::picture::{Image, contrast};
@@ -52,13 +52,9 @@ pub fn write(out: &Path, found: &Filters) -> io::Result<PathBuf> {
         let title = name(number, first);
         page.figure.sections.push(Section { title, text, alarms, ..Section::default() });
     }
-    let one = PROJECTION_CONTRAST
-        .replace("in projections", "with one scale for the layer")
-        .replace(", one scale for each picture", "");
-    let own = PROJECTION_CONTRAST
-        .replace("in projections", "with a scale for each filter")
-        .replace(", one scale for each picture", "");
-    let amplitude = "spectra show the amplitude, from 0 (dark) to each filter’s largest (yellow)";
+    let one = contrast_of("Filters", "all of a layer");
+    let own = contrast_of("Filters", "each");
+    let amplitude = "Amplitude, from 0 (dark) to each filter’s largest (yellow).";
     type Draw = fn(&FirstLayer) -> Image;
     let shows: [(&str, &str, &str, Draw); 3] = [
         ("one-scale", "One scale for the layer", &one, |first| {
@@ -70,7 +66,8 @@ pub fn write(out: &Path, found: &Filters) -> io::Result<PathBuf> {
         ("spectrum", "Spectra", amplitude, spectra),
     ];
     for (what, title, contrast, draw) in shows {
-        let mut section = Section { title: title.into(), ..Section::default() };
+        let text = vec![contrast.into()];
+        let mut section = Section { title: title.into(), text, ..Section::default() };
         for (number, first) in networks.iter().enumerate() {
             let [rows, columns] = first.kernel;
             let caption = Picture {
@@ -81,7 +78,6 @@ pub fn write(out: &Path, found: &Filters) -> io::Result<PathBuf> {
                     first.layer,
                     first.stride
                 ),
-                contrast: contrast.into(),
                 wide: true,
                 ..Picture::default()
             };
@@ -272,12 +268,15 @@ fn tables(networks: &[FirstLayer]) -> Vec<Table> {
         })
     });
     tables.push(Table {
-        caption: "What is left of the random start, and how alike filters are".into(),
-        head: ["", "initial share, median", "90th percentile", "similarity"].map(String::from).into(),
+        caption: "What is left of the initial weights, and how alike filters are".into(),
+        head: ["", "initial share, median", "90th percentile", "cosine similarity"]
+            .map(String::from)
+            .into(),
         rows: of_layers.collect(),
         notes: vec![
-            "Initial share: the share of the energy of a filter’s weights that lies along their values before \
-             training. Similarity: the largest |cos| of a filter to another one of the layer, median."
+            "Initial share: the share of the energy of a filter’s weights that lies along its initial weights. \
+             Cosine similarity: the largest |cos| of a filter to another one of the layer, median (of at most \
+             256 filters)."
                 .into(),
         ],
     });

@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::fact;
-use super::figure::{PHOTOGRAPH_CONTRAST, Page, Picture, Section, Table};
+use super::figure::{Page, Picture, Section, Table};
 use super::plot::Line;
 use crate::picture::Image;
 use crate::study::invariance::{Change, Invariance, Responses, STUDY, mean, onset};
@@ -64,11 +64,6 @@ fn images_shown(page: &Page<'_>, found: &Invariance) -> io::Result<Section> {
         };
         let caption = Picture {
             title: format!("{number} {class}"),
-            method: format!(
-                "What the network sees: unchanged, shifted by {range} pixels, at scale 1.8, turned by \
-                 30 degrees"
-            ),
-            contrast: PHOTOGRAPH_CONTRAST.into(),
             image: image.image.clone(),
             area: Some(examples.area),
             ..Picture::default()
@@ -76,7 +71,10 @@ fn images_shown(page: &Page<'_>, found: &Invariance) -> io::Result<Section> {
         let sheet = Image::sheet(&examples.crops, examples.crops.len(), 2, 255);
         pictures.push(page.png(format!("image-{number}.png"), &sheet, caption)?);
     }
-    Ok(Section { title: "The images".into(), pictures, ..Section::default() })
+    let text = vec![format!(
+        "What the network sees: unchanged, shifted by {range} pixels, at scale 1.8, turned by 30 degrees."
+    )];
+    Ok(Section { title: "The images".into(), text, pictures, ..Section::default() })
 }
 
 /// The curves of a change: all layers, each layer by images, and the probability.

@@ -4,7 +4,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::figure::{PROJECTION_CONTRAST, Page, Picture, Section, Table};
+use super::figure::{Page, Picture, Section, Table, contrast_of};
 use super::filters::sheet;
 use crate::study::ensemble::Errors;
 use crate::study::learnt::{FirstFilters, LayerLearnt, Learnt, STUDY};
@@ -17,15 +17,16 @@ pub fn write(out: &Path, found: &Learnt) -> io::Result<PathBuf> {
     let title = format!("What {} has learnt, layer by layer", found.network);
     let mut page = Page::new(out, &STUDY, title, found.facts.clone())?;
     page.figure.how = vec![
-        "Before training a filter’s weights are random numbers. Their initial share is the share of the \
-         filter’s energy (the sum of the squares of its weights) that still lies along these numbers: cos² \
-         of the angle between then and now. It is 100 % before training."
+        "The initial share of a filter is the share of its energy (the sum of the squares of its weights) that \
+         lies along its initial weights, the random numbers that it was before training: cos² of the angle \
+         between then and now. It is 100 % before training. Cosine similarity is the largest |cos| of a filter to \
+         another one of the layer, in the median: near 1, filters repeat each other."
             .into(),
-        "A small share alone proves nothing, since a start of small numbers makes it small. So each layer is \
-         also set back to its start, with biases of zero, while all others stay as they are: what the network \
-         then gets wrong, this layer had learnt. Where taking away the component along the start costs nothing, \
-         that component is noise in the pictures and nothing else. Similarity is the largest |cos| of a filter \
-         to another one of the layer, in the median: near 1, filters repeat each other."
+        "A small share alone proves nothing, since small initial weights make it small. So each layer alone is \
+         also re-initialized, with biases of zero: accuracy that is lost depended on what the layer has learnt. \
+         (The layers around it have learnt to work with it, so losses do not add up.) And it is stripped of the \
+         component along its initial weights: where that costs no accuracy, what projections show of this \
+         component is noise to the network."
             .into(),
     ];
     let tables = vec![table(found)];
@@ -42,24 +43,26 @@ pub fn write(out: &Path, found: &Learnt) -> io::Result<PathBuf> {
         "initial_share_median",
         "initial_share_p90",
         "similarity",
-        "top1_error_set_back",
-        "top1_error_without_start",
+        "top1_error_reinitialized",
+        "top1_error_without_initial",
     ];
     let optional = |value: Option<f64>| value.map_or_else(String::new, |v| v.to_string());
-    let lines = found.layers.iter().map(|LayerLearnt { change, set_back, without_start }| {
-        let [median, high] = [0, 1].map(|i| optional(change.initial_share.map(|share| share[i])));
-        let error = |errors: &Option<Errors>| optional(errors.map(|errors| errors.top1_error));
-        vec![
-            change.layer.clone(),
-            change.filters.to_string(),
-            change.weights.to_string(),
-            median,
-            high,
-            change.similarity.to_string(),
-            error(set_back),
-            error(without_start),
-        ]
-    });
+    let lines =
+        found.layers.iter().map(|LayerLearnt { change, reinitialized, without_initial }| {
+            let [median, high] =
+                [0, 1].map(|i| optional(change.initial_share.map(|share| share[i])));
+            let error = |errors: &Option<Errors>| optional(errors.map(|errors| errors.top1_error));
+            vec![
+                change.layer.clone(),
+                change.filters.to_string(),
+                change.weights.to_string(),
+                median,
+                high,
+                change.similarity.to_string(),
+                error(reinitialized),
+                error(without_initial),
+            ]
+        });
     page.csv("learnt.csv", "the same as a table", &head, lines)?;
     page.finish()
 }
@@ -79,11 +82,11 @@ fn table(found: &Learnt) -> Table {
         "filters × weights",
         "initial share, median",
         "90th percentile",
-        "similarity",
-        "top-1 with the layer set back",
-        "top-1 without the start’s component",
+        "cosine similarity",
+        "top-1, re-initialized",
+        "top-1, without the initial component",
     ];
-    let rows = layers.iter().map(|LayerLearnt { change, set_back, without_start }| {
+    let rows = layers.iter().map(|LayerLearnt { change, reinitialized, without_initial }| {
         let [median, high] = change.share_in_words();
         let size = format!("{} × {}", change.filters, change.weights);
         let similarity = format!("{:.2}", change.similarity);
@@ -93,8 +96,8 @@ fn table(found: &Learnt) -> Table {
             median,
             high,
             similarity,
-            beside(set_back),
-            beside(without_start),
+            beside(reinitialized),
+            beside(without_initial),
         ]
     });
     let (now, images) = (accuracy(trained), trained.images);
@@ -105,32 +108,26 @@ fn table(found: &Learnt) -> Table {
         rows: rows.collect(),
         notes: vec![format!(
             "In brackets: points gained or lost. An accuracy of {now:.1} % on {images} images has a standard \
-             deviation of {chance:.1} points by chance alone; two on the same images differ by less than that \
-             suggests."
+             deviation of {chance:.1} points by chance alone; the difference of two networks on the same images \
+             varies less."
         )],
     }
 }
 
 fn pictures(page: &Page<'_>, first: &FirstFilters) -> io::Result<Section> {
-    let mut section = Section { title: "The first layer’s filters".into(), ..Section::default() };
+    let text = vec![contrast_of("Filters", "each")];
+    let title = "The first layer’s filters".into();
+    let mut section = Section { title, text, ..Section::default() };
     for (name, title, values) in [
         ("trained", "as trained", &first.trained),
-        ("initial", "as they began", &first.initial),
+        ("initial", "before training", &first.initial),
         (
-            "without-start",
-            "as trained, without the component along their start",
-            &first.without_start,
+            "without-initial",
+            "as trained, without the component along the initial weights",
+            &first.without_initial,
         ),
     ] {
-        let picture = Picture {
-            title: title.into(),
-            method: "every filter, row by row from 0".into(),
-            contrast: PROJECTION_CONTRAST
-                .replace("in projections", "in filters")
-                .replace("each picture", "each filter"),
-            wide: true,
-            ..Picture::default()
-        };
+        let picture = Picture { title: title.into(), wide: true, ..Picture::default() };
         let sheet = sheet(values, first.kernel, false);
         section.pictures.push(page.png(format!("first-{name}.png"), &sheet, picture)?);
     }

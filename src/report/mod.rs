@@ -31,7 +31,7 @@ use serde::Serialize;
 use crate::study::Facts;
 use crate::study::occluder::Fill;
 
-/// Characters of a fact that takes a line of its own.
+/// Bytes of a fact that takes a line of its own.
 const LONG: usize = 80;
 
 const STYLE: &str = include_str!("style.css");

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::figure::{PHOTOGRAPH_CONTRAST, PROJECTION_CONTRAST, Page, Picture, Section, Table};
+use super::figure::{Page, Picture, Section, Table, projection_contrast};
 use super::plot::{COLOURS, heat};
 use super::{covering, fact, short};
 use crate::backend::SeedUnit;
@@ -36,8 +36,14 @@ pub fn write(out: &Path, found: &Occlusion) -> io::Result<PathBuf> {
          image, a map is grey; a square that covers everything has one place, which stands for all."
             .into(),
         "Where the probability of the class falls, the network looked at what was covered. Where \
-         the map’s activity falls, that map did."
+         the map’s activity falls, that map did. Activity is the map’s sum. Probabilities go from 0 (dark) to 1 \
+         (yellow); the colours of the most probable class are in the table below each image."
             .into(),
+        "Images are the centre crop, as the network sees it, with the square where the probability is lowest \
+         (vermilion) and the object’s box, if it is known (sky blue). A map is projected by the deconvnet from \
+         its strongest unit without the square."
+            .into(),
+        projection_contrast(),
     ];
     if images.iter().any(|image| image.object.is_some()) {
         page.figure.sections.push(Section { tables: vec![inside(found)], ..Section::default() });
@@ -103,18 +109,15 @@ fn section(
     let mut input = image.input(preprocess);
     input = input.resize(size * times, size * times);
     let scaled = |edges: [f64; 4]| edges.map(|edge| (edge * times as f64).round() as i64);
-    let mut method = String::from("images are the centre crop, as the network sees it");
     if let Some(object) = object {
         let visible = object.map(|edge| edge.clamp(0.0, size as f64));
         input.frame(scaled(visible), 2, COLOURS[5].0);
-        method += ", with the object’s box (sky blue)";
     }
     if let Some(place) = occluded.drop() {
         input.frame(scaled(occluded.at(place).map(|edge| edge as f64)), 2, COLOURS[1].0);
-        method += ", and the square where the probability is lowest (vermilion)";
     }
-    let mut pictures =
-        vec![picture("input", &input, class.clone(), method, PHOTOGRAPH_CONTRAST.into())?];
+    let none = String::new;
+    let mut pictures = vec![picture("input", &input, class.clone(), none(), none())?];
 
     let name = format!("{layer} map {map}");
     if let Some(Projected { unit, field, projection }) = projected {
@@ -123,12 +126,8 @@ fn section(
             "projection",
             &projection.enlarged(SHOWN),
             format!("{name}, projected"),
-            format!(
-                "its strongest unit (row {y}, column {x}, activation {}) without the square, \
-                 carried down by the deconvnet",
-                short(*value)
-            ),
-            PROJECTION_CONTRAST.into(),
+            format!("row {y}, column {x}, activation {}", short(*value)),
+            none(),
         )?;
         projected.area = Some(image.in_file(preprocess, *field));
         pictures.push(projected);
@@ -141,7 +140,7 @@ fn section(
         "activity",
         &laid(&|place| heat(f64::from(place.activity), f64::from(least), f64::from(most))),
         format!("Activity of {name}"),
-        format!("its sum over the map; {} without the square", short(before.activity)),
+        format!("{} without the square", short(before.activity)),
         format!("from {} (dark) to {} (yellow)", short(least), short(most)),
     )?);
     pictures.push(picture(
@@ -149,7 +148,7 @@ fn section(
         &laid(&|place| heat(place.probability, 0.0, 1.0)),
         format!("Probability of {class}"),
         format!("{:.1} % without the square", before.probability * 100.0),
-        "probabilities go from 0 (dark) to 1 (yellow), the same for all images".into(),
+        none(),
     )?);
     let labels = shares(places);
     let colour_of = |label: usize| {
@@ -161,8 +160,8 @@ fn section(
         "label",
         &laid(&|place| colour_of(place.label).0),
         "Most probable class".into(),
-        "the colours of the most probable class are in the table below".into(),
-        String::new(),
+        none(),
+        none(),
     )?);
     let rows = labels.iter().map(|(label, count)| {
         let share = *count as f64 / places.len() as f64 * 100.0;

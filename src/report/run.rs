@@ -189,16 +189,18 @@ fn section(folder: &str, figure: &Figure) -> Markup {
 fn maps(features: &top9::Embedded) -> Markup {
     let header = &features.header;
     let searched = format!("{}, {} images", header.split, grouped(header.images));
+    let fixed = [
+        ("In the paper", features::STUDY.paper),
+        ("Checkpoint", &header.checkpoint),
+        ("Data", &header.data),
+        ("Searched", &searched),
+        ("Rule", &header.rule),
+    ];
+    let own = header.facts.iter().map(|(name, value)| (name.as_str(), value.as_str()));
     html! {
         section.study id={ "study." (FEATURES) } {
             h2 { (header.title) }
-            (facts([
-                ("In the paper", features::STUDY.paper),
-                ("Checkpoint", &header.checkpoint),
-                ("Data", &header.data),
-                ("Searched", &searched),
-                ("Rule", &header.rule),
-            ]))
+            (facts(fixed.into_iter().chain(own)))
             (features.maps)
             p { a href={ (FEATURES) "/index.html" } { "This on a page of its own" } }
         }

@@ -4,7 +4,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::figure::{PHOTOGRAPH_CONTRAST, PROJECTION_CONTRAST, Page, Picture, Section, Table};
+use super::figure::{Page, Picture, Section, Table, projection_contrast};
 use super::short;
 use crate::backend::SeedUnit;
 use crate::picture::Image;
@@ -29,6 +29,7 @@ pub fn write(out: &Path, found: &Sanity) -> io::Result<PathBuf> {
         "Nie et al. (2018) found that a deconvnet and guided backpropagation partly recover the image, \
          whatever the weights, and that the gradient does not: compare the last columns of the table."
             .into(),
+        projection_contrast(),
     ];
     let compared: Vec<&Comparison> = found.compared().collect();
     page.figure.sections = vec![Section { tables: vec![table(&compared)], ..Section::default() }];
@@ -70,23 +71,18 @@ fn section(
     fired: &Fired,
 ) -> io::Result<Section> {
     let Fired { unit, area, patch, projections, random } = fired;
-    let picture = |what: &str, shown: &Image, title: String, contrast: &str| {
-        let caption = Picture {
-            title,
-            contrast: contrast.into(),
-            image: image.into(),
-            area: Some(*area),
-            ..Picture::default()
-        };
+    let picture = |what: &str, shown: &Image, title: String| {
+        let caption =
+            Picture { title, image: image.into(), area: Some(*area), ..Picture::default() };
         page.png(format!("{prefix}-{what}.png"), &shown.enlarged(SHOWN), caption)
     };
     let title = format!("What {layer} map {} saw", unit.map);
-    let mut pictures = vec![picture("patch", patch, title, PHOTOGRAPH_CONTRAST)?];
+    let mut pictures = vec![picture("patch", patch, title)?];
     for (i, (rule, _)) in RULES.iter().enumerate() {
         let random = random.as_ref().map(|random| ("random", &random.projections));
         for (weights, projections) in [("trained", projections)].into_iter().chain(random) {
             let (what, title) = (format!("{rule}-{weights}"), format!("{rule}, {weights} weights"));
-            pictures.push(picture(&what, &projections[i], title, PROJECTION_CONTRAST)?);
+            pictures.push(picture(&what, &projections[i], title)?);
         }
     }
     let SeedUnit { map, y, x, value } = *unit;

@@ -234,11 +234,7 @@ impl FirstLayer {
 
     /// Mean of a share over the filters that are not dead.
     pub fn mean(&self, share: usize) -> f64 {
-        let alive: Vec<f64> = (0..self.shares.len())
-            .filter(|filter| !self.dead_by_norm.contains(filter))
-            .map(|filter| self.shares[filter][share])
-            .collect();
-        alive.iter().sum::<f64>() / alive.len().max(1) as f64
+        mean_of_living(&self.shares, &self.dead_by_norm, share)
     }
 
     /// How many filters have more of their energy in a band than in either of the others.
@@ -320,12 +316,19 @@ pub(crate) fn spectrum(picture: &[f32], [rows, columns]: [usize; 2], n: usize) -
     power
 }
 
-/// The share of filters' energy above the middle frequencies, mean over those that are not zero.
-pub(super) fn high(filters: &[f32], [rows, columns]: [usize; 2]) -> f64 {
-    let filters = filters.par_chunks_exact(rows * columns * 3);
-    let shares: Vec<[f64; 4]> = filters.map(|filter| shares(filter, [rows, columns], 1)).collect();
-    let alive = shares.iter().filter(|shares| shares[..3].iter().sum::<f64>() > 0.0);
-    let (sum, count) = alive.fold((0.0, 0), |(sum, count), shares| (sum + shares[2], count + 1));
+/// The share of a filter's energy above the middle frequencies, mean over those that are not dead by their norm.
+pub(super) fn roughness(filters: &[f32], [rows, columns]: [usize; 2]) -> f64 {
+    let filters = || filters.par_chunks_exact(rows * columns * 3);
+    let shares: Vec<[f64; 4]> =
+        filters().map(|filter| shares(filter, [rows, columns], 1)).collect();
+    mean_of_living(&shares, &dead_by_norm(&filters().map(rms).collect::<Vec<_>>()), 2)
+}
+
+/// Mean of a share over the filters that are not dead.
+fn mean_of_living(shares: &[[f64; 4]], dead: &[usize], share: usize) -> f64 {
+    let living = (0..shares.len()).filter(|filter| !dead.contains(filter));
+    let (sum, count) =
+        living.fold((0.0, 0), |(sum, n), filter| (sum + shares[filter][share], n + 1));
     sum / f64::from(count.max(1))
 }
 
@@ -482,7 +485,7 @@ mod tests {
             let mut found = [0.0; 3];
             for _ in 0..40 {
                 let white: Vec<f32> = (0..side * side * 3).map(|_| noise() as f32).collect();
-                // A walk along each row: its spectrum falls with the square of the frequency.
+                // A random walk along each row: its spectrum falls with the square of the frequency.
                 let mut slope = white.clone();
                 for i in 3..slope.len() {
                     slope[i] += if i / 3 % side == 0 { 0.0 } else { slope[i - 3] };

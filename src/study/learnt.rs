@@ -1,4 +1,4 @@
-//! How much of a network was learnt, and how much is still its random start.
+//! How much of a network was learnt, and how much are its initial weights.
 //!
 //! A filter's weights w began as random numbers w0 (a function of recipe and seed, so that they can be drawn
 //! once more). The *initial share* is the share of the filter's energy that lies along w0,
@@ -8,10 +8,10 @@
 //! ```
 //!
 //! which is 1 before training, and between directions that have nothing to do with each other 0.455/n in the
-//! median, for n weights. A small share alone proves nothing, since a small start makes it small. Hence two
-//! more measures: how different the filters are (the largest |cos| of a filter to another, in the median), and
-//! what a layer is worth: the accuracy that is lost when it is set back to w0 with biases of zero, and when
-//! nothing but each filter's component along w0 is taken away.
+//! median, for n weights. A small share alone proves nothing, since small initial weights make it small. Hence
+//! two more measures: how different the filters are (the largest |cos| of a filter to another, in the median),
+//! and what a layer is worth: the accuracy that is lost when it alone is re-initialized, to w0 with biases of
+//! zero, and when nothing but each filter's component along w0 is taken away.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -20,7 +20,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::ensemble::Errors;
-use super::filters::high;
+use super::filters::roughness;
 use super::pixels::to_rgb;
 use super::{Facts, Session, Study};
 use crate::backend::Backend;
@@ -32,30 +32,31 @@ use crate::{Error, Result};
 /// See [`super::STUDIES`].
 pub const STUDY: Study = Study {
     name: "learnt",
-    shows: "what each layer has learnt, and how much of it is its random start",
+    shows: "what each layer has learnt, and how much of it are its initial weights",
     paper: "",
     of_one_run: true,
 };
 
-/// Filters of a layer that are compared with all others; if there are more, so many in even steps.
-const COMPARED: usize = 512;
+/// Most filters of a layer that are compared with all others.
+const COMPARED: usize = 256;
 
 /// What became of a layer's initial weights.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct LayerChange {
     /// The layer's name.
     pub layer: String,
-    /// Number of its filters; of a fully connected layer, its outputs.
+    /// Number of its filters: outputs of a fully connected layer, inputs of a transposed convolution.
     pub filters: usize,
     /// Weights of each.
     pub weights: usize,
     /// Initial share of a filter, median and 90th percentile; `None` if it is not known how the layer was
-    /// drawn.
+    /// drawn, or it was not drawn at random.
     pub initial_share: Option<[f64; 2]>,
-    /// Largest |cos| of a filter to another one, median; 0 if there is only one.
+    /// Largest |cos| of a filter to another one, median; of more than 256 filters, of at most 256 in even
+    /// steps. 0 if there is only one.
     pub similarity: f64,
-    /// Of a first layer that sees colours: the share of its energy above 0.25 cycles a pixel, mean over filters.
-    /// White noise has [`white_noise_high`](super::filters::white_noise_high).
+    /// Of a first layer that sees colours: the share of a filter's energy above 0.25 cycles a pixel, mean over
+    /// filters that are not dead. White noise has [`white_noise_high`](super::filters::white_noise_high).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub roughness: Option<f64>,
 }
@@ -81,22 +82,39 @@ pub fn changes<B: Backend>(
 ) -> Result<Vec<LayerChange>> {
     let mut found = Vec::new();
     for (index, layer) in network.layers.iter().enumerate() {
-        let Some(weights) = weights_of(backend, params, index)? else { continue };
-        let filters = params.layers[index].as_ref().map_or(0, |param| param.weight.shape().n);
+        let Some([weights, _]) = values_of(backend, params, index)? else { continue };
+        let filters = params.layers[index].as_ref().map_or(1, |param| param.weight.shape().n);
         let per_filter = weights.len() / filters;
+        let kernel = kernel_of_first(network).filter(|_| index == 0);
         found.push(LayerChange {
             layer: layer.name.clone(),
             filters,
             weights: per_filter,
-            initial_share: params.initial[index]
-                .map(|initial| middle_and_high(initial_shares(&weights, initial, per_filter))),
+            initial_share: initial_share(&weights, params.initial[index], per_filter),
             similarity: quantile(&mut similarities(&weights, per_filter), 0.5),
-            roughness: kernel_of_first(network)
-                .filter(|_| index == 0)
-                .map(|kernel| high(&weights, kernel)),
+            roughness: kernel.map(|kernel| roughness(&weights, kernel)),
         });
     }
     Ok(found)
+}
+
+/// A sentence on how much of the spatial convolutions are still their initial weights, for pages of
+/// projections.
+///
+/// # Errors
+/// If the backend does not give the weights.
+pub fn sentence<B: Backend>(backend: &B, network: &Network, params: &Params<B>) -> Result<String> {
+    let mut shares = Vec::new();
+    for index in network.spatial() {
+        let Some([weights, bias]) = values_of(backend, params, index)? else { continue };
+        let share = initial_share(&weights, params.initial[index], weights.len() / bias.len());
+        let share = share.map_or_else(|| "unknown".into(), |[median, _]| percent(median));
+        shares.push(format!("{} {share}", network.layers[index].name));
+    }
+    Ok(format!(
+        "{} of the energy of a filter’s weights (median) lies along its random initial weights",
+        shares.join(", ")
+    ))
 }
 
 /// A layer, and what it is worth.
@@ -105,10 +123,11 @@ pub struct LayerLearnt {
     /// What became of its initial weights.
     #[serde(flatten)]
     pub change: LayerChange,
-    /// Errors with the layer set back to its initial weights and biases of zero; `None` if these are not known.
-    pub set_back: Option<Errors>,
+    /// Errors with this layer alone re-initialized, its biases zero; `None` if its initial weights are not
+    /// known.
+    pub reinitialized: Option<Errors>,
     /// Errors without each filter's component along its initial weights.
-    pub without_start: Option<Errors>,
+    pub without_initial: Option<Errors>,
 }
 
 /// Filters of a first layer, `[filters, rows, columns, 3]`, RGB.
@@ -118,10 +137,10 @@ pub struct FirstFilters {
     pub kernel: [usize; 2],
     /// As they are.
     pub trained: Vec<f32>,
-    /// As they began.
+    /// Before training.
     pub initial: Vec<f32>,
     /// Without each filter's component along its initial weights.
-    pub without_start: Vec<f32>,
+    pub without_initial: Vec<f32>,
 }
 
 /// What was found.
@@ -141,7 +160,7 @@ pub struct Learnt {
 }
 
 /// Measures what became of each layer's initial weights, and evaluates the network with one layer after the
-/// other set back to them, and without its component along them.
+/// other re-initialized, and without its component along them.
 ///
 /// # Errors
 /// If the model does not say how any of its layers was drawn, too many images are bad, parts cannot be kept, or
@@ -153,23 +172,34 @@ pub fn run<B: Backend>(
 ) -> Result<Learnt> {
     if model.params.initial.iter().all(Option::is_none) {
         return Err(Error::Network(
-            "expected weights of which it is known how they were drawn before training, found none: a \
-             checkpoint says so if it was trained from the start by this version or a later one"
+            "expected weights of which it is known how they were drawn before training, found none: train it \
+             with this version of the program, whose checkpoints say so"
                 .into(),
         ));
     }
     let backend = session.backend;
     let changes = changes(backend, &model.network, &model.params)?;
-    let parts = session.parts(&[&model], &images.fingerprint())?;
+    let parts = session.parts(&[&model], &(images.fingerprint(), &model.params.initial))?;
     let evaluations = 1 + 2 * model.params.initial.iter().flatten().count();
     let (mut done, total) = (0, evaluations * images.len());
+    let crops = TestCrops::One;
+    let Model { network, preprocess, .. } = &model;
+    let mut classifier = Some(Classifier::new(backend, network, preprocess, crops, crops.batch())?);
     let mut errors = |model: &Model<B>, part: &str| -> Result<Errors> {
         let before = done;
         let found = parts.get_or_make(part, || {
-            errors_of(backend, model, images, session.workers, |images| {
+            let lent = classifier.take().expect("given back by the evaluation before");
+            let Model { network, params, .. } = model;
+            let images = images.clone();
+            let mut members = [Member { network, params, classifier: lent, images }];
+            let (workers, never) = (session.workers, AtomicUsize::new(0));
+            let found = evaluate(backend, &mut members, workers, &never, |images| {
                 done += images;
                 session.progress("learnt: images", done, total, "");
-            })
+            })?;
+            let [Member { classifier: lent, .. }] = members;
+            classifier = Some(lent);
+            Ok(found.expect("nothing asks it to stop").into())
         })?;
         done = before + images.len();
         Ok(found)
@@ -180,16 +210,17 @@ pub fn run<B: Backend>(
     let with_weights =
         (0..model.network.layers.len()).filter(|i| model.params.layers[*i].is_some());
     for (index, change) in with_weights.collect::<Vec<_>>().into_iter().zip(changes) {
-        let mut layer = LayerLearnt { change, set_back: None, without_start: None };
+        let mut layer = LayerLearnt { change, reinitialized: None, without_initial: None };
         if let Some(initial) = model.params.initial[index] {
-            let [weights, bias] = values_of(backend, &model, index)?;
+            let values = values_of(backend, &model.params, index)?;
+            let [weights, bias] = values.expect("a layer with weights");
             let start = initial.values(weights.len());
             let rest = without_component(&weights, &start, layer.change.weights);
             let zeros = vec![0.0; bias.len()];
             set(backend, &mut model, index, &start, &zeros)?;
-            layer.set_back = Some(errors(&model, &format!("set-back-{index}"))?);
+            layer.reinitialized = Some(errors(&model, &format!("reinitialized-{index}"))?);
             set(backend, &mut model, index, &rest, &bias)?;
-            layer.without_start = Some(errors(&model, &format!("without-start-{index}"))?);
+            layer.without_initial = Some(errors(&model, &format!("without-initial-{index}"))?);
             set(backend, &mut model, index, &weights, &bias)?;
             if index == 0 {
                 first = first_filters(&model, [weights, start, rest]);
@@ -201,30 +232,17 @@ pub fn run<B: Backend>(
     Ok(Learnt { facts, network, trained, layers, first })
 }
 
-/// Errors with the centre crop.
-fn errors_of<B: Backend>(
+/// A layer's weights and biases, if it has weights.
+fn values_of<B: Backend>(
     backend: &B,
-    model: &Model<B>,
-    images: &Arc<Images>,
-    workers: usize,
-    progress: impl FnMut(usize),
-) -> Result<Errors> {
-    let Model { network, params, preprocess, .. } = model;
-    let crops = TestCrops::One;
-    let classifier = Classifier::new(backend, network, preprocess, crops, crops.batch())?;
-    let mut members = [Member { network, params, classifier, images: images.clone() }];
-    let never = AtomicUsize::new(0);
-    let found = evaluate(backend, &mut members, workers, &never, progress)?;
-    Ok(found.expect("nothing asks it to stop").into())
-}
-
-/// A layer's weights and biases.
-fn values_of<B: Backend>(backend: &B, model: &Model<B>, layer: usize) -> Result<[Vec<f32>; 2]> {
-    let param = model.params.layers[layer].as_ref().expect("a layer with weights");
+    params: &Params<B>,
+    layer: usize,
+) -> Result<Option<[Vec<f32>; 2]>> {
+    let Some(param) = &params.layers[layer] else { return Ok(None) };
     let mut values = [&param.weight, &param.bias].map(|tensor| vec![0.0; tensor.shape().len()]);
     backend.download(&mut values[0], &param.weight)?;
     backend.download(&mut values[1], &param.bias)?;
-    Ok(values)
+    Ok(Some(values))
 }
 
 fn set<B: Backend>(
@@ -265,30 +283,8 @@ fn kernel_of_first(network: &Network) -> Option<[usize; 2]> {
 fn first_filters<B: Backend>(model: &Model<B>, mut values: [Vec<f32>; 3]) -> Option<FirstFilters> {
     let kernel = kernel_of_first(&model.network)?;
     values.iter_mut().for_each(|values| to_rgb(&model.preprocess, values));
-    let [trained, initial, without_start] = values;
-    Some(FirstFilters { kernel, trained, initial, without_start })
-}
-
-/// A sentence on how much of the spatial convolutions is still their random start, for pages of projections.
-///
-/// # Errors
-/// If the backend does not give the weights.
-pub fn sentence<B: Backend>(backend: &B, network: &Network, params: &Params<B>) -> Result<String> {
-    let mut known = Vec::new();
-    for index in network.spatial() {
-        let Some(weights) = weights_of(backend, params, index)? else { continue };
-        let Some(initial) = params.initial[index] else { continue };
-        let per_filter = network.layers[index].convolution().map_or(1, |d| d.filter().per_image());
-        let [median, _] = middle_and_high(initial_shares(&weights, initial, per_filter));
-        known.push(format!("{} {}", network.layers[index].name, percent(median)));
-    }
-    Ok(match known.is_empty() {
-        true => "not known: the checkpoint does not say how its weights were drawn".into(),
-        false => format!(
-            "{} of the energy of a filter’s weights (median) is still as it was drawn before training",
-            known.join(", ")
-        ),
-    })
+    let [trained, initial, without_initial] = values;
+    Some(FirstFilters { kernel, trained, initial, without_initial })
 }
 
 /// "3 %", "0.4 %".
@@ -299,53 +295,57 @@ pub fn percent(share: f64) -> String {
     }
 }
 
-/// The initial share of each filter that is not zero, of so many weights each.
-pub fn initial_shares(weights: &[f32], initial: Initial, per_filter: usize) -> Vec<f64> {
-    let start = initial.values(weights.len());
+/// The initial share of filters of so many weights each, median and 90th percentile over those that are not
+/// zero; none if that is unknown.
+fn initial_share(weights: &[f32], initial: Option<Initial>, per_filter: usize) -> Option<[f64; 2]> {
+    let start = initial?.values(weights.len());
     let pairs = weights.par_chunks_exact(per_filter).zip(start.par_chunks_exact(per_filter));
-    pairs.filter_map(|(now, then)| cosine(now, then).map(|cos| cos * cos)).collect()
-}
-
-/// Largest |cos| of each filter that is not zero to another one. Of more than 512 filters, of 512 in even
-/// steps.
-pub fn similarities(weights: &[f32], per_filter: usize) -> Vec<f64> {
-    let filters: Vec<&[f32]> = weights.chunks_exact(per_filter).collect();
-    let step = filters.len().div_ceil(COMPARED).max(1);
-    let chosen: Vec<usize> = (0..filters.len()).step_by(step).collect();
-    let largest = |&one: &usize| {
-        let others = filters.iter().enumerate().filter(|(other, _)| *other != one);
-        others.filter_map(|(_, other)| cosine(filters[one], other)).map(f64::abs).reduce(f64::max)
+    let share = |(now, then)| {
+        let size = dot(now, now) * dot(then, then);
+        (size > 0.0).then(|| dot(now, then).powi(2) / size)
     };
-    chosen.par_iter().filter_map(largest).collect()
+    let mut shares: Vec<f64> = pairs.filter_map(share).collect();
+    (!shares.is_empty()).then(|| [0.5, 0.9].map(|q| quantile(&mut shares, q)))
 }
 
-/// The cosine between two vectors; none if one is zero. Sums of 1024 products are in f32.
-fn cosine(a: &[f32], b: &[f32]) -> Option<f64> {
-    let size = (dot(a, a) * dot(b, b)).sqrt();
-    (size > 0.0).then(|| dot(a, b) / size)
+/// Largest |cos| of filters of so many weights each to another one, of those that are not zero. Of more than
+/// [`COMPARED`] filters, of at most so many in even steps.
+fn similarities(weights: &[f32], per_filter: usize) -> Vec<f64> {
+    let direction = |filter: &[f32]| {
+        let size = dot(filter, filter).sqrt();
+        let scaled = |v: &f32| (f64::from(*v) / size) as f32;
+        (size > 0.0).then(|| filter.iter().map(scaled).collect::<Vec<f32>>())
+    };
+    let filters: Vec<Vec<f32>> =
+        weights.par_chunks_exact(per_filter).filter_map(direction).collect();
+    let step = filters.len().div_ceil(COMPARED).max(1);
+    let largest = |one: usize| {
+        let others = filters.iter().enumerate().filter(|(other, _)| *other != one);
+        others.map(|(_, other)| dot_f32(&filters[one], other).abs()).reduce(f64::max)
+    };
+    let chosen: Vec<usize> = (0..filters.len()).step_by(step).collect();
+    chosen.into_par_iter().filter_map(largest).collect()
 }
 
 fn dot(a: &[f32], b: &[f32]) -> f64 {
-    const LANES: usize = 8;
-    let chunks = a.chunks(1024).zip(b.chunks(1024));
-    chunks
-        .map(|(a, b)| {
-            let mut sums = [0.0f32; LANES];
-            let (a_lanes, a_rest) = a.as_chunks::<LANES>();
-            let (b_lanes, b_rest) = b.as_chunks::<LANES>();
-            for (a, b) in a_lanes.iter().zip(b_lanes) {
-                for lane in 0..LANES {
-                    sums[lane] += a[lane] * b[lane];
-                }
-            }
-            let rest = a_rest.iter().zip(b_rest).map(|(a, b)| a * b);
-            f64::from(sums.into_iter().chain(rest).sum::<f32>())
-        })
-        .sum()
+    a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
 }
 
-fn middle_and_high(mut shares: Vec<f64>) -> [f64; 2] {
-    [quantile(&mut shares, 0.5), quantile(&mut shares, 0.9)]
+/// The same with sums of 1024 products in f32, several times as fast.
+fn dot_f32(a: &[f32], b: &[f32]) -> f64 {
+    const LANES: usize = 8;
+    let of_chunk = |(a, b): (&[f32], &[f32])| {
+        let mut sums = [0.0f32; LANES];
+        let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+        for (a, b) in a.iter().zip(b) {
+            for lane in 0..LANES {
+                sums[lane] += a[lane] * b[lane];
+            }
+        }
+        let rest = a_rest.iter().zip(b_rest).map(|(a, b)| a * b);
+        f64::from(sums.into_iter().chain(rest).sum::<f32>())
+    };
+    a.chunks(1024).zip(b.chunks(1024)).map(of_chunk).sum()
 }
 
 /// A quantile, between two neighbours in proportion; 0 of nothing.
@@ -358,13 +358,58 @@ fn quantile(values: &mut [f64], q: f64) -> f64 {
     values[below] + (values[above] - values[below]) * (place - below as f64)
 }
 
-fn weights_of<B: Backend>(
-    backend: &B,
-    params: &Params<B>,
-    layer: usize,
-) -> Result<Option<Vec<f32>>> {
-    let Some(param) = &params.layers[layer] else { return Ok(None) };
-    let mut weights = vec![0.0; param.weight.shape().len()];
-    backend.download(&mut weights, &param.weight)?;
-    Ok(Some(weights))
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filters_that_repeat_each_other_are_alike() {
+        let (one, two, three) = ([1.0, 2.0, 0.0], [-2.0, -4.0, 0.0], [0.0, 0.0, 5.0]);
+        let found = similarities(&[one, two, three, [0.0; 3]].concat(), 3);
+        assert_eq!(found.len(), 3, "a filter of zeros has no direction");
+        for (found, expected) in found.iter().zip([1.0, 1.0, 0.0]) {
+            assert!((found - expected).abs() < 1e-6, "{found}");
+        }
+        // Against all pairs in f64, of sizes that f32 could not square.
+        let mut state = 1u32;
+        let mut random = || {
+            state = state.wrapping_mul(1664525).wrapping_add(1013904223);
+            (state as f32 / u32::MAX as f32 - 0.5) * 1e-25
+        };
+        let weights: Vec<f32> = (0..40 * 1500).map(|_| random()).collect();
+        let filters: Vec<&[f32]> = weights.chunks(1500).collect();
+        let cos = |a: &[f32], b: &[f32]| (dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()).abs();
+        for (i, found) in similarities(&weights, 1500).into_iter().enumerate() {
+            let others = (0..40).filter(|j| *j != i).map(|j| cos(filters[i], filters[j]));
+            let expected = others.fold(0.0, f64::max);
+            assert!((found - expected).abs() < 1e-5, "{found} {expected}");
+        }
+    }
+
+    #[test]
+    fn a_component_is_taken_away_whole() {
+        let start = [1.0, 1.0, 0.0, 0.0, 0.0, 2.0];
+        let rest = without_component(&[3.0, 1.0, 4.0, 7.0, 8.0, 9.0], &start, 3);
+        assert_eq!(rest, [1.0, -1.0, 4.0, 7.0, 8.0, 0.0]);
+        assert_eq!(without_component(&[3.0, 1.0], &[0.0; 2], 2), [3.0, 1.0]);
+    }
+
+    #[test]
+    fn quantiles_lie_between_neighbours() {
+        let mut values = [4.0, 1.0, 3.0, 2.0, 0.0];
+        assert_eq!([0.0, 0.5, 0.9, 1.0].map(|q| quantile(&mut values, q)), [0.0, 2.0, 3.6, 4.0]);
+        assert_eq!(quantile(&mut [], 0.5), 0.0);
+        assert_eq!(
+            [0.0, 0.00123, 0.034, 0.5, 1.0].map(percent),
+            ["0.0 %", "0.1 %", "3 %", "50 %", "100 %"]
+        );
+    }
+
+    #[test]
+    fn what_was_not_drawn_at_random_has_no_share() {
+        let none = Initial { seed: 1, stream: 1, std: 0.0 };
+        assert_eq!(initial_share(&[1.0; 6], Some(none), 3), None);
+        assert_eq!(initial_share(&[1.0; 6], None, 3), None);
+        assert_eq!(initial_share(&[0.0; 6], Some(Initial { std: 1.0, ..none }), 3), None);
+    }
 }

@@ -260,7 +260,7 @@ pub struct ProjectedPeak {
     pub value: f32,
     /// x0, y0, x1, y1 (x1, y1 excluded) in pixels of the network's input; may exceed the image.
     pub field_box: [i64; 4],
-    /// The same box in pixels of the original file.
+    /// What of it is in the image and read by the layers below, in pixels of the original file.
     pub patch: [f64; 4],
     /// Both cut to the field's box, of one size within a layer.
     #[serde(skip)]

@@ -86,7 +86,7 @@ pub struct Unit {
     pub value: f32,
     /// x0, y0, x1, y1 (x1, y1 excluded) in pixels of the input; may exceed it.
     pub field_box: [i64; 4],
-    /// The same box in pixels of the original file.
+    /// What of it is in the input and read by the layers below, in pixels of the original file.
     pub patch: [f64; 4],
     /// As large as the input.
     #[serde(skip)]

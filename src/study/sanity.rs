@@ -238,8 +238,8 @@ pub fn run<B: Backend>(
             let name = network.layers[layer].name.clone();
             let fired = match (trained.strongest(layer, map)?, map) {
                 (Some(unit), _) => {
-                    let eyes = [&mut trained, &mut untrained];
-                    Some(compare(backend, model, eyes, image, &input, layer, unit)?)
+                    let projectors = [&mut trained, &mut untrained];
+                    Some(compare(backend, model, projectors, image, &input, layer, unit)?)
                 }
                 (None, None) => None,
                 (None, Some(map)) => {

@@ -170,7 +170,8 @@ fn mean_of(preprocess: &Preprocess, pixels: &[u8]) -> Vec<f32> {
 /// Copies all weights but those of the last layer that has some.
 fn copy_but_last<B: Backend>(backend: &B, from: &Model<B>, to: &mut Params<B>) -> Result<()> {
     let last = from.params.layers.iter().rposition(Option::is_some);
-    for (index, (from, to)) in from.params.layers.iter().zip(&mut to.layers).enumerate() {
+    let (known, Params { layers, initial }) = (&from.params.initial, to);
+    for (index, (from, to)) in from.params.layers.iter().zip(layers).enumerate() {
         let (Some(from), Some(to)) = (from, to) else { continue };
         if Some(index) == last {
             continue;
@@ -180,6 +181,7 @@ fn copy_but_last<B: Backend>(backend: &B, from: &Model<B>, to: &mut Params<B>) -
             backend.download(&mut values, from)?;
             backend.upload(to, &values)?;
         }
+        initial[index] = known[index];
     }
     Ok(())
 }

@@ -115,7 +115,7 @@ fn last_checkpoint<B: Backend>(
 ) -> Result<Option<Resumed<B>>> {
     checkpoint::recover(&job.out)?;
     if !job.resume {
-        return match checkpoint::exists(&job.out) {
+        return match checkpoint::exists(&job.out)? {
             false => Ok(None),
             true => Err(Error::RunExists { path: job.out.clone() }),
         };

@@ -206,12 +206,12 @@ pub(super) fn prune(run: &Path, keep: usize) -> Result<()> {
     let linked: Vec<PathBuf> =
         ["last", "best"].iter().filter_map(|link| fs::read_link(run.join(link)).ok()).collect();
     for ending in [".tmp", ".old"] {
-        for step in steps(run, ending) {
+        for step in steps(run, ending)? {
             let path = run.join(format!("step-{step}{ending}"));
             fs::remove_dir_all(&path).map_err(Error::io("remove", &path))?;
         }
     }
-    let steps = steps(run, "");
+    let steps = steps(run, "")?;
     for step in &steps[..steps.len().saturating_sub(keep)] {
         let name = PathBuf::from(format!("step-{step}"));
         if !linked.contains(&name) {
@@ -227,7 +227,7 @@ pub(super) fn prune(run: &Path, keep: usize) -> Result<()> {
 /// # Errors
 /// If the folder cannot be written.
 pub(super) fn recover(run: &Path) -> Result<()> {
-    for step in steps(run, ".old") {
+    for step in steps(run, ".old")? {
         let (old, folder) =
             (run.join(format!("step-{step}.old")), run.join(format!("step-{step}")));
         if !folder.exists() {
@@ -238,13 +238,17 @@ pub(super) fn recover(run: &Path) -> Result<()> {
 }
 
 /// The checkpoints of a run that may be whole, the newest first.
-fn candidates(run: &Path) -> Vec<PathBuf> {
-    steps(run, "").into_iter().rev().map(|step| run.join(format!("step-{step}"))).collect()
+fn candidates(run: &Path) -> Result<Vec<PathBuf>> {
+    let steps = steps(run, "")?.into_iter().rev();
+    Ok(steps.map(|step| run.join(format!("step-{step}"))).collect())
 }
 
 /// Whether a run has checkpoints, whole or not.
-pub(super) fn exists(run: &Path) -> bool {
-    !candidates(run).is_empty()
+///
+/// # Errors
+/// If the folder cannot be read.
+pub(super) fn exists(run: &Path) -> Result<bool> {
+    Ok(!candidates(run)?.is_empty())
 }
 
 /// The states of a run's checkpoints, the newest first. Damaged ones are left out.
@@ -257,7 +261,7 @@ pub fn states(run: &Path) -> Result<Vec<(State, PathBuf)>> {
         Err(Error::DamagedCheckpoint { .. }) => None,
         Err(error) => Some(Err(error)),
     };
-    candidates(run).into_iter().filter_map(state).collect()
+    candidates(run)?.into_iter().filter_map(state).collect()
 }
 
 /// A checkpoint that was read.
@@ -278,7 +282,7 @@ pub struct Newest<T> {
 /// If one cannot be read for another reason than damage, or all are damaged.
 pub fn newest<T>(run: &Path, read: impl Fn(&Path) -> Result<T>) -> Result<Option<Newest<T>>> {
     let mut damage = None;
-    for folder in candidates(run) {
+    for folder in candidates(run)? {
         match read(&folder) {
             Ok(read) => return Ok(Some(Newest { folder, read, damage })),
             Err(error @ Error::DamagedCheckpoint { .. }) => {
@@ -290,14 +294,22 @@ pub fn newest<T>(run: &Path, read: impl Fn(&Path) -> Result<T>) -> Result<Option
     damage.map_or(Ok(None), Err)
 }
 
-/// The numbers of a run's folders `step-N` with this ending, in order.
-fn steps(run: &Path, ending: &str) -> Vec<u32> {
-    let entries = fs::read_dir(run).into_iter().flatten().flatten();
-    let number = |name: &str| name.strip_prefix("step-")?.strip_suffix(ending)?.parse().ok();
-    let mut steps: Vec<u32> =
-        entries.filter_map(|entry| number(entry.file_name().to_str()?)).collect();
+/// The numbers of a run's folders `step-N` with this ending, in order; none if there is no run.
+fn steps(run: &Path, ending: &str) -> Result<Vec<u32>> {
+    let number = |name: &str| name.strip_prefix("step-")?.strip_suffix(ending)?.parse::<u32>().ok();
+    let mut steps = Vec::new();
+    match fs::read_dir(run) {
+        Ok(entries) => {
+            for entry in entries {
+                let name = entry.map_err(Error::io("read", run))?.file_name();
+                steps.extend(name.to_str().and_then(number));
+            }
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) => return Err(Error::io("read", run)(error)),
+    }
     steps.sort_unstable();
-    steps
+    Ok(steps)
 }
 
 /// A checkpoint to go on from.
@@ -382,9 +394,8 @@ pub fn read_state(folder: &Path) -> Result<State> {
     let path = folder.join(STATE);
     let damaged = |reason: String| Error::DamagedCheckpoint { path: path.clone(), reason };
     let text = fs::read_to_string(&path).map_err(|error| match error.kind() {
-        ErrorKind::NotFound | ErrorKind::InvalidData => {
-            damaged(format!("a damaged checkpoint: {error}"))
-        }
+        ErrorKind::InvalidData => damaged(format!("a damaged checkpoint: {error}")),
+        ErrorKind::NotFound if is_there(folder) => damaged("a damaged checkpoint: no file".into()),
         _ => Error::Io { action: "read", path: path.clone(), error },
     })?;
     // What is JSON to its end was written so: by another version, perhaps.
@@ -439,13 +450,20 @@ impl State {
     }
 }
 
+/// Whether a checkpoint's folder is there, so that a file that is not has been lost. What a link points at may
+/// be there again tomorrow.
+fn is_there(folder: &Path) -> bool {
+    fs::symlink_metadata(folder).is_ok_and(|found| found.is_dir())
+}
+
 /// The bytes of a checkpoint's file, whose length and checksum are what the state says.
 fn verified(folder: &Path, file: &str, state: &State) -> Result<Vec<u8>> {
     let path = folder.join(file);
-    let expected = state
-        .files
-        .get(file)
-        .ok_or_else(|| Error::file(folder.join(STATE), format!("does not list {file}")))?;
+    let expected = state.files.get(file).ok_or_else(|| {
+        let listed: Vec<&str> = state.files.keys().map(String::as_str).collect();
+        let reason = format!("expected {file} among its files, found {}", listed.join(", "));
+        Error::file(folder.join(STATE), reason)
+    })?;
     let damaged = |found: String| Error::DamagedCheckpoint {
         path: path.clone(),
         reason: format!(
@@ -454,7 +472,7 @@ fn verified(folder: &Path, file: &str, state: &State) -> Result<Vec<u8>> {
         ),
     };
     let bytes = fs::read(&path).map_err(|error| match error.kind() {
-        ErrorKind::NotFound => damaged("no file".into()),
+        ErrorKind::NotFound if is_there(folder) => damaged("no file".into()),
         _ => Error::Io { action: "read", path: path.clone(), error },
     })?;
     let found = FileMark::of(&bytes);
@@ -538,7 +556,7 @@ mod tests {
             assert_eq!(state.backend, other(text));
             assert_eq!(read(&serde_json::to_string(&state).unwrap()).unwrap(), state);
         }
-        refused("\"version\": 1", "\"version\": 3", "expected a state of version 2, found 3");
+        refused("\"version\": 1", "\"version\": 3", "expected a state of version 2 at most, found 3");
     }
 
     /// A plateau's end is told by comparing errors, so what is read must be what was written.

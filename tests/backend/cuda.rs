@@ -71,7 +71,7 @@ fn trainer<'a, B: Backend>(
 // ---- whole networks beside the CPU ----
 
 /// A network on a backend that has run forward with random input.
-struct Walked<'a, B: Backend> {
+struct Passes<'a, B: Backend> {
     backend: &'a B,
     network: &'a Network,
     params: Params<B>,
@@ -80,14 +80,14 @@ struct Walked<'a, B: Backend> {
 
 const IMAGES: usize = 6;
 
-impl<'a, B: Backend> Walked<'a, B> {
+impl<'a, B: Backend> Passes<'a, B> {
     fn new(backend: &'a B, network: &'a Network, purpose: Purpose) -> Self {
         let params = random_params(backend, network, 2);
         let input = Random(4).reals(IMAGES * network.input().len());
         let mut workspace = Workspace::new(backend, network, purpose, IMAGES).unwrap();
         backend.upload(&mut workspace.input, &input).unwrap();
         workspace.forward(backend, &params).unwrap();
-        Walked { backend, network, params, workspace }
+        Passes { backend, network, params, workspace }
     }
 
     /// Gradients of a batch's mean loss, layer by layer: weights, then biases.
@@ -165,10 +165,10 @@ fn correlation(a: &[f32], b: &[f32]) -> f64 {
 #[ignore = "needs an NVIDIA GPU"]
 fn gradients_point_where_the_cpus_do() {
     let network = crate::common::network(SMALL);
-    let expected = Walked::new(&cpu(), &network, Purpose::Train).gradients();
+    let expected = Passes::new(&cpu(), &network, Purpose::Train).gradients();
     for (precision, limit) in PRECISIONS.iter().zip([1e-9, 2e-3, 2e-2]) {
         let backend = in_precision(*precision);
-        let found = Walked::new(&backend, &network, Purpose::Train).gradients();
+        let found = Passes::new(&backend, &network, Purpose::Train).gradients();
         assert_eq!(found.len(), expected.len());
         let apart = |(found, expected): (&Vec<f64>, &Vec<f64>)| 1.0 - cosine(found, expected);
         let worst = found.iter().zip(&expected).map(apart).fold(0.0, f64::max);
@@ -184,10 +184,10 @@ fn gradients_point_where_the_cpus_do() {
 fn projections_by_the_same_switches_agree() {
     let (network, cpu) = (crate::common::network(SMALL), cpu());
     let purpose = Purpose::Project { seeds: IMAGES };
-    let mut expected = Walked::new(&cpu, &network, purpose);
+    let mut expected = Passes::new(&cpu, &network, purpose);
     for (precision, limit) in PRECISIONS.iter().zip([1e-6, 2e-3, 1e-2]) {
         let backend = in_precision(*precision);
-        let mut found = Walked::new(&backend, &network, purpose);
+        let mut found = Passes::new(&backend, &network, purpose);
         for (layer, switches) in expected.switches() {
             let place = found.workspace.switches_mut(layer).unwrap();
             backend.upload_bytes(place, &switches).unwrap();
@@ -212,12 +212,12 @@ fn projections_by_the_same_switches_agree() {
 fn pictures_of_all_precisions_look_alike() {
     let (network, cpu) = (crate::common::network(SMALL), cpu());
     let purpose = Purpose::Project { seeds: IMAGES };
-    let mut expected = Walked::new(&cpu, &network, purpose);
+    let mut expected = Passes::new(&cpu, &network, purpose);
     for (precision, (differing, alike)) in
         PRECISIONS.iter().zip([(0.0, 0.99999), (0.01, 0.99), (0.03, 0.97)])
     {
         let backend = in_precision(*precision);
-        let mut found = Walked::new(&backend, &network, purpose);
+        let mut found = Passes::new(&backend, &network, purpose);
         let (mut different, mut all) = (0, 0);
         for ((_, found), (_, expected)) in found.switches().iter().zip(&expected.switches()) {
             different += found.iter().zip(expected).filter(|(f, e)| f != e).count();
@@ -366,7 +366,7 @@ fn both_libraries_compute_the_same() {
         assert_eq!(own.gemm(), Gemm::Own);
         assert_ne!(chosen.gemm(), Gemm::Own, "cuBLASLt is not to be found");
         let gradients =
-            [&own, &chosen].map(|b| Walked::new(b, &network, Purpose::Train).gradients());
+            [&own, &chosen].map(|b| Passes::new(b, &network, Purpose::Train).gradients());
         let limit = if precision == Precision::F32 { 1e-9 } else { 2e-2 };
         for (own, library) in gradients[0].iter().zip(&gradients[1]) {
             let apart = 1.0 - cosine(own, library);

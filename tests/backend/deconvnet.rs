@@ -21,6 +21,7 @@ on_every_backend!(
     projector_refuses_what_did_not_fire,
     peaks_and_the_strongest,
     projections_stay_inside_the_receptive_field,
+    gradients_reach_all_that_a_unit_sees,
     windows_equal_whole_maps_on_integers,
     windows_are_all_that_descends,
     enlarging_by_hand,
@@ -38,7 +39,7 @@ mod in_f32 {
 const RULES: [(&str, Rule); 3] =
     [("deconvnet", Rule::DECONVNET), ("gradient", Rule::GRADIENT), ("guided", Rule::GUIDED)];
 
-/// A network with weights, and a workspace that has walked `n` inputs up.
+/// A network with weights, and a workspace that has run `n` inputs forward.
 struct Passes<'a, B: Backend> {
     backend: &'a B,
     network: Network,
@@ -572,6 +573,75 @@ fn projections_stay_inside_the_receptive_field<B: Backend>(backend: &B) {
     for corner in [(first, first), (first, end - 1), (end - 1, first), (end - 1, end - 1)] {
         assert!(picture[(corner.0 as usize * size + corner.1 as usize) * 3] != 0.0, "{corner:?}");
     }
+}
+
+/// And no further: of units at the edges, where rounding down leaves pixels in no window. All maps together, over
+/// several inputs, since a pooling hands a gradient to one place of its window only.
+fn gradients_reach_all_that_a_unit_sees<B: Backend>(backend: &B) {
+    let floor = |size: usize| {
+        network(&format!(
+            r#"
+            name = "floor"
+            classes = 3
+            input = {{ size = {size}, resize = {size} }}
+            layers = [
+              {{ type = "conv", name = "conv1", channels = 24, kernel = 7, stride = 4, rounding = "floor" }},
+              {{ type = "relu" }},
+              {{ type = "maxpool", kernel = 3, stride = 2, pad = 1, rounding = "floor" }},
+              {{ type = "conv", name = "conv2", channels = 16, kernel = 3, stride = 2, pad = 1, rounding = "floor" }},
+              {{ type = "relu" }},
+              {{ type = "fc", name = "fc3" }},
+            ]
+            [recipe]
+            init = "he""#
+        ))
+    };
+    let sizes = if is_stand_in(backend) { 64..=64 } else { 57..=66 };
+    let mut clipped = 0;
+    for network in sizes.map(floor) {
+        let size = network.input().h;
+        let mut seen: Vec<[[usize; 2]; 4]> = Vec::new(); // rows and columns of each place
+        for input in 0..6 {
+            let params = random_params(backend, &network, input);
+            let values = Random(input + 7).reals(network.input().len());
+            let mut passes = Passes::new(backend, network.clone(), params, &values);
+            let mut number = 0;
+            for layer in 0..4 {
+                let output = network.layers[layer].output;
+                for place in [0, output.h - 2, output.h - 1] {
+                    let mut seed = vec![0.0; output.len()];
+                    seed[(place * output.w + place) * output.c..][..output.c].fill(1.0);
+                    let picture = passes.down(layer, &[0], &seed, Rule::GRADIENT);
+                    let lit = |axis: usize| {
+                        let places = twin::places(size, size, 3);
+                        let values = places.zip(&picture).filter(|(_, value)| **value != 0.0);
+                        let on_axis = values.map(|((i, j, _), _)| [i, j][axis]);
+                        on_axis.fold([size, 0], |[low, high], v| [low.min(v), high.max(v + 1)])
+                    };
+                    let field = network.layers[layer].field;
+                    let expected = [field[0].seen(place), field[1].seen(place)]
+                        .map(|(first, end)| [first as usize, end as usize]);
+                    if input == 0 {
+                        seen.push([[size, 0], [size, 0], expected[0], expected[1]]);
+                        clipped += usize::from(
+                            field[0].of(place).1.min(size as i64) > expected[0][1] as i64,
+                        );
+                    }
+                    for axis in [0, 1] {
+                        let [low, high] = lit(axis);
+                        let reached = &mut seen[number][axis];
+                        *reached = [reached[0].min(low), reached[1].max(high)];
+                    }
+                    number += 1;
+                }
+            }
+        }
+        for (number, [rows, columns, expected_rows, expected_columns]) in seen.iter().enumerate() {
+            let what = format!("place {} of layer {}, {size} pixels", number % 3, number / 3);
+            assert_eq!((rows, columns), (expected_rows, expected_columns), "{what}");
+        }
+    }
+    assert!(clipped > 0);
 }
 
 /// Pads of all sizes, pools that overlap, one on the other, with pads and without, strides wider than

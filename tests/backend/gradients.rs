@@ -261,7 +261,7 @@ impl<B: Backend> Both<B> {
         assert!(norm(found.iter().zip(expected).map(error)) <= limit * size, "{what} in norm");
     }
 
-    /// The difference of `f` over walks from varied weights or inputs, unless it crosses a kink.
+    /// The difference of `f` over passes from varied weights or inputs, unless it crosses a kink.
     fn difference(
         &self,
         vary: impl Fn(&mut twin::HostParams, &mut Vec<f64>, f64),

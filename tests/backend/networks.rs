@@ -140,10 +140,10 @@ fn the_port_with_floor_rounding_sees_elsewhere() {
     assert_eq!(port.parameters(), preset("zfnet").parameters());
 }
 
-/// The rows of the input that a change of reaches each row of a layer's output, counted place by place from
-/// the kernels down: where a gradient can be. Rounding down leaves last rows of a map in no window.
+/// Of every built-in network: the rows of the input that are in the windows below a unit, counted place by place.
+/// Rounding down leaves last rows of a map in no window.
 #[test]
-fn units_see_where_their_gradient_can_be() {
+fn units_see_the_rows_in_their_windows() {
     let floor = |size: usize| {
         format!(
             r#"

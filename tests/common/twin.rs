@@ -1,4 +1,4 @@
-//! Naive twins of the operations and of the two walks, in f64: as short as they can be, so that
+//! Naive twins of the operations and of the two passes, in f64: as short as they can be, so that
 //! they can be checked by reading.
 
 use zfnet::backend::{Lrn, NOT_POSITIVE, ReluRule};
@@ -228,7 +228,7 @@ impl ForwardPass {
     }
 }
 
-/// Walks `n` samples up, without dropout.
+/// Runs `n` samples forward, without dropout.
 pub fn forward(network: &Network, params: &HostParams, n: usize, input: Vec<f64>) -> ForwardPass {
     let mut pass = ForwardPass { n, values: vec![input], switches: Vec::new() };
     for (layer, param) in network.layers.iter().zip(params) {

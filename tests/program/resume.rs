@@ -119,6 +119,7 @@ fn what_is_whole_but_cannot_be_read_is_not_passed_over() {
     let place = Place::new();
     place.run(&format!("{TRAIN} --epochs 3 --out run")).ok();
     let state = place.path("run").join("last/state.json");
+    let model = place.path("run").join("last/model.safetensors");
     let optimizer = place.path("run").join("last/optimizer.safetensors");
     let text = fs::read_to_string(&state).unwrap();
     let held = || {
@@ -133,9 +134,28 @@ fn what_is_whole_but_cannot_be_read_is_not_passed_over() {
         assert_eq!(held(), before);
     };
     fs::write(&state, text.replace("\"version\": 2", "\"version\": 3")).unwrap();
-    refused(&["state.json", "expected a state of version 2, found 3"]);
+    refused(&["state.json", "expected a state of version 2 at most, found 3"]);
     fs::write(&state, text.replace("\"batch\"", "\"batches\"")).unwrap();
     refused(&["state.json", "use the version that wrote it"]);
+    // Metadata of a newer version, under a checksum that is right.
+    let bytes = fs::read(&model).unwrap();
+    let newer = replaced(&bytes, br#"{\"version\":2,"#, br#"{\"version\":9,"#);
+    let xxh3 = |bytes: &[u8]| format!("{:016x}", xxhash_rust::xxh3::xxh3_64(bytes));
+    assert!(text.contains(&xxh3(&bytes)));
+    fs::write(&model, &newer).unwrap();
+    fs::write(&state, text.replace(&xxh3(&bytes), &xxh3(&newer))).unwrap();
+    refused(&["model.safetensors", "metadata of version 2 at most", "found 9"]);
+    fs::write(&model, &bytes).unwrap();
+    // A checkpoint on a disk that is not there, and a run that cannot be read.
+    let last = fs::read_link(place.path("run").join("last")).unwrap();
+    let (folder, aside) = (place.path("run").join(&last), place.path("aside"));
+    fs::rename(&folder, &aside).unwrap();
+    std::os::unix::fs::symlink(place.path("elsewhere"), &folder).unwrap();
+    refused(&["state.json"]);
+    fs::remove_file(&folder).unwrap();
+    fs::rename(&aside, &folder).unwrap();
+    fs::write(place.path("file"), "").unwrap();
+    place.run("study report file").refused(&["file"]);
     fs::remove_file(&state).unwrap();
     fs::create_dir(&state).unwrap(); // cannot be read, also by root
     refused(&["state.json"]);
@@ -149,6 +169,12 @@ fn what_is_whole_but_cannot_be_read_is_not_passed_over() {
     fs::write(&state, &text[..text.len() / 2]).unwrap();
     let ran = place.run(resume).ok();
     assert!(ran.stderr.contains("fell back to") && ran.stderr.contains("state.json"));
+}
+
+/// Bytes with one part of them replaced.
+fn replaced(bytes: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
+    let at = bytes.windows(from.len()).position(|part| part == from).expect("it is there");
+    [&bytes[..at], to, &bytes[at + from.len()..]].concat()
 }
 
 /// A kill between the two renames of a checkpoint that is written once more.

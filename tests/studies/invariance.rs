@@ -39,7 +39,7 @@ fn nothing_changes_nothing<B: Backend>(backend: &B) {
 
     let square = Random(7).bytes(20 * 20 * 3);
     let picked = StudyImage { name: "a".into(), class: 3, known: true, square, size: [20, 20] };
-    // So many that there are several walks, the last of which is not full.
+    // So many that there are several forward passes, the last of which is not full.
     let nothing = [(Change::Shift, 0.0), (Change::Scale, 1.0), (Change::Rotation, 0.0)];
     let mut changes: Vec<(Change, f64)> = (0..30).map(|i| nothing[i % 3]).collect();
     changes.push((Change::Rotation, 360.0));

@@ -265,8 +265,8 @@ impl Error {
             ),
             Error::Version { what, expected, found } => write!(
                 f,
-                "expected {what} of version {expected}, found {found}: it was written by another \
-                 version of zfnet"
+                "expected {what} of version {expected} at most, found {found}: use the version of zfnet that \
+                 wrote it"
             ),
             Error::Network(text) => write!(f, "network: {text}"),
             Error::UnknownLayer { name, known } => {

@@ -16,7 +16,7 @@ use zfnet_core::Preprocess;
 use zfnet_core::operation::Crop;
 use zfnet_core::{Error, Result};
 
-/// Streams of the generator: those below belong to the layers' weights.
+/// Streams of the generator: those below belong to weights (`zfnet::model::Params`).
 const CROP_STREAM: u64 = 1 << 62;
 const ORDER_STREAM: u64 = 1 << 63;
 

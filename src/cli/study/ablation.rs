@@ -42,7 +42,7 @@ impl OnDevice for Ablation {
     fn run<B: Benchmark>(self, backend: &B) -> Result<ExitCode> {
         let mut variants = read(&self.config)?;
         for row in &mut variants.rows {
-            self.recipe.apply(&mut row.architecture);
+            self.recipe.apply(&mut row.architecture)?;
         }
         let base = &variants.rows[0].architecture;
         base.recipe.check()?;

@@ -19,7 +19,7 @@ use zfnet::train::Event;
 use zfnet::train::checkpoint::{load_model, states};
 
 use super::features::chosen_units;
-use super::{finish, random_start, watched};
+use super::{finish, initial_weights, watched};
 use crate::cli::progress::Progress;
 use crate::cli::{DeviceArgs, OnDevice, ReadArgs, make_folder, open_data};
 
@@ -127,7 +127,7 @@ fn facts<B: Backend>(
         ("Data", format!("{}, train", data.display())),
     ];
     let facts = facts.map(|(name, value)| (name.to_owned(), value));
-    Ok([&facts[..], &[random_start(backend, model)?]].concat())
+    Ok([&facts[..], &[initial_weights(backend, model)?]].concat())
 }
 
 /// What `train` takes to follow features as they come about.

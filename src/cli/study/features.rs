@@ -17,7 +17,7 @@ use zfnet::study::features::{Feature, STUDY, Settings, run};
 use zfnet::study::peaks::{Chosen, Maps, spatial_layers};
 use zfnet::study::unit_named;
 
-use super::{StudyArgs, finish, random_start, watched};
+use super::{StudyArgs, finish, initial_weights, watched};
 use crate::cli::progress::Progress;
 use crate::cli::{OnDevice, ReadArgs, SplitName, make_folder, open_data};
 
@@ -155,7 +155,7 @@ pub fn write_page<B: Backend>(
         images: job.images.len(),
         input: network.input().h,
         rule: job.rule.clone(),
-        facts: [job.facts, vec![random_start(backend, model)?]].concat(),
+        facts: [job.facts, vec![initial_weights(backend, model)?]].concat(),
         refresh: job.status.as_ref().map(|_| 10),
         status: job.status,
     };

@@ -1,4 +1,4 @@
-//! `zfnet study learnt`: what was learnt, and what is the random start.
+//! `zfnet study learnt`: what was learnt, and what are the initial weights.
 
 use std::path::PathBuf;
 use std::process::ExitCode;

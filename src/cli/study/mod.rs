@@ -140,18 +140,21 @@ impl StudyArgs {
         }
     }
 
-    /// Network, checkpoint and how much of it is its random start, as the first facts of a figure.
+    /// Network, checkpoint and how much of it are its initial weights, as the first facts of a figure.
     fn facts<B: Backend>(&self, backend: &B, model: &Model<B>) -> Result<Vec<(String, String)>> {
         let network = model.network.architecture.name.clone();
         let checkpoint = self.checkpoint.display().to_string();
         let facts = vec![("Network".into(), network), ("Checkpoint".into(), checkpoint)];
-        Ok([facts, vec![random_start(backend, model)?]].concat())
+        Ok([facts, vec![initial_weights(backend, model)?]].concat())
     }
 }
 
-/// How much of a model is still its random start, as a fact of a figure.
-pub fn random_start<B: Backend>(backend: &B, model: &Model<B>) -> zfnet::Result<(String, String)> {
-    Ok(("Random start".into(), sentence(backend, &model.network, &model.params)?))
+/// How much of a model are its initial weights, as a fact of a figure.
+pub fn initial_weights<B: Backend>(
+    backend: &B,
+    model: &Model<B>,
+) -> zfnet::Result<(String, String)> {
+    Ok(("Initial weights".into(), sentence(backend, &model.network, &model.params)?))
 }
 
 /// A session that keeps its parts in `out` and shows how far it is.
