@@ -312,11 +312,17 @@ pub struct Display {
     epochs: u32,
     steps_per_epoch: usize,
     samples: usize,
+    classes: usize,
 }
+
+/// Epochs after which something should have been learnt.
+const PATIENCE: u32 = 3;
+/// Share of the loss of guessing, ln(classes), above which nothing was.
+const GUESSING: f64 = 0.995;
 
 impl Display {
     pub fn new(epochs: u32) -> Self {
-        Display { progress: Progress::new(), epochs, steps_per_epoch: 0, samples: 0 }
+        Display { progress: Progress::new(), epochs, steps_per_epoch: 0, samples: 0, classes: 0 }
     }
 
     pub fn event(&mut self, event: &Event<'_>) {
@@ -324,6 +330,7 @@ impl Display {
             Event::Mean(done, total) => self.progress.show("mean image", *done, *total, ""),
             Event::Start { network, state, steps_per_epoch, notes } => {
                 self.steps_per_epoch = *steps_per_epoch;
+                self.classes = network.classes();
                 for note in *notes {
                     self.progress.line(&format!("note: {note}"));
                 }
@@ -387,6 +394,14 @@ impl Display {
                         .line(&format!("learning rate: {learning_rate} -> {next_learning_rate}"));
                 }
                 self.samples = 0;
+                let guessing = (self.classes as f64).ln();
+                if state.epoch == PATIENCE && *train_loss > GUESSING * guessing {
+                    self.progress.line(&format!(
+                        "note: the loss is still that of guessing, ln {} = {guessing:.4}; if it stays there, try \
+                         --init-weights he or another --learning-rate",
+                        self.classes
+                    ));
+                }
             }
             _ => {}
         }

@@ -556,7 +556,11 @@ mod tests {
             assert_eq!(state.backend, other(text));
             assert_eq!(read(&serde_json::to_string(&state).unwrap()).unwrap(), state);
         }
-        refused("\"version\": 1", "\"version\": 3", "expected a state of version 2 at most, found 3");
+        refused(
+            "\"version\": 1",
+            "\"version\": 3",
+            "expected a state of version 2 at most, found 3",
+        );
     }
 
     /// A plateau's end is told by comparing errors, so what is read must be what was written.
