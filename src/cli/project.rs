@@ -79,7 +79,12 @@ impl OnDevice for Project {
         let page = write(
             &out,
             &Projections {
-                title: format!("{} looks at {} image(s)", network.architecture.name, images.len()),
+                title: match images.as_slice() {
+                    [one] => format!("{} looks at {}", network.architecture.name, one.name),
+                    several => {
+                        format!("{} looks at {} images", network.architecture.name, several.len())
+                    }
+                },
                 checkpoint: self.checkpoint.display().to_string(),
                 network: network.architecture.name.clone(),
                 rule: self.rule,

@@ -186,8 +186,10 @@ fn unit(unit: &Unit, input: &Image, folder: &str, layer: &str, slug: &str) -> Ma
             }
             figcaption {
                 b { "map " (unit.map) ": " (short(unit.value)) }
-                " at y " (unit.y) ", x " (unit.x) br;
-                "in the file: x " (px0) " to " (px1) ", y " (py0) " to " (py1)
+                span.details {
+                    "at y " (unit.y) ", x " (unit.x) "; in the file: x " (px0) " to " (px1) ", y " (py0)
+                    " to " (py1)
+                }
                 span.back { " " a href={ "#image." (folder) } { "close" } }
             }
         }
