@@ -40,7 +40,7 @@ trap 'rm -rf "$work"' EXIT
 example() { cargo run --release -q --example "$@"; }
 "${CARGO_TARGET_DIR:-target}/release/zfnet" demo --quick --out "$work/demo" 2>"$work/log"
 example train -- "$work/demo/data" "$work/run"
-image=$(find "$work/demo/data/val" -name '*.png' | sort | head -n 1)
+image=$(find "$work/demo/data/val" -name '*.png' | sort | sed -n 1p) # reads on, so that sort is not cut short
 example classify -- "$work/run" "$image"
 example project -- "$work/run" conv1 "$image" "$work/pictures"
 [ "$(find "$work/pictures" -name '*.png' | wc -l)" = 9 ]

@@ -398,7 +398,7 @@ impl Display {
                 if state.epoch == PATIENCE && *train_loss > GUESSING * guessing {
                     self.progress.line(&format!(
                         "note: the loss is still that of guessing, ln {} = {guessing:.4}; if it stays there, try \
-                         --init-weights he or another --learning-rate",
+                         --init-weights he, a larger --batch-size or another --learning-rate",
                         self.classes
                     ));
                 }
