@@ -207,9 +207,8 @@ pub fn run<B: Backend>(
     let trained = errors(&model, "trained")?;
     let mut first = None;
     let mut layers = Vec::new();
-    let with_weights =
-        (0..model.network.layers.len()).filter(|i| model.params.layers[*i].is_some());
-    for (index, change) in with_weights.collect::<Vec<_>>().into_iter().zip(changes) {
+    for change in changes {
+        let index = model.network.layer(&change.layer)?;
         let mut layer = LayerLearnt { change, reinitialized: None, without_initial: None };
         if let Some(initial) = model.params.initial[index] {
             let values = values_of(backend, &model.params, index)?;
