@@ -60,7 +60,7 @@ crops = "centre"
 /// Standard deviations of zfnet-mini's initial weights, here: small in conv1, so that its filters show what they
 /// have learnt; above, larger than the preset's, with which nothing is learnt in so few steps.
 const INIT_STD: [(&str, f32); 7] = [
-    ("conv1", 0.009),
+    ("conv1", 0.008),
     ("conv2", 0.01),
     ("conv3", 0.055),
     ("conv4", 0.04),
