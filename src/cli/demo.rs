@@ -58,7 +58,7 @@ crops = "centre"
 "#;
 
 /// Standard deviations of zfnet-mini's initial weights, here: small in conv1, so that its filters show what they
-/// have learnt; above, larger than the preset's, with which nothing is learnt in so few steps.
+/// have learnt; in conv3 to conv5 larger than the preset's, so that little of the few steps is lost at the start.
 const INIT_STD: [(&str, f32); 7] = [
     ("conv1", 0.008),
     ("conv2", 0.01),

@@ -575,30 +575,32 @@ fn projections_stay_inside_the_receptive_field<B: Backend>(backend: &B) {
     }
 }
 
+/// Rounds down everywhere, so that for most sizes the last pixels are in no window.
+pub fn rounding_down(size: usize) -> Network {
+    network(&format!(
+        r#"
+        name = "floor"
+        classes = 3
+        input = {{ size = {size}, resize = {size} }}
+        layers = [
+          {{ type = "conv", name = "conv1", channels = 24, kernel = 7, stride = 4, rounding = "floor" }},
+          {{ type = "relu" }},
+          {{ type = "maxpool", kernel = 3, stride = 2, pad = 1, rounding = "floor" }},
+          {{ type = "conv", name = "conv2", channels = 16, kernel = 3, stride = 2, pad = 1, rounding = "floor" }},
+          {{ type = "relu" }},
+          {{ type = "fc", name = "fc3" }},
+        ]
+        [recipe]
+        init = "he""#
+    ))
+}
+
 /// And no further: of units at the edges, where rounding down leaves pixels in no window. All maps together, over
 /// several inputs, since a pooling hands a gradient to one place of its window only.
 fn gradients_reach_all_that_a_unit_sees<B: Backend>(backend: &B) {
-    let floor = |size: usize| {
-        network(&format!(
-            r#"
-            name = "floor"
-            classes = 3
-            input = {{ size = {size}, resize = {size} }}
-            layers = [
-              {{ type = "conv", name = "conv1", channels = 24, kernel = 7, stride = 4, rounding = "floor" }},
-              {{ type = "relu" }},
-              {{ type = "maxpool", kernel = 3, stride = 2, pad = 1, rounding = "floor" }},
-              {{ type = "conv", name = "conv2", channels = 16, kernel = 3, stride = 2, pad = 1, rounding = "floor" }},
-              {{ type = "relu" }},
-              {{ type = "fc", name = "fc3" }},
-            ]
-            [recipe]
-            init = "he""#
-        ))
-    };
     let sizes = if is_stand_in(backend) { 64..=64 } else { 57..=66 };
     let mut clipped = 0;
-    for network in sizes.map(floor) {
+    for network in sizes.map(rounding_down) {
         let size = network.input().h;
         let mut seen: Vec<[[usize; 2]; 4]> = Vec::new(); // rows and columns of each place
         for input in 0..6 {

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use crate::common::{network, values, widen};
-use crate::deconvnet::EDGES;
+use crate::deconvnet::{EDGES, rounding_down};
 use zfnet::backend::{Backend, StepState};
 use zfnet::model::weights::ExternalConfig;
 use zfnet::model::{
@@ -144,24 +144,8 @@ fn the_port_with_floor_rounding_sees_elsewhere() {
 /// Rounding down leaves last rows of a map in no window.
 #[test]
 fn units_see_the_rows_in_their_windows() {
-    let floor = |size: usize| {
-        format!(
-            r#"
-            name = "floor"
-            classes = 3
-            input = {{ size = {size}, resize = {size} }}
-            layers = [
-              {{ type = "conv", name = "conv1", channels = 4, kernel = 7, stride = 4, rounding = "floor" }},
-              {{ type = "relu" }},
-              {{ type = "maxpool", kernel = 3, stride = 2, pad = 1, rounding = "floor" }},
-              {{ type = "conv", name = "conv2", channels = 4, kernel = 3, stride = 2, pad = 1, rounding = "floor" }},
-              {{ type = "relu" }},
-              {{ type = "fc", name = "fc3" }},
-            ]"#
-        )
-    };
     let presets = Architecture::presets().into_iter().map(|preset| Network::new(preset).unwrap());
-    let odd = (57..=66).map(|size| network(&floor(size)));
+    let odd = (57..=66).map(rounding_down);
     let mut clipped = 0;
     for network in presets.chain(odd).chain([network(EDGES)]) {
         for (index, layer) in network.layers.iter().enumerate() {
