@@ -10,7 +10,7 @@ use zfnet::bench::{Benchmark, OPS, Peaks, Row, cases, forward, slower, training_
 use zfnet::disk::write_atomic;
 use zfnet::model::{Architecture, Network};
 
-use super::{DeviceArgs, OnDevice};
+use super::{DeviceArgs, OnDevice, output};
 
 #[derive(Args)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -89,31 +89,34 @@ impl OnDevice for Bench {
         let mut rows = Vec::new();
         let mut show = |row: Row| {
             if !self.json {
-                print(&row);
+                print(&row)?;
             }
             rows.push(row);
+            Ok::<_, anyhow::Error>(())
         };
         if !self.json {
             let Peaks { gflops, gbytes } = peaks;
-            println!("{device}: {gflops:.0} GFLOP/s of multiply-adds, {gbytes:.1} GB/s copied");
+            output::line(format_args!(
+                "{device}: {gflops:.0} GFLOP/s of multiply-adds, {gbytes:.1} GB/s copied"
+            ))?;
         }
         if self.step {
-            show(training_steps(backend, network.clone(), batch, self.resident, &peaks)?);
+            show(training_steps(backend, network.clone(), batch, self.resident, &peaks)?)?;
         } else if self.forward {
-            show(forward(backend, &network, batch, &peaks)?);
+            show(forward(backend, &network, batch, &peaks)?)?;
         } else {
             for case in cases {
-                show(case.measure(backend, &peaks)?);
+                show(case.measure(backend, &peaks)?)?;
             }
         }
         let peak_memory = peak_memory();
         if let (false, Some(bytes)) = (self.json, peak_memory) {
-            println!("peak memory: {:.0} MB", bytes as f64 / 1e6);
+            output::line(format_args!("peak memory: {:.0} MB", bytes as f64 / 1e6))?;
         }
         let all = Saved { device, peaks, batch, rows, peak_memory };
         let text = serde_json::to_string_pretty(&all)?;
         if self.json {
-            println!("{text}");
+            output::line(&text)?;
         }
         if let Some(file) = &self.save {
             let written = write_atomic(file, text.as_bytes());
@@ -152,40 +155,46 @@ fn read(file: &Path) -> Result<Saved> {
 /// Says which rows have become slower; an exit code of 1 if any has.
 fn compare(now: &Saved, earlier: &Saved, tolerance: f64) -> ExitCode {
     if now.device != earlier.device {
-        eprintln!("note: the other rows are of another device: {}", earlier.device);
+        output::message(format_args!(
+            "note: the other rows are of another device: {}",
+            earlier.device
+        ));
     }
     let shared = now.rows.iter().filter(|row| earlier.rows.iter().any(|old| old.id == row.id));
     let (shared, slower) = (shared.count(), slower(&now.rows, &earlier.rows, tolerance));
     for (id, before, after) in &slower {
         let more = 100.0 * (after / before - 1.0);
-        eprintln!("slower: {id}: {before:.3} ms before, {after:.3} ms now (+{more:.0} %)");
+        output::message(format_args!(
+            "slower: {id}: {before:.3} ms before, {after:.3} ms now (+{more:.0} %)"
+        ));
     }
-    eprintln!(
+    output::message(format_args!(
         "{} of {shared} rows that both have are slower by more than {:.0} %",
         slower.len(),
         100.0 * tolerance
-    );
+    ));
     if shared == 0 {
-        eprintln!(
-            "nothing to compare: no row has the layer, operation, precision, batch and device"
+        output::message(
+            "nothing to compare: no row has the layer, operation, precision, batch and device",
         );
     }
     if slower.is_empty() && shared > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn print(row: &Row) {
+fn print(row: &Row) -> Result<()> {
     let (rate, unit) = match (row.gflops, row.gbytes) {
         (Some(gflops), _) => (gflops, "GFLOP/s"),
         (_, gbytes) => (gbytes.unwrap_or(0.0), "GB/s"),
     };
-    println!(
+    output::line(format_args!(
         "{:<44} {:>9.3} ms ±{:>2.0} % {rate:>8.1} {unit:<7} {:>5.1} % of peak",
         row.id,
         row.milliseconds,
         50.0 * row.spread,
         100.0 * row.share
-    );
+    ))?;
     if let Some(rate) = row.images_per_second {
-        println!("{rate:.1} images/s");
+        output::line(format_args!("{rate:.1} images/s"))?;
     }
+    Ok(())
 }

@@ -8,7 +8,7 @@ use clap::Args;
 use serde::Serialize;
 use zfnet::bench::loader::{LoaderRow, Settings, What, copy_gbytes, example, measure};
 
-use super::IoName;
+use super::{IoName, output};
 
 #[derive(Args)]
 pub struct BenchLoader {
@@ -67,7 +67,7 @@ pub fn run(args: BenchLoader) -> Result<ExitCode> {
     };
     let made_up = tempfile::tempdir().context("cannot make a folder for pictures")?;
     let sets = if args.data.is_empty() {
-        eprintln!("note: made up pictures; --data measures your own");
+        output::message("note: made up pictures; --data measures your own");
         example(made_up.path(), 130)?
     } else {
         args.data.iter().map(|path| (path.display().to_string(), path.clone())).collect()
@@ -75,30 +75,31 @@ pub fn run(args: BenchLoader) -> Result<ExitCode> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let mut all = All { cores, copy_gbytes: copy_gbytes(), rows: Vec::new() };
     if !args.json {
-        println!("{cores} cores, {:.1} GB/s copied by one", all.copy_gbytes);
+        output::line(format_args!("{cores} cores, {:.1} GB/s copied by one", all.copy_gbytes))?;
     }
     for (name, path) in &sets {
         for what in [What::Square, What::Batch] {
             let row = measure(name, path, what, &settings, all.copy_gbytes)?;
             if !args.json {
-                print(&row);
+                print(&row)?;
             }
             all.rows.push(row);
         }
     }
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&all)?);
+        output::line(serde_json::to_string_pretty(&all)?)?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn print(row: &LoaderRow) {
-    println!(
+fn print(row: &LoaderRow) -> Result<()> {
+    output::line(format_args!(
         "{:<44} {:>9.1} images/s ±{:>2.0} % {:>8.2} GB/s of squares, {:>5.1} % of a copy",
         row.id,
         row.images_per_second,
         50.0 * row.spread,
         row.gbytes,
         100.0 * row.share
-    );
+    ))?;
+    Ok(())
 }

@@ -12,7 +12,7 @@ use zfnet::data::images::read_rgb;
 use zfnet::study::project::classify;
 use zfnet::train::evaluate::Classifier;
 
-use super::{BareArgs, CropsName, DeviceArgs, OnDevice};
+use super::{BareArgs, CropsName, DeviceArgs, OnDevice, output};
 
 #[derive(Args)]
 pub struct Classify {
@@ -46,7 +46,7 @@ impl OnDevice for Classify {
             let image = match read_rgb(path) {
                 Ok(image) => image,
                 Err(error) => {
-                    eprintln!("error: {error:#}");
+                    output::message(format_args!("error: {error:#}"));
                     code = ExitCode::FAILURE;
                     continue;
                 }
@@ -60,14 +60,14 @@ impl OnDevice for Classify {
                     .collect();
                 answers.push(json!({"image": path.display().to_string(), "classes": classes}));
             } else {
-                println!("{}", path.display());
+                output::line(path.display())?;
                 for (class, probability) in classes.iter().take(5) {
-                    println!("  {:6.2} %  {class}", 100.0 * probability);
+                    output::line(format_args!("  {:6.2} %  {class}", 100.0 * probability))?;
                 }
             }
         }
         if self.json {
-            println!("{}", serde_json::to_string_pretty(&answers)?);
+            output::line(serde_json::to_string_pretty(&answers)?)?;
         }
         Ok(code)
     }

@@ -23,9 +23,10 @@ use zfnet::train::evaluate::{Classifier, Evaluation, Member, TestCrops, evaluate
 use zfnet::train::{Event, Job, Outcome, ScheduleKind, train};
 
 use super::progress::Progress;
+use super::signals::{signal_code, stop_on_signals};
 use super::study::features::{PageJob, write_page};
 use super::train::Display;
-use super::{BareArgs, DeviceArgs, OnDevice, ReadArgs, make_folder, signal_code, stop_on_signals};
+use super::{BareArgs, DeviceArgs, OnDevice, ReadArgs, make_folder, output};
 
 #[derive(Args)]
 pub struct Demo {
@@ -84,7 +85,10 @@ impl OnDevice for Demo {
 
         let data = out.join("data");
         let total = per_class * 5 / 4 * synthetic::CLASSES.len();
-        eprintln!("drawing {total} pictures of {} classes", synthetic::CLASSES.len());
+        output::message(format_args!(
+            "drawing {total} pictures of {} classes",
+            synthetic::CLASSES.len()
+        ));
         synthetic::write_folder(&data, self.seed, SIDE, per_class, per_class / 4, |_| ())
             .with_context(|| format!("cannot draw into {}", data.display()))?;
         let folder = ImageFolder::open(&data)?;
@@ -109,7 +113,7 @@ impl OnDevice for Demo {
             match learn(backend, &self, architecture, &folder, &run, &stop)? {
                 Outcome::Done => runs.push(run),
                 Outcome::Stopped => {
-                    eprintln!("stopped and saved; the same command goes on");
+                    output::message("stopped and saved; the same command goes on");
                     return Ok(signal_code(&stop));
                 }
             }
@@ -123,14 +127,18 @@ impl OnDevice for Demo {
         };
         let facts = facts(&of_mini, Some(&of_linear));
         let page = page(backend, &folder, mini, &out, facts, None)?;
-        println!(
+        output::line(format_args!(
             "top-1 accuracy: zfnet-mini {:.1} %, a linear classifier on pixels {:.1} % ({} validation \
              pictures)",
             100.0 * (1.0 - of_mini.top1_error),
             100.0 * (1.0 - of_linear.top1_error),
             of_mini.images
-        );
-        println!("{:.0} s; open {}", begun.elapsed().as_secs_f64(), page.display());
+        ))?;
+        output::line(format_args!(
+            "{:.0} s; open {}",
+            begun.elapsed().as_secs_f64(),
+            page.display()
+        ))?;
         Ok(ExitCode::SUCCESS)
     }
 }

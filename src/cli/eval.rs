@@ -16,7 +16,9 @@ use zfnet::study::ensemble::{Candidate, error_rates, same_classes};
 use zfnet::train::evaluate::Evaluation;
 
 use super::progress::Progress;
-use super::{BareArgs, CropsName, DeviceArgs, OnDevice, ReadArgs, SplitName, check_classes};
+use super::{
+    BareArgs, CropsName, DeviceArgs, OnDevice, ReadArgs, SplitName, check_classes, output,
+};
 
 #[derive(Args)]
 pub struct Eval {
@@ -80,14 +82,14 @@ impl OnDevice for Eval {
     fn run<B: Benchmark>(self, backend: &B) -> Result<ExitCode> {
         let result = measure(backend, &self)?;
         if self.json {
-            println!("{}", serde_json::to_string(&result)?);
+            output::line(serde_json::to_string(&result)?)?;
         } else {
-            println!(
+            output::line(format_args!(
                 "top-1 error {:.2} %, top-5 error {:.2} %, {} images",
                 100.0 * result.top1_error,
                 100.0 * result.top5_error,
                 result.images
-            );
+            ))?;
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -112,6 +114,6 @@ fn measure<B: Backend>(backend: &B, args: &Eval) -> Result<Evaluation> {
 pub fn say_bad(images: &Images) {
     let bad = images.bad().len();
     if bad > 0 {
-        eprintln!("{bad} file(s) cannot be read as images and were left out");
+        output::message(format_args!("{bad} file(s) cannot be read as images and were left out"));
     }
 }

@@ -15,7 +15,7 @@ use zfnet::model::{Architecture, Kind, Model, Network};
 use zfnet::study::filters::white_noise_high;
 use zfnet::study::learnt::{LayerChange, changes, percent};
 
-use super::{BareArgs, grouped};
+use super::{BareArgs, grouped, output};
 
 /// Classes of a set that are printed; if there are more, all but the first and last few are left out.
 const FEW: usize = 8;
@@ -56,9 +56,9 @@ pub fn run(args: Inspect) -> Result<ExitCode> {
     if ShardSet::is_at(path) {
         let manifest = ShardSet::open(path)?.manifest;
         if args.json {
-            print!("{}", manifest.to_json());
+            output::line(manifest.to_json().trim_end())?;
         } else {
-            print_set(&args.what, &manifest);
+            print_set(&args.what, &manifest)?;
         }
         return Ok(ExitCode::SUCCESS);
     }
@@ -80,24 +80,27 @@ pub fn run(args: Inspect) -> Result<ExitCode> {
         })
         .collect();
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&rows)?);
+        output::line(serde_json::to_string_pretty(&rows)?)?;
         return Ok(ExitCode::SUCCESS);
     }
     let about = &network.architecture;
     let input = about.input;
-    println!("{}: {}", about.name, about.description);
+    output::line(format_args!("{}: {}", about.name, about.description))?;
     let gives = match about.classes {
         0 => "maps, no classes".into(),
         classes => format!("{classes} classes"),
     };
-    println!("input {0}x{0}, cut from {1}x{1}; {gives}\n", input.size, input.resize);
-    println!(
+    output::line(format_args!(
+        "input {0}x{0}, cut from {1}x{1}; {gives}\n",
+        input.size, input.resize
+    ))?;
+    output::line(format_args!(
         "{:<8} {:>16} {:>12} {:>14} {:>6} {:>5} {:>6}",
         "layer", "output", "parameters", "multiply-adds", "field", "jump", "start"
-    );
+    ))?;
     for row in rows {
         let [h, w, c] = row.output;
-        println!(
+        output::line(format_args!(
             "{:<8} {:>16} {:>12} {:>14} {:>6} {:>5} {:>6}",
             row.name,
             format!("{h}x{w}x{c}"),
@@ -106,19 +109,19 @@ pub fn run(args: Inspect) -> Result<ExitCode> {
             row.field,
             row.jump,
             row.start
-        );
+        ))?;
     }
     let (parameters, multiply_adds) = (network.parameters(), network.multiply_adds());
-    println!("{:<8} {:>16} {parameters:>12} {multiply_adds:>14}", "total", "");
+    output::line(format_args!("{:<8} {:>16} {parameters:>12} {multiply_adds:>14}", "total", ""))?;
     if let Some(first) = transposed {
-        println!(
+        output::line(format_args!(
             "\nFrom {} on, a transposed convolution, fields are what units see at most (neighbours need \
              not see equally much); a jump of 0 stands for the whole input.",
             network.layers[first].name
-        );
+        ))?;
     }
     if !changes.is_empty() {
-        println!("\n{}", table_of(&changes));
+        output::line(format_args!("\n{}", table_of(&changes)))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -145,9 +148,9 @@ pub fn table_of(changes: &[LayerChange]) -> String {
            90th percentile; similarity: largest |cos| of a filter to another, median (of at most 256 filters)"
 }
 
-fn print_set(what: &str, set: &Manifest) {
+fn print_set(what: &str, set: &Manifest) -> Result<()> {
     // What stands in a set may come from anywhere, and must not drive the terminal.
-    let line = |text: String| println!("{}", text.replace(char::is_control, "\u{fffd}"));
+    let line = |text: String| output::line(text.replace(char::is_control, "\u{fffd}"));
     let form = match set.form {
         Form::Kept => "images as they were, in tars".into(),
         Form::Resized { side, quality } => {
@@ -155,7 +158,7 @@ fn print_set(what: &str, set: &Manifest) {
         }
         Form::Raw { side } => format!("raw pixels, {side}x{side}"),
     };
-    line(format!("{what}: {form}"));
+    line(format!("{what}: {form}"))?;
     let mean = match &set.mean {
         Some(mean) => format!("{}, {1}x{1}", mean.file, mean.side),
         None => "none".into(),
@@ -168,38 +171,42 @@ fn print_set(what: &str, set: &Manifest) {
         ("mean", &mean),
         ("rejected", &grouped(set.rejected as usize)),
     ] {
-        line(format!("{name:<8}  {value}"));
+        line(format!("{name:<8}  {value}"))?;
     }
 
-    println!("\n{:<24} {:>12} {:>10}", "shard", "bytes", "images");
+    output::line(format_args!("\n{:<24} {:>12} {:>10}", "shard", "bytes", "images"))?;
     for split in [Split::Train, Split::Val] {
         for shard in set.shards(split) {
-            line(format!("{:<24} {:>12} {:>10}", shard.file, shard.bytes, shard.images));
+            line(format!("{:<24} {:>12} {:>10}", shard.file, shard.bytes, shard.images))?;
         }
     }
     for split in [Split::Train, Split::Val] {
         let bytes =
             set.shards(split).iter().fold(0u64, |sum, shard| sum.saturating_add(shard.bytes));
-        println!(
+        output::line(format_args!(
             "{:<24} {:>12} {:>10}",
             format!("{}: {} shard(s)", split.name(), set.shards(split).len()),
             human_bytes(bytes as usize),
             set.images(split)
-        );
+        ))?;
     }
 
-    println!("\n{:<6} {:<20} {:<32} {:>8} {:>8}", "class", "folder", "name", "train", "val");
+    output::line(format_args!(
+        "\n{:<6} {:<20} {:<32} {:>8} {:>8}",
+        "class", "folder", "name", "train", "val"
+    ))?;
     let many = set.classes.len() > FEW;
     for (index, class) in set.classes.iter().enumerate() {
         if many && (FIRST..set.classes.len() - LAST).contains(&index) {
             if index == FIRST {
-                println!("...");
+                output::line("...")?;
             }
             continue;
         }
         let (folder, name) = (&class.folder, &class.name);
-        line(format!("{index:<6} {folder:<20} {name:<32} {:>8} {:>8}", class.train, class.val));
+        line(format!("{index:<6} {folder:<20} {name:<32} {:>8} {:>8}", class.train, class.val))?;
     }
+    Ok(())
 }
 
 /// A network by name or file, or the one of a checkpoint, read whole and checked, with what became of its

@@ -8,23 +8,21 @@ mod demo;
 mod device;
 mod eval;
 mod inspect;
+mod output;
 mod pack;
 mod progress;
 mod project;
+mod signals;
 mod study;
 mod train;
 mod verify;
 
-use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use device::{DeviceArgs, OnDevice};
-use signal_hook::consts::{SIGINT, SIGTERM};
 use zfnet::backend::Backend;
 use zfnet::data::Split;
 use zfnet::data::images::ReadOptions;
@@ -204,25 +202,6 @@ fn shorten(names: &[String]) -> String {
     format!("{}{}", first.join(", "), if names.len() > 4 { ", ..." } else { "" })
 }
 
-/// A number that becomes the signal's once Ctrl-C or SIGTERM arrives; the second one kills.
-fn stop_on_signals() -> Result<Arc<AtomicUsize>> {
-    let stop = Arc::new(AtomicUsize::new(0));
-    let again = Arc::new(std::sync::atomic::AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        use signal_hook::flag;
-        flag::register_conditional_default(signal, again.clone())
-            .and_then(|_| flag::register(signal, again.clone()))
-            .and_then(|_| flag::register_usize(signal, stop.clone(), signal as usize))
-            .context("cannot listen to signals")?;
-    }
-    Ok(stop)
-}
-
-/// The exit code of a program that a signal has ended: 128 and the signal's number.
-fn signal_code(stop: &AtomicUsize) -> ExitCode {
-    ExitCode::from(128u8.saturating_add(stop.load(Ordering::Relaxed) as u8))
-}
-
 /// So many threads for what runs on all cores outside the CPU backend.
 fn use_threads(threads: Option<u16>) -> Result<()> {
     let threads = threads.map_or(0, usize::from); // 0: all cores
@@ -248,18 +227,13 @@ fn make_folder(out: &Path) -> Result<PathBuf> {
 pub fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
+        .log_internal_errors(false) // by `eprintln!`, which ends the program where stderr cannot be written
         .with_target(false)
-        .with_ansi(std::io::stderr().is_terminal())
+        .with_ansi(output::colours())
         .without_time()
         .with_max_level(tracing::Level::INFO)
         .init();
-    // A reader that has seen enough (`| head`) ends the program quietly, as elsewhere on Unix.
-    #[cfg(unix)]
-    let _ = signal_hook::flag::register_conditional_shutdown(
-        signal_hook::consts::SIGPIPE,
-        128 + signal_hook::consts::SIGPIPE,
-        Arc::new(std::sync::atomic::AtomicBool::new(true)),
-    );
+    signals::outlive_file_size_limits();
     let result = match Cli::parse().command {
         Command::Demo(args) => args.device.clone().run(args),
         Command::Train(args) => args.device.clone().run(args),
@@ -277,9 +251,12 @@ pub fn main() -> ExitCode {
         },
     };
     result.unwrap_or_else(|error| {
+        if error.downcast_ref().is_some_and(output::Unwritable::reader_has_left) {
+            return ExitCode::from(signals::SIGPIPE_CODE);
+        }
         match advice::advice(&error) {
-            Some(advice) => eprintln!("error: {error:#}; {advice}"),
-            None => eprintln!("error: {error:#}"),
+            Some(advice) => output::message(format_args!("error: {error:#}; {advice}")),
+            None => output::message(format_args!("error: {error:#}")),
         }
         ExitCode::FAILURE
     })

@@ -13,7 +13,8 @@ use zfnet::data::source::Source;
 use zfnet::human_bytes;
 
 use super::progress::Progress;
-use super::{signal_code, stop_on_signals, use_threads};
+use super::signals::{signal_code, stop_on_signals};
+use super::{output, use_threads};
 
 #[derive(Args)]
 pub struct Pack {
@@ -110,18 +111,20 @@ pub fn run(args: Pack) -> Result<ExitCode> {
     match outcome? {
         Outcome::Stopped => return Ok(stopped(&stop)),
         Outcome::Already(0) => {
-            eprintln!("the whole set is there already; `zfnet verify` checks it")
+            output::message("the whole set is there already; `zfnet verify` checks it")
         }
-        Outcome::Already(shards) => eprintln!("made {shards} damaged or missing shard(s) anew"),
+        Outcome::Already(shards) => {
+            output::message(format_args!("made {shards} damaged or missing shard(s) anew"))
+        }
         Outcome::Done => {}
     }
-    println!("{}", args.out.display());
+    output::line(args.out.display())?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// Says that a signal has ended it, and how to go on.
 fn stopped(stop: &AtomicUsize) -> ExitCode {
-    eprintln!("stopped; the same command goes on");
+    output::message("stopped; the same command goes on");
     signal_code(stop)
 }
 

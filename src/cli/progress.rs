@@ -1,9 +1,10 @@
 //! Progress: a bar with ETA on a terminal, plain lines every few seconds elsewhere.
 
-use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::output;
 
 /// Time between two plain lines.
 const PLAIN: Duration = Duration::from_secs(10);
@@ -19,7 +20,7 @@ pub struct Progress {
 
 impl Progress {
     pub fn new() -> Self {
-        let plain = !std::io::stderr().is_terminal();
+        let plain = !output::redraws();
         let now = Instant::now();
         Progress { bar: None, plain, what: String::new(), said: now, begun: now }
     }
@@ -37,7 +38,7 @@ impl Progress {
                 self.said = Instant::now();
                 let left = self.begun.elapsed().as_secs_f64() / done.max(1) as f64
                     * total.saturating_sub(done) as f64;
-                eprintln!("{what}: {done} of {total}, {left:.0} s left{more}");
+                output::message(format_args!("{what}: {done} of {total}, {left:.0} s left{more}"));
             }
             return;
         }
@@ -67,6 +68,6 @@ impl Progress {
     /// Prints a line that stays.
     pub fn line(&mut self, line: &str) {
         self.end();
-        eprintln!("{line}");
+        output::message(line);
     }
 }

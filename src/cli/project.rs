@@ -14,7 +14,7 @@ use zfnet::train::evaluate::{Classifier, TestCrops};
 
 use super::progress::Progress;
 use super::study::initial_weights;
-use super::{BareArgs, DeviceArgs, OnDevice, make_folder};
+use super::{BareArgs, DeviceArgs, OnDevice, make_folder, output};
 
 #[derive(Args)]
 pub struct Project {
@@ -93,7 +93,7 @@ impl OnDevice for Project {
             },
         )
         .with_context(|| format!("cannot write into {}", out.display()))?;
-        println!("{}", page.display());
+        output::line(page.display())?;
         Ok(ExitCode::SUCCESS)
     }
 }

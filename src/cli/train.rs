@@ -19,8 +19,9 @@ use zfnet::train::{Crops, Event, Init, Job, Needs, Outcome, ScheduleKind, dry_ru
 
 use super::inspect::table_of;
 use super::progress::Progress;
+use super::signals::{signal_code, stop_on_signals};
 use super::study::evolution::EvolutionArgs;
-use super::{BareArgs, DeviceArgs, OnDevice, ReadArgs, signal_code, stop_on_signals};
+use super::{BareArgs, DeviceArgs, OnDevice, ReadArgs, output};
 
 #[derive(Args)]
 pub struct Train {
@@ -233,16 +234,18 @@ impl OnDevice for Train {
         let outcome = outcome.with_context(|| format!("the run {}", self.out.display()))?;
         let bad = job.train.bad().len();
         if bad > 0 {
-            eprintln!("{bad} training file(s) cannot be read as images; others took their places");
+            output::message(format_args!(
+                "{bad} training file(s) cannot be read as images; others took their places"
+            ));
         }
         match outcome {
             Outcome::Done => {
                 print_changes(backend, &self.out);
-                println!("{}", self.out.display());
+                output::line(self.out.display())?;
                 Ok(ExitCode::SUCCESS)
             }
             Outcome::Stopped => {
-                eprintln!("stopped; go on with the same command and --resume");
+                output::message("stopped; go on with the same command and --resume");
                 Ok(signal_code(&stop))
             }
         }
@@ -254,7 +257,7 @@ fn print_changes<B: Backend>(backend: &B, run: &Path) {
     let found = load_model(backend, &run.join("last"), &ExternalConfig::default())
         .and_then(|last| changes(backend, &last.network, &last.params));
     match found {
-        Ok(changes) => eprintln!("{}", table_of(&changes)),
+        Ok(changes) => output::message(table_of(&changes)),
         Err(error) => tracing::warn!("no table of initial weights: {error:#}"),
     }
 }
@@ -280,12 +283,18 @@ fn print_dry_run<B: Backend>(backend: &B, job: &Job<'_>) -> Result<ExitCode> {
     };
     let Needs { steps_per_epoch, seconds_per_step, .. } = needs;
     let epoch = steps_per_epoch as f64 * seconds_per_step;
-    println!("parameters  {}", needs.parameters);
-    println!("memory      {} wanted, {free} free{largest}", human_bytes(needs.wanted));
+    output::line(format_args!("parameters  {}", needs.parameters))?;
+    output::line(format_args!(
+        "memory      {} wanted, {free} free{largest}",
+        human_bytes(needs.wanted)
+    ))?;
     let steps = steps_per_epoch * recipe.epochs as usize;
     let steps = steps.min(job.max_steps.map_or(usize::MAX, |max| max as usize));
-    println!("steps       {steps_per_epoch} an epoch, {steps} in all, of {} epochs", recipe.epochs);
-    println!(
+    output::line(format_args!(
+        "steps       {steps_per_epoch} an epoch, {steps} in all, of {} epochs",
+        recipe.epochs
+    ))?;
+    output::line(format_args!(
         "time        {:.1} ms a step (the mean of {}), {:.0} images/s, {} an epoch, {} in all, \
          without validation",
         1e3 * seconds_per_step,
@@ -293,7 +302,7 @@ fn print_dry_run<B: Backend>(backend: &B, job: &Job<'_>) -> Result<ExitCode> {
         job.train.len() as f64 / epoch,
         duration(epoch),
         duration(steps as f64 * seconds_per_step)
-    );
+    ))?;
     Ok(ExitCode::SUCCESS)
 }
 

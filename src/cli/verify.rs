@@ -12,7 +12,8 @@ use zfnet::data::verify::{Report, verify};
 use zfnet::human_bytes;
 
 use super::progress::Progress;
-use super::{grouped, signal_code, stop_on_signals, use_threads};
+use super::signals::{signal_code, stop_on_signals};
+use super::{grouped, output, use_threads};
 
 /// Problems printed; `--json` has all.
 const SHOWN: usize = 50;
@@ -41,18 +42,18 @@ pub fn run(args: Verify) -> Result<ExitCode> {
     progress.end();
     let report = report?;
     if stop.load(Ordering::Relaxed) != 0 {
-        eprintln!("stopped; the set has not been checked to its end");
+        output::message("stopped; the set has not been checked to its end");
         return Ok(signal_code(&stop));
     }
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        output::line(serde_json::to_string_pretty(&report)?)?;
     } else {
-        print(&report);
+        print(&report)?;
     }
     Ok(if report.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn print(report: &Report) {
+fn print(report: &Report) -> Result<()> {
     let checked = format!(
         "{} images in {} shards, {}",
         grouped(report.images),
@@ -61,27 +62,28 @@ fn print(report: &Report) {
     );
     let problems = &report.problems;
     if problems.is_empty() {
-        println!("{checked}: all good");
-        return;
+        output::line(format_args!("{checked}: all good"))?;
+        return Ok(());
     }
     for problem in problems.iter().take(SHOWN) {
         let key = problem.key.as_ref().map_or(String::new(), |key| format!("{key}: "));
         let line = format!("{}: {key}{}", problem.file, problem.what);
         // Names from a damaged file must not drive the terminal.
-        println!("{}", line.replace(char::is_control, "\u{fffd}"));
+        output::line(line.replace(char::is_control, "\u{fffd}"))?;
     }
     if problems.len() > SHOWN {
-        println!("... and {} more", grouped(problems.len() - SHOWN));
+        output::line(format_args!("... and {} more", grouped(problems.len() - SHOWN)))?;
     }
-    println!("\n{checked}: {} problem(s)", grouped(problems.len()));
+    output::line(format_args!("\n{checked}: {} problem(s)", grouped(problems.len())))?;
     // The manifest comes of all shards, and says what they must be.
     let of_shard = |file: &str| !file.ends_with(MANIFEST);
     if !problems.iter().all(|problem| of_shard(&problem.file)) {
-        println!("remove the whole set and run the same `zfnet pack` again");
+        output::line("remove the whole set and run the same `zfnet pack` again")?;
     } else {
-        println!(
+        output::line(
             "remove the damaged files and run the same `zfnet pack` into this folder again: it makes \
-             them anew"
-        );
+             them anew",
+        )?;
     }
+    Ok(())
 }

@@ -28,6 +28,14 @@ impl Place {
         Ran::new(arguments, output.unwrap())
     }
 
+    /// Runs a line of bash in which `zfnet` is the program.
+    pub fn run_in_shell(&self, line: &str) -> Ran {
+        let script = format!("zfnet() {{ '{}' \"$@\"; }}; {line}", env!("CARGO_BIN_EXE_zfnet"));
+        let mut bash = Command::new("bash");
+        bash.args(["-c", &script]).current_dir(self.path("")).env("CUDA_VISIBLE_DEVICES", "");
+        Ran::new(line, bash.output().unwrap())
+    }
+
     /// The strongest unit of a layer of the model `run` in an image, as `LAYER:MAP`.
     pub fn unit_that_fires(&self, layer: &str, image: &Path) -> String {
         self.run(&format!("project run {} --out looked", image.display())).ok();

@@ -6,6 +6,8 @@ mod common;
 
 mod bad_input;
 mod commands;
+#[cfg(target_os = "linux")]
+mod output;
 #[cfg(unix)]
 mod pack;
 mod report;

@@ -53,7 +53,7 @@ fn kills_at_any_moment_change_nothing() {
 #[test]
 fn signals_save_and_say_so() {
     let place = Place::new();
-    for (signal, code) in [("INT", 130), ("TERM", 143)] {
+    for (signal, code) in [("INT", 130), ("TERM", 143), ("HUP", 129)] {
         let child = place
             .command(&format!("{TRAIN} --epochs 100000 --out {signal}"))
             .stderr(Stdio::piped())

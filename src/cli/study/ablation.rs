@@ -13,8 +13,9 @@ use zfnet::study::{Session, Splits};
 use zfnet::{report, train};
 
 use super::finish;
+use crate::cli::signals::{signal_code, stop_on_signals};
 use crate::cli::train::{Display, RecipeArgs, duration};
-use crate::cli::{DeviceArgs, OnDevice, ReadArgs, make_folder, signal_code, stop_on_signals};
+use crate::cli::{DeviceArgs, OnDevice, ReadArgs, make_folder, output};
 
 #[derive(Args)]
 pub struct Ablation {
@@ -90,11 +91,11 @@ impl OnDevice for Ablation {
         match found? {
             Some(found) => {
                 let page = finish(session, &out, report::ablation::write(&out, &found))?;
-                println!("{}", page.display());
+                output::line(page.display())?;
                 Ok(ExitCode::SUCCESS)
             }
             None => {
-                eprintln!("stopped; go on with the same command");
+                output::message("stopped; go on with the same command");
                 Ok(signal_code(&stop))
             }
         }

@@ -14,6 +14,7 @@ use zfnet::study::occluder::Fill;
 
 use super::{StudyArgs, finish, layers_named};
 use crate::cli::OnDevice;
+use crate::cli::output;
 use crate::cli::progress::Progress;
 
 #[derive(Args)]
@@ -64,7 +65,7 @@ impl OnDevice for Correspondence {
         let found = run(&mut session, &model, &settings, &images, &marked)?;
         let page = finish(session, &out, report::correspondence::write(&out, &found))?;
         progress.end();
-        println!("{}", page.display());
+        output::line(page.display())?;
         Ok(ExitCode::SUCCESS)
     }
 }

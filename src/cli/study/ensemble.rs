@@ -13,7 +13,7 @@ use zfnet::study::ensemble::run;
 use super::{finish, watched};
 use crate::cli::eval::{ModelsArgs, say_bad};
 use crate::cli::progress::Progress;
-use crate::cli::{DeviceArgs, OnDevice, make_folder};
+use crate::cli::{DeviceArgs, OnDevice, make_folder, output};
 
 #[derive(Args)]
 pub struct Ensemble {
@@ -47,7 +47,7 @@ impl OnDevice for Ensemble {
         let page = finish(session, &out, report::ensemble::write(&out, &found))?;
         progress.end();
         say_bad(&candidates[0].images);
-        println!("{}", page.display());
+        output::line(page.display())?;
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -21,7 +21,7 @@ use zfnet::train::checkpoint::{load_model, states};
 use super::features::chosen_units;
 use super::{finish, initial_weights, watched};
 use crate::cli::progress::Progress;
-use crate::cli::{DeviceArgs, OnDevice, ReadArgs, make_folder, open_data};
+use crate::cli::{DeviceArgs, OnDevice, ReadArgs, make_folder, open_data, output};
 
 #[derive(Args)]
 pub struct Evolution {
@@ -97,7 +97,7 @@ impl OnDevice for Evolution {
             written = Some(finish(session, &out, report::evolution::write(&out, &found))?);
         }
         progress.end();
-        println!("{}", written.expect("one epoch at least").display());
+        output::line(format_args!("{}", written.expect("one epoch at least").display()))?;
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -19,7 +19,7 @@ use zfnet::study::unit_named;
 
 use super::{StudyArgs, finish, initial_weights, watched};
 use crate::cli::progress::Progress;
-use crate::cli::{OnDevice, ReadArgs, SplitName, make_folder, open_data};
+use crate::cli::{OnDevice, ReadArgs, SplitName, make_folder, open_data, output};
 
 #[derive(Args)]
 pub struct Features {
@@ -117,7 +117,7 @@ impl OnDevice for Features {
         take_back(&out).with_context(|| format!("cannot write into {}", out.display()))?;
         let page = write_page(backend, &model, job, &out, &mut progress)?;
         progress.end();
-        println!("{}", page.display());
+        output::line(page.display())?;
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -15,7 +15,7 @@ use zfnet::train::checkpoint::load_model;
 
 use super::{StudyArgs, finish, watched};
 use crate::cli::progress::Progress;
-use crate::cli::{OnDevice, ReadArgs, SplitName, open_data};
+use crate::cli::{OnDevice, ReadArgs, SplitName, open_data, output};
 
 #[derive(Args)]
 pub struct Filters {
@@ -68,7 +68,7 @@ impl OnDevice for Filters {
             }
         }
         progress.end();
-        println!("{}", page.display());
+        output::line(page.display())?;
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -10,6 +10,7 @@ use zfnet::study::invariance::{STUDY, Settings, default_layers, run, shifts};
 
 use super::{PickArgs, StudyArgs, finish, layers_named};
 use crate::cli::OnDevice;
+use crate::cli::output;
 use crate::cli::progress::Progress;
 
 #[derive(Args)]
@@ -59,7 +60,7 @@ impl OnDevice for Invariance {
         let found = run(&mut session, &model, &settings, &images)?;
         let page = finish(session, &out, report::invariance::write(&out, &found))?;
         progress.end();
-        println!("{}", page.display());
+        output::line(page.display())?;
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -13,7 +13,7 @@ use zfnet::study::learnt::{STUDY, run};
 
 use super::{StudyArgs, finish};
 use crate::cli::progress::Progress;
-use crate::cli::{OnDevice, ReadArgs, SplitName, open_data};
+use crate::cli::{OnDevice, ReadArgs, SplitName, open_data, output};
 
 #[derive(Args)]
 pub struct Learnt {
@@ -43,7 +43,7 @@ impl OnDevice for Learnt {
         let found = run(&mut session, model, &images)?;
         let page = finish(session, &out, report::learnt::write(&out, &found))?;
         progress.end();
-        println!("{}", page.display());
+        output::line(page.display())?;
         Ok(ExitCode::SUCCESS)
     }
 }

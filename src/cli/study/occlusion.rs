@@ -13,6 +13,7 @@ use zfnet::study::occlusion::{OfImage, STUDY, Settings, run};
 
 use super::{PickArgs, StudyArgs, finish};
 use crate::cli::OnDevice;
+use crate::cli::output;
 use crate::cli::progress::Progress;
 
 #[derive(Args)]
@@ -82,9 +83,12 @@ impl OnDevice for Occlusion {
         let inside: Vec<bool> = found.images.iter().filter_map(OfImage::drop_is_inside).collect();
         if !inside.is_empty() {
             let count = inside.iter().filter(|inside| **inside).count();
-            println!("the probability falls most inside the box in {count} of {}", inside.len());
+            output::line(format_args!(
+                "the probability falls most inside the box in {count} of {}",
+                inside.len()
+            ))?;
         }
-        println!("{}", page.display());
+        output::line(page.display())?;
         Ok(ExitCode::SUCCESS)
     }
 }

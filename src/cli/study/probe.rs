@@ -13,7 +13,7 @@ use zfnet::study::probe::{STUDY, Settings, paper_layers, run};
 
 use super::{StudyArgs, finish, layers_named};
 use crate::cli::progress::Progress;
-use crate::cli::{OnDevice, ReadArgs};
+use crate::cli::{OnDevice, ReadArgs, output};
 
 #[derive(Args)]
 pub struct Probe {
@@ -60,7 +60,7 @@ impl OnDevice for Probe {
             .with_context(|| self.data.display().to_string())?;
         let page = finish(session, &out, report::probe::write(&out, &found))?;
         progress.end();
-        println!("{}", page.display());
+        output::line(page.display())?;
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -10,6 +10,8 @@ use zfnet::report::run::{Run, Written, write};
 use zfnet::train::checkpoint::{architecture_of, newest, read_state};
 use zfnet::train::log::read_metrics;
 
+use crate::cli::output;
+
 #[derive(Args)]
 pub struct Report {
     /// Folder of the run; the page is RUN/report/index.html
@@ -29,8 +31,8 @@ pub fn run(Report { run: folder }: Report) -> Result<ExitCode> {
         tracing::warn!("left out: {reason}");
     }
     if studies.is_empty() {
-        eprintln!("no study of this run has been made yet: see `zfnet study --help`");
+        output::message("no study of this run has been made yet: see `zfnet study --help`");
     }
-    println!("{}", page.display());
+    output::line(page.display())?;
     Ok(ExitCode::SUCCESS)
 }

@@ -12,6 +12,7 @@ use zfnet::study::unit_named;
 
 use super::{PickArgs, StudyArgs, finish};
 use crate::cli::OnDevice;
+use crate::cli::output;
 use crate::cli::progress::Progress;
 
 #[derive(Args)]
@@ -56,7 +57,7 @@ impl OnDevice for Sanity {
         let found = run(&mut session, &model, &random, &Settings { units }, &images)?;
         let page = finish(session, &out, report::sanity::write(&out, &found))?;
         progress.end();
-        println!("{}", page.display());
+        output::line(page.display())?;
         Ok(ExitCode::SUCCESS)
     }
 }

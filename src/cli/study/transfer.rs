@@ -16,7 +16,7 @@ use zfnet::study::transfer::{STUDY, Settings, draw, run};
 
 use super::{StudyArgs, finish};
 use crate::cli::progress::Progress;
-use crate::cli::{OnDevice, ReadArgs};
+use crate::cli::{OnDevice, ReadArgs, output};
 
 #[derive(Args)]
 pub struct Transfer {
@@ -106,7 +106,7 @@ impl OnDevice for Transfer {
         let found = run(&mut session, &model, &settings, &data, seen.as_ref())?;
         let page = finish(session, &out, report::transfer::write(&out, &found))?;
         progress.end();
-        println!("{}", page.display());
+        output::line(page.display())?;
         Ok(ExitCode::SUCCESS)
     }
 }
