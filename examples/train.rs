@@ -37,7 +37,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         shuffle_window: None,
         accumulate: 1,
         max_steps: None,
-        resume: Path::new(run).join("last").exists(),
+        resume: Path::new(run).exists(),
         init: None,
         save_steps: None,
         save_interval: Duration::from_secs(600),

@@ -129,7 +129,7 @@ fn last_checkpoint<B: Backend>(
         notes.push(format!("fell back to {}: {error:#}", folder.display()));
     }
     check_resume(backend, job, network, &mut resumed, &folder, notes)?;
-    checkpoint::relink(&job.out, &folder, &resumed.state)?;
+    checkpoint::relink(&job.out, &resumed.state);
     Ok(Some(resumed))
 }
 

@@ -1,13 +1,18 @@
 //! Checkpoints: `RUN/step-N`, a directory that is there whole or not at all.
 //!
 //! Written as `step-N.tmp`, every file and the directory synced, `state.json` last with size and
-//! checksum of the others, then renamed. `RUN/last` and `RUN/best` are relative symbolic links,
-//! replaced by renaming.
+//! checksum of the others, then renamed.
+//!
+//! Which checkpoint is the newest, their names say; which is the best, the newest one's state. `RUN/last` and
+//! `RUN/best` are relative symbolic links for people and other programs: copies of a run lose them or have folders
+//! in their place, and some file systems have none. Nothing here reads them, but where no `step-N` is left.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 
 use serde::de::Deserializer;
 use serde::{Deserialize, Serialize};
@@ -27,6 +32,9 @@ use zfnet_core::tensors::deserialize;
 const MODEL: &str = "model.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const STATE: &str = "state.json";
+/// Links to the newest and the best checkpoint.
+const LAST: &str = "last";
+const BEST: &str = "best";
 /// Version 1 had the backend as a line of text.
 const VERSION: u32 = 2;
 
@@ -125,7 +133,7 @@ impl FileMark {
     }
 }
 
-/// Writes `run/step-N` and points `last` (and `best`, if `is_best`) at it.
+/// Writes `run/step-N`, and points `last` and `best` where its state says.
 ///
 /// # Errors
 /// If the disk is full, the folder cannot be written or a weight is not finite; what was there
@@ -136,7 +144,6 @@ pub(super) fn save<B: Backend>(
     model: &Model<B>,
     momentum: &Params<B>,
     state: &mut State,
-    is_best: bool,
 ) -> Result<()> {
     let name = format!("step-{}", state.step);
     let folder = run.join(&name);
@@ -175,36 +182,32 @@ pub(super) fn save<B: Backend>(
     }
     fs::rename(&aside, &folder).map_err(Error::io("rename", &aside))?;
     sync_folder(run)?;
-    link(run, "last", &name)?;
-    if is_best {
-        link(run, "best", &name)?;
-    }
+    relink(run, state);
     Ok(())
 }
 
-/// Points `last` and `best` where a continued run stands: a kill may have come between a checkpoint
-/// and its links, and a checkpoint that is damaged may be linked.
-///
-/// # Errors
-/// If the folder cannot be written.
-pub(super) fn relink(run: &Path, folder: &Path, state: &State) -> Result<()> {
-    let name = folder.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    link(run, "last", name)?;
-    let best = state.best.map(|(_, step)| format!("step-{step}"));
-    match best.filter(|best| run.join(best).is_dir()) {
-        Some(best) => link(run, "best", &best),
-        None => Ok(()),
+/// Points `last` and `best` where a run stands, if the file system has links. No command needs them.
+pub(super) fn relink(run: &Path, state: &State) {
+    static SAID: Once = Once::new();
+    let steps = [(LAST, Some(state.step)), (BEST, state.best.map(|(_, step)| step))];
+    for (name, step) in steps {
+        let Some(step) = step else { continue };
+        let target = format!("step-{step}");
+        if let Err(error) = link(run, name, &target) {
+            SAID.call_once(|| {
+                tracing::warn!("{error:#}; no command needs this link: go on without it");
+            });
+        }
     }
 }
 
-/// Removes all checkpoints but the newest `keep` and those that `last` and `best` point at, and
-/// whatever an interrupted run has left.
+/// Removes all checkpoints but the newest `keep`, the one that the run stands at and the best, and whatever an
+/// interrupted run has left.
 ///
 /// # Errors
 /// If the folder cannot be read or a checkpoint not removed.
-pub(super) fn prune(run: &Path, keep: usize) -> Result<()> {
-    let linked: Vec<PathBuf> =
-        ["last", "best"].iter().filter_map(|link| fs::read_link(run.join(link)).ok()).collect();
+pub(super) fn prune(run: &Path, keep: usize, state: &State) -> Result<()> {
+    let kept = [Some(state.step), state.best.map(|(_, step)| step)];
     for ending in [".tmp", ".old"] {
         for step in steps(run, ending)? {
             let path = run.join(format!("step-{step}{ending}"));
@@ -213,9 +216,8 @@ pub(super) fn prune(run: &Path, keep: usize) -> Result<()> {
     }
     let steps = steps(run, "")?;
     for step in &steps[..steps.len().saturating_sub(keep)] {
-        let name = PathBuf::from(format!("step-{step}"));
-        if !linked.contains(&name) {
-            let path = run.join(name);
+        if !kept.contains(&Some(*step)) {
+            let path = run.join(format!("step-{step}"));
             fs::remove_dir_all(&path).map_err(Error::io("remove", &path))?;
         }
     }
@@ -237,10 +239,19 @@ pub(super) fn recover(run: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The checkpoints of a run that may be whole, the newest first.
+/// The checkpoints of a run that may be whole, the newest first. A folder `last` or `best` is one where its
+/// `step-N` is not there: somebody has copied no more of the run.
 fn candidates(run: &Path) -> Result<Vec<PathBuf>> {
-    let steps = steps(run, "")?.into_iter().rev();
-    Ok(steps.map(|step| run.join(format!("step-{step}"))).collect())
+    let steps = steps(run, "")?;
+    let copies = [LAST, BEST].into_iter().filter_map(|name| {
+        let copy = Some(run.join(name)).filter(|copy| is_there(copy))?;
+        let step = read_state(&copy).ok()?.step;
+        (!steps.contains(&step)).then_some((step, copy))
+    });
+    let own = steps.iter().map(|step| (*step, run.join(format!("step-{step}"))));
+    let mut all: Vec<_> = own.chain(copies).collect();
+    all.sort_by_key(|(step, _)| Reverse(*step)); // stable: `last` before `best`
+    Ok(all.into_iter().map(|(_, folder)| folder).collect())
 }
 
 /// Whether a run has checkpoints, whole or not.
@@ -355,35 +366,68 @@ pub fn architecture_of(folder: &Path) -> Result<Architecture> {
     architecture_in(&bytes).map_err(|error| error.in_file(&folder.join(MODEL)))
 }
 
-/// Reads the model of a checkpoint folder (a `step-N`, or a run: its `best`, else its `last`), or
-/// of a safetensors file.
+/// Reads a model: of a checkpoint (`RUN/step-N`), of a run (`RUN` or `RUN/best` is its best checkpoint, `RUN/last` the
+/// newest one that is whole, whether or not there are links of these names), or of a safetensors file.
 ///
 /// # Errors
 /// If there is none, it is damaged, or a bare file needs saying what it is.
 pub fn load_model<B: Backend>(backend: &B, path: &Path, bare: &ExternalConfig) -> Result<Model<B>> {
+    let read = |folder: &Path| read_model(backend, folder, &read_state(folder)?, bare);
+    let is_run = |folder: &Path| Ok(folder.is_dir() && exists(folder)?);
+    let is_named = |name: &str| path.file_name().is_some_and(|of_path| of_path == name);
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let parent = parent.unwrap_or(Path::new("."));
+    let pointer = (is_named(LAST) || is_named(BEST)) && is_run(parent)?;
+    let run = if pointer { parent } else { path };
+    if pointer || is_run(run)? {
+        let best = if pointer && is_named(LAST) { None } else { best(run)? };
+        if let Some(best) = best {
+            return read(&best);
+        }
+        let Some(Newest { read, damage, folder }) = newest(run, read)? else {
+            unreachable!("there are checkpoints")
+        };
+        if let Some(error) = damage {
+            tracing::warn!("fell back to {}: {error:#}", folder.display());
+        }
+        return Ok(read);
+    }
     if !path.exists() {
         return Err(Error::file(
             path,
-            "no such file or folder: expected a checkpoint (RUN/best, RUN/step-N, RUN) or a \
-             safetensors file",
+            "no such file or folder: expected a run, a checkpoint (RUN/step-N) or a safetensors file",
         ));
     }
     if path.is_file() {
-        let folder = path.parent().unwrap_or(Path::new(""));
-        if path.file_name().is_some_and(|name| name == MODEL) && folder.join(STATE).is_file() {
-            return read_model(backend, folder, &read_state(folder)?, bare); // it has a checksum
+        if is_named(MODEL) && parent.join(STATE).is_file() {
+            return read(parent); // it has a checksum
         }
         let bytes = fs::read(path).map_err(Error::io("read", path))?;
         return Model::from_bytes(backend, &bytes, bare).map_err(|error| error.in_file(path));
     }
-    let inside = [path.to_owned(), path.join("best"), path.join("last")];
-    let Some(folder) = inside.iter().find(|folder| folder.join(STATE).is_file()) else {
-        return Err(Error::file(
-            path,
-            format!("expected a checkpoint, found no {STATE} in it, in `best` or in `last`"),
-        ));
-    };
-    read_model(backend, folder, &read_state(folder)?, bare)
+    if !path.join(STATE).is_file() {
+        let reason = format!(
+            "expected a run or a checkpoint, found neither folders step-N nor {STATE} in it"
+        );
+        return Err(Error::file(path, reason));
+    }
+    read(path)
+}
+
+/// The best checkpoint of a run, by the newest whole state; `None` if no epoch has ended, or if it is not there.
+fn best(run: &Path) -> Result<Option<PathBuf>> {
+    let Some(Newest { read: state, .. }) = newest(run, read_state)? else { return Ok(None) };
+    let Some((_, step)) = state.best else { return Ok(None) };
+    let folder = run.join(format!("step-{step}"));
+    if fs::symlink_metadata(&folder).is_ok() {
+        return Ok(Some(folder));
+    }
+    let copy = run.join(BEST);
+    if is_there(&copy) && read_state(&copy).is_ok_and(|copied| copied.step == step) {
+        return Ok(Some(copy));
+    }
+    tracing::warn!("{}: its best checkpoint, step-{step}, is not there", run.display());
+    Ok(None)
 }
 
 /// Reads and checks `state.json`.
@@ -482,10 +526,16 @@ fn verified(folder: &Path, file: &str, state: &State) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Points the relative symbolic link `run/link` at `target`, replacing what it pointed at.
-fn link(run: &Path, link: &str, target: &str) -> Result<()> {
-    let aside = run.join(format!("{link}.tmp"));
-    let path = run.join(link);
+/// Points the relative symbolic link `run/name` at `target`, replacing what it pointed at.
+fn link(run: &Path, name: &str, target: &str) -> Result<()> {
+    let aside = run.join(format!("{name}.tmp"));
+    let path = run.join(name);
+    if fs::read_link(&path).is_ok_and(|present| present == Path::new(target)) {
+        return Ok(());
+    }
+    if is_there(&path) {
+        remove_copy(run, &path)?;
+    }
     let _ = fs::remove_file(&aside); // left by a run that was killed, or not there
     #[cfg(unix)]
     let linked = std::os::unix::fs::symlink(target, &aside);
@@ -493,6 +543,16 @@ fn link(run: &Path, link: &str, target: &str) -> Result<()> {
     let linked = std::os::windows::fs::symlink_dir(target, &aside);
     linked.map_err(Error::io("create", &aside))?;
     fs::rename(&aside, &path).map_err(Error::io("replace", &path))
+}
+
+/// Removes what a program that follows links has put in the place of one: a second copy of a checkpoint that is there.
+fn remove_copy(run: &Path, copy: &Path) -> Result<()> {
+    let read = |folder: &Path| fs::read(folder.join(STATE)).ok();
+    let own = read_state(copy).ok().map(|state| run.join(format!("step-{}", state.step)));
+    if own.and_then(|own| read(&own)).is_none_or(|own| Some(own) != read(copy)) {
+        return Err(Error::file(copy, "is a folder, where a link should be"));
+    }
+    fs::remove_dir_all(copy).map_err(Error::io("remove", copy))
 }
 
 #[cfg(test)]

@@ -62,10 +62,10 @@ fn run<B: Backend>(
     let steps_per_epoch = job.train.len().div_ceil(recipe.batch_size);
     let network = &trainer.model.network;
     observe(Event::Start { network, state: &state, steps_per_epoch, notes: &notes })?;
-    checkpoint::prune(&job.out, job.keep)?;
+    checkpoint::prune(&job.out, job.keep, &state)?;
     // Saved first of all, so that a folder that cannot be written is known before the work is done.
     if state.step == 0 {
-        save(backend, job, &trainer, &mut log, &mut state, false)?;
+        save(backend, job, &trainer, &mut log, &mut state)?;
     }
 
     while state.epoch < recipe.epochs {
@@ -74,7 +74,7 @@ fn run<B: Backend>(
             epoch(backend, job, &mut trainer, &mut log, &mut state, &mut session, &mut observe)?;
         let enough = job.max_steps.is_some_and(|max| state.step >= max);
         if stopped || (enough && state.batch < steps_per_epoch) {
-            save(backend, job, &trainer, &mut log, &mut state, false)?;
+            save(backend, job, &trainer, &mut log, &mut state)?;
             return Ok(if stopped { Outcome::Stopped } else { Outcome::Done });
         }
         let validation = match validate(backend, job, &trainer.model, &mut classifier, &mut observe)
@@ -82,7 +82,7 @@ fn run<B: Backend>(
             Ok(Some(validation)) => validation,
             // The epoch is kept, and validated when the run goes on.
             unfinished => {
-                save(backend, job, &trainer, &mut log, &mut state, false)?;
+                save(backend, job, &trainer, &mut log, &mut state)?;
                 return unfinished.map(|_| Outcome::Stopped);
             }
         };
@@ -92,8 +92,7 @@ fn run<B: Backend>(
         state.batch = 0;
         (state.loss_sum, state.samples) = (0.0, 0);
         let error = validation.top1_error;
-        let is_best = state.best.is_none_or(|(best, _)| error < best);
-        if is_best {
+        if state.best.is_none_or(|(best, _)| error < best) {
             state.best = Some((error, state.step));
         }
         state.schedule.epoch_ends(&recipe, state.epoch, error);
@@ -107,7 +106,7 @@ fn run<B: Backend>(
             val_top5_error: validation.top5_error,
             rate: next_rate,
         })?;
-        save(backend, job, &trainer, &mut log, &mut state, is_best)?;
+        save(backend, job, &trainer, &mut log, &mut state)?;
         observe(Event::Epoch {
             state: &state,
             train_loss,
@@ -206,7 +205,7 @@ fn epoch<B: Backend>(
         begun?;
         if due {
             saved = Instant::now();
-            save(backend, job, trainer, log, state, false)?;
+            save(backend, job, trainer, log, state)?;
         }
         if over {
             return Ok(stopped);
@@ -220,12 +219,11 @@ fn save<B: Backend>(
     trainer: &Trainer<'_, B>,
     log: &mut MetricsLog,
     state: &mut State,
-    is_best: bool,
 ) -> Result<()> {
     log.sync()?;
     quarantine(&job.out, &[&job.train, &job.val])?;
-    checkpoint::save(backend, &job.out, &trainer.model, &trainer.momentum, state, is_best)?;
-    checkpoint::prune(&job.out, job.keep)
+    checkpoint::save(backend, &job.out, &trainer.model, &trainer.momentum, state)?;
+    checkpoint::prune(&job.out, job.keep, state)
 }
 
 /// Evaluates with the centre crop.

@@ -193,7 +193,7 @@ fn checkpoints() {
         place.run(&format!("top9 --checkpoint {what} --data data --out page")).refused(words);
         assert!(!place.path("page").exists());
     };
-    check("data", &["data", "expected a checkpoint", "state.json"]);
+    check("data", &["data", "expected a run or a checkpoint", "state.json"]);
     // Also what never was in a checkpoint of ours may be cut or be something else.
     cut(&place.path("whole.safetensors"), 0.7);
     check("whole.safetensors", &["whole.safetensors", "safetensors"]);

@@ -28,7 +28,8 @@ fn messages_that_cannot_be_written_end_no_work() {
     place.run(&format!("{TRAIN} --epochs 2 --out whole")).ok();
     place.run("pack data set --shard-size 20kB").ok();
     let silent = |redirection: &str, out: &str| {
-        let ran = place.run_in_shell(&format!("zfnet {TRAIN} --epochs 2 --out {out} {redirection}"));
+        let ran =
+            place.run_in_shell(&format!("zfnet {TRAIN} --epochs 2 --out {out} {redirection}"));
         assert_eq!((ran.code, ran.stderr.as_str()), (Some(0), ""), "{redirection}");
         assert_eq!(place.results(out), place.results("whole"), "{redirection}");
     };

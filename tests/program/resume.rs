@@ -171,6 +171,74 @@ fn what_is_whole_but_cannot_be_read_is_not_passed_over() {
     assert!(ran.stderr.contains("fell back to") && ran.stderr.contains("state.json"));
 }
 
+/// `scp -r`, zip and object stores follow symbolic links, drop them, or write down where they lead.
+/// Reported of other trainers.
+#[test]
+fn a_run_that_was_copied_is_a_run() {
+    let place = Place::new();
+    place.run(&format!("{TRAIN} --epochs 3 --out run")).ok();
+    whole(&place, "");
+    let errors = |checkpoint: &str| {
+        place.run(&format!("eval --checkpoint {checkpoint} --data data --json")).json()
+    };
+    let [best, last] = ["run/best", "run/last"].map(errors);
+    assert_eq!(errors("run"), best);
+    let state = fs::read_to_string(place.path("run/last/state.json")).unwrap();
+    let step = |link: &str| fs::read_link(place.path("run").join(link)).unwrap();
+    assert_ne!(step("best"), step("last"), "or the test says little: {state}");
+    let copies = [
+        ("followed", "cp -rL run followed"),
+        ("dropped", "cp -r run dropped; rm dropped/last dropped/best"),
+        (
+            "written",
+            "cp -r run written; cd written; for l in last best; do \
+             t=$(readlink $l); rm $l; echo $t > $l; done",
+        ),
+        ("alone", "mkdir alone; cp -rL run/last run/best run/metrics.jsonl alone"),
+        // No copy of what is there, though it is called like one.
+        ("stale", "cp -rL run stale; echo >> stale/last/state.json"),
+    ];
+    for (copy, how) in copies {
+        place.run_in_shell(how).ok();
+        assert_eq!(errors(&format!("{copy}/best")), best, "{copy}");
+        assert_eq!(errors(copy), best, "{copy}");
+        assert_eq!(errors(&format!("{copy}/last")), last, "{copy}");
+        place.run(&format!("{TRAIN} --out {copy}")).refused(&["holds a training already"]);
+        let ran = place.run(&format!("{TRAIN} --epochs 4 --out {copy} --resume")).ok();
+        let is_kept = matches!(copy, "alone" | "stale");
+        assert_eq!(ran.stderr.contains("last: is a folder, where a link should be"), is_kept);
+        if is_kept {
+            let read = |path: String| fs::read(place.path(&path)).unwrap();
+            for file in ["metrics.jsonl", "step-16/model.safetensors"] {
+                assert_eq!(read(format!("{copy}/{file}")), read(format!("whole/{file}")), "{copy}");
+            }
+        } else {
+            assert_eq!(place.results(copy), place.results("whole"), "{copy}");
+        }
+        assert_eq!(errors(&format!("{copy}/last")), errors("whole/last"), "{copy}");
+    }
+}
+
+/// As on exFAT, or on Windows without the right to make links.
+#[test]
+fn a_disk_without_links_will_do() {
+    let place = Place::new();
+    whole(&place, "");
+    for taken in ["last.tmp", "best.tmp"] {
+        fs::create_dir_all(place.path("run").join(taken)).unwrap(); // no link can be made
+    }
+    let ran = place.run(&format!("{TRAIN} --epochs 3 --out run")).ok();
+    assert_eq!(ran.stderr.matches("no command needs this link").count(), 1, "{}", ran.stderr);
+    place.run(&format!("{TRAIN} --epochs 4 --out run --resume")).ok();
+    assert!(!place.path("run/last").exists());
+    for checkpoint in ["", "/last", "/best"] {
+        let errors = |run| {
+            place.run(&format!("eval --checkpoint {run}{checkpoint} --data data --json")).json()
+        };
+        assert_eq!(errors("run"), errors("whole"));
+    }
+}
+
 /// Bytes with one part of them replaced.
 fn replaced(bytes: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
     let at = bytes.windows(from.len()).position(|part| part == from).expect("it is there");
