@@ -29,7 +29,12 @@ fn main() -> Result<(), Box<dyn Error>> {
         let best =
             (0..classes.len()).max_by(|a, b| probabilities[*a].total_cmp(&probabilities[*b]));
         let best = best.expect("a network has classes");
-        println!("{}: {} ({:.1} %)", path.display(), classes[best], 100.0 * probabilities[best]);
+        println!(
+            "{}: {} ({:.1} %)",
+            path.display(),
+            classes.names[best],
+            100.0 * probabilities[best]
+        );
     }
     Ok(())
 }

@@ -22,7 +22,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let [folder, run] = arguments.as_slice() else { return Err("usage: train FOLDER RUN".into()) };
     let data = DataSet::open(folder)?;
     let mut architecture = Architecture::find("zfnet-mini")?;
-    architecture.classes = data.names().len();
+    architecture.classes = data.classes().len();
     architecture.recipe.epochs = 2;
     let side = architecture.input.resize;
     let options = ReadOptions { side, max_bad: 0.01, cache_bytes: 1 << 30, io: None };
@@ -30,7 +30,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let job = Job {
         train: Arc::new(data.images(Split::Train, options)?),
         val: Arc::new(data.images(Split::Val, options)?),
-        classes: data.names(),
+        classes: data.classes(),
         architecture,
         out: run.clone(),
         seed: 0,

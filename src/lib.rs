@@ -92,5 +92,5 @@ pub mod train;
 
 pub use zfnet_core::{BoxError, Error, Result, shape};
 #[doc(hidden)] // for the program
-pub use zfnet_core::{disk, human_bytes};
+pub use zfnet_core::{disk, human_bytes, memory};
 pub use zfnet_data as data;

@@ -186,7 +186,7 @@ fn steps_and_passes_allocate_no_tensors<B: Backend>(backend: &B) {
             network: network.clone(),
             params: random_params(backend, &network, 1),
             preprocess: preprocess.clone(),
-            classes: vec![String::from("a class"); 10],
+            classes: zfnet::data::classes::Classes::unknown(10),
         };
         let momentum = Params::zeros(backend, &network).unwrap();
         let mut trainer = Trainer::new(backend, model, momentum, accumulate).unwrap();

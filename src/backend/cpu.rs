@@ -139,8 +139,10 @@ impl CpuBackend {
     /// Counts what was allocated for `len` values, or says that there was not enough memory.
     fn count<T, M>(&self, len: usize, memory: Option<M>) -> Result<M> {
         let bytes = len.saturating_mul(size_of::<T>());
-        let memory =
-            memory.ok_or_else(|| Error::Memory { wanted: bytes, free: available_memory() })?;
+        let memory = memory.ok_or_else(|| Error::Memory {
+            wanted: bytes,
+            free: zfnet_core::memory::available(),
+        })?;
         self.allocated_total.fetch_add(bytes, Ordering::Relaxed);
         Ok(memory)
     }
@@ -169,13 +171,6 @@ impl CpuBackend {
     pub fn multiply_adds(&self, rounds: usize) -> f64 {
         self.pool.broadcast(|_| peak::multiply_adds(self.isa, rounds)).iter().sum()
     }
-}
-
-/// Bytes of memory that programs can still have, where Linux says so.
-fn available_memory() -> Option<usize> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.trim().strip_suffix(" kB")?.parse::<usize>().ok().map(|kib| kib * 1024)
 }
 
 /// The values in use of a tensor's storage.
@@ -223,7 +218,7 @@ impl Backend for CpuBackend {
 
     fn memory(&self) -> Result<Memory> {
         let allocated_total = self.allocated_total.load(Ordering::Relaxed);
-        Ok(Memory { allocated_total, free: available_memory() })
+        Ok(Memory { allocated_total, free: zfnet_core::memory::available() })
     }
 
     fn zeros(&self, shape: Shape) -> Result<Tensor<Self>> {

@@ -17,6 +17,7 @@ use crate::backend::cpu::CpuBackend;
 use crate::backend::{
     Backend, Crop, Dropout, Param, ReluRule, SeedUnit, SgdConstants, StepState, Tensor,
 };
+use crate::data::classes::Classes;
 use crate::model::{
     Conv, InputStage, Kind, Layer, MaxPool, Model, Network, Params, Preprocess, Purpose, Rule,
     Workspace,
@@ -474,7 +475,7 @@ pub fn training_steps<B: Benchmark>(
     let id = id_of(backend, &network, "all", op, batch);
     let flops = 2.0 * batch as f64 * step_multiply_adds(&network) as f64;
     let (preprocess, pixels, crops) = squares(&network, batch);
-    let classes = (0..network.classes()).map(|class| class.to_string()).collect();
+    let classes = Classes::unknown(network.classes());
     let params = Params::init(backend, &network, 0)?;
     let momentum = Params::zeros(backend, &network)?;
     let labels: Vec<u32> = (0..batch).map(|i| (i % network.classes()) as u32).collect();

@@ -3,17 +3,32 @@
 use zfnet::Error;
 use zfnet::data::shard::manifest::MANIFEST;
 
-/// What to do about the first of an error and its causes for which that can be told.
-pub fn advice(error: &anyhow::Error) -> Option<String> {
-    error.chain().filter_map(|cause| cause.downcast_ref()).find_map(on)
+/// What to do about the first of an error and its causes for which that can be told to a command that has these
+/// flags.
+pub fn advice(error: &anyhow::Error, flags: &[String]) -> Option<String> {
+    let has = |word: &str| match word.strip_prefix("--") {
+        None => true,
+        Some(rest) => {
+            let end =
+                rest.find(|c: char| !c.is_ascii_lowercase() && c != '-').unwrap_or(rest.len());
+            flags.iter().any(|flag| *flag == rest[..end])
+        }
+    };
+    let fits = |advice: &String| advice.split_whitespace().all(has);
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref())
+        .find_map(|cause| on(cause).into_iter().find(fits))
 }
 
-fn on(error: &Error) -> Option<String> {
+/// Advice on an error: what is best, then what does without some flag.
+fn on(error: &Error) -> Vec<String> {
     let advice = match error {
         Error::RunExists { .. } => "go on with --resume, or choose another --out",
         Error::ResumeMismatch { what, .. } => match *what {
-            "seed or number of parts of a batch" => {
-                "continue with the same --seed and --accumulate, or choose another --out"
+            "seed" => "continue with the same --seed, or choose another --out",
+            "number of parts of a batch" => {
+                "continue with the same --accumulate, or choose another --out"
             }
             "shuffle window" => "continue with the same --shuffle-window, or choose another --out",
             _ => "continue with the same flags, or choose another --out",
@@ -26,14 +41,21 @@ fn on(error: &Error) -> Option<String> {
             if (1..*samples).contains(largest) =>
         {
             let parts = batch.div_ceil(*largest);
-            return Some(format!(
+            return vec![format!(
                 "try --batch-size {largest}, or --accumulate {parts} for the same batch in parts"
-            ));
+            )];
         }
         Error::BareWeights => {
             "say which with --arch NAME|FILE and --preprocess paper|torchvision|caffe"
         }
-        Error::TooManyBad { .. } => "mend or remove them, or raise --max-bad",
+        Error::TooManyBad { .. } => {
+            return ["mend or remove them, or raise --max-bad", "mend or remove them"]
+                .map(str::to_owned)
+                .into();
+        }
+        Error::Unpacked { path } => {
+            return vec![format!("make one with `zfnet pack {} SET`", path.display())];
+        }
         Error::NotInShards => "leave out --shuffle-window, or make shards with `zfnet pack`",
         // The manifest comes of all shards, and says what they must be.
         Error::DamagedSet { path, .. } if path.ends_with(MANIFEST) => {
@@ -42,13 +64,18 @@ fn on(error: &Error) -> Option<String> {
         Error::DamagedSet { .. } => {
             "run the same `zfnet pack` into this folder again: it makes anew what is missing or damaged"
         }
-        Error::LostShard { .. } => "restore it and go on with --resume",
+        Error::LostShard { .. } => {
+            return ["restore it and go on with --resume", "restore it and run this again"]
+                .map(str::to_owned)
+                .into();
+        }
+        Error::Io { action: "map", .. } => "read shards without mapping them: --io pread",
         Error::NoDevice(_) => "--device cpu needs no GPU",
         Error::UnsupportedPrecision { .. } => "use --precision f32",
         Error::MissingLibrary { .. } => "or use --gemm own",
-        _ => return None,
+        _ => return Vec::new(),
     };
-    Some(advice.into())
+    vec![advice.into()]
 }
 
 #[cfg(test)]
@@ -61,7 +88,9 @@ mod tests {
     fn causes_are_advised_on() {
         let bare = Error::BareWeights.in_file(Path::new("a.safetensors"));
         let error = Err::<(), _>(bare).context("reading").unwrap_err();
-        assert!(advice(&error).unwrap().contains("--arch"));
+        let flags = ["arch", "preprocess", "batch-size", "accumulate"].map(str::to_owned);
+        assert!(advice(&error, &flags).unwrap().contains("--arch"));
+        assert_eq!(advice(&error, &flags[1..]), None, "of a command without --arch");
         let memory = |largest| {
             let needs = String::new();
             let error = Error::TrainingMemory {
@@ -72,10 +101,13 @@ mod tests {
                 samples: 32,
                 largest,
             };
-            advice(&error.into())
+            advice(&error.into(), &flags)
         };
         let fits = "try --batch-size 10, or --accumulate 7 for the same batch in parts";
         assert_eq!(memory(Some(10)).unwrap(), fits);
         assert_eq!([memory(None), memory(Some(0)), memory(Some(32))], [None, None, None]);
+        let lost = || Error::LostShard { path: "a.tar".into(), reason: String::new() }.into();
+        assert!(advice(&lost(), &["resume".into()]).unwrap().contains("--resume"));
+        assert_eq!(advice(&lost(), &flags).unwrap(), "restore it and run this again");
     }
 }

@@ -12,6 +12,7 @@ use serde_json::json;
 use zfnet::backend::Backend;
 use zfnet::bench::Benchmark;
 use zfnet::data::Split;
+use zfnet::data::classes::Classes;
 use zfnet::data::folder::ImageFolder;
 use zfnet::data::images::Images;
 use zfnet::data::synthetic;
@@ -26,7 +27,7 @@ use super::progress::Progress;
 use super::signals::{signal_code, stop_on_signals};
 use super::study::features::{PageJob, write_page};
 use super::train::Display;
-use super::{BareArgs, DeviceArgs, OnDevice, ReadArgs, make_folder, output};
+use super::{BareArgs, DeviceArgs, OnDevice, ReadArgs, make_folder, output, shown};
 
 #[derive(Args)]
 pub struct Demo {
@@ -169,7 +170,7 @@ fn learn<B: Backend>(
     let job = Job {
         train: Arc::new(Images::new(folder.train.clone(), options)),
         val: Arc::new(Images::new(folder.val.clone(), options)),
-        classes: folder.names.clone(),
+        classes: Classes::new(folder.classes.clone(), folder.names.clone()),
         out: run.to_owned(),
         seed: args.seed,
         shuffle_window: None,
@@ -231,7 +232,7 @@ fn page<B: Backend>(
     let layers = spatial_layers(network, false)?;
     let maps = Maps::First(if preview { PREVIEW_MAPS } else { usize::MAX });
     let job = PageJob {
-        checkpoint: run.display().to_string(),
+        checkpoint: shown(run),
         root: &folder.root,
         images: Arc::new(Images::new(samples, options)),
         split: Split::Val,

@@ -10,6 +10,8 @@ use zfnet::backend::cpu::CpuBackend;
 use zfnet::backend::{Precision, cuda};
 use zfnet::bench::Benchmark;
 
+use super::limits::check_threads;
+
 /// Where to compute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeviceName {
@@ -87,7 +89,7 @@ pub trait OnDevice {
 impl DeviceArgs {
     /// Opens the device, says which one it is, and runs a command on it.
     pub fn run(&self, command: impl OnDevice) -> Result<ExitCode> {
-        let threads = self.threads.map(usize::from);
+        let threads = check_threads(self.threads)?;
         if let Some(threads) = threads {
             // What runs beside the backend (the mean image, say) keeps to it too.
             rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;

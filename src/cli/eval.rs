@@ -11,14 +11,11 @@ use zfnet::backend::Backend;
 use zfnet::bench::Benchmark;
 use zfnet::data::Split;
 use zfnet::data::images::Images;
-use zfnet::data::set::DataSet;
 use zfnet::study::ensemble::{Candidate, error_rates, same_classes};
 use zfnet::train::evaluate::Evaluation;
 
 use super::progress::Progress;
-use super::{
-    BareArgs, CropsName, DeviceArgs, OnDevice, ReadArgs, SplitName, check_classes, output,
-};
+use super::{BareArgs, CropsName, DeviceArgs, OnDevice, ReadArgs, SplitName, open_data, output};
 
 #[derive(Args)]
 pub struct Eval {
@@ -60,10 +57,9 @@ impl ModelsArgs {
             models.push((path.display().to_string(), self.bare.load(backend, path)?));
         }
         same_classes(&models)?;
-        let set = DataSet::open(&self.data)?;
+        let set = open_data(&self.data, &models[0].1)?;
         let mut candidates: Vec<Candidate<B>> = Vec::new();
         for (name, model) in models {
-            check_classes(&self.data, &set, &model)?;
             let side = model.preprocess.resize;
             // Those of one size share the images, and with them what is kept in memory.
             let known: Option<&Arc<Images>> =

@@ -8,6 +8,7 @@ use clap::Args;
 use serde::Serialize;
 use zfnet::backend::cpu::CpuBackend;
 use zfnet::data::Split;
+use zfnet::data::set::{DataSet, is_unfinished};
 use zfnet::data::shard::ShardSet;
 use zfnet::data::shard::manifest::{Form, Manifest};
 use zfnet::human_bytes;
@@ -61,6 +62,9 @@ pub fn run(args: Inspect) -> Result<ExitCode> {
             print_set(&args.what, &manifest)?;
         }
         return Ok(ExitCode::SUCCESS);
+    }
+    if is_unfinished(path) {
+        DataSet::open(path)?; // which says what to do
     }
     let (network, changes) = find(&args)?;
     let transposed =

@@ -8,6 +8,7 @@ mod demo;
 mod device;
 mod eval;
 mod inspect;
+mod limits;
 mod output;
 mod pack;
 mod progress;
@@ -17,18 +18,22 @@ mod study;
 mod train;
 mod verify;
 
+use std::fs::File;
+use std::panic;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Mutex;
 
 use anyhow::{Context, Result, bail};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use device::{DeviceArgs, OnDevice};
 use zfnet::backend::Backend;
 use zfnet::data::Split;
+use zfnet::data::folder::check_output;
 use zfnet::data::images::ReadOptions;
 use zfnet::data::set::DataSet;
 use zfnet::data::shard::Io;
-use zfnet::model::weights::default_class_names;
+use zfnet::disk::{lock, unlock};
 use zfnet::model::{ExternalConfig, Model};
 use zfnet::train::checkpoint::load_model;
 use zfnet::train::evaluate::TestCrops;
@@ -109,7 +114,9 @@ impl ReadArgs {
         if !(0.0..=1.0).contains(&self.max_bad) {
             bail!("--max-bad: expected a share from 0 to 1, found {}", self.max_bad);
         }
-        let cache_bytes = self.cache_mb.saturating_mul(1 << 20);
+        // Both splits may be kept, beside the network and its training.
+        let share_of_free = zfnet::memory::available().map_or(usize::MAX, |free| free / 4);
+        let cache_bytes = self.cache_mb.saturating_mul(1 << 20).min(share_of_free);
         let io = self.io.map(Io::from);
         Ok(ReadOptions { side, max_bad: self.max_bad, cache_bytes, io })
     }
@@ -171,40 +178,21 @@ impl From<SplitName> for Split {
     }
 }
 
-/// A data set whose classes are a model's.
+/// A data set that a model is tried on, which must have its classes.
 fn open_data<B: Backend>(data: &Path, model: &Model<B>) -> Result<DataSet> {
-    let set = DataSet::open(data)?;
-    check_classes(data, &set, model)?;
-    Ok(set)
-}
-
-/// Refuses a data set whose classes are not a model's.
-fn check_classes<B: Backend>(data: &Path, set: &DataSet, model: &Model<B>) -> Result<()> {
-    let names = set.names();
-    // A bare model does not know its classes' names: they have been made up.
-    let named = model.classes != default_class_names(model.classes.len());
-    let fits = if named { model.classes == names } else { model.classes.len() == names.len() };
-    if !fits {
-        bail!(
-            "{}: expected the classes of the checkpoint ({}: {}), found {}: {}",
-            data.display(),
-            model.classes.len(),
-            shorten(&model.classes),
-            names.len(),
-            shorten(&names)
+    if !model.classes.are_known() {
+        tracing::warn!(
+            "the network's file does not name its classes: they are taken to be those of {}, in the order of their \
+             folders",
+            data.display()
         );
     }
-    Ok(())
-}
-
-fn shorten(names: &[String]) -> String {
-    let first: Vec<&str> = names.iter().take(4).map(String::as_str).collect();
-    format!("{}{}", first.join(", "), if names.len() > 4 { ", ..." } else { "" })
+    Ok(DataSet::open_for(data, &model.classes)?)
 }
 
 /// So many threads for what runs on all cores outside the CPU backend.
 fn use_threads(threads: Option<u16>) -> Result<()> {
-    let threads = threads.map_or(0, usize::from); // 0: all cores
+    let threads = limits::check_threads(threads)?.unwrap_or(0); // 0: all cores
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
     pool.build_global().context("cannot start threads")
 }
@@ -217,9 +205,35 @@ fn grouped(number: usize) -> String {
     groups.join(",")
 }
 
+/// A path as pages show it: as it was given or, if that was absolute and may tell of a user what others need not know,
+/// by its last name.
+fn shown(path: &Path) -> String {
+    if path.is_relative() {
+        return path.display().to_string();
+    }
+    let name = path.file_name().map_or(path, Path::new);
+    let within = ["best", "last", "model.safetensors"].iter().any(|known| name == Path::new(known))
+        || name.to_string_lossy().starts_with("step-");
+    match path.parent() {
+        Some(run) if within => format!("{}/{}", shown(run), name.display()),
+        _ => name.display().to_string(),
+    }
+}
+
+/// Folders that this command writes pages into, each with its lock.
+static HELD: Mutex<Vec<(PathBuf, File)>> = Mutex::new(Vec::new());
+
 /// The folder for a command's pages, made if need be.
 fn make_folder(out: &Path) -> Result<PathBuf> {
+    check_output(out)?;
     std::fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
+    // Known before hours of work, and gone when it is dropped.
+    tempfile::tempfile_in(out).with_context(|| format!("cannot write into {}", out.display()))?;
+    // Two commands that write into one folder would mix their pictures and numbers.
+    let mut held = HELD.lock().expect("no panic while it is held");
+    if held.iter().all(|(folder, _)| folder != out) {
+        held.push((out.to_owned(), lock(out, "another command")?)); // until the program ends
+    }
     Ok(out.to_owned())
 }
 
@@ -234,7 +248,44 @@ pub fn main() -> ExitCode {
         .with_max_level(tracing::Level::INFO)
         .init();
     signals::outlive_file_size_limits();
-    let result = match Cli::parse().command {
+    // A decoder's panic is a bad image's error; what Rust would say of it helps nobody.
+    let say = panic::take_hook();
+    panic::set_hook(Box::new(move |panic| {
+        if !zfnet::data::decode::is_decoding() {
+            say(panic);
+        }
+    }));
+    let matches = Cli::command().get_matches();
+    let Cli { command } = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let result = limits::raise_open_files().and_then(|()| run(command));
+    for (folder, file) in HELD.lock().expect("no panic while it is held").drain(..) {
+        unlock(&folder, file);
+    }
+    result.unwrap_or_else(|error| {
+        if error.downcast_ref().is_some_and(output::Unwritable::reader_has_left) {
+            return ExitCode::from(signals::SIGPIPE_CODE);
+        }
+        match advice::advice(&error, &flags(&matches)) {
+            Some(advice) => output::message(format_args!("error: {error:#}; {advice}")),
+            None => output::message(format_args!("error: {error:#}")),
+        }
+        ExitCode::FAILURE
+    })
+}
+
+/// The long flags of the command that was given.
+fn flags(matches: &ArgMatches) -> Vec<String> {
+    let all = Cli::command();
+    let (mut command, mut matches) = (&all, matches);
+    while let Some((name, inner)) = matches.subcommand() {
+        let Some(found) = command.find_subcommand(name) else { break };
+        (command, matches) = (found, inner);
+    }
+    command.get_arguments().filter_map(|flag| flag.get_long().map(str::to_owned)).collect()
+}
+
+fn run(command: Command) -> Result<ExitCode> {
+    match command {
         Command::Demo(args) => args.device.clone().run(args),
         Command::Train(args) => args.device.clone().run(args),
         Command::Eval(args) => args.device.clone().run(args),
@@ -249,17 +300,7 @@ pub fn main() -> ExitCode {
             Some(bench::Other::Loader(args)) => bench_loader::run(args),
             None => args.device.clone().run(args),
         },
-    };
-    result.unwrap_or_else(|error| {
-        if error.downcast_ref().is_some_and(output::Unwritable::reader_has_left) {
-            return ExitCode::from(signals::SIGPIPE_CODE);
-        }
-        match advice::advice(&error) {
-            Some(advice) => output::message(format_args!("error: {error:#}; {advice}")),
-            None => output::message(format_args!("error: {error:#}")),
-        }
-        ExitCode::FAILURE
-    })
+    }
 }
 
 #[cfg(test)]

@@ -32,13 +32,18 @@ impl std::error::Error for Unwritable {}
 pub fn line(text: impl Display) -> Result<(), Unwritable> {
     // One that ends within a line, which is kept back until the next, would end unnoticed.
     let mut stdout = io::stdout().lock();
-    writeln!(stdout, "{text}").and_then(|()| stdout.flush()).map_err(Unwritable)
+    writeln!(stdout, "{}", harmless(text)).and_then(|()| stdout.flush()).map_err(Unwritable)
 }
 
 /// A line for the person who waits. Where nobody can read it (a log on a full disk, a terminal that was closed),
 /// work goes on.
 pub fn message(text: impl Display) {
-    let _ = writeln!(io::stderr().lock(), "{text}");
+    let _ = writeln!(io::stderr().lock(), "{}", harmless(text));
+}
+
+/// A text whose names, which may come from anywhere, do not drive the terminal.
+fn harmless(text: impl Display) -> String {
+    text.to_string().replace(|c: char| c.is_control() && !matches!(c, '\n' | '\t'), "\u{fffd}")
 }
 
 /// Whether standard error is a terminal on which a line can be drawn anew.

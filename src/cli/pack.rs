@@ -98,6 +98,13 @@ pub fn run(args: Pack) -> Result<ExitCode> {
         args.out.display()
     ));
 
+    for (split, items) in [("training", &source.train), ("validation", &source.val)] {
+        if items.is_empty() {
+            progress
+                .line(&format!("note: no {split} images: `zfnet train` needs a set that has both"));
+        }
+    }
+
     let begun = Instant::now();
     let mut before = None;
     let outcome = pack(&source, &plan, &args.out, args.max_bad, &stop, &mut |now| {

@@ -14,7 +14,7 @@ use zfnet::train::evaluate::{Classifier, TestCrops};
 
 use super::progress::Progress;
 use super::study::initial_weights;
-use super::{BareArgs, DeviceArgs, OnDevice, make_folder, output};
+use super::{BareArgs, DeviceArgs, OnDevice, make_folder, output, shown};
 
 #[derive(Args)]
 pub struct Project {
@@ -54,6 +54,7 @@ impl OnDevice for Project {
         let (network, params, preprocess) = (&model.network, &model.params, &model.preprocess);
         let mut projector = Projector::new(backend, network, params, preprocess, 1, 9)?;
         let mut classifier = Classifier::new(backend, network, preprocess, TestCrops::One, 1)?;
+        let out = make_folder(&self.out)?;
         let mut images = Vec::new();
         let mut progress = Progress::new();
         for (done, path) in self.images.iter().enumerate() {
@@ -75,7 +76,6 @@ impl OnDevice for Project {
             std::fs::write(file, bytes)
                 .with_context(|| format!("cannot write {}", file.display()))?;
         }
-        let out = make_folder(&self.out)?;
         let page = write(
             &out,
             &Projections {
@@ -85,7 +85,7 @@ impl OnDevice for Project {
                         format!("{} looks at {} images", network.architecture.name, several.len())
                     }
                 },
-                checkpoint: self.checkpoint.display().to_string(),
+                checkpoint: shown(&self.checkpoint),
                 network: network.architecture.name.clone(),
                 rule: self.rule,
                 facts: vec![initial_weights(backend, &model)?],

@@ -10,6 +10,7 @@ use clap::Args;
 use zfnet::backend::Backend;
 use zfnet::bench::Benchmark;
 use zfnet::data::Split;
+use zfnet::data::folder::check_output;
 use zfnet::data::set::DataSet;
 use zfnet::human_bytes;
 use zfnet::model::{Architecture, ExternalConfig, LayerSpec, Network};
@@ -193,6 +194,7 @@ impl OnDevice for Train {
         };
         self.recipe.apply(&mut architecture)?;
         architecture.recipe.check()?;
+        check_output(&self.out)?;
         let data = DataSet::open(&self.data)?;
         let options = self.read.options(architecture.input.resize)?;
         let stop = stop_on_signals()?;
@@ -201,7 +203,7 @@ impl OnDevice for Train {
             train: Arc::new(data.images(Split::Train, options)?),
             val: Arc::new(data.images(Split::Val, options)?),
             architecture,
-            classes: data.names(),
+            classes: data.classes(),
             out: self.out.clone(),
             seed: self.seed,
             shuffle_window: self.shuffle_window,
@@ -287,6 +289,12 @@ fn print_dry_run<B: Backend>(backend: &B, job: &Job<'_>) -> Result<ExitCode> {
     output::line(format_args!(
         "memory      {} wanted, {free} free{largest}",
         human_bytes(needs.wanted)
+    ))?;
+    let kept = job.train.kept_bytes() + job.val.kept_bytes();
+    output::line(format_args!(
+        "            and {} for images that are kept (--cache-mb), {} while a checkpoint is written",
+        human_bytes(kept),
+        human_bytes(2 * 4 * needs.parameters) // in PyTorch's order, and as a file's bytes
     ))?;
     let steps = steps_per_epoch * recipe.epochs as usize;
     let steps = steps.min(job.max_steps.map_or(usize::MAX, |max| max as usize));

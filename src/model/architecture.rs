@@ -14,6 +14,7 @@
 //! learning_rate = 0.01
 //! ```
 
+use std::io::ErrorKind;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -21,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use super::layer::{Kind, Layer, LayerSpec, MAX_NUMBER, Place, Planned};
 use crate::shape::{Field, Shape};
 use crate::{Error, Result};
-use zfnet_core::Recipe;
+use zfnet_core::{Recipe, text};
 
 /// The networks that are built in: their names and descriptions.
 const PRESETS: [&str; 5] = [
@@ -92,14 +93,15 @@ impl Architecture {
             return Ok(preset.clone());
         }
         let path = Path::new(name_or_file);
-        if !path.exists() {
+        let found = std::fs::metadata(path).map_err(|error| error.kind());
+        if found.is_err_and(|kind| kind == ErrorKind::NotFound) {
             let names: Vec<&str> = presets.iter().map(|preset| preset.name.as_str()).collect();
             return Err(Error::Network(format!(
                 "no network `{name_or_file}`: expected {} or the path of a TOML file",
                 names.join(", ")
             )));
         }
-        let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+        let text = text::read(path)?;
         Self::parse(&text).map_err(|error| Error::file(path, error.to_string()))
     }
 

@@ -15,6 +15,7 @@ use zfnet_core::tensors::{deserialize, unreadable};
 
 use super::{Architecture, Initial, Network, Params, Preprocess};
 use crate::backend::{Backend, Param};
+use crate::data::classes::Classes;
 use crate::shape::{ConvDims, Shape};
 use crate::{Error, Result};
 
@@ -33,8 +34,8 @@ pub struct Model<B: Backend> {
     pub params: Params<B>,
     /// What happens to an image first.
     pub preprocess: Preprocess,
-    /// Name of each class.
-    pub classes: Vec<String>,
+    /// Its classes.
+    pub classes: Classes,
 }
 
 /// What the metadata holds.
@@ -43,7 +44,11 @@ struct Metadata {
     version: u32,
     architecture: Architecture,
     preprocess: Preprocess,
+    /// Their names.
     classes: Vec<String>,
+    /// Their folders' names; none where they are not known.
+    #[serde(default)]
+    class_folders: Vec<String>,
     /// How weights were drawn, by layer, as far as it is known.
     #[serde(default)]
     initial: BTreeMap<String, Initial>,
@@ -103,7 +108,8 @@ impl<B: Backend> Model<B> {
             version: VERSION,
             architecture: self.network.architecture.clone(),
             preprocess: self.preprocess.clone(),
-            classes: self.classes.clone(),
+            classes: self.classes.names.clone(),
+            class_folders: self.classes.folders().unwrap_or_default().to_vec(),
             initial: self.named_initial(),
         };
         let about = serde_json::to_string(&about).expect("plain data");
@@ -131,7 +137,21 @@ impl<B: Backend> Model<B> {
             Some(about) => {
                 let mut preprocess = about.preprocess;
                 preprocess.mean = values(&tensors, MEAN)?.into_owned();
-                (Network::new(about.architecture)?, preprocess, about.classes, about.initial)
+                let (names, folders) = (about.classes, about.class_folders);
+                let classes = match folders.len() {
+                    0 if names == Classes::unknown(names.len()).names => {
+                        Classes::unknown(names.len())
+                    }
+                    0 => Classes::named(names),
+                    n if n == names.len() => Classes::new(folders, names),
+                    n => {
+                        let names = names.len();
+                        let reason =
+                            format!("expected a folder for each of {names} classes, found {n}");
+                        return Err(Error::Network(reason));
+                    }
+                };
+                (Network::new(about.architecture)?, preprocess, classes, about.initial)
             }
             None => {
                 let (network, preprocess, classes) = Self::bare(&tensors, bare)?;
@@ -168,7 +188,7 @@ impl<B: Backend> Model<B> {
     fn bare(
         tensors: &SafeTensors<'_>,
         bare: &ExternalConfig,
-    ) -> Result<(Network, Preprocess, Vec<String>)> {
+    ) -> Result<(Network, Preprocess, Classes)> {
         let (Some(arch), Some(preprocess)) = (&bare.arch, &bare.preprocess) else {
             return Err(Error::BareWeights);
         };
@@ -182,15 +202,10 @@ impl<B: Backend> Model<B> {
             architecture.classes = bias.shape().iter().product();
         }
         let input = architecture.input;
-        let classes = default_class_names(architecture.classes);
+        let classes = Classes::unknown(architecture.classes);
         let preprocess = Preprocess::named(preprocess, input.size, input.resize)?;
         Ok((Network::new(architecture)?, preprocess, classes))
     }
-}
-
-/// Names for the classes of a model that does not know them.
-pub fn default_class_names(count: usize) -> Vec<String> {
-    (0..count).map(|class| format!("class {class}")).collect()
 }
 
 /// Names, shapes and values of tensors.

@@ -28,6 +28,7 @@ use std::collections::HashSet;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 use serde::Serialize;
 
+use crate::disk::is_device_name;
 use crate::study::Facts;
 use crate::study::occluder::Fill;
 
@@ -139,7 +140,7 @@ impl Slugs {
             if c.is_ascii_alphanumeric() || c == '_' { c } else { '-' }
         };
         let mut slug: String = name.chars().take(64).map(fit).collect();
-        if slug.is_empty() {
+        if slug.is_empty() || is_device_name(&slug) {
             slug.push('-');
         }
         let stem = slug.clone();

@@ -35,7 +35,8 @@ use serde::{Deserialize, Serialize};
 use super::ensemble::{Candidate, Errors, error_rates};
 use super::{Facts, Session, Splits, Study};
 use crate::backend::{Backend, Precision};
-use crate::disk::write_atomic;
+use crate::data::classes::Classes;
+use crate::disk::{is_device_name, write_atomic};
 use crate::model::{
     Architecture, ConvSpec, ConvTransposeSpec, ExternalConfig, FcSpec, Kind, LayerSpec, Network,
 };
@@ -43,6 +44,7 @@ use crate::train::checkpoint::load_model;
 use crate::train::evaluate::TestCrops;
 use crate::train::{self, Job, Outcome, Recipe, train};
 use crate::{Error, Result};
+use zfnet_core::text;
 
 /// See [`super::STUDIES`].
 pub const STUDY: Study = Study {
@@ -131,7 +133,7 @@ struct Variant {
 /// If the file cannot be read, has a key or a layer that is not known, two variants of one name, or
 /// one that does not fit: which one, what was expected, what was found.
 pub fn read(path: &Path) -> Result<Variants> {
-    let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
+    let text = text::read(path)?;
     let config: Config =
         toml::from_str(&text).map_err(|error| Error::file(path, error.to_string()))?;
     build(config, path).map_err(|error| error.in_file(path))
@@ -278,6 +280,9 @@ fn slug(name: &str) -> String {
     let words: String = name.chars().map(fit).collect();
     let mut slug = words.split_whitespace().collect::<Vec<_>>().join("-");
     slug.truncate(MAX_SLUG);
+    if is_device_name(&slug) {
+        slug.push('-');
+    }
     slug
 }
 
@@ -342,6 +347,7 @@ struct RunSettings {
     seed: u64,
     train: String,
     val: String,
+    /// Names of their folders.
     classes: Vec<String>,
     precision: String,
     architecture: Architecture,
@@ -376,7 +382,7 @@ pub fn run<B: Backend>(
             seed,
             train: of_train.clone(),
             val: of_val.clone(),
-            classes: data.classes.clone(),
+            classes: data.classes.folders().unwrap_or(&data.classes.names).to_vec(),
             precision: format!("{:?}", backend.precision()),
             architecture: Architecture { description: String::new(), ..architecture },
         });
@@ -384,7 +390,7 @@ pub fn run<B: Backend>(
     let run_of = |row: &VariantPlan| Path::new("runs").join(&row.slug);
     let mut known = Vec::new();
     for (row, record) in rows.iter().zip(&records) {
-        known.push(same(&out.join(run_of(row)).join(BEGUN), record)?);
+        known.push(same(&out.join(run_of(row)).join(BEGUN), record, &data.classes)?);
     }
     // The key names no model: weights follow from the records and the backend.
     let parts = session.parts(&[], &(&records, backend.id()))?;
@@ -477,19 +483,24 @@ fn measure<B: Backend>(
 }
 
 /// Whether a run was begun before, which must have been with the same.
-fn same(file: &Path, now: &RunSettings) -> Result<bool> {
+fn same(file: &Path, now: &RunSettings, classes: &Classes) -> Result<bool> {
     let bytes = match fs::read(file) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
         read => read.map_err(Error::io("read", file))?,
     };
     let then: RunSettings = serde_json::from_slice(&bytes)
         .map_err(|error| Error::file(file, format!("is damaged: {error}")))?;
+    let differs =
+        |what, difference| Err(Error::ResumeMismatch { path: file.into(), what, difference });
+    // Earlier versions wrote down readable names.
+    if let Some(difference) = Classes::named(then.classes.clone()).difference(classes) {
+        return differs("set of classes", difference);
+    }
     for ((what, then), (_, now)) in then.lines().into_iter().zip(now.lines()) {
         let line = |lines: &[String], i: usize| lines.get(i).cloned().unwrap_or("nothing".into());
         let apart = (0..then.len().max(now.len())).find(|i| then.get(*i) != now.get(*i));
         if let Some(i) = apart {
-            let (expected, found) = (line(&then, i), line(&now, i));
-            return Err(Error::ResumeMismatch { path: file.into(), what, expected, found });
+            return differs(what, format!("{} then, {} now", line(&then, i), line(&now, i)));
         }
     }
     Ok(true)
@@ -497,7 +508,7 @@ fn same(file: &Path, now: &RunSettings) -> Result<bool> {
 
 impl RunSettings {
     /// All of it as lines, for a message to say which one differs.
-    fn lines(&self) -> [(&'static str, Vec<String>); 7] {
+    fn lines(&self) -> [(&'static str, Vec<String>); 6] {
         let Architecture { name, input, layers, recipe, .. } = &self.architecture;
         let recipe = toml::to_string(recipe).expect("plain data");
         let network = [name.clone(), format!("{input:?}")].into_iter();
@@ -506,7 +517,6 @@ impl RunSettings {
             ("seed", vec![self.seed.to_string()]),
             ("set of training images", vec![self.train.clone()]),
             ("set of validation images", vec![self.val.clone()]),
-            ("set of classes", self.classes.clone()),
             ("precision", vec![self.precision.clone()]),
             ("recipe", recipe.lines().map(str::to_owned).collect()),
             ("network", network.chain(layers).collect()),
@@ -524,6 +534,7 @@ mod tests {
         assert_eq!(slug("../../etc/passwd"), "etc-passwd");
         assert_eq!(slug("Maps 256-512"), "maps-256-512");
         assert_eq!(slug("<é>"), "");
+        assert_eq!([slug("CON"), slug("com1"), slug("conv")], ["con-", "com1-", "conv"]);
         assert_eq!(slug(&"x".repeat(500)).len(), 64);
     }
 }

@@ -8,7 +8,6 @@
 //! to the folder of this file unless another one is named.
 
 use std::collections::BTreeMap;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -17,9 +16,7 @@ use super::image_selection::StudyImage;
 use crate::data::decode::Square;
 use crate::model::Preprocess;
 use crate::{Error, Result};
-
-/// Most bytes of such a file.
-const LARGEST: u64 = 16 << 20;
+use zfnet_core::text;
 
 /// An image and its boxes by name.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -45,12 +42,7 @@ struct Listed {
 /// # Errors
 /// If it cannot be read, is no such JSON, or a box is empty or no numbers.
 pub fn read(path: &Path, root: Option<&Path>) -> Result<Vec<Annotation>> {
-    let mut text = String::new();
-    let file = std::fs::File::open(path).map_err(Error::io("read", path))?;
-    file.take(LARGEST + 1).read_to_string(&mut text).map_err(Error::io("read", path))?;
-    if text.len() as u64 > LARGEST {
-        return Err(Error::file(path, "expected a list of boxes of at most 16 MiB"));
-    }
+    let text = text::read(path)?;
     let mut listed: Listed = serde_json::from_str(&text).map_err(|error| {
         let expected =
             r#"{ "images": [ { "image": PATH, "boxes": { NAME: [x0, y0, x1, y1] } } ] }"#;

@@ -14,7 +14,6 @@ use super::{Facts, Session, Study};
 use crate::backend::{Backend, Precision};
 use crate::data::images::Images;
 use crate::model::Model;
-use crate::model::weights::default_class_names;
 use crate::train::evaluate::{Classifier, Evaluation, Member, TestCrops, evaluate};
 use crate::{Error, Result};
 
@@ -91,8 +90,9 @@ pub fn run<B: Backend>(
     candidates: &[Candidate<B>],
 ) -> Result<Ensemble> {
     let models: Vec<&Model<B>> = candidates.iter().map(|candidate| &candidate.model).collect();
-    // The facts say which set it is: names of files and classes may be those of another.
-    let settings = (candidates[0].images.fingerprint(), &session.facts);
+    // The first image's path says which set it is: names of files and classes may be those of another.
+    let images = &candidates[0].images;
+    let settings = (images.fingerprint(), images.path(0), &session.facts);
     let parts = session.parts(&models, &settings)?;
     let alone = candidates.chunks(1).map(|one| (one[0].name.clone(), one));
     let averaged = (format!("all {} averaged", candidates.len()), candidates);
@@ -190,28 +190,12 @@ pub fn error_rates<B: Backend>(
 /// If one has other classes than the first: both names, and where they part.
 pub fn same_classes<B: Backend>(models: &[(String, Model<B>)]) -> Result<()> {
     let Some(((first, one), others)) = models.split_first() else { return Ok(()) };
-    // A bare model does not know its classes' names: they have been made up.
-    let named = |classes: &[String]| classes != default_class_names(classes.len());
     for (name, other) in others {
-        let (a, b) = (&one.classes, &other.classes);
-        let refuse = |a: String, b: String| {
-            Err(Error::Data(format!(
-                "the networks of an ensemble must have the same classes: {first} has {a}, {name} \
-                 has {b}"
-            )))
-        };
-        if a.len() != b.len() {
-            return refuse(format!("{} classes", a.len()), format!("{} classes", b.len()));
-        }
-        let apart = a.iter().zip(b).enumerate().find(|(_, (a, b))| a != b);
-        if let Some((class, (a_class, b_class))) = apart
-            && named(a)
-            && named(b)
-        {
-            return refuse(
-                format!("`{a_class}` as class {class}"),
-                format!("`{b_class}` as class {class}"),
-            );
+        if let Some(difference) = one.classes.difference(&other.classes) {
+            return Err(Error::Data(format!(
+                "the networks of an ensemble must have the same classes, and {name} has others than {first}: \
+                 {difference}"
+            )));
         }
     }
     Ok(())

@@ -8,6 +8,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::numbers::most_probable;
 use super::pixels::{centre_crop, original_box};
 use crate::backend::Backend;
+use crate::data::classes::Classes;
 use crate::data::decode::prepare;
 use crate::data::images::{Images, Scratch, read_rgb};
 use crate::model::{Model, Preprocess};
@@ -71,7 +72,7 @@ pub fn from_files<B: Backend>(
         let mut square = vec![0; preprocess.bytes()];
         prepare(&original, preprocess.resize, &mut square);
         let folder = path.parent().and_then(|folder| folder.file_name()?.to_str());
-        let of_folder = || classes.iter().position(|name| Some(name.as_str()) == folder);
+        let of_folder = || folder.and_then(|folder| classes.position(folder));
         let known = given.or_else(of_folder);
         let class = match known {
             Some(class) => class,
@@ -119,7 +120,7 @@ pub fn first_correct<B: Backend>(
         let of_class: Vec<usize> =
             (0..images.len()).filter(|&i| images.class(i) as usize == class).collect();
         if of_class.is_empty() {
-            let name = &model.classes[class];
+            let name = &model.classes.names[class];
             return Err(Error::Data(format!(
                 "{}: no image of class `{name}`: add some, or choose other classes",
                 root.display()
@@ -161,13 +162,13 @@ pub fn first_correct<B: Backend>(
     Ok(picked)
 }
 
-/// The index of a class by its name.
+/// The index of a class by its name or its folder's.
 ///
 /// # Errors
 /// If there is none; the message lists the names.
-pub fn class_named(classes: &[String], name: &str) -> Result<usize> {
-    classes.iter().position(|class| class == name).ok_or_else(|| {
-        let first: Vec<&str> = classes.iter().take(12).map(String::as_str).collect();
+pub fn class_named(classes: &Classes, name: &str) -> Result<usize> {
+    classes.position(name).ok_or_else(|| {
+        let first: Vec<&str> = classes.names.iter().take(12).map(String::as_str).collect();
         let more = if classes.len() > 12 { ", ..." } else { "" };
         Error::Data(format!(
             "no class `{name}`: expected one of the network's: {}{more}",

@@ -297,7 +297,7 @@ impl<'a, B: Backend> ChangeExtractor<'a, B> {
             responses.extend(found);
             progress(responses.len());
         }
-        let class = classes[picked.class].clone();
+        let class = classes.names[picked.class].clone();
         let (image, known) = (picked.name.clone(), picked.known);
         Ok(Responses { image, class, known, norms, responses })
     }

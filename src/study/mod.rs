@@ -41,6 +41,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use crate::backend::{Backend, SeedUnit};
 use crate::data::Split;
+use crate::data::classes::Classes;
 use crate::data::images::{Images, ReadOptions};
 use crate::data::set::DataSet;
 use crate::model::weights::named_values;
@@ -92,8 +93,8 @@ pub struct Splits {
     pub train: Arc<Images>,
     /// The validation images.
     pub val: Arc<Images>,
-    /// Names of their classes, which need not be those of a network.
-    pub classes: Vec<String>,
+    /// Their classes, which need not be those of a network.
+    pub classes: Classes,
 }
 
 impl Splits {
@@ -103,7 +104,11 @@ impl Splits {
     /// If a set of shards does not hold together.
     pub fn open(set: &DataSet, options: ReadOptions) -> Result<Self> {
         let images = |split| set.images(split, options).map(Arc::new);
-        Ok(Splits { train: images(Split::Train)?, val: images(Split::Val)?, classes: set.names() })
+        Ok(Splits {
+            train: images(Split::Train)?,
+            val: images(Split::Val)?,
+            classes: set.classes(),
+        })
     }
 
     /// The fingerprints of both.

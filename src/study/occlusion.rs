@@ -249,7 +249,7 @@ pub fn run<B: Backend>(
         facts: session.facts.clone(),
         network: network.architecture.name.clone(),
         preprocess: preprocess.clone(),
-        classes: classes.clone(),
+        classes: classes.names.clone(),
         settings: *settings,
         layer: layer.name.clone(),
         images: found,

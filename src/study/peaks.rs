@@ -306,7 +306,7 @@ pub fn pictures<B: Backend>(
         let class = images.class(image as usize) as usize;
         pictures[map][place] = ProjectedPeak {
             image: path.strip_prefix(root).unwrap_or(&path).display().to_string(),
-            class: model.classes[class].clone(),
+            class: model.classes.names[class].clone(),
             y,
             x,
             value: unit.value,

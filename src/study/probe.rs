@@ -158,15 +158,15 @@ fn draw(network: &Network, data: &Splits, settings: &Settings) -> Result<Draws> 
             "network {name}: has no layer below its logits to probe"
         )));
     }
-    let train = some_of_each(&data.train, "training", &data.classes)?;
-    let val = some_of_each(&data.val, "validation", &data.classes)?;
+    let train = some_of_each(&data.train, "training", &data.classes.names)?;
+    let val = some_of_each(&data.val, "validation", &data.classes.names)?;
     if let Some(wanted) = *per_class
         && let Some(class) = train.iter().position(|images| images.len() < wanted)
     {
         return Err(Error::Data(format!(
             "expected {wanted} training images of every class, found {} of class `{}`: ask for fewer",
             train[class].len(),
-            data.classes[class]
+            data.classes.names[class]
         )));
     }
     let widest = layers.iter().map(|&layer| network.layers[layer].output.per_image()).max();
@@ -292,7 +292,7 @@ pub fn run<B: Backend>(
         network: network.architecture.name.clone(),
         convolutions: network.convolutions().count(),
         classes: data.classes.len(),
-        own_classes: data.classes.iter().any(|class| own.contains(class)),
+        own_classes: data.classes.names.iter().any(|class| own.position(class).is_some()),
         settings: settings.clone(),
         per_class: draws.per_class,
         test_per_class: draws.test_per_class,

@@ -177,7 +177,7 @@ pub fn classify<B: Backend>(
     classifier.add_probabilities(backend, network, params, square, &mut probabilities)?;
     let mut order: Vec<usize> = (0..classes.len()).collect();
     order.sort_by(|a, b| probabilities[*b].total_cmp(&probabilities[*a]).then(a.cmp(b)));
-    Ok(order.into_iter().map(|i| (classes[i].clone(), probabilities[i] as f32)).collect())
+    Ok(order.into_iter().map(|i| (classes.names[i].clone(), probabilities[i] as f32)).collect())
 }
 
 /// Everything of one projection as raw numbers, HWC: `input`, `activation.LAYER`,

@@ -11,6 +11,7 @@ use super::linear::mean_class_accuracy;
 use super::numbers::most_probable;
 use crate::Result;
 use crate::backend::{Backend, StepState};
+use crate::data::classes::Classes;
 use crate::data::images::{Images, Scratch};
 use crate::data::order::{permutation, training_crop};
 use crate::model::{Architecture, Model, Network, Params, Preprocess};
@@ -90,7 +91,7 @@ impl Start {
 pub fn train_few<B: Backend>(
     backend: &B,
     checkpoint: &Model<B>,
-    classes: &[String],
+    classes: &Classes,
     squares: &Squares,
     start: Start,
     updates: u32,
@@ -112,7 +113,7 @@ pub fn train_few<B: Backend>(
         Start::Scratch => preprocess.mean = mean_of(&preprocess, &squares.pixels),
         Start::FineTune => copy_but_last(backend, checkpoint, &mut params)?,
     }
-    let model = Model { network, params, preprocess, classes: classes.to_vec() };
+    let model = Model { network, params, preprocess, classes: classes.clone() };
     let momentum = Params::zeros(backend, &model.network)?;
     let mut trainer = Trainer::new(backend, model, momentum, 1)?;
     let bytes = trainer.model.preprocess.bytes();

@@ -125,7 +125,7 @@ pub struct TransferScore {
 pub fn draw(settings: &Settings, data: &Splits) -> Result<Vec<Fold>> {
     let [train, val] = [&data.train, &data.val].map(|images| by_class(images, data.classes.len()));
     let Settings { folds: count, test_per_class, seed, .. } = *settings;
-    folds(&train, &val, &data.classes, settings.most(), test_per_class, count, seed)
+    folds(&train, &val, &data.classes.names, settings.most(), test_per_class, count, seed)
 }
 
 /// Trains and measures every method; `pretrained_on` are the images that the network was trained on. The

@@ -1,8 +1,12 @@
 //! Where a run of training begins: at random weights, at those of another checkpoint, or where the run was
 //! interrupted.
 
+use std::collections::BTreeSet;
+use std::fmt::Display;
 use std::path::Path;
 use std::sync::atomic::Ordering;
+
+use serde::Serialize;
 
 use super::checkpoint::{self, Newest, Resumed, State};
 use super::job::{Event, Job};
@@ -55,6 +59,7 @@ fn start<B: Backend>(
     let data = data_of(job);
     let mut state = State::new(recipe, job.seed, job.accumulate, backend.id(), data);
     state.shuffle_window = job.shuffle_window;
+    state.val = Some(job.val.fingerprint());
     let model =
         Model { network: network.clone(), params, preprocess, classes: job.classes.clone() };
     Ok(Some(Resumed { model, momentum, state }))
@@ -133,6 +138,24 @@ fn last_checkpoint<B: Backend>(
     Ok(Some(resumed))
 }
 
+/// The settings that differ, each with its two values.
+fn settings(then: &impl Serialize, now: &impl Serialize) -> String {
+    // By way of text: as numbers of 64 bits those of 32 have many more digits.
+    let [then, now] = [serde_json::to_string(then), serde_json::to_string(now)]
+        .map(|text| serde_json::from_str(&text.expect("plain data")).expect("JSON"));
+    let (then, now): (serde_json::Value, serde_json::Value) = (then, now);
+    let (Some(then), Some(now)) = (then.as_object(), now.as_object()) else {
+        return format!("{then} then, {now} now");
+    };
+    let value = |value: Option<&serde_json::Value>| value.map_or("none".into(), |v| v.to_string());
+    let keys: BTreeSet<&String> = then.keys().chain(now.keys()).collect();
+    let differ = keys.into_iter().filter(|key| then.get(*key) != now.get(*key));
+    let line = |key: &String| {
+        format!("{key} = {} then, {} now", value(then.get(key)), value(now.get(key)))
+    };
+    differ.map(line).collect::<Vec<_>>().join("; ")
+}
+
 /// The images that a run sees and, if it sees them as they lie in shards, how they lie.
 fn data_of(job: &Job<'_>) -> String {
     let images = job.train.fingerprint();
@@ -157,33 +180,55 @@ fn check_resume<B: Backend>(
     then.recipe.epochs = now.recipe.epochs;
     state.recipe.epochs = now.recipe.epochs;
     now.description.clone_from(&then.description);
-    let differs = |what, then: &dyn std::fmt::Debug, now: &dyn std::fmt::Debug| {
-        let (expected, found) = (format!("{then:?}"), format!("{now:?}"));
-        Err(Error::ResumeMismatch { path: folder.into(), what, expected, found })
+    let differs = |what, difference: String| {
+        Err(Error::ResumeMismatch { path: folder.into(), what, difference })
     };
+    let values = |then: &dyn Display, now: &dyn Display| format!("{then} then, {now} now");
     if then.recipe != now.recipe {
-        return differs("recipe", &then.recipe, &now.recipe);
+        return differs("recipe", settings(&then.recipe, &now.recipe));
     }
     if *then != now {
-        let layer = then.layers.iter().zip(&now.layers).find(|(then, now)| then != now);
+        let (before, after) = (then.layers.len(), now.layers.len());
+        let layers = then.layers.iter().zip(&now.layers);
+        let layer = layers.zip(1..).find(|((then, now), _)| then != now);
         return match layer {
-            Some((then, now)) => differs("layer", then, now),
-            None => differs("network", &(&then.name, then.input), &(&now.name, now.input)),
+            Some(((then, now), number)) => {
+                differs("network", format!("in layer {number} {}", settings(then, now)))
+            }
+            None if before != after => differs("network", values(&before, &after) + " layers"),
+            None => differs("network", settings(&*then, &now)),
         };
     }
-    if model.classes != job.classes {
-        return differs("set of classes", &model.classes, &job.classes);
+    if let Some(difference) = model.classes.difference(&job.classes) {
+        return differs("set of classes", difference);
     }
-    if (state.seed, state.accumulate) != (job.seed, job.accumulate) {
-        let (then, now) = ((state.seed, state.accumulate), (job.seed, job.accumulate));
-        return differs("seed or number of parts of a batch", &then, &now);
+    model.classes = job.classes.clone(); // readable names may have been added since
+    if state.seed != job.seed {
+        return differs("seed", values(&state.seed, &job.seed));
+    }
+    if state.accumulate != job.accumulate {
+        return differs("number of parts of a batch", values(&state.accumulate, &job.accumulate));
     }
     if state.shuffle_window != job.shuffle_window {
-        return differs("shuffle window", &state.shuffle_window, &job.shuffle_window);
+        let window =
+            |window: Option<usize>| window.map_or("none".into(), |images| images.to_string());
+        let (then, now) = (window(state.shuffle_window), window(job.shuffle_window));
+        return differs("shuffle window", values(&then, &now));
     }
     if state.data != data_of(job) {
-        return differs("set of training images", &state.data, &data_of(job));
+        return differs("set of training images", values(&state.data, &data_of(job)));
     }
+    let val = job.val.fingerprint();
+    if let (Some(then), Some((best, step))) = (&state.val, state.best)
+        && *then != val
+    {
+        notes.push(format!(
+            "other validation images than before ({then} then, {val} now): the best error so far, {:.2} % at step \
+             {step}, is of those, and the best checkpoint stays that one until an error is lower",
+            100.0 * best
+        ));
+    }
+    state.val = Some(val);
     let (then, now) = (&state.backend, backend.id());
     if *then != now {
         notes.push(format!("begun on {then}, continued on {now}: not bit for bit"));

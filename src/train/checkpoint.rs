@@ -73,6 +73,9 @@ pub struct State {
     pub program: String,
     /// The training images: as many, under the same names, must be there to go on.
     pub data: String,
+    /// The validation images likewise; earlier versions did not say. Others may be gone on with.
+    #[serde(default)]
+    pub val: Option<String>,
     /// Size and xxh3 of each other file.
     pub files: BTreeMap<String, FileMark>,
 }
@@ -372,6 +375,31 @@ pub fn architecture_of(folder: &Path) -> Result<Architecture> {
 /// # Errors
 /// If there is none, it is damaged, or a bare file needs saying what it is.
 pub fn load_model<B: Backend>(backend: &B, path: &Path, bare: &ExternalConfig) -> Result<Model<B>> {
+    loop {
+        let before = states_at(path);
+        match load_model_once(backend, path, bare) {
+            // A training that goes on has replaced or removed the checkpoint while it was read.
+            Err(Error::DamagedCheckpoint { .. } | Error::Io { .. })
+                if states_at(path) != before => {}
+            result => return result,
+        }
+    }
+}
+
+/// What tells whether checkpoints that a path may speak of have changed: their states' texts.
+fn states_at(path: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let beside = path.parent().unwrap_or(Path::new(""));
+    let folders = [path, beside].into_iter().flat_map(|run| candidates(run).unwrap_or_default());
+    let folders = folders.chain([path.to_owned(), beside.to_owned()]);
+    let state = |folder: PathBuf| Some((fs::read(folder.join(STATE)).ok()?, folder));
+    folders.filter_map(state).map(|(state, folder)| (folder, state)).collect()
+}
+
+fn load_model_once<B: Backend>(
+    backend: &B,
+    path: &Path,
+    bare: &ExternalConfig,
+) -> Result<Model<B>> {
     let read = |folder: &Path| read_model(backend, folder, &read_state(folder)?, bare);
     let is_run = |folder: &Path| Ok(folder.is_dir() && exists(folder)?);
     let is_named = |name: &str| path.file_name().is_some_and(|of_path| of_path == name);
@@ -392,12 +420,13 @@ pub fn load_model<B: Backend>(backend: &B, path: &Path, bare: &ExternalConfig) -
         }
         return Ok(read);
     }
-    if !path.exists() {
-        return Err(Error::file(
-            path,
-            "no such file or folder: expected a run, a checkpoint (RUN/step-N) or a safetensors file",
-        ));
-    }
+    fs::metadata(path).map_err(|error| match error.kind() {
+        ErrorKind::NotFound => {
+            let expected = "expected a run, a checkpoint (RUN/step-N) or a safetensors file";
+            Error::file(path, format!("no such file or folder: {expected}"))
+        }
+        _ => Error::io("read", path)(error),
+    })?;
     if path.is_file() {
         if is_named(MODEL) && parent.join(STATE).is_file() {
             return read(parent); // it has a checksum
@@ -405,7 +434,8 @@ pub fn load_model<B: Backend>(backend: &B, path: &Path, bare: &ExternalConfig) -
         let bytes = fs::read(path).map_err(Error::io("read", path))?;
         return Model::from_bytes(backend, &bytes, bare).map_err(|error| error.in_file(path));
     }
-    if !path.join(STATE).is_file() {
+    let state = fs::metadata(path.join(STATE)).map_err(|error| error.kind());
+    if state.is_err_and(|kind| kind == ErrorKind::NotFound) {
         let reason = format!(
             "expected a run or a checkpoint, found neither folders step-N nor {STATE} in it"
         );
@@ -489,6 +519,7 @@ impl State {
             backend,
             program: concat!("zfnet ", env!("CARGO_PKG_VERSION")).into(),
             data,
+            val: None,
             files: BTreeMap::new(),
         }
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::checkpoint::State;
 use super::evaluate::Evaluation;
+use crate::data::classes::Classes;
 use crate::data::images::Images;
 use crate::model::{Architecture, ExternalConfig, Network};
 
@@ -18,8 +19,8 @@ pub struct Job<'a> {
     pub train: Arc<Images>,
     /// Validation images, of the same size.
     pub val: Arc<Images>,
-    /// Name of each class.
-    pub classes: Vec<String>,
+    /// The classes.
+    pub classes: Classes,
     /// The run's folder.
     pub out: PathBuf,
     /// Seed of initialisation, order, crops and dropout.

@@ -3,6 +3,7 @@
 use super::evaluate::{Classifier, TestCrops};
 use super::trainer::Trainer;
 use crate::backend::Backend;
+use crate::data::classes::Classes;
 use crate::human_bytes;
 use crate::model::{Model, Network, Params, Preprocess};
 use crate::{Error, Result};
@@ -60,7 +61,7 @@ pub(super) fn dummy_trainer<'a, B: Backend>(
     let mean = vec![128.0; input.resize * input.resize * 3];
     let preprocess = Preprocess::paper(input.size, input.resize, input.std, mean);
     let params = Params::init(backend, network, 0)?;
-    let classes = vec![String::new(); network.classes()];
+    let classes = Classes::unknown(network.classes());
     let model = Model { network: network.clone(), params, preprocess, classes };
     let momentum = Params::zeros(backend, network)?;
     let trainer = Trainer::new(backend, model, momentum, accumulate)?;

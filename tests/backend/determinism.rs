@@ -9,6 +9,7 @@ use crate::common::place::Place;
 use crate::common::{Random, Samples, all_weights, bits, norm, random_params, values};
 use zfnet::backend::cpu::CpuBackend;
 use zfnet::backend::{Backend, StepState};
+use zfnet::data::classes::Classes;
 use zfnet::data::folder::ImageFolder;
 use zfnet::data::images::{Images, ReadOptions};
 use zfnet::data::loader;
@@ -43,7 +44,7 @@ fn train<B: Backend>(
 ) -> (Vec<f32>, Vec<f64>) {
     let batch = Samples::random(network, network.architecture.recipe.batch_size);
     let params = random_params(backend, network, 1);
-    let classes = vec![String::from("a class"); network.classes()];
+    let classes = Classes::unknown(network.classes());
     let preprocess = batch.preprocess.clone();
     let model = Model { network: network.clone(), params, preprocess, classes };
     let momentum = Params::zeros(backend, network).unwrap();
@@ -118,7 +119,7 @@ fn threads_are_no_part_of_a_fingerprint() {
     let preprocess = Samples::random(&network, 1).preprocess;
     let of = |backend: CpuBackend| {
         let params = random_params(&backend, &network, 1);
-        let classes = vec![String::from("a class"); 4];
+        let classes = Classes::unknown(4);
         let (network, preprocess) = (network.clone(), preprocess.clone());
         fingerprint(&backend, &Model { network, params, preprocess, classes }).unwrap()
     };
@@ -140,7 +141,7 @@ fn a_run_continued_on_other_instructions_says_so() {
             architecture: architecture.clone(),
             train: images(&folder.train),
             val: images(&folder.val),
-            classes: folder.names.clone(),
+            classes: Classes::new(folder.classes.clone(), folder.names.clone()),
             out: place.path("run"),
             seed: 0,
             shuffle_window: None,
@@ -215,7 +216,7 @@ fn batches_in_the_backends_own_memory_are_the_same<B: Backend>(backend: &B) {
     let bytes = batch.pixels.len();
     let train = |own_memory: bool| {
         let params = random_params(backend, &network, 1);
-        let classes = vec![String::from("a class"); network.classes()];
+        let classes = Classes::unknown(network.classes());
         let preprocess = batch.preprocess.clone();
         let model = Model { network: network.clone(), params, preprocess, classes };
         let momentum = Params::zeros(backend, &network).unwrap();
@@ -227,6 +228,7 @@ fn batches_in_the_backends_own_memory_are_the_same<B: Backend>(backend: &B) {
                 labels: Vec::new(),
                 indices: Vec::new(),
                 first: 0,
+                bad: Vec::new(),
             })
             .collect();
         for step in 0..9 {
@@ -282,7 +284,7 @@ fn a_step_without_a_finite_loss_changes_nothing<B: Backend>(backend: &B) {
     let last = params.layers.iter_mut().flatten().last().unwrap();
     backend.upload(&mut last.bias, &[f32::NAN; 4]).unwrap();
     let before = bits(&all_weights(backend, &params));
-    let classes = vec![String::from("a class"); 4];
+    let classes = Classes::unknown(4);
     let model = Model { network, params, preprocess: batch.preprocess, classes };
     let momentum = Params::zeros(backend, &model.network).unwrap();
     let mut trainer = Trainer::new(backend, model, momentum, 1).unwrap();

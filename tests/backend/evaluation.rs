@@ -8,6 +8,7 @@ use std::sync::atomic::AtomicUsize;
 use crate::common::place::Place;
 use crate::common::{storage_eps, values};
 use zfnet::backend::Backend;
+use zfnet::data::classes::Classes;
 use zfnet::data::folder::ImageFolder;
 use zfnet::data::images::{Images, ReadOptions, Scratch};
 use zfnet::model::{
@@ -36,7 +37,7 @@ fn model<B: Backend>(backend: &B, place: &Place, seed: u64) -> Model<B> {
     let params = Params::init(backend, &network, seed).unwrap();
     let mean = (0..20 * 20 * 3).map(|i| 100.0 + (i % 37) as f32).collect();
     let preprocess = Preprocess::paper(16, 20, 20.0, mean);
-    let classes = (0..10).map(|class| format!("class {class}")).collect();
+    let classes = Classes::unknown(10);
     Model { network, params, preprocess, classes }
 }
 

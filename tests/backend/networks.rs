@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use crate::common::{network, values, widen};
 use crate::deconvnet::{EDGES, rounding_down};
 use zfnet::backend::{Backend, StepState};
+use zfnet::data::classes::Classes;
 use zfnet::model::weights::ExternalConfig;
 use zfnet::model::{
     Architecture, Conv, Dropout, Kind, MaxPool, Model, Network, Params, Preprocess,
@@ -456,7 +457,7 @@ fn what_is_left_of_the_start_is_known_exactly<B: Backend>(backend: &B) {
         assert!(shares.iter().all(|share| (share - 1.0).abs() < 1e-6), "{shares:?}");
     }
     let samples = crate::common::Samples::random(&network, 4);
-    let classes = ["a", "b", "c", "d"].map(String::from).into();
+    let classes = Classes::named(["a", "b", "c", "d"].map(String::from).into());
     let preprocess = samples.preprocess.clone();
     let model = Model { network: network.clone(), params, preprocess, classes };
     let momentum = Params::zeros(backend, &network).unwrap();
@@ -512,7 +513,7 @@ fn saved_weights_lie_as_pytorch_has_them<B: Backend>(backend: &B) {
         backend.upload(&mut param.bias, &numbers).unwrap();
     }
     let preprocess = Preprocess::paper(8, 9, 1.0, vec![7.0; 9 * 9 * 3]);
-    let classes = ["a", "b", "c", "d"].map(String::from).into();
+    let classes = Classes::named(["a", "b", "c", "d"].map(String::from).into());
     let model = Model { network, params, preprocess, classes };
     let bytes = model.to_bytes(backend).unwrap();
     let saved = deserialize(&bytes).unwrap();
@@ -554,7 +555,7 @@ fn transposed_weights_lie_as_pytorch_has_them_and_return<B: Backend>(backend: &B
     let ours: Vec<f32> = (0..48).map(|i| i as f32).collect(); // [in, rows, columns, out]
     backend.upload(&mut up.weight, &ours).unwrap();
     let preprocess = Preprocess::paper(8, 9, 1.0, vec![7.0; 9 * 9 * 3]);
-    let model = Model { network, params, preprocess, classes: Vec::new() };
+    let model = Model { network, params, preprocess, classes: Classes::unknown(0) };
     let bytes = model.to_bytes(backend).unwrap();
     let saved = deserialize(&bytes).unwrap();
     let weight = saved.tensor("up.weight").unwrap();
@@ -585,7 +586,7 @@ fn no_bias_is_learnt_without_one<B: Backend>(backend: &B) {
     let params = Params::init(backend, &network, 1).unwrap();
     let momentum = Params::zeros(backend, &network).unwrap();
     let before = values(backend, &params.layers[2].as_ref().unwrap().weight);
-    let classes = ["a", "b", "c", "d"].map(String::from).into();
+    let classes = Classes::named(["a", "b", "c", "d"].map(String::from).into());
     let model = Model { network, params, preprocess: samples.preprocess, classes };
     let mut trainer = Trainer::new(backend, model, momentum, 1).unwrap();
     for step in 0..6 {

@@ -241,8 +241,8 @@ fn checkpoints() {
     fs::rename(val.join("zebra"), val.join("yak")).unwrap();
     place.run("eval --checkpoint run-2 --data data").refused(&[
         "data",
-        "expected the classes of the checkpoint",
-        "found 10",
+        "does not have the classes of the checkpoint",
+        "class 9 is `zebra` there and `yak` here",
     ]);
 }
 

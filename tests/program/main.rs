@@ -15,3 +15,5 @@ mod report;
 mod resume;
 mod streaming;
 mod verify;
+#[cfg(unix)]
+mod wrecked;

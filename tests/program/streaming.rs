@@ -169,7 +169,12 @@ fn a_damaged_sample_is_replaced_and_listed() {
     let mut bytes = fs::read(&shard).unwrap();
     bytes[offset as usize + 100] ^= 1;
     fs::write(&shard, bytes).unwrap();
-    train(&place, "set", "strict", "").refused(&["train-", &name, "CRC-32C", "--max-bad"]);
+    train(&place, "set", "strict", "--max-bad 0").refused(&[
+        "train-",
+        &name,
+        "CRC-32C",
+        "--max-bad",
+    ]);
     let ran = train(&place, "set", "run", "--max-bad 0.02 --workers 1 --io pread").ok();
     assert!(ran.stderr.contains("1 training file(s)"), "{}", ran.stderr);
     train(&place, "set", "again", "--max-bad 0.02 --workers 4").ok();

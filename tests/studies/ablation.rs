@@ -75,7 +75,7 @@ fn rows_are_what_train_and_eval_say() {
     let refused = |flags: &str, words: &[&str]| {
         place.run(&format!("{ABLATION} {flags}")).refused(words);
     };
-    refused("--seed 6", &["base/variant.json", "another seed", "expected 5, found 6", "--out"]);
+    refused("--seed 6", &["base/variant.json", "another seed", "5 then, 6 now", "--out"]);
     refused("--seed 5 --epochs 3", &["another recipe", "epochs = 2", "epochs = 3"]);
     let other = VARIANTS.replace("fc3 = 24", "fc3 = 25").replace("\"without <2>\"", "\"new\"");
     fs::write(place.path("variants.toml"), other).unwrap();
@@ -309,8 +309,8 @@ fn an_ensemble_is_what_eval_says() {
     }
     place.run("train --data nine --arch tiny.toml --out c --epochs 1").ok();
     let mixed = "study ensemble --checkpoint a c --data data --out x";
-    place.run(mixed).refused(&["a has 10 classes", "c has 9 classes"]);
-    let words = ["data: expected the classes", "9:"];
+    place.run(mixed).refused(&["c has others than a", "expected 10 classes, found 9"]);
+    let words = ["data: does not have the classes", "expected 9 classes, found 10"];
     place.run("study ensemble --checkpoint c c --data data --out x").refused(&words);
     assert!(!place.path("x").exists(), "nothing is made for networks that cannot be averaged");
 }

@@ -9,6 +9,7 @@ use crate::common::page::{attributes, check_links};
 use crate::common::program::Place;
 use serde_json::Value;
 use zfnet::backend::{Backend, SeedUnit};
+use zfnet::data::classes::Classes;
 use zfnet::data::folder::ImageFolder;
 use zfnet::data::images::{Images, ReadOptions};
 use zfnet::model::{Model, Params, Preprocess, Projector, Rule, Seed};
@@ -57,7 +58,12 @@ fn by_hand<B: Backend>(backend: &B) -> Model<B> {
     weights[(3 * 8 + 2) * 2] = 1.0 / 64.0;
     set("fc2", &weights);
     let preprocess = Preprocess::paper(8, 8, 1.0, vec![0.0; 3]);
-    Model { network, params, preprocess, classes: vec!["red".into(), "other".into()] }
+    Model {
+        network,
+        params,
+        preprocess,
+        classes: Classes::named(vec!["red".into(), "other".into()]),
+    }
 }
 
 /// Red is 2 everywhere and 128 at row 3, column 2; green is 1.
@@ -261,7 +267,12 @@ fn dead_filters_and_dead_maps_are_counted<B: Backend>(backend: &B) {
     second[16] = -1.0;
     set("conv2", &second);
     let preprocess = Preprocess::paper(8, 8, 1.0, vec![0.0; 3]);
-    let model = Model { network, params, preprocess, classes: vec!["a".into(), "b".into()] };
+    let model = Model {
+        network,
+        params,
+        preprocess,
+        classes: Classes::named(vec!["a".into(), "b".into()]),
+    };
     let place = Place::new();
     let red = Image::new(8, 8, [64, 0, 0].repeat(64));
     for split in ["train", "val"] {

@@ -8,6 +8,7 @@ use crate::common::network;
 use crate::common::page::{attributes, check_links};
 use crate::common::program::Place;
 use zfnet::backend::Backend;
+use zfnet::data::classes::Classes;
 use zfnet::data::folder::{ImageFolder, Sample};
 use zfnet::data::images::{Images, ReadOptions};
 use zfnet::model::{Model, Params, Preprocess};
@@ -42,7 +43,7 @@ fn hand<B: Backend>(backend: &B, colour: usize) -> Model<B> {
     let conv1 = params.layers.iter_mut().flatten().next().unwrap();
     backend.upload(&mut conv1.weight, &weights).unwrap();
     let preprocess = Preprocess::paper(4, 4, 1.0, vec![0.0; 3]);
-    Model { network, params, preprocess, classes: vec!["a".into(), "b".into()] }
+    Model { network, params, preprocess, classes: Classes::named(vec!["a".into(), "b".into()]) }
 }
 
 /// Pictures of 4x4 pixels, black but for some values at row, column, colour.

@@ -6,6 +6,7 @@ use std::fs;
 use crate::common::program::Place;
 use crate::common::{Random, random_params};
 use zfnet::backend::Backend;
+use zfnet::data::classes::Classes;
 use zfnet::model::{Architecture, Model, Network, Preprocess};
 use zfnet::study::image_selection::StudyImage;
 use zfnet::study::invariance::{
@@ -30,7 +31,7 @@ fn nothing_changes_nothing<B: Backend>(backend: &B) {
     let file = place.path("tiny.toml");
     let network = Network::new(Architecture::find(file.to_str().unwrap()).unwrap()).unwrap();
     let params = random_params(backend, &network, 5);
-    let classes = (0..10).map(|class| format!("class {class}")).collect();
+    let classes = Classes::unknown(10);
     let preprocess = Preprocess::paper(16, 20, 64.0, vec![120.0; 3]);
     let model = Model { network, params, preprocess, classes };
     let layers = default_layers(&model.network);

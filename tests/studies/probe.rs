@@ -9,6 +9,7 @@ use crate::common::program::{Place, TRAIN, VAL};
 use crate::common::{bits, storage_eps, values};
 use zfnet::backend::{Backend, Precision};
 use zfnet::data::Split;
+use zfnet::data::classes::Classes;
 use zfnet::data::images::{Images, ReadOptions, Scratch};
 use zfnet::data::set::DataSet;
 use zfnet::model::{
@@ -25,7 +26,7 @@ fn model<B: Backend>(backend: &B, place: &Place) -> Model<B> {
     let network = Network::new(Architecture::find(file.to_str().unwrap()).unwrap()).unwrap();
     let params = Params::init(backend, &network, 5).unwrap();
     let preprocess = Preprocess::paper(16, 20, 20.0, vec![110.0; 3]);
-    let classes = (0..10).map(|class| format!("class {class}")).collect();
+    let classes = Classes::unknown(10);
     Model { network, params, preprocess, classes }
 }
 

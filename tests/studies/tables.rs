@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::common::program::Place;
 use zfnet::backend::Backend;
+use zfnet::data::classes::Classes;
 use zfnet::data::folder::ImageFolder;
 use zfnet::data::images::{Images, ReadOptions};
 use zfnet::model::{Architecture, Model, Network, Params, Preprocess};
@@ -34,7 +35,11 @@ fn an_interruption_changes_nothing<B: Backend>(backend: &B) {
     let options = ReadOptions { side: 20, max_bad: 0.0, cache_bytes: 1 << 20, io: None };
     let [of_train, of_val] =
         [&folder.train, &folder.val].map(|split| Arc::new(Images::new(split.clone(), options)));
-    let data = Splits { train: of_train, val: of_val, classes: folder.names };
+    let data = Splits {
+        train: of_train,
+        val: of_val,
+        classes: Classes::new(folder.classes, folder.names),
+    };
     let ablation = |out: &str, stop_at: Option<(usize, u32)>| {
         let stop = AtomicUsize::new(0);
         let variants = read(&place.path("variants.toml")).unwrap();
@@ -94,7 +99,7 @@ fn twice_the_same_is_the_same_bit_for_bit<B: Backend>(backend: &B) {
         let network = Network::new(Architecture::find(file.to_str().unwrap()).unwrap()).unwrap();
         let params = Params::init(backend, &network, seed).unwrap();
         let preprocess = Preprocess::paper(16, 20, 20.0, vec![120.0; 3]);
-        let classes = folder.names.clone();
+        let classes = Classes::new(folder.classes.clone(), folder.names.clone());
         let model = Model { network, params, preprocess, classes };
         Candidate { name: seed.to_string(), model, images: images.clone() }
     };

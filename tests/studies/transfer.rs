@@ -7,6 +7,7 @@ use crate::common::program::Place;
 use crate::common::{all_weights, bits};
 use serde_json::Value;
 use zfnet::backend::Backend;
+use zfnet::data::classes::Classes;
 use zfnet::model::{Architecture, Model, Network, Params, Preprocess};
 use zfnet::study::small_data::{Squares, Start, accuracy, train_few};
 
@@ -21,7 +22,7 @@ fn few_images_are_learnt<B: Backend>(backend: &B) {
     let network = Network::new(architecture).unwrap();
     let params = Params::init(backend, &network, 3).unwrap();
     let preprocess = Preprocess::paper(16, 20, 64.0, vec![128.0; 3]);
-    let classes = (0..10).map(|class| format!("class {class}")).collect();
+    let classes = Classes::unknown(10);
     let checkpoint = Model { network, params, preprocess, classes };
     let squares = |from: u8| {
         let mut squares = Squares::default();
@@ -35,13 +36,13 @@ fn few_images_are_learnt<B: Backend>(backend: &B) {
         squares
     };
     let (train, test) = (squares(40), squares(42));
-    let named = ["dark".to_owned(), "bright".to_owned()];
+    let named = Classes::named(vec!["dark".to_owned(), "bright".to_owned()]);
     for start in [Start::Scratch, Start::FineTune] {
         let model =
             |updates| train_few(backend, &checkpoint, &named, &train, start, updates, 1).unwrap();
         let learnt = model(150);
         assert_eq!(accuracy(backend, &learnt, &test).unwrap(), 1.0, "{start:?}");
-        assert_eq!((learnt.network.classes(), &learnt.classes[..]), (2, &named[..]));
+        assert_eq!((learnt.network.classes(), &learnt.classes), (2, &named));
         let again = all_weights(backend, &model(150).params);
         assert_eq!(bits(&all_weights(backend, &learnt.params)), bits(&again));
         // Where it starts: the checkpoint's weights but for the last layer, or others.

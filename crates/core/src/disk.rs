@@ -53,19 +53,59 @@ pub fn sync_folder(path: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Whether Windows keeps a name for a device, whatever its case and extension.
+pub fn is_device_name(name: &str) -> bool {
+    let stem = name.split('.').next().unwrap_or_default().trim_end().to_ascii_uppercase();
+    let numbered = ["COM", "LPT"].iter().filter_map(|device| stem.strip_prefix(device));
+    matches!(&*stem, "CON" | "PRN" | "AUX" | "NUL")
+        || numbered
+            .into_iter()
+            .any(|rest| rest.len() == 1 && rest.bytes().all(|b| b.is_ascii_digit()))
+}
+
+/// Name of the file in a folder that a process writes into.
+const LOCK: &str = "lock";
+
+/// Gives a folder back for which [`lock`] returned `file`, and removes the file.
+pub fn unlock(folder: &Path, file: fs::File) {
+    let _ = fs::remove_file(folder.join(LOCK)); // it may lie there as well
+    drop(file);
+}
+
 /// Keeps a second process out of a folder until the file returned is dropped; the system gives the
 /// lock back whenever and however this process ends. `who` writes there: "another training".
 ///
 /// # Errors
 /// If another process holds it, or the folder cannot be written.
 pub fn lock(folder: &Path, who: &str) -> Result<fs::File> {
-    let path = folder.join("lock");
-    let file = fs::File::create(&path).map_err(Error::io("create", &path))?;
+    let path = folder.join(LOCK);
+    let file = match fs::File::create(&path) {
+        // Left by another user; to be locked it need not be written.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => fs::File::open(&path),
+        made => made,
+    };
+    let file = file.map_err(Error::io("create", &path))?;
     match file.try_lock() {
         Err(fs::TryLockError::WouldBlock) => {
             Err(Error::Locked { path: folder.into(), by: who.into() })
         }
+        // The one before has removed the file between these two lines.
+        Ok(()) if !is_at(&file, &path) => lock(folder, who),
         // Some file systems know no locks; work goes on there.
         _ => Ok(file),
     }
+}
+
+/// Whether a path still leads to an open file.
+#[cfg(unix)]
+fn is_at(file: &fs::File, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let [open, there] =
+        [file.metadata(), fs::metadata(path)].map(|found| found.map(|f| (f.dev(), f.ino())));
+    matches!((open, there), (Ok(open), Ok(there)) if open == there)
+}
+
+#[cfg(not(unix))]
+fn is_at(_: &fs::File, _: &Path) -> bool {
+    true // Windows removes no file that is open
 }

@@ -89,6 +89,11 @@ pub enum Error {
         /// The last one, and what is wrong with it.
         last: String,
     },
+    /// Tars of images, where a folder of images or a set of shards was expected.
+    Unpacked {
+        /// The tar, or the folder that holds them.
+        path: PathBuf,
+    },
     /// An order along shards for images that are in none.
     NotInShards,
     /// A set of shards that is unfinished, or has lost or damaged files. Packing the same source into its
@@ -133,12 +138,10 @@ pub enum Error {
     ResumeMismatch {
         /// The checkpoint.
         path: PathBuf,
-        /// What differs: "recipe", "layer", "set of classes", ...
+        /// What differs: "recipe", "network", "set of classes", ...
         what: &'static str,
-        /// As the training was begun.
-        expected: String,
-        /// As it was to be continued.
-        found: String,
+        /// In which values: "learning_rate = 0.01 then, 0.02 now".
+        difference: String,
     },
     /// A training that takes more memory than there is.
     TrainingMemory {
@@ -222,6 +225,7 @@ impl Error {
             | Error::DamagedCheckpoint { path, .. }
             | Error::LostShard { path, .. }
             | Error::RunExists { path }
+            | Error::Unpacked { path }
             | Error::ResumeMismatch { path, .. } => Some(path),
             _ => None,
         }
@@ -282,6 +286,12 @@ impl Error {
                 "data: {bad} of {of} {files} cannot be read as images, more than the allowed share of \
                  {allowed}; the last one: {last}"
             ),
+            Error::Unpacked { path } => write!(
+                f,
+                "{}: tars of images, of which no set of shards has been made yet; expected such a set, or a folder \
+                 with train/CLASS/*.JPEG and val/CLASS/*.JPEG",
+                path.display()
+            ),
             Error::NotInShards => write!(
                 f,
                 "data: a shuffle window is about the order in shards, and these images are single \
@@ -295,11 +305,9 @@ impl Error {
             Error::RunExists { path } => {
                 write!(f, "{}: holds a training already", path.display())
             }
-            Error::ResumeMismatch { path, what, expected, found } => write!(
-                f,
-                "{}: was begun with another {what}: expected {expected}, found {found}",
-                path.display()
-            ),
+            Error::ResumeMismatch { path, what, difference } => {
+                write!(f, "{}: was begun with another {what}: {difference}", path.display())
+            }
             Error::TrainingMemory { wanted, free, needs, .. } => {
                 write!(f, "training: {}. {needs}", out_of_memory(*wanted, *free))
             }

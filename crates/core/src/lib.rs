@@ -3,12 +3,14 @@
 
 pub mod disk;
 mod error;
+pub mod memory;
 pub mod operation;
 pub mod philox;
 mod preprocess;
 mod recipe;
 pub mod shape;
 pub mod tensors;
+pub mod text;
 
 pub use error::{BoxError, Error, Result, human_bytes};
 pub use preprocess::Preprocess;

@@ -18,6 +18,7 @@
 //! * The declared size is checked before anything of that size is allocated: against the limits
 //!   below, and against what a file of that length could hold at all.
 
+use std::cell::Cell;
 use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -72,6 +73,12 @@ pub enum DecodeError {
     /// A JPEG without its last marker.
     #[error("the JPEG has no end-of-image marker; cut short")]
     NoEnd,
+    /// A sequential JPEG with a scan for each component and subsampled chroma: the decoder would give wrong pixels.
+    #[error(
+        "a sequential JPEG whose colours are in scans of their own, which is not supported; `jpegtran` rewrites it \
+         without loss"
+    )]
+    SeparateScans,
     /// What the JPEG decoder reports.
     #[error("damaged or unsupported JPEG: {0}")]
     Jpeg(String),
@@ -107,7 +114,20 @@ pub(crate) fn decode_into(bytes: &[u8], image: &mut Rgb) -> Result<(), DecodeErr
     };
     // Fuzzing found files for which the decoders panic. A bad image is no reason to end a run. What
     // they leave behind in `image` is a vector of some length, as after any error.
-    catch_unwind(AssertUnwindSafe(|| decode(bytes, image))).unwrap_or(Err(DecodeError::Panic))
+    DECODING.set(true);
+    let decoded = catch_unwind(AssertUnwindSafe(|| decode(bytes, image)));
+    DECODING.set(false);
+    decoded.unwrap_or(Err(DecodeError::Panic))
+}
+
+thread_local! {
+    static DECODING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this thread decodes an image just now, so that a panic is the decoder's and will be an error: for a hook
+/// that prints panics.
+pub fn is_decoding() -> bool {
+    DECODING.get()
 }
 
 impl Rgb {
@@ -137,6 +157,9 @@ fn decode_jpeg(bytes: &[u8], image: &mut Rgb) -> Result<(), DecodeError> {
     if !jpeg_has_end(bytes) {
         return Err(DecodeError::NoEnd);
     }
+    if is_subsampled_in_separate_scans(bytes) {
+        return Err(DecodeError::SeparateScans);
+    }
     image.reset(width, height);
     decoder.decode_into(&mut image.pixels).map_err(jpeg)
 }
@@ -153,6 +176,34 @@ fn jpeg_has_end(bytes: &[u8]) -> bool {
             [0xff, 0xff, ..] => 1, // a fill byte
             [0xff, 0x01..=0xfe, high, low, ..] => 2 + usize::from(u16::from_be_bytes([high, low])),
             [_, _, ..] => 1, // stray bytes between segments, which decoders pass over
+            _ => return false,
+        };
+        rest = rest.get(skip..).unwrap_or_default();
+    }
+}
+
+/// Whether a JPEG's frame is sequential, its components are sampled differently, and its first scan has not all of
+/// them. zune-jpeg 0.5.15 gives wrong pixels for these if chroma has fewer rows, without an error.
+fn is_subsampled_in_separate_scans(bytes: &[u8]) -> bool {
+    let mut components = 1;
+    let mut rest = &bytes[2..];
+    loop {
+        let skip = match *rest {
+            [0xff, 0xda, _, _, in_scan, ..] => return usize::from(in_scan) < components,
+            [0xff, 0xff, ..] => 1,
+            [0xff, kind @ 0x01..=0xfe, high, low, ref segment @ ..] => {
+                if let (0xc0 | 0xc1, [_, _, _, _, _, count, samplings @ ..]) = (kind, segment) {
+                    // For each an identifier, its samplings in both directions, and a table.
+                    let mut samplings =
+                        samplings.chunks_exact(3).take(usize::from(*count)).map(|c| c[1]);
+                    let first = samplings.next();
+                    if samplings.any(|sampling| Some(sampling) != first) {
+                        components = usize::from(*count);
+                    }
+                }
+                2 + usize::from(u16::from_be_bytes([high, low]))
+            }
+            [_, _, ..] => 1,
             _ => return false,
         };
         rest = rest.get(skip..).unwrap_or_default();

@@ -3,7 +3,7 @@
 //! A file that is not an image is named once, counted, and its place taken by the next good image
 //! of the list, so that what a run sees depends on the files alone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock};
 
@@ -43,7 +43,16 @@ pub struct Images {
     /// The mean image, where a set of shards knows it.
     known_mean: Option<Vec<f32>>,
     cache: Vec<OnceLock<Box<[u8]>>>,
-    bad: Mutex<BTreeMap<usize, String>>,
+    bad: Mutex<BadImages>,
+}
+
+/// What was bad so far.
+#[derive(Default)]
+struct BadImages {
+    /// Why, by index: also of those that were read ahead.
+    reasons: BTreeMap<usize, String>,
+    /// Those that whoever asked for them has been told of.
+    counted: BTreeSet<usize>,
 }
 
 /// Where images are.
@@ -195,6 +204,11 @@ impl Images {
         self.options.side * self.options.side * 3
     }
 
+    /// Bytes that squares kept in memory take once all have been read.
+    pub fn kept_bytes(&self) -> usize {
+        self.cache.len() * self.bytes_per_image()
+    }
+
     /// The class of an image.
     pub fn class(&self, index: usize) -> u32 {
         match &self.origin {
@@ -229,7 +243,7 @@ impl Images {
     /// The images that could not be used so far, in their order.
     pub fn bad(&self) -> Vec<BadImage> {
         let bad = self.bad.lock().expect("no panic while it is held");
-        bad.iter().map(|(index, reason)| self.named_bad(*index, reason)).collect()
+        bad.counted.iter().map(|index| self.named_bad(*index, &bad.reasons[index])).collect()
     }
 
     fn named_bad(&self, index: usize, reason: &str) -> BadImage {
@@ -261,6 +275,28 @@ impl Images {
         scratch: &mut Scratch,
         square: &mut [u8],
     ) -> Result<Option<()>> {
+        let read = self.read_ahead(index, scratch, square)?;
+        if read.is_none() {
+            self.count_bad([index])?;
+        }
+        Ok(read)
+    }
+
+    /// As [`Images::read`], but a bad image is not counted yet: [`Images::count_bad`] does that in the order in which
+    /// images are asked for, so that it depends on no thread's speed which of them is one too many. One that was bad
+    /// before is not read again.
+    ///
+    /// # Errors
+    /// If a shard can no longer be read.
+    pub(crate) fn read_ahead(
+        &self,
+        index: usize,
+        scratch: &mut Scratch,
+        square: &mut [u8],
+    ) -> Result<Option<()>> {
+        if self.bad.lock().expect("no panic while it is held").reasons.contains_key(&index) {
+            return Ok(None);
+        }
         if let Some(kept) = self.cache.get(index).and_then(OnceLock::get) {
             square.copy_from_slice(kept);
             return Ok(Some(()));
@@ -281,7 +317,11 @@ impl Images {
                 }
                 Ok(Some(()))
             }
-            Err(reason) => self.is_bad(index, reason).map(|()| None),
+            Err(reason) => {
+                let mut bad = self.bad.lock().expect("no panic while it is held");
+                bad.reasons.entry(index).or_insert(reason);
+                Ok(None)
+            }
         }
     }
 
@@ -333,32 +373,58 @@ impl Images {
         scratch: &mut Scratch,
         square: &mut [u8],
     ) -> Result<usize> {
-        for step in 0..self.len() {
-            let candidate = (index + step) % self.len();
-            if self.read(candidate, scratch, square)?.is_some() {
-                return Ok(candidate);
-            }
-        }
-        Err(Error::Data("no image of the set can be read".into()))
+        let mut met = Vec::new();
+        let read = self.read_good_ahead(index, scratch, square, &mut met);
+        self.count_bad(met)?;
+        read
     }
 
-    /// Takes note of a bad image.
-    fn is_bad(&self, index: usize, reason: String) -> Result<()> {
-        let mut bad = self.bad.lock().expect("no panic while it is held");
-        if bad.contains_key(&index) {
-            return Ok(());
+    /// As [`Images::read_good`], but the bad images that it meets are added to `met`, to be counted later.
+    ///
+    /// # Errors
+    /// If a shard can no longer be read, or more images are met than may be bad.
+    pub(crate) fn read_good_ahead(
+        &self,
+        index: usize,
+        scratch: &mut Scratch,
+        square: &mut [u8],
+        met: &mut Vec<usize>,
+    ) -> Result<usize> {
+        let before = met.len();
+        for step in 0..self.len() {
+            let candidate = (index + step) % self.len();
+            if self.read_ahead(candidate, scratch, square)?.is_some() {
+                return Ok(candidate);
+            }
+            met.push(candidate);
+            if too_many(met.len() - before, self.len(), self.options.max_bad) {
+                break;
+            }
         }
-        let named = self.named_bad(index, &reason);
-        tracing::warn!("left out: {named}");
-        bad.insert(index, reason);
-        if bad.len() as f64 > self.options.max_bad * self.len() as f64 {
-            return Err(Error::TooManyBad {
-                files: "files".into(),
-                bad: bad.len(),
-                of: self.len(),
-                allowed: self.options.max_bad,
-                last: named.to_string(),
-            });
+        Err(Error::Data("no image of the set can be read".into())) // or too many are bad, as counting tells
+    }
+
+    /// Takes note of bad images that were met, and names those that are new.
+    ///
+    /// # Errors
+    /// If they are more than the options allow.
+    pub(crate) fn count_bad(&self, met: impl IntoIterator<Item = usize>) -> Result<()> {
+        let mut bad = self.bad.lock().expect("no panic while it is held");
+        for index in met {
+            if !bad.counted.insert(index) {
+                continue;
+            }
+            let named = self.named_bad(index, &bad.reasons[&index]);
+            tracing::warn!("left out: {named}");
+            if too_many(bad.counted.len(), self.len(), self.options.max_bad) {
+                return Err(Error::TooManyBad {
+                    files: "files".into(),
+                    bad: bad.counted.len(),
+                    of: self.len(),
+                    allowed: self.options.max_bad,
+                    last: named.to_string(),
+                });
+            }
         }
         Ok(())
     }
@@ -386,6 +452,7 @@ impl Images {
             }
             let stretch = first..self.len().min(first + MEAN_STRETCH);
             let (more, images) = stretch
+                .clone()
                 .into_par_iter()
                 .chunks(64)
                 .map(|chunk| {
@@ -393,7 +460,7 @@ impl Images {
                     let mut scratch = Scratch::default();
                     let (mut sums, mut count) = zero();
                     for index in chunk {
-                        if self.read(index, &mut scratch, &mut square)?.is_some() {
+                        if self.read_ahead(index, &mut scratch, &mut square)?.is_some() {
                             count += 1;
                             sums.iter_mut().zip(&square).for_each(|(s, p)| *s += u64::from(*p));
                         }
@@ -401,6 +468,11 @@ impl Images {
                     Ok::<_, Error>((sums, count))
                 })
                 .try_reduce(zero, add)?;
+            let bad: Vec<usize> = {
+                let bad = self.bad.lock().expect("no panic while it is held");
+                bad.reasons.range(stretch).map(|(index, _)| *index).collect()
+            };
+            self.count_bad(bad)?;
             (sums, count) = add((sums, count), (more, images))?;
         }
         if count == 0 {
@@ -408,6 +480,12 @@ impl Images {
         }
         Ok(Some(sums.iter().map(|sum| (*sum as f64 / count as f64) as f32).collect()))
     }
+}
+
+/// Whether so many bad files of a set are more than a share of it, of which at least one may be bad unless it is 0.
+pub(crate) fn too_many(bad: usize, of: usize, share: f64) -> bool {
+    let allowed = (share * of as f64 - 1e-6).ceil(); // 0.07 * 100 is a little more than 7
+    bad as f64 > allowed
 }
 
 /// Reads and decodes one file.

@@ -2,12 +2,14 @@
 //! load.
 
 mod checksum;
+pub mod classes;
 pub mod decode;
 #[doc(hidden)] // ImageNet's own files; public for tests and fuzzing
 pub mod devkit;
 pub mod folder;
 pub mod images;
 pub mod loader;
+mod open_files;
 pub mod order;
 pub mod pack;
 pub mod set;

@@ -28,6 +28,8 @@ pub struct Batch {
     pub indices: Vec<u32>,
     /// The position in the order of its first image.
     pub first: usize,
+    /// Bad images that were met on the way, to be counted when it is handed out.
+    pub bad: Vec<usize>,
 }
 
 impl Batch {
@@ -86,10 +88,11 @@ impl BatchPlan {
 
 /// An iterator over batches of images in a given order.
 pub struct Loader {
-    filled: Receiver<(usize, Result<Batch>)>,
+    images: Arc<Images>,
+    filled: Receiver<(usize, Batch, Result<()>)>,
     free: Option<SyncSender<Batch>>,
     /// Batches that are ready before their turn: number n in place n modulo the ring's length.
-    early: Vec<Option<Result<Batch>>>,
+    early: Vec<Option<(Batch, Result<()>)>>,
     next: usize,
     end: usize,
     waited: Duration,
@@ -127,6 +130,7 @@ impl Loader {
                 labels: Vec::with_capacity(images_at_most),
                 indices: Vec::with_capacity(images_at_most),
                 first: 0,
+                bad: Vec::new(),
             };
             let _ = free.send(batch); // the receiver is in this function
         }
@@ -156,9 +160,8 @@ impl Loader {
                         fill(&mut batch, &images, &plan, number, &mut scratch)
                     }));
                     let result = filled_batch
-                        .unwrap_or_else(|_| Err(Error::Data("a decoder has panicked".into())))
-                        .map(|()| batch);
-                    if filled.send((number, result)).is_err() {
+                        .unwrap_or_else(|_| Err(Error::Data("a decoder has panicked".into())));
+                    if filled.send((number, batch, result)).is_err() {
                         return;
                     }
                 }
@@ -166,6 +169,7 @@ impl Loader {
         };
         let workers = (0..workers).map(spawn).collect();
         Ok(Loader {
+            images,
             filled,
             free: Some(free),
             early: (0..ring).map(|_| None).collect(),
@@ -190,10 +194,13 @@ impl Loader {
             if let Some(batch) = self.early[self.next % ring].take() {
                 break batch;
             }
-            let (number, batch) = self.filled.recv().expect("workers live until the last batch");
-            self.early[number % ring] = Some(batch);
+            let (number, batch, filled) =
+                self.filled.recv().expect("workers live until the last batch");
+            self.early[number % ring] = Some((batch, filled));
         };
         self.waited += start.elapsed();
+        let (mut batch, filled) = batch;
+        let batch = self.images.count_bad(batch.bad.drain(..)).and(filled).map(|()| batch);
         // An error is the end: the batch is lost to the ring.
         self.next = if batch.is_err() { self.end } else { self.next + 1 };
         batch.map(Some)
@@ -233,12 +240,21 @@ fn fill(
     batch.first = first;
     batch.labels.clear();
     batch.indices.clear();
+    batch.bad.clear();
     for &index in indices {
         let start = batch.labels.len() * len;
         let square = &mut batch.memory.bytes_mut()[start..start + len];
         let read = match plan.bad {
-            Bad::Replace => Some(images.read_good(index as usize, scratch, square)?),
-            Bad::Skip => images.read(index as usize, scratch, square)?.map(|()| index as usize),
+            Bad::Replace => {
+                Some(images.read_good_ahead(index as usize, scratch, square, &mut batch.bad)?)
+            }
+            Bad::Skip => {
+                let read = images.read_ahead(index as usize, scratch, square)?;
+                if read.is_none() {
+                    batch.bad.push(index as usize);
+                }
+                read.map(|()| index as usize)
+            }
         };
         if let Some(index) = read {
             batch.labels.push(images.class(index));

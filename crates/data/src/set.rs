@@ -3,11 +3,17 @@
 use std::path::Path;
 
 use super::Split;
+use super::classes::Classes;
 use super::folder::ImageFolder;
 use super::images::{Images, ReadOptions};
 use super::pack::PLAN;
 use super::shard::ShardSet;
 use zfnet_core::{Error, Result};
+
+/// Whether a folder holds the beginning of a set of shards.
+pub fn is_unfinished(root: &Path) -> bool {
+    !ShardSet::is_at(root) && root.join(PLAN).is_file()
+}
 
 /// A data set of two splits.
 #[derive(Clone, Debug)]
@@ -26,7 +32,7 @@ impl DataSet {
     pub fn open(root: &Path) -> Result<Self> {
         if ShardSet::is_at(root) {
             ShardSet::open(root).map(DataSet::Shards)
-        } else if root.join(PLAN).is_file() {
+        } else if is_unfinished(root) {
             let reason = "is a set of shards whose packing was not ended".into();
             Err(Error::DamagedSet { path: root.into(), reason })
         } else {
@@ -34,11 +40,37 @@ impl DataSet {
         }
     }
 
-    /// Readable names of the classes, by index.
-    pub fn names(&self) -> Vec<String> {
+    /// Opens what a network with these classes is tried on: a data set, or a folder with `val/CLASS/*` alone.
+    ///
+    /// # Errors
+    /// If it is neither, or has other classes.
+    pub fn open_for(root: &Path, classes: &Classes) -> Result<Self> {
+        let val_alone =
+            root.join(Split::Val.name()).is_dir() && !root.join(Split::Train.name()).is_dir();
+        let set = if val_alone && !ShardSet::is_at(root) {
+            ImageFolder::open_val(root, classes).map(DataSet::Folder)
+        } else {
+            DataSet::open(root)
+        }?;
+        match classes.difference(&set.classes()) {
+            None => Ok(set),
+            Some(difference) => Err(Error::file(
+                root,
+                format!("does not have the classes of the checkpoint: {difference}"),
+            )),
+        }
+    }
+
+    /// The classes.
+    pub fn classes(&self) -> Classes {
         match self {
-            DataSet::Folder(folder) => folder.names.clone(),
-            DataSet::Shards(set) => set.manifest.classes.iter().map(|c| c.name.clone()).collect(),
+            DataSet::Folder(folder) => Classes::new(folder.classes.clone(), folder.names.clone()),
+            DataSet::Shards(set) => {
+                let classes = set.manifest.classes.iter();
+                let (folders, names) =
+                    classes.map(|class| (class.folder.clone(), class.name.clone())).unzip();
+                Classes::new(folders, names)
+            }
         }
     }
 
@@ -53,6 +85,9 @@ impl DataSet {
                     Split::Train => &folder.train,
                     Split::Val => &folder.val,
                 };
+                if samples.is_empty() {
+                    return Err(folder.no_split(split)); // of a set that was opened without it
+                }
                 Ok(Images::new(samples.clone(), options))
             }
             DataSet::Shards(set) => Images::of_shards(set, split, options),

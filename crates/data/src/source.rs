@@ -10,11 +10,13 @@ mod shards;
 mod webdataset;
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 pub use listing::{Item, Source};
 use listing::{Listing, PROGRESS_INTERVAL, Place};
 
+use super::Split;
 use super::folder::{self, ImageFolder, Sample};
 use super::shard::manifest::MANIFEST;
 use zfnet_core::{Error, Result};
@@ -33,7 +35,6 @@ impl Source {
         let listing = Listing::new(observe);
         if path.is_file() {
             let folder = path.parent().unwrap_or(Path::new(""));
-            let is_tar = path.extension().is_some_and(|extension| extension == "tar");
             return match path.file_name().and_then(|name| name.to_str()) {
                 Some(ilsvrc::TRAIN) => ilsvrc::open(folder, listing),
                 Some(ilsvrc::VAL) => {
@@ -41,13 +42,22 @@ impl Source {
                                   ILSVRC2012_devkit_t12.tar.gz lie";
                     Err(Error::file(path, reason))
                 }
-                _ if is_tar => webdataset::open(folder, vec![path.into()], listing),
-                _ => Err(Error::file(path, format!("is a file; {ACCEPTED}"))),
+                _ if folder::archive(path) == Some("tar") => {
+                    webdataset::open(folder, vec![path.into()], listing)
+                }
+                _ => Err(Error::file(
+                    path,
+                    match folder::archive(path) {
+                        Some(kind) => format!("is a {kind} archive; unpack it first; {ACCEPTED}"),
+                        None => format!("is a file; {ACCEPTED}"),
+                    },
+                )),
             };
         }
-        if !path.is_dir() {
-            return Err(Error::file(path, format!("does not exist; {ACCEPTED}")));
-        }
+        fs::read_dir(path).map_err(|error| match error.kind() {
+            ErrorKind::NotFound => Error::file(path, format!("does not exist; {ACCEPTED}")),
+            _ => Error::io("read", path)(error),
+        })?;
         if path.join("train").is_dir() {
             let ImageFolder { classes, names, train, val, .. } = ImageFolder::open(path)?;
             let train = folder_items(train, &classes, listing.observe)?;
@@ -68,12 +78,17 @@ impl Source {
             return ilsvrc::open(path, listing);
         }
         let entries = folder::entries(path)?;
-        let is_tar = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "tar");
+        let is_tar = |path: &PathBuf| folder::archive(path) == Some("tar");
         let files = entries.iter().filter(|entry| !entry.is_dir).map(|entry| entry.path.clone());
         let tars: Vec<_> = files.filter(is_tar).collect();
         if tars.is_empty() {
             let found = folder::found(&entries);
-            return Err(Error::file(path, format!("is no source of images; {ACCEPTED}; {found}")));
+            let meant = folder::meant(path, Split::Train, &entries);
+            let meant = meant.map_or(String::new(), |meant| format!("; {meant}"));
+            return Err(Error::file(
+                path,
+                format!("is no source of images; {ACCEPTED}; {found}{meant}"),
+            ));
         }
         webdataset::open(path, tars, listing)
     }

@@ -16,6 +16,8 @@ use zfnet_core::{Error, Result};
 const BLOCK: u64 = 512;
 /// Read at a time. A member as small as a class's number shares it with its neighbours' headers.
 const WINDOW: u64 = 4096;
+/// The largest size that the field of a header holds in octal.
+const LARGEST_OCTAL: u64 = 0o777_7777_7777;
 /// An extended header larger than this is refused: names are far shorter.
 const MAX_EXTENSION: u64 = 64 << 10;
 
@@ -80,7 +82,7 @@ impl Archive<'_> {
             let header = Header::from_byte_slice(block);
             if header.cksum().ok() != Some(checksum(block)) {
                 return Err(self.error(&match at {
-                    0 => "is no tar: it does not begin with a member's header".into(),
+                    0 => not_a_tar(block),
                     _ => format!("is damaged: expected a member's header at byte {at}"),
                 }));
             }
@@ -93,9 +95,13 @@ impl Archive<'_> {
             let said = if extends { Extension::default() } else { std::mem::take(&mut extension) };
             let raw = said.name.unwrap_or_else(|| header.path_bytes().into_owned());
             let refused = |reason: &str| self.member_error(&String::from_utf8_lossy(&raw), reason);
-            let size = size(header).map_err(|reason| refused(&reason))?;
-            if said.size.is_some_and(|said| said != size) {
-                return Err(refused("has two sizes that disagree"));
+            let mut size = size(header).map_err(|reason| refused(&reason))?;
+            if let Some(said) = said.size {
+                // What has no room in the header's field is 0 there, as GNU tar and Python write it.
+                if size != said && !(size == 0 && said > LARGEST_OCTAL) {
+                    return Err(refused("has two sizes that disagree"));
+                }
+                size = said;
             }
             let data = at + BLOCK;
             if size > self.bytes - data {
@@ -170,6 +176,23 @@ impl Archive<'_> {
 
     fn read(&self, at: u64, out: &mut [u8]) -> Result<()> {
         self.file.read_exact_at(out, self.start + at).map_err(Error::io("read", self.path))
+    }
+}
+
+/// What a file is that does not begin as a tar does.
+fn not_a_tar(block: &[u8]) -> String {
+    let compressed = match block {
+        [0x1f, 0x8b, ..] => Some(("gzip", "gunzip")),
+        [b'B', b'Z', b'h', ..] => Some(("bzip2", "bunzip2")),
+        [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Some(("xz", "unxz")),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => Some(("zstd", "unzstd")),
+        _ => None,
+    };
+    match compressed {
+        Some((by, tool)) => format!(
+            "is no tar but one compressed with {by}, of which no single image can be read: uncompress it first ({tool})"
+        ),
+        None => "is no tar: it does not begin with a member's header".into(),
     }
 }
 

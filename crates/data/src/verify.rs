@@ -7,6 +7,7 @@
 //! is in memory than a piece of it.
 
 use std::fs::File;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -51,6 +52,8 @@ pub struct Problem {
     pub key: Option<String>,
     /// What was expected and what was found.
     pub what: String,
+    /// Whether the file could not be read at all, so that nothing is known of what it holds.
+    pub unread: bool,
 }
 
 /// Checks the set in `root`. `observe` is told how many images of how many are done; `stop` becoming
@@ -162,7 +165,7 @@ struct Image<'a> {
 
 impl Image<'_> {
     fn problem(&self, mark: &ShardMark, what: String) -> Problem {
-        Problem { file: mark.file.clone(), key: Some(self.name.into()), what }
+        Problem { file: mark.file.clone(), key: Some(self.name.into()), what, unread: false }
     }
 
     fn end(&self) -> u64 {
@@ -261,7 +264,8 @@ fn check_tar(
             if text != class.as_bytes() {
                 let text = String::from_utf8_lossy(&text);
                 let what = format!("expected class {class} in its .cls, found {text:?}");
-                wrong.push(Problem { file: mark.file.clone(), key: Some(name.into()), what });
+                let (file, key) = (mark.file.clone(), Some(name.into()));
+                wrong.push(Problem { file, key, what, unread: false });
             }
         }
         members += 1;
@@ -293,7 +297,9 @@ impl Problem {
     fn new(error: Error) -> Self {
         let file = error.path().and_then(Path::file_name);
         let file = file.map_or(String::new(), |name| name.to_string_lossy().into_owned());
-        Problem { file, key: None, what: error.without_path() }
+        let unread =
+            matches!(&error, Error::Io { error, .. } if error.kind() != ErrorKind::UnexpectedEof);
+        Problem { file, key: None, what: error.without_path(), unread }
     }
 }
 

@@ -15,7 +15,7 @@ use zfnet::{report, train};
 use super::finish;
 use crate::cli::signals::{signal_code, stop_on_signals};
 use crate::cli::train::{Display, RecipeArgs, duration};
-use crate::cli::{DeviceArgs, OnDevice, ReadArgs, make_folder, output};
+use crate::cli::{DeviceArgs, OnDevice, ReadArgs, make_folder, output, shown};
 
 #[derive(Args)]
 pub struct Ablation {
@@ -54,7 +54,7 @@ impl OnDevice for Ablation {
         let out = make_folder(&self.out)?;
         let mut session = Session::new(backend).kept_in(&out);
         session.workers = usize::from(self.read.workers);
-        session.fact("Data", self.data.display().to_string());
+        session.fact("Data", shown(&self.data));
         let mut display = Display::new(epochs);
         let mut left = Left { begun: None, before: 0.0, share: 0.0 };
         let found = run(&session, &variants, &data, self.seed, &out, &stop, |event| match event {

@@ -14,8 +14,8 @@ use zfnet::study::occluder::Fill;
 
 use super::{StudyArgs, finish, layers_named};
 use crate::cli::OnDevice;
-use crate::cli::output;
 use crate::cli::progress::Progress;
+use crate::cli::{output, shown};
 
 #[derive(Args)]
 pub struct Correspondence {
@@ -61,7 +61,7 @@ impl OnDevice for Correspondence {
         let out = self.study.out(&STUDY)?;
         let mut progress = Progress::new();
         let mut session = self.study.session(backend, &model, &out, &mut progress)?;
-        session.fact("Parts", self.boxes.display().to_string());
+        session.fact("Parts", shown(&self.boxes));
         let found = run(&mut session, &model, &settings, &images, &marked)?;
         let page = finish(session, &out, report::correspondence::write(&out, &found))?;
         progress.end();

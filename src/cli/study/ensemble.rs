@@ -13,7 +13,7 @@ use zfnet::study::ensemble::run;
 use super::{finish, watched};
 use crate::cli::eval::{ModelsArgs, say_bad};
 use crate::cli::progress::Progress;
-use crate::cli::{DeviceArgs, OnDevice, make_folder, output};
+use crate::cli::{DeviceArgs, OnDevice, make_folder, output, shown};
 
 #[derive(Args)]
 pub struct Ensemble {
@@ -42,7 +42,7 @@ impl OnDevice for Ensemble {
         let mut session = watched(backend, &out, &mut progress);
         session.workers = usize::from(args.read.workers);
         let split = Split::from(args.split).name();
-        session.fact("Data", format!("{}, {split}", args.data.display()));
+        session.fact("Data", format!("{}, {split}", shown(&args.data)));
         let found = run(&mut session, &candidates)?;
         let page = finish(session, &out, report::ensemble::write(&out, &found))?;
         progress.end();

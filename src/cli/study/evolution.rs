@@ -21,7 +21,7 @@ use zfnet::train::checkpoint::{load_model, states};
 use super::features::chosen_units;
 use super::{finish, initial_weights, watched};
 use crate::cli::progress::Progress;
-use crate::cli::{DeviceArgs, OnDevice, ReadArgs, make_folder, open_data, output};
+use crate::cli::{DeviceArgs, OnDevice, ReadArgs, make_folder, open_data, output, shown};
 
 #[derive(Args)]
 pub struct Evolution {
@@ -123,8 +123,8 @@ fn facts<B: Backend>(
 ) -> zfnet::Result<Facts> {
     let facts = [
         ("Network", model.network.architecture.name.clone()),
-        ("Run", run.display().to_string()),
-        ("Data", format!("{}, train", data.display())),
+        ("Run", shown(run)),
+        ("Data", format!("{}, train", shown(data))),
     ];
     let facts = facts.map(|(name, value)| (name.to_owned(), value));
     Ok([&facts[..], &[initial_weights(backend, model)?]].concat())

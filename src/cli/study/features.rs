@@ -19,7 +19,7 @@ use zfnet::study::unit_named;
 
 use super::{StudyArgs, finish, initial_weights, watched};
 use crate::cli::progress::Progress;
-use crate::cli::{OnDevice, ReadArgs, SplitName, make_folder, open_data, output};
+use crate::cli::{OnDevice, ReadArgs, SplitName, make_folder, open_data, output, shown};
 
 #[derive(Args)]
 pub struct Features {
@@ -102,7 +102,7 @@ impl OnDevice for Features {
         let split = Split::from(self.split);
         let images = data.images(split, self.read.options(model.preprocess.resize)?)?;
         let job = PageJob {
-            checkpoint: self.study.checkpoint.display().to_string(),
+            checkpoint: shown(&self.study.checkpoint),
             root: &self.data,
             images: Arc::new(images),
             split,
@@ -149,7 +149,7 @@ pub fn write_page<B: Backend>(
     let header = Header {
         title: format!("What {} has learnt", network.architecture.name),
         checkpoint: job.checkpoint,
-        data: job.root.display().to_string(),
+        data: shown(job.root),
         network: network.architecture.name.clone(),
         split: job.split.name().into(),
         images: job.images.len(),

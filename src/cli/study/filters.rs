@@ -15,7 +15,7 @@ use zfnet::train::checkpoint::load_model;
 
 use super::{StudyArgs, finish, watched};
 use crate::cli::progress::Progress;
-use crate::cli::{OnDevice, ReadArgs, SplitName, open_data, output};
+use crate::cli::{OnDevice, ReadArgs, SplitName, open_data, output, shown};
 
 #[derive(Args)]
 pub struct Filters {
@@ -49,14 +49,14 @@ impl OnDevice for Filters {
                 let of_split = open_data(root, model)?.images(Split::from(self.split), options)?;
                 images = Some((Arc::new(of_split), root.as_path()));
             }
-            networks.push(Trained { model, checkpoint: checkpoint.display().to_string(), images });
+            networks.push(Trained { model, checkpoint: shown(checkpoint), images });
         }
         let out = self.study.out(&STUDY)?;
         let mut progress = Progress::new();
         let mut session = watched(backend, &out, &mut progress);
         session.workers = usize::from(self.read.workers);
         let data = match &self.data {
-            Some(root) => format!("{}, {}", root.display(), Split::from(self.split).name()),
+            Some(root) => format!("{}, {}", shown(root), Split::from(self.split).name()),
             None => "none: dead maps and the grid in layer 2 need --data".into(),
         };
         session.fact("Data", data);

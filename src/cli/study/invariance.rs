@@ -50,7 +50,8 @@ impl OnDevice for Invariance {
         let shifts = shifts(network.input().h, self.shift, self.step).context(given)?;
         let settings = Settings { layers, shifts };
         if self.pick.data.is_some() && self.pick.classes.is_empty() {
-            self.pick.classes = model.classes.iter().take(self.limit as usize).cloned().collect();
+            self.pick.classes =
+                model.classes.names.iter().take(self.limit as usize).cloned().collect();
         }
         let mut progress = Progress::new();
         let images = self.pick.pick(backend, &model, &[], &mut progress)?;

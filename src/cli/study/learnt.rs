@@ -13,7 +13,7 @@ use zfnet::study::learnt::{STUDY, run};
 
 use super::{StudyArgs, finish};
 use crate::cli::progress::Progress;
-use crate::cli::{OnDevice, ReadArgs, SplitName, open_data, output};
+use crate::cli::{OnDevice, ReadArgs, SplitName, open_data, output, shown};
 
 #[derive(Args)]
 pub struct Learnt {
@@ -39,7 +39,7 @@ impl OnDevice for Learnt {
         let mut progress = Progress::new();
         let mut session = self.study.session(backend, &model, &out, &mut progress)?;
         session.workers = usize::from(self.read.workers);
-        session.fact("Images", format!("{}, {}", self.data.display(), split.name()));
+        session.fact("Images", format!("{}, {}", shown(&self.data), split.name()));
         let found = run(&mut session, model, &images)?;
         let page = finish(session, &out, report::learnt::write(&out, &found))?;
         progress.end();

@@ -28,7 +28,7 @@ use zfnet::study::learnt::sentence;
 use zfnet::study::{self, Session, Study};
 
 use super::progress::Progress;
-use super::{BareArgs, DeviceArgs, ReadArgs, SplitName, make_folder, open_data};
+use super::{BareArgs, DeviceArgs, ReadArgs, SplitName, make_folder, open_data, shown};
 
 #[derive(Args)]
 pub struct StudyCommand {
@@ -143,7 +143,7 @@ impl StudyArgs {
     /// Network, checkpoint and how much of it are its initial weights, as the first facts of a figure.
     fn facts<B: Backend>(&self, backend: &B, model: &Model<B>) -> Result<Vec<(String, String)>> {
         let network = model.network.architecture.name.clone();
-        let checkpoint = self.checkpoint.display().to_string();
+        let checkpoint = shown(&self.checkpoint);
         let facts = vec![("Network".into(), network), ("Checkpoint".into(), checkpoint)];
         Ok([facts, vec![initial_weights(backend, model)?]].concat())
     }
@@ -189,6 +189,9 @@ fn layers_named(
         names => Ok(names.iter().map(|name| network.layer(name)).collect::<Result<_, _>>()?),
     }
 }
+
+/// Classes that are named one by one where they are left out.
+const SHOWN: usize = 10;
 
 /// Which images a study looks into.
 #[derive(Args)]
@@ -247,13 +250,16 @@ impl PickArgs {
                 Split::from(self.split).name()
             );
         }
-        for &class in &classes {
-            if picked.iter().all(|picked| picked.class != class) {
-                progress.line(&format!(
-                    "class `{}` is left out: no image of it is classified right",
-                    model.classes[class]
-                ));
-            }
+        let is_left_out = |class: &&usize| picked.iter().all(|picked| picked.class != **class);
+        let left_out: Vec<_> = classes.iter().filter(is_left_out).collect();
+        for class in left_out.iter().take(SHOWN) {
+            progress.line(&format!(
+                "class `{}` is left out: no image of it is classified right",
+                model.classes.names[**class]
+            ));
+        }
+        if left_out.len() > SHOWN {
+            progress.line(&format!("... and {} more", left_out.len() - SHOWN));
         }
         Ok(picked)
     }
@@ -261,7 +267,7 @@ impl PickArgs {
     /// Where the images are from, for a figure's facts.
     fn source(&self) -> String {
         match &self.data {
-            Some(root) => format!("{}, {}", root.display(), Split::from(self.split).name()),
+            Some(root) => format!("{}, {}", shown(root), Split::from(self.split).name()),
             None => "files".into(),
         }
     }

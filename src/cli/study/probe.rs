@@ -13,7 +13,7 @@ use zfnet::study::probe::{STUDY, Settings, paper_layers, run};
 
 use super::{StudyArgs, finish, layers_named};
 use crate::cli::progress::Progress;
-use crate::cli::{OnDevice, ReadArgs, output};
+use crate::cli::{OnDevice, ReadArgs, output, shown};
 
 #[derive(Args)]
 pub struct Probe {
@@ -55,7 +55,7 @@ impl OnDevice for Probe {
         let mut progress = Progress::new();
         let mut session = self.study.session(backend, &model, &out, &mut progress)?;
         session.workers = usize::from(self.read.workers);
-        session.fact("Data", self.data.display().to_string());
+        session.fact("Data", shown(&self.data));
         let found = run(&mut session, &model, &settings, &data)
             .with_context(|| self.data.display().to_string())?;
         let page = finish(session, &out, report::probe::write(&out, &found))?;

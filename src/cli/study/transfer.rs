@@ -16,7 +16,7 @@ use zfnet::study::transfer::{STUDY, Settings, draw, run};
 
 use super::{StudyArgs, finish};
 use crate::cli::progress::Progress;
-use crate::cli::{OnDevice, ReadArgs, output};
+use crate::cli::{OnDevice, ReadArgs, output, shown};
 
 #[derive(Args)]
 pub struct Transfer {
@@ -102,7 +102,7 @@ impl OnDevice for Transfer {
         let mut progress = Progress::new();
         let mut session = self.study.session(backend, &model, &out, &mut progress)?;
         session.workers = usize::from(self.read.workers);
-        session.fact("Data", self.data.display().to_string());
+        session.fact("Data", shown(&self.data));
         let found = run(&mut session, &model, &settings, &data, seen.as_ref())?;
         let page = finish(session, &out, report::transfer::write(&out, &found))?;
         progress.end();

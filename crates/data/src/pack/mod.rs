@@ -31,6 +31,8 @@ pub(crate) use plan::key_matches;
 pub use plan::{Options, Plan, ShardPlan, default_mean_side};
 
 use super::Split;
+use super::folder::{outside_of_images, outside_of_shards, resolve};
+use super::images::too_many;
 use super::shard::manifest::{MANIFEST, Manifest};
 use super::source::Source;
 use zfnet_core::disk::{lock, sync_folder, write_synced};
@@ -134,31 +136,21 @@ pub fn pack(
 /// Whether a set made from `source` may be put at `out`.
 ///
 /// # Errors
-/// If it would lie among the source's images.
+/// If it would lie in the source's folder, or among other images.
 pub fn check_place(source: &Path, out: &Path) -> Result<()> {
-    let place = resolve(out);
-    let train_and_val = ["train", "val"].map(|split| source.join(split));
-    let among = train_and_val.iter().any(|folder| place.starts_with(resolve(folder)));
-    if among || place == resolve(source) {
-        let reason = format!(
-            "lies among the images of {}; choose another folder for the set",
-            source.display()
-        );
+    let train_and_val = [Split::Train, Split::Val].map(|split| source.join(split.name()));
+    let inside = [source, &train_and_val[0], &train_and_val[1]]
+        .iter()
+        .any(|folder| folder.is_dir() && resolve(out).starts_with(resolve(folder)));
+    if inside {
+        let reason =
+            format!("lies in {}; choose a folder outside of it for the set", source.display());
         return Err(Error::file(out, reason));
     }
-    Ok(())
-}
-
-/// A path without links, of which the last parts need not exist yet.
-fn resolve(path: &Path) -> PathBuf {
-    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    for known in path.ancestors() {
-        if let Ok(real) = known.canonicalize() {
-            let rest = path.strip_prefix(known).expect("an ancestor");
-            return if rest.as_os_str().is_empty() { real } else { real.join(rest) };
-        }
-    }
-    path
+    let place = resolve(out);
+    outside_of_images(out, &place)?;
+    // In a set of its own it is gone on with.
+    place.parent().map_or(Ok(()), |parent| outside_of_shards(out, parent))
 }
 
 /// What the parts of packing share.
@@ -300,7 +292,7 @@ impl Packer<'_> {
     /// Whether so many bad files of a split are too many; `last` names one.
     fn check_bad(&self, split: Split, rejected: usize, last: &dyn Fn() -> String) -> Result<()> {
         let total = self.source.items(split).len();
-        if rejected as f64 <= self.max_bad * total as f64 {
+        if !too_many(rejected, total, self.max_bad) {
             return Ok(());
         }
         Err(Error::TooManyBad {

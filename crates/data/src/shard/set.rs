@@ -13,6 +13,7 @@ use super::manifest::{Form, MANIFEST, Manifest, MeanMark, ShardMark};
 use crate::Split;
 use crate::checksum::check_crc32c;
 use crate::folder::MAX_IMAGE_BYTES;
+use crate::open_files::Permit;
 use zfnet_core::tensors::deserialize;
 use zfnet_core::{Error, Result};
 
@@ -39,8 +40,8 @@ pub struct Shards {
 pub(crate) struct Shard {
     path: PathBuf,
     index: Index,
-    /// Opened when it is first read.
-    bytes: OnceLock<ShardBytes>,
+    /// Opened when it is first read, and kept open if there is room for one more.
+    bytes: OnceLock<(ShardBytes, Permit)>,
 }
 
 impl ShardSet {
@@ -289,7 +290,7 @@ impl Shards {
     /// If its shard is missing, or has been cut short since.
     pub fn read(&self, number: usize, out: &mut [u8]) -> Result<Result<(), String>> {
         let (shard, entry) = self.at(number);
-        self.opened(shard)?.read_at(entry.offset, out)?;
+        self.with_open(shard, |bytes| bytes.read_at(entry.offset, out))?;
         Ok(check_crc32c(out, entry.crc32c))
     }
 
@@ -297,9 +298,11 @@ impl Shards {
     pub(crate) fn advise(&self, number: usize) {
         let (shard, entry) = self.at(number);
         // What cannot be opened will be told when it is read.
-        if let Ok(bytes) = self.opened(shard) {
+        let advise = |bytes: &ShardBytes| {
             bytes.advise(entry.offset, u64::from(entry.bytes));
-        }
+            Ok(())
+        };
+        let _ = self.with_open(shard, advise);
     }
 
     fn at(&self, number: usize) -> (&Shard, Entry) {
@@ -308,11 +311,17 @@ impl Shards {
         (shard, shard.index.entries()[place as usize])
     }
 
-    fn opened<'a>(&self, shard: &'a Shard) -> Result<&'a ShardBytes> {
-        if let Some(bytes) = shard.bytes.get() {
-            return Ok(bytes);
+    fn with_open(&self, shard: &Shard, mut f: impl FnMut(&ShardBytes) -> Result<()>) -> Result<()> {
+        if let Some((bytes, _)) = shard.bytes.get() {
+            return f(bytes);
         }
-        let bytes = ShardBytes::open(&shard.path, shard.index.shard_bytes, self.io)?;
-        Ok(shard.bytes.get_or_init(|| bytes)) // another thread may have been faster
+        let open = |io| ShardBytes::open(&shard.path, shard.index.shard_bytes, io);
+        match Permit::new() {
+            Some(permit) => {
+                let bytes = open(self.io)?;
+                f(&shard.bytes.get_or_init(|| (bytes, permit)).0) // another thread may have been faster
+            }
+            None => f(&open(Io::Pread)?), // nothing is gained by mapping it once
+        }
     }
 }

@@ -7,14 +7,12 @@ use std::sync::Arc;
 use crate::Split;
 use crate::checksum::check_crc32c;
 use crate::folder::{MAX_IMAGE_BYTES, read_file};
+use crate::open_files::Permit;
 use crate::tar::{Archive, Member, ReadAt};
 use zfnet_core::{Error, Result};
 
 /// Images or members between two looks at whether to go on listing.
 pub(super) const PROGRESS_INTERVAL: usize = 1024;
-/// Tars beyond these are opened for each image, so that any number of them fits a process's limit on
-/// open files.
-const KEPT_OPEN: usize = 256;
 
 /// The images of a source, in a fixed order, with the classes they belong to.
 pub struct Source {
@@ -111,24 +109,26 @@ impl Source {
 pub(super) struct Tar {
     path: PathBuf,
     bytes: u64,
-    /// Open, if it is one of the first [`KEPT_OPEN`].
-    file: Option<Arc<File>>,
+    /// Open, if there was room for one more.
+    file: Option<(Arc<File>, Permit)>,
 }
 
 impl Tar {
-    pub(super) fn open(path: PathBuf) -> Result<Self> {
+    /// A tar, and the file that is open for it.
+    pub(super) fn open(path: PathBuf) -> Result<(Self, Arc<File>)> {
         // Asked before it is opened: opening a pipe would wait for whoever writes into it.
         let metadata = fs::metadata(&path).map_err(Error::io("read", &path))?;
         if !metadata.is_file() {
             return Err(Error::file(&path, "is no file; expected a tar"));
         }
-        let file = File::open(&path).map_err(Error::io("read", &path))?;
-        Ok(Tar { bytes: metadata.len(), file: Some(Arc::new(file)), path })
+        let file = Arc::new(File::open(&path).map_err(Error::io("read", &path))?);
+        let kept = Permit::new().map(|permit| (file.clone(), permit));
+        Ok((Tar { bytes: metadata.len(), file: kept, path }, file))
     }
 
     fn read(&self, out: &mut [u8], offset: u64) -> Result<()> {
         let read = match &self.file {
-            Some(file) => file.read_exact_at(out, offset),
+            Some((file, _)) => file.read_exact_at(out, offset),
             None => File::open(&self.path).and_then(|file| file.read_exact_at(out, offset)),
         };
         // Cut short since it was listed: no fault of the image, so no `Error::File`.
@@ -156,22 +156,14 @@ impl<'a> Listing<'a> {
         path: &Path,
         visit: &mut dyn FnMut(&mut Self, &Archive, Member) -> Result<()>,
     ) -> Result<()> {
-        let tar = Tar::open(path.into())?;
-        let (bytes, file) = (tar.bytes, tar.file.clone().expect("just opened"));
-        self.push(tar);
+        let (tar, file) = Tar::open(path.into())?;
+        let bytes = tar.bytes;
+        self.tars.push(tar);
         let archive = Archive { path, inner: "", file: &*file, start: 0, bytes };
         archive.members(&mut |member| {
             self.step()?;
             visit(self, &archive, member)
         })
-    }
-
-    /// Adds a tar, to which the items that follow belong.
-    pub(super) fn push(&mut self, mut tar: Tar) {
-        if self.tars.len() >= KEPT_OPEN {
-            tar.file = None;
-        }
-        self.tars.push(tar);
     }
 
     /// Counts a member.

@@ -25,7 +25,7 @@ pub(super) fn open(root: &Path, mut listing: Listing) -> Result<Source> {
             indices.push(read_index(root, mark)?);
             check_length(root, mark)?;
             let path = root.join(&mark.file);
-            listing.push(Tar::open(path.clone())?);
+            listing.tars.push(Tar::open(path.clone())?.0);
             paths.push(path);
         }
         let shards: Vec<_> = paths.iter().map(AsRef::as_ref).zip(&indices).collect();

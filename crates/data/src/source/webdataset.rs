@@ -9,9 +9,8 @@ use std::path::{Path, PathBuf};
 
 use super::listing::{Item, Listing, Source};
 use crate::Split;
-use crate::folder::read_file;
 use crate::tar::{Archive, Member};
-use zfnet_core::{Error, Result};
+use zfnet_core::{Error, Result, text};
 
 const CLASSES: &str = "classes.txt";
 /// Far above any set of photographs; every class up to the largest index gets a name.
@@ -27,11 +26,17 @@ pub(super) fn open(root: &Path, tars: Vec<PathBuf>, mut listing: Listing) -> Res
             Split::Val => &mut val,
         };
         let mut sample = Sample::default();
+        let mut keys = HashSet::new();
         listing.list(path, &mut |listing, tar, member| {
             let Some((key, extension)) = key(member.name) else { return Ok(()) };
             if sample.key != key {
                 std::mem::take(&mut sample).end(path, listing, items)?;
                 sample.key = key.into();
+                if !keys.insert(sample.key.clone()) {
+                    let reason = "begins a second sample of this key; expected each sample's files side by side, and \
+                                  no two samples of one key in a tar";
+                    return Err(tar.member_error(member.name, reason));
+                }
             }
             sample.add(tar, extension, member)
         })?;
@@ -83,6 +88,8 @@ struct Sample {
     class: Option<u32>,
     /// File name, offset and length of the image.
     image: Option<(String, u64, u64)>,
+    /// Extensions of its other files.
+    others: Vec<String>,
 }
 
 impl Sample {
@@ -94,6 +101,7 @@ impl Sample {
             let file = member.name.rsplit('/').next().unwrap_or_default().to_owned();
             self.image.replace((file, member.offset, member.bytes)).is_some()
         } else {
+            self.others.push(extension.into());
             false
         };
         if twice {
@@ -116,7 +124,14 @@ impl Sample {
             (None, Some(_)) => "image (.jpg, .jpeg or .png)",
             (None, None) => "image (.jpg, .jpeg or .png) and no class (.cls)",
         };
-        Err(Error::file(tar, format!("has a sample {:?} with no {lacks} next to it", self.key)))
+        let others = match self.others.as_slice() {
+            [] => String::new(),
+            others => format!("; it has .{}", others.join(", .")),
+        };
+        Err(Error::file(
+            tar,
+            format!("has a sample {:?} with no {lacks} next to it{others}", self.key),
+        ))
     }
 }
 
@@ -139,11 +154,7 @@ fn class_folders(root: &Path, largest: usize) -> Result<Vec<String>> {
         let width = largest.to_string().len();
         return Ok((0..=largest).map(|index| format!("{index:0width$}")).collect());
     }
-    let mut bytes = Vec::new();
-    read_file(&path, &mut bytes)?;
-    let Ok(text) = std::str::from_utf8(&bytes) else {
-        return Err(Error::file(path, "is no UTF-8; expected the name of a class in each line"));
-    };
+    let text = text::read(&path)?;
     let mut folders = Vec::new();
     let mut known = HashSet::new();
     for line in text.trim_end().lines().map(str::trim) {

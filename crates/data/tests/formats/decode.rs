@@ -35,6 +35,23 @@ fn jpeg(data: &[u8], colour: ColorType, set: impl Fn(&mut Encoder<&mut Vec<u8>>)
     bytes
 }
 
+/// zune-jpeg 0.5.15 gives wrong pixels for these without a word (its issue tracker has reports of scans that are not
+/// interleaved): they are refused. Optimized tables are what makes this encoder write a scan for each component.
+#[test]
+fn subsampled_scans_of_single_components_are_refused() {
+    let separate = |sampling| {
+        jpeg(&rgb(), ColorType::Rgb, |encoder| {
+            encoder.set_optimized_huffman_tables(true);
+            encoder.set_sampling_factor(sampling);
+        })
+    };
+    for sampling in [SamplingFactor::F_2_2, SamplingFactor::F_1_2, SamplingFactor::F_2_1] {
+        let error = decode(&separate(sampling)).unwrap_err();
+        assert!(matches!(error, DecodeError::SeparateScans), "{sampling:?}: {error}");
+    }
+    assert!(decode(&separate(SamplingFactor::F_1_1)).is_ok());
+}
+
 fn baseline() -> Vec<u8> {
     jpeg(&rgb(), ColorType::Rgb, |_| ())
 }

@@ -4,7 +4,11 @@ use std::fs;
 use std::path::Path;
 
 use tempfile::TempDir;
-use zfnet_data::folder::ImageFolder;
+use zfnet_data::Split;
+use zfnet_data::classes::Classes;
+use zfnet_data::folder::{ImageFolder, check_output};
+use zfnet_data::images::ReadOptions;
+use zfnet_data::set::DataSet;
 
 /// A tree of empty files; names that end in / are folders.
 fn tree(names: &[&str]) -> TempDir {
@@ -65,11 +69,44 @@ fn lists_images_in_order() {
 fn readable_names_are_optional() {
     let root = tree(&GOOD);
     let table = root.path().join("classes.tsv");
-    fs::write(&table, "class\tname\nb\tgreat white shark\t12\nunknown\tx\nmalformed\n\t\n")
-        .unwrap();
+    fs::write(&table, "class\tname\nb\tgreat white shark\t12\nunknown\tx\n\n").unwrap();
     assert_eq!(ImageFolder::open(root.path()).unwrap().names, ["a", "great white shark"]);
-    fs::write(&table, [0xff, 0xfe, 0]).unwrap();
+    fs::remove_file(&table).unwrap();
     assert_eq!(ImageFolder::open(root.path()).unwrap().names, ["a", "b"]);
+}
+
+/// Reported of other loaders: a byte-order mark in the first class's name, and files that are ignored.
+#[test]
+fn tables_of_names_are_read_as_editors_save_them_or_refused() {
+    let root = tree(&GOOD);
+    let table = root.path().join("classes.tsv");
+    let text = "a\tant\r\nb\tbee\r\n";
+    let utf16 = |unit: fn(u16) -> [u8; 2]| -> Vec<u8> {
+        "\u{feff}".encode_utf16().chain(text.encode_utf16()).flat_map(unit).collect()
+    };
+    let marked = format!("\u{feff}{text}").into_bytes();
+    for bytes in [text.into(), marked, utf16(u16::to_le_bytes), utf16(u16::to_be_bytes)] {
+        fs::write(&table, &bytes).unwrap();
+        assert_eq!(ImageFolder::open(root.path()).unwrap().names, ["ant", "bee"], "{bytes:?}");
+    }
+    for (bytes, words) in [
+        (&b"a\tant\nb\tb\xe9e\n"[..], ["line 2", "expected UTF-8, found the byte 0xe9"]),
+        (b"a ant\n", ["line 1", "found \"a ant\" without a tab"]),
+        (b"\na\tant\nb\n", ["line 3", "without a tab"]),
+        (b"a\tant\nb\t\n", ["line 2", "a tab and its name"]),
+        (b"a\tant\nb\tbee\na\tape\n", ["line 3", "names a again, after line 1"]),
+        (b"0\tant\n1\tbee\n", ["2 line(s) of classes that are not there", "line 1: `0`"]),
+    ] {
+        fs::write(&table, bytes).unwrap();
+        let message = ImageFolder::open(root.path()).unwrap_err().to_string();
+        assert!(message.contains("classes.tsv: "), "{message}");
+        for word in words {
+            assert!(message.contains(word), "{word:?} in {message:?}");
+        }
+    }
+    fs::remove_file(&table).unwrap();
+    fs::create_dir(&table).unwrap();
+    assert!(ImageFolder::open(root.path()).unwrap_err().to_string().contains("classes.tsv"));
 }
 
 #[cfg(unix)]
@@ -102,6 +139,90 @@ fn unusable_trees_say_why() {
     refused(&["train/a/1.jpg", "train/b/1.jpg", "val/1.jpg"], &["val: has no class folders"]);
     refused(&["train/a/1.jpg", "train/b/1.jpg", "val/a/"], &["val: has no image"]);
     refused(&good_and(&["val/c/1.jpg"]), &["c: is a class that train does not have"]);
+}
+
+/// What is nearly right is told the way out.
+#[test]
+fn trees_that_are_nearly_right() {
+    refused(&["d/train/a/1.jpg", "d/val/a/1.jpg"], &["has no folder train", "d meant?"]);
+    for other in ["Train", "training"] {
+        let image = format!("{other}/a/1.jpg");
+        refused(&[&image], &[&format!("is {other}/ meant?"), &format!("ln -s {other} train")]);
+    }
+    for other in ["Val", "valid", "validation", "test", "dev"] {
+        let image = format!("{other}/a/1.jpg");
+        let words = [&*format!("is {other}/ meant?"), &format!("ln -s {other} val")];
+        refused(&["train/a/1.jpg", "train/b/1.jpg", &image], &words);
+    }
+    refused(&["cats/1.jpg", "dogs/1.jpg"], &["move them to train/", "cats to train/cats"]);
+    refused(&["train/a/1.jpg", "train/b/1.jpg"], &["has no folder val"]);
+    refused(&["imagenette.tgz"], &["unpack imagenette.tgz first"]);
+    refused(&["train/1.jpg", "val/a/1.jpg"], &["move each image into the folder of its class"]);
+    let webp = ["train/a/1.webp", "train/a/2.webp", "train/a/n.txt", "train/b/1.jpg"];
+    refused(&webp, &["a: has no .jpg", "only 1 .txt, 2 .webp", "convert them"]);
+    refused(
+        &["train/a/x/1.jpg", "train/b/1.jpg"],
+        &["a: has no .jpg", "only 1 folder", "move the images"],
+    );
+    let root = tree(&good_and(&["photos.zip", "photos.tar", "tars/train-0.tar"]));
+    let message = |name: &str| ImageFolder::open(&root.path().join(name)).unwrap_err().to_string();
+    assert!(message("photos.zip").contains("is a zip archive; unpack it"));
+    for tars in ["photos.tar", "tars"] {
+        assert!(message(tars).contains("tars of images"), "{}", message(tars));
+    }
+    for deep in ["train", "train/a"] {
+        let meant = format!("is {} meant?", root.path().display());
+        assert!(message(deep).contains(&meant), "{}", message(deep));
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_class_that_is_lost_is_no_smaller_set() {
+    let root = tree(&GOOD);
+    std::os::unix::fs::symlink("nowhere", root.path().join("train/c")).unwrap();
+    let message = ImageFolder::open(root.path()).unwrap_err().to_string();
+    assert!(message.contains("c: is a link that leads nowhere"), "{message}");
+}
+
+#[test]
+fn outputs_do_not_lie_among_images() {
+    let root = tree(&good_and(&["train/runs/page/1.png", "out/train/x", "manifest/manifest.json"]));
+    let check = |place: &str| check_output(&root.path().join(place)).map_err(|e| e.to_string());
+    for place in
+        ["train", "train/runs", "train/new/deep", "train/a", "train/a/x", "val/x", "train/../val"]
+    {
+        let message = check(place).unwrap_err();
+        assert!(message.contains("lies among the images of"), "{place}: {message}");
+    }
+    assert!(check("manifest/run").unwrap_err().contains("lies in the set of shards"));
+    for place in ["", "run", "out", "out/train", "out/train/x", "../train-2"] {
+        check(place).unwrap();
+    }
+    assert!(check_output(Path::new("")).is_ok());
+}
+
+/// Where nothing is trained.
+#[test]
+fn validation_images_alone_are_tried_on_a_network_that_knows_their_classes() {
+    let root = tree(&["val/c/1.jpg", "val/a/1.jpg", "val/a/2.jpg"]);
+    let strings = |names: [&str; 3]| names.map(str::to_owned).to_vec();
+    let classes = Classes::new(strings(["a", "b", "c"]), strings(["ant", "bee", "cat"]));
+    let open = |classes: &Classes| DataSet::open_for(root.path(), classes);
+    let set = open(&classes).unwrap();
+    assert_eq!(set.classes(), classes);
+    let options = ReadOptions { side: 8, max_bad: 0.0, cache_bytes: 0, io: None };
+    let images = set.images(Split::Val, options).unwrap();
+    assert_eq!([0, 1, 2].map(|i| images.class(i)), [0, 0, 2]);
+    let train = set.images(Split::Train, options).err().unwrap().to_string();
+    assert!(train.contains("has no folder train"), "{train}");
+    let message = |classes: &Classes| open(classes).unwrap_err().to_string();
+    let other = Classes::new(strings(["a", "b", "x"]), strings(["a", "b", "x"]));
+    assert!(message(&other).contains("c: is a class that the network does not have"));
+    assert!(message(&Classes::unknown(3)).contains("does not name its classes"));
+    // By the names that a checkpoint of an earlier version has.
+    fs::write(root.path().join("classes.tsv"), "c\tcat\na\tant\n").unwrap();
+    open(&Classes::named(strings(["ant", "bee", "cat"]))).unwrap();
 }
 
 #[test]

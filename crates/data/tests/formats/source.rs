@@ -435,7 +435,7 @@ fn awkward_webdataset_tars_are_refused() {
 }
 
 #[test]
-fn more_tars_than_may_be_open_are_read() {
+fn many_tars_are_read() {
     let root = tempfile::tempdir().unwrap();
     for i in 0..300 {
         let (cls, jpg) = (format!("{i}.cls"), format!("{i}.jpg"));
@@ -446,10 +446,6 @@ fn more_tars_than_may_be_open_are_read() {
     let stems: Vec<_> =
         source.train.iter().map(|item| item.name[2..].trim_end_matches(".jpg")).collect();
     assert_eq!(contents(&source, &source.train), stems);
-    fs::remove_file(root.path().join("train-299.tar")).unwrap();
-    let gone = source.train.iter().find(|item| item.name == "1/299.jpg").unwrap();
-    let error = source.read(gone, &mut Vec::new()).unwrap_err().to_string();
-    assert!(error.contains("train-299.tar"), "{error}");
 }
 
 // Sets of our own, and what is none of all these.

@@ -1,0 +1,45 @@
+//! How many files are kept open: a set may have more shards, and a source more tars, than the system lets a process
+//! have open files. Those beyond are opened for each read.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Files that the process needs beside: standard streams, what is being written, libraries, devices.
+const OTHERS: usize = 64;
+
+static KEPT: AtomicUsize = AtomicUsize::new(0);
+
+/// The right to keep one file open, until it is dropped.
+pub(crate) struct Permit(());
+
+impl Permit {
+    /// One more, if there is room.
+    pub(crate) fn new() -> Option<Self> {
+        let more = KEPT.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |kept| {
+            (kept < room()).then_some(kept + 1)
+        });
+        more.is_ok().then_some(Permit(()))
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        KEPT.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn room() -> usize {
+    static ROOM: OnceLock<usize> = OnceLock::new();
+    *ROOM.get_or_init(|| limit().map_or(usize::MAX, |limit| limit.saturating_sub(OTHERS)))
+}
+
+#[cfg(unix)]
+fn limit() -> Option<usize> {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current?;
+    Some(usize::try_from(limit).unwrap_or(usize::MAX))
+}
+
+#[cfg(not(unix))]
+fn limit() -> Option<usize> {
+    None
+}
