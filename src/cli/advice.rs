@@ -34,8 +34,13 @@ fn on(error: &Error) -> Vec<String> {
             _ => "continue with the same flags, or choose another --out",
         },
         Error::Diverged { .. } => {
-            "try a lower --learning-rate with another --out, there perhaps with --init from an earlier \
-             checkpoint of this run"
+            return [
+                "try a lower --learning-rate with another --out, there perhaps with --init from an earlier \
+                 checkpoint of this run",
+                "ask for more images with --per-class, or do without these networks with --no-scratch",
+            ]
+            .map(str::to_owned)
+            .into();
         }
         Error::TrainingMemory { batch, samples, largest: Some(largest), .. }
             if (1..*samples).contains(largest) =>

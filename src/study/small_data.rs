@@ -9,7 +9,6 @@ use serde::Serialize;
 
 use super::linear::mean_class_accuracy;
 use super::numbers::most_probable;
-use crate::Result;
 use crate::backend::{Backend, StepState};
 use crate::data::classes::Classes;
 use crate::data::images::{Images, Scratch};
@@ -17,6 +16,7 @@ use crate::data::order::{permutation, training_crop};
 use crate::model::{Architecture, Model, Network, Params, Preprocess};
 use crate::train::Trainer;
 use crate::train::evaluate::{Classifier, TestCrops};
+use crate::{Error, Result};
 
 /// Images classified at a time.
 const BATCH: usize = 32;
@@ -84,10 +84,15 @@ impl Start {
     }
 }
 
-/// Trains a network of `checkpoint`'s architecture for other classes on a few images.
+/// Learning rates, as shares of the recipe's, that are tried until the loss stays finite: on very few images a step
+/// is that of a small batch, and the recipe's rate may be too high for it.
+const RATES: [f32; 3] = [1.0, 0.1, 0.01];
+
+/// Trains a network of `checkpoint`'s architecture for other classes on a few images. If its loss runs away, it is
+/// trained anew at a tenth of the learning rate, and then at a hundredth.
 ///
 /// # Errors
-/// If there are no images, the loss runs away, or a backend operation fails.
+/// If there are no images, the loss runs away nevertheless, or a backend operation fails.
 pub fn train_few<B: Backend>(
     backend: &B,
     checkpoint: &Model<B>,
@@ -97,11 +102,36 @@ pub fn train_few<B: Backend>(
     updates: u32,
     seed: u64,
 ) -> Result<Model<B>> {
+    let train =
+        |share| train_at(backend, checkpoint, classes, squares, start, updates, seed, share);
+    let mut trained = train(RATES[0]);
+    for share in &RATES[1..] {
+        let Err(error @ Error::Diverged { .. }) = &trained else { break };
+        tracing::warn!(
+            "{}: {error}; trained anew at {share} of the recipe's learning rate",
+            start.name()
+        );
+        trained = train(*share);
+    }
+    trained
+}
+
+fn train_at<B: Backend>(
+    backend: &B,
+    checkpoint: &Model<B>,
+    classes: &Classes,
+    squares: &Squares,
+    start: Start,
+    updates: u32,
+    seed: u64,
+    share_of_rate: f32,
+) -> Result<Model<B>> {
     let mut architecture =
         Architecture { classes: classes.len(), ..checkpoint.network.architecture.clone() };
     let count = squares.labels.len();
     let recipe = &mut architecture.recipe;
     recipe.batch_size = recipe.batch_size.min(count).max(1);
+    recipe.learning_rate *= share_of_rate;
     if start == Start::FineTune {
         recipe.learning_rate *= 0.1;
     }

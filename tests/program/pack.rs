@@ -268,7 +268,11 @@ fn what_cannot_be_packed_is_refused() {
     place.run("pack empty set").refused(&["empty", "no source of images", "found nothing"]);
     place.run("pack tiny.toml set").refused(&["tiny.toml", "is a file"]);
     for out in ["data", "data/train/set", "data/train", "./data/val/../val/x", "data/."] {
-        place.run(&format!("pack data {out}")).refused(&[out, "lies in data", "choose a folder outside"]);
+        place.run(&format!("pack data {out}")).refused(&[
+            out,
+            "lies in data",
+            "choose a folder outside",
+        ]);
     }
     for (flags, words) in [
         ("--shard-size 0", ["4096", "found 0"]),
