@@ -1,6 +1,5 @@
 //! A run of training: epochs of steps, with validation, schedule, checkpoints and metrics around them.
 
-use std::fs;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -11,12 +10,12 @@ use super::job::{Event, Job, Outcome};
 use super::log::{Metric, MetricsLog, quarantine};
 use super::memory::{validator, with_memory_hint};
 use super::trainer::{Finished, Trainer};
+use crate::Result;
 use crate::backend::{Backend, StepState};
 use crate::data::loader::{Bad, BatchPlan, Loader};
 use crate::data::order::{epoch_order, training_crop};
-use crate::disk::lock;
+use crate::disk::{create_folder, lock};
 use crate::model::{Architecture, Model, Network};
-use crate::{Error, Result};
 use zfnet_core::Recipe;
 
 /// Trains a network, from the start or from the run's last checkpoint.
@@ -34,7 +33,7 @@ pub fn train<B: Backend>(
     if job.shuffle_window.is_some() {
         epoch_order(&job.train, job.shuffle_window, job.seed, 0)?; // so is this
     }
-    fs::create_dir_all(&job.out).map_err(Error::io("create", &job.out))?;
+    create_folder(&job.out)?;
     let _held_until_the_end = lock(&job.out, "another training")?;
     let outcome = run(backend, job, network, observe);
     let listed = quarantine(&job.out, &[&job.train, &job.val]); // however it ended

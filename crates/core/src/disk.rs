@@ -40,6 +40,25 @@ pub fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
     write().map_err(Error::io("write", path))
 }
 
+/// Makes a folder, with those above it that are missing, so that it is there even after a power loss.
+///
+/// # Errors
+/// If it cannot be made.
+pub fn create_folder(path: &Path) -> Result<()> {
+    let missing: Vec<&Path> = path.ancestors().take_while(|folder| !folder.exists()).collect();
+    fs::create_dir_all(path).map_err(Error::io("create", path))?;
+    let made = missing.into_iter().filter(|folder| !folder.as_os_str().is_empty());
+    made.map(folder_of).try_for_each(sync_folder)
+}
+
+/// The folder that a name lies in.
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
+
 /// Makes a folder's entries durable; where the system has no such thing, nothing.
 ///
 /// # Errors

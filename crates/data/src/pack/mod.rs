@@ -35,7 +35,7 @@ use super::folder::{outside_of_images, outside_of_shards, resolve};
 use super::images::too_many;
 use super::shard::manifest::{MANIFEST, Manifest};
 use super::source::Source;
-use zfnet_core::disk::{lock, sync_folder, write_synced};
+use zfnet_core::disk::{create_folder, lock, sync_folder, write_synced};
 use zfnet_core::human_bytes;
 use zfnet_core::{Error, Result};
 
@@ -87,7 +87,7 @@ pub fn pack(
     observe: &mut dyn FnMut(Progress),
 ) -> Result<Outcome> {
     let packer = Packer { source, plan, out, max_bad };
-    fs::create_dir_all(out).map_err(Error::io("create", out))?;
+    create_folder(out)?;
     if packer.finished()?.is_none() {
         packer.unfinished()?; // or the lock would be left in a folder that is none of ours
     }
