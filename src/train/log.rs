@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::data::images::{BadImage, Images};
-use crate::disk::write_atomic;
+use crate::disk::write_durable;
 use crate::{Error, Result};
 
 /// Where bad images are listed.
@@ -88,7 +88,7 @@ pub(super) fn quarantine(run: &Path, sets: &[&Images]) -> Result<()> {
     }));
     if lines.len() > before {
         let text: String = lines.iter().flat_map(|line| [line.as_str(), "\n"]).collect();
-        write_atomic(&path, text.as_bytes()).map_err(Error::io("write", &path))?;
+        write_durable(&path, text.as_bytes())?;
     }
     Ok(())
 }
@@ -117,7 +117,7 @@ impl MetricsLog {
     /// If the file cannot be read or written.
     pub(super) fn open(run: &Path, step: u32, epochs: u32) -> Result<Self> {
         let path = run.join(METRICS);
-        let kept = match fs::read_to_string(&path) {
+        let kept: String = match fs::read_to_string(&path) {
             Ok(text) => text
                 .split_inclusive('\n')
                 .take_while(|line| {
@@ -131,14 +131,8 @@ impl MetricsLog {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
             Err(error) => return Err(Error::io("read", &path)(error)),
         };
-        let aside = run.join("metrics.jsonl.tmp");
-        let write = |kept: String| {
-            let mut file = File::create(&aside)?;
-            file.write_all(kept.as_bytes())?;
-            file.sync_all()
-        };
-        write(kept).map_err(Error::io("write", &aside))?;
-        fs::rename(&aside, &path).map_err(Error::io("replace", &path))?;
+        // Were the name lost that the lines to come are under, a checkpoint could outlive them.
+        write_durable(&path, kept.as_bytes())?;
         let file = OpenOptions::new().append(true).open(&path).map_err(Error::io("open", &path))?;
         Ok(MetricsLog { path, file: BufWriter::new(file) })
     }

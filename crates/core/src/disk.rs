@@ -40,6 +40,20 @@ pub fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
     write().map_err(Error::io("write", path))
 }
 
+/// Writes a file that is there whole or not at all, and stays, even after a power loss. For a folder that
+/// only one process writes into.
+///
+/// # Errors
+/// If the disk is full or the file cannot be written.
+pub fn write_durable(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut aside = path.as_os_str().to_owned();
+    aside.push(".tmp");
+    let aside = Path::new(&aside);
+    write_synced(aside, bytes)?;
+    fs::rename(aside, path).map_err(Error::io("replace", path))?;
+    sync_folder(folder_of(path))
+}
+
 /// Makes a folder, with those above it that are missing, so that it is there even after a power loss.
 ///
 /// # Errors
