@@ -10,6 +10,12 @@ mod commands;
 mod output;
 #[cfg(unix)]
 mod pack;
+#[cfg(all(
+    target_os = "linux",
+    target_env = "gnu",
+    any(target_arch = "x86_64", target_arch = "aarch64")
+))]
+mod power_loss;
 mod report;
 #[cfg(unix)]
 mod resume;
