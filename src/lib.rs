@@ -81,6 +81,8 @@
 //! [`report`] comes with the default feature `cli`, as the program does: without it there are neither pages
 //! nor the libraries that draw them.
 
+#![deny(clippy::print_stdout, clippy::print_stderr)] // the program prints, the library does not
+
 pub mod backend;
 pub mod bench;
 pub mod model;

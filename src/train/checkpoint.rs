@@ -252,7 +252,10 @@ fn candidates(run: &Path) -> Result<Vec<PathBuf>> {
         (!steps.contains(&step)).then_some((step, copy))
     });
     let own = steps.iter().map(|step| (*step, run.join(format!("step-{step}"))));
-    let mut all: Vec<_> = own.chain(copies).collect();
+    // Caught while it was replaced: see `recover`.
+    let old = self::steps(run, ".old")?.into_iter().filter(|step| !steps.contains(step));
+    let old = old.map(|step| (step, run.join(format!("step-{step}.old"))));
+    let mut all: Vec<_> = own.chain(old).chain(copies).collect();
     all.sort_by_key(|(step, _)| Reverse(*step)); // stable: `last` before `best`
     Ok(all.into_iter().map(|(_, folder)| folder).collect())
 }
@@ -449,8 +452,9 @@ fn best(run: &Path) -> Result<Option<PathBuf>> {
     let Some(Newest { read: state, .. }) = newest(run, read_state)? else { return Ok(None) };
     let Some((_, step)) = state.best else { return Ok(None) };
     let folder = run.join(format!("step-{step}"));
-    if fs::symlink_metadata(&folder).is_ok() {
-        return Ok(Some(folder));
+    let old = run.join(format!("step-{step}.old"));
+    if let Some(there) = [folder, old].into_iter().find(|f| fs::symlink_metadata(f).is_ok()) {
+        return Ok(Some(there));
     }
     let copy = run.join(BEST);
     if is_there(&copy) && read_state(&copy).is_ok_and(|copied| copied.step == step) {

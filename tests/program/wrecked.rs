@@ -216,6 +216,18 @@ fn any_number_of_shards_under_any_limit_on_open_files() {
         .refused(&["the limit on open files is 30", "ulimit -n 64"]);
 }
 
+/// What a container or `ulimit -v` leaves is what is free, not what the machine has.
+#[cfg(target_os = "linux")]
+#[test]
+fn limits_on_memory_are_known_beforehand() {
+    let place = Place::new();
+    let ran = place.run_limited("ulimit -v 2000000", &format!("{TRAIN} --out run --dry-run")).ok();
+    let free = ran.stdout.split("wanted, ").nth(1).unwrap().split(" free").next().unwrap();
+    let gigabytes: f64 = free.strip_suffix(" GB").unwrap().parse().unwrap();
+    assert!(gigabytes < 2.0, "{}", ran.stdout);
+    assert!(ran.stdout.contains("for images that are kept (--cache-mb)"), "{}", ran.stdout);
+}
+
 /// Two studies of one kind in one folder would mix their parts.
 #[test]
 fn two_commands_do_not_write_into_one_folder() {

@@ -142,3 +142,18 @@ fn is_at(file: &fs::File, path: &Path) -> bool {
 fn is_at(_: &fs::File, _: &Path) -> bool {
     true // Windows removes no file that is open
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_devices() {
+        for name in ["con", "AUX", "nul.png", "COM1", "lpt9.txt", "prn "] {
+            assert!(is_device_name(name), "{name}");
+        }
+        for name in ["conv1", "con-", "com", "com10", "lpta", "auxiliary", ""] {
+            assert!(!is_device_name(name), "{name}");
+        }
+    }
+}

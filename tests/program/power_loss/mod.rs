@@ -13,6 +13,7 @@ mod record;
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
+use std::io::{Write, stderr};
 use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -164,7 +165,7 @@ impl Trainer {
             architecture: self.architecture.clone(),
             train: images(Split::Train),
             val: images(Split::Val),
-            classes: self.data.names(),
+            classes: self.data.classes(),
             out: run.into(),
             seed: 0,
             shuffle_window: None,
@@ -248,8 +249,20 @@ fn record_training(place: &Place) -> Record {
     record
 }
 
+fn is_skipped() -> bool {
+    let skipped = !record::is_allowed();
+    if skipped {
+        // Not `eprintln!`, which nobody sees of a test that passes.
+        writeln!(stderr(), "skipped: this process may not trace another (ptrace)").expect("stderr");
+    }
+    skipped
+}
+
 #[test]
 fn training_goes_on() {
+    if is_skipped() {
+        return;
+    }
     let place = Place::new();
     let class = place.images("data/train").remove(0);
     fs::write(class.join("bad.png"), "no picture").unwrap();
@@ -279,8 +292,10 @@ fn training_goes_on() {
         match trainer.model(&run) {
             Ok(model) if saved.contains(&model) => {}
             Ok(_) => return Err("evaluates what was never saved".into()),
-            // One put aside while it is written once more is for the training to find.
-            Err(error) if promised.is_some() && newest(root, "") >= *promised => {
+            Err(error)
+                if promised.is_some()
+                    && newest(root, "").max(newest(root, ".old")) >= *promised =>
+            {
                 return Err(format!("does not evaluate: {error}"));
             }
             Err(error) if error.contains(shown) => {}
@@ -325,6 +340,9 @@ const FINISHED: u64 = 1 << 63;
 
 #[test]
 fn packing_goes_on() {
+    if is_skipped() {
+        return;
+    }
     let place = Place::new();
     let source = Source::open(&place.path("data"), &mut |_| Ok(())).unwrap();
     let form = Form::Resized { side: 20, quality: 90 };

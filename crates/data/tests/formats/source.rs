@@ -2,7 +2,7 @@
 //! tars that mean harm.
 
 use std::fs;
-use std::io::{Write, stderr};
+use std::io::{Seek, SeekFrom, Write, stderr};
 use std::path::Path;
 use std::process::Command;
 
@@ -655,6 +655,8 @@ fn tars_that_mean_harm_are_refused() {
     assert_eq!(list(&ended(&[&member("a.jpg", b"abc", binary)])).unwrap()[0].2, 3);
 
     tar_refused(&[&pax(&[("size", "4")]), &good], &["good.jpg", "disagree"]);
+    tar_refused(&[&pax(&[("size", "4")]), &member("good.jpg", b"", |_| ())], &["disagree"]);
+    tar_refused(&[&pax(&[("size", "8589934592")]), &member("a.npy", b"", |_| ())], &["only"]);
     tar_refused(&[&pax(&[("size", "-3")]), &good], &["malformed pax"]);
     tar_refused(&[&pax(&[("GNU.sparse.major", "1")]), &good], &["sparse file"]);
     let broken = |text: &[u8]| member("pax", text, of_kind(EntryType::XHeader));
@@ -681,6 +683,50 @@ fn tars_that_mean_harm_are_refused() {
     tar_refused(&[b"no tar, but long enough to be one", &[b'x'; 512]], &["is no tar"]);
     tar_refused(&[&good, &[b'x'; 512]], &["damaged", "byte 1024"]);
     assert!(list(&Vec::new()).unwrap_err().contains("is no tar"));
+}
+
+#[test]
+fn members_beyond_eight_gibibytes_are_passed_over() {
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join("train.tar");
+    // Reported of other readers of tars: such a size stands in the pax header alone, as Python and GNU tar write it.
+    let bytes: u64 = 9 << 30;
+    let large = member("0.npy", b"", |_| ());
+    let head = [pax(&[("size", &bytes.to_string())]), large].concat();
+    let rest = tar_of(&[("1.cls", "1"), ("1.jpg", "first")]);
+    let mut file = fs::File::create(&path).unwrap();
+    file.write_all(&tar_of(&[("0.cls", "0"), ("0.jpg", "zero")])[..2048]).unwrap();
+    file.write_all(&head).unwrap();
+    file.seek(SeekFrom::Start(2048 + head.len() as u64 + bytes)).unwrap(); // nothing is written there
+    file.write_all(&rest).unwrap();
+    let source = open(&path).unwrap();
+    assert_eq!(contents(&source, &source.train), ["zero", "first"]);
+}
+
+#[test]
+fn tars_that_are_nearly_right() {
+    let refuses = |file: &str, bytes: &[u8], words: &[&str]| {
+        let root = tempfile::tempdir().unwrap();
+        fs::write(root.path().join(file), bytes).unwrap();
+        open_refused(root.path(), words);
+    };
+    refuses(
+        "train.tar",
+        &[&[0x1f, 0x8b, 8][..], &[0; 512]].concat(),
+        &["compressed with gzip", "gunzip"],
+    );
+    let samples = |image: &str| {
+        tar_of(&[("0.cls", "0"), (image, "x"), ("0.txt", "x"), ("1.cls", "1"), ("1.jpg", "x")])
+    };
+    refuses("train.tar", &samples("0.image.webp"), &["with no image", "it has .image.webp, .txt"]);
+    let twice =
+        tar_of(&[("0.cls", "0"), ("0.jpg", "a"), ("1.cls", "1"), ("1.jpg", "x"), ("0.jpg", "b")]);
+    refuses("train.tar", &twice, &["0.jpg", "second sample of this key"]);
+    let root = tempfile::tempdir().unwrap();
+    fs::write(root.path().join("TRAIN.TAR"), samples("0.jpg")).unwrap();
+    assert_eq!(open(root.path()).unwrap().train.len(), 2);
+    assert_eq!(open(&root.path().join("TRAIN.TAR")).unwrap().train.len(), 2);
+    refuses("photos.zip", b"PK", &["unpack photos.zip first"]);
 }
 
 #[test]
