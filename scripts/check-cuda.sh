@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # What must hold of the CUDA backend on a machine without a GPU: the kernels compile without a
 # warning or a spill and use the tensor cores; the backend builds, and passes its tests on the
-# stand-in for CUDA's driver; those tests notice planted bugs; sanitizers find nothing.
+# stand-in for CUDA's driver; those tests notice planted bugs; sanitizers find nothing. The last two take longest,
+# and depend on little: they are run if that has changed since `scripts/check-cuda.sh all` found nothing.
 # Needs g++, python3 with pip (for a compiler, if there is no nvcc) and an x86-64 machine.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -27,6 +28,14 @@ LD_LIBRARY_PATH=$standin:$standin/blas ZFNET_STANDIN_EARLY=1 \
   cargo test --release -p zfnet --features cuda --test backend -- --include-ignored \
   operations::cuda_bf16::conv operations::cuda_tf32::conv operations::cuda_f32::conv \
   parts_is_close repeatable --skip ::cpu
+# Of the kernels, the stand-in, what calls them, and the tests that are to notice.
+checked=tests/standin/checked
+now=$(git ls-files -s kernels tests/standin src/backend/cuda build.rs tests/backend/operations.rs |
+  grep -v "$checked" | git hash-object --stdin)
+if [ "${1:-}" != all ] && [ "$now" = "$(cat "$checked")" ]; then
+  echo "== planted bugs and sanitizers: nothing has changed since they were last run"
+  exit
+fi
 echo "== planted bugs"
 tests/standin/planted-bugs.sh \
   cargo test --release -p zfnet --features cuda --test backend -- --include-ignored \
@@ -35,3 +44,4 @@ echo "== sanitizers"
 tests/standin/sanitize.sh address cargo test --release -p zfnet --features cuda --test backend -- --include-ignored \
   operations::cuda_f32:: operations::cuda_bf16:: operations::cuda_tf32::conv --skip of_reals
 tests/standin/sanitize.sh thread
+echo "$now" > "$checked" # to be committed

@@ -216,7 +216,8 @@ fn any_number_of_shards_under_any_limit_on_open_files() {
         .refused(&["the limit on open files is 30", "ulimit -n 64"]);
 }
 
-/// What a container or `ulimit -v` leaves is what is free, not what the machine has.
+/// What a container or `ulimit -v` leaves is what is free, not what the machine has (Comfy-Org/ComfyUI 15927,
+/// soda-inria/tabicl 145, scylladb/seastar 413).
 #[cfg(target_os = "linux")]
 #[test]
 fn limits_on_memory_are_known_beforehand() {
@@ -228,7 +229,7 @@ fn limits_on_memory_are_known_beforehand() {
     assert!(ran.stdout.contains("for images that are kept (--cache-mb)"), "{}", ran.stdout);
 }
 
-/// Two studies of one kind in one folder would mix their parts.
+/// Two studies of one kind in one folder would mix their parts (joblib/joblib 73, facebook/rocksdb 13914).
 #[test]
 fn two_commands_do_not_write_into_one_folder() {
     let place = Place::new();
@@ -247,6 +248,64 @@ fn two_commands_do_not_write_into_one_folder() {
     first.kill().unwrap();
     first.wait().unwrap();
     place.run(&format!("{probe} --seeds 2")).ok();
+}
+
+/// A checkpoint is replaced or removed while it is read (Lightning-AI/pytorch-lightning 1366,
+/// PrimeIntellect-ai/prime-rl 1584).
+#[test]
+fn a_run_is_read_while_it_saves() {
+    let place = Place::new();
+    let train = format!("{TRAIN} --epochs 100000 --save-steps 1 --keep 1 --out run");
+    let mut training = place.command(&train);
+    let mut training = training.stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+    let patience = std::time::Instant::now();
+    while !place.path("run/step-40").exists() && patience.elapsed().as_secs() < 60 {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    for turn in 0..60 {
+        let checkpoint = ["run", "run/last", "run/best"][turn % 3];
+        place.run(&format!("inspect {checkpoint}")).ok();
+    }
+    training.kill().unwrap();
+    training.wait().unwrap();
+}
+
+/// Files and folders are as the user's mask says, none more open (huggingface/safetensors 782,
+/// huggingface/huggingface_hub 1215).
+#[test]
+fn the_file_mask_is_kept_to() {
+    use std::os::unix::fs::PermissionsExt;
+    fn modes(folder: &Path, found: &mut Vec<u32>) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let metadata = fs::symlink_metadata(&path).unwrap();
+            if metadata.is_symlink() {
+                continue;
+            }
+            found.push(metadata.permissions().mode() & 0o777);
+            if metadata.is_dir() {
+                modes(&path, found);
+            }
+        }
+    }
+    let place = Place::new();
+    for (mask, file, folder) in [("077", 0o600, 0o700), ("027", 0o640, 0o750)] {
+        for (out, command) in [
+            ("run", format!("{TRAIN} --epochs 1 --out run")),
+            ("set", "pack data set".to_owned()),
+            ("page", "study filters --checkpoint run --out page".to_owned()),
+        ] {
+            place.run_limited(&format!("umask {mask}"), &command).ok();
+            let mut found = Vec::new();
+            modes(&place.path(out), &mut found);
+            assert!(!found.is_empty());
+            assert!(found.iter().all(|mode| [file, folder].contains(mode)), "{out}: {found:?}");
+            if out != "run" {
+                fs::remove_dir_all(place.path(out)).unwrap();
+            }
+        }
+        fs::remove_dir_all(place.path("run")).unwrap();
+    }
 }
 
 /// What a page says of paths is what others may read.

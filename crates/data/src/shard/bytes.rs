@@ -314,6 +314,26 @@ mod tests {
         }
     }
 
+    /// Offsets of 32 bits wrap there (mosaicml/streaming 659 and 671, influxdata/influxdb 4388).
+    #[test]
+    fn bytes_beyond_four_gibibytes_are_read() {
+        let folder = TempDir::new().unwrap();
+        let path = folder.path().join("large.tar");
+        let file = File::create(&path).unwrap();
+        let (beyond, len) = ((1u64 << 32) + 70_000, (1u64 << 32) + 80_000);
+        file.set_len(len).unwrap(); // takes no room on the disk
+        std::os::unix::fs::FileExt::write_all_at(&file, &content()[..10_000], beyond).unwrap();
+        for io in BOTH {
+            let bytes = ShardBytes::open(&path, len, io).unwrap();
+            let mut out = vec![1; 10_000];
+            bytes.advise(beyond, 10_000);
+            bytes.read_at(beyond, &mut out).unwrap();
+            assert_eq!(out, content()[..10_000], "{io:?}");
+            bytes.read_at(beyond - (1 << 32), &mut out).unwrap();
+            assert_eq!(out, vec![0; 10_000], "{io:?}");
+        }
+    }
+
     #[test]
     fn a_shard_of_another_length_is_refused() {
         let folder = TempDir::new().unwrap();

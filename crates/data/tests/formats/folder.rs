@@ -7,7 +7,7 @@ use tempfile::TempDir;
 use zfnet_data::Split;
 use zfnet_data::classes::Classes;
 use zfnet_data::folder::{ImageFolder, check_output};
-use zfnet_data::images::ReadOptions;
+use zfnet_data::images::{Images, ReadOptions, Scratch};
 use zfnet_data::set::DataSet;
 
 /// A tree of empty files; names that end in / are folders.
@@ -173,6 +173,42 @@ fn trees_that_are_nearly_right() {
     for deep in ["train", "train/a"] {
         let meant = format!("is {} meant?", root.path().display());
         assert!(message(deep).contains(&meant), "{}", message(deep));
+    }
+}
+
+/// Between the listing and the reading (pytorch/vision 138, pytorch/pytorch 7238, open-mmlab/mmcv 2894).
+#[cfg(unix)]
+#[test]
+fn files_that_change_after_they_were_listed_are_bad_images() {
+    let root = tree(&GOOD);
+    let class = root.path().join("train/a");
+    let picture = image::RgbImage::from_pixel(9, 9, image::Rgb([9, 8, 7]));
+    for name in ["2.png", "3.png", "4.png", "5.png", "6.png", "7.png"] {
+        picture.save(class.join(name)).unwrap();
+    }
+    let folder = ImageFolder::open(root.path()).unwrap();
+    let options = ReadOptions { side: 8, max_bad: 1.0, cache_bytes: 0, io: None };
+    let images = Images::new(folder.train, options);
+    let png = fs::read(class.join("2.png")).unwrap();
+    fs::remove_file(class.join("2.png")).unwrap();
+    fs::write(class.join("3.png"), &png[..png.len() - 20]).unwrap();
+    fs::write(class.join("4.png"), "").unwrap();
+    fs::write(class.join("5.png"), [&png[..], &[7; 1000]].concat()).unwrap(); // grown: still an image
+    fs::remove_file(class.join("6.png")).unwrap();
+    fs::create_dir(class.join("6.png")).unwrap();
+    fs::remove_file(class.join("7.png")).unwrap();
+    let made = std::process::Command::new("mkfifo").arg(class.join("7.png")).status().unwrap();
+    assert!(made.success());
+    let mut square = vec![0; 8 * 8 * 3];
+    let good: Vec<bool> = (1..7)
+        .map(|i| images.read(i, &mut Scratch::default(), &mut square).unwrap().is_some())
+        .collect();
+    assert_eq!(good, [false, false, false, true, false, false]);
+    let reasons: Vec<String> = images.bad().into_iter().map(|bad| bad.reason).collect();
+    let words = ["No such file", "PNG", "empty file", "is no file", "is no file"];
+    assert_eq!(reasons.len(), words.len());
+    for (reason, word) in reasons.iter().zip(words) {
+        assert!(reason.contains(word), "{word:?} in {reason:?}");
     }
 }
 
