@@ -120,7 +120,12 @@ struct Pages {
 
 fn find(out: &Path) -> Result<Pages> {
     let mut found = Pages::default();
-    for folder in folders(out)? {
+    for (folder, is_fit) in folders(out)? {
+        if !is_fit {
+            let reason = "its name has more than letters, digits, dots, - and _: rename it";
+            found.left_out.push(format!("{}: {reason}", out.join(&folder).display()));
+            continue;
+        }
         let read = match folder.as_str() {
             FEATURES => top9::embed(out, FEATURES).map(|maps| found.features = Some(maps)),
             _ => figure_in(&out.join(&folder))
@@ -139,16 +144,17 @@ fn find(out: &Path) -> Result<Pages> {
     Ok(found)
 }
 
-/// The folders in a folder whose names are fit for an address, but for that of the curves.
-fn folders(out: &Path) -> Result<Vec<String>> {
-    let read = || -> io::Result<Vec<String>> {
+/// The folders in a folder, but for that of the curves, and whether their names are fit for an address.
+fn folders(out: &Path) -> Result<Vec<(String, bool)>> {
+    let read = || -> io::Result<Vec<(String, bool)>> {
         let mut names = Vec::new();
         for entry in fs::read_dir(out)? {
             let entry = entry?;
-            let Ok(name) = entry.file_name().into_string() else { continue };
+            let name = entry.file_name().to_string_lossy().into_owned();
             let fit = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-            if entry.path().is_dir() && name.chars().all(fit) && name != TRAINING {
-                names.push(name);
+            if entry.path().is_dir() && name != TRAINING {
+                let is_fit = name.chars().all(fit);
+                names.push((name, is_fit));
             }
         }
         names.sort();

@@ -54,6 +54,14 @@ impl Maker {
         match source.read(item, &mut bytes) {
             Ok(()) => {}
             Err(Error::File { reason, .. }) => return Ok(Err(reason)),
+            // There when it was listed: as a changed length, below.
+            Err(Error::Io { error, .. })
+                if error.kind() == ErrorKind::NotFound && item.bytes > 0 =>
+            {
+                let reason =
+                    "has vanished since it was listed; run this again when the source is at rest";
+                return Err(Error::file(&item.name, reason));
+            }
             // Those two are properties of the file; others, of a disk or network that may recover.
             Err(Error::Io { error, .. })
                 if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied) =>
