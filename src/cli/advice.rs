@@ -1,5 +1,7 @@
 //! What to do about an error, in terms of the command line: the library names no flags.
 
+use std::io::ErrorKind;
+
 use zfnet::Error;
 use zfnet::data::shard::manifest::MANIFEST;
 
@@ -31,7 +33,12 @@ fn on(error: &Error) -> Vec<String> {
                 "continue with the same --accumulate, or choose another --out"
             }
             "shuffle window" => "continue with the same --shuffle-window, or choose another --out",
-            _ => "continue with the same flags, or choose another --out",
+            "recipe" => {
+                "continue with the same flags, or take its weights into another run with --init and another --out"
+            }
+            _ => {
+                "continue with the same, or take its weights into another run with --init and another --out"
+            }
         },
         Error::Diverged { .. } => {
             return [
@@ -73,6 +80,16 @@ fn on(error: &Error) -> Vec<String> {
             return ["restore it and go on with --resume", "restore it and run this again"]
                 .map(str::to_owned)
                 .into();
+        }
+        Error::Io { error, .. }
+            if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) =>
+        {
+            return [
+                "free some space (--keep 1 keeps fewer checkpoints) and go on with --resume",
+                "free some space and run the same command again",
+            ]
+            .map(str::to_owned)
+            .into();
         }
         Error::Io { action: "map", .. } => "read shards without mapping them: --io pread",
         Error::NoDevice(_) => "--device cpu needs no GPU",

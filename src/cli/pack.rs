@@ -120,9 +120,9 @@ pub fn run(args: Pack) -> Result<ExitCode> {
         Outcome::Already(0) => {
             output::message("the whole set is there already; `zfnet verify` checks it")
         }
-        Outcome::Already(shards) => {
-            output::message(format_args!("made {shards} damaged or missing shard(s) anew"))
-        }
+        Outcome::Already(shards) => output::message(format_args!(
+            "made {shards} missing or cut shard(s) anew; lengths were compared, `zfnet verify` compares all bytes"
+        )),
         Outcome::Done => {}
     }
     output::line(args.out.display())?;

@@ -415,7 +415,7 @@ impl Display {
                 if state.epoch == PATIENCE && *train_loss > GUESSING * guessing {
                     self.progress.line(&format!(
                         "note: the loss is still that of guessing, ln {} = {guessing:.4}; if it stays there, try \
-                         --init-weights he, a larger --batch-size or another --learning-rate",
+                         larger initial weights (--init-weights he), a larger --batch-size or another --learning-rate",
                         self.classes
                     ));
                 }

@@ -51,6 +51,10 @@ fn start<B: Backend>(
     let mut preprocess = Preprocess::paper(input.size, input.resize, input.std, mean);
     let mut params = Params::init(backend, network, job.seed)?;
     if let Some((path, bare)) = &job.init {
+        notes.push(format!(
+            "begins with the weights of {}, without its momentum; epochs and learning rate begin anew",
+            path.display()
+        ));
         let from = checkpoint::load_model(backend, path, bare)?;
         copy_fitting(network, &mut params, from, &mut preprocess, notes, path)?;
     }
@@ -119,6 +123,9 @@ fn last_checkpoint<B: Backend>(
     notes: &mut Vec<String>,
 ) -> Result<Option<Resumed<B>>> {
     checkpoint::recover(&job.out)?;
+    if job.resume {
+        checkpoint::remove_leftovers(&job.out)?; // which may be what fills the disk
+    }
     if !job.resume {
         return match checkpoint::exists(&job.out)? {
             false => Ok(None),

@@ -211,16 +211,25 @@ pub(super) fn relink(run: &Path, state: &State) {
 /// If the folder cannot be read or a checkpoint not removed.
 pub(super) fn prune(run: &Path, keep: usize, state: &State) -> Result<()> {
     let kept = [Some(state.step), state.best.map(|(_, step)| step)];
-    for ending in [".tmp", ".old"] {
-        for step in steps(run, ending)? {
-            let path = run.join(format!("step-{step}{ending}"));
-            fs::remove_dir_all(&path).map_err(Error::io("remove", &path))?;
-        }
-    }
+    remove_leftovers(run)?;
     let steps = steps(run, "")?;
     for step in &steps[..steps.len().saturating_sub(keep)] {
         if !kept.contains(&Some(*step)) {
             let path = run.join(format!("step-{step}"));
+            fs::remove_dir_all(&path).map_err(Error::io("remove", &path))?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes what an interrupted run has left: its beginnings, and what was replaced. After [`recover`].
+///
+/// # Errors
+/// If the folder cannot be read or something not removed.
+pub(super) fn remove_leftovers(run: &Path) -> Result<()> {
+    for ending in [".tmp", ".old"] {
+        for step in steps(run, ending)? {
+            let path = run.join(format!("step-{step}{ending}"));
             fs::remove_dir_all(&path).map_err(Error::io("remove", &path))?;
         }
     }
@@ -299,7 +308,9 @@ pub struct Newest<T> {
 /// If one cannot be read for another reason than damage, or all are damaged.
 pub fn newest<T>(run: &Path, read: impl Fn(&Path) -> Result<T>) -> Result<Option<Newest<T>>> {
     let mut damage = None;
-    for folder in candidates(run)? {
+    let candidates = candidates(run)?;
+    let count = candidates.len();
+    for folder in candidates {
         match read(&folder) {
             Ok(read) => return Ok(Some(Newest { folder, read, damage })),
             Err(error @ Error::DamagedCheckpoint { .. }) => {
@@ -308,7 +319,13 @@ pub fn newest<T>(run: &Path, read: impl Fn(&Path) -> Result<T>) -> Result<Option
             Err(error) => return Err(error),
         }
     }
-    damage.map_or(Ok(None), Err)
+    match (damage, count) {
+        (Some(Error::DamagedCheckpoint { path, reason }), 2..) => Err(Error::DamagedCheckpoint {
+            path,
+            reason: format!("{reason}; none of the {count} checkpoints is whole"),
+        }),
+        (damage, _) => damage.map_or(Ok(None), Err),
+    }
 }
 
 /// The numbers of a run's folders `step-N` with this ending, in order; none if there is no run.

@@ -242,7 +242,7 @@ fn checkpoints() {
     place.run("eval --checkpoint run-2 --data data").refused(&[
         "data",
         "does not have the classes of the checkpoint",
-        "class 9 is `zebra` there and `yak` here",
+        "expected `zebra` as class 9, found `yak`",
     ]);
 }
 

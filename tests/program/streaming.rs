@@ -214,7 +214,7 @@ fn what_is_missing_is_made_anew() {
     fs::remove_file(place.path("set/val-000000.idx")).unwrap();
     train(&place, "set", "run", "").refused(&["zfnet pack"]);
     let ran = place.run(pack).ok();
-    assert!(ran.stderr.contains("made 3 damaged or missing"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("made 3 missing or cut"), "{}", ran.stderr);
     assert!(set() == whole);
     let ran = place.run(pack).ok();
     assert!(ran.stderr.contains("there already"), "{}", ran.stderr);

@@ -160,7 +160,8 @@ fn every_flipped_byte_is_found() {
     set.with(shard, flip(padded - 1), &[hash]);
     set.with(shard, flip(padded), &[hash, [shard, name, "expected a member's header"]]);
     set.with(shard, flip(padded + 512), &[hash, [shard, name, "in its .cls, found"]]);
-    set.with(shard, |bytes| *bytes.last_mut().unwrap() = 1, &[hash]);
+    let behind = [shard, "", "and more data at byte"];
+    set.with(shard, |bytes| *bytes.last_mut().unwrap() = 1, &[behind, hash]);
 
     let of_index = ["train-000001.idx", "", "expected xxh3"];
     set.with("train-000001.idx", flip(60), &[of_index]);
@@ -382,7 +383,7 @@ fn what_was_packed_wrong_is_found_though_all_hashes_fit() {
     let third = index.entries()[2].offset as usize - 512;
     set.forge(
         |shard, _| shard[third..third + 512].fill(0),
-        &[[shard, names[2], "ends before its index does"]],
+        &[[shard, names[2], "and more data at byte"]],
     );
 
     let raw = Set::new("--raw --resize 20");

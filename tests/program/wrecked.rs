@@ -49,7 +49,7 @@ fn classes_are_their_folders() {
     let last = folders.last().unwrap();
     fs::remove_file(place.path("data/classes.tsv")).unwrap();
     rename(&place, last, "zebra");
-    let differ = format!("class 9 is `{last}` there and `zebra` here");
+    let differ = format!("expected `{last}` as class 9, found `zebra`");
     eval("data").refused(&["data: does not have the classes of the checkpoint", &differ]);
     place
         .run(&format!("{TRAIN} --epochs 3 --out run --resume"))
@@ -69,7 +69,7 @@ fn classes_are_their_folders() {
     for (i, folder) in folders.iter().enumerate() {
         rename(&place, &format!("class {i}"), folder);
     }
-    place.run("eval --checkpoint made-up --data data").refused(&["class 0 is `class 0` there"]);
+    place.run("eval --checkpoint made-up --data data").refused(&["expected `class 0` as class 0"]);
 }
 
 /// Nothing is trained by an evaluation.
@@ -128,8 +128,12 @@ fn what_is_not_used_is_counted() {
     }
     fs::write(place.path("data/val/notes.txt"), "").unwrap();
     let ran = place.run(&format!("{TRAIN} --epochs 1 --out run")).ok();
+    assert!(!ran.stderr.contains("val has no image"), "{}", ran.stderr);
     let told = ran.stderr.matches("not used are 3 .bmp, 1 .txt, 1 folder").count();
     assert_eq!(told, 1, "{}", ran.stderr);
+    fs::remove_dir_all(place.images("data/val").remove(0)).unwrap();
+    let ran = place.run("eval --checkpoint run --data data").ok();
+    assert!(ran.stderr.contains("val has no image of 1 class(es)"), "{}", ran.stderr);
     std::os::unix::fs::symlink("gone", place.path("data/train/zebra")).unwrap();
     place.run(&format!("{TRAIN} --out other")).refused(&["zebra", "link that leads nowhere"]);
     place.run("pack data set").refused(&["zebra", "link that leads nowhere"]);
@@ -334,6 +338,28 @@ fn pages_do_not_tell_where_a_user_keeps_data() {
     look(&place.path("run/report"), home);
     let page = fs::read_to_string(place.path("run/report/learnt/index.html")).unwrap();
     assert!(page.contains("run/last") && page.contains("data, val"), "{page}");
+}
+
+/// Without it nobody knows whose shards these are: they are no source to be packed again.
+#[test]
+fn a_set_that_has_lost_its_manifest_is_called_so() {
+    let place = Place::new();
+    place.run("pack data set").ok();
+    fs::remove_file(place.path("set/manifest.json")).unwrap();
+    let words = ["manifest.json: is missing", "remove the whole set"];
+    place.run("train --data set --arch tiny.toml --out run").refused(&words);
+    place.run("pack set other").refused(&words);
+}
+
+/// What an interrupted save has left may be what fills the disk.
+#[test]
+fn leftovers_go_before_anything_is_written() {
+    let place = Place::new();
+    place.run(&format!("{TRAIN} --epochs 1 --out run")).ok();
+    fs::create_dir(place.path("run/step-9.tmp")).unwrap();
+    let ran = place.run_limited("ulimit -f 0", &format!("{TRAIN} --epochs 2 --out run --resume"));
+    ran.refused(&["cannot write"]);
+    assert!(!place.path("run/step-9.tmp").exists());
 }
 
 #[test]

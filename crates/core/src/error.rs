@@ -283,7 +283,7 @@ impl Error {
             Error::Data(text) => write!(f, "data: {text}"),
             Error::TooManyBad { files, bad, of, allowed, last } => write!(
                 f,
-                "data: {bad} of {of} {files} cannot be read as images, more than the allowed share of \
+                "data: at least {bad} of {of} {files} cannot be read as images, more than the allowed share of \
                  {allowed}; the last one: {last}"
             ),
             Error::Unpacked { path } => write!(

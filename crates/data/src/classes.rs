@@ -102,10 +102,10 @@ impl Classes {
         let first = match (expected.get(class), other.get(class)) {
             (Some(a), Some(b)) => {
                 let [a, b] = told_apart(a, b);
-                format!("class {class} is {a} there and {b} here")
+                format!("expected {a} as class {class}, found {b}")
             }
-            (Some(a), None) => format!("class {class}, `{a}`, is not here"),
-            (None, Some(b)) => format!("class {class}, `{b}`, is not there"),
+            (Some(a), None) => format!("class {class}, `{a}`, is missing"),
+            (None, Some(b)) => format!("class {class}, `{b}`, was not expected"),
             (None, None) => unreachable!("there is a difference"),
         };
         Some(counts.map_or(first.clone(), |counts| format!("{counts}: {first}")))
@@ -259,18 +259,18 @@ mod tests {
         // Names that a program might make up are names.
         let made_up = classes(&["class 0", "class 1"], &["class 0", "class 1"]);
         let difference = made_up.difference(&plain).unwrap();
-        assert_eq!(difference, "class 0 is `class 0` there and `a` here");
+        assert_eq!(difference, "expected `class 0` as class 0, found `a`");
         let many = ["a", "b", "c", "d", "e", "x"];
         let others = ["a", "b", "c", "d", "e", "y"];
         let difference = classes(&many, &many).difference(&classes(&others, &others)).unwrap();
-        assert_eq!(difference, "class 5 is `x` there and `y` here");
+        assert_eq!(difference, "expected `x` as class 5, found `y`");
         let more = classes(&many, &many).difference(&classes(&many[..4], &many[..4])).unwrap();
-        assert_eq!(more, "expected 6 classes, found 4: class 4, `e`, is not here");
+        assert_eq!(more, "expected 6 classes, found 4: class 4, `e`, is missing");
         let difference =
             classes(&["e\u{301}"], &["é"]).difference(&classes(&["\u{e9}"], &["é"])).unwrap();
         assert_eq!(
             difference,
-            "class 0 is `e\u{301}` (U+0065 U+0301) there and `\u{e9}` (U+00E9) here"
+            "expected `e\u{301}` (U+0065 U+0301) as class 0, found `\u{e9}` (U+00E9)"
         );
     }
 }

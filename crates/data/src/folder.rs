@@ -15,6 +15,8 @@ use std::path::{Path, PathBuf};
 use super::Split;
 use super::classes::{Classes, read_names};
 use super::shard::ShardSet;
+use super::shard::index::MAGIC;
+use super::shard::manifest::MANIFEST;
 use zfnet_core::{Error, Result};
 
 /// An image larger than this is not read: no photograph of a training set comes near it.
@@ -77,7 +79,7 @@ impl ImageFolder {
         let folders = class_folders(root, Split::Train, &mut unused)?;
         if let [only] = &folders[..] {
             let reason = "is the only class folder; a classifier needs at least two";
-            return Err(Error::file(&only.path, reason));
+            return Err(Error::file(&only.path, format!("{reason}{}", doubled(only))));
         }
         let mut train = Vec::new();
         for (class, folder) in folders.iter().enumerate() {
@@ -88,11 +90,12 @@ impl ImageFolder {
         for folder in class_folders(root, Split::Val, &mut unused)? {
             let Ok(class) = folders.binary_search_by(|known| known.name.cmp(&folder.name)) else {
                 let reason = "is a class that train does not have; expected the same folder names";
-                return Err(Error::file(&folder.path, reason));
+                return Err(Error::file(&folder.path, format!("{reason}{}", doubled(&folder))));
             };
             push_val_images(&folder.path, class, &mut val, &mut unused)?;
         }
         check_val(root, &val)?;
+        tell_without_val(root, &folders, &val);
         let classes: Vec<_> = folders.iter().map(Entry::lossy_name).collect();
         let mut known = HashSet::new();
         if let Some((_, folder)) =
@@ -143,6 +146,19 @@ impl ImageFolder {
     }
 }
 
+/// What to do about a folder in the place of a class that is a split's: `train/train`, as archives are unpacked.
+fn doubled(folder: &Entry) -> &'static str {
+    let name = folder.lossy_name().to_lowercase();
+    let is_split = TRAIN_NAMES.iter().chain(&VAL_NAMES).any(|known| *known == name);
+    let has_folders =
+        || entries(&folder.path).is_ok_and(|inside| inside.iter().any(|entry| entry.is_dir));
+    if is_split && has_folders() {
+        "; its folders seem to be the classes: move them one level up"
+    } else {
+        ""
+    }
+}
+
 /// The readable names of classes, if there is a file of them.
 fn names_at(root: &Path, classes: &[String]) -> Result<Vec<String>> {
     let path = root.join(NAMES);
@@ -151,6 +167,20 @@ fn names_at(root: &Path, classes: &[String]) -> Result<Vec<String>> {
         read_names(&path, classes)
     } else {
         Ok(classes.to_vec())
+    }
+}
+
+/// Tells of classes that will be learnt and never measured.
+fn tell_without_val(root: &Path, folders: &[Entry], val: &[Sample]) {
+    let measured: HashSet<u32> = val.iter().map(|sample| sample.class).collect();
+    let mut without = (0..).zip(folders).filter(|(class, _)| !measured.contains(class));
+    if let Some((_, first)) = without.next() {
+        tracing::warn!(
+            "{}: val has no image of {} class(es), as {}",
+            root.display(),
+            1 + without.count(),
+            first.lossy_name()
+        );
     }
 }
 
@@ -197,6 +227,9 @@ fn no_split(root: &Path, split: Split) -> Error {
         Ok(entries) => entries,
         Err(error) => return error,
     };
+    if let Some(error) = lost_manifest(root, &found_entries) {
+        return error;
+    }
     let is_tar = |entry: &Entry| !entry.is_dir && archive(&entry.path) == Some("tar");
     if split == Split::Train && found_entries.iter().any(is_tar) {
         return Error::Unpacked { path: root.into() };
@@ -206,6 +239,23 @@ fn no_split(root: &Path, split: Split) -> Error {
     let advice =
         meant(root, split, &found_entries).map_or(String::new(), |advice| format!("; {advice}"));
     Error::file(root, reason + &advice)
+}
+
+/// A set of shards that has lost its manifest, which says whose they are.
+pub(super) fn lost_manifest(root: &Path, found: &[Entry]) -> Option<Error> {
+    // Others write files of this name beside WebDataset's tars.
+    let is_index = |entry: &Entry| {
+        let mut magic = [0; MAGIC.len()];
+        entry.path.extension().is_some_and(|extension| extension == "idx")
+            && entry.path.is_file()
+            && fs::File::open(&entry.path).and_then(|mut file| file.read_exact(&mut magic)).is_ok()
+            && magic == *MAGIC
+    };
+    found.iter().find(|entry| is_index(entry)).map(|_| Error::DamagedSet {
+        path: root.join(MANIFEST),
+        reason: "is missing: these are shards of a set that can no longer be told what they hold"
+            .into(),
+    })
 }
 
 /// What to do about a folder without one of this split, if that can be guessed.
@@ -235,13 +285,17 @@ pub(super) fn meant(root: &Path, split: Split, found: &[Entry]) -> Option<String
     let holds_images = |entry: &&Entry| {
         entries(&entry.path).is_ok_and(|inside| inside.iter().any(|file| is_image(&file.path)))
     };
-    let class = folders().find(holds_images)?.lossy_name();
-    Some(match split {
-        Split::Train => format!(
+    let class = folders().find(holds_images).map(Entry::lossy_name);
+    Some(match (split, class) {
+        (Split::Train, None) => return None,
+        (Split::Val, None) => "move of each class some images from train/CLASS to val/CLASS".into(),
+        (Split::Train, Some(class)) => format!(
             "its folders hold images: move them to train/ ({class} to train/{class}), and of each class some \
              images to val/"
         ),
-        Split::Val => format!("move of each class some images to val/ (to val/{class}, say)"),
+        (Split::Val, Some(class)) => {
+            format!("move of each class some images to val/ (to val/{class}, say)")
+        }
     })
 }
 

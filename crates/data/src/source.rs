@@ -81,6 +81,9 @@ impl Source {
         let is_tar = |path: &PathBuf| folder::archive(path) == Some("tar");
         let files = entries.iter().filter(|entry| !entry.is_dir).map(|entry| entry.path.clone());
         let tars: Vec<_> = files.filter(is_tar).collect();
+        if let Some(error) = folder::lost_manifest(path, &entries) {
+            return Err(error);
+        }
         if tars.is_empty() {
             let found = folder::found(&entries);
             let meant = folder::meant(path, Split::Train, &entries);

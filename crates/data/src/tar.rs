@@ -18,6 +18,8 @@ const BLOCK: u64 = 512;
 const WINDOW: u64 = 4096;
 /// The largest size that the field of a header holds in octal.
 const LARGEST_OCTAL: u64 = 0o777_7777_7777;
+/// Zeros behind the end of an archive, at most: programs fill up blocks of 10 KiB, or of a few hundred if asked to.
+const MOST_PADDING: u64 = 1 << 20;
 /// An extended header larger than this is refused: names are far shorter.
 const MAX_EXTENSION: u64 = 64 << 10;
 
@@ -77,7 +79,7 @@ impl Archive<'_> {
                 if extension != Extension::default() {
                     return Err(self.error("has an extended header without a member behind it"));
                 }
-                return Ok(());
+                return self.ends_at(at);
             }
             let header = Header::from_byte_slice(block);
             if header.cksum().ok() != Some(checksum(block)) {
@@ -139,6 +141,26 @@ impl Archive<'_> {
                 visit(Member { name: &name, offset: self.start + data, bytes: size })?;
             }
         }
+    }
+
+    /// Checks that the archive may end here: with nothing but zeros behind, and no more of them than programs add.
+    /// Otherwise images are missing: a download that has not come to its end in a file of the full length, or tars that
+    /// were joined.
+    fn ends_at(&self, at: u64) -> Result<()> {
+        let mut rest = vec![0; (self.bytes - at).min(MOST_PADDING) as usize];
+        self.read(at, &mut rest)?;
+        let data = rest.iter().position(|&byte| byte != 0);
+        if data.is_none() && self.bytes - at <= MOST_PADDING {
+            return Ok(());
+        }
+        let found = match data {
+            Some(data) => format!("and more data at byte {}", at + data as u64),
+            None => format!("and {} zero bytes behind it", self.bytes - at),
+        };
+        Err(self.error(&format!(
+            "ends at byte {at} of {}, {found}: it is incomplete or damaged, or tars were joined; get it again",
+            self.bytes
+        )))
     }
 
     /// The block at a place of the tar, of which more may be read than that.

@@ -14,7 +14,7 @@
 
 use xxhash_rust::xxh3::xxh3_64;
 
-const MAGIC: &[u8; 8] = b"ZFNETIDX";
+pub(crate) const MAGIC: &[u8; 8] = b"ZFNETIDX";
 const VERSION: u32 = 1;
 const HEADER: usize = 48;
 const RECORD: usize = 32;

@@ -164,6 +164,18 @@ fn trees_that_are_nearly_right() {
         &["train/a/x/1.jpg", "train/b/1.jpg"],
         &["a: has no .jpg", "only 1 folder", "move the images"],
     );
+    refused(
+        &["train/train/a/1.jpg", "train/train/b/1.jpg", "val/a/1.jpg"],
+        &["only class folder", "move them one level up"],
+    );
+    refused(
+        &good_and(&["val/val/a/1.jpg"]),
+        &["val/val: is a class that", "move them one level up"],
+    );
+    refused(
+        &["train/a/1.jpg", "train/b/1.jpg"],
+        &["move of each class some images", "to val/CLASS"],
+    );
     let root = tree(&good_and(&["photos.zip", "photos.tar", "tars/train-0.tar"]));
     let message = |name: &str| ImageFolder::open(&root.path().join(name)).unwrap_err().to_string();
     assert!(message("photos.zip").contains("is a zip archive; unpack it"));

@@ -704,6 +704,23 @@ fn members_beyond_eight_gibibytes_are_passed_over() {
     assert_eq!(contents(&source, &source.train), ["zero", "first"]);
 }
 
+/// A download into a file of the full length that was not ended, and tars that were joined: reported of other readers,
+/// which see fewer images and say nothing.
+#[test]
+fn an_end_with_more_behind_it_is_none() {
+    let tar =
+        |n: usize| tar_of(&[(format!("{n}.cls"), "1".into()), (format!("{n}.jpg"), n.to_string())]);
+    let padded = |zeros: usize| [tar(0), vec![0; zeros]].concat();
+    for zeros in [0, 512, 9 << 10, 500 << 10] {
+        assert_eq!(list(&padded(zeros)).unwrap().len(), 2, "{zeros}");
+    }
+    assert!(list(&padded(2 << 20)).unwrap_err().contains("zero bytes behind it: it is incomplete"));
+    assert!(list(&[tar(0), tar(1)].concat()).unwrap_err().contains("more data at byte"));
+    let mut hole = [tar(0), tar(1)].concat();
+    hole[2048..4096].fill(0); // headers and all
+    assert!(list(&hole).unwrap_err().contains("ends at byte 2048 of"));
+}
+
 #[test]
 fn tars_that_are_nearly_right() {
     let refuses = |file: &str, bytes: &[u8], words: &[&str]| {
