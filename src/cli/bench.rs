@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 use serde::{Deserialize, Serialize};
 use zfnet::bench::{Benchmark, OPS, Peaks, Row, cases, forward, slower, training_steps};
+use zfnet::data::folder::check_output;
 use zfnet::disk::write_atomic;
 use zfnet::model::{Architecture, Network};
 
@@ -78,6 +79,9 @@ impl OnDevice for Bench {
     fn run<B: Benchmark>(self, backend: &B) -> Result<ExitCode> {
         if self.resident && !self.step {
             bail!("--resident is about whole training steps: add --step");
+        }
+        if let Some(file) = &self.save {
+            check_output(file)?;
         }
         let network = Network::new(Architecture::find(&self.arch)?)?;
         let batch = usize::from(self.batch);

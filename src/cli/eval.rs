@@ -15,7 +15,9 @@ use zfnet::study::ensemble::{Candidate, error_rates, same_classes};
 use zfnet::train::evaluate::Evaluation;
 
 use super::progress::Progress;
-use super::{BareArgs, CropsName, DeviceArgs, OnDevice, ReadArgs, SplitName, open_data, output};
+use super::{
+    BareArgs, CropsName, DeviceArgs, OnDevice, ReadArgs, SplitName, open_data, output, shown,
+};
 
 #[derive(Args)]
 pub struct Eval {
@@ -37,7 +39,7 @@ pub struct ModelsArgs {
     /// Checkpoints (RUN, RUN/step-N, RUN/best or a safetensors file); several are averaged
     #[arg(long, required = true, num_args = 1..)]
     pub checkpoint: Vec<PathBuf>,
-    /// Folder with train/CLASS/* and val/CLASS/*, or shards made by `zfnet pack`
+    /// Folder with val/CLASS/* (and train/CLASS/*), or shards made by `zfnet pack`
     #[arg(long)]
     pub data: PathBuf,
     /// Which split of the data
@@ -54,7 +56,7 @@ impl ModelsArgs {
     pub fn load<B: Backend>(&self, backend: &B) -> Result<Vec<Candidate<B>>> {
         let mut models = Vec::new();
         for path in &self.checkpoint {
-            models.push((path.display().to_string(), self.bare.load(backend, path)?));
+            models.push((shown(path), self.bare.load(backend, path)?));
         }
         same_classes(&models)?;
         let set = open_data(&self.data, &models[0].1)?;

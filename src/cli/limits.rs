@@ -41,7 +41,7 @@ pub fn raise_open_files() -> Result<()> {
 /// If it does.
 pub fn check_threads(threads: Option<u16>) -> Result<Option<usize>> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let most = 2 * cores + 6;
+    let most = 2 * cores + 2;
     match threads.map(usize::from) {
         Some(threads) if threads > most => {
             bail!("--threads: expected at most {most} on {cores} processors, found {threads}")

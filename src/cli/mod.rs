@@ -180,6 +180,7 @@ impl From<SplitName> for Split {
 
 /// A data set that a model is tried on, which must have its classes.
 fn open_data<B: Backend>(data: &Path, model: &Model<B>) -> Result<DataSet> {
+    let set = DataSet::open_for(data, &model.classes)?;
     if !model.classes.are_known() {
         tracing::warn!(
             "the network's file does not name its classes: they are taken to be those of {}, in the order of their \
@@ -187,7 +188,7 @@ fn open_data<B: Backend>(data: &Path, model: &Model<B>) -> Result<DataSet> {
             data.display()
         );
     }
-    Ok(DataSet::open_for(data, &model.classes)?)
+    Ok(set)
 }
 
 /// So many threads for what runs on all cores outside the CPU backend.

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use zfnet::bench::Benchmark;
+use zfnet::data::folder::check_output;
 use zfnet::model::weights::serialize;
 use zfnet::model::{Projector, Rule};
 use zfnet::report::projections::{Projections, write};
@@ -48,6 +49,9 @@ impl OnDevice for Project {
         if self.save_arrays.is_some() && self.images.len() != 1 {
             bail!("--save-arrays: expected one image, found {}", self.images.len());
         }
+        if let Some(file) = &self.save_arrays {
+            check_output(file)?;
+        }
         let model = self.bare.load(backend, &self.checkpoint)?;
         let rule = Rule::named(&self.rule)?;
         let units = Units::parse(&model, self.unit.as_deref())?;
@@ -59,15 +63,10 @@ impl OnDevice for Project {
         let mut progress = Progress::new();
         for (done, path) in self.images.iter().enumerate() {
             progress.show("project", done, self.images.len(), "");
-            images.push(project(
-                backend,
-                &model,
-                &mut projector,
-                &mut classifier,
-                path,
-                &units,
-                rule,
-            )?);
+            let mut projected =
+                project(backend, &model, &mut projector, &mut classifier, path, &units, rule)?;
+            projected.name = shown(path);
+            images.push(projected);
         }
         progress.end();
         if let (Some(file), Units::One { layer, map }) = (&self.save_arrays, &units) {

@@ -8,6 +8,7 @@
 //! checkpoint's. Test images that are nearly the same as one that the network was trained on
 //! (`duplicates.rs`) are left out.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -208,6 +209,13 @@ pub fn run<B: Backend>(
     })
 }
 
+/// An image as `SPLIT/CLASS/FILE`, wherever its set is.
+fn in_set(path: &Path) -> String {
+    let mut parts: Vec<_> = path.components().rev().take(3).collect();
+    parts.reverse();
+    parts.iter().collect::<PathBuf>().display().to_string()
+}
+
 /// Searches the training and the test images of all folds for near-duplicates of images in `seen`.
 fn search(
     data: &Splits,
@@ -223,8 +231,8 @@ fn search(
         for Pair { first, second, correlation, mirrored } in pairs(&first, &second, threshold) {
             let index = wanted[first];
             duplicates.push(Duplicate {
-                image: images.path(index as usize).display().to_string(),
-                trained_on: seen.path(second).display().to_string(),
+                image: in_set(&images.path(index as usize)),
+                trained_on: in_set(&seen.path(second)),
                 correlation,
                 mirrored,
                 test: is_test.then_some(index),

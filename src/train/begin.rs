@@ -12,7 +12,7 @@ use super::checkpoint::{self, Newest, Resumed, State};
 use super::job::{Event, Job};
 use super::memory::with_memory_hint;
 use crate::backend::Backend;
-use crate::model::{Model, Network, Params, Preprocess};
+use crate::model::{Architecture, Model, Network, Params, Preprocess};
 use crate::{Error, Result};
 
 /// The run's last checkpoint, if it is to be resumed and has one, or a fresh start. `notes` is for what
@@ -191,10 +191,11 @@ fn check_resume<B: Backend>(
         Err(Error::ResumeMismatch { path: folder.into(), what, difference })
     };
     let values = |then: &dyn Display, now: &dyn Display| format!("{then} then, {now} now");
-    if then.recipe != now.recipe {
-        return differs("recipe", settings(&then.recipe, &now.recipe));
+    if let Some(difference) = model.classes.difference(&job.classes) {
+        return differs("set of classes", difference);
     }
-    if *then != now {
+    let then_but_recipe = Architecture { recipe: now.recipe.clone(), ..then.clone() };
+    if then_but_recipe != now {
         let (before, after) = (then.layers.len(), now.layers.len());
         let layers = then.layers.iter().zip(&now.layers);
         let layer = layers.zip(1..).find(|((then, now), _)| then != now);
@@ -206,8 +207,8 @@ fn check_resume<B: Backend>(
             None => differs("network", settings(&*then, &now)),
         };
     }
-    if let Some(difference) = model.classes.difference(&job.classes) {
-        return differs("set of classes", difference);
+    if then.recipe != now.recipe {
+        return differs("recipe", settings(&then.recipe, &now.recipe));
     }
     model.classes = job.classes.clone(); // readable names may have been added since
     if state.seed != job.seed {

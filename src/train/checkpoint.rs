@@ -466,7 +466,12 @@ fn load_model_once<B: Backend>(
 
 /// The best checkpoint of a run, by the newest whole state; `None` if no epoch has ended, or if it is not there.
 fn best(run: &Path) -> Result<Option<PathBuf>> {
-    let Some(Newest { read: state, .. }) = newest(run, read_state)? else { return Ok(None) };
+    let Some(Newest { read: state, damage, folder }) = newest(run, read_state)? else {
+        return Ok(None);
+    };
+    if let Some(error) = damage {
+        tracing::warn!("which is the best is taken from {}: {error:#}", folder.display());
+    }
     let Some((_, step)) = state.best else { return Ok(None) };
     let folder = run.join(format!("step-{step}"));
     let old = run.join(format!("step-{step}.old"));
@@ -600,8 +605,15 @@ fn link(run: &Path, name: &str, target: &str) -> Result<()> {
 /// Removes what a program that follows links has put in the place of one: a second copy of a checkpoint that is there.
 fn remove_copy(run: &Path, copy: &Path) -> Result<()> {
     let read = |folder: &Path| fs::read(folder.join(STATE)).ok();
-    let own = read_state(copy).ok().map(|state| run.join(format!("step-{}", state.step)));
-    if own.and_then(|own| read(&own)).is_none_or(|own| Some(own) != read(copy)) {
+    let state = read_state(copy).ok();
+    let own = state.as_ref().map(|state| run.join(format!("step-{}", state.step)));
+    let is_copy = own.and_then(|own| read(&own)).is_some_and(|own| Some(own) == read(copy));
+    let is_own = |name: &std::ffi::OsStr| {
+        let name = name.to_string_lossy();
+        name == STATE || state.as_ref().is_some_and(|state| state.files.contains_key(&*name))
+    };
+    let mut inside = fs::read_dir(copy).map_err(Error::io("read", copy))?;
+    if !is_copy || !inside.all(|entry| entry.is_ok_and(|entry| is_own(&entry.file_name()))) {
         return Err(Error::file(copy, "is a folder, where a link should be"));
     }
     fs::remove_dir_all(copy).map_err(Error::io("remove", copy))

@@ -1,5 +1,6 @@
 //! A run that is interrupted, however and whenever, and continued, is the run that was not.
 use std::fs;
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -54,11 +55,16 @@ fn kills_at_any_moment_change_nothing() {
 fn signals_save_and_say_so() {
     let place = Place::new();
     for (signal, code) in [("INT", 130), ("TERM", 143), ("HUP", 129)] {
-        let child = place
-            .command(&format!("{TRAIN} --epochs 100000 --out {signal}"))
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut command = place.command(&format!("{TRAIN} --epochs 100000 --out {signal}"));
+        // Whoever runs the tests may ignore it, as `nohup` does.
+        let heed = || {
+            // SAFETY: may be called between fork and exec.
+            unsafe { libc::signal(libc::SIGHUP, libc::SIG_DFL) };
+            Ok(())
+        };
+        // SAFETY: `heed` makes one call of the system and allocates nothing.
+        unsafe { command.pre_exec(heed) };
+        let child = command.stderr(Stdio::piped()).spawn().unwrap();
         let metrics = place.path(signal).join("metrics.jsonl");
         let patience = Instant::now();
         // The file is buffered, so that it holds whole epochs late; the checkpoint tells.
@@ -313,7 +319,7 @@ fn another_run_is_not_continued() {
     fs::remove_file(place.path("data/train/disc/00000.jpg")).unwrap();
     resume("--seed 9").refused(&["another seed: 0 then, 9 now"]);
     place.run("train --data data --arch zfnet-mini --out whole --resume").refused(&[
-        "another recipe",
+        "another network",
         "then",
         "now",
     ]);

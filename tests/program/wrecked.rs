@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::Stdio;
 
 use crate::common::program::Place;
+use zfnet::data::synthetic;
 
 const TRAIN: &str = "train --data data --arch tiny.toml";
 
@@ -107,6 +108,15 @@ fn nothing_is_written_among_images() {
         }
         place.run(&format!("{command} --out set/run")).refused(&["lies in the set of shards"]);
     }
+    place
+        .run("bench --arch tiny.toml --layer conv1 --op forward --save data/train/x.json")
+        .refused(&["lies among the images of"]);
+    place
+        .run(&format!("{project} --save-arrays data/train/x.safetensors --out page"))
+        .refused(&["lies among the images of"]);
+    place
+        .run(&format!("{TRAIN} --out run/last/inner"))
+        .refused(&["lies in the checkpoint", "step-"]);
     for out in ["data", "data/set", "data/train/set"] {
         place.run(&format!("pack data {out}")).refused(&["lies in data"]);
     }
@@ -192,11 +202,12 @@ fn a_changed_recipe_is_told_by_what_has_changed() {
 #[test]
 fn any_number_of_shards_under_any_limit_on_open_files() {
     let place = Place::new();
-    place.run("pack data set --shard-size 4096").ok();
+    synthetic::write_folder(&place.path("many"), 3, 20, 32, 2, |_| ()).unwrap();
+    place.run("pack many set --shard-size 4096").ok();
     let shards = place.images("set").len() / 2;
-    assert!(shards > 60, "{shards} shards");
-    place.run(&format!("{TRAIN} --epochs 2 --out folder")).ok();
-    let limits = ["ulimit -S -n 64", "ulimit -n 70", "ulimit -n 70"];
+    assert!(shards > 300, "{shards} shards");
+    place.run("train --data many --arch tiny.toml --epochs 2 --out folder").ok();
+    let limits = ["ulimit -S -n 64", "ulimit -n 70", "ulimit -n 90"];
     let flags = ["", "", "--io pread"];
     for (i, (limit, flags)) in limits.into_iter().zip(flags).enumerate() {
         let train = format!("train --data set --arch tiny.toml --epochs 2 --out run-{i} {flags}");
@@ -212,7 +223,7 @@ fn any_number_of_shards_under_any_limit_on_open_files() {
     }
     for source in ["tars", "set"] {
         let out = format!("from-{source}");
-        place.run_limited("ulimit -n 70", &format!("pack {source} {out}")).ok();
+        place.run_limited("ulimit -n 90", &format!("pack {source} {out}")).ok();
         place.run(&format!("verify {out}")).ok();
     }
     place
@@ -323,6 +334,14 @@ fn pages_do_not_tell_where_a_user_keeps_data() {
     for study in ["learnt", "features", "filters"] {
         place.run(&format!("study {study} --checkpoint {run}/last --data {data}")).ok();
     }
+    let image = place.images(place.images("data/val")[0].to_str().unwrap()).remove(0);
+    let image = image.display();
+    for study in ["occlusion", "sanity", "invariance"] {
+        place.run(&format!("study {study} --checkpoint {run}/last {image}")).ok();
+    }
+    let ensemble = format!("study ensemble --checkpoint {run}/last {run}/best --data {data}");
+    place.run(&format!("{ensemble} --out run/report/ensemble")).ok();
+    place.run(&format!("project {run} {image} --out run/report/projections")).ok();
     place.run(&format!("study report {run}")).ok();
     fn look(folder: &Path, home: &str) {
         for entry in fs::read_dir(folder).unwrap() {

@@ -99,9 +99,11 @@ pub fn is_device_name(name: &str) -> bool {
 /// Name of the file in a folder that a process writes into.
 const LOCK: &str = "lock";
 
-/// Gives a folder back for which [`lock`] returned `file`, and removes the file.
+/// Gives a folder back for which [`lock`] returned `file`, and removes the file if nobody has written into it.
 pub fn unlock(folder: &Path, file: fs::File) {
-    let _ = fs::remove_file(folder.join(LOCK)); // it may lie there as well
+    if file.metadata().is_ok_and(|found| found.len() == 0) {
+        let _ = fs::remove_file(folder.join(LOCK)); // it may lie there as well
+    }
     drop(file);
 }
 
@@ -112,7 +114,8 @@ pub fn unlock(folder: &Path, file: fs::File) {
 /// If another process holds it, or the folder cannot be written.
 pub fn lock(folder: &Path, who: &str) -> Result<fs::File> {
     let path = folder.join(LOCK);
-    let file = match fs::File::create(&path) {
+    // Not cut: it may be a file of the user's.
+    let file = match fs::File::options().create(true).truncate(false).write(true).open(&path) {
         // Left by another user; to be locked it need not be written.
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => fs::File::open(&path),
         made => made,

@@ -51,6 +51,10 @@ fn decode(bytes: &[u8]) -> Result<String, String> {
 
 fn utf8(bytes: &[u8]) -> Result<String, String> {
     std::str::from_utf8(bytes).map(str::to_owned).map_err(|error| {
+        let begin = &bytes[..bytes.len().min(512)];
+        if begin.iter().any(|byte| byte.is_ascii_control() && !byte.is_ascii_whitespace()) {
+            return "expected a text file, found something else".into();
+        }
         let at = error.valid_up_to();
         let (line, byte) = (line(bytes, at), bytes[at]);
         format!("line {line}: expected UTF-8, found the byte 0x{byte:02x}; save it as UTF-8")
@@ -111,5 +115,11 @@ mod tests {
             let error = decode(bytes).unwrap_err();
             assert!(error.contains(words) && error.contains("save it as UTF-8"), "{error}");
         }
+    }
+
+    #[test]
+    fn what_is_no_text_is_called_so() {
+        let error = decode(b"\xff\xd8\xff\xe0\0\x10JFIF\0").unwrap_err();
+        assert_eq!(error, "expected a text file, found something else");
     }
 }

@@ -1,6 +1,6 @@
 //! The classes of a data set or a network: folders identify them, people read their names.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
 use unicode_normalization::UnicodeNormalization;
@@ -94,19 +94,28 @@ impl Classes {
                 (expected, other) = (a, b);
             }
         }
-        let Some(class) =
-            (0..self.len().max(found.len())).find(|&i| expected.get(i) != other.get(i))
-        else {
-            return counts;
+        // What one side has alone tells more than the first place that differs, which sorting may have moved.
+        let of_one = |these: &[String], those: &[String]| -> Vec<usize> {
+            let those: HashSet<&String> = those.iter().collect();
+            (0..these.len()).filter(|&i| !those.contains(&these[i])).collect()
         };
-        let first = match (expected.get(class), other.get(class)) {
-            (Some(a), Some(b)) => {
-                let [a, b] = told_apart(a, b);
-                format!("expected {a} as class {class}, found {b}")
+        let (missing, more) = (of_one(expected, other), of_one(other, expected));
+        let alike = missing.iter().flat_map(|&m| more.iter().map(move |&o| (m, o)));
+        let alike = alike.clone().find(|&(m, o)| as_seen(&expected[m]) == as_seen(&other[o]));
+        let pair = alike.or_else(|| missing.first().copied().zip(more.first().copied()));
+        let moved = (0..self.len().min(found.len())).find(|&i| expected[i] != other[i]);
+        let first = match (pair, missing.first(), more.first(), moved) {
+            (Some((m, o)), ..) => {
+                let [a, b] = told_apart(&expected[m], &other[o]);
+                format!("expected {a} as class {m}, found {b}")
             }
-            (Some(a), None) => format!("class {class}, `{a}`, is missing"),
-            (None, Some(b)) => format!("class {class}, `{b}`, was not expected"),
-            (None, None) => unreachable!("there is a difference"),
+            (None, Some(&m), ..) => format!("class {m}, `{}`, is missing", expected[m]),
+            (None, None, Some(&o), _) => format!("class {o}, `{}`, was not expected", other[o]),
+            (None, None, None, Some(i)) => {
+                let [a, b] = told_apart(&expected[i], &other[i]);
+                format!("expected {a} as class {i}, found {b}")
+            }
+            (None, None, None, None) => return counts,
         };
         Some(counts.map_or(first.clone(), |counts| format!("{counts}: {first}")))
     }
@@ -152,10 +161,21 @@ pub fn read_names(path: &Path, folders: &[String]) -> Result<Vec<String>> {
             }
         }
     }
+    if unknown.is_empty() && names.iter().all(Option::is_none) && !folders.is_empty() {
+        return Err(Error::file(
+            path,
+            "is empty; expected lines of a class's folder, a tab and its name",
+        ));
+    }
     if let Some((number, folder)) = unknown.first() {
         let none = names.iter().all(Option::is_none);
+        let alike = folders.iter().find(|known| as_seen(known) == as_seen(folder));
+        let shown = alike.map_or(format!("`{folder}`"), |known| {
+            let [there, here] = told_apart(folder, known);
+            format!("{there}; the folder is {here}")
+        });
         let found = format!(
-            "{} line(s) of classes that are not there, the first in line {number}: `{folder}`",
+            "{} line(s) of classes that are not there, the first in line {number}: {shown}",
             unknown.len()
         );
         if none {

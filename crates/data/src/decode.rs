@@ -183,7 +183,8 @@ fn jpeg_has_end(bytes: &[u8]) -> bool {
 }
 
 /// Whether a JPEG's frame is sequential, its components are sampled differently, and its first scan has not all of
-/// them. zune-jpeg 0.5.15 gives wrong pixels for these if chroma has fewer rows, without an error.
+/// them. zune-jpeg 0.5.15 gives wrong pixels for these if chroma has fewer rows, without an error; those with fewer
+/// columns alone came out right where it was tried, and are as rare.
 fn is_subsampled_in_separate_scans(bytes: &[u8]) -> bool {
     let mut components = 1;
     let mut rest = &bytes[2..];

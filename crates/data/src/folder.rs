@@ -94,7 +94,7 @@ impl ImageFolder {
             };
             push_val_images(&folder.path, class, &mut val, &mut unused)?;
         }
-        check_val(root, &val)?;
+        check_val(root, &val, &unused)?;
         tell_without_val(root, &folders, &val);
         let classes: Vec<_> = folders.iter().map(Entry::lossy_name).collect();
         let mut known = HashSet::new();
@@ -138,7 +138,7 @@ impl ImageFolder {
             };
             push_val_images(&folder.path, class, &mut val, &mut unused)?;
         }
-        check_val(root, &val)?;
+        check_val(root, &val, &unused)?;
         unused.tell(root);
         val.sort_by(|a, b| (a.class, &a.path).cmp(&(b.class, &b.path)));
         let classes = known.folders().unwrap_or(&known.names).to_vec();
@@ -184,9 +184,12 @@ fn tell_without_val(root: &Path, folders: &[Entry], val: &[Sample]) {
     }
 }
 
-fn check_val(root: &Path, val: &[Sample]) -> Result<()> {
+fn check_val(root: &Path, val: &[Sample], unused: &Unused) -> Result<()> {
     if val.is_empty() {
-        let reason = "has no image in any class folder; expected val/CLASS/*.JPEG";
+        let mut reason = "has no image in any class folder; expected val/CLASS/*.JPEG".to_owned();
+        if unused.are_images() {
+            reason += &format!(", found only {}; {CONVERT}", unused.kinds());
+        }
         return Err(Error::file(root.join("val"), reason));
     }
     Ok(())
@@ -221,7 +224,7 @@ fn class_folders(root: &Path, split: Split, unused: &mut Unused) -> Result<Vec<E
 }
 
 /// A folder without one of a split: what it has, and what may be meant.
-fn no_split(root: &Path, split: Split) -> Error {
+pub(super) fn no_split(root: &Path, split: Split) -> Error {
     let name = split.name();
     let found_entries = match entries(root) {
         Ok(entries) => entries,
@@ -231,7 +234,8 @@ fn no_split(root: &Path, split: Split) -> Error {
         return error;
     }
     let is_tar = |entry: &Entry| !entry.is_dir && archive(&entry.path) == Some("tar");
-    if split == Split::Train && found_entries.iter().any(is_tar) {
+    let has_split = |split: Split| root.join(split.name()).is_dir();
+    if found_entries.iter().any(is_tar) && !has_split(Split::Train) && !has_split(Split::Val) {
         return Error::Unpacked { path: root.into() };
     }
     let found = found(&found_entries);
@@ -269,7 +273,11 @@ pub(super) fn meant(root: &Path, split: Split, found: &[Entry]) -> Option<String
     let called =
         |known: &&str| folders().map(Entry::lossy_name).find(|name| name.to_lowercase() == **known);
     if let Some(other) = names.iter().find_map(called) {
-        return Some(format!("is {other}/ meant? Then rename or link it (ln -s {other} {name})"));
+        let link = root.join(name);
+        return Some(format!(
+            "is {other}/ meant? Then rename or link it (ln -s {other} {})",
+            link.display()
+        ));
     }
     let has_split = |folder: &Path| folder.join(name).is_dir();
     if let Some(inner) = folders().find(|entry| has_split(&entry.path)) {
@@ -306,6 +314,17 @@ pub(super) fn meant(root: &Path, split: Split, found: &[Entry]) -> Option<String
 /// or in a set of shards.
 pub fn check_output(out: &Path) -> Result<()> {
     let place = resolve(out);
+    let is_checkpoint = |folder: &&Path| {
+        folder.file_name().is_some_and(|name| name.to_string_lossy().starts_with("step-"))
+            && folder.join("state.json").is_file()
+    };
+    if let Some(checkpoint) = place.ancestors().find(is_checkpoint) {
+        let reason = format!(
+            "lies in the checkpoint {}, which may be removed; choose another folder",
+            checkpoint.display()
+        );
+        return Err(Error::file(out, reason));
+    }
     outside_of_shards(out, &place)?;
     outside_of_images(out, &place)
 }
@@ -391,12 +410,16 @@ fn push_images(
         unused.append(others);
         return Ok(());
     }
+    if folder.join("metrics.jsonl").is_file() {
+        let reason = "is a run of training, not a class: move it out of the images";
+        return Err(Error::file(folder, reason));
+    }
     let found = match others.kinds() {
         kinds if kinds.is_empty() => String::new(),
         kinds => format!(", only {kinds}"),
     };
     let advice = if others.are_images() {
-        "convert them, as `mogrify -format jpg` of ImageMagick does"
+        CONVERT
     } else if others.by_kind.contains_key(FOLDER) {
         "move the images into it, or the folders to where classes are"
     } else {
@@ -438,6 +461,8 @@ struct Unused {
 }
 
 const FOLDER: &str = "folder";
+/// What to do about images of other kinds.
+const CONVERT: &str = "convert them, as `mogrify -format jpg` of ImageMagick does";
 
 impl Unused {
     fn add(&mut self, entry: &Entry) {

@@ -15,10 +15,14 @@ pub(crate) struct Permit(());
 impl Permit {
     /// One more, if there is room.
     pub(crate) fn new() -> Option<Self> {
+        Self::within(room())
+    }
+
+    fn within(room: usize) -> Option<Self> {
         let more = KEPT.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |kept| {
-            (kept < room()).then_some(kept + 1)
+            (kept < room).then_some(kept + 1)
         });
-        more.is_ok().then_some(Permit(()))
+        more.is_ok().then(|| Permit(())) // made only if it is given: dropping one counts
     }
 }
 
@@ -42,4 +46,20 @@ fn limit() -> Option<usize> {
 #[cfg(not(unix))]
 fn limit() -> Option<usize> {
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Others of this process's tests may hold some.
+    #[test]
+    fn refused_permits_leave_no_room() {
+        let room = KEPT.load(Ordering::Relaxed) + 1000;
+        let held: Vec<Permit> = std::iter::from_fn(|| Permit::within(room)).collect();
+        assert!((0..100).all(|_| Permit::within(room - 100).is_none()));
+        assert!(KEPT.load(Ordering::Relaxed) >= held.len());
+        drop(held);
+        assert!(Permit::within(room).is_some());
+    }
 }

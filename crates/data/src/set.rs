@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::Split;
 use super::classes::Classes;
-use super::folder::ImageFolder;
+use super::folder::{ImageFolder, no_split};
 use super::images::{Images, ReadOptions};
 use super::pack::PLAN;
 use super::shard::ShardSet;
@@ -47,6 +47,11 @@ impl DataSet {
     pub fn open_for(root: &Path, classes: &Classes) -> Result<Self> {
         let val_alone =
             root.join(Split::Val.name()).is_dir() && !root.join(Split::Train.name()).is_dir();
+        let neither =
+            [Split::Train, Split::Val].iter().all(|split| !root.join(split.name()).is_dir());
+        if neither && root.is_dir() && !ShardSet::is_at(root) && !is_unfinished(root) {
+            return Err(no_split(root, Split::Val));
+        }
         let set = if val_alone && !ShardSet::is_at(root) {
             ImageFolder::open_val(root, classes).map(DataSet::Folder)
         } else {

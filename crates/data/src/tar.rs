@@ -212,7 +212,7 @@ fn not_a_tar(block: &[u8]) -> String {
     };
     match compressed {
         Some((by, tool)) => format!(
-            "is no tar but one compressed with {by}, of which no single image can be read: uncompress it first ({tool})"
+            "is no tar but one compressed with {by}, of which no single image can be read: uncompress it first ({tool} < IN > OUT.tar)"
         ),
         None => "is no tar: it does not begin with a member's header".into(),
     }

@@ -8,7 +8,7 @@ use zfnet::bench::Benchmark;
 use zfnet::report;
 use zfnet::study::invariance::{STUDY, Settings, default_layers, run, shifts};
 
-use super::{PickArgs, StudyArgs, finish, layers_named};
+use super::{PickArgs, StudyArgs, finish, layers_named, with_shown_names};
 use crate::cli::OnDevice;
 use crate::cli::output;
 use crate::cli::progress::Progress;
@@ -54,7 +54,7 @@ impl OnDevice for Invariance {
                 model.classes.names.iter().take(self.limit as usize).cloned().collect();
         }
         let mut progress = Progress::new();
-        let images = self.pick.pick(backend, &model, &[], &mut progress)?;
+        let images = with_shown_names(self.pick.pick(backend, &model, &[], &mut progress)?);
         let out = self.study.out(&STUDY)?;
         let mut session = self.study.session(backend, &model, &out, &mut progress)?;
         session.fact("Data", self.pick.source());

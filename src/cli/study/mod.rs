@@ -178,6 +178,12 @@ fn finish<B: Backend>(
     Ok(page)
 }
 
+/// Images whose names are as pages show them. What is found by a file's name must be found before.
+fn with_shown_names(mut images: Vec<StudyImage>) -> Vec<StudyImage> {
+    images.iter_mut().for_each(|image| image.name = shown(Path::new(&image.name)));
+    images
+}
+
 /// Indices of layers; of none, what `instead` says.
 fn layers_named(
     network: &Network,

@@ -11,7 +11,7 @@ use zfnet::study::boxes;
 use zfnet::study::occluder::Fill;
 use zfnet::study::occlusion::{OfImage, STUDY, Settings, run};
 
-use super::{PickArgs, StudyArgs, finish};
+use super::{PickArgs, StudyArgs, finish, with_shown_names};
 use crate::cli::OnDevice;
 use crate::cli::output;
 use crate::cli::progress::Progress;
@@ -76,7 +76,7 @@ impl OnDevice for Occlusion {
         let out = self.study.out(&STUDY)?;
         let mut session = self.study.session(backend, &model, &out, &mut progress)?;
         session.fact("Images", self.pick.source());
-        let images = picked.into_iter().zip(objects).collect();
+        let images = with_shown_names(picked).into_iter().zip(objects).collect();
         let found = run(&mut session, &model, &settings, images)?;
         let page = finish(session, &out, report::occlusion::write(&out, &found))?;
         progress.end();

@@ -10,7 +10,7 @@ use zfnet::report;
 use zfnet::study::sanity::{STUDY, Settings, Wanted, default_units, run};
 use zfnet::study::unit_named;
 
-use super::{PickArgs, StudyArgs, finish};
+use super::{PickArgs, StudyArgs, finish, with_shown_names};
 use crate::cli::OnDevice;
 use crate::cli::output;
 use crate::cli::progress::Progress;
@@ -45,7 +45,7 @@ impl OnDevice for Sanity {
             }
         };
         let mut progress = Progress::new();
-        let images = self.pick.pick(backend, &model, &[], &mut progress)?;
+        let images = with_shown_names(self.pick.pick(backend, &model, &[], &mut progress)?);
         let random = Params::untrained(backend, network, self.seed)?;
         let out = self.study.out(&STUDY)?;
         let mut session = self.study.session(backend, &model, &out, &mut progress)?;

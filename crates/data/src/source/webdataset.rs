@@ -128,9 +128,14 @@ impl Sample {
             [] => String::new(),
             others => format!("; it has .{}", others.join(", .")),
         };
+        let folder = if self.class.is_none() && self.key.contains('/') {
+            "; a tar of a folder with train/CLASS and val/CLASS must be unpacked"
+        } else {
+            ""
+        };
         Err(Error::file(
             tar,
-            format!("has a sample {:?} with no {lacks} next to it{others}", self.key),
+            format!("has a sample {:?} with no {lacks} next to it{others}{folder}", self.key),
         ))
     }
 }

@@ -147,11 +147,14 @@ fn trees_that_are_nearly_right() {
     refused(&["d/train/a/1.jpg", "d/val/a/1.jpg"], &["has no folder train", "d meant?"]);
     for other in ["Train", "training"] {
         let image = format!("{other}/a/1.jpg");
-        refused(&[&image], &[&format!("is {other}/ meant?"), &format!("ln -s {other} train")]);
+        refused(
+            &[&image],
+            &[&format!("is {other}/ meant?"), &format!("ln -s {other} /"), "/train)"],
+        );
     }
     for other in ["Val", "valid", "validation", "test", "dev"] {
         let image = format!("{other}/a/1.jpg");
-        let words = [&*format!("is {other}/ meant?"), &format!("ln -s {other} val")];
+        let words = [&*format!("is {other}/ meant?"), &format!("ln -s {other} /"), "/val)"];
         refused(&["train/a/1.jpg", "train/b/1.jpg", &image], &words);
     }
     refused(&["cats/1.jpg", "dogs/1.jpg"], &["move them to train/", "cats to train/cats"]);
