@@ -9,6 +9,7 @@ use crate::common::{
 use zfnet::backend::cpu::CpuBackend;
 use zfnet::backend::cuda::{self, CudaBackend, Gemm, Kernels, Options};
 use zfnet::backend::{Backend, Precision, StepState, Tensor};
+use zfnet::data::classes::Classes;
 use zfnet::model::{BackwardOptions, Model, Network, Params, Purpose, Rule, Workspace};
 use zfnet::shape::Shape;
 use zfnet::train::Trainer;
@@ -61,7 +62,7 @@ fn trainer<'a, B: Backend>(
     accumulate: usize,
 ) -> Trainer<'a, B> {
     let params = random_params(backend, network, 1);
-    let classes = vec![String::from("a class"); network.classes()];
+    let classes = Classes::unknown(network.classes());
     let preprocess = samples.preprocess.clone();
     let model = Model { network: network.clone(), params, preprocess, classes };
     let momentum = Params::zeros(backend, network).unwrap();
