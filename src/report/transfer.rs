@@ -150,6 +150,19 @@ fn notes(found: &Transfer) -> Vec<String> {
             found.batch_size
         )
     }));
+    let lower = found.scored.iter().filter(|of| of.rate < 1.0);
+    let lower: Vec<String> = lower
+        .map(|of| {
+            let (per_class, fold) = (of.per_class, of.fold + 1);
+            format!("{}, {per_class} a class, fold {fold} ({} of it)", of.method, of.rate)
+        })
+        .collect();
+    if !lower.is_empty() {
+        notes.push(format!(
+            "Networks whose loss ran away, and that were trained anew at a lower learning rate: {}.",
+            lower.join("; ")
+        ));
+    }
     for (images, shared) in ["training", "test"].into_iter().zip(found.shared) {
         if shared > 0 {
             notes.push(format!(

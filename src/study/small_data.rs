@@ -89,7 +89,7 @@ impl Start {
 const RATES: [f32; 3] = [1.0, 0.1, 0.01];
 
 /// Trains a network of `checkpoint`'s architecture for other classes on a few images. If its loss runs away, it is
-/// trained anew at a tenth of the learning rate, and then at a hundredth.
+/// trained anew at a tenth of the learning rate, and then at a hundredth; which it was is returned with it.
 ///
 /// # Errors
 /// If there are no images, the loss runs away nevertheless, or a backend operation fails.
@@ -101,19 +101,20 @@ pub fn train_few<B: Backend>(
     start: Start,
     updates: u32,
     seed: u64,
-) -> Result<Model<B>> {
+) -> Result<(Model<B>, f32)> {
     let train =
         |share| train_at(backend, checkpoint, classes, squares, start, updates, seed, share);
-    let mut trained = train(RATES[0]);
-    for share in &RATES[1..] {
+    let [most, lower @ ..] = RATES;
+    let (mut trained, mut used) = (train(most), most);
+    for share in lower {
         let Err(error @ Error::Diverged { .. }) = &trained else { break };
         tracing::warn!(
             "{}: {error}; trained anew at {share} of the recipe's learning rate",
             start.name()
         );
-        trained = train(*share);
+        (trained, used) = (train(share), share);
     }
-    trained
+    Ok((trained?, used))
 }
 
 fn train_at<B: Backend>(

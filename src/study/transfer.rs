@@ -117,7 +117,17 @@ pub struct TransferScore {
     pub test: usize,
     /// Mean over the classes of the share of test images that is right.
     pub accuracy: f64,
+    /// Share of the usual learning rate that a network was trained at: below 1 if its loss ran away before.
+    #[serde(default = "whole")]
+    pub rate: f32,
 }
+
+fn whole() -> f32 {
+    1.0
+}
+
+/// What a method has given: training and test images, accuracy, share of the learning rate.
+type Measured = (usize, usize, f64, f32);
 
 /// Draws the folds.
 ///
@@ -188,9 +198,10 @@ pub fn run<B: Backend>(
             &format!("{name}-{updates}"),
             |trained, tested, fold| {
                 let (train, test) = (train.part(trained), test.part(tested));
-                let model = train_few(backend, model, classes, &train, *start, updates, fold)?;
+                let (model, rate) =
+                    train_few(backend, model, classes, &train, *start, updates, fold)?;
                 let accuracy = accuracy(backend, &model, &test)?;
-                Ok((train.labels.len(), test.labels.len(), accuracy))
+                Ok((train.labels.len(), test.labels.len(), accuracy, rate))
             },
             |done, of| session.progress(&format!("networks {name}"), done, of, ""),
         )?);
@@ -254,14 +265,13 @@ struct Trials<'a> {
 
 impl Trials<'_> {
     /// Scores a method with every number of images and every fold. `measure` is given indices of images
-    /// to train and to test on, and the number of the fold; it returns how many of these images there
-    /// were, and the accuracy. What there is of it under the name `part` is not measured again.
+    /// to train and to test on, and the number of the fold. What there is of it under the name `part` is not measured again.
     /// `progress` is called with how much is done, and of how much.
     fn score(
         &self,
         method: &str,
         part: &str,
-        measure: impl Fn(&[u32], &[u32], u64) -> Result<(usize, usize, f64)>,
+        measure: impl Fn(&[u32], &[u32], u64) -> Result<Measured>,
         mut progress: impl FnMut(usize, usize),
     ) -> Result<Vec<TransferScore>> {
         let mut all = Vec::new();
@@ -271,10 +281,11 @@ impl Trials<'_> {
                     self.parts.get_or_make(&format!("{part}-{per_class}-{number}"), || {
                         let mut tested = fold.test();
                         tested.retain(|image| self.excluded.binary_search(image).is_err());
-                        let (train, test, accuracy) =
+                        let (train, test, accuracy, rate) =
                             measure(&fold.train(per_class), &tested, number as u64)?;
                         let method = method.to_owned();
-                        Ok(TransferScore { method, per_class, fold: number, train, test, accuracy })
+                        let fold = number;
+                        Ok(TransferScore { method, per_class, fold, train, test, accuracy, rate })
                     });
                 all.push(scored?);
                 progress(all.len(), self.per_class.len() * self.folds.len());
@@ -293,12 +304,12 @@ fn frozen(
     trained: &[u32],
     tested: &[u32],
     seed: u64,
-) -> Result<(usize, usize, f64)> {
+) -> Result<Measured> {
     let (picked, tested) = (train.positions(trained), test.positions(tested));
     let softmax = Problem::new(train, &picked, classes, seed)?.best(Loss::Softmax).linear;
     let truth: Vec<u32> = tested.iter().map(|&i| test.classes[i]).collect();
     let found = softmax.predict(test, &tested);
-    Ok((picked.len(), tested.len(), mean_class_accuracy(&truth, &found, classes)))
+    Ok((picked.len(), tested.len(), mean_class_accuracy(&truth, &found, classes), 1.0))
 }
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ fn few_images_are_learnt<B: Backend>(backend: &B) {
     let params = Params::init(backend, &network, 3).unwrap();
     let preprocess = Preprocess::paper(16, 20, 64.0, vec![128.0; 3]);
     let classes = Classes::unknown(10);
-    let checkpoint = Model { network, params, preprocess, classes };
+    let mut checkpoint = Model { network, params, preprocess, classes };
     let squares = |from: u8| {
         let mut squares = Squares::default();
         for i in 0..12u8 {
@@ -39,7 +39,7 @@ fn few_images_are_learnt<B: Backend>(backend: &B) {
     let named = Classes::named(vec!["dark".to_owned(), "bright".to_owned()]);
     for start in [Start::Scratch, Start::FineTune] {
         let model =
-            |updates| train_few(backend, &checkpoint, &named, &train, start, updates, 1).unwrap();
+            |updates| train_few(backend, &checkpoint, &named, &train, start, updates, 1).unwrap().0;
         let learnt = model(150);
         assert_eq!(accuracy(backend, &learnt, &test).unwrap(), 1.0, "{start:?}");
         assert_eq!((learnt.network.classes(), &learnt.classes), (2, &named));
@@ -59,6 +59,13 @@ fn few_images_are_learnt<B: Backend>(backend: &B) {
             Start::FineTune => assert_eq!(mean, &[128.0; 3]),
         }
     }
+    // Among ever higher rates there is one at which the loss runs away, and at a tenth or a hundredth of it does not.
+    let lowered = (2..36).any(|power| {
+        checkpoint.network.architecture.recipe.learning_rate = 10f32.powi(power);
+        let trained = train_few(backend, &checkpoint, &named, &train, Start::Scratch, 9, 1);
+        trained.is_ok_and(|(_, rate)| rate < 1.0)
+    });
+    assert!(lowered);
     let part = test.part(&[1, 5, 12]);
     assert_eq!((part.images, part.labels, part.pixels.len()), (vec![1, 5], vec![1, 1], 2400));
 }
