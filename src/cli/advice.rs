@@ -65,7 +65,7 @@ fn on(error: &Error) -> Vec<String> {
                 .map(str::to_owned)
                 .into();
         }
-        Error::Unpacked { path } => {
+        Error::NotPacked { path } => {
             return vec![format!("make one with `zfnet pack {} SET`", path.display())];
         }
         Error::NotInShards => "leave out --shuffle-window, or make shards with `zfnet pack`",

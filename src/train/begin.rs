@@ -204,7 +204,7 @@ fn check_resume<B: Backend>(
                 differs("network", format!("in layer {number} {}", settings(then, now)))
             }
             None if before != after => differs("network", values(&before, &after) + " layers"),
-            None => differs("network", settings(&*then, &now)),
+            None => differs("network", settings(&then_but_recipe, &now)),
         };
     }
     if then.recipe != now.recipe {

@@ -35,6 +35,8 @@ const STATE: &str = "state.json";
 /// Links to the newest and the best checkpoint.
 const LAST: &str = "last";
 const BEST: &str = "best";
+/// Times that a model is read, at most, where a training replaces it meanwhile.
+const READS: usize = 20;
 /// Version 1 had the backend as a line of text.
 const VERSION: u32 = 2;
 
@@ -196,6 +198,9 @@ pub(super) fn relink(run: &Path, state: &State) {
     for (name, step) in steps {
         let Some(step) = step else { continue };
         let target = format!("step-{step}");
+        if !run.join(&target).is_dir() {
+            continue; // not copied with the run
+        }
         if let Err(error) = link(run, name, &target) {
             SAID.call_once(|| {
                 tracing::warn!("{error:#}; no command needs this link: go on without it");
@@ -395,7 +400,7 @@ pub fn architecture_of(folder: &Path) -> Result<Architecture> {
 /// # Errors
 /// If there is none, it is damaged, or a bare file needs saying what it is.
 pub fn load_model<B: Backend>(backend: &B, path: &Path, bare: &ExternalConfig) -> Result<Model<B>> {
-    loop {
+    for _ in 1..READS {
         let before = states_at(path);
         match load_model_once(backend, path, bare) {
             // A training that goes on has replaced or removed the checkpoint while it was read.
@@ -404,6 +409,7 @@ pub fn load_model<B: Backend>(backend: &B, path: &Path, bare: &ExternalConfig) -
             result => return result,
         }
     }
+    load_model_once(backend, path, bare)
 }
 
 /// What tells whether checkpoints that a path may speak of have changed: their states' texts.
@@ -433,7 +439,7 @@ fn load_model_once<B: Backend>(
             return read(&best);
         }
         let Some(Newest { read, damage, folder }) = newest(run, read)? else {
-            unreachable!("there are checkpoints")
+            return Err(Error::file(run, "its checkpoints have been removed while it was read"));
         };
         if let Some(error) = damage {
             tracing::warn!("fell back to {}: {error:#}", folder.display());

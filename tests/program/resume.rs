@@ -57,13 +57,13 @@ fn signals_save_and_say_so() {
     for (signal, code) in [("INT", 130), ("TERM", 143), ("HUP", 129)] {
         let mut command = place.command(&format!("{TRAIN} --epochs 100000 --out {signal}"));
         // Whoever runs the tests may ignore it, as `nohup` does.
-        let heed = || {
+        let reset = || {
             // SAFETY: may be called between fork and exec.
             unsafe { libc::signal(libc::SIGHUP, libc::SIG_DFL) };
             Ok(())
         };
-        // SAFETY: `heed` makes one call of the system and allocates nothing.
-        unsafe { command.pre_exec(heed) };
+        // SAFETY: `reset` makes one call of the system and allocates nothing.
+        unsafe { command.pre_exec(reset) };
         let child = command.stderr(Stdio::piped()).spawn().unwrap();
         let metrics = place.path(signal).join("metrics.jsonl");
         let patience = Instant::now();

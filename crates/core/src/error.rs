@@ -90,7 +90,7 @@ pub enum Error {
         last: String,
     },
     /// Tars of images, where a folder of images or a set of shards was expected.
-    Unpacked {
+    NotPacked {
         /// The tar, or the folder that holds them.
         path: PathBuf,
     },
@@ -225,7 +225,7 @@ impl Error {
             | Error::DamagedCheckpoint { path, .. }
             | Error::LostShard { path, .. }
             | Error::RunExists { path }
-            | Error::Unpacked { path }
+            | Error::NotPacked { path }
             | Error::ResumeMismatch { path, .. } => Some(path),
             _ => None,
         }
@@ -286,7 +286,7 @@ impl Error {
                 "data: at least {bad} of {of} {files} cannot be read as images, more than the allowed share of \
                  {allowed}; the last one: {last}"
             ),
-            Error::Unpacked { path } => write!(
+            Error::NotPacked { path } => write!(
                 f,
                 "{}: tars of images, of which no set of shards has been made yet; expected such a set, or a folder \
                  with train/CLASS/*.JPEG and val/CLASS/*.JPEG",

@@ -25,7 +25,7 @@ pub(crate) const MAX_IMAGE_BYTES: u64 = 256 << 20;
 /// Readable names of a tree's classes.
 const NAMES: &str = "classes.tsv";
 /// What systems leave in folders.
-const LITTER: [&str; 6] =
+const SYSTEM_FILES: [&str; 6] =
     ["Thumbs.db", "desktop.ini", "Icon\r", "__MACOSX", "@eaDir", "lost+found"];
 /// What people call the folder of a split.
 const TRAIN_NAMES: [&str; 4] = ["train", "training", "train_images", "trainset"];
@@ -66,7 +66,7 @@ impl ImageFolder {
         })?;
         if !found.is_dir() {
             return Err(match archive(root) {
-                Some("tar") => Error::Unpacked { path: root.into() },
+                Some("tar") => Error::NotPacked { path: root.into() },
                 Some(kind) => Error::file(
                     root,
                     format!("is a {kind} archive; unpack it and give the folder; {tree}"),
@@ -83,7 +83,7 @@ impl ImageFolder {
         }
         let mut train = Vec::new();
         for (class, folder) in folders.iter().enumerate() {
-            push_images(&folder.path, class, &mut train, &mut unused)?;
+            push_some_images(&folder.path, class, &mut train, &mut unused)?;
         }
 
         let mut val = Vec::new();
@@ -92,7 +92,7 @@ impl ImageFolder {
                 let reason = "is a class that train does not have; expected the same folder names";
                 return Err(Error::file(&folder.path, format!("{reason}{}", doubled(&folder))));
             };
-            push_val_images(&folder.path, class, &mut val, &mut unused)?;
+            push_images(&folder.path, class, &mut val, &mut unused)?;
         }
         check_val(root, &val, &unused)?;
         tell_without_val(root, &folders, &val);
@@ -136,7 +136,7 @@ impl ImageFolder {
                 };
                 return Err(Error::file(&folder.path, reason));
             };
-            push_val_images(&folder.path, class, &mut val, &mut unused)?;
+            push_images(&folder.path, class, &mut val, &mut unused)?;
         }
         check_val(root, &val, &unused)?;
         unused.tell(root);
@@ -236,7 +236,7 @@ pub(super) fn no_split(root: &Path, split: Split) -> Error {
     let is_tar = |entry: &Entry| !entry.is_dir && archive(&entry.path) == Some("tar");
     let has_split = |split: Split| root.join(split.name()).is_dir();
     if found_entries.iter().any(is_tar) && !has_split(Split::Train) && !has_split(Split::Val) {
-        return Error::Unpacked { path: root.into() };
+        return Error::NotPacked { path: root.into() };
     }
     let found = found(&found_entries);
     let reason = format!("has no folder {name}; expected {name}/CLASS/*.JPEG, {found}");
@@ -397,7 +397,7 @@ pub(super) fn archive(path: &Path) -> Option<&'static str> {
 }
 
 /// Appends the images of one class folder, sorted; there must be some.
-fn push_images(
+fn push_some_images(
     folder: &Path,
     class: usize,
     samples: &mut Vec<Sample>,
@@ -405,7 +405,7 @@ fn push_images(
 ) -> Result<()> {
     let before = samples.len();
     let mut others = Unused::default();
-    push_val_images(folder, class, samples, &mut others)?;
+    push_images(folder, class, samples, &mut others)?;
     if samples.len() > before {
         unused.append(others);
         return Ok(());
@@ -432,7 +432,7 @@ fn push_images(
 }
 
 /// Appends the images of one class folder, sorted, if it has any.
-fn push_val_images(
+fn push_images(
     folder: &Path,
     class: usize,
     samples: &mut Vec<Sample>,
@@ -530,7 +530,9 @@ pub(super) fn entries(folder: &Path) -> Result<Vec<Entry>> {
     for entry in fs::read_dir(folder).map_err(cannot_list)? {
         let entry = entry.map_err(cannot_list)?;
         let (name, path) = (entry.file_name(), entry.path());
-        if name.as_encoded_bytes().starts_with(b".") || LITTER.iter().any(|known| name == *known) {
+        if name.as_encoded_bytes().starts_with(b".")
+            || SYSTEM_FILES.iter().any(|known| name == *known)
+        {
             continue;
         }
         let kind = entry.file_type().map_err(cannot_list)?;

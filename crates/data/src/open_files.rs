@@ -13,14 +13,14 @@ static KEPT: AtomicUsize = AtomicUsize::new(0);
 pub(crate) struct Permit(());
 
 impl Permit {
-    /// One more, if there is room.
+    /// One more, if the limit allows it.
     pub(crate) fn new() -> Option<Self> {
-        Self::within(room())
+        Self::within(most())
     }
 
-    fn within(room: usize) -> Option<Self> {
+    fn within(most: usize) -> Option<Self> {
         let more = KEPT.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |kept| {
-            (kept < room).then_some(kept + 1)
+            (kept < most).then_some(kept + 1)
         });
         more.is_ok().then(|| Permit(())) // made only if it is given: dropping one counts
     }
@@ -32,9 +32,9 @@ impl Drop for Permit {
     }
 }
 
-fn room() -> usize {
-    static ROOM: OnceLock<usize> = OnceLock::new();
-    *ROOM.get_or_init(|| limit().map_or(usize::MAX, |limit| limit.saturating_sub(OTHERS)))
+fn most() -> usize {
+    static MOST: OnceLock<usize> = OnceLock::new();
+    *MOST.get_or_init(|| limit().map_or(usize::MAX, |limit| limit.saturating_sub(OTHERS)))
 }
 
 #[cfg(unix)]
@@ -54,12 +54,12 @@ mod tests {
 
     /// Others of this process's tests may hold some.
     #[test]
-    fn refused_permits_leave_no_room() {
-        let room = KEPT.load(Ordering::Relaxed) + 1000;
-        let held: Vec<Permit> = std::iter::from_fn(|| Permit::within(room)).collect();
-        assert!((0..100).all(|_| Permit::within(room - 100).is_none()));
+    fn refused_permits_leave_no_most() {
+        let most = KEPT.load(Ordering::Relaxed) + 1000;
+        let held: Vec<Permit> = std::iter::from_fn(|| Permit::within(most)).collect();
+        assert!((0..100).all(|_| Permit::within(most - 100).is_none()));
         assert!(KEPT.load(Ordering::Relaxed) >= held.len());
         drop(held);
-        assert!(Permit::within(room).is_some());
+        assert!(Permit::within(most).is_some());
     }
 }

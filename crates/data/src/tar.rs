@@ -99,7 +99,7 @@ impl Archive<'_> {
             let refused = |reason: &str| self.member_error(&String::from_utf8_lossy(&raw), reason);
             let mut size = size(header).map_err(|reason| refused(&reason))?;
             if let Some(said) = said.size {
-                // What has no room in the header's field is 0 there, as GNU tar and Python write it.
+                // What does not fit in the header's field is 0 there, as GNU tar and Python write it.
                 if size != said && !(size == 0 && said > LARGEST_OCTAL) {
                     return Err(refused("has two sizes that disagree"));
                 }

@@ -35,7 +35,7 @@ use super::folder::{outside_of_images, outside_of_shards, resolve};
 use super::images::too_many;
 use super::shard::manifest::{MANIFEST, Manifest};
 use super::source::Source;
-use zfnet_core::disk::{create_folder, lock, sync_folder, write_synced};
+use zfnet_core::disk::{create_folder, lock, sync_folder, write_durable};
 use zfnet_core::human_bytes;
 use zfnet_core::{Error, Result};
 
@@ -44,7 +44,7 @@ pub(super) const PLAN: &str = "plan.json";
 const MEAN: &str = "mean.safetensors";
 const REJECTED: &str = "rejected.tsv";
 const LOCK: &str = "lock";
-/// Ends the names of files that are not whole yet.
+/// Ends the names of files that are not whole yet, as [`write_durable`] has it.
 const ASIDE: &str = ".tmp";
 
 /// How packing ended.
@@ -168,9 +168,7 @@ impl Packer<'_> {
 
     /// Writes a file that is there whole or not at all, even after a power cut.
     fn write_aside(&self, name: &str, bytes: &[u8]) -> Result<()> {
-        let aside = self.path(&format!("{name}{ASIDE}"));
-        write_synced(&aside, bytes)?;
-        self.commit(name)
+        write_durable(&self.path(name), bytes)
     }
 
     /// Gives a file that has been written aside and synced its name.

@@ -321,7 +321,7 @@ mod tests {
         let path = folder.path().join("large.tar");
         let file = File::create(&path).unwrap();
         let (beyond, len) = ((1u64 << 32) + 70_000, (1u64 << 32) + 80_000);
-        file.set_len(len).unwrap(); // takes no room on the disk
+        file.set_len(len).unwrap(); // takes no space on the disk
         std::os::unix::fs::FileExt::write_all_at(&file, &content()[..10_000], beyond).unwrap();
         for io in BOTH {
             let bytes = ShardBytes::open(&path, len, io).unwrap();

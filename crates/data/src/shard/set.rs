@@ -40,7 +40,7 @@ pub struct Shards {
 pub(crate) struct Shard {
     path: PathBuf,
     index: Index,
-    /// Opened when it is first read, and kept open if there is room for one more.
+    /// Opened when it is first read, and kept open if the limit on open files allows it.
     bytes: OnceLock<(ShardBytes, Permit)>,
 }
 

@@ -109,7 +109,7 @@ impl Source {
 pub(super) struct Tar {
     path: PathBuf,
     bytes: u64,
-    /// Open, if there was room for one more.
+    /// Kept open, if the limit on open files allows it.
     file: Option<(Arc<File>, Permit)>,
 }
 
