@@ -209,6 +209,9 @@ fn a_run_that_was_copied_is_a_run() {
         assert_eq!(errors(&format!("{copy}/best")), best, "{copy}");
         assert_eq!(errors(copy), best, "{copy}");
         assert_eq!(errors(&format!("{copy}/last")), last, "{copy}");
+        for checkpoint in [copy.to_owned(), format!("{copy}/best"), format!("{copy}/last")] {
+            place.run(&format!("inspect {checkpoint}")).ok();
+        }
         place.run(&format!("{TRAIN} --out {copy}")).refused(&["holds a training already"]);
         let ran = place.run(&format!("{TRAIN} --epochs 4 --out {copy} --resume")).ok();
         let is_kept = matches!(copy, "alone" | "stale");
