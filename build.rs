@@ -7,7 +7,7 @@
 //! `80,90a,120`.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, exit};
+use std::process::{Command, Stdio, exit};
 use std::{env, fs};
 
 /// The oldest compiler that knows all targets: major and minor version.
@@ -73,23 +73,44 @@ fn main() {
             let mut command = Command::new(&nvcc);
             command.args(["-fatbin", "-std=c++17", "-O3", "-lineinfo"]);
             command.args(architectures(&targets, tensor(source)));
-            command.arg("-o").arg(&fatbin).arg(source);
+            command.arg("-Xptxas=-v"); // names the kernels
+            command.arg("-o").arg(&fatbin).arg(source).stderr(Stdio::piped());
             let child = command
                 .spawn()
                 .unwrap_or_else(|error| fail(&format!("cannot run {}: {error}", nvcc.display())));
             (source, fatbin, child)
         })
         .collect();
-    // Whether a module needs tensor cores, and the module.
-    let mut list = String::from("pub static MODULES: &[(bool, &[u8])] = &[\n");
-    for (source, fatbin, mut child) in compilations {
-        if !child.wait().is_ok_and(|status| status.success()) {
+    let mut list = String::from("pub static MODULES: &[Module] = &[\n");
+    for (source, fatbin, child) in compilations {
+        let output = child.wait_with_output().expect("a child's output can be read");
+        let messages = String::from_utf8_lossy(&output.stderr);
+        if !output.status.success() {
+            let without_reports = messages.lines().filter(|line| !line.starts_with("ptxas info"));
+            eprintln!("{}", without_reports.collect::<Vec<_>>().join("\n"));
             fail(&format!("nvcc failed on {}: its message is above", source.display()));
         }
-        list += &format!("    ({}, include_bytes!({fatbin:?})),\n", tensor(source));
+        let kernels = kernels_named(&messages);
+        if kernels.is_empty() {
+            fail(&format!("{}: nvcc -Xptxas=-v has named no kernel", source.display()));
+        }
+        let tensor = tensor(source);
+        list += &format!(
+            "    Module {{ tensor: {tensor}, image: &Aligned(*include_bytes!({fatbin:?})), \
+             kernels: &{kernels:?} }},\n"
+        );
     }
     list += "];\n";
     fs::write(out.join("modules.rs"), list).expect("OUT_DIR can be written");
+}
+
+/// From ptxas's lines "Compiling entry function 'NAME' for 'sm_90a'".
+fn kernels_named(messages: &str) -> Vec<&str> {
+    let entries = messages.split("Compiling entry function '").skip(1);
+    let mut names: Vec<&str> = entries.filter_map(|rest| rest.split('\'').next()).collect();
+    names.sort();
+    names.dedup(); // one for each target
+    names
 }
 
 /// Sets `has_avx2`, `has_avx512` and `has_avx512_bf16` as `zfnet_cpu::isa::Isa` finds them. Only tests
@@ -119,7 +140,7 @@ fn write_nothing() {
         println!("cargo::rustc-env={variable}=0");
     }
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("set by cargo"));
-    fs::write(out.join("modules.rs"), "pub static MODULES: &[(bool, &[u8])] = &[];\n")
+    fs::write(out.join("modules.rs"), "pub static MODULES: &[Module] = &[];\n")
         .expect("OUT_DIR can be written");
 }
 

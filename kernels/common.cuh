@@ -114,6 +114,42 @@ __device__ __forceinline__ void store_pack(T *y, size_t first, size_t len, const
     }
 }
 
+// ---- division ----
+
+// Division by a number that does not change, of numbers below 2^31: a product and a shift. With
+// 2^shift the first power of two not below the divisor, the multiplier is the part of
+// 2^32 2^shift / divisor above 2^32, rounded up (Granlund and Montgomery, PLDI 1994).
+//
+// Kernels that divide a few times for each value get theirs from the host (`Divisor` in
+// src/backend/cuda/device.rs).
+struct Divisor {
+    unsigned divisor, multiplier, shift;
+
+    __device__ __forceinline__ unsigned quotient(unsigned n) const {
+        return ((unsigned)((unsigned long long)n * multiplier >> 32) + n) >> shift;
+    }
+    // Takes the fastest axis off a linear index: returns the remainder, and leaves the quotient.
+    __device__ __forceinline__ unsigned take(unsigned &index) const {
+        unsigned rest = quotient(index), place = index - rest * divisor;
+        index = rest;
+        return place;
+    }
+};
+
+__device__ __forceinline__ Divisor divisor_of(unsigned d) {
+    Divisor by;
+    by.divisor = d ? d : 1; // nothing is ever divided by the 0 of an empty class
+    by.shift = by.divisor > 1 ? 32 - __clz(by.divisor - 1) : 0;
+    unsigned rest = (1u << by.shift) - by.divisor; // below the divisor
+    if (by.divisor < 1u << 16) { // two halves of 16 bits: a division of 64 bits takes five times as long
+        unsigned high = (rest << 16) / by.divisor, left = (rest << 16) - high * by.divisor;
+        by.multiplier = (high << 16 | (left << 16) / by.divisor) + 1;
+    } else {
+        by.multiplier = (unsigned)(((unsigned long long)rest << 32) / by.divisor + 1);
+    }
+    return by;
+}
+
 // ---- threads ----
 
 // Index of this thread in a grid of one dimension.

@@ -479,24 +479,35 @@ __device__ void reduce(T *y, const float *partial, const float *bias, unsigned r
 
 constexpr unsigned WIDTH = 32, ROWS = 8; // threads of bias_gradient
 
-template <class T>
-__device__ void bias_gradient(float *partial, const T *dy, size_t pixels, unsigned k,
-                              unsigned chunks) {
-    __shared__ float found[ROWS][WIDTH];
-    unsigned channel = blockIdx.x * WIDTH + threadIdx.x, chunk = blockIdx.y;
+// A thread sums N channels of every eighth pixel of a chunk, and the first of eight threads joins them
+// in order. With `switches`, dy is that of a pooling: what it would unpool, under the forward mask, has
+// the same sums, but for one rounding less.
+template <unsigned N, class T>
+__device__ void bias_gradient(float *partial, const T *dy, const unsigned char *switches,
+                              size_t pixels, unsigned k, unsigned chunks) {
+    __shared__ float found[ROWS][WIDTH * N];
+    unsigned channel = (blockIdx.x * WIDTH + threadIdx.x) * N, chunk = blockIdx.y;
     size_t share = (pixels + chunks - 1) / chunks, end = min((chunk + 1) * share, pixels);
-    float sum = 0;
+    float sums[N] = {};
     if (channel < k) {
 #pragma unroll 8
         for (size_t pixel = chunk * share + threadIdx.y; pixel < end; pixel += ROWS) {
-            sum += widen(dy[pixel * k + channel]);
+            auto values = *(const Pack<T, N> *)(dy + pixel * k + channel);
+            Pack<unsigned char, N> winners = {};
+            if (switches) winners = *(const Pack<unsigned char, N> *)(switches + pixel * k + channel);
+#pragma unroll
+            for (unsigned i = 0; i < N; i++)
+                sums[i] += winners.of[i] == NOT_POSITIVE ? 0 : widen(values.of[i]);
         }
     }
-    found[threadIdx.y][threadIdx.x] = sum;
+    for (unsigned i = 0; i < N; i++) found[threadIdx.y][threadIdx.x * N + i] = sums[i];
     __syncthreads();
     if (threadIdx.y > 0 || channel >= k) return;
-    for (unsigned row = 1; row < ROWS; row++) sum += found[row][threadIdx.x];
-    partial[(size_t)chunk * k + channel] = sum;
+    for (unsigned i = 0; i < N; i++) {
+        float sum = sums[i];
+        for (unsigned row = 1; row < ROWS; row++) sum += found[row][threadIdx.x * N + i];
+        partial[(size_t)chunk * k + channel + i] = sum;
+    }
 }
 
 } // namespace conv
@@ -554,17 +565,20 @@ conv_backward_filter_tiled(float *dw, const float *dy, const float *x, unsigned 
 // conv_reduce: y [len], of `channels` a pixel; partial [splits, len]; bias [channels] or null.
 // Grid ceil(len / 256), block 256.
 //
-// bias_gradient: partial [chunks, k], dy [pixels, k]. Grid (ceil(k / 32), chunks), block (32, 8).
-// conv_reduce_f32 with splits = chunks follows.
+// bias_gradient: partial [chunks, k], dy [pixels, k], switches the same or null. Grid (ceil(k / 64)
+// where k is even, else ceil(k / 32), chunks), block (32, 8). conv_reduce_f32 with splits = chunks
+// follows.
 #define EXPORT(T, suffix)                                                                          \
     extern "C" __global__ void conv_reduce_##suffix(                                               \
         T *y, const float *partial, const float *bias, unsigned relu, unsigned accumulate,         \
         size_t len, unsigned channels, unsigned splits) {                                          \
         conv::reduce(y, partial, bias, relu, accumulate, len, channels, splits);                   \
     }                                                                                              \
-    extern "C" __global__ void bias_gradient_##suffix(float *partial, const T *dy, size_t pixels,  \
-                                                      unsigned k, unsigned chunks) {               \
-        conv::bias_gradient(partial, dy, pixels, k, chunks);                                       \
+    extern "C" __global__ void bias_gradient_##suffix(                                             \
+        float *partial, const T *dy, const unsigned char *switches, size_t pixels, unsigned k,     \
+        unsigned chunks) {                                                                         \
+        if (k % 2 == 0) conv::bias_gradient<2>(partial, dy, switches, pixels, k, chunks);          \
+        else conv::bias_gradient<1>(partial, dy, switches, pixels, k, chunks);                     \
     }
 EXPORT(float, f32)
 EXPORT(bf16, bf16)

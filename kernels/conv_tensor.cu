@@ -35,7 +35,7 @@ constexpr int THREADS = 256;
 constexpr int ROWS = 128;                           // of a block's tile
 constexpr int WIDE = 128, MEDIUM = 96, NARROW = 32; // its columns
 constexpr int DEPTH_BYTES = 128;                    // its depth: 64 values of bf16, 32 of tf32
-constexpr int STAGES = 3;
+constexpr int MOST_STAGES = 3; // or 2 where two blocks of 3 do not fit into a multiprocessor
 
 // ---- operands ----
 
@@ -52,21 +52,6 @@ struct Tf32 {
     static __device__ __forceinline__ void multiply(float (&d)[4], const unsigned (&a)[4],
                                                     unsigned b0, unsigned b1) {
         mma_tf32(d, a, b0, b1);
-    }
-};
-
-// Division by a number that does not change, of numbers below 2^31: a product and a shift. With 2^s
-// the first power of two not below d, the multiplier is the part of 2^32 2^s / d above 2^32,
-// rounded up.
-struct Divisor {
-    unsigned divisor, multiplier, shift;
-    // Nothing is ever divided by the 0 of an empty class.
-    __device__ explicit Divisor(unsigned d) : divisor(d ? d : 1), shift(0) {
-        while ((1u << shift) < divisor) shift++;
-        multiplier = (unsigned)((((1ull << shift) - divisor) << 32) / divisor + 1);
-    }
-    __device__ __forceinline__ unsigned quotient(unsigned n) const {
-        return ((unsigned)((unsigned long long)n * multiplier >> 32) + n) >> shift;
     }
 };
 
@@ -104,14 +89,16 @@ template <class T> struct Windows {
     // What outputs of a convolution see of x.
     __device__ Windows(const T *x, const ConvDims &d)
         : base(x), h(d.h), w(d.w), c(d.c), majors(d.n * d.p * d.q), minors(d.r * d.s * d.c),
-          per_image(d.p * d.q), across(d.q), per_tap_row(d.s * d.c), channels(d.c),
+          per_image(divisor_of(d.p * d.q)), across(divisor_of(d.q)),
+          per_tap_row(divisor_of(d.s * d.c)), channels(divisor_of(d.c)),
           stride{d.stride[0], d.stride[1]}, origin{-(int)d.pad[0], -(int)d.pad[1]}, step(1) {}
     // What inputs of a class see of dy.
     __device__ Windows(const T *dy, const ConvDims &d, const ParityAxis &down,
                        const ParityAxis &right)
         : base(dy), h(d.p), w(d.q), c(d.k), majors(d.n * down.pixels * right.pixels),
-          minors(down.taps * right.taps * d.k), per_image(down.pixels * right.pixels),
-          across(right.pixels), per_tap_row(right.taps * d.k), channels(d.k), stride{1, 1},
+          minors(down.taps * right.taps * d.k), per_image(divisor_of(down.pixels * right.pixels)),
+          across(divisor_of(right.pixels)), per_tap_row(divisor_of(right.taps * d.k)),
+          channels(divisor_of(d.k)), stride{1, 1},
           origin{(int)down.base, (int)right.base}, step(-1) {}
 
     // Parts of a row, a column, and a pixel's index in the whole tensor.
@@ -146,7 +133,7 @@ template <class T> struct Taps {
 
     __device__ Taps(const T *w, const ConvDims &d, const ParityAxis &down, const ParityAxis &right)
         : base(w), k(d.k), r(d.r), s(d.s), c(d.c), majors(down.taps * right.taps * d.k),
-          filters(d.k), across(right.taps), first{down.first, right.first},
+          filters(divisor_of(d.k)), across(divisor_of(right.taps)), first{down.first, right.first},
           stride{d.stride[0], d.stride[1]} {}
 
     // place: (k * R + r) * S + s
@@ -361,7 +348,8 @@ __device__ __forceinline__ void store_rows(const Output<T> &output, float *slab,
 
 // Where part `i` of `parts` about equal parts of `count` begins.
 __device__ __forceinline__ unsigned part_begin(unsigned count, unsigned i, unsigned parts) {
-    return (unsigned)((unsigned long long)count * i / parts);
+    unsigned each = count / parts;
+    return i * each + min(i, count - parts * each);
 }
 
 // Rows of y that lie one behind the other.
@@ -373,12 +361,13 @@ struct Rows {
 };
 
 // One tile of a product, and of its depth the part of this split. `COLUMNS` wide, by 8 warps: 2 x 4
-// if wide, else 4 x 2.
+// if wide, else 4 x 2. `stages` steps of the depth are on their way at a time, 2 or 3.
 template <class Math, int COLUMNS, bool WHOLE, bool A_TRANSPOSED, bool B_TRANSPOSED, class A,
           class B, class T, class Start>
 __device__ __forceinline__ void multiply(const Output<T> &output, const A &a_source,
                                          const B &b_source, unsigned depth, unsigned row_tile,
-                                         unsigned column_tile, unsigned splits, Start start) {
+                                         unsigned column_tile, unsigned splits, unsigned stages,
+                                         Start start) {
     using TileA = Tile<typename Math::T, A_TRANSPOSED, ROWS>;
     using TileB = Tile<typename Math::T, B_TRANSPOSED, COLUMNS>;
     constexpr int STAGE = TileA::BYTES + TileB::BYTES;
@@ -406,14 +395,15 @@ __device__ __forceinline__ void multiply(const Output<T> &output, const A &a_sou
     unsigned warp_column = warp % WARPS_ACROSS * WARP_COLUMNS;
     float sums[WARP_ROWS / 16][WARP_COLUMNS / 8][4] = {};
 
-    for (unsigned i = 0; i + 1 < STAGES; i++) fill(step + i, i);
+    for (unsigned i = 0; i + 1 < stages; i++) fill(step + i, i);
     unsigned stage = 0;
     for (; step < end; step++) {
-        wait_copies<STAGES - 2>();
+        if (stages == MOST_STAGES) wait_copies<MOST_STAGES - 2>();
+        else wait_copies<0>();
         // Now everyone's copies of this step are here, and nobody reads the step before it any
         // more, whose stage is filled next.
         __syncthreads();
-        fill(step + STAGES - 1, stage == 0 ? STAGES - 1 : stage - 1);
+        fill(step + stages - 1, stage == 0 ? stages - 1 : stage - 1);
         const unsigned char *tile = shared + stage * STAGE;
 #pragma unroll
         for (int slice = 0; slice < DEPTH_BYTES / 32; slice++) {
@@ -430,8 +420,9 @@ __device__ __forceinline__ void multiply(const Output<T> &output, const A &a_sou
                 for (int j = 0; j < WARP_COLUMNS / 8; j++)
                     Math::multiply(sums[i][j], a[i], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
         }
-        stage = stage == STAGES - 1 ? 0 : stage + 1;
+        stage = stage == stages - 1 ? 0 : stage + 1;
     }
+    wait_copies<0>();
     __syncthreads(); // all copies have landed: the stages' memory becomes the warps' slabs
 
     float *slab = (float *)shared + warp * SLAB<WARP_COLUMNS>;
@@ -451,7 +442,7 @@ __device__ __forceinline__ float *part_of(float *partial, size_t outputs, unsign
 template <class Math, class T, int COLUMNS, bool WHOLE>
 __device__ __forceinline__ void forward(T *y, const typename Math::T *x, const typename Math::T *w,
                                         const float *bias, unsigned relu, const ConvDims &d,
-                                        unsigned splits, float *partial) {
+                                        unsigned splits, float *partial, unsigned stages) {
     Windows<typename Math::T> windows(x, d);
     unsigned rows = windows.majors, depth = windows.minors, columns = d.k;
     Matrix<typename Math::T> filters{w, columns, depth};
@@ -460,7 +451,7 @@ __device__ __forceinline__ void forward(T *y, const typename Math::T *x, const t
     unsigned across = (columns + COLUMNS - 1) / COLUMNS;
     multiply<Math, COLUMNS, WHOLE, false, false>(output, windows, filters, depth,
                                                  blockIdx.x / across, blockIdx.x % across, splits,
-                                                 Rows{columns});
+                                                 stages, Rows{columns});
 }
 
 // x of the grid: tiles of columns fastest, then classes, of which neighbours read the same part of
@@ -468,7 +459,7 @@ __device__ __forceinline__ void forward(T *y, const typename Math::T *x, const t
 template <class Math, int COLUMNS, bool WHOLE>
 __device__ __forceinline__ void backward_data(typename Math::T *dx, const typename Math::T *dy,
                                               const typename Math::T *w, const ConvDims &d,
-                                              unsigned splits, float *partial) {
+                                              unsigned splits, float *partial, unsigned stages) {
     using T = typename Math::T;
     unsigned across = (d.c + COLUMNS - 1) / COLUMNS, classes = d.stride[0] * d.stride[1];
     unsigned row_tile = blockIdx.x / across / classes, remainder = blockIdx.x / across % classes;
@@ -488,14 +479,14 @@ __device__ __forceinline__ void backward_data(typename Math::T *dx, const typena
         return ((size_t)(n * d.h + h) * d.w + w) * d.c;
     };
     multiply<Math, COLUMNS, WHOLE, false, true>(output, windows, taps, taps.majors, row_tile,
-                                                blockIdx.x % across, splits, start);
+                                                blockIdx.x % across, splits, stages, start);
 }
 
 template <class Math, bool WHOLE>
 __device__ __forceinline__ void backward_filter(float *dw, const typename Math::T *dy,
                                                 const typename Math::T *x, unsigned accumulate,
                                                 const ConvDims &d, unsigned splits,
-                                                float *partial) {
+                                                float *partial, unsigned stages) {
     Windows<typename Math::T> windows(x, d);
     unsigned rows = d.k, columns = windows.minors, depth = windows.majors;
     Matrix<typename Math::T> gradients{dy, depth, rows};
@@ -503,7 +494,7 @@ __device__ __forceinline__ void backward_filter(float *dw, const typename Math::
     Output<float> output{dw, part, nullptr, false, accumulate != 0, rows, columns};
     unsigned across = (columns + WIDE - 1) / WIDE;
     multiply<Math, WIDE, WHOLE, true, true>(output, gradients, windows, depth, blockIdx.x / across,
-                                            blockIdx.x % across, splits, Rows{columns});
+                                            blockIdx.x % across, splits, stages, Rows{columns});
 }
 
 // ---- the first layer ----
@@ -530,31 +521,84 @@ __device__ __forceinline__ float rounded(float value) {
 }
 
 // The part of x [N, H, W, 3] under tiles of outputs, `DOWN` x FIRST_ACROSS of them.
-template <class T, int DOWN>
+//
+// Where groups of four pixels are whole in memory (W and the padding are multiples of four), a group
+// is three wide loads, and a thread has its first AHEAD groups of the next tile on their way, in
+// registers, while this one is multiplied.
+template <class T, int DOWN, int AHEAD>
 struct Patch {
-    Quad<T> *pixels;
-    ConvDims d;
-    unsigned padded, rows, columns, tiles;
-    Divisor per_row, across, per_image;
-    unsigned n, p, q; // the tile's image, and its first output
+    // Twelve values of four pixels, as they lie in memory.
+    struct Group { Pack<T, 4> of[3]; };
 
-    __device__ Patch(unsigned char *shared, const ConvDims &d)
-        : pixels((Quad<T> *)shared), d(d), padded((d.s + 3) / 4 * 4),
-          rows((DOWN - 1) * d.stride[0] + d.r), columns((FIRST_ACROSS - 1) * d.stride[1] + padded),
-          per_row(columns), across((d.q + FIRST_ACROSS - 1) / FIRST_ACROSS),
-          per_image((d.p + DOWN - 1) / DOWN * across.divisor) {
+    ConvDims d;
+    unsigned padded, rows, columns, tiles; // columns of a multiple of four
+    Divisor per_row, across, per_image;
+    unsigned n, p, q; // the image of the tile that was begun last, and its first output
+    bool wide;
+    Group ahead[AHEAD ? AHEAD : 1];
+
+    __device__ explicit Patch(const ConvDims &d)
+        : d(d), padded((d.s + 3) / 4 * 4), rows((DOWN - 1) * d.stride[0] + d.r),
+          columns(((FIRST_ACROSS - 1) * d.stride[1] + padded + 3) / 4 * 4),
+          across(divisor_of((d.q + FIRST_ACROSS - 1) / FIRST_ACROSS)),
+          per_image(divisor_of((d.p + DOWN - 1) / DOWN * across.divisor)),
+          wide(d.w % 4 == 0 && d.pad[1] % 4 == 0) {
+        per_row = divisor_of(wide ? columns / 4 : columns);
         tiles = d.n * per_image.divisor;
     }
 
-    __device__ void fill(const T *x, unsigned tile) {
+    // Chooses a tile, and begins to read it.
+    __device__ __forceinline__ void begin(const T *x, unsigned tile) {
         n = per_image.quotient(tile);
         unsigned place = tile - n * per_image.divisor, down = across.quotient(place);
         p = down * DOWN, q = (place - down * across.divisor) * FIRST_ACROSS;
-        int top = (int)(p * d.stride[0]) - (int)d.pad[0],
-            left = (int)(q * d.stride[1]) - (int)d.pad[1];
+        if (!wide) return;
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++) ahead[i] = group(x, threadIdx.x + i * blockDim.x);
+    }
+
+    // Writes the tile to shared memory, `pixels` [rows, columns].
+    __device__ __forceinline__ void finish(const T *x, Quad<T> *pixels) const {
+        if (!wide) return one_by_one(x, pixels);
+        unsigned groups = rows * per_row.divisor;
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++) {
+            unsigned place = threadIdx.x + i * blockDim.x;
+            if (place < groups) spread(pixels + 4 * place, ahead[i]);
+        }
+        for (unsigned place = threadIdx.x + AHEAD * blockDim.x; place < groups; place += blockDim.x)
+            spread(pixels + 4 * place, group(x, place));
+    }
+
+    // Four pixels: group `place` of the patch, zeros beyond the image's edges.
+    __device__ __forceinline__ Group group(const T *x, unsigned place) const {
+        unsigned row = per_row.quotient(place);
+        int h = (int)(p * d.stride[0] + row) - (int)d.pad[0];
+        int w = (int)(q * d.stride[1] + 4 * (place - row * per_row.divisor)) - (int)d.pad[1];
+        Group values = {};
+        if (row >= rows || (unsigned)h >= d.h || (unsigned)w >= d.w) return values;
+        const T *from = x + ((size_t)(n * d.h + h) * d.w + w) * 3;
+#pragma unroll
+        for (int i = 0; i < 3; i++) values.of[i] = *(const Pack<T, 4> *)(from + 4 * i);
+        return values;
+    }
+
+    static __device__ __forceinline__ void spread(Quad<T> *pixels, const Group &values) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            Quad<T> pixel = {};
+#pragma unroll
+            for (int c = 0; c < 3; c++)
+                pixel.v[c] = rounded(values.of[(3 * i + c) / 4].of[(3 * i + c) % 4]);
+            pixels[i] = pixel;
+        }
+    }
+
+    __device__ void one_by_one(const T *x, Quad<T> *pixels) const {
         for (unsigned i = threadIdx.x; i < rows * columns; i += blockDim.x) {
             unsigned row = per_row.quotient(i);
-            int h = top + (int)row, w = left + (int)(i - row * columns);
+            int h = (int)(p * d.stride[0] + row) - (int)d.pad[0];
+            int w = (int)(q * d.stride[1] + i - row * columns) - (int)d.pad[1];
             Quad<T> pixel = {};
             if ((unsigned)h < d.h && (unsigned)w < d.w) {
                 const T *from = x + ((size_t)(n * d.h + h) * d.w + w) * 3;
@@ -564,9 +608,10 @@ struct Patch {
             pixels[i] = pixel;
         }
     }
+
     // Where output (i, j) of the tile begins to read row r of the filter.
-    __device__ __forceinline__ const Quad<T> *window(unsigned i, unsigned j, unsigned r) const {
-        return pixels + (i * d.stride[0] + r) * columns + j * d.stride[1];
+    __device__ __forceinline__ unsigned window(unsigned i, unsigned j, unsigned r) const {
+        return (i * d.stride[0] + r) * columns + j * d.stride[1];
     }
 };
 
@@ -579,7 +624,9 @@ __device__ __forceinline__ void forward_first(typename Math::T *y, const typenam
     DYNAMIC_SHARED(unsigned char, shared);
     unsigned padded = (d.s + 3) / 4 * 4, row_bytes = padded * sizeof(Quad<T>);
     unsigned pitch = d.r * row_bytes + 16; // an odd number of chunks: eight filters meet in no bank
-    Patch<T, FIRST_DOWN> patch(shared + FIRST_FILTERS * pitch, d);
+    Quad<T> *pixels = (Quad<T> *)(shared + FIRST_FILTERS * pitch);
+    Patch<T, FIRST_DOWN, sizeof(T) == 2 ? 2 : 0> patch(d); // f32 takes twice the registers
+    patch.begin(x, blockIdx.x);
 
     unsigned filter0 = blockIdx.y * FIRST_FILTERS;
     for (unsigned i = threadIdx.x; i < FIRST_FILTERS * d.r * padded; i += THREADS) {
@@ -596,15 +643,17 @@ __device__ __forceinline__ void forward_first(typename Math::T *y, const typenam
     unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const unsigned char *filter = shared + (lane / 16 * 8 + lane % 8) * pitch + lane / 8 % 2 * 16;
     for (unsigned tile = blockIdx.x; tile < patch.tiles; tile += gridDim.x) {
-        patch.fill(x, tile);
+        patch.finish(x, pixels);
+        unsigned n = patch.n, first_p = patch.p, first_q = patch.q;
         __syncthreads();
+        if (tile + gridDim.x < patch.tiles) patch.begin(x, tile + gridDim.x);
         float sums[2][FIRST_FILTERS / 8][4] = {};
 #pragma unroll 1
         for (unsigned r = 0; r < d.r; r++) {
             const unsigned char *window[2];
 #pragma unroll
             for (int i = 0; i < 2; i++) {
-                const Quad<T> *begin = patch.window(2 * warp + i, lane % 16, r);
+                const Quad<T> *begin = pixels + patch.window(2 * warp + i, lane % 16, r);
                 window[i] = (const unsigned char *)begin + lane / 16 * 16;
             }
 #pragma unroll 2
@@ -624,13 +673,13 @@ __device__ __forceinline__ void forward_first(typename Math::T *y, const typenam
             }
         }
         __syncthreads(); // the patch's memory becomes the warps' slabs
-        float *slab = (float *)patch.pixels + warp * SLAB<FIRST_FILTERS>;
+        float *slab = (float *)pixels + warp * SLAB<FIRST_FILTERS>;
 #pragma unroll
         for (int i = 0; i < 2; i++) {
-            unsigned p = patch.p + 2 * warp + i;
+            unsigned p = first_p + 2 * warp + i;
             // Rows of the product are columns of y: of 16, those that there are.
-            T *row = y + ((size_t)(patch.n * d.p + p) * d.q + patch.q) * d.k;
-            unsigned rows = p < d.p ? d.q - patch.q : 0;
+            T *row = y + ((size_t)(n * d.p + p) * d.q + first_q) * d.k;
+            unsigned rows = p < d.p ? d.q - first_q : 0;
             Output<T> output{row, nullptr, bias, relu != 0, false, rows, d.k};
             store_rows<FIRST_FILTERS>(output, slab, sums[i], 0, filter0, Rows{d.k});
         }
@@ -648,18 +697,21 @@ __device__ __forceinline__ void backward_filter_first(float *dw, const typename 
     using T = typename Math::T;
     constexpr int DOWN = FIRST_FILTER_DOWN, CHUNK = 16 / sizeof(T), CHUNKS = FIRST_FILTERS / CHUNK;
     constexpr int SLICE = 32 / sizeof(T); // pixels that one product takes
+    constexpr unsigned GRADIENTS = DOWN * FIRST_ACROSS * FIRST_PITCH * sizeof(T);
     DYNAMIC_SHARED(unsigned char, shared);
-    T *gradients = (T *)shared; // [DOWN x FIRST_ACROSS pixels, FIRST_PITCH]
-    Patch<T, DOWN> patch(shared + DOWN * FIRST_ACROSS * FIRST_PITCH * sizeof(T), d);
+    Patch<T, DOWN, 1> patch(d);
+    // Two stages, each of dy [DOWN x FIRST_ACROSS pixels, FIRST_PITCH] and a patch: while one tile is
+    // multiplied the next one comes.
+    unsigned stage_bytes = GRADIENTS + patch.rows * patch.columns * sizeof(Quad<T>), stage = 0;
 
     unsigned filter0 = blockIdx.y * FIRST_FILTERS, split = blockIdx.z;
     unsigned tile = part_begin(patch.tiles, split, splits);
     unsigned end = part_begin(patch.tiles, split + 1, splits);
     unsigned r = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     float sums[FIRST_FILTERS / 16][PADDED / 2][4] = {};
-    for (; tile < end; tile++) {
-        __syncthreads(); // the tile before has been read
-        patch.fill(x, tile);
+    auto begin = [&](unsigned tile, unsigned char *to) {
+        patch.begin(x, tile);
+        T *gradients = (T *)to;
         for (unsigned i = threadIdx.x; i < DOWN * FIRST_ACROSS * CHUNKS; i += blockDim.x) {
             unsigned pixel = i / CHUNKS, chunk = i % CHUNKS;
             unsigned p = patch.p + pixel / FIRST_ACROSS, q = patch.q + pixel % FIRST_ACROSS;
@@ -669,13 +721,24 @@ __device__ __forceinline__ void backward_filter_first(float *dw, const typename 
                     p < d.p && q < d.q && k < d.k);
         }
         commit_copies();
+    };
+    auto finish = [&](unsigned char *to) { patch.finish(x, (Quad<T> *)(to + GRADIENTS)); };
+    if (tile < end) {
+        begin(tile, shared);
+        finish(shared);
+    }
+    for (; tile < end; tile++, stage ^= 1) {
+        const unsigned char *now = shared + stage * stage_bytes;
+        unsigned char *next = shared + (stage ^ 1) * stage_bytes;
         wait_copies<0>();
-        __syncthreads();
+        __syncthreads(); // this tile is here, and the one before it has been read
+        if (tile + 1 < end) begin(tile + 1, next);
 #pragma unroll 1
         for (unsigned pixel = 0; pixel < DOWN * FIRST_ACROSS; pixel += SLICE) {
             unsigned a[FIRST_FILTERS / 16][4], b[PADDED / 2][2];
-            const T *gradient = gradients + pixel * FIRST_PITCH;
-            const Quad<T> *window = patch.window(pixel / FIRST_ACROSS, pixel % FIRST_ACROSS, r);
+            const T *gradient = (const T *)now + pixel * FIRST_PITCH;
+            const Quad<T> *window = (const Quad<T> *)(now + GRADIENTS) +
+                                    patch.window(pixel / FIRST_ACROSS, pixel % FIRST_ACROSS, r);
             if (sizeof(T) == 2) {
                 // Matrices of eight pixels by eight filters, or by two pixels of four channels.
                 unsigned row = lane / 16 * 8 + lane % 8;
@@ -714,6 +777,7 @@ __device__ __forceinline__ void backward_filter_first(float *dw, const typename 
                 for (int j = 0; j < PADDED / 2; j++)
                     Math::multiply(sums[i][j], a[i], b[j][0], b[j][1]);
         }
+        if (tile + 1 < end) finish(next);
     }
     float *to = splits > 1 ? partial + split * ((size_t)d.k * d.r * d.s * 3) : dw;
 #pragma unroll
@@ -736,7 +800,7 @@ __device__ __forceinline__ void backward_filter_first(float *dw, const typename 
 //
 // Block 256. Grid (tiles, 1, splits), where tiles are those of rows (128 each) times those of
 // columns (128 each; 96 in `_medium`, 32 in `_narrow`), for the data gradient of the largest class
-// and times stride[0] stride[1]. Dynamic shared memory: 3 stages of 32 KB, of 24 KB if narrow.
+// and times stride[0] stride[1]. Dynamic shared memory: `stages`, 2 or 3, of 32 KB, of 24 KB if narrow.
 //
 // groups == 1; N P Q, N H W and K R S C below 2^31. Those without `_any` or `_narrow` need channel
 // counts that are multiples of 8 (bf16) or 4 (tf32): C for forward, C and K for the others. Tensors
@@ -746,23 +810,25 @@ __device__ __forceinline__ void backward_filter_first(float *dw, const typename 
 #define FORWARD(name, Math, Out, COLUMNS, WHOLE)                                                   \
     extern "C" __global__ void __launch_bounds__(conv_tensor::THREADS, WHOLE ? 2 : 1)              \
         name(Out *y, const conv_tensor::Math::T *x, const conv_tensor::Math::T *w,                 \
-             const float *bias, unsigned relu, ConvDims d, unsigned splits, float *partial) {      \
+             const float *bias, unsigned relu, ConvDims d, unsigned splits, float *partial,        \
+             unsigned stages) {                                                                    \
         conv_tensor::forward<conv_tensor::Math, Out, conv_tensor::COLUMNS, WHOLE>(                 \
-            y, x, w, bias, relu, d, splits, partial);                                              \
+            y, x, w, bias, relu, d, splits, partial, stages);                                      \
     }
 #define BACKWARD_DATA(name, Math, COLUMNS, WHOLE)                                                  \
     extern "C" __global__ void __launch_bounds__(conv_tensor::THREADS, WHOLE ? 2 : 1)              \
         name(conv_tensor::Math::T *dx, const conv_tensor::Math::T *dy,                             \
-             const conv_tensor::Math::T *w, ConvDims d, unsigned splits, float *partial) {         \
+             const conv_tensor::Math::T *w, ConvDims d, unsigned splits, float *partial,           \
+             unsigned stages) {                                                                    \
         conv_tensor::backward_data<conv_tensor::Math, conv_tensor::COLUMNS, WHOLE>(                \
-            dx, dy, w, d, splits, partial);                                                        \
+            dx, dy, w, d, splits, partial, stages);                                                \
     }
 #define BACKWARD_FILTER(name, Math, WHOLE)                                                         \
     extern "C" __global__ void __launch_bounds__(conv_tensor::THREADS, WHOLE ? 2 : 1)              \
         name(float *dw, const conv_tensor::Math::T *dy, const conv_tensor::Math::T *x,             \
-             unsigned accumulate, ConvDims d, unsigned splits, float *partial) {                   \
+             unsigned accumulate, ConvDims d, unsigned splits, float *partial, unsigned stages) {  \
         conv_tensor::backward_filter<conv_tensor::Math, WHOLE>(dw, dy, x, accumulate, d, splits,   \
-                                                               partial);                           \
+                                                               partial, stages);                   \
     }
 
 FORWARD(conv_forward_bf16, Bf16, bf16, WIDE, true)
@@ -796,31 +862,32 @@ BACKWARD_FILTER(conv_backward_filter_tf32_any, Tf32, false)
 // a multiple of 8; x holds no NaN. With padded = S rounded up to a multiple of 4 and `size` the
 // bytes of a value:
 //   forward  block 256, grid (any, ceil(K / 48)), dynamic shared memory 48 (R padded 4 size + 16)
-//            + max(28672, (15 stride[0] + R) (15 stride[1] + padded) 4 size)
-//   filter   block 32 R, grid (1, ceil(K / 48), splits), dynamic shared memory 128 x 56 size
-//            + (7 stride[0] + R) (15 stride[1] + padded) 4 size; `_8` and `_12` are `padded`
-// The last two arguments of forward are for its likeness with the others: it takes no splits.
+//            + max(28672, (15 stride[0] + R) columns 4 size)
+//   filter   block 32 R, grid (1, ceil(K / 48), splits), dynamic shared memory twice 128 x 56 size
+//            + (7 stride[0] + R) columns 4 size; `_8` and `_12` are `padded`, and R is not above it
+// with columns = 15 stride[1] + padded rounded up to a multiple of 4. The last arguments are for their
+// likeness with the others.
 
 #define FORWARD_FIRST(name, Math)                                                                  \
     extern "C" __global__ void __launch_bounds__(conv_tensor::THREADS, 2) name(                    \
         conv_tensor::Math::T *y, const conv_tensor::Math::T *x, const conv_tensor::Math::T *w,     \
-        const float *bias, unsigned relu, ConvDims d, unsigned, float *) {                         \
+        const float *bias, unsigned relu, ConvDims d, unsigned, float *, unsigned) {               \
         conv_tensor::forward_first<conv_tensor::Math>(y, x, w, bias, relu, d);                     \
     }
-#define BACKWARD_FILTER_FIRST(name, Math, PADDED)                                                  \
-    extern "C" __global__ void __launch_bounds__(32 * 12, 1)                                       \
+#define BACKWARD_FILTER_FIRST(name, Math, PADDED, BLOCKS)                                          \
+    extern "C" __global__ void __launch_bounds__(32 * PADDED, BLOCKS)                              \
         name(float *dw, const conv_tensor::Math::T *dy, const conv_tensor::Math::T *x,             \
-             unsigned accumulate, ConvDims d, unsigned splits, float *partial) {                   \
+             unsigned accumulate, ConvDims d, unsigned splits, float *partial, unsigned) {         \
         conv_tensor::backward_filter_first<conv_tensor::Math, PADDED>(dw, dy, x, accumulate, d,    \
                                                                       splits, partial);            \
     }
 
 FORWARD_FIRST(conv_forward_first_bf16, Bf16)
 FORWARD_FIRST(conv_forward_first_tf32, Tf32)
-BACKWARD_FILTER_FIRST(conv_backward_filter_first_8_bf16, Bf16, 8)
-BACKWARD_FILTER_FIRST(conv_backward_filter_first_12_bf16, Bf16, 12)
-BACKWARD_FILTER_FIRST(conv_backward_filter_first_8_tf32, Tf32, 8)
-BACKWARD_FILTER_FIRST(conv_backward_filter_first_12_tf32, Tf32, 12)
+BACKWARD_FILTER_FIRST(conv_backward_filter_first_8_bf16, Bf16, 8, 3)
+BACKWARD_FILTER_FIRST(conv_backward_filter_first_12_bf16, Bf16, 12, 1)
+BACKWARD_FILTER_FIRST(conv_backward_filter_first_8_tf32, Tf32, 8, 2)
+BACKWARD_FILTER_FIRST(conv_backward_filter_first_12_tf32, Tf32, 12, 1)
 
 #undef FORWARD_FIRST
 #undef BACKWARD_FILTER_FIRST

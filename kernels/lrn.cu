@@ -5,9 +5,13 @@
 //   dx[c] = dy[c] s[c]^-beta - 2 alpha beta x[c] * sum of dy[j] x[j] s[j]^(-beta - 1)
 //                                                  over those j that have c as a neighbour
 //
-// A pixel's channels are contiguous and pixels follow each other, so a block takes TILE values of
-// the flat memory, whatever number of channels that is, and stages them in shared memory with what
-// their neighbourhoods reach on both sides. Neighbourhoods end at their own pixel.
+// For neighbourhoods of five, which everybody uses, and channels of a multiple of eight, a thread takes
+// eight channels of a pixel, with what they need of the channels beside them, and shares the sums that
+// neighbours have in common.
+//
+// For all others: a pixel's channels are contiguous and pixels follow each other, so a block takes
+// TILE values of the flat memory, whatever number of channels that is, and stages them in shared
+// memory with what their neighbourhoods reach on both sides. Neighbourhoods end at their own pixel.
 #include "common.cuh"
 
 namespace lrn {
@@ -64,11 +68,22 @@ __device__ __forceinline__ float window_sum(const Tile &tile, unsigned i, unsign
     return sum;
 }
 
+// Square root to a relative error of 2^-23, in one instruction.
+__device__ __forceinline__ float square_root(float x) {
+#ifdef __CUDA_ARCH__
+    float root;
+    asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(root) : "f"(x));
+    return root;
+#else
+    return sqrtf(x);
+#endif
+}
+
 // s^-beta, without a logarithm for the exponent that everybody uses.
 __device__ __forceinline__ float inverse_power(float s, float beta) {
     if (beta == 0.75f) {
         float root = rsqrtf(s);
-        return root * sqrtf(root);
+        return root * square_root(root);
     }
     return powf(s, -beta);
 }
@@ -122,8 +137,115 @@ __device__ void backward(T *dx, const T *dy, const T *x, const unsigned *images,
     }
 }
 
+// ---- neighbourhoods of five, eight channels a thread ----
+
+constexpr unsigned N = 8, REACH = 2; // channels of a thread; neighbours on each side
+
+// `first - BESIDE ..= first + 7 + BESIDE` of a pixel's channels, of which `first` is a multiple of
+// eight; zeros beyond the first channel and the last. `x` is channel `first`.
+template <unsigned BESIDE> struct Channels {
+    float of[N + 2 * BESIDE];
+
+    template <class T>
+    __device__ __forceinline__ Channels(const T *x, bool before, bool behind) {
+        Pack<T, N> own = *(const Pack<T, N> *)x;
+        Pack<T, BESIDE> left = {}, right = {};
+        if (before) left = *(const Pack<T, BESIDE> *)(x - BESIDE);
+        if (behind) right = *(const Pack<T, BESIDE> *)(x + N);
+#pragma unroll
+        for (unsigned i = 0; i < BESIDE; i++) {
+            of[i] = widen(left.of[i]);
+            of[BESIDE + N + i] = widen(right.of[i]);
+        }
+#pragma unroll
+        for (unsigned i = 0; i < N; i++) of[BESIDE + i] = widen(own.of[i]);
+    }
+};
+
+// sums[i] = values[i] + .. + values[i + 4].
+template <unsigned COUNT>
+__device__ __forceinline__ void sums_of_five(float (&sums)[COUNT], const float (&values)[COUNT + 4]) {
+    float pairs[COUNT + 2];
+#pragma unroll
+    for (unsigned i = 0; i < COUNT + 2; i++) pairs[i] = values[i] + values[i + 1];
+#pragma unroll
+    for (unsigned i = 0; i < COUNT; i++) sums[i] = pairs[i] + pairs[i + 2] + values[i + 4];
+}
+
+// s of channels: `x` has two more on each side.
+template <unsigned COUNT>
+__device__ __forceinline__ void scales(float (&s)[COUNT], const float (&x)[COUNT + 4],
+                                       const Lrn &lrn) {
+    float squares[COUNT + 4];
+#pragma unroll
+    for (unsigned i = 0; i < COUNT + 4; i++) squares[i] = x[i] * x[i];
+    sums_of_five(s, squares);
+#pragma unroll
+    for (unsigned i = 0; i < COUNT; i++) s[i] = lrn.k + lrn.alpha * s[i];
+}
+
+template <class T> __device__ __forceinline__ void store(T *y, const float (&values)[N]) {
+    Pack<T, N> narrowed;
+#pragma unroll
+    for (unsigned i = 0; i < N; i++) narrowed.of[i] = narrow<T>(values[i]);
+    *(Pack<T, N> *)y = narrowed;
+}
+
+template <class T>
+__device__ void forward_5(T *y, const T *x, unsigned packs, const Divisor &of_a_pixel,
+                          const Lrn &lrn) {
+    unsigned index = (unsigned)global_index();
+    if (index >= packs) return;
+    unsigned pixel = index, place = of_a_pixel.take(pixel);
+    x += (size_t)index * N;
+    Channels<REACH> values(x, place > 0, place + 1 < of_a_pixel.divisor);
+    float s[N], out[N];
+    scales(s, values.of, lrn);
+#pragma unroll
+    for (unsigned i = 0; i < N; i++) out[i] = values.of[REACH + i] * inverse_power(s[i], lrn.beta);
+    store(y + (size_t)index * N, out);
+}
+
+template <class T>
+__device__ void backward_5(T *dx, const T *dy, const T *x, const unsigned *images, unsigned packs,
+                           const Divisor &of_a_pixel, const Divisor &of_an_image, const Lrn &lrn) {
+    unsigned index = (unsigned)global_index();
+    if (index >= packs) return;
+    unsigned pixel = index, place = of_a_pixel.take(pixel);
+    size_t source = index;
+    if (images) {
+        unsigned sample = index, pack = of_an_image.take(sample);
+        source = (size_t)images[sample] * of_an_image.divisor + pack;
+    }
+    bool before = place > 0, behind = place + 1 < of_a_pixel.divisor;
+    // The channels that have one of the eight as a neighbour, and the neighbours of those.
+    Channels<REACH> scaled(dy + (size_t)index * N, before, behind);
+    Channels<2 * REACH> values(x + source * N, before, behind);
+    float s[N + 2 * REACH], terms[N + 2 * REACH], sums[N], out[N];
+    scales(s, values.of, lrn);
+#pragma unroll
+    for (unsigned i = 0; i < N + 2 * REACH; i++) {
+        float root = rsqrtf(s[i]);
+        scaled.of[i] *= lrn.beta == 0.75f ? root * square_root(root) : powf(s[i], -lrn.beta);
+        terms[i] = scaled.of[i] * values.of[REACH + i] * (root * root);
+    }
+    sums_of_five(sums, terms);
+    float factor = 2 * lrn.alpha * lrn.beta;
+#pragma unroll
+    for (unsigned i = 0; i < N; i++)
+        out[i] = scaled.of[REACH + i] - factor * values.of[2 * REACH + i] * sums[i];
+    store(dx + (size_t)index * N, out);
+}
+
 } // namespace lrn
 
+// lrn_forward_5: y and x [pixels, c] with c a multiple of 8; packs = pixels c / 8, below 2^31;
+// of_a_pixel divides by c / 8. Neighbourhoods of 5. Grid ceil(packs / 256), block 256.
+//
+// lrn_backward_5: dx and dy alike, x [.., pixels_per_image, c] of the forward images, images
+// [packs / of_an_image] or null; of_an_image divides by pixels_per_image c / 8.
+// Grid ceil(packs / 256), block 256. dx must not be dy.
+//
 // lrn_forward: y and x [pixels, c]. Grid ceil(pixels c / 1024), block 256. y must not be x.
 //
 // lrn_backward: dx and dy [pixels, c], x [.., pixels_per_image, c] of the forward images, images
@@ -140,6 +262,19 @@ __device__ void backward(T *dx, const T *dy, const T *x, const unsigned *images,
         T *dx, const T *dy, const T *x, const unsigned *images, size_t pixels_per_image,           \
         size_t pixels, unsigned c, Lrn lrn) {                                                      \
         lrn::backward(dx, dy, x, images, pixels_per_image * c, c, lrn);                            \
+    }
+EXPORT(float, f32)
+EXPORT(bf16, bf16)
+#undef EXPORT
+#define EXPORT(T, suffix)                                                                          \
+    extern "C" __global__ void lrn_forward_5_##suffix(T *y, const T *x, unsigned packs,            \
+                                                      Divisor of_a_pixel, Lrn lrn) {               \
+        lrn::forward_5(y, x, packs, of_a_pixel, lrn);                                              \
+    }                                                                                              \
+    extern "C" __global__ void lrn_backward_5_##suffix(                                            \
+        T *dx, const T *dy, const T *x, const unsigned *images, unsigned packs,                    \
+        Divisor of_a_pixel, Divisor of_an_image, Lrn lrn) {                                        \
+        lrn::backward_5(dx, dy, x, images, packs, of_a_pixel, of_an_image, lrn);                   \
     }
 EXPORT(float, f32)
 EXPORT(bf16, bf16)

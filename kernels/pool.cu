@@ -8,26 +8,50 @@
 // Unpooling is a gather: each pixel asks the windows that cover it, row by row, so no two threads
 // add to one place and the order of the sum is fixed. A thread takes N channels of a place, which
 // share its windows: 8 where they divide the channels, else 1. Consecutive threads are consecutive
-// channels.
+// channels. Blocks have the places of one image (y of the grid; further images follow), so that
+// indices have 32 bits.
 #include "common.cuh"
 
 namespace pool {
 
+// The part of an image's pixel, row and channels that a thread has.
+struct Place {
+    unsigned c, column, row;
+};
+
+// Divisors of the packs of a pixel, and of the pixels of a row.
+template <unsigned N>
+__device__ __forceinline__ Place place_of(unsigned index, const Divisor &packs,
+                                          const Divisor &columns) {
+    Place place;
+    place.c = packs.take(index) * N;
+    place.column = columns.take(index);
+    place.row = index;
+    return place;
+}
+
+// The rows r and columns s of the window at (p, q) that lie in the image: from `first` up to `end`;
+// the window begins at (top, left) of the image, or before it.
+struct Window {
+    int top, left, first_r, first_s, end_r, end_s;
+
+    __device__ __forceinline__ Window(unsigned p, unsigned q, const PoolDims &d)
+        : top((int)(p * d.stride[0]) - (int)d.pad[0]), left((int)(q * d.stride[1]) - (int)d.pad[1]),
+          first_r(max(-top, 0)), first_s(max(-left, 0)),
+          end_r(min((int)d.window[0], (int)d.h - top)),
+          end_s(min((int)d.window[1], (int)d.w - left)) {}
+};
+
+// One thread's windows, one value after the other.
 template <unsigned N, class T>
-__device__ void forward(T *y, unsigned char *switches, const T *x, const PoolDims &d) {
-    size_t place = global_index() * N, n = place;
-    if (place >= (size_t)d.n * d.p * d.q * d.c) return;
-    unsigned c = take_index(n, d.c), q = take_index(n, d.q), p = take_index(n, d.p);
-    const T *image = x + n * d.h * d.w * d.c + c;
-    // The window begins at (top, left) of the image, or before it.
-    int top = (int)(p * d.stride[0]) - (int)d.pad[0], left = (int)(q * d.stride[1]) - (int)d.pad[1];
+__device__ __forceinline__ void by_value(Pack<T, N> &y, Pack<unsigned char, N> &winner,
+                                         const T *image, const Window &window, const PoolDims &d) {
     float best[N] = {};
-    Pack<unsigned char, N> winner = {};
     bool first = true;
-    for (int r = max(-top, 0); r < min((int)d.window[0], (int)d.h - top); r++) {
-        for (int s = max(-left, 0); s < min((int)d.window[1], (int)d.w - left); s++) {
+    for (int r = window.first_r; r < window.end_r; r++) {
+        for (int s = window.first_s; s < window.end_s; s++) {
             unsigned char index = (unsigned char)(r * (int)d.window[1] + s);
-            const T *pixel = image + ((size_t)(top + r) * d.w + left + s) * d.c;
+            const T *pixel = image + ((size_t)(window.top + r) * d.w + window.left + s) * d.c;
             Pack<T, N> values = *(const Pack<T, N> *)pixel;
 #pragma unroll
             for (unsigned i = 0; i < N; i++) {
@@ -41,79 +65,208 @@ __device__ void forward(T *y, unsigned char *switches, const T *x, const PoolDim
             first = false;
         }
     }
-    Pack<T, N> values;
 #pragma unroll
     for (unsigned i = 0; i < N; i++) {
-        values.of[i] = narrow<T>(best[i]);
+        y.of[i] = narrow<T>(best[i]);
         if (best[i] <= 0) winner.of[i] = NOT_POSITIVE;
     }
-    *(Pack<T, N> *)(y + place) = values;
-    *(Pack<unsigned char, N> *)(switches + place) = winner;
 }
 
-// The windows, of `count`, that cover the padded index `i` along one axis: `first` up to `end`.
-__device__ __forceinline__ void covering(unsigned &first, unsigned &end, unsigned i,
-                                         unsigned window, unsigned stride, unsigned count) {
-    first = i < window ? 0 : (i - window) / stride + 1;
-    end = min(i / stride + 1, count);
+// ---- two bf16 in a word ----
+
+__device__ __forceinline__ float low_of(unsigned pair) { return widen(bf16{(unsigned short)pair}); }
+__device__ __forceinline__ float high_of(unsigned pair) {
+    return widen(bf16{(unsigned short)(pair >> 16)});
 }
 
-template <unsigned N, class T>
-__device__ void backward(T *dx, const T *dy, const unsigned char *switches, const unsigned *images,
-                         unsigned forward_mask, const PoolDims &d) {
-    size_t place = global_index() * N, n = place;
-    if (place >= (size_t)d.n * d.h * d.w * d.c) return;
-    unsigned c = take_index(n, d.c), w = take_index(n, d.w), h = take_index(n, d.h);
-    size_t outputs = (size_t)d.p * d.q * d.c;
-    dy += n * outputs + c;
-    switches += image_of(images, n) * outputs + c;
-    unsigned row = h + d.pad[0], column = w + d.pad[1]; // of the padded image
-    unsigned p_first, p_end, q_first, q_end;
-    covering(p_first, p_end, row, d.window[0], d.stride[0], d.p);
-    covering(q_first, q_end, column, d.window[1], d.stride[1], d.q);
-    float sums[N] = {};
-    for (unsigned p = p_first; p < p_end; p++) {
-        for (unsigned q = q_first; q < q_end; q++) {
-            unsigned top = p * d.stride[0], left = q * d.stride[1];
-            unsigned index = (row - top) * d.window[1] + column - left;
-            // The window's first place inside the image also answers to NOT_POSITIVE.
-            bool first = row == max(top, d.pad[0]) && column == max(left, d.pad[1]);
-            unsigned other = first && !forward_mask ? NOT_POSITIVE : index;
-            size_t at = ((size_t)p * d.q + q) * d.c;
-            auto values = *(const Pack<T, N> *)(dy + at);
-            auto winners = *(const Pack<unsigned char, N> *)(switches + at);
+// 0xffff in each half where a is larger than b, else 0: also where one is NaN.
+__device__ __forceinline__ unsigned larger(unsigned a, unsigned b) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    unsigned mask;
+    asm("set.gt.u32.bf16x2 %0, %1, %2;" : "=r"(mask) : "r"(a), "r"(b));
+    return mask;
+#else
+    return (low_of(a) > low_of(b) ? 0xffffu : 0) | (high_of(a) > high_of(b) ? 0xffff0000u : 0);
+#endif
+}
+
+// Whether a half is NaN.
+__device__ __forceinline__ bool has_nan(unsigned pair) {
+    return low_of(pair) != low_of(pair) || high_of(pair) != high_of(pair);
+}
+
+// The larger of each half; NaN where one of the two is.
+__device__ __forceinline__ unsigned maximum(unsigned a, unsigned b) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    unsigned most;
+    asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(most) : "r"(a), "r"(b));
+    return most;
+#else
+    unsigned mask = larger(a, b), most = (a & mask) | (b & ~mask);
+    if (low_of(a) != low_of(a)) most = (most & 0xffff0000u) | 0x7fffu;
+    if (high_of(a) != high_of(a)) most = (most & 0xffffu) | 0x7fff0000u;
+    return most;
+#endif
+}
+
+constexpr unsigned PAIRS = 4; // of eight channels
+constexpr unsigned LEAST = 0xff80ff80u; // minus infinity, twice
+
+struct alignas(16) Pairs { unsigned of[PAIRS]; };
+
+// One thread's windows of eight channels, two values at a time: an index, too, is half a word.
+__device__ __forceinline__ void by_pairs(Pairs &best, Pack<unsigned char, 8> &winner,
+                                         const bf16 *image, const Window &window,
+                                         const PoolDims &d) {
+    unsigned first = (unsigned)window.first_r * d.window[1] + (unsigned)window.first_s, winners[PAIRS];
 #pragma unroll
-            for (unsigned i = 0; i < N; i++) {
-                bool here = winners.of[i] == index || winners.of[i] == other;
-                sums[i] += here ? widen(values.of[i]) : 0;
+    for (unsigned i = 0; i < PAIRS; i++) best.of[i] = LEAST, winners[i] = first * 0x10001u;
+    for (int r = window.first_r; r < window.end_r; r++) {
+        unsigned index = ((unsigned)r * d.window[1] + (unsigned)window.first_s) * 0x10001u;
+        const bf16 *pixel =
+            image + ((size_t)(window.top + r) * d.w + window.left + window.first_s) * d.c;
+        for (int s = window.first_s; s < window.end_s; s++, index += 0x10001u, pixel += d.c) {
+            Pairs values = *(const Pairs *)pixel;
+#pragma unroll
+            for (unsigned i = 0; i < PAIRS; i++) {
+                unsigned mask = larger(values.of[i], best.of[i]);
+                best.of[i] = maximum(values.of[i], best.of[i]);
+                winners[i] = (index & mask) | (winners[i] & ~mask);
             }
         }
     }
-    Pack<T, N> values;
 #pragma unroll
-    for (unsigned i = 0; i < N; i++) values.of[i] = narrow<T>(sums[i]);
-    *(Pack<T, N> *)(dx + place) = values;
+    for (unsigned i = 0; i < PAIRS; i++) {
+        winners[i] |= ~larger(best.of[i], 0); // NOT_POSITIVE
+        winner.of[2 * i] = (unsigned char)winners[i];
+        winner.of[2 * i + 1] = (unsigned char)(winners[i] >> 16);
+    }
+}
+
+__device__ __forceinline__ void find(Pack<float, 8> &y, Pack<unsigned char, 8> &winner,
+                                     const float *image, const Window &window, const PoolDims &d) {
+    by_value(y, winner, image, window, d);
+}
+
+__device__ __forceinline__ void find(Pack<bf16, 8> &y, Pack<unsigned char, 8> &winner,
+                                     const bf16 *image, const Window &window, const PoolDims &d) {
+    Pairs best;
+    by_pairs(best, winner, image, window, d);
+    memcpy(&y, &best, sizeof y);
+    bool nan = false;
+#pragma unroll
+    for (unsigned i = 0; i < PAIRS; i++) nan |= has_nan(best.of[i]);
+    if (nan) by_value(y, winner, image, window, d); // which one came first
+}
+
+template <class T>
+__device__ __forceinline__ void find(Pack<T, 1> &y, Pack<unsigned char, 1> &winner, const T *image,
+                                     const Window &window, const PoolDims &d) {
+    by_value(y, winner, image, window, d);
+}
+
+template <unsigned N, class T>
+__device__ void forward(T *y, unsigned char *switches, const T *x, const PoolDims &d,
+                        const Divisor &packs, const Divisor &columns) {
+    unsigned index = (unsigned)global_index(), count = d.p * d.q * packs.divisor;
+    if (index >= count) return;
+    Place place = place_of<N>(index, packs, columns);
+    Window window(place.row, place.column, d);
+    for (unsigned n = blockIdx.y; n < d.n; n += gridDim.y) {
+        Pack<T, N> values;
+        Pack<unsigned char, N> winners = {};
+        find(values, winners, x + (size_t)n * d.h * d.w * d.c + place.c, window, d);
+        size_t at = ((size_t)n * count + index) * N;
+        *(Pack<T, N> *)(y + at) = values;
+        *(Pack<unsigned char, N> *)(switches + at) = winners;
+    }
+}
+
+// ---- unpooling ----
+
+// Down and right: windows that begin at least `window` before the padded index `i` do not cover it.
+struct Covering {
+    unsigned first, end;
+
+    __device__ __forceinline__ Covering(unsigned i, unsigned window, const Divisor &stride,
+                                        unsigned count)
+        : first(i < window ? 0 : stride.quotient(i - window) + 1),
+          end(min(stride.quotient(i) + 1, count)) {}
+};
+
+template <unsigned N, bool FORWARD_MASK, class T>
+__device__ void backward(T *dx, const T *dy, const unsigned char *switches, const unsigned *images,
+                         const PoolDims &d, const Divisor &packs, const Divisor &columns,
+                         const Divisor &down, const Divisor &right) {
+    unsigned index = (unsigned)global_index(), count = d.h * d.w * packs.divisor;
+    if (index >= count) return;
+    Place place = place_of<N>(index, packs, columns);
+    unsigned row = place.row + d.pad[0], column = place.column + d.pad[1]; // of the padded image
+    Covering rows(row, d.window[0], down, d.p), across(column, d.window[1], right, d.q);
+    size_t outputs = (size_t)d.p * d.q * d.c;
+    for (unsigned n = blockIdx.y; n < d.n; n += gridDim.y) {
+        const T *gradients = dy + n * outputs + place.c;
+        const unsigned char *winners = switches + image_of(images, n) * outputs + place.c;
+        float sums[N] = {};
+        for (unsigned p = rows.first; p < rows.end; p++) {
+            for (unsigned q = across.first; q < across.end; q++) {
+                unsigned top = p * d.stride[0], left = q * d.stride[1];
+                unsigned here = (row - top) * d.window[1] + column - left;
+                // The window's first place inside the image also answers to NOT_POSITIVE.
+                bool first = !FORWARD_MASK && row == max(top, d.pad[0]) &&
+                             column == max(left, d.pad[1]);
+                size_t at = ((size_t)p * d.q + q) * d.c;
+                auto values = *(const Pack<T, N> *)(gradients + at);
+                auto bytes = *(const Pack<unsigned char, N> *)(winners + at);
+                unsigned words[(N + 3) / 4] = {};
+                memcpy(words, &bytes, sizeof bytes);
+#pragma unroll
+                for (unsigned i = 0; i < N; i++) {
+                    // A byte of the word is 0 where the switch points here.
+                    unsigned byte = 0xffu << i % 4 * 8, word = words[i / 4];
+                    bool points = !((word ^ here * 0x1010101u) & byte);
+                    if (!FORWARD_MASK) points |= first && !(~word & byte);
+                    if (points) sums[i] += widen(values.of[i]);
+                }
+            }
+        }
+        Pack<T, N> values;
+#pragma unroll
+        for (unsigned i = 0; i < N; i++) values.of[i] = narrow<T>(sums[i]);
+        *(Pack<T, N> *)(dx + ((size_t)n * count + index) * N) = values;
+    }
 }
 
 } // namespace pool
 
-// maxpool_forward: y and switches [n, p, q, c], x [n, h, w, c].
-// Grid ceil(n p q c / 256), or ceil(n p q c / 2048) where 8 divides c; block 256. A window has at
-// most 255 places, at least one of them in the image.
+// A pack is 8 channels where 8 divides c, else one; `packs` divides by the packs of a pixel, and an
+// image has less than 2^31 packs.
+//
+// maxpool_forward: y and switches [n, p, q, c], x [n, h, w, c]; columns divides by q.
+// Grid (ceil(p q packs / 256), n or less), block 256. A window has at most 255 places, at least one
+// of them in the image.
 //
 // maxpool_backward: dx [n, h, w, c], dy [n, p, q, c], switches [.., p, q, c] of the forward images,
-// images [n] or null. Grid ceil(n h w c / 256), or ceil(n h w c / 2048) where 8 divides c; block 256.
+// images [n] or null; columns divides by w, down and right by the strides.
+// Grid (ceil(h w packs / 256), n or less), block 256.
 #define EXPORT(T, suffix)                                                                          \
-    extern "C" __global__ void maxpool_forward_##suffix(T *y, unsigned char *switches, const T *x, \
-                                                        PoolDims d) {                              \
-        if (d.c % 8 == 0) pool::forward<8>(y, switches, x, d);                                     \
-        else pool::forward<1>(y, switches, x, d);                                                  \
+    extern "C" __global__ void maxpool_forward_##suffix(                                           \
+        T *y, unsigned char *switches, const T *x, PoolDims d, Divisor packs, Divisor columns) {   \
+        if (d.c % 8 == 0) pool::forward<8>(y, switches, x, d, packs, columns);                     \
+        else pool::forward<1>(y, switches, x, d, packs, columns);                                  \
     }                                                                                              \
     extern "C" __global__ void maxpool_backward_##suffix(                                          \
         T *dx, const T *dy, const unsigned char *switches, const unsigned *images,                 \
-        unsigned forward_mask, PoolDims d) {                                                       \
-        if (d.c % 8 == 0) pool::backward<8>(dx, dy, switches, images, forward_mask, d);            \
-        else pool::backward<1>(dx, dy, switches, images, forward_mask, d);                         \
+        unsigned forward_mask, PoolDims d, Divisor packs, Divisor columns, Divisor down,           \
+        Divisor right) {                                                                           \
+        if (d.c % 8 == 0 && forward_mask)                                                          \
+            pool::backward<8, true>(dx, dy, switches, images, d, packs, columns, down, right);     \
+        else if (d.c % 8 == 0)                                                                     \
+            pool::backward<8, false>(dx, dy, switches, images, d, packs, columns, down, right);    \
+        else if (forward_mask)                                                                     \
+            pool::backward<1, true>(dx, dy, switches, images, d, packs, columns, down, right);     \
+        else                                                                                       \
+            pool::backward<1, false>(dx, dy, switches, images, d, packs, columns, down, right);    \
     }
 EXPORT(float, f32)
 EXPORT(bf16, bf16)

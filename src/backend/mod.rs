@@ -302,6 +302,12 @@ pub trait Backend: sealed::Sealed + Send + Sync + Sized + 'static {
         scratch: &mut Self::Scratch,
     ) -> Result<()>;
 
+    /// Makes what [`Backend::conv_pool_forward`] and [`Backend::conv_pool_backward_filter`] use of a
+    /// scratch beside what other convolutions do, for up to `dims.n` images.
+    fn prepare_conv_pool(&self, _scratch: &mut Self::Scratch, _dims: &ConvDims) -> Result<()> {
+        Ok(())
+    }
+
     /// Whether [`Backend::conv_pool_forward`] and [`Backend::conv_pool_backward_filter`] do these two.
     fn supports_conv_pool(&self, _dims: &ConvDims, _pool: &PoolDims) -> bool {
         false

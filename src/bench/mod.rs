@@ -367,6 +367,7 @@ impl Case<'_> {
                     "forward-pooled" | "backward-filter-pooled" => {
                         let pool = pool_of_first(self.network).expect("a row of its own");
                         let pool = pool.with_n(n);
+                        backend.prepare_conv_pool(&mut scratch, &dims)?;
                         let mut pooled = noise(backend, pool.output())?;
                         let mut switches = backend.bytes(pool.output().len())?;
                         let mut run = move |down: bool| {

@@ -82,6 +82,11 @@ impl<B: Backend> Workspace<B> {
         let most = capacity.max(going_back);
         let convolutions = network.convolutions().map(|(_, dims)| dims.with_n(most));
         let convolutions: Vec<ConvDims> = convolutions.chain(needs.convolutions).collect();
+        let mut scratch = backend.scratch(&convolutions)?;
+        let conv_pools = blocks.iter().filter(|block| block.step.pooling().is_some());
+        for dims in conv_pools.filter_map(|block| block.step.convolution()) {
+            backend.prepare_conv_pool(&mut scratch, &dims.with_n(capacity))?;
+        }
         let without_bias = network.layers.iter().filter(|layer| !layer.has_bias());
         let sums = without_bias.filter_map(|layer| layer.convolution().map(|dims| dims.k)).max();
         Ok(Workspace {
@@ -93,7 +98,7 @@ impl<B: Backend> Workspace<B> {
             switches,
             signal: [backend.activations(signal)?, backend.activations(signal)?],
             windows,
-            scratch: backend.scratch(&convolutions)?,
+            scratch,
             no_bias: backend.zeros(Shape::vector(sums.unwrap_or(0) as usize))?,
             training: purpose == Purpose::Train,
         })

@@ -397,6 +397,43 @@ fn memory_is_counted_and_bounded() {
     assert!(error.to_string().contains("free"), "{error}");
 }
 
+/// A loader may drop its memory in any thread at any time. Whoever waited for the GPU then would break
+/// the recording of a step.
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn host_memory_is_dropped_while_a_step_is_recorded() {
+    let backend = in_precision(Precision::F32);
+    let shape = Shape::vector(1000);
+    let x = crate::common::tensor(&backend, shape, &Random(7).reals(shape.len()));
+    let mut y = backend.activations(shape).unwrap();
+    let memory = backend.host_memory(1 << 16).unwrap();
+    let address = memory.bytes().as_ptr();
+    let mut memory = Some(memory);
+    let recording = backend.record(&mut || {
+        let memory = memory.take();
+        std::thread::spawn(move || drop(memory)).join().unwrap();
+        backend.relu_forward(&mut y, &x)
+    });
+    backend.replay(&recording.unwrap().expect("steps are recorded")).unwrap();
+    let expected: Vec<f32> = values(&backend, &x).iter().map(|x| x.max(0.0)).collect();
+    assert_eq!(values(&backend, &y), expected);
+    // It is kept: to pin memory anew for each epoch would take long.
+    let again = backend.host_memory(1 << 16).unwrap();
+    assert_eq!(again.bytes().as_ptr(), address);
+}
+
+/// The caller may overwrite what it has uploaded at once.
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn uploaded_values_are_the_callers_again() {
+    let backend = in_precision(Precision::F32);
+    let mut values_now = Random(8).reals(1 << 20);
+    let before = values_now.clone();
+    let tensor = crate::common::tensor(&backend, Shape::vector(before.len()), &values_now);
+    values_now.fill(f32::NAN);
+    assert_eq!(values(&backend, &tensor), before);
+}
+
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn what_is_not_there_is_refused() {

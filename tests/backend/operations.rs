@@ -147,6 +147,17 @@ fn convolutions() -> Vec<Conv> {
             rounding: Ceil,
             ..simple
         },
+        // Images that first layers read in groups of four pixels, with edges and without.
+        Conv { n: 2, input: [39, 60, 3], filters: [96, 7, 7], stride: [2, 2], ..simple },
+        Conv {
+            n: 2,
+            input: [33, 44, 3],
+            filters: [8, 7, 7],
+            stride: [2, 2],
+            pad: [3, 3, 4, 4],
+            ..simple
+        },
+        Conv { n: 2, input: [75, 76, 3], filters: [64, 11, 11], stride: [4, 4], ..simple },
         // Several tiles of pixels, and several tiles to a partial sum.
         Conv {
             n: 3,
@@ -328,6 +339,7 @@ fn pooled_at_once_is_pooled_after<B: Backend>(backend: &B) {
             continue;
         }
         let mut scratch = backend.scratch(&[*dims]).unwrap();
+        backend.prepare_conv_pool(&mut scratch, dims).unwrap();
         let Operands { x, weight, bias, start, .. } =
             Operands::new(dims, |count| random.integers(count, 2));
         let x = &tensor(backend, dims.input(), &x);
@@ -541,6 +553,16 @@ fn pooling_by_hand<B: Backend>(backend: &B) {
         assert_exact(&found.0, &widen(&y), "winners");
         assert_eq!(found.1, switches, "switches of {x:?}");
     }
+    // The same side by side, in eight channels.
+    let beside = pooling(1, [1, 9, 8], [1, 3], [1, 2], [0, 0, 1, 0], Rounding::Ceil).unwrap();
+    let channels = |place: usize| (0..8).map(move |channel| (channel % 4, place));
+    let x: Vec<f32> = (0..9).flat_map(channels).map(|(case, place)| cases[case].0[place]).collect();
+    let found = run_pool(backend, &beside, &x);
+    for (index, (case, place)) in (0..5).flat_map(channels).enumerate() {
+        let (_, y, switches) = cases[case];
+        assert_exact(&found.0[index..][..1], &[f64::from(y[place])], "winners of eight channels");
+        assert_eq!(found.1[index], switches[place], "case {case}, window {place}");
+    }
     // The first sample's first two windows both point at column 1 and add there; in the second,
     // 255 is the first column inside the image: 0 of the first window, 5 of the fourth.
     for (mask, expected) in [
@@ -615,7 +637,7 @@ fn relu_up_and_down<B: Backend>(backend: &B) {
 fn lrn_up_and_down<B: Backend>(backend: &B) {
     let eps = f64::from(f32::EPSILON);
     let mut random = Random(6);
-    for c in [1, 3, 64, 65, 200, 600] {
+    for c in [1, 3, 8, 64, 65, 200, 600] {
         for size in [1, 2, 5, 33] {
             for beta in [0.75, 0.5, 1.3] {
                 let lrn = &Lrn { size, k: 2.0, alpha: 0.3, beta };

@@ -65,7 +65,7 @@ for source in "$kernels"/*.cu; do
         echo "namespace file_$name {"
         echo "#include \"$source\""
         echo "[[maybe_unused]] const bool added[] = {"
-        for kernel in $exports; do echo "    zfcpu::add_kernel(\"$kernel\", $kernel),"; done
+        for kernel in $exports; do echo "    zfcpu::add_kernel(\"$kernel\", \"$name\", $kernel),"; done
         echo "};"
         echo "}"
     } > "$out/$name.cpp"

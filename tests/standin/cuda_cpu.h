@@ -601,7 +601,7 @@ inline int last_lane(int width) { return lane() | (width - 1); }
 // A kernel, and how to call it with arguments as cuLaunchKernel gets them.
 struct Kernel {
     struct Argument { size_t size; bool pointer; };
-    const char *name;
+    const char *name, *file;
     std::vector<Argument> arguments;
     std::function<void(void **)> call;
 };
@@ -612,8 +612,8 @@ inline std::vector<Kernel> &kernels() {
 template <class... A, size_t... I> void call_with(void (*kernel)(A...), void **arguments, std::index_sequence<I...>) {
     kernel(*(std::remove_reference_t<A> *)arguments[I]...);
 }
-template <class... A> bool add_kernel(const char *name, void (*kernel)(A...)) {
-    kernels().push_back({name, {{sizeof(A), std::is_pointer_v<A>}...}, [kernel](void **arguments) {
+template <class... A> bool add_kernel(const char *name, const char *file, void (*kernel)(A...)) {
+    kernels().push_back({name, file, {{sizeof(A), std::is_pointer_v<A>}...}, [kernel](void **arguments) {
         call_with(kernel, arguments, std::index_sequence_for<A...>{});
     }});
     return true;

@@ -152,7 +152,10 @@ struct Function {
     const zfcpu::Kernel *kernel;
     int dynamic_limit = 48 * 1024;
 };
-struct Module { std::map<std::string, Function> functions; };
+struct Module {
+    std::string file; // which of kernels/*.cu it is: that of the first kernel it was asked for
+    std::map<std::string, Function> functions;
+};
 
 struct Driver {
     std::mutex mutex;
@@ -332,8 +335,7 @@ int copy_in(Stream &stream, Address to, const void *from, size_t bytes) {
         return !error && first && copies_land_early ? run_all(stream) : error;
     }
     if (int error = not_captured(stream)) return error; // where would the bytes be at the replay
-    auto bytes_now = std::make_shared<std::vector<char>>((const char *)from, (const char *)from + bytes);
-    return queue_copy(stream, to, bytes, [=]() -> const void * { return bytes_now->data(); });
+    return queue_copy(stream, to, bytes, [=] { return from; }); // pageable memory too is read when it may be last
 }
 int copy_out(Stream &stream, void *to, Address from, size_t bytes) {
     if (bytes == 0) return SUCCESS;
@@ -827,7 +829,8 @@ API cuGraphExecDestroy(void *graph) { return cuGraphDestroy(graph); }
 
 // ---- modules and launches ----
 
-// Whatever the image is: every module has all kernels.
+// Whatever the image is. A module turns out to be that file whose kernel it is asked for first: a
+// kernel of another file is not found in it, as in a driver.
 API cuModuleLoadData(void **out, const void *image) {
     ENTER;
     IGNORE;
@@ -855,12 +858,14 @@ API cuModuleGetFunction(void **out, void *handle, const char *name) {
     auto *module = (Module *)handle;
     for (auto &kernel : zfcpu::kernels()) {
         if (strcmp(kernel.name, name) != 0) continue;
+        if (module->file.empty()) module->file = kernel.file;
+        if (module->file != kernel.file) break;
         Function &function = module->functions.try_emplace(name, Function{&kernel}).first->second;
         driver.functions.insert(&function);
         *out = &function;
         return SUCCESS;
     }
-    return NOT_FOUND;
+    return complain(NOT_FOUND, "a kernel was looked for in a module that does not have it");
 }
 API cuFuncSetAttribute(void *handle, int attribute, int value) {
     ENTER;

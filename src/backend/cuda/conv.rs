@@ -4,9 +4,9 @@
 use super::blas::{Blas, Fc, Operands, WORKSPACE};
 use super::device::{Launch, Memory, launch};
 use super::plan::{Arithmetic, Direction, Plan, chunks_of_bias_gradient, flattened, plan};
-use super::{Buffer, CudaBackend, Kernels, Storage, by};
-use crate::backend::{Param, Precision, Tensor};
-use crate::shape::ConvDims;
+use super::{CudaBackend, Kernels, Storage, by};
+use crate::backend::{Backend, Precision, Tensor};
+use crate::shape::{ConvDims, Shape};
 use crate::{Error, Result};
 
 const DIRECTIONS: [Direction; 3] =
@@ -16,6 +16,8 @@ const DIRECTIONS: [Direction; 3] =
 pub struct Scratch {
     partial: Memory,
     workspace: Memory,
+    /// The output of a convolution that is pooled at once, and on the way back its gradient.
+    map: Option<Tensor<CudaBackend>>,
 }
 
 impl Scratch {
@@ -43,7 +45,29 @@ impl Scratch {
             workspace = if backend.blas.is_some() { WORKSPACE } else { 0 };
         }
         let workspace = backend.allocate(workspace)?;
-        Ok(Scratch { partial: backend.f32(most)?, workspace })
+        Ok(Scratch { partial: backend.f32(most)?, workspace, map: None })
+    }
+
+    /// Memory for a convolution that is pooled at once.
+    pub fn prepare_conv_pool(&mut self, backend: &CudaBackend, dims: &ConvDims) -> Result<()> {
+        let map = &mut self.map;
+        if map.as_ref().is_none_or(|map| map.shape().len() < dims.output().len()) {
+            *map = Some(backend.activations(dims.output())?);
+        }
+        Ok(())
+    }
+
+    /// Lends the memory for a pooled convolution's output.
+    pub fn with_map(
+        &mut self,
+        dims: &ConvDims,
+        work: impl FnOnce(&mut Tensor<CudaBackend>, &mut Self) -> Result<()>,
+    ) -> Result<()> {
+        let mut map = self.map.take().expect("prepared for");
+        map.reshape(dims.output());
+        let done = work(&mut map, self);
+        self.map = Some(map);
+        done
     }
 
     /// Address and size of cuBLASLt's workspace.
@@ -110,13 +134,24 @@ fn storage(backend: &CudaBackend) -> Storage {
     if backend.precision == Precision::Bf16 { Storage::Bf16 } else { Storage::F32 }
 }
 
-/// How a plan is launched, once it is sure that its partial sums have room.
-fn launch_of(plan: &Plan, scratch: &Scratch) -> Launch {
+/// How a plan is launched, once it is sure that its partial sums have room, and the number of stages.
+fn launch_of(backend: &CudaBackend, plan: &Plan, scratch: &Scratch) -> (Launch, u32) {
     assert!(
         4 * plan.partial <= scratch.partial.bytes(),
         "{plan:?}: no scratch was reserved for it"
     );
-    Launch { grid: plan.grid, block: [plan.block, 1, 1], shared: plan.shared }
+    let stages = stages(plan, backend.device.shared_memory());
+    let shared = plan.shared * stages.max(1);
+    (Launch { grid: plan.grid, block: [plan.block, 1, 1], shared }, stages)
+}
+
+/// Stages of a plan's tiles on a GPU with `available` bytes of shared memory a multiprocessor: one less
+/// than at most where two blocks run at once only so. Results do not depend on it.
+fn stages(plan: &Plan, available: u32) -> u32 {
+    const RESERVED: u32 = 1 << 10; // by CUDA, of each block
+    let two_fit = |stages: u32| 2 * (plan.shared * stages + RESERVED) <= available;
+    let most = plan.most_stages;
+    if most > 2 && !two_fit(most) && two_fit(most - 1) { most - 1 } else { most }
 }
 
 /// Whether the kernels' 32-bit places reach.
@@ -186,11 +221,12 @@ pub fn forward(
         return sums.run(backend, y, to, &scratch.partial);
     }
     let plan = plan(Direction::Forward, arithmetic(backend), dims, to == Storage::F32);
-    // Kernels that do not split their sums end before the last two arguments.
+    let (launch, stages) = launch_of(backend, &plan, scratch);
+    // Kernels that do not split their sums, or have no stages, end before these arguments.
     launch!(
         backend.device,
         plan.kernel,
-        launch_of(&plan, scratch),
+        launch,
         y,
         x,
         w,
@@ -199,6 +235,7 @@ pub fn forward(
         *dims,
         plan.splits,
         scratch.partial.pointer(),
+        stages,
     )?;
     if plan.splits == 1 {
         return Ok(());
@@ -227,16 +264,18 @@ pub fn backward_data(
         };
     }
     let plan = plan(Direction::BackwardData, arithmetic(backend), dims, false);
+    let (launch, stages) = launch_of(backend, &plan, scratch);
     launch!(
         backend.device,
         plan.kernel,
-        launch_of(&plan, scratch),
+        launch,
         dx,
         dy,
         w,
         *dims,
         plan.splits,
         scratch.partial.pointer(),
+        stages,
     )?;
     if plan.splits == 1 {
         return Ok(());
@@ -245,10 +284,10 @@ pub fn backward_data(
     sums.run(backend, dx, to, &scratch.partial)
 }
 
-/// See [`crate::backend::Backend::conv_backward_filter`].
+/// The gradient of the weights alone: see [`crate::backend::Backend::conv_backward_filter`].
 pub fn backward_filter(
     backend: &CudaBackend,
-    gradient: &mut Param<CudaBackend>,
+    dw: &mut Tensor<CudaBackend>,
     dy: &Tensor<CudaBackend>,
     x: &Tensor<CudaBackend>,
     accumulate: bool,
@@ -256,9 +295,7 @@ pub fn backward_filter(
     scratch: &mut Scratch,
 ) -> Result<()> {
     let dims = &flattened(dims);
-    let Param { weight: Tensor { buffer: dw, .. }, bias: Tensor { buffer: db, .. } } = gradient;
-    let (dw, db): (&Buffer, &Buffer) = (dw, db);
-    let (dw, db) = (dw.values(), db.values());
+    let dw = dw.buffer.values();
     let (dy, x) = (dy.buffer.operand(), x.buffer.operand());
     if let Some(blas) = library(backend, Direction::BackwardFilter, dims)? {
         let (stream, workspace) = (backend.device.stream.cu_stream(), scratch.workspace());
@@ -267,10 +304,11 @@ pub fn backward_filter(
         unsafe { blas.backward_filter(stream, dw, dy, x, accumulate, sizes, operands, workspace) }?;
     } else {
         let plan = plan(Direction::BackwardFilter, arithmetic(backend), dims, true);
+        let (launch, stages) = launch_of(backend, &plan, scratch);
         launch!(
             backend.device,
             plan.kernel,
-            launch_of(&plan, scratch),
+            launch,
             dw,
             dy,
             x,
@@ -278,6 +316,7 @@ pub fn backward_filter(
             *dims,
             plan.splits,
             scratch.partial.pointer(),
+            stages,
         )?;
         if plan.splits > 1 {
             let len = dims.filter().len();
@@ -285,19 +324,65 @@ pub fn backward_filter(
             sums.run(backend, dw, Storage::F32, &scratch.partial)?;
         }
     }
-    let pixels = dims.output().len() / dims.k as usize;
+    Ok(())
+}
+
+/// The gradient of the biases: sums of `dy` over all pixels; with the switches of a max pooling, of
+/// what it would unpool under the forward mask.
+pub fn backward_bias(
+    backend: &CudaBackend,
+    db: &mut Tensor<CudaBackend>,
+    dy: &Tensor<CudaBackend>,
+    switches: Option<&Memory>,
+    accumulate: bool,
+    scratch: &mut Scratch,
+) -> Result<()> {
+    let Shape { n, h, w, c } = dy.shape();
+    let (pixels, channels) = (n * h * w, c as u32);
     let chunks = chunks_of_bias_gradient(pixels);
-    let grid = [dims.k.div_ceil(32), chunks, 1];
+    let of_a_block = if channels.is_multiple_of(2) { 64 } else { 32 };
+    let grid = [channels.div_ceil(of_a_block), chunks, 1];
     launch!(
         backend.device,
         by(storage(backend), "bias_gradient_f32", "bias_gradient_bf16"),
         Launch { grid, block: [32, 8, 1], shared: 0 },
         scratch.partial.pointer(),
-        dy,
+        dy.buffer.operand(),
+        switches.map_or(0, Memory::pointer),
         pixels as u64,
-        dims.k,
+        channels,
         chunks,
     )?;
-    let sums = Reduce { accumulate, ..Reduce::plain(dims.k as usize, dims.k, chunks) };
-    sums.run(backend, db, Storage::F32, &scratch.partial)
+    let sums = Reduce { accumulate, ..Reduce::plain(c, channels, chunks) };
+    sums.run(backend, db.buffer.values(), Storage::F32, &scratch.partial)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_blocks_fit_a_multiprocessor_where_they_can() {
+        let dims = ConvDims {
+            n: 256,
+            h: 13,
+            w: 13,
+            c: 384,
+            k: 384,
+            r: 3,
+            s: 3,
+            p: 13,
+            q: 13,
+            stride: [1; 2],
+            pad: [1; 2],
+            groups: 1,
+        };
+        let plan = plan(Direction::Forward, Arithmetic::Bf16, &dims, false);
+        // Of an H100, an A100, and an RTX 3090, where not even two stages fit twice.
+        for (kib, expected) in [(228, 3), (164, 2), (100, 3)] {
+            assert_eq!(stages(&plan, kib << 10), expected, "{kib} KiB: {plan:?}");
+        }
+        let plain = super::plan(Direction::Forward, Arithmetic::Plain, &dims, false);
+        assert_eq!(stages(&plain, 228 << 10), 0);
+    }
 }

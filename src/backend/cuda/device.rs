@@ -17,8 +17,23 @@ use crate::backend::HostMemory;
 use crate::shape::{ConvDims, PoolDims};
 use crate::{Error, Result};
 
+/// What build.rs has made of `kernels/`.
 mod embedded {
     include!(concat!(env!("OUT_DIR"), "/modules.rs"));
+
+    /// One `.cu` file, compiled.
+    pub struct Module {
+        /// Whether it needs tensor cores.
+        pub tensor: bool,
+        /// A fatbin.
+        pub image: &'static Aligned<[u8]>,
+        /// The names of its kernels.
+        pub kernels: &'static [&'static str],
+    }
+
+    /// At an address that is a multiple of 16: the driver reads a fatbin's header as words.
+    #[repr(C, align(16))]
+    pub struct Aligned<T: ?Sized>(pub T);
 }
 
 /// Dynamic shared memory that a kernel may use without being allowed to.
@@ -39,9 +54,24 @@ pub struct Device {
     pub stream: Arc<CudaStream>,
     /// Where batches are copied in.
     pub copies: Arc<CudaStream>,
+    /// Bytes of shared memory of a multiprocessor.
+    shared_memory: u32,
     modules: Vec<CUmodule>,
+    /// The module of each kernel. To ask one module after the other would make calls that fail, which
+    /// tools like compute-sanitizer report.
+    module_of: HashMap<&'static str, CUmodule>,
     functions: Mutex<HashMap<&'static str, Function>>,
     allocated_total: AtomicUsize,
+    /// Pinned memory that is in no use now. To pin memory takes long, and to give it back waits for the
+    /// GPU, which nobody may do while a step is recorded: so what a loader drops, in whichever thread,
+    /// is kept for the next one.
+    unused_pinned: Mutex<Vec<PinnedMemory>>,
+}
+
+/// An allocation of pinned memory: where it begins, and bytes.
+struct PinnedMemory {
+    pointer: *mut u8,
+    bytes: usize,
 }
 
 /// A kernel, and the dynamic shared memory it is allowed.
@@ -52,7 +82,7 @@ struct Function {
 }
 
 // SAFETY: modules and functions are handles into the driver, which may be used from any thread in
-// which the context is current; every use makes it so first.
+// which the context is current; every use makes it so first. Unused pinned memory is plain memory, owned.
 unsafe impl Send for Device {}
 // SAFETY: as above; what changes is behind a lock.
 unsafe impl Sync for Device {}
@@ -130,26 +160,41 @@ impl Device {
             context.new_stream().map_err(failed("make a stream"))?,
             context.new_stream().map_err(failed("make a stream"))?,
         );
+        let shared_memory = context
+            .attribute(
+                CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR,
+            )
+            .map_err(failed("ask the GPU"))?
+            .unsigned_abs();
         let mut device = Device {
             context,
             stream,
             copies,
+            shared_memory,
             modules: Vec::new(),
+            module_of: HashMap::new(),
             functions: Mutex::default(),
             allocated_total: AtomicUsize::new(0),
+            unused_pinned: Mutex::default(),
         };
-        for &(tensor, image) in embedded::MODULES {
-            if !tensor || capability >= TENSOR {
-                device.modules.push(device.load(image, capability)?);
+        for module in embedded::MODULES {
+            if !module.tensor || capability >= TENSOR {
+                let loaded = device.load(module.image, capability)?;
+                device.modules.push(loaded);
+                device.module_of.extend(module.kernels.iter().map(|kernel| (*kernel, loaded)));
             }
         }
         Ok(device)
     }
 
-    fn load(&self, image: &'static [u8], capability: (i32, i32)) -> Result<CUmodule> {
+    fn load(
+        &self,
+        image: &'static embedded::Aligned<[u8]>,
+        capability: (i32, i32),
+    ) -> Result<CUmodule> {
         self.bind()?;
-        // SAFETY: `image` is a whole fatbin that nvcc made.
-        unsafe { result::module::load_data(image.as_ptr().cast()) }.map_err(|error| {
+        // SAFETY: `image` is a whole fatbin that nvcc made, aligned as its header asks.
+        unsafe { result::module::load_data(image.0.as_ptr().cast()) }.map_err(|error| {
             Error::NoDevice(format!(
                 "CUDA cannot load this build's kernels (for {}) on a GPU of compute capability \
                  {}.{}: {}; build with ZFNET_CUDA_ARCH={}{}",
@@ -181,6 +226,11 @@ impl Device {
     /// A number that the driver knows of the GPU.
     pub fn attribute(&self, attribute: CUdevice_attribute) -> usize {
         self.context.attribute(attribute).map_or(0, |value| value.max(0) as usize)
+    }
+
+    /// Bytes of shared memory of a multiprocessor.
+    pub fn shared_memory(&self) -> u32 {
+        self.shared_memory
     }
 
     /// Bytes allocated so far, and free now.
@@ -216,9 +266,26 @@ impl Device {
     /// If there is not enough memory.
     pub fn pinned(self: &Arc<Self>, bytes: usize) -> Result<Pinned> {
         self.bind()?;
+        let unused = {
+            let mut unused = self.unused_pinned.lock().expect("no thread panicked here");
+            let found = unused.iter().position(|memory| memory.bytes == bytes);
+            found.map(|place| unused.swap_remove(place))
+        };
+        if let Some(PinnedMemory { pointer, bytes }) = unused {
+            self.settle(); // the last copy from there, or to there
+            return Ok(Pinned { device: self.clone(), pointer, bytes });
+        }
         // Not write-combined: losses are read from it.
         // SAFETY: the memory is initialised before anyone can read it.
-        let pointer = match unsafe { result::malloc_host(bytes.max(1), 0) } {
+        let pin = || unsafe { result::malloc_host(bytes.max(1), 0) };
+        let pinned = match pin() {
+            Err(DriverError(CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => {
+                self.free_unused_pinned();
+                pin()
+            }
+            pinned => pinned,
+        };
+        let pointer = match pinned {
             Err(DriverError(CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => {
                 return Err(Error::Memory { wanted: bytes, free: None });
             }
@@ -227,6 +294,15 @@ impl Device {
         // SAFETY: a fresh allocation of that many bytes.
         unsafe { pointer.cast::<u8>().write_bytes(0, bytes.max(1)) };
         Ok(Pinned { device: self.clone(), pointer: pointer.cast(), bytes })
+    }
+
+    fn free_unused_pinned(&self) {
+        self.settle();
+        let mut unused = self.unused_pinned.lock().expect("no thread panicked here");
+        for PinnedMemory { pointer, .. } in unused.drain(..) {
+            // SAFETY: the allocation is ours, nobody holds it, and no copy is under way.
+            let _ = unsafe { result::free_host(pointer.cast()) };
+        }
     }
 
     /// An event, not yet recorded: waiting for it does not wait.
@@ -252,13 +328,16 @@ impl Device {
             .map_err(failed("clear memory"))
     }
 
-    /// Copies values in, in the stream's order; `src` is free again on return.
+    /// Copies values in, after all work before, and waits for that: an asynchronous copy may read
+    /// `src` later, and the synchronous one has an order with the legacy stream only.
     pub fn upload<T: bytemuck::Pod>(&self, dst: &Memory, src: &[T]) -> Result<()> {
         assert!(size_of_val(src) <= dst.bytes);
         self.bind()?;
-        // SAFETY: the range lies inside one live allocation; pageable memory is read at the call.
+        // SAFETY: the range lies inside one live allocation, and `src` is borrowed until the stream
+        // has been waited for.
         unsafe { result::memcpy_htod_async(dst.pointer, src, self.stream.cu_stream()) }
-            .map_err(failed("copy to the GPU"))
+            .map_err(failed("copy to the GPU"))?;
+        self.synchronize()
     }
 
     /// Copies values out, after all work before.
@@ -328,18 +407,19 @@ impl Device {
     }
 
     fn find(&self, name: &'static str) -> Result<CUfunction> {
+        let Some(module) = self.module_of.get(name) else {
+            return Err(Error::Backend(format!("CUDA: no kernel {name} for this GPU")));
+        };
         let symbol = CString::new(name).expect("kernel names hold no zero");
-        let found = self.modules.iter().find_map(|module| {
-            // SAFETY: the module is loaded, and stays so as long as `self` lives.
-            unsafe { result::module::get_function(*module, symbol.clone()) }.ok()
-        });
-        found.ok_or_else(|| Error::Backend(format!("CUDA: no kernel {name} for this GPU")))
+        // SAFETY: the module is loaded, and stays so as long as `self` lives.
+        unsafe { result::module::get_function(*module, symbol) }
+            .map_err(|error| Error::Backend(format!("CUDA: kernel {name}: {}", describe(error))))
     }
 }
 
 impl Drop for Device {
     fn drop(&mut self) {
-        self.settle();
+        self.free_unused_pinned();
         for module in self.modules.drain(..) {
             // SAFETY: nothing runs any more, and no function of it can be called again.
             let _ = unsafe { result::module::unload(module) };
@@ -432,9 +512,8 @@ impl HostMemory for Pinned {
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        self.device.settle();
-        // SAFETY: the allocation is ours, and no copy is under way.
-        let _ = unsafe { result::free_host(self.pointer.cast()) };
+        let memory = PinnedMemory { pointer: self.pointer, bytes: self.bytes };
+        self.device.unused_pinned.lock().expect("no thread panicked here").push(memory);
     }
 }
 
@@ -458,6 +537,13 @@ impl Launch {
         Self::blocks(count.div_ceil(Self::BLOCK as usize))
     }
 
+    /// A thread for each of `count` values of an image, and a row of blocks for each of `images`; beyond
+    /// what a grid may have, a kernel takes the rest too.
+    pub fn per_image(count: usize, images: usize) -> Self {
+        let Launch { grid: [across, ..], block, shared } = Self::per_value(count);
+        Launch { grid: [across, images.min(65535) as u32, 1], block, shared }
+    }
+
     /// So many blocks.
     pub fn blocks(count: usize) -> Self {
         let count = u32::try_from(count).expect("values that fit into memory");
@@ -471,6 +557,29 @@ impl Launch {
 /// Its layout must be that of the parameter.
 pub unsafe trait Argument {}
 
+/// Division by a number that does not change, for kernels: `Divisor` of `kernels/common.cuh`, where the
+/// arithmetic is explained.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Divisor {
+    divisor: u32,
+    multiplier: u32,
+    shift: u32,
+}
+
+impl Divisor {
+    /// Of numbers below 2^31.
+    pub fn new(divisor: u32) -> Self {
+        let divisor = divisor.max(1);
+        let shift = divisor.next_power_of_two().trailing_zeros();
+        let rest = (1u64 << shift) - u64::from(divisor);
+        let multiplier = ((rest << 32) / u64::from(divisor) + 1) as u32;
+        Divisor { divisor, multiplier, shift }
+    }
+}
+
+// SAFETY: `repr(C)`, the same fields as `Divisor` there.
+unsafe impl Argument for Divisor {}
 // SAFETY: C's `unsigned long long`, `size_t` and pointers.
 unsafe impl Argument for u64 {}
 // SAFETY: C's `unsigned`.

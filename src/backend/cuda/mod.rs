@@ -14,7 +14,7 @@ use std::any::Any;
 use std::sync::{Arc, Mutex};
 
 use cudarc::driver::{CudaEvent, CudaGraph, sys};
-use device::{Device, Launch, Memory, Pinned, failed, launch};
+use device::{Device, Divisor, Launch, Memory, Pinned, failed, launch};
 use half::bf16;
 use rayon::prelude::*;
 
@@ -500,8 +500,8 @@ impl Backend for CudaBackend {
             *dims,
             per_pixel,
             n as u32,
-            h as u32,
-            w as u32,
+            (h * w) as u32,
+            Divisor::new(w as u32),
         )
     }
 
@@ -544,7 +544,56 @@ impl Backend for CudaBackend {
     ) -> Result<()> {
         check(&[(x.shape(), dims.input()), (dy.shape(), dims.output())]);
         check(&[(gradient.weight.shape(), dims.filter())]);
-        conv::backward_filter(self, gradient, dy, x, accumulate, dims, scratch)
+        let Param { weight, bias } = gradient;
+        conv::backward_filter(self, weight, dy, x, accumulate, dims, scratch)?;
+        conv::backward_bias(self, bias, dy, None, accumulate, scratch)
+    }
+
+    fn prepare_conv_pool(&self, scratch: &mut conv::Scratch, dims: &ConvDims) -> Result<()> {
+        scratch.prepare_conv_pool(self, dims)
+    }
+
+    /// Saves memory, and the gradient of the biases is summed before unpooling, over a quarter of the
+    /// values.
+    fn supports_conv_pool(&self, _dims: &ConvDims, _pool: &PoolDims) -> bool {
+        true
+    }
+
+    fn conv_pool_forward(
+        &self,
+        y: &mut Tensor<Self>,
+        switches: &mut Memory,
+        x: &Tensor<Self>,
+        weight: &Tensor<Self>,
+        bias: &Tensor<Self>,
+        dims: &ConvDims,
+        pool: &PoolDims,
+        scratch: &mut conv::Scratch,
+    ) -> Result<()> {
+        scratch.with_map(dims, |map, scratch| {
+            self.conv_forward(map, x, weight, Some(bias), true, dims, scratch)?;
+            self.maxpool_forward(y, switches, map, pool)
+        })
+    }
+
+    fn conv_pool_backward_filter(
+        &self,
+        gradient: &mut Param<Self>,
+        dy: &Tensor<Self>,
+        switches: &Memory,
+        x: &Tensor<Self>,
+        accumulate: bool,
+        dims: &ConvDims,
+        pool: &PoolDims,
+        scratch: &mut conv::Scratch,
+    ) -> Result<()> {
+        check(&[(gradient.weight.shape(), dims.filter())]);
+        scratch.with_map(dims, |map, scratch| {
+            self.maxpool_backward(map, dy, switches, None, true, pool)?;
+            let Param { weight, bias } = gradient;
+            conv::backward_filter(self, weight, map, x, accumulate, dims, scratch)?;
+            conv::backward_bias(self, bias, dy, Some(switches), accumulate, scratch)
+        })
     }
 
     fn maxpool_forward(
@@ -555,14 +604,17 @@ impl Backend for CudaBackend {
         dims: &PoolDims,
     ) -> Result<()> {
         check(&[(y.shape(), dims.output()), (x.shape(), dims.input())]);
+        let packs = packs(dims.c);
         launch!(
             self.device,
-            by(x.buffer.storage(), "maxpool_forward_f32", "maxpool_forward_bf16"),
-            pooling(dims.output().len(), dims.c),
+            by(y.buffer.storage(), "maxpool_forward_f32", "maxpool_forward_bf16"),
+            pooling(dims.output(), packs),
             y.buffer.values(),
             switches.pointer(),
             x.buffer.values(),
             *dims,
+            Divisor::new(packs),
+            Divisor::new(dims.q),
         )
     }
 
@@ -576,16 +628,21 @@ impl Backend for CudaBackend {
         dims: &PoolDims,
     ) -> Result<()> {
         check(&[(dx.shape(), dims.input()), (dy.shape(), dims.output())]);
+        let packs = packs(dims.c);
         launch!(
             self.device,
             by(dx.buffer.storage(), "maxpool_backward_f32", "maxpool_backward_bf16"),
-            pooling(dims.input().len(), dims.c),
+            pooling(dims.input(), packs),
             dx.buffer.values(),
             dy.buffer.values(),
             switches.pointer(),
             list(images),
             u32::from(forward_mask),
             *dims,
+            Divisor::new(packs),
+            Divisor::new(dims.w),
+            Divisor::new(dims.stride[0]),
+            Divisor::new(dims.stride[1]),
         )
     }
 
@@ -628,6 +685,18 @@ impl Backend for CudaBackend {
     fn lrn_forward(&self, y: &mut Tensor<Self>, x: &Tensor<Self>, lrn: &Lrn) -> Result<()> {
         check(&[(y.shape(), x.shape())]);
         let Shape { n, h, w, c } = x.shape();
+        if let Some(packs) = lrn_packs(x.shape(), lrn) {
+            return launch!(
+                self.device,
+                by(x.buffer.storage(), "lrn_forward_5_f32", "lrn_forward_5_bf16"),
+                Launch::per_value(packs as usize),
+                y.buffer.values(),
+                x.buffer.values(),
+                packs,
+                Divisor::new(c as u32 / PACK),
+                *lrn,
+            );
+        }
         launch!(
             self.device,
             by(x.buffer.storage(), "lrn_forward_f32", "lrn_forward_bf16"),
@@ -650,6 +719,21 @@ impl Backend for CudaBackend {
     ) -> Result<()> {
         check(&[(dx.shape(), dy.shape()), (dy.shape().with_n(1), x.shape().with_n(1))]);
         let Shape { n, h, w, c } = dy.shape();
+        if let Some(packs) = lrn_packs(dy.shape(), lrn) {
+            return launch!(
+                self.device,
+                by(dx.buffer.storage(), "lrn_backward_5_f32", "lrn_backward_5_bf16"),
+                Launch::per_value(packs as usize),
+                dx.buffer.values(),
+                dy.buffer.values(),
+                x.buffer.values(),
+                list(images),
+                packs,
+                Divisor::new(c as u32 / PACK),
+                Divisor::new(dy.shape().per_image() as u32 / PACK),
+                *lrn,
+            );
+        }
         launch!(
             self.device,
             by(dx.buffer.storage(), "lrn_backward_f32", "lrn_backward_bf16"),
@@ -866,9 +950,24 @@ impl Backend for CudaBackend {
     }
 }
 
-/// A thread of `pool.cu` takes eight channels where there are as many.
-fn pooling(values: usize, channels: u32) -> Launch {
-    Launch::per_value(if channels.is_multiple_of(8) { values / 8 } else { values })
+/// Channels that a thread takes where they divide into such packs.
+const PACK: u32 = 8;
+
+/// Packs of a pixel in `pool.cu`, which takes channels one by one where they do not divide.
+fn packs(channels: u32) -> u32 {
+    if channels.is_multiple_of(PACK) { channels / PACK } else { channels }
+}
+
+/// Of maps of this shape, `packs` a pixel.
+fn pooling(maps: Shape, packs: u32) -> Launch {
+    Launch::per_image(maps.h * maps.w * packs as usize, maps.n)
+}
+
+/// Packs of these values, if the kernels for them do: for neighbourhoods of five.
+fn lrn_packs(shape: Shape, lrn: &Lrn) -> Option<u32> {
+    let fits = lrn.size == 5 && shape.c.is_multiple_of(PACK as usize);
+    let packs = u32::try_from(shape.len() / PACK as usize).ok().filter(|packs| *packs < 1 << 31);
+    packs.filter(|_| fits)
 }
 
 /// Panics, with the shapes, where operands disagree: a planning mistake.

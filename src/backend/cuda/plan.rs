@@ -46,8 +46,10 @@ pub struct Plan {
     pub grid: [u32; 3],
     /// Threads of a block.
     pub block: u32,
-    /// Bytes of dynamic shared memory.
+    /// Bytes of dynamic shared memory, of a stage if there are any.
     pub shared: u32,
+    /// Stages of a tile's depth that may be on their way at a time, at most; 0 if the kernel has none.
+    pub most_stages: u32,
     /// Parts that the depth is split into. With more than one, `conv_reduce` has to follow.
     pub splits: u32,
     /// Floats of partial sums: `splits` times the outputs, or none.
@@ -61,7 +63,7 @@ const WIDE: u64 = 128;
 const MEDIUM: u64 = 96;
 const NARROW: u64 = 32;
 const DEPTH_BYTES: u64 = 128;
-const STAGES: u64 = 3;
+const MOST_STAGES: u32 = 3;
 const FIRST_FILTERS: u64 = 48;
 const FIRST_ACROSS: u64 = 16;
 const FIRST_DOWN: u64 = 16;
@@ -178,7 +180,7 @@ fn plain(direction: Direction, bf16: bool, dims: &ConvDims, f32_output: bool) ->
         }
     };
     let grid = [outputs.div_ceil(THREADS as usize) as u32, 1, 1];
-    Plan { kernel, grid, block: THREADS, shared: 0, splits: 1, partial: 0 }
+    Plan { kernel, grid, block: THREADS, shared: 0, most_stages: 0, splits: 1, partial: 0 }
 }
 
 fn tiled(direction: Direction, dims: &ConvDims) -> Plan {
@@ -196,6 +198,7 @@ fn tiled(direction: Direction, dims: &ConvDims) -> Plan {
         grid: [down as u32, right as u32, (product.classes * splits) as u32],
         block: THREADS,
         shared: 0,
+        most_stages: 0,
         splits: splits as u32,
         partial: partial(splits, product.outputs),
     }
@@ -208,7 +211,7 @@ fn first(direction: Direction, bf16: bool, dims: &ConvDims) -> Option<Plan> {
     let size: u64 = if bf16 { 2 } else { 4 };
     let fits = dims.c == 3
         && matches!(padded, 8 | 12)
-        && dims.r <= 12
+        && u64::from(dims.r) <= padded
         && dims.stride[1].is_multiple_of(2)
         && dims.k.is_multiple_of(8);
     if !fits || direction == Direction::BackwardData {
@@ -220,7 +223,8 @@ fn first(direction: Direction, bf16: bool, dims: &ConvDims) -> Option<Plan> {
     let patch = |down: u64| {
         let [stride_down, stride_right] = dims.stride.map(u64::from);
         let rows = (down - 1) * stride_down + r;
-        rows * ((FIRST_ACROSS - 1) * stride_right + padded) * 4 * size
+        let columns = (FIRST_ACROSS - 1) * stride_right + padded;
+        rows * columns.next_multiple_of(4) * 4 * size
     };
     let plan = if direction == Direction::Forward {
         let slabs = u64::from(THREADS) / 32 * 16 * (FIRST_FILTERS + 8) * 4;
@@ -232,11 +236,14 @@ fn first(direction: Direction, bf16: bool, dims: &ConvDims) -> Option<Plan> {
             grid: [blocks as u32, filter_tiles as u32, 1],
             block: THREADS,
             shared: shared as u32,
+            most_stages: 0,
             splits: 1,
             partial: 0,
         }
     } else {
-        let splits = tiles(FIRST_FILTER_DOWN).min(BLOCKS.div_ceil(filter_tiles));
+        // Three blocks on a multiprocessor, where one takes few registers.
+        let blocks = if padded == 8 && bf16 { 3 * BLOCKS / 2 } else { BLOCKS };
+        let splits = tiles(FIRST_FILTER_DOWN).min(blocks.div_ceil(filter_tiles));
         let gradients = FIRST_FILTER_DOWN * FIRST_ACROSS * (FIRST_FILTERS + 8) * size;
         Plan {
             kernel: match (padded, bf16) {
@@ -247,7 +254,8 @@ fn first(direction: Direction, bf16: bool, dims: &ConvDims) -> Option<Plan> {
             },
             grid: [1, filter_tiles as u32, splits as u32],
             block: 32 * dims.r,
-            shared: (gradients + patch(FIRST_FILTER_DOWN)) as u32,
+            shared: (2 * (gradients + patch(FIRST_FILTER_DOWN))) as u32,
+            most_stages: 0,
             splits: splits as u32,
             partial: partial(splits, dims.filter().len() as u64),
         }
@@ -322,7 +330,8 @@ fn tensor(direction: Direction, bf16: bool, dims: &ConvDims, f32_output: bool) -
         kernel,
         grid: [tiles as u32, 1, splits as u32],
         block: THREADS,
-        shared: (STAGES * stage) as u32,
+        shared: stage as u32,
+        most_stages: MOST_STAGES,
         splits: splits as u32,
         partial: partial(splits, product.outputs),
     }
@@ -392,7 +401,8 @@ mod tests {
                     let what = format!("{direction:?} {arithmetic:?} {dims:?}: {plan:?}");
                     let [_, y, z] = plan.grid;
                     assert!(plan.grid.iter().all(|&size| size > 0), "{what}");
-                    assert!(y <= 65535 && z <= 65535 && plan.shared <= MOST_SHARED, "{what}");
+                    let shared = plan.shared * plan.most_stages.max(1);
+                    assert!(y <= 65535 && z <= 65535 && shared <= MOST_SHARED, "{what}");
                     assert!(plan.block.is_multiple_of(32) && plan.block <= 1024, "{what}");
                     let sums = u64::from(plan.splits) * product.outputs;
                     let partial = if plan.splits > 1 { sums as usize } else { 0 };
@@ -467,7 +477,7 @@ mod tests {
             ("MEDIUM", MEDIUM),
             ("NARROW", NARROW),
             ("DEPTH_BYTES", DEPTH_BYTES),
-            ("STAGES", STAGES),
+            ("MOST_STAGES", u64::from(MOST_STAGES)),
             ("FIRST_FILTERS", FIRST_FILTERS),
             ("FIRST_ACROSS", FIRST_ACROSS),
             ("FIRST_DOWN", FIRST_DOWN),
