@@ -6,6 +6,7 @@
 //! `/usr/local/cuda/bin`. `$ZFNET_CUDA_ARCH` names other targets than the usual ones, as in
 //! `80,90a,120`.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio, exit};
 use std::{env, fs};
@@ -23,6 +24,7 @@ fn main() {
     }
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=kernels");
+    println!("cargo::rerun-if-changed=src/backend/cuda"); // for the build number
     detect_instructions();
     if env::var_os("CARGO_FEATURE_CUDA").is_none() {
         return;
@@ -102,6 +104,22 @@ fn main() {
     }
     list += "];\n";
     fs::write(out.join("modules.rs"), list).expect("OUT_DIR can be written");
+    println!("cargo::rustc-env=ZFNET_CUDA_BUILD={}", build_number(&nvcc, &targets));
+}
+
+/// A number that changes with the kernels, what launches them, and what compiles them.
+fn build_number(nvcc: &Path, targets: &str) -> String {
+    let mut hasher = DefaultHasher::new();
+    (version_of(nvcc), targets).hash(&mut hasher);
+    for folder in ["kernels", "src/backend/cuda"] {
+        let entries = fs::read_dir(folder).expect("part of the crate");
+        let mut files: Vec<_> = entries.map(|entry| entry.expect("readable").path()).collect();
+        files.sort();
+        for file in files {
+            fs::read(file).expect("readable").hash(&mut hasher);
+        }
+    }
+    format!("{:016x}", hasher.finish())
 }
 
 /// From ptxas's lines "Compiling entry function 'NAME' for 'sm_90a'".
@@ -136,7 +154,9 @@ fn detect_instructions() {
 
 /// In place of kernels, where there are only docs to be made.
 fn write_nothing() {
-    for variable in ["ZFNET_NVCC_MAJOR", "ZFNET_NVCC_MINOR", "ZFNET_CUDA_TARGETS"] {
+    for variable in
+        ["ZFNET_NVCC_MAJOR", "ZFNET_NVCC_MINOR", "ZFNET_CUDA_TARGETS", "ZFNET_CUDA_BUILD"]
+    {
         println!("cargo::rustc-env={variable}=0");
     }
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("set by cargo"));

@@ -11,6 +11,8 @@ use zfnet::backend::{Precision, cuda};
 use zfnet::bench::Benchmark;
 
 use super::limits::check_threads;
+#[cfg(feature = "cuda")]
+use super::selftest::test_once;
 
 /// Where to compute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +55,13 @@ enum GemmName {
     Own,
 }
 
+#[cfg(feature = "cuda")]
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum KernelsName {
+    Fast,
+    Plain,
+}
+
 #[derive(Args, Clone)]
 pub struct DeviceArgs {
     #[cfg_attr(feature = "cuda", doc = "Where to compute: auto, cpu, cuda or cuda:N")]
@@ -79,6 +88,11 @@ pub struct DeviceArgs {
     #[cfg(feature = "cuda")]
     #[arg(long, value_enum)]
     gemm: Option<GemmName>,
+    /// On a GPU: how convolutions are computed; the plain kernels, a thread a value, are slow, and are for
+    /// machines on which the fast ones fail `zfnet selftest`
+    #[cfg(feature = "cuda")]
+    #[arg(long, value_enum, default_value = "fast")]
+    kernels: KernelsName,
 }
 
 /// A command that computes, on whichever device was chosen.
@@ -147,8 +161,13 @@ impl DeviceArgs {
             GemmName::Cublaslt => cuda::Gemm::CublasLt,
             GemmName::Own => cuda::Gemm::Own,
         });
-        let kernels = cuda::Kernels::Fast;
-        say(command, &cuda::CudaBackend::new(cuda::Options { device, precision, gemm, kernels })?)
+        let kernels = match self.kernels {
+            KernelsName::Fast => cuda::Kernels::Fast,
+            KernelsName::Plain => cuda::Kernels::Plain,
+        };
+        let backend = cuda::CudaBackend::new(cuda::Options { device, precision, gemm, kernels })?;
+        test_once(device, backend.gpu(), kernels)?;
+        say(command, &backend)
     }
 }
 

@@ -13,6 +13,7 @@ mod output;
 mod pack;
 mod progress;
 mod project;
+mod selftest;
 mod signals;
 mod study;
 mod train;
@@ -70,6 +71,8 @@ enum Command {
     Inspect(inspect::Inspect),
     /// How fast each operation is, beside what this machine can do; or the loader
     Bench(bench::Bench),
+    /// Whether this machine computes right: every operation beside a plain one
+    Selftest(selftest::Selftest),
 }
 
 #[derive(Args, Clone)]
@@ -297,6 +300,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Pack(args) => pack::run(args),
         Command::Verify(args) => verify::run(args),
         Command::Inspect(args) => inspect::run(args),
+        Command::Selftest(args) => selftest::run(args),
         Command::Bench(args) => match args.other {
             Some(bench::Other::Loader(args)) => bench_loader::run(args),
             None => args.device.clone().run(args),

@@ -451,6 +451,7 @@ mod stand_in {
 
     fn run(place: &Place, variables: &[(&str, &str)], arguments: &str) -> Ran {
         let mut command = place.command(arguments);
+        command.env("ZFNET_SELFTEST", "0");
         Ran::new(arguments, command.envs(variables.iter().copied()).output().unwrap())
     }
 
@@ -482,6 +483,42 @@ mod stand_in {
         run(&place, &[], TRAIN).ok();
         let plain = run(&place, &turing, &TRAIN.replace("--out run", "--out turing")).ok();
         assert!(plain.stderr.contains("f32"), "{}", plain.stderr);
+    }
+
+    /// The kernels are tested the first time, and never again with the same build; where one is wrong
+    /// nothing is trained.
+    #[test]
+    #[ignore = "needs the stand-in for CUDA's driver"]
+    fn no_training_on_a_gpu_that_computes_wrong() {
+        let place = Place::new();
+        let cache = place.path("cache");
+        let with = |wrong: &str, arguments: &str| {
+            let variables = [
+                ("ZFNET_SELFTEST", "tiny.toml"),
+                ("XDG_CACHE_HOME", cache.to_str().unwrap()),
+                ("ZFNET_STANDIN_WRONG", wrong),
+            ];
+            run(&place, &variables, arguments)
+        };
+        for kernel in ["conv_forward_bf16_narrow", "maxpool_forward_bf16", "lrn_backward_5_bf16"] {
+            let words = ["wrong numbers", kernel, "zfnet selftest", "--kernels plain"];
+            with(kernel, TRAIN).refused(&words);
+            let listed = with(kernel, "selftest --device cuda --arch tiny.toml");
+            assert!(listed.stdout.contains(kernel), "{}", listed.stdout);
+            listed.refused(&["wrong numbers on this machine, in: bf16"]);
+        }
+        assert!(!place.path("run").exists());
+        assert!(!cache.exists(), "what fails is not remembered");
+        // The plain kernels do without the first of these, but not without pooling.
+        let plain = |out: &str| format!("{} --kernels plain", TRAIN.replace("--out run", out));
+        with("conv_forward_bf16_narrow", &plain("--out plain")).ok();
+        with("maxpool_forward_bf16", &plain("--out pooled")).ok(); // remembered for the plain ones
+        std::fs::remove_dir_all(&cache).unwrap();
+        with("maxpool_forward_bf16", &plain("--out pooled")).refused(&["maxpool_forward_bf16"]);
+        let first = with("", TRAIN).ok();
+        assert!(first.stderr.contains("testing this build's kernels"), "{}", first.stderr);
+        let second = with("", &TRAIN.replace("--out run", "--out again")).ok();
+        assert!(!second.stderr.contains("testing"), "{}", second.stderr);
     }
 
     #[test]

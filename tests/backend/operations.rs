@@ -293,23 +293,23 @@ fn convolutions_of_reals_are_close<B: Backend>(backend: &B) {
         let y = twin::conv(dims, &x, &weight, Some(&bias));
         let magnitude = twin::conv(dims, &abs_x, &abs_weight, Some(&abs_bias));
         let what = format!("forward of {conv:?}");
-        let storage = storage_eps(backend);
-        assert_close(&found.forward, &y, &magnitude, depth + 1, storage, &what);
-        assert_close(&found.in_full, &y, &magnitude, depth + 1, 0.0, &what);
+        assert_close(backend, &found.forward, &y, &magnitude, depth + 1, true, &what);
+        assert_close(backend, &found.in_full, &y, &magnitude, depth + 1, false, &what);
 
         // A pixel lies in at most R S windows.
         let depth = depth / (dims.c / dims.groups) as usize * (dims.k / dims.groups) as usize;
         let dx = twin::conv_data(dims, &dy, &weight);
         let magnitude = twin::conv_data(dims, &abs_dy, &abs_weight);
         let what = format!("backward data of {conv:?}");
-        assert_close(&found.data, &dx, &magnitude, depth, storage, &what);
+        assert_close(backend, &found.data, &dx, &magnitude, depth, true, &what);
 
         let depth = (dims.n * dims.p * dims.q) as usize;
         let gradient = twin::conv_filter(dims, &dy, &x);
         let magnitude = twin::conv_filter(dims, &abs_dy, &abs_x);
         for part in 0..2 {
             let what = format!("gradient of {conv:?}");
-            assert_close(&found.filter[part], &gradient[part], &magnitude[part], depth, 0.0, &what);
+            let (found, gradient) = (&found.filter[part], &gradient[part]);
+            assert_close(backend, found, gradient, &magnitude[part], depth, false, &what);
         }
     }
 }

@@ -14,6 +14,7 @@
 //   ZFNET_STANDIN_MEMORY      bytes of memory of a device, 16 GiB
 //   ZFNET_STANDIN_THREADS     OS threads that run kernels, one a core
 //   ZFNET_STANDIN_EARLY       if set: asynchronous copies land as early as they may
+//   ZFNET_STANDIN_WRONG       a kernel that computes wrong: a bit of what its first argument points at
 #include "cuda_cpu.h"
 #include <chrono>
 #include <deque>
@@ -395,6 +396,9 @@ int launch(Stream &stream, const Function &function, dim3 grid, dim3 block, unsi
             }
         }
         zfcpu::launch(kernel.name, grid, block, shared, [&] { kernel.call(places.data()); });
+        static const char *wrong = getenv("ZFNET_STANDIN_WRONG");
+        if (wrong && strcmp(wrong, kernel.name) == 0 && !touched.empty())
+            (*(unsigned char **)places[0])[1] ^= 0x40;
         for (Allocation *a : touched) {
             if (intact(*a)) continue;
             snprintf(what, sizeof what, "kernel %s: wrote beyond an allocation of %zu bytes", kernel.name, a->size);

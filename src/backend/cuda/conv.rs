@@ -110,6 +110,7 @@ fn library<'a>(
     let fast = backend.kernels == Kernels::Fast && dims.is_fully_connected();
     match &backend.blas {
         Some(blas) if fast && blas.prepare(direction, sizes(dims), operands(backend))? => {
+            backend.device.note("cuBLASLt");
             Ok(Some(blas))
         }
         _ => Ok(None),

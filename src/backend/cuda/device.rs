@@ -3,7 +3,7 @@
 //! Kernels run on one stream, in the order in which they are launched; batches are copied in on a
 //! second one. Memory is taken when a network is planned and never while its steps run.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::{CString, c_void};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -61,6 +61,8 @@ pub struct Device {
     /// tools like compute-sanitizer report.
     module_of: HashMap<&'static str, CUmodule>,
     functions: Mutex<HashMap<&'static str, Function>>,
+    /// The names of kernels that were launched, if somebody wants to know.
+    launched: Mutex<Option<BTreeSet<&'static str>>>,
     allocated_total: AtomicUsize,
     /// Pinned memory that is in no use now. To pin memory takes long, and to give it back waits for the
     /// GPU, which nobody may do while a step is recorded: so what a loader drops, in whichever thread,
@@ -161,9 +163,7 @@ impl Device {
             context.new_stream().map_err(failed("make a stream"))?,
         );
         let shared_memory = context
-            .attribute(
-                CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR,
-            )
+            .attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR)
             .map_err(failed("ask the GPU"))?
             .unsigned_abs();
         let mut device = Device {
@@ -174,6 +174,7 @@ impl Device {
             modules: Vec::new(),
             module_of: HashMap::new(),
             functions: Mutex::default(),
+            launched: Mutex::default(),
             allocated_total: AtomicUsize::new(0),
             unused_pinned: Mutex::default(),
         };
@@ -380,6 +381,7 @@ impl Device {
         arguments: &mut [*mut c_void],
     ) -> Result<()> {
         self.bind()?;
+        self.note(name);
         let function = self.function(name, launch.shared)?;
         let Launch { grid, block, shared } = launch;
         let (grid, block) = ((grid[0], grid[1], grid[2]), (block[0], block[1], block[2]));
@@ -387,6 +389,19 @@ impl Device {
         // SAFETY: the function is loaded; the rest is promised by the caller.
         unsafe { result::launch_kernel(function, grid, block, shared, stream, arguments) }
             .map_err(|error| Error::Backend(format!("CUDA: {name}: {}", describe(error))))
+    }
+
+    /// Notes that something is computed by this kernel or library, if somebody wants to know.
+    pub fn note(&self, name: &'static str) {
+        if let Some(names) = &mut *self.launched.lock().expect("no thread panicked here") {
+            names.insert(name);
+        }
+    }
+
+    /// What has been noted since the last call; nothing is before the first.
+    pub fn noted(&self) -> BTreeSet<&'static str> {
+        let mut launched = self.launched.lock().expect("no thread panicked here");
+        launched.replace(BTreeSet::new()).unwrap_or_default()
     }
 
     fn function(&self, name: &'static str, shared: u32) -> Result<CUfunction> {
@@ -625,6 +640,14 @@ fn describe(error: DriverError) -> String {
         text.map(|text| text.to_string_lossy().into_owned()).unwrap_or_default()
     };
     format!("{} ({})", text(error.error_string()), text(error.error_name()))
+}
+
+/// The driver: the CUDA version that it is for and, on Linux, what it says of itself.
+pub fn driver() -> String {
+    let cuda = driver_version().map(|(major, minor)| format!("CUDA {major}.{minor}"));
+    let own = std::fs::read_to_string("/proc/driver/nvidia/version").unwrap_or_default();
+    let own = own.lines().next().unwrap_or_default();
+    [cuda.unwrap_or_default().as_str(), own].join(" ").trim().to_owned()
 }
 
 /// The CUDA version that the driver is for: major, minor.

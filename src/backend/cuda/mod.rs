@@ -18,7 +18,11 @@ use device::{Device, Divisor, Launch, Memory, Pinned, failed, launch};
 use half::bf16;
 use rayon::prelude::*;
 
-pub use device::count as devices;
+pub use blas::present as has_cublaslt;
+pub use device::{count as devices, driver};
+
+/// Of the kernels and of what launches them: another where either has changed.
+pub const BUILD: &str = env!("ZFNET_CUDA_BUILD");
 
 use super::philox::keep_threshold;
 use super::{
@@ -181,6 +185,18 @@ impl CudaBackend {
     /// What multiplies the matrices of fully connected layers.
     pub fn gemm(&self) -> Gemm {
         if self.blas.is_some() { Gemm::CublasLt } else { Gemm::Own }
+    }
+
+    /// The GPU, for people: its name and compute capability.
+    pub fn gpu(&self) -> String {
+        let (major, minor) = self.device.capability();
+        format!("{} (compute capability {major}.{minor})", self.device.name())
+    }
+
+    /// The kernels and libraries that operations have used since the last call of this; the first call
+    /// begins the list.
+    pub fn kernels_used(&self) -> Vec<&'static str> {
+        self.device.noted().into_iter().collect()
     }
 
     fn allocate(&self, bytes: usize) -> Result<Memory> {

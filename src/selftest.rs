@@ -1,0 +1,531 @@
+//! Whether the operations give the right numbers on this machine: each of them on small integers, at
+//! the channel counts of the paper's networks, beside the same operation of a plain backend.
+//!
+//! What only adds, multiplies and compares has to be equal, but for the one rounding to storage; what
+//! takes roots or exponentials may be off by a few roundings. `cargo test` asks much more of every
+//! operation; this asks the machine at hand, and takes seconds.
+
+use crate::Result;
+use crate::backend::{
+    Backend, Crop, Dropout, InputDims, Lrn, Param, Peak, Precision, ReluRule, SeedUnit,
+    SgdConstants, StepState, Tensor,
+};
+use crate::model::{Architecture, Kind, Network};
+use crate::shape::{ConvDims, PoolDims, Shape, Windows};
+
+/// What the operands are.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Networks, by name or TOML file, whose layers are taken.
+    pub networks: Vec<String>,
+    /// Images at a time.
+    pub images: usize,
+    /// Rows and columns of a layer's output, at most: larger maps are cut to this.
+    pub map: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        // All kinds of kernels: AlexNet's first layer is larger, and it has groups; the small network has
+        // few classes.
+        let networks = ["zfnet", "alexnet", "zfnet-mini"].map(String::from).into();
+        Settings { networks, images: 2, map: 20 }
+    }
+}
+
+/// What was found of one result of one operation.
+#[derive(Clone, Debug)]
+pub struct Check {
+    /// Network and layer, as `zfnet/conv2`; empty for what belongs to no layer.
+    pub layer: String,
+    /// The operation, as [`Backend`] calls it, and which of its results.
+    pub operation: &'static str,
+    /// Values compared.
+    pub values: usize,
+    /// Values that are wrong.
+    pub wrong: usize,
+    /// The first of them: its index, what was found, and what was expected.
+    pub first: Option<(usize, f32, f32)>,
+}
+
+/// How a result is compared.
+#[derive(Clone, Copy)]
+enum Compared {
+    /// f32, equal.
+    Exact,
+    /// An activation: equal, once rounded to storage.
+    Stored,
+    /// An activation that may be off by this share of its value, and of one.
+    Close(f32),
+}
+
+/// A result of an operation on one backend.
+struct Outcome {
+    layer: String,
+    operation: &'static str,
+    values: Vec<f32>,
+    compared: Compared,
+}
+
+/// What the plain backend has computed, for all that are compared with it.
+pub struct Reference {
+    settings: Settings,
+    outcomes: Vec<Outcome>,
+}
+
+/// How far a convolution by Winograd's method, which adds transformed values, may be from an integer.
+const NEAREST: f32 = 0.25;
+
+impl Reference {
+    /// Computes every result on a backend whose sums of integers are exact, in f32.
+    ///
+    /// # Errors
+    /// If the backend fails.
+    pub fn new<B: Backend>(plain: &B, settings: Settings) -> Result<Self> {
+        assert_eq!(plain.precision(), Precision::F32, "of other results no rounding can be told");
+        let mut outcomes = Vec::new();
+        run(plain, &settings, |outcome| {
+            outcomes.push(outcome);
+            Ok(())
+        })?;
+        Ok(Reference { settings, outcomes })
+    }
+
+    /// Computes every result on another backend and compares. `exact` says whether its sums of
+    /// integers are exact, as they are but for Winograd's method. `observe` hears of each.
+    ///
+    /// # Errors
+    /// If the backend fails.
+    pub fn compare<B: Backend>(
+        &self,
+        backend: &B,
+        exact: bool,
+        mut observe: impl FnMut(&Check),
+    ) -> Result<Vec<Check>> {
+        let mut checks = Vec::new();
+        let mut expected = self.outcomes.iter();
+        run(backend, &self.settings, |found| {
+            let expected = expected.next().expect("the same operations");
+            let check = compare(backend, &found, expected, exact)?;
+            observe(&check);
+            checks.push(check);
+            Ok(())
+        })?;
+        Ok(checks)
+    }
+}
+
+fn compare<B: Backend>(
+    backend: &B,
+    found: &Outcome,
+    expected: &Outcome,
+    exact: bool,
+) -> Result<Check> {
+    assert_eq!(found.values.len(), expected.values.len(), "the same sizes");
+    let stored = match found.compared {
+        Compared::Exact => None,
+        Compared::Stored | Compared::Close(_) => {
+            // As the backend stores them.
+            let mut tensor = backend.activations(Shape::vector(expected.values.len()))?;
+            backend.upload(&mut tensor, &expected.values)?;
+            Some(download(backend, &tensor)?)
+        }
+    };
+    let storage = if backend.precision() == Precision::Bf16 { 1.01 / 128.0 } else { 0.0 };
+    let agree = |found_value: f32, value: f32| match found.compared {
+        Compared::Close(share) => {
+            (found_value - value).abs() <= share + (share + storage) * value.abs()
+        }
+        _ if exact || !found.operation.starts_with("conv_") => found_value == value,
+        _ => (found_value - value).abs() <= NEAREST.max(storage * value.abs()),
+    };
+    let values = stored.as_ref().unwrap_or(&expected.values);
+    let mut wrong =
+        found.values.iter().zip(values).enumerate().filter(|(_, (f, e))| !agree(**f, **e));
+    let first = wrong.next().map(|(index, (found, expected))| (index, *found, *expected));
+    let count = usize::from(first.is_some()) + wrong.count();
+    let (layer, operation) = (found.layer.clone(), found.operation);
+    Ok(Check { layer, operation, values: values.len(), wrong: count, first })
+}
+
+// ---- operands ----
+
+/// Small integers, the same for every backend.
+struct Integers(u64);
+
+impl Integers {
+    /// `count` integers from `-most` to `most`.
+    fn draw(&mut self, count: usize, most: i32) -> Vec<f32> {
+        let mut next = || {
+            // Knuth's constants; the high bits are the good ones.
+            self.0 = self
+                .0
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            (self.0 >> 33) as i32
+        };
+        (0..count).map(|_| (next() % (2 * most + 1) - most) as f32).collect()
+    }
+
+    /// An activation of integers from -2 to 2, whose sums of products f32 holds.
+    fn tensor<B: Backend>(&mut self, backend: &B, shape: Shape) -> Result<Tensor<B>> {
+        let mut tensor = backend.activations(shape)?;
+        backend.upload(&mut tensor, &self.draw(shape.len(), 2))?;
+        Ok(tensor)
+    }
+}
+
+/// An activation that an operation has to overwrite whole.
+fn unwritten<B: Backend>(backend: &B, shape: Shape) -> Result<Tensor<B>> {
+    let mut tensor = backend.activations(shape)?;
+    backend.upload(&mut tensor, &vec![f32::NAN; shape.len()])?;
+    Ok(tensor)
+}
+
+fn download<B: Backend>(backend: &B, tensor: &Tensor<B>) -> Result<Vec<f32>> {
+    let mut values = vec![0.0; tensor.shape().len()];
+    backend.download(&mut values, tensor)?;
+    Ok(values)
+}
+
+// ---- operations ----
+
+/// What operations are run in, and who hears of their results.
+struct Session<'a, B, F> {
+    backend: &'a B,
+    layer: String,
+    integers: Integers,
+    done: F,
+}
+
+/// Every operation of every layer, in an order that is the same on all backends.
+fn run<B: Backend>(
+    backend: &B,
+    settings: &Settings,
+    done: impl FnMut(Outcome) -> Result<()>,
+) -> Result<()> {
+    let mut session = Session { backend, layer: String::new(), integers: Integers(1), done };
+    let mut seen: Vec<String> = Vec::new();
+    for name in &settings.networks {
+        let network = Network::new(Architecture::find(name)?)?;
+        for layer in &network.layers {
+            session.layer = format!("{name}/{}", layer.name);
+            let images = settings.images;
+            // A kind of layer of the same sizes is the same code.
+            let sizes = match layer.kind {
+                Kind::Conv(conv) | Kind::FullyConnected(conv) => format!("{:?}", conv.dims),
+                Kind::MaxPool(pool) => format!("{:?}", pool.dims),
+                Kind::Lrn(lrn) => format!("{:?} of {}", lrn, layer.input.c),
+                _ => continue,
+            };
+            if seen.contains(&sizes) {
+                continue;
+            }
+            seen.push(sizes);
+            match layer.kind {
+                Kind::Conv(conv) => {
+                    session.convolution(&cut_conv(&conv.dims, images, settings.map))?
+                }
+                Kind::FullyConnected(conv) => session.convolution(&conv.dims.with_n(images))?,
+                Kind::MaxPool(pool) => {
+                    session.pooling(&cut_pool(&pool.dims, images, settings.map))?
+                }
+                Kind::Lrn(lrn) => {
+                    let side = layer.input.h.min(settings.map);
+                    session.normalisation(&lrn, Shape::new(images, side, side, layer.input.c))?;
+                }
+                _ => {}
+            }
+        }
+    }
+    session.layer.clear();
+    session.first_layer(settings)?;
+    session.pointwise(settings)?;
+    session.maps(settings)?;
+    session.update()
+}
+
+/// The convolution over a smaller map: the outputs at its top left.
+fn cut_conv(dims: &ConvDims, images: usize, map: usize) -> ConvDims {
+    let mut cut = dims.with_n(images);
+    cut_axis(&mut cut.p, &mut cut.h, dims.stride[0], dims.r, dims.pad[0], map);
+    cut_axis(&mut cut.q, &mut cut.w, dims.stride[1], dims.s, dims.pad[1], map);
+    cut
+}
+
+fn cut_pool(dims: &PoolDims, images: usize, map: usize) -> PoolDims {
+    let mut cut = dims.with_n(images);
+    cut_axis(&mut cut.p, &mut cut.h, dims.stride[0], dims.window[0], dims.pad[0], map);
+    cut_axis(&mut cut.q, &mut cut.w, dims.stride[1], dims.window[1], dims.pad[1], map);
+    cut
+}
+
+fn cut_axis(out: &mut u32, input: &mut u32, stride: u32, window: u32, pad: u32, map: usize) {
+    if *out as usize > map {
+        *out = map as u32;
+        *input = (*input).min((*out - 1) * stride + window - pad);
+    }
+}
+
+impl<B: Backend, F: FnMut(Outcome) -> Result<()>> Session<'_, B, F> {
+    fn report(
+        &mut self,
+        operation: &'static str,
+        values: Vec<f32>,
+        compared: Compared,
+    ) -> Result<()> {
+        (self.done)(Outcome { layer: self.layer.clone(), operation, values, compared })
+    }
+
+    fn activation(&mut self, operation: &'static str, tensor: &Tensor<B>) -> Result<()> {
+        let values = download(self.backend, tensor)?;
+        self.report(operation, values, Compared::Stored)
+    }
+
+    fn bytes(&mut self, operation: &'static str, bytes: &B::Bytes, len: usize) -> Result<()> {
+        let mut found = vec![0; len];
+        self.backend.download_bytes(&mut found, bytes)?;
+        let values = found.iter().map(|byte| f32::from(*byte)).collect();
+        self.report(operation, values, Compared::Exact)
+    }
+
+    fn convolution(&mut self, dims: &ConvDims) -> Result<()> {
+        let backend = self.backend;
+        let mut scratch = backend.scratch(&[*dims])?;
+        let x = self.integers.tensor(backend, dims.input())?;
+        let dy = self.integers.tensor(backend, dims.output())?;
+        let mut param = Param::weights(backend, dims)?;
+        backend.upload(&mut param.weight, &self.integers.draw(dims.filter().len(), 2))?;
+        backend.upload(&mut param.bias, &self.integers.draw(dims.k as usize, 2))?;
+        let (weight, bias) = (&param.weight, Some(&param.bias));
+
+        let mut y = unwritten(backend, dims.output())?;
+        backend.conv_forward(&mut y, &x, weight, bias, true, dims, &mut scratch)?;
+        self.activation("conv_forward", &y)?;
+        let mut logits = backend.zeros(dims.output())?;
+        backend.conv_forward(&mut logits, &x, weight, None, false, dims, &mut scratch)?;
+        let logits = download(backend, &logits)?;
+        self.report("conv_forward in f32", logits, Compared::Exact)?;
+
+        let mut dx = unwritten(backend, dims.input())?;
+        backend.conv_backward_data(&mut dx, &dy, weight, dims, &mut scratch)?;
+        self.activation("conv_backward_data", &dx)?;
+
+        let mut gradient = Param::zeros(backend, dims)?;
+        backend.conv_backward_filter(&mut gradient, &dy, &x, false, dims, &mut scratch)?;
+        let [weights, biases] = [&gradient.weight, &gradient.bias].map(|v| download(backend, v));
+        self.report("conv_backward_filter", weights?, Compared::Exact)?;
+        self.report("conv_backward_filter, bias", biases?, Compared::Exact)
+    }
+
+    /// The first convolution of the paper's network with the pooling behind it, as training runs it.
+    fn first_layer(&mut self, settings: &Settings) -> Result<()> {
+        let backend = self.backend;
+        let network = Network::new(Architecture::find("zfnet")?)?;
+        let [Kind::Conv(conv), _, Kind::MaxPool(pool)] = [0, 1, 2].map(|i| network.layers[i].kind)
+        else {
+            unreachable!("as the paper has it")
+        };
+        let map = settings.map.min(20);
+        let pool = &cut_pool(&pool.dims, settings.images, map.div_ceil(2));
+        let dims = &cut_conv(&conv.dims, settings.images, pool.h as usize);
+        self.layer = "zfnet/conv1".into();
+        let mut scratch = backend.scratch(&[*dims])?;
+        let x = self.integers.tensor(backend, dims.input())?;
+        let dy = self.integers.tensor(backend, pool.output())?;
+        let mut param = Param::weights(backend, dims)?;
+        backend.upload(&mut param.weight, &self.integers.draw(dims.filter().len(), 2))?;
+        let mut y = unwritten(backend, pool.output())?;
+        let mut switches = backend.bytes(pool.output().len())?;
+        let mut gradient = Param::zeros(backend, dims)?;
+        let Param { weight, bias } = &param;
+        if backend.supports_conv_pool(dims, pool) {
+            backend.prepare_conv_pool(&mut scratch, dims)?;
+            backend.conv_pool_forward(
+                &mut y,
+                &mut switches,
+                &x,
+                weight,
+                bias,
+                dims,
+                pool,
+                &mut scratch,
+            )?;
+            backend.conv_pool_backward_filter(
+                &mut gradient,
+                &dy,
+                &switches,
+                &x,
+                false,
+                dims,
+                pool,
+                &mut scratch,
+            )?;
+        } else {
+            let mut map = unwritten(backend, dims.output())?;
+            backend.conv_forward(&mut map, &x, weight, Some(bias), true, dims, &mut scratch)?;
+            backend.maxpool_forward(&mut y, &mut switches, &map, pool)?;
+            backend.maxpool_backward(&mut map, &dy, &switches, None, true, pool)?;
+            backend.conv_backward_filter(&mut gradient, &map, &x, false, dims, &mut scratch)?;
+        }
+        self.activation("conv_pool_forward", &y)?;
+        let [weights, biases] = [&gradient.weight, &gradient.bias].map(|v| download(backend, v));
+        self.report("conv_pool_backward_filter", weights?, Compared::Exact)?;
+        self.report("conv_pool_backward_filter, bias", biases?, Compared::Exact)?;
+        self.layer.clear();
+        Ok(())
+    }
+
+    fn pooling(&mut self, dims: &PoolDims) -> Result<()> {
+        let backend = self.backend;
+        let x = self.integers.tensor(backend, dims.input())?;
+        let dy = self.integers.tensor(backend, dims.output())?;
+        let mut y = unwritten(backend, dims.output())?;
+        let mut switches = backend.bytes(dims.output().len())?;
+        backend.maxpool_forward(&mut y, &mut switches, &x, dims)?;
+        self.activation("maxpool_forward", &y)?;
+        self.bytes("maxpool_forward, switches", &switches, dims.output().len())?;
+        let mut dx = unwritten(backend, dims.input())?;
+        backend.maxpool_backward(&mut dx, &dy, &switches, None, true, dims)?;
+        self.activation("maxpool_backward, gradient", &dx)?;
+        backend.maxpool_backward(&mut dx, &dy, &switches, None, false, dims)?;
+        self.activation("maxpool_backward, deconvnet", &dx)
+    }
+
+    fn normalisation(&mut self, lrn: &Lrn, shape: Shape) -> Result<()> {
+        let backend = self.backend;
+        let x = self.integers.tensor(backend, shape)?;
+        let dy = self.integers.tensor(backend, shape)?;
+        // So large a factor that neighbours count.
+        let lrn = &Lrn { alpha: 0.125, ..*lrn };
+        let mut y = unwritten(backend, shape)?;
+        backend.lrn_forward(&mut y, &x, lrn)?;
+        let values = download(backend, &y)?;
+        self.report("lrn_forward", values, Compared::Close(1e-5))?;
+        backend.lrn_backward(&mut y, &dy, &x, None, lrn)?;
+        let values = download(backend, &y)?;
+        self.report("lrn_backward", values, Compared::Close(1e-5))
+    }
+
+    fn pointwise(&mut self, settings: &Settings) -> Result<()> {
+        let backend = self.backend;
+        let shape = Shape::new(settings.images, 1, 1, 4096);
+        let y = self.integers.tensor(backend, shape)?;
+        let mut x = unwritten(backend, shape)?;
+        backend.relu_forward(&mut x, &y)?;
+        self.activation("relu_forward", &x)?;
+        for (operation, rule) in [
+            ("relu_backward, gradient", ReluRule { forward_mask: true, relu_down: false }),
+            ("relu_backward, deconvnet", ReluRule { forward_mask: false, relu_down: true }),
+        ] {
+            let mut dy = self.integers.tensor(backend, shape)?;
+            backend.relu_backward(&mut dy, &y, None, rule)?;
+            self.activation(operation, &dy)?;
+        }
+        let mut state = backend.state()?;
+        let step = StepState { seed: 7, step: 3, first_sample: 5, learning_rate: 0.25 };
+        backend.set_state(&mut state, step)?;
+        let dropout = Dropout { rate: 0.5, layer: 6 };
+        backend.dropout(&mut x, &y, &dropout, &state)?;
+        self.activation("dropout", &x)?;
+
+        let rows = settings.images.min(8);
+        let classes = Shape::new(rows, 1, 1, 1000);
+        let mut logits = backend.zeros(classes)?;
+        backend.upload(&mut logits, &self.integers.draw(classes.len(), 4))?;
+        let labels: Vec<u32> = (0..rows as u32).map(|row| row * 97).collect();
+        let mut indices = backend.indices(rows)?;
+        backend.upload_indices(&mut indices, &labels)?;
+        let mut losses = backend.zeros(Shape::vector(rows))?;
+        let mut dlogits = unwritten(backend, classes)?;
+        backend.softmax_cross_entropy(
+            &mut losses,
+            &mut dlogits,
+            &logits,
+            &indices,
+            1.0,
+            &mut state,
+        )?;
+        let losses = download(backend, &losses)?;
+        self.report("softmax_cross_entropy", losses, Compared::Close(1e-5))?;
+        let values = download(backend, &dlogits)?;
+        self.report("softmax_cross_entropy, gradient", values, Compared::Close(1e-5))
+    }
+
+    /// The input, and what looks at maps and cuts windows out of them.
+    fn maps(&mut self, settings: &Settings) -> Result<()> {
+        let backend = self.backend;
+        let (side, size) = (40u32, 32u32);
+        let images = settings.images;
+        let pixels: Vec<u8> = self
+            .integers
+            .draw(images * (side * side * 3) as usize, 127)
+            .iter()
+            .map(|value| (value + 127.0) as u8)
+            .collect();
+        let mut bytes = backend.bytes(pixels.len())?;
+        backend.upload_bytes(&mut bytes, &pixels)?;
+        let crops: Vec<Crop> = (0..images as u32)
+            .map(|image| Crop { image, y: image % 9, x: (image * 3 + 1) % 9, mirror: image % 2 })
+            .collect();
+        let mut places = backend.crops(images)?;
+        backend.upload_crops(&mut places, &crops)?;
+        let mut mean = backend.zeros(Shape::new(1, side as usize, side as usize, 3))?;
+        backend.upload(&mut mean, &self.integers.draw((side * side * 3) as usize, 100))?;
+        let mut inverse_std = backend.zeros(Shape::vector(3))?;
+        backend.upload(&mut inverse_std, &[1.0, 0.5, 2.0])?;
+        let dims = InputDims { side, scale: 1.0, order: [2, 1, 0] };
+        let mut x = unwritten(backend, Shape::new(images, size as usize, size as usize, 3))?;
+        backend.input(&mut x, &bytes, &places, &mean, &inverse_std, &dims)?;
+        self.activation("input", &x)?;
+
+        let shape = Shape::new(images, 13, 13, 256);
+        let x = self.integers.tensor(backend, shape)?;
+        let mut peaks = vec![Peak { value: 0.0, position: 0 }; images * 256];
+        backend.channel_max(&mut peaks, &x)?;
+        let peaks = peaks.iter().flat_map(|peak| [peak.value, peak.position as f32]).collect();
+        self.report("channel_max", peaks, Compared::Exact)?;
+        let mut sums = vec![0.0; images * 256];
+        backend.channel_sum(&mut sums, &x)?;
+        self.report("channel_sum", sums, Compared::Exact)?;
+        let units: Vec<SeedUnit> = (0..images as u32)
+            .map(|n| SeedUnit { map: n * 31 % 256, y: n % 13, x: n * 5 % 13, value: 3.0 })
+            .collect();
+        let mut dy = unwritten(backend, shape)?;
+        backend.scatter_units(&mut dy, &units)?;
+        self.activation("scatter_units", &dy)?;
+
+        let windows = Windows { map: [13, 13], size: [5, 4], start: [-2, -1], jump: [1, 1] };
+        let mut corners = backend.indices(2 * images)?;
+        let pairs: Vec<u32> =
+            (0..images as u32).flat_map(|n| [n % 13, (n * 7 + 12) % 13]).collect();
+        backend.upload_indices(&mut corners, &pairs)?;
+        let mut cut = unwritten(backend, windows.shape(images, 256))?;
+        backend.gather_windows(&mut cut, &x, None, &corners, &windows)?;
+        self.activation("gather_windows", &cut)?;
+        let mut cut = self.integers.tensor(backend, windows.shape(images, 256))?;
+        backend.zero_out_of_bounds(&mut cut, &corners, &windows)?;
+        self.activation("zero_out_of_bounds", &cut)
+    }
+
+    /// The update, with constants of which every product is exact.
+    fn update(&mut self) -> Result<()> {
+        let backend = self.backend;
+        let shape = Shape::new(96, 7, 7, 3);
+        let mut state = backend.state()?;
+        let step = StepState { seed: 0, step: 0, first_sample: 0, learning_rate: 0.25 };
+        backend.set_state(&mut state, step)?;
+        let [mut w, mut v] = [backend.weights(shape)?, backend.zeros(shape)?];
+        let mut g = backend.zeros(shape)?;
+        for tensor in [&mut w, &mut v, &mut g] {
+            backend.upload(tensor, &self.integers.draw(shape.len(), 9))?;
+        }
+        let constants = SgdConstants { momentum: 0.5, weight_decay: 0.25 };
+        backend.sgd_step(&mut w, &mut v, &g, &constants, &state)?;
+        let values = download(backend, &w)?;
+        self.report("sgd_step", values, Compared::Exact)?;
+        backend.limit_rms(&mut w, 2.0, &state)?;
+        let values = download(backend, &w)?;
+        self.report("limit_rms", values, Compared::Close(1e-5))
+    }
+}
