@@ -1,0 +1,131 @@
+"""Counts the instructions of kernels in what `cuobjdump -sass` prints: for each kernel those on the way
+from its begin to its end, and those of each loop on it.
+
+A way is the shortest one that writes to global memory, so that neither an early exit counts nor what a
+rare value needs. The body of a loop is the shortest way from its head back to it; listed are those on the
+way, and those that read global memory or multiply matrices. The model of a step
+(expect_step.py) multiplies loops by their trips; check-kernels.sh holds the counts.
+"""
+
+import heapq
+import re
+import sys
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Loop:
+    head: int  # index of its first instruction
+    back: int  # and of the branch back
+    body: int  # instructions of a trip
+    on_way: bool  # whether the way takes it once
+    ops: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class Kernel:
+    name: str
+    way: int  # instructions, each loop on it counted once
+    loops: list[Loop]
+    total: int
+
+    def executed(self, trips: list[float]) -> float:
+        """Instructions of a thread (or warp) whose loops, in their order, take so many trips in all."""
+        loops = zip(trips, self.loops, strict=True)
+        return self.way + sum((n - loop.on_way) * loop.body for n, loop in loops)
+
+
+def shortest(edges, costs, start: int) -> tuple[dict[int, int], dict[int, int]]:
+    """Cost from `start` to every instruction, itself included, and where each was come from."""
+    found, before, queue = {}, {}, [(costs[start], start, -1)]
+    while queue:
+        cost, at, from_ = heapq.heappop(queue)
+        if at in found:
+            continue
+        found[at], before[at] = cost, from_
+        for to in edges[at]:
+            if to not in found:
+                heapq.heappush(queue, (cost + costs[to], to, at))
+    return found, before
+
+
+def analyse(name: str, lines: list[tuple[int, str]]) -> Kernel:
+    index = {address: i for i, (address, _) in enumerate(lines)}
+    forward, backward = [[] for _ in lines], []
+    for i, (_, text) in enumerate(lines):
+        always = not text.startswith("@")
+        op = re.sub(r"^@!?U?P\w+\s+", "", text)
+        target = re.search(r"\b(?:BRA|CALL\S*)\b.*?0x([0-9a-f]+)", op)
+        ends = op.startswith(("EXIT", "RET", "BRA")) and always and " P" not in op.split(";")[0]
+        if target and op.startswith("BRA"):
+            to = index.get(int(target[1], 16))
+            if to is not None and to > i:
+                forward[i].append(to)
+            elif to is not None and to != i:  # a branch to itself pads the end
+                backward.append((to, i))
+        if not ends and i + 1 < len(lines):
+            forward[i].append(i + 1)
+    costs = [0 if text.startswith("NOP") else 1 for _, text in lines]
+    from_start, _ = shortest(forward, costs, 0)
+    stores = [i for i, (_, text) in enumerate(lines) if "STG" in text or "RED" in text]
+    exits = [i for i, (_, text) in enumerate(lines) if re.match(r"(@!?U?P\w+ +)?EXIT", text)]
+    reverse = [[] for _ in lines]
+    for i, targets in enumerate(forward):
+        for to in targets:
+            reverse[to].append(i)
+    best = None
+    for store in stores:
+        if store not in from_start:
+            continue
+        on, _ = shortest(forward, costs, store)
+        ends = [on[e] for e in exits if e in on]
+        if ends:
+            cost = from_start[store] + min(ends) - costs[store]
+            if best is None or cost < best[0]:
+                best = (cost, store)
+    if best is None:
+        return Kernel(name, len(lines), [], len(lines))
+    # The way itself, to see which loops are on it.
+    _, before = shortest(forward, costs, 0)
+    way, at = set(), best[1]
+    while at != -1:
+        way.add(at)
+        at = before[at]
+    on, after = shortest(forward, costs, best[1])
+    at = min((e for e in exits if e in on), key=lambda e: on[e])
+    while at != -1:
+        way.add(at)
+        at = after[at]
+    loops = []
+    for head, back in sorted(set(backward)):
+        cost, before = shortest(forward, costs, head)
+        if back not in cost:
+            continue
+        ops, at = {}, back
+        while at != -1:
+            op = re.sub(r"^@!?U?P\w+\s+", "", lines[at][1]).split()[0].split(".")[0].rstrip(";")
+            ops[op] = ops.get(op, 0) + 1
+            at = before[at]
+        on_way = head in way and back in way
+        if on_way or ops.keys() & {"HMMA", "LDG"}:
+            loops.append(Loop(head, back, cost[back], on_way, ops))
+    return Kernel(name, best[0], loops, sum(costs))
+
+
+def parse(text: str) -> dict[str, Kernel]:
+    kernels, name, lines = {}, None, []
+    for line in [*text.splitlines(), "Function : "]:
+        if "Function : " in line:
+            if name:
+                kernels[name] = analyse(name, lines)
+            name, lines = line.split("Function : ")[1].strip(), []
+        elif found := re.match(r"\s*/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;", line):
+            lines.append((int(found[1], 16), found[2]))
+    return kernels
+
+
+if __name__ == "__main__":
+    for kernel in parse(sys.stdin.read()).values():
+        shown = [(loop.body, loop.on_way, loop.ops.get("HMMA", 0), loop.ops.get("LDG", 0)) for loop in kernel.loops]
+        loops = " ".join(f"{body}{'' if on else '*'}:{mma}mma:{ldg}ldg" for body, on, mma, ldg in shown)
+        print(f"{kernel.name:<40} {kernel.total:>6} {kernel.way:>6}  {loops}")
