@@ -216,7 +216,7 @@ impl OnDevice for Train {
             save_steps: self.save_steps,
             save_interval: Duration::from_secs(60 * u64::from(self.save_minutes)),
             keep: usize::from(self.keep),
-            workers: usize::from(self.read.workers),
+            workers: self.read.workers(backend),
             stop: &stop,
         };
         if self.dry_run {
