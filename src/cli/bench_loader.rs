@@ -8,7 +8,7 @@ use clap::Args;
 use serde::Serialize;
 use zfnet::bench::loader::{LoaderRow, Settings, What, copy_gbytes, example, measure};
 
-use super::{IoName, grouped, output};
+use super::{IoName, MOST_WORKERS, grouped, output};
 
 #[derive(Args)]
 pub struct BenchLoader {
@@ -18,7 +18,7 @@ pub struct BenchLoader {
     data: Vec<PathBuf>,
     /// Numbers of threads that read and decode, separated by commas; each is a row [default: 1, 2, 4 and so on up to
     /// all cores]
-    #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=256))]
+    #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=i64::from(MOST_WORKERS)))]
     workers: Vec<u16>,
     /// Rates of training in images/s, separated by commas: print about how many cores feed each
     #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..))]
@@ -117,7 +117,7 @@ pub fn run(args: BenchLoader) -> Result<ExitCode> {
 /// 1, 2, 4 and so on, and the number of cores.
 fn up_to(cores: usize) -> Vec<usize> {
     let doubled = std::iter::successors(Some(1), |n| Some(2 * n)).take_while(|n| *n < cores);
-    doubled.chain([cores]).take_while(|n| *n <= 256).collect()
+    doubled.chain([cores]).take_while(|n| *n <= MOST_WORKERS.into()).collect()
 }
 
 fn print(row: &LoaderRow) -> Result<()> {

@@ -92,11 +92,14 @@ impl BareArgs {
     }
 }
 
+/// The most threads that a loader may have.
+const MOST_WORKERS: u16 = 256;
+
 /// How images are read.
 #[derive(Args, Clone)]
 struct ReadArgs {
     /// Threads that read and decode images [default: 2, or with a GPU as many as there are cores, up to 32]
-    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=256))]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=i64::from(MOST_WORKERS)))]
     workers: Option<u16>,
     /// Fraction of files that cannot be read as images before the command stops
     #[arg(long, default_value_t = 0.01)]

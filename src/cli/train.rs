@@ -23,7 +23,7 @@ use super::inspect::table_of;
 use super::progress::Progress;
 use super::signals::{signal_code, stop_on_signals};
 use super::study::evolution::EvolutionArgs;
-use super::{BareArgs, DeviceArgs, OnDevice, ReadArgs, output};
+use super::{BareArgs, DeviceArgs, MOST_WORKERS, OnDevice, ReadArgs, output};
 
 #[derive(Args)]
 pub struct Train {
@@ -352,12 +352,13 @@ impl Input {
         }
         let mut lifts = Vec::new();
         let wanted = (times * self.workers as f64).ceil() as usize;
-        if self.workers < self.cores {
+        let cores = self.cores.min(MOST_WORKERS.into());
+        if self.workers < cores {
             lifts.push(match wanted {
-                n if n <= self.cores => format!("about {n} threads (--workers {n})"),
+                n if n <= cores => format!("about {n} threads (--workers {n})"),
                 n => format!(
                     "about {n} threads; this machine has cores for {0} (--workers {0})",
-                    self.cores
+                    cores
                 ),
             });
         }
