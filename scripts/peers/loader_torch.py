@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Image files to training crops with PyTorch's usual parts: the peers of `zfnet bench loader`.
+"""Image files to training crops with PyTorch's usual parts: the peers of `zfnet bench loader --size 224`.
 
     loader_torch.py DIR [--seconds 5] [--resize 256] [--size 224] [--batch 128] [--workers 1]
 

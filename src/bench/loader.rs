@@ -30,8 +30,8 @@ use crate::{Error, Result};
 pub enum What {
     /// One thread reads squares into memory.
     Square,
-    /// The loader's threads read batches as training does; whoever takes them crops and mirrors each
-    /// square into a batch, u8 `[n, size, size, 3]`.
+    /// The loader's threads read batches as training does. What training does with them then, crops and
+    /// mean, is the backend's work and part of a step; but see [`Settings::size`].
     Batch,
 }
 
@@ -40,8 +40,9 @@ pub enum What {
 pub struct Settings {
     /// Rows and columns of the squares.
     pub side: usize,
-    /// Rows and columns of the crops.
-    pub size: usize,
+    /// Rows and columns of crops that whoever takes the batches cuts and mirrors into a batch of their own, u8
+    /// `[n, size, size, 3]`, as loaders of other programs do; none are cut for `None`.
+    pub size: Option<usize>,
     /// Images of a batch.
     pub batch: usize,
     /// Threads of the loader.
@@ -59,7 +60,9 @@ pub struct Settings {
 pub struct LoaderRow {
     /// `loader/NAME/square` or `loader/NAME/batch/WORKERS`, with `/cold` where it is.
     pub id: String,
-    /// Images of a pass.
+    /// Threads of the loader, of a row of batches.
+    pub workers: Option<usize>,
+    /// Images of a pass that are counted.
     pub images: usize,
     /// Images a second: of a thread, or of all of them together.
     pub images_per_second: f64,
@@ -69,10 +72,15 @@ pub struct LoaderRow {
     pub gbytes: f64,
     /// Share that those are of what one thread copies in memory: what raw squares are measured by.
     pub share: f64,
+    /// Of a row of batches: its rate as a share of what as many threads would read at the rate that one has in the
+    /// row of the same data with the fewest.
+    pub linear: Option<f64>,
 }
 
-/// Batches of a pass, at least.
-const BATCHES: usize = 10;
+/// Batches of a pass that are counted, at least.
+const BATCHES: usize = 4;
+/// And at least so many of each thread.
+const ROUNDS: usize = 4;
 
 /// Bytes a second that one thread copies from one large piece of memory to another, in GB.
 pub fn copy_gbytes() -> f64 {
@@ -104,8 +112,6 @@ pub fn measure(
         set.images(Split::Train, options).map(Arc::new)
     };
     let mut images = open()?;
-    let preprocess = Preprocess::named("paper", settings.size, settings.side)?;
-    preprocess.check()?;
     let mut times = Vec::new();
     let begun = Instant::now();
     let (mut pass, mut seen) = (0, 0);
@@ -118,71 +124,101 @@ pub fn measure(
             drop(files);
             images = open()?;
         }
-        let mut order = permutation(1, pass, images.len());
-        if what == What::Batch {
-            // So many batches that the loader's start does not count for much.
-            order = order.repeat((BATCHES * settings.batch).div_ceil(images.len()));
-        }
-        seen = order.len();
-        let start = Instant::now();
-        match what {
-            What::Square => squares(&images, &order)?,
-            What::Batch => batches(&images, order, &preprocess, settings)?,
-        }
-        times.push(start.elapsed().as_secs_f64());
+        let order = permutation(1, pass, images.len());
+        let (counted, seconds) = match what {
+            What::Square => squares(&images, order, settings)?,
+            What::Batch => batches(&images, order, settings)?,
+        };
+        seen = counted;
+        times.push(seconds / counted as f64);
         pass += 1;
     }
     let spread = Spread::of(times.split_off(1));
-    let rate = seen as f64 / spread.median;
+    let rate = 1.0 / spread.median;
     let gbytes = rate * images.bytes_per_image() as f64 / 1e9;
-    let (kind, cold) = match what {
-        What::Square => (String::from("square"), settings.cold),
-        What::Batch => (format!("batch/{}", settings.workers), settings.cold),
+    let (kind, workers) = match what {
+        What::Square => (String::from("square"), None),
+        What::Batch => (format!("batch/{}", settings.workers), Some(settings.workers)),
     };
     Ok(LoaderRow {
-        id: format!("loader/{name}/{kind}{}", if cold { "/cold" } else { "" }),
+        id: format!("loader/{name}/{kind}{}", if settings.cold { "/cold" } else { "" }),
+        workers,
         images: seen,
         images_per_second: rate,
         spread: spread.quartiles,
         gbytes,
         share: gbytes / copy,
+        linear: None,
     })
+}
+
+impl LoaderRow {
+    /// Images a second of one thread of a row of batches.
+    pub fn rate_of_one(&self) -> Option<f64> {
+        self.workers.map(|workers| self.images_per_second / workers as f64)
+    }
+
+    /// Sets [`LoaderRow::linear`], beside the row of the fewest threads.
+    pub fn compare_with(&mut self, fewest: &LoaderRow) {
+        self.linear = self.rate_of_one().zip(fewest.rate_of_one()).map(|(one, base)| one / base);
+    }
 }
 
 /// Squares that are kept at a time, as in a batch, so that they do not stay in the nearest cache.
 const PLACES: usize = 128;
 
-fn squares(images: &Images, order: &[u32]) -> Result<()> {
+fn squares(images: &Images, mut order: Vec<u32>, settings: &Settings) -> Result<(usize, f64)> {
     let mut scratch = Scratch::default();
     let len = images.bytes_per_image();
     let mut places = vec![0; PLACES * len];
+    order.truncate(BATCHES * settings.batch);
+    let start = Instant::now();
     for (i, &index) in order.iter().enumerate() {
         let square = &mut places[i % PLACES * len..][..len];
         images.read_good(index as usize, &mut scratch, square)?;
     }
-    Ok(())
+    Ok((order.len(), start.elapsed().as_secs_f64()))
 }
 
-fn batches(
-    images: &Arc<Images>,
-    order: Vec<u32>,
-    preprocess: &Preprocess,
-    settings: &Settings,
-) -> Result<()> {
-    let Preprocess { size, resize: side, .. } = *preprocess;
-    let mut out = vec![0; settings.batch * size * size * 3];
-    let plan = BatchPlan::new(order, settings.batch, Bad::Replace);
-    let mut loader = Loader::new(images.clone(), plan, settings.workers);
-    while let Some(batch) = loader.next_batch()? {
-        let squares = batch.pixels().chunks_exact(side * side * 3);
-        for (i, (square, out)) in squares.zip(out.chunks_exact_mut(size * size * 3)).enumerate() {
-            let crop = training_crop(Crops::Random, preprocess, 0, 0, batch.first + i, 0);
-            cut(square, side, crop, size, out);
+/// Images that were counted, and the seconds that they took.
+fn batches(images: &Arc<Images>, order: Vec<u32>, settings: &Settings) -> Result<(usize, f64)> {
+    let Settings { batch: batch_size, workers, .. } = *settings;
+    // The start is not counted, when all threads begin at once and the ring's memory is touched first. What is
+    // counted are whole rounds, since threads that began together hand over together.
+    let skipped = if settings.cold { 0 } else { (2 * workers).max(workers + 2) };
+    let counted = BATCHES.max(ROUNDS * workers).next_multiple_of(workers);
+    let wanted = (skipped + counted) * batch_size;
+    let mut order = order.repeat(wanted.div_ceil(order.len()));
+    order.truncate(wanted);
+
+    let crops = match settings.size {
+        Some(size) => Some(Preprocess::named("paper", size, settings.side)?),
+        None => None,
+    };
+    crops.iter().try_for_each(Preprocess::check)?;
+    let mut out = vec![0; settings.size.map_or(0, |size| batch_size * size * size * 3)];
+    let plan = BatchPlan::new(order, batch_size, Bad::Replace);
+    let mut start = Instant::now();
+    let mut loader = Loader::new(images.clone(), plan, workers);
+    for number in 1.. {
+        let Some(batch) = loader.next_batch()? else { break };
+        if let Some(preprocess) = &crops {
+            let Preprocess { size, resize: side, .. } = *preprocess;
+            let squares = batch.pixels().chunks_exact(side * side * 3);
+            for (i, (square, out)) in squares.zip(out.chunks_exact_mut(size * size * 3)).enumerate()
+            {
+                let crop = training_crop(Crops::Random, preprocess, 0, 0, batch.first + i, 0);
+                cut(square, side, crop, size, out);
+            }
+            std::hint::black_box(&mut out);
         }
-        std::hint::black_box(&mut out);
+        std::hint::black_box(batch.pixels());
         loader.recycle(batch);
+        if number == skipped {
+            start = Instant::now();
+        }
     }
-    Ok(())
+    Ok((counted * batch_size, start.elapsed().as_secs_f64()))
 }
 
 /// Cuts a crop out of a square, mirrored if it says so.

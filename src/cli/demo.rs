@@ -276,5 +276,5 @@ fn bare() -> BareArgs {
 }
 
 fn read_args() -> ReadArgs {
-    ReadArgs { workers: 1, max_bad: 0.0, cache_mb: 2048, io: None }
+    ReadArgs { workers: Some(1), max_bad: 0.0, cache_mb: 2048, io: None }
 }

@@ -98,7 +98,7 @@ fn measure<B: Backend>(backend: &B, args: &Eval) -> Result<Evaluation> {
     let total = candidates.iter().map(|candidate| candidate.images.len()).sum();
     let (mut progress, mut done) = (Progress::new(), 0);
     let never = AtomicUsize::new(0);
-    let workers = usize::from(args.models.read.workers);
+    let workers = args.models.read.workers(backend);
     let result = error_rates(backend, &candidates, args.crops.into(), workers, &never, |images| {
         done += images;
         progress.show("evaluate", done, total, "");

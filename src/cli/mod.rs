@@ -95,12 +95,15 @@ impl BareArgs {
     }
 }
 
+/// The most threads that a loader may have.
+const MOST_WORKERS: u16 = 256;
+
 /// How images are read.
 #[derive(Args, Clone)]
 struct ReadArgs {
-    /// Threads that read and decode images
-    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=256))]
-    workers: u16,
+    /// Threads that read and decode images [default: 2, or with a GPU as many as there are cores, up to 32]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=i64::from(MOST_WORKERS)))]
+    workers: Option<u16>,
     /// Fraction of files that cannot be read as images before the command stops
     #[arg(long, default_value_t = 0.01)]
     max_bad: f64,
@@ -113,6 +116,18 @@ struct ReadArgs {
 }
 
 impl ReadArgs {
+    /// Threads of the loader.
+    fn workers<B: Backend>(&self, backend: &B) -> usize {
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        match self.workers {
+            Some(workers) => workers.into(),
+            // A device that works beside the cores leaves them to the loader. Each thread has a batch of its own in
+            // memory, hence the limit.
+            None if backend.batches_in_flight() > 1 => cores().clamp(2, 32),
+            None => 2,
+        }
+    }
+
     fn options(&self, side: usize) -> Result<ReadOptions> {
         if !(0.0..=1.0).contains(&self.max_bad) {
             bail!("--max-bad: expected a share from 0 to 1, found {}", self.max_bad);

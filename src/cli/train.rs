@@ -12,6 +12,7 @@ use zfnet::bench::Benchmark;
 use zfnet::data::Split;
 use zfnet::data::folder::check_output;
 use zfnet::data::set::DataSet;
+use zfnet::data::shard::manifest::Form;
 use zfnet::human_bytes;
 use zfnet::model::{Architecture, ExternalConfig, LayerSpec, Network};
 use zfnet::study::learnt::changes;
@@ -22,7 +23,7 @@ use super::inspect::table_of;
 use super::progress::Progress;
 use super::signals::{signal_code, stop_on_signals};
 use super::study::evolution::EvolutionArgs;
-use super::{BareArgs, DeviceArgs, OnDevice, ReadArgs, output};
+use super::{BareArgs, DeviceArgs, MOST_WORKERS, OnDevice, ReadArgs, output};
 
 #[derive(Args)]
 pub struct Train {
@@ -40,7 +41,8 @@ pub struct Train {
     /// Stop after so many steps in all [default: after the last epoch]
     #[arg(long)]
     max_steps: Option<u32>,
-    /// Print what the training will need (memory, steps, time, from a few trial steps) and write nothing
+    /// Print what the training will need (memory, steps, time, from a few trial steps) and which of steps and input is
+    /// the limit, and write nothing
     #[arg(long)]
     dry_run: bool,
     /// Seed of initialization, order of images, crops and dropout
@@ -214,7 +216,7 @@ impl OnDevice for Train {
             save_steps: self.save_steps,
             save_interval: Duration::from_secs(60 * u64::from(self.save_minutes)),
             keep: usize::from(self.keep),
-            workers: usize::from(self.read.workers),
+            workers: self.read.workers(backend),
             stop: &stop,
         };
         if self.dry_run {
@@ -311,7 +313,82 @@ fn print_dry_run<B: Backend>(backend: &B, job: &Job<'_>) -> Result<ExitCode> {
         duration(epoch),
         duration(steps as f64 * seconds_per_step)
     ))?;
+    let input = Input {
+        side: job.train.side(),
+        form: job.train.shards().map(|shards| shards.form()),
+        images: job.train.len() + job.val.len(),
+        kept: job.train.kept_bytes() > 0,
+        workers: job.workers,
+        cores: std::thread::available_parallelism().map_or(1, usize::from),
+    };
+    output::line(format_args!(
+        "alone       steps {:.0} images/s, input {:.0} images/s by {} worker(s) on {} cores",
+        needs.step_rate, needs.input_rate, input.workers, input.cores
+    ))?;
+    output::line(format_args!("limit       {}", input.limit(needs.step_rate, needs.input_rate)))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What the advice on a training's input depends on.
+struct Input {
+    /// Rows and columns of the squares.
+    side: usize,
+    /// How images lie in shards, if they do.
+    form: Option<Form>,
+    /// Images of the set.
+    images: usize,
+    /// Whether training images are kept in memory once they have been read.
+    kept: bool,
+    workers: usize,
+    cores: usize,
+}
+
+impl Input {
+    /// Which of steps and input is the limit, by the rates of each alone, and what lifts it.
+    fn limit(&self, step_rate: f64, input_rate: f64) -> String {
+        let times = step_rate / input_rate.max(1e-9);
+        if times <= 1.0 {
+            return format!("the steps: the input could feed {:.1} times as many", 1.0 / times);
+        }
+        let mut lifts = Vec::new();
+        let wanted = (times * self.workers as f64).ceil() as usize;
+        let cores = self.cores.min(MOST_WORKERS.into());
+        if self.workers < cores {
+            lifts.push(match wanted {
+                n if n <= cores => format!("about {n} threads (--workers {n})"),
+                n => format!(
+                    "about {n} threads; this machine has cores for {0} (--workers {0})",
+                    cores
+                ),
+            });
+        }
+        let Input { side, form, .. } = *self;
+        let smaller = match form {
+            Some(Form::Resized { side: packed, .. }) => packed as usize > side,
+            Some(Form::Raw { .. }) => false,
+            Some(Form::Kept) | None => true,
+        };
+        if smaller {
+            lifts.push(format!("smaller images (`zfnet pack --resize {side}`)"));
+        }
+        let is_raw = matches!(form, Some(Form::Raw { side: packed }) if packed as usize == side);
+        if !is_raw {
+            lifts.push(format!(
+                "images that are decoded already (`zfnet pack --raw --resize {side}`, {})",
+                human_bytes((3 * side * side).next_multiple_of(4096).saturating_mul(self.images))
+            ));
+        }
+        let lifts = match lifts.as_slice() {
+            [] => String::from("a faster disk or more memory for its cache"),
+            lifts => lifts.join(", or "),
+        };
+        let first = if self.kept {
+            " of the first epoch, since images are then kept in memory (--cache-mb)"
+        } else {
+            ""
+        };
+        format!("the input{first}: steps could take {times:.1} times as many; that takes {lifts}")
+    }
 }
 
 /// Seconds, for people.
@@ -422,5 +499,41 @@ impl Display {
             }
             _ => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILES: Input =
+        Input { side: 256, form: None, images: 1000, kept: false, workers: 2, cores: 16 };
+
+    #[test]
+    fn the_slower_of_the_two_is_the_limit() {
+        let limit = |step, input| FILES.limit(step, input);
+        assert_eq!(limit(100.0, 250.0), "the steps: the input could feed 2.5 times as many");
+        assert!(limit(100.0, 0.0).starts_with("the input: "));
+        assert!(limit(250.0, 100.0).starts_with("the input: steps could take 2.5 times as many"));
+    }
+
+    #[test]
+    fn the_limit_is_lifted_by_what_is_not_there_yet() {
+        let form = |form| Input { form: Some(form), ..FILES }.limit(300.0, 100.0);
+        for (limit, wanted, unwanted) in [
+            (FILES.limit(300.0, 100.0), ["--workers 6", "--resize 256`", "--raw"], "disk"),
+            (FILES.limit(3000.0, 100.0), ["about 60 threads", "--workers 16", "--raw"], "disk"),
+            (form(Form::Kept), ["--workers 6", "--resize 256`", "--raw"], "disk"),
+            (form(Form::Resized { side: 256, quality: 90 }), ["--workers 6"; 3], "pack --resize"),
+            (form(Form::Raw { side: 256 }), ["--workers 6"; 3], "zfnet pack"),
+            (form(Form::Raw { side: 512 }), ["pack --raw --resize 256"; 3], "disk"),
+            (Input { workers: 16, ..FILES }.limit(300.0, 100.0), ["--raw"; 3], "--workers"),
+            (Input { kept: true, ..FILES }.limit(300.0, 100.0), ["--cache-mb"; 3], "disk"),
+        ] {
+            assert!(wanted.iter().all(|part| limit.contains(part)), "{wanted:?} in {limit}");
+            assert!(!limit.contains(unwanted), "{unwanted} in {limit}");
+        }
+        let raw = Input { form: Some(Form::Raw { side: 256 }), workers: 16, ..FILES };
+        assert!(raw.limit(300.0, 100.0).ends_with("a faster disk or more memory for its cache"));
     }
 }

@@ -547,7 +547,9 @@ mod stand_in {
     fn a_dry_run_foretells() {
         let place = Place::new();
         let told = run(&place, &[], &format!("{TRAIN} --dry-run")).ok().stdout;
-        for word in ["parameters", "memory", "wanted", "free", "would fit", "steps", "ms a step"] {
+        for word in
+            ["parameters", "memory", "wanted", "free", "would fit", "steps", "ms a step", "limit"]
+        {
             assert!(told.contains(word), "{word} in {told}");
         }
         assert!(!place.path("run").exists(), "a dry run writes nothing");

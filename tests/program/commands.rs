@@ -234,7 +234,32 @@ fn a_dry_run_foretells_and_writes_nothing() {
     assert_eq!(line("parameters").split_whitespace().nth(1), Some(&*parameters.to_string()));
     assert!(line("steps").contains("4 an epoch, 16 in all, of 4 epochs"), "{told}");
     assert!(line("memory").contains("wanted") && line("time").contains("ms a step"), "{told}");
+    let rates: Vec<f64> = line("alone").split_whitespace().filter_map(|w| w.parse().ok()).collect();
+    let [steps, input, workers, _cores] = rates[..] else { panic!("{told}") };
+    assert!(steps > 0.0 && input > 0.0 && workers == 2.0, "{told}");
+    let limit = if steps > input { "the input" } else { "the steps" };
+    assert!(steps == input || line("limit").contains(limit), "{told}");
     assert!(!place.path("run").exists());
+    // A batch larger than the set, and more threads than it has batches.
+    let odd = "train --data data --arch tiny.toml --out run --dry-run --batch-size 4096 --workers 9 --cache-mb 0";
+    let told = place.run(odd).ok().stdout;
+    assert!(told.contains("limit  "), "{told}");
+}
+
+#[test]
+fn the_loader_is_measured_by_threads() {
+    let place = Place::new();
+    let bench = "bench loader --data data --side 20 --batch 8 --seconds 0";
+    let json = place.run(&format!("{bench} --workers 2,1,2 --size 16 --json")).json();
+    let rows = json["rows"].as_array().unwrap();
+    let of = |key: &str| rows.iter().map(|row| row[key].clone()).collect::<Vec<_>>();
+    assert_eq!(of("id"), ["loader/data/square", "loader/data/batch/1", "loader/data/batch/2"]);
+    assert!(of("images_per_second").iter().all(|rate| rate.as_f64().unwrap() > 0.0), "{json}");
+    assert!(rows[1]["linear"].is_null() && rows[2]["linear"].as_f64().unwrap() > 0.0, "{json}");
+    let told = place.run(&format!("{bench} --target 37000")).ok().stdout;
+    assert!(told.contains("37,000 images/s: about ") && told.contains("extrapolated"), "{told}");
+    assert_eq!(place.run(&format!("{bench} --workers 0")).code, Some(2));
+    place.run(&format!("{bench} --size 21")).refused(&["--size 21"]);
 }
 
 #[test]

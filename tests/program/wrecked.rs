@@ -240,7 +240,8 @@ fn limits_on_memory_are_known_beforehand() {
     let ran = place.run_limited("ulimit -v 2000000", &format!("{TRAIN} --out run --dry-run")).ok();
     let free = ran.stdout.split("wanted, ").nth(1).unwrap().split(" free").next().unwrap();
     let gigabytes: f64 = free.strip_suffix(" GB").unwrap().parse().unwrap();
-    assert!(gigabytes < 2.0, "{}", ran.stdout);
+    // The limit is 2.048 GB; how much of it the threads' memory has taken by then is a matter of chance.
+    assert!(gigabytes <= 2.05, "{}", ran.stdout);
     assert!(ran.stdout.contains("for images that are kept (--cache-mb)"), "{}", ran.stdout);
 }
 

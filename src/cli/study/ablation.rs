@@ -53,7 +53,7 @@ impl OnDevice for Ablation {
         let stop = stop_on_signals()?;
         let out = make_folder(&self.out)?;
         let mut session = Session::new(backend).kept_in(&out);
-        session.workers = usize::from(self.read.workers);
+        session.workers = self.read.workers(backend);
         session.fact("Data", shown(&self.data));
         let mut display = Display::new(epochs);
         let mut left = Left { begun: None, before: 0.0, share: 0.0 };

@@ -40,7 +40,7 @@ impl OnDevice for Ensemble {
         let out = make_folder(&self.out)?;
         let mut progress = Progress::new();
         let mut session = watched(backend, &out, &mut progress);
-        session.workers = usize::from(args.read.workers);
+        session.workers = args.read.workers(backend);
         let split = Split::from(args.split).name();
         session.fact("Data", format!("{}, {split}", shown(&args.data)));
         let found = run(&mut session, &candidates)?;

@@ -91,7 +91,7 @@ impl OnDevice for Evolution {
             make_folder(&out)?; // now that all that was asked for is there
             let followed = TrackedMaps { images, root: &self.data, chosen };
             let mut session = watched(backend, &out, &mut progress);
-            session.workers = usize::from(self.read.workers);
+            session.workers = self.read.workers(backend);
             session.facts = facts(backend, &model, &self.run, &self.data)?;
             let found = run(&mut session, &model, &followed, &out, state.epoch, state.step)?;
             written = Some(finish(session, &out, report::evolution::write(&out, &found))?);

@@ -108,7 +108,7 @@ impl OnDevice for Features {
             split,
             chosen: self.choose.chosen(&model.network)?,
             rule: self.rule,
-            workers: usize::from(self.read.workers),
+            workers: self.read.workers(backend),
             facts: Vec::new(),
             status: None,
         };

@@ -54,7 +54,7 @@ impl OnDevice for Filters {
         let out = self.study.out(&STUDY)?;
         let mut progress = Progress::new();
         let mut session = watched(backend, &out, &mut progress);
-        session.workers = usize::from(self.read.workers);
+        session.workers = self.read.workers(backend);
         let data = match &self.data {
             Some(root) => format!("{}, {}", shown(root), Split::from(self.split).name()),
             None => "none: dead maps and the grid in layer 2 need --data".into(),

@@ -38,7 +38,7 @@ impl OnDevice for Learnt {
         let out = self.study.out(&STUDY)?;
         let mut progress = Progress::new();
         let mut session = self.study.session(backend, &model, &out, &mut progress)?;
-        session.workers = usize::from(self.read.workers);
+        session.workers = self.read.workers(backend);
         session.fact("Images", format!("{}, {}", shown(&self.data), split.name()));
         let found = run(&mut session, model, &images)?;
         let page = finish(session, &out, report::learnt::write(&out, &found))?;

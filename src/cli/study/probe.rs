@@ -54,7 +54,7 @@ impl OnDevice for Probe {
         let out = self.study.out(&STUDY)?;
         let mut progress = Progress::new();
         let mut session = self.study.session(backend, &model, &out, &mut progress)?;
-        session.workers = usize::from(self.read.workers);
+        session.workers = self.read.workers(backend);
         session.fact("Data", shown(&self.data));
         let found = run(&mut session, &model, &settings, &data)
             .with_context(|| self.data.display().to_string())?;

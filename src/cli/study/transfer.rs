@@ -101,7 +101,7 @@ impl OnDevice for Transfer {
         };
         let mut progress = Progress::new();
         let mut session = self.study.session(backend, &model, &out, &mut progress)?;
-        session.workers = usize::from(self.read.workers);
+        session.workers = self.read.workers(backend);
         session.fact("Data", shown(&self.data));
         let found = run(&mut session, &model, &settings, &data, seen.as_ref())?;
         let page = finish(session, &out, report::transfer::write(&out, &found))?;
