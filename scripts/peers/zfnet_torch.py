@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """ZFNet in PyTorch: the peer that `zfnet` is measured against. It is not part of the program.
 
-    zfnet_torch.py bench --batch 128 256 1024 --precision bf16 [--compile] --json
+    zfnet_torch.py bench --batch 128 256 1024 --precision bf16 [--compile [MODE]] --json
     zfnet_torch.py train --data DIR --arch zfnet-mini
     zfnet_torch.py eval --checkpoint RUN/best/model.safetensors --data DIR
     zfnet_torch.py inspect --arch zfnet
 
-`train` and `eval` print what `zfnet eval --json` prints. Network and recipe are read from the same
+`bench --json` prints one object a line, each as soon as it is measured, so that what is stopped has
+said what it knows. `train` and `eval` print what `zfnet eval --json` prints. Network and recipe are read from the same
 TOML files (src/model/presets), so that there is one description, not two. Where PyTorch's
 conventions differ from the paper's:
 
@@ -15,7 +16,7 @@ conventions differ from the paper's:
 * PyTorch divides the LRN's alpha by the window's size, the paper does not, so it is given
   alpha * size.
 
-Needs Python 3.11 and PyTorch; `train` and `eval` need Pillow too.
+Needs Python 3.10 and PyTorch; `train` and `eval` need Pillow too.
 """
 
 import argparse
@@ -27,7 +28,6 @@ import os
 import statistics
 import sys
 import time
-import tomllib
 from multiprocessing import Pool
 from pathlib import Path
 
@@ -35,9 +35,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+try:
+    import tomllib
+except ImportError:  # Python 3.10; pip has one
+    from pip._vendor import tomli as tomllib
+
 PRESETS = Path(__file__).resolve().parents[2] / "src" / "model" / "presets"
 
-# As in src/train/recipe.rs: what a description leaves out.
+# As in crates/core/src/recipe.rs: what a description leaves out.
 RECIPE = {
     "init": "normal",
     "init_std": 0.01,
@@ -46,8 +51,8 @@ RECIPE = {
     "weight_decay": 5e-4,
     "bias_decay": True,
     "schedule": "plateau",
-    "steps": [],
-    "factor": 0.1,
+    "milestones": [],
+    "gamma": 0.1,
     "patience": 5,
     "epochs": 70,
     "batch_size": 128,
@@ -55,6 +60,8 @@ RECIPE = {
     "crops": "ten",
     "rms_limit": 0.1,
 }
+# Modes of torch.compile. `reduce-overhead` records CUDA graphs, `max-autotune` also tries kernels.
+MODES = ["default", "reduce-overhead", "max-autotune"]
 # Flags that take the place of the recipe's values are called as those of `zfnet train`.
 FLAGS = {"init": "--init-weights", "crops": "--train-crops"}
 
@@ -74,7 +81,7 @@ def architecture(name_or_file, flags):
 
 
 def windows(size, kernel, stride, before, after, rounding):
-    """Number of windows along an axis (src/shape.rs)."""
+    """Number of windows along an axis (crates/core/src/shape.rs)."""
     free = size + before + after - kernel
     if rounding == "floor":
         return free // stride + 1
@@ -244,6 +251,7 @@ class Step:
             fused=self.device.type == "cuda",
         )
         self.loss, self.limit = self.loss_of, limit_rms
+        self.compiled = bool(args.compile)
         if args.compile:
             self.loss = torch.compile(self.loss_of, mode=args.compile)
             self.limit = torch.compile(limit_rms)
@@ -253,6 +261,8 @@ class Step:
             return F.cross_entropy(self.network(x).float(), labels)
 
     def __call__(self, x, labels):
+        if self.compiled:  # what recorded graphs of the last step have made may be overwritten
+            torch.compiler.cudagraph_mark_step_begin()
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.loss(x, labels)
         loss.backward()
@@ -281,17 +291,15 @@ def bench(args):
     """Images a second of training steps on inputs that lie ready on the device."""
     description = architecture(args.arch, args)
     device = torch.device(args.device)
-    rows = []
     for batch in args.batch:
         row = bench_step(description, batch, device, args)
-        rows.append(row)
-        if not args.json:
+        if args.json:
+            print(json.dumps(row | {"device": device_name(device), **versions()}), flush=True)
+        else:
             rate = f"{row['images_per_second']:10.1f} images/s"
             print(f"{row['id']:<50} {row['milliseconds']:9.3f} ms {rate}", flush=True)
         if device.type == "cuda":
             torch.cuda.empty_cache()
-    if args.json:
-        print(json.dumps({"device": device_name(device), **versions(), "rows": rows}, indent=2))
 
 
 def bench_step(description, batch, device, args):
@@ -530,8 +538,8 @@ def train(args):
             break
         waited, best = (0, error) if error < best else (waited + 1, best)
         plateau = recipe["schedule"] == "plateau" and waited >= recipe["patience"]
-        if plateau or (recipe["schedule"] == "step" and epoch in recipe["steps"]):
-            rate, waited = rate * recipe["factor"], 0
+        if plateau or (recipe["schedule"] == "step" and epoch in recipe["milestones"]):
+            rate, waited = rate * recipe["gamma"], 0
             step.set_rate(rate)
     print(json.dumps(evaluate(network, val, step.cast, 10)))
 
@@ -625,8 +633,8 @@ def main():
             "--compile",
             nargs="?",
             const="default",
-            metavar="MODE",
-            help="torch.compile, in this mode",
+            choices=MODES,
+            help="torch.compile, in this mode [without one: default]",
         )
         one.add_argument(
             "--lrn",

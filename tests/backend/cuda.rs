@@ -4,7 +4,8 @@
 //! The operations themselves are tested with those of the other backends.
 
 use crate::common::{
-    Random, Samples, all_weights, bits, host_params, indices, norm, random_params, values,
+    Random, Samples, all_weights, bits, gpu_options, host_params, indices, norm, random_params,
+    values,
 };
 use zfnet::backend::cpu::CpuBackend;
 use zfnet::backend::cuda::{self, CudaBackend, Gemm, Kernels, Options};
@@ -44,7 +45,7 @@ const SMALL: &str = r#"
 const PRECISIONS: [Precision; 3] = [Precision::F32, Precision::Tf32, Precision::Bf16];
 
 fn in_precision(precision: Precision) -> CudaBackend {
-    gpu(Options { precision: Some(precision), ..Options::default() })
+    gpu(gpu_options(precision, Kernels::Fast))
 }
 
 fn gpu(options: Options) -> CudaBackend {

@@ -9,6 +9,8 @@ pub mod place;
 pub mod program;
 pub mod twin;
 
+#[cfg(feature = "cuda")]
+use zfnet::backend::cuda::{Gemm, Kernels, Options};
 use zfnet::backend::{Backend, BackendId, Crop, Param, Precision, Tensor};
 use zfnet::model::{Architecture, ConvSpec, FcSpec, LayerSpec, Network, Params, Preprocess};
 use zfnet::shape::{ConvDims, PoolDims, Rounding, Shape, windows};
@@ -71,14 +73,25 @@ macro_rules! on_gpu {
         on_backend!(
             #[ignore = "needs an NVIDIA GPU"]
             $name,
-            zfnet::backend::cuda::CudaBackend::new(zfnet::backend::cuda::Options {
-                precision: Some(zfnet::backend::Precision::$precision),
-                kernels: zfnet::backend::cuda::Kernels::$kernels,
-                ..Default::default()
-            }),
+            zfnet::backend::cuda::CudaBackend::new(crate::common::gpu_options(
+                zfnet::backend::Precision::$precision,
+                zfnet::backend::cuda::Kernels::$kernels,
+            )),
             $($test),*
         );
     };
+}
+
+/// The first GPU. Fully connected layers go through cuBLASLt if it is installed, but with
+/// ZFNET_TEST_GEMM=own through our own kernels: a sanitizer takes minutes to load the library.
+#[cfg(feature = "cuda")]
+pub fn gpu_options(precision: Precision, kernels: Kernels) -> Options {
+    let gemm = match std::env::var("ZFNET_TEST_GEMM").as_deref() {
+        Ok("own") => Some(Gemm::Own),
+        Err(std::env::VarError::NotPresent) => None,
+        other => panic!("ZFNET_TEST_GEMM: expected own, found {other:?}"),
+    };
+    Options { precision: Some(precision), kernels, gemm, ..Options::default() }
 }
 
 /// SplitMix64: small, and the same everywhere.

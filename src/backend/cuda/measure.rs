@@ -80,16 +80,17 @@ impl CudaBackend {
             Precision::Tf32 => ("peak_tf32", threads / 32.0 * OF_A_WARP * 8.0),
             Precision::Bf16 => ("peak_bf16", threads / 32.0 * OF_A_WARP * 16.0),
         };
-        // Doubled until a run is long enough to be timed, whatever the machine.
-        let mut rounds = 16u32;
+        // Raised until a run is long enough to be timed, whatever the machine.
+        let mut rounds = 1u32;
         loop {
             let times = self.seconds(&mut || {
                 launch!(self.device, kernel, Launch::blocks(blocks), out.pointer(), rounds)
             })?;
-            if shortest(&times) > 2e-3 || rounds > 1 << 20 {
-                return Ok(2.0 * of_a_round * f64::from(rounds) / shortest(&times));
+            let seconds = shortest(&times);
+            if seconds > 2e-3 || rounds > 1 << 20 {
+                return Ok(2.0 * of_a_round * f64::from(rounds) / seconds);
             }
-            rounds *= 2;
+            rounds = (f64::from(rounds) * (3e-3 / seconds).clamp(2.0, 64.0)) as u32;
         }
     }
 
