@@ -9,51 +9,83 @@
 
 namespace sgd {
 
-constexpr unsigned N = 4; // values of a thread
+constexpr unsigned N = 4;     // values of a thread
+constexpr unsigned MOST = 16; // tensors of a launch
+
+// A tensor that is updated. Blocks first_block and on are its own, up to the next tensor's.
+struct Update {
+    float *w;
+    bf16 *copy; // null, or w in bf16
+    float *v;
+    const float *g;
+    size_t len;
+    float momentum, decay;
+    unsigned first_block, unused;
+};
+struct Updates { Update of[MOST]; unsigned count, unused; };
+
+// A tensor of filters, a block each.
+struct Limit {
+    float *w;
+    bf16 *copy; // null, or w in bf16
+    unsigned per_filter;
+    float limit;
+    unsigned first_block, unused;
+};
+struct Limits { Limit of[MOST]; unsigned count, unused; };
+
+// Whose block this is.
+template <class Tensors> __device__ __forceinline__ const auto &tensor_of(const Tensors &tensors) {
+    unsigned i = tensors.count - 1;
+    while (tensors.of[i].first_block > blockIdx.x) i--; // the first begins at 0
+    return tensors.of[i];
+}
 
 } // namespace sgd
 
-// sgd_step: w, v and g [len], copy [len] or null. Grid ceil(len / 1024) or more, block 256.
-extern "C" __global__ void sgd_step(float *w, bf16 *copy, float *v, const float *g, size_t len,
-                                    float momentum, float decay, const StepState *state) {
+// sgd_step: every tensor [len], `first_block`s ascending from 0, ceil(len / 1024) blocks each.
+// Grid the sum of these, block 256.
+extern "C" __global__ void sgd_step(sgd::Updates updates, const StepState *state) {
     constexpr unsigned N = sgd::N;
-    size_t first = global_index() * N;
-    if (first >= len || state->halted) return;
-    Pack<float, N> weights = load_pack<N>(w, first, len), velocities = load_pack<N>(v, first, len);
-    Pack<float, N> gradients = load_pack<N>(g, first, len);
+    const sgd::Update &t = sgd::tensor_of(updates);
+    size_t first = ((size_t)(blockIdx.x - t.first_block) * blockDim.x + threadIdx.x) * N;
+    if (first >= t.len || state->halted) return;
+    Pack<float, N> weights = load_pack<N>(t.w, first, t.len);
+    Pack<float, N> velocities = load_pack<N>(t.v, first, t.len);
+    Pack<float, N> gradients = load_pack<N>(t.g, first, t.len);
     Pack<bf16, N> rounded;
     float rate = state->rate;
     for (unsigned i = 0; i < N; i++) {
         float weight = weights.of[i];
-        float velocity = momentum * velocities.of[i] + (gradients.of[i] + decay * weight);
+        float velocity = t.momentum * velocities.of[i] + (gradients.of[i] + t.decay * weight);
         weight -= rate * velocity;
         velocities.of[i] = velocity;
         weights.of[i] = weight;
         rounded.of[i] = narrow<bf16>(weight);
     }
-    store_pack(v, first, len, velocities);
-    store_pack(w, first, len, weights);
-    if (copy) store_pack(copy, first, len, rounded);
+    store_pack(t.v, first, t.len, velocities);
+    store_pack(t.w, first, t.len, weights);
+    if (t.copy) store_pack(t.copy, first, t.len, rounded);
 }
 
-// limit_rms: w [filters, per_filter], copy the same or null; the copy is up to date before.
-// Grid filters, block 256.
-extern "C" __global__ void limit_rms(float *w, bf16 *copy, unsigned per_filter, float limit,
-                                     const StepState *state) {
+// limit_rms: every tensor [filters, per_filter]; the copies are up to date before. `first_block`s
+// ascending from 0. Grid all filters, block 256.
+extern "C" __global__ void limit_rms(sgd::Limits limits, const StepState *state) {
     if (state->halted) return;
-    size_t first = (size_t)blockIdx.x * per_filter;
+    const sgd::Limit &t = sgd::tensor_of(limits);
+    size_t first = (size_t)(blockIdx.x - t.first_block) * t.per_filter;
     double squares = 0;
-    for (size_t i = threadIdx.x; i < per_filter; i += blockDim.x) {
-        squares += (double)w[first + i] * w[first + i];
+    for (size_t i = threadIdx.x; i < t.per_filter; i += blockDim.x) {
+        squares += (double)t.w[first + i] * t.w[first + i];
     }
     squares = block_reduce(squares, [](double a, double b) { return a + b; });
-    double rms = sqrt(squares / per_filter);
-    if (!(rms > limit)) return;
-    float factor = (float)(limit / rms);
-    for (size_t i = threadIdx.x; i < per_filter; i += blockDim.x) {
-        float weight = w[first + i] * factor;
-        w[first + i] = weight;
-        if (copy) copy[first + i] = narrow<bf16>(weight);
+    double rms = sqrt(squares / t.per_filter);
+    if (!(rms > t.limit)) return;
+    float factor = (float)(t.limit / rms);
+    for (size_t i = threadIdx.x; i < t.per_filter; i += blockDim.x) {
+        float weight = t.w[first + i] * factor;
+        t.w[first + i] = weight;
+        if (t.copy) t.copy[first + i] = narrow<bf16>(weight);
     }
 }
 

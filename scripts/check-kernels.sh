@@ -4,8 +4,8 @@
 #
 #     scripts/check-kernels.sh [FOLDER]        FOLDER: kernels
 #
-# Fails on a warning of nvcc or ptxas, on a register spill, and where a kernel that is meant for
-# tensor cores is missing or has no instruction for them.
+# Fails on a warning of nvcc or ptxas, on a register spill, where a kernel that is meant for tensor cores
+# is missing or has no instruction for them, and where one has more instructions than are recorded.
 set -euo pipefail
 
 # Kernels that must use tensor cores: the name, and the operand type that their MMA instructions
@@ -127,6 +127,7 @@ for source in "$folder"/*.cu; do
   cat "$work/$name.resources" >>"$work/resources"
 
   # Each kernel's MMA instructions: kernel, chip, instruction with its types.
+  cuobjdump -sass -arch sm_90a "$work/$name.fatbin" >>"$work/sass" || true # what fails is told below
   for chip in $chips; do
     cuobjdump -sass -arch "$chip" "$work/$name.fatbin" | awk -v chip="$chip" '
       /Function : / { kernel = $NF }
@@ -135,6 +136,18 @@ for source in "$folder"/*.cu; do
   done
 done
 [ "$found" -gt 0 ] || fail "no .cu file in $folder"
+
+# Instructions: of each kernel no more than are recorded for it, and 3 %. KERNEL_INSTRUCTIONS=write records
+# those of today.
+recorded=$(dirname "$0")/kernel-instructions.tsv
+if [ "${KERNEL_INSTRUCTIONS:-}" = write ]; then
+  {
+    echo "# Of kernels for sm_90a by nvcc 13.0: the kernel, instructions on its way, and in its loops (sass.py)."
+    python3 "$(dirname "$0")/sass.py" <"$work/sass"
+  } >"$recorded"
+elif ! python3 "$(dirname "$0")/sass.py" "$recorded" <"$work/sass"; then
+  fail "kernels with more instructions than scripts/kernel-instructions.tsv records"
+fi
 
 while read -r kernel type; do
   [ -n "$kernel" ] || continue

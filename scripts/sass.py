@@ -3,11 +3,12 @@ from its begin to its end, and those of each loop on it.
 
 A way is the shortest one that writes to global memory, so that neither an early exit counts nor what a
 rare value needs. The body of a loop is the shortest way from its head back to it; listed are those on the
-way, and those that read global memory or multiply matrices. The model of a step
-(expect_step.py) multiplies loops by their trips; check-kernels.sh holds the counts.
+way, and those that read global memory or multiply matrices. `expected-step` multiplies
+loops by their trips; `check-kernels.sh` holds the counts.
 """
 
 import heapq
+import math
 import re
 import sys
 from dataclasses import dataclass, field
@@ -17,7 +18,8 @@ from dataclasses import dataclass, field
 class Loop:
     head: int  # index of its first instruction
     back: int  # and of the branch back
-    body: int  # instructions of a trip
+    body: int  # instructions of a trip, the shortest
+    span: int  # all between its head and its end
     on_way: bool  # whether the way takes it once
     ops: dict[str, int] = field(default_factory=dict)
 
@@ -108,7 +110,7 @@ def analyse(name: str, lines: list[tuple[int, str]]) -> Kernel:
             at = before[at]
         on_way = head in way and back in way
         if on_way or ops.keys() & {"HMMA", "LDG"}:
-            loops.append(Loop(head, back, cost[back], on_way, ops))
+            loops.append(Loop(head, back, cost[back], sum(costs[head : back + 1]), on_way, ops))
     return Kernel(name, best[0], loops, sum(costs))
 
 
@@ -124,8 +126,31 @@ def parse(text: str) -> dict[str, Kernel]:
     return kernels
 
 
+def row(kernel: Kernel) -> tuple[str, int, int]:
+    """What is held of a kernel: its way, and what lies in its loops that read memory or multiply."""
+    inside = sum(loop.span for loop in kernel.loops if loop.ops.keys() & {"HMMA", "LDG"})
+    return kernel.name, kernel.way, inside
+
+
+def main() -> None:
+    """`sass.py` prints what is held of every kernel; `sass.py FILE` fails where one of them has more than that
+    file says."""
+    rows = [row(kernel) for kernel in parse(sys.stdin.read()).values()]
+    if len(sys.argv) == 1:
+        for name, way, inside in sorted(rows):
+            print(f"{name}\t{way}\t{inside}")
+        return
+    lines = [line.split("\t") for line in open(sys.argv[1]).read().splitlines() if not line.startswith("#")]
+    most = {name: (int(way), int(inside)) for name, way, inside in lines}
+    faults = []
+    for name, *found in rows:
+        limits = [math.floor(1.03 * limit) + 4 for limit in most.get(name, (-5, -5))]
+        if any(count > limit for count, limit in zip(found, limits)):
+            faults.append(f"{name}: {found[0]} instructions and {found[1]} in loops, recorded are {most.get(name)}")
+    for fault in faults:
+        print(fault, file=sys.stderr)
+    sys.exit(1 if faults else 0)
+
+
 if __name__ == "__main__":
-    for kernel in parse(sys.stdin.read()).values():
-        shown = [(loop.body, loop.on_way, loop.ops.get("HMMA", 0), loop.ops.get("LDG", 0)) for loop in kernel.loops]
-        loops = " ".join(f"{body}{'' if on else '*'}:{mma}mma:{ldg}ldg" for body, on, mma, ldg in shown)
-        print(f"{kernel.name:<40} {kernel.total:>6} {kernel.way:>6}  {loops}")
+    main()

@@ -124,6 +124,20 @@ impl<B: Backend> Batch<B> {
     }
 }
 
+/// A tensor's part of an update.
+pub struct Update<'a, B: Backend> {
+    /// The weights.
+    pub w: &'a mut Tensor<B>,
+    /// Their momentum.
+    pub v: &'a mut Tensor<B>,
+    /// Their gradient.
+    pub g: &'a Tensor<B>,
+    /// Constants of [`Backend::sgd_step`].
+    pub constants: SgdConstants,
+    /// Limit of [`Backend::limit_rms`], if there is one.
+    pub rms_limit: Option<f32>,
+}
+
 mod sealed {
     /// Keeps [`Backend`](super::Backend) to this crate, so that it can gain operations.
     pub trait Sealed {}
@@ -479,6 +493,17 @@ pub trait Backend: sealed::Sealed + Send + Sync + Sized + 'static {
         constants: &SgdConstants,
         state: &Self::State,
     ) -> Result<()>;
+
+    /// [`Backend::sgd_step`] of several tensors, then [`Backend::limit_rms`] of those with a limit.
+    fn update(&self, updates: &mut [Update<'_, Self>], state: &Self::State) -> Result<()> {
+        for Update { w, v, g, constants, rms_limit } in updates {
+            self.sgd_step(w, v, g, constants, state)?;
+            if let Some(limit) = *rms_limit {
+                self.limit_rms(w, limit, state)?;
+            }
+        }
+        Ok(())
+    }
 
     /// Scales every filter whose root mean square is above `limit` down to it ("feature scale
     /// clipping", section 3 of the paper), unless updates by this state are halted.

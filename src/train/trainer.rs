@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use crate::backend::{Backend, Batch, Crop, Param, SgdConstants, StepState};
+use crate::backend::{Backend, Batch, Crop, SgdConstants, StepState, Update};
 use crate::data::loader;
 use crate::model::{BackwardOptions, Model, Normaliser, Params, Purpose, Rule, Workspace};
 use crate::shape::Shape;
@@ -304,15 +304,25 @@ impl<'a, B: Backend> Trainer<'a, B> {
         let state = &self.workspace.state;
         let layers = self.model.params.layers.iter_mut().zip(&mut self.momentum.layers);
         let layers = layers.zip(&self.gradients.layers).zip(&self.model.network.layers);
+        let mut updates = Vec::new();
         for (((w, v), g), layer) in layers {
             let (Some(w), Some(v), Some(g)) = (w, v, g) else { continue };
-            let Param { weight, bias } = w;
-            backend.sgd_step(weight, &mut v.weight, &g.weight, &decaying, state)?;
-            backend.sgd_step(bias, &mut v.bias, &g.bias, of_bias, state)?;
-            if layer.rms_limit() > 0.0 {
-                backend.limit_rms(weight, layer.rms_limit(), state)?;
-            }
+            let limit = layer.rms_limit();
+            updates.push(Update {
+                w: &mut w.weight,
+                v: &mut v.weight,
+                g: &g.weight,
+                constants: decaying,
+                rms_limit: (limit > 0.0).then_some(limit),
+            });
+            updates.push(Update {
+                w: &mut w.bias,
+                v: &mut v.bias,
+                g: &g.bias,
+                constants: *of_bias,
+                rms_limit: None,
+            });
         }
-        Ok(())
+        backend.update(&mut updates, state)
     }
 }

@@ -9,6 +9,7 @@ mod conv;
 mod device;
 mod measure;
 mod plan;
+mod update;
 
 use std::any::Any;
 use std::sync::{Arc, Mutex};
@@ -27,7 +28,7 @@ pub const BUILD: &str = env!("ZFNET_CUDA_BUILD");
 use super::philox::keep_threshold;
 use super::{
     Backend, BackendId, Batch, Crop, Dropout, HostMemory, InputDims, Lrn, Param, Peak, Precision,
-    ReluRule, SeedUnit, SgdConstants, StepState, Tensor,
+    ReluRule, SeedUnit, SgdConstants, StepState, Tensor, Update,
 };
 use crate::shape::{ConvDims, PoolDims, Shape, Windows};
 use crate::{Error, Result};
@@ -934,35 +935,17 @@ impl Backend for CudaBackend {
         constants: &SgdConstants,
         state: &Memory,
     ) -> Result<()> {
-        check(&[(w.shape(), v.shape()), (w.shape(), g.shape())]);
-        let len = w.shape().len();
-        launch!(
-            self.device,
-            "sgd_step",
-            Launch::per_value(len.div_ceil(4)),
-            w.buffer.values(),
-            w.buffer.copy(),
-            v.buffer.values(),
-            g.buffer.values(),
-            len as u64,
-            constants.momentum,
-            constants.weight_decay,
-            state.pointer(),
-        )
+        self.update(&mut [Update { w, v, g, constants: *constants, rms_limit: None }], state)
     }
 
     fn limit_rms(&self, weight: &mut Tensor<Self>, limit: f32, state: &Memory) -> Result<()> {
-        let shape = weight.shape();
-        launch!(
-            self.device,
-            "limit_rms",
-            Launch::blocks(shape.n),
-            weight.buffer.values(),
-            weight.buffer.copy(),
-            shape.per_image() as u32,
-            limit,
-            state.pointer(),
-        )
+        update::limit_rms(self, [(&*weight, limit)], state)
+    }
+
+    fn update(&self, updates: &mut [Update<'_, Self>], state: &Memory) -> Result<()> {
+        update::sgd_step(self, updates, state)?;
+        let limited = updates.iter().filter_map(|update| Some((&*update.w, update.rms_limit?)));
+        update::limit_rms(self, limited, state)
     }
 }
 
