@@ -9,7 +9,7 @@ use crate::common::{
 use zfnet::backend::philox::philox4x32;
 use zfnet::backend::{
     Backend, Crop, Dropout, InputDims, Lrn, NOT_POSITIVE, Param, Peak, ReluRule, SeedUnit,
-    SgdConstants, StepState,
+    SgdConstants, StepState, Update,
 };
 use zfnet::shape::{ConvDims, PoolDims, Rounding, Shape, Windows};
 
@@ -35,6 +35,7 @@ on_every_backend!(
     windows_are_cut_and_put_back,
     unpooling_of_windows,
     sgd_over_several_steps,
+    an_update_is_one_tensor_after_the_other,
     rms_is_limited,
 );
 
@@ -1168,6 +1169,44 @@ fn sgd_over_several_steps<B: Backend>(backend: &B) {
         let g = in_full(backend, one, &[g]);
         backend.sgd_step(&mut w, &mut v, &g, &constants, &state).unwrap();
         assert_eq!([values(backend, &w)[0], values(backend, &v)[0]], expected);
+    }
+}
+
+/// More tensors than a kernel takes at a time, of a value and of many, with limits and without.
+fn an_update_is_one_tensor_after_the_other<B: Backend>(backend: &B) {
+    let mut random = Random(52);
+    let mut state = backend.state().unwrap();
+    let step = StepState { seed: 0, step: 0, first_sample: 0, learning_rate: 0.3 };
+    backend.set_state(&mut state, step).unwrap();
+    let shapes: Vec<Shape> =
+        (0..19).map(|i| Shape::new(1 + i % 5, 1 + i % 3, 2, 1 + i * i * 7)).collect();
+    let operands: Vec<[Vec<f32>; 3]> =
+        shapes.iter().map(|shape| [0; 3].map(|_| random.reals(shape.len()))).collect();
+    let constants =
+        |i: usize| SgdConstants { momentum: 0.9, weight_decay: if i % 2 == 0 { 0.1 } else { 0.0 } };
+    let limit = |i: usize| (i % 3 == 0).then_some(0.5 + 0.01 * i as f32);
+    let tensors = || -> Vec<_> {
+        let of = |(shape, [w, v, g]): (&Shape, &[Vec<f32>; 3])| {
+            let [v, g] = [v, g].map(|values| in_full(backend, *shape, values));
+            (weights(backend, *shape, w), v, g)
+        };
+        shapes.iter().zip(&operands).map(of).collect()
+    };
+    let [mut at_once, mut in_turn] = [tensors(), tensors()];
+    let mut updates: Vec<Update<'_, B>> = Vec::new();
+    for (i, (w, v, g)) in at_once.iter_mut().enumerate() {
+        updates.push(Update { w, v, g, constants: constants(i), rms_limit: limit(i) });
+    }
+    backend.update(&mut updates, &state).unwrap();
+    for (i, (w, v, g)) in in_turn.iter_mut().enumerate() {
+        backend.sgd_step(w, v, g, &constants(i), &state).unwrap();
+        if let Some(limit) = limit(i) {
+            backend.limit_rms(w, limit, &state).unwrap();
+        }
+    }
+    for (i, (found, expected)) in at_once.iter().zip(&in_turn).enumerate() {
+        assert_eq!(values(backend, &found.0), values(backend, &expected.0), "weights {i}");
+        assert_eq!(values(backend, &found.1), values(backend, &expected.1), "momentum {i}");
     }
 }
 

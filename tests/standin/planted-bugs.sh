@@ -50,13 +50,17 @@ bugs() {
 a barrier between the tiles of a convolution|conv.cu|/carrier_b\.store\(/{n;s/__syncthreads\(\);/;/}
 a barrier in a sum over channels|lrn.cu|/terms\[i\] = scaled/,/__syncthreads/s/__syncthreads\(\);//
 a barrier before a block's strongest values are joined|look.cu|0,/__syncthreads\(\);/s///
-a barrier between the stages of the tensor cores|conv_tensor.cu|/wait_copies<STAGES - 2>/,/__syncthreads/s/__syncthreads\(\);//
-a wait for asynchronous copies|conv_tensor.cu|s/wait_copies<STAGES - 2>\(\);//
+a barrier between the stages of the tensor cores|conv_tensor.cu|/else wait_copies<0>/,/__syncthreads/s/__syncthreads\(\);//
+a wait for asynchronous copies|conv_tensor.cu|s/wait_copies<MOST_STAGES - 2>\(\);/;/
 a store one column too far|conv.cu|s/if \(column \+ j < columns\) y\[at/if (column + j <= columns) y[at/
-a store one value too far|pool.cu|s/if \(place >= (.*d\.h \* d\.w)/if (place > \1/
-weights and velocities swapped|sgd.cu|s/sgd_step\(float \*w, bf16 \*copy, float \*v/sgd_step(float *v, bf16 *copy, float *w/
+a store one value too far|pool.cu|s/if \(index >= count\)/if (index > count)/
+weights in the place of velocities|sgd.cu|s/load_pack<N>\(t\.v,/load_pack<N>(t.w,/
+the first of several tensors in the place of the others|sgd.cu|s/tensors\.count - 1;/0;/
 two inputs swapped|lrn.cu|s/T \*dx, const T \*dy, const T \*x, const unsigned \*images, size_t pixels_per/T *dx, const T *x, const T *dy, const unsigned *images, size_t pixels_per/
 the last of equal values wins a window|pool.cu|s/value > best\[i\]/value >= best[i]/
+a neighbour counted twice|lrn.cu|s/pairs\[i \+ 2\]/pairs[i + 1]/
+a switch of the wrong half of a word|pool.cu|s/winners\[i\] >> 16/winners[i] >> 8/
+a group of pixels one too early|conv_tensor.cu|s/4 \* \(place - row \* per_row\.divisor\)\)/4 * (place - row * per_row.divisor) - 1)/
 the last of equal values is the peak|look.cu|s/(a\.value == b\.value .. a\.position) < /\1 > /
 LIST
     [ "$tried" -gt 0 ] || { echo "no bug is called $ONLY" >&2; exit 1; }
@@ -85,5 +89,5 @@ fi
 echo "passed   without a bug"
 bugs "$@"
 [ -z "${ONLY:-}" ] || exit 0
-sanitizer address pool.cu 's/if \(place >= (.*d\.h \* d\.w)/if (place > \1/' cuda_f32::unpooling AddressSanitizer
+sanitizer address pool.cu 's/if \(index >= count\)/if (index > count)/' cuda_f32::unpooling AddressSanitizer
 sanitizer thread look.cu '0,/__syncthreads\(\);/s///' cuda_f32::peaks_sums_and_seeds "data race"
