@@ -464,6 +464,13 @@ fn poolings() -> Vec<PoolDims> {
         pooling(2, [4, 3, 2], [4, 3], [1, 1], [0; 4], Floor),
         pooling(1, [17, 15, 1], [17, 15], [1, 1], [0; 4], Floor),
         pooling(2, [40, 39, 33], [3, 3], [2, 2], [0; 4], Ceil),
+        // Channels that go eight at a time.
+        pooling(3, [8, 8, 8], [3, 3], [2, 2], [0; 4], Ceil),
+        pooling(2, [9, 8, 16], [3, 3], [2, 2], [1; 4], Floor),
+        pooling(2, [6, 7, 24], [3, 3], [2, 2], [2, 1, 1, 2], Ceil),
+        pooling(2, [7, 9, 8], [3, 2], [2, 1], [0; 4], Floor),
+        pooling(5, [10, 7, 16], [4, 5], [3, 2], [2, 1, 3, 2], Ceil),
+        pooling(2, [40, 39, 40], [3, 3], [2, 2], [0; 4], Ceil),
     ]
     .map(|dims| dims.unwrap())
     .into()
@@ -1182,9 +1189,8 @@ fn an_update_is_one_tensor_after_the_other<B: Backend>(backend: &B) {
         (0..19).map(|i| Shape::new(1 + i % 5, 1 + i % 3, 2, 1 + i * i * 7)).collect();
     let operands: Vec<[Vec<f32>; 3]> =
         shapes.iter().map(|shape| [0; 3].map(|_| random.reals(shape.len()))).collect();
-    let constants =
-        |i: usize| SgdConstants { momentum: 0.9, weight_decay: if i % 2 == 0 { 0.1 } else { 0.0 } };
-    let limit = |i: usize| (i % 3 == 0).then_some(0.5 + 0.01 * i as f32);
+    let constants = |i: usize| SgdConstants { momentum: 0.9, weight_decay: [0.1, 0.0][i % 2] };
+    let limit = |i: usize| i.is_multiple_of(3).then_some(0.5 + 0.01 * i as f32);
     let tensors = || -> Vec<_> {
         let of = |(shape, [w, v, g]): (&Shape, &[Vec<f32>; 3])| {
             let [v, g] = [v, g].map(|values| in_full(backend, *shape, values));
