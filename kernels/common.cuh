@@ -92,6 +92,33 @@ template <> __device__ __forceinline__ bf16 narrow<bf16>(float value) {
 // N neighbours in memory, moved at once: the first stands at a multiple of N.
 template <class T, unsigned N> struct alignas(N * sizeof(T)) Pack { T of[N]; };
 
+// N neighbours as floats; `from` stands at a multiple of N.
+template <unsigned N, class T> __device__ __forceinline__ void load_wide(float (&wide)[N], const T *from) {
+    Pack<T, N> values = *(const Pack<T, N> *)from;
+#pragma unroll
+    for (unsigned i = 0; i < N; i++) wide[i] = widen(values.of[i]);
+}
+
+// Two bf16 of a word at a time: the compiler takes them apart in more instructions.
+template <unsigned N>
+__device__ __forceinline__ void load_wide(float (&wide)[N], const bf16 *from) {
+    static_assert(N % 2 == 0, "whole words");
+    Pack<unsigned, N / 2> words = *(const Pack<unsigned, N / 2> *)from;
+#pragma unroll
+    for (unsigned i = 0; i < N; i++) {
+        wide[i] = __uint_as_float(i % 2 ? words.of[i / 2] & 0xffff0000u : words.of[i / 2] << 16);
+    }
+}
+
+// Floats rounded to N neighbours; `to` stands at a multiple of N.
+template <unsigned N, class T>
+__device__ __forceinline__ void store_narrow(T *to, const float (&wide)[N]) {
+    Pack<T, N> values;
+#pragma unroll
+    for (unsigned i = 0; i < N; i++) values.of[i] = narrow<T>(wide[i]);
+    *(Pack<T, N> *)to = values;
+}
+
 // The values `first ..` of an array of `len`: where it ends before them, those that it has.
 template <unsigned N, class T>
 __device__ __forceinline__ Pack<T, N> load_pack(const T *x, size_t first, size_t len) {

@@ -480,9 +480,9 @@ __device__ void reduce(T *y, const float *partial, const float *bias, unsigned r
 constexpr unsigned WIDTH = 32, ROWS = 8; // threads of bias_gradient
 
 // A thread sums N channels of every eighth pixel of a chunk, and the first of eight threads joins them
-// in order. With `switches`, dy is that of a pooling: what it would unpool, under the forward mask, has
-// the same sums, but for one rounding less.
-template <unsigned N, class T>
+// in order. If POOLED, dy is that of a pooling: what it would unpool, under the forward mask, has the same
+// sums, but for one rounding less.
+template <unsigned N, bool POOLED, class T>
 __device__ void bias_gradient(float *partial, const T *dy, const unsigned char *switches,
                               size_t pixels, unsigned k, unsigned chunks) {
     __shared__ float found[ROWS][WIDTH * N];
@@ -494,7 +494,7 @@ __device__ void bias_gradient(float *partial, const T *dy, const unsigned char *
         for (size_t pixel = chunk * share + threadIdx.y; pixel < end; pixel += ROWS) {
             auto values = *(const Pack<T, N> *)(dy + pixel * k + channel);
             Pack<unsigned char, N> winners = {};
-            if (switches) winners = *(const Pack<unsigned char, N> *)(switches + pixel * k + channel);
+            if (POOLED) winners = *(const Pack<unsigned char, N> *)(switches + pixel * k + channel);
 #pragma unroll
             for (unsigned i = 0; i < N; i++)
                 sums[i] += winners.of[i] == NOT_POSITIVE ? 0 : widen(values.of[i]);
@@ -565,21 +565,30 @@ conv_backward_filter_tiled(float *dw, const float *dy, const float *x, unsigned 
 // conv_reduce: y [len], of `channels` a pixel; partial [splits, len]; bias [channels] or null.
 // Grid ceil(len / 256), block 256.
 //
-// bias_gradient: partial [chunks, k], dy [pixels, k], switches the same or null. Grid (ceil(k / 64)
-// where k is even, else ceil(k / 32), chunks), block (32, 8). conv_reduce_f32 with splits = chunks
-// follows.
+// bias_gradient: partial [chunks, k], dy [pixels, k], switches the same, read in `_pooled` only; k is even.
+// Grid (ceil(k / 64), chunks), block (32, 8). conv_reduce_f32 with splits = chunks follows. `_any`: the
+// same for any k; grid (ceil(k / 32), chunks).
 #define EXPORT(T, suffix)                                                                          \
     extern "C" __global__ void conv_reduce_##suffix(                                               \
         T *y, const float *partial, const float *bias, unsigned relu, unsigned accumulate,         \
         size_t len, unsigned channels, unsigned splits) {                                          \
         conv::reduce(y, partial, bias, relu, accumulate, len, channels, splits);                   \
-    }                                                                                              \
-    extern "C" __global__ void bias_gradient_##suffix(                                             \
-        float *partial, const T *dy, const unsigned char *switches, size_t pixels, unsigned k,     \
-        unsigned chunks) {                                                                         \
-        if (k % 2 == 0) conv::bias_gradient<2>(partial, dy, switches, pixels, k, chunks);          \
-        else conv::bias_gradient<1>(partial, dy, switches, pixels, k, chunks);                     \
     }
 EXPORT(float, f32)
 EXPORT(bf16, bf16)
 #undef EXPORT
+#define BIAS_GRADIENT(T, name, N, POOLED)                                                          \
+    extern "C" __global__ void bias_gradient_##name(                                               \
+        float *partial, const T *dy, const unsigned char *switches, size_t pixels, unsigned k,     \
+        unsigned chunks) {                                                                         \
+        conv::bias_gradient<N, POOLED>(partial, dy, switches, pixels, k, chunks);                  \
+    }
+BIAS_GRADIENT(float, f32, 2, false)
+BIAS_GRADIENT(bf16, bf16, 2, false)
+BIAS_GRADIENT(float, pooled_f32, 2, true)
+BIAS_GRADIENT(bf16, pooled_bf16, 2, true)
+BIAS_GRADIENT(float, any_f32, 1, false)
+BIAS_GRADIENT(bf16, any_bf16, 1, false)
+BIAS_GRADIENT(float, any_pooled_f32, 1, true)
+BIAS_GRADIENT(bf16, any_pooled_bf16, 1, true)
+#undef BIAS_GRADIENT

@@ -693,15 +693,16 @@ template <class Math, int PADDED>
 __device__ __forceinline__ void backward_filter_first(float *dw, const typename Math::T *dy,
                                                       const typename Math::T *x,
                                                       unsigned accumulate, const ConvDims &d,
-                                                      unsigned splits, float *partial) {
+                                                      unsigned splits, float *partial,
+                                                      unsigned stages) {
     using T = typename Math::T;
     constexpr int DOWN = FIRST_FILTER_DOWN, CHUNK = 16 / sizeof(T), CHUNKS = FIRST_FILTERS / CHUNK;
     constexpr int SLICE = 32 / sizeof(T); // pixels that one product takes
     constexpr unsigned GRADIENTS = DOWN * FIRST_ACROSS * FIRST_PITCH * sizeof(T);
     DYNAMIC_SHARED(unsigned char, shared);
     Patch<T, DOWN, 1> patch(d);
-    // Two stages, each of dy [DOWN x FIRST_ACROSS pixels, FIRST_PITCH] and a patch: while one tile is
-    // multiplied the next one comes.
+    // A stage is dy [DOWN x FIRST_ACROSS pixels, FIRST_PITCH] and a patch. With two of them the next tile
+    // comes while one is multiplied.
     unsigned stage_bytes = GRADIENTS + patch.rows * patch.columns * sizeof(Quad<T>), stage = 0;
 
     unsigned filter0 = blockIdx.y * FIRST_FILTERS, split = blockIdx.z;
@@ -727,12 +728,13 @@ __device__ __forceinline__ void backward_filter_first(float *dw, const typename 
         begin(tile, shared);
         finish(shared);
     }
-    for (; tile < end; tile++, stage ^= 1) {
+    for (; tile < end; tile++) {
         const unsigned char *now = shared + stage * stage_bytes;
-        unsigned char *next = shared + (stage ^ 1) * stage_bytes;
+        stage = stages - 1 - stage;
+        unsigned char *next = shared + stage * stage_bytes;
         wait_copies<0>();
         __syncthreads(); // this tile is here, and the one before it has been read
-        if (tile + 1 < end) begin(tile + 1, next);
+        if (stages == 2 && tile + 1 < end) begin(tile + 1, next);
 #pragma unroll 1
         for (unsigned pixel = 0; pixel < DOWN * FIRST_ACROSS; pixel += SLICE) {
             unsigned a[FIRST_FILTERS / 16][4], b[PADDED / 2][2];
@@ -776,6 +778,10 @@ __device__ __forceinline__ void backward_filter_first(float *dw, const typename 
 #pragma unroll
                 for (int j = 0; j < PADDED / 2; j++)
                     Math::multiply(sums[i][j], a[i], b[j][0], b[j][1]);
+        }
+        if (stages == 1) {
+            __syncthreads(); // this tile has been read
+            if (tile + 1 < end) begin(tile + 1, next);
         }
         if (tile + 1 < end) finish(next);
     }
@@ -861,12 +867,13 @@ BACKWARD_FILTER(conv_backward_filter_tf32_any, Tf32, false)
 // The first layer: C = 3, stride[1] even, S in 5 ..= 12, and for the filter gradient R <= 12 and K
 // a multiple of 8; x holds no NaN. With padded = S rounded up to a multiple of 4 and `size` the
 // bytes of a value:
-//   forward  block 256, grid (any, ceil(K / 48)), dynamic shared memory 48 (R padded 4 size + 16)
+//   forward  block 256, grid (at most the tiles, ceil(K / 48)), dynamic shared memory 48 (R padded 4 size + 16)
 //            + max(28672, (15 stride[0] + R) columns 4 size)
-//   filter   block 32 R, grid (1, ceil(K / 48), splits), dynamic shared memory twice 128 x 56 size
-//            + (7 stride[0] + R) columns 4 size; `_8` and `_12` are `padded`, and R is not above it
-// with columns = 15 stride[1] + padded rounded up to a multiple of 4. The last arguments are for their
-// likeness with the others.
+//   filter   block 32 R, grid (1, ceil(K / 48), splits), dynamic shared memory `stages`, 1 or 2, of
+//            128 x 56 size + (7 stride[0] + R) columns 4 size; `_8` and `_12` are `padded`, and R is not
+//            above it
+// with columns = 15 stride[1] + padded rounded up to a multiple of 4. Forward's last arguments are for
+// its likeness with the others.
 
 #define FORWARD_FIRST(name, Math)                                                                  \
     extern "C" __global__ void __launch_bounds__(conv_tensor::THREADS, 2) name(                    \
@@ -877,9 +884,9 @@ BACKWARD_FILTER(conv_backward_filter_tf32_any, Tf32, false)
 #define BACKWARD_FILTER_FIRST(name, Math, PADDED, BLOCKS)                                          \
     extern "C" __global__ void __launch_bounds__(32 * PADDED, BLOCKS)                              \
         name(float *dw, const conv_tensor::Math::T *dy, const conv_tensor::Math::T *x,             \
-             unsigned accumulate, ConvDims d, unsigned splits, float *partial, unsigned) {         \
+             unsigned accumulate, ConvDims d, unsigned splits, float *partial, unsigned stages) {  \
         conv_tensor::backward_filter_first<conv_tensor::Math, PADDED>(dw, dy, x, accumulate, d,    \
-                                                                      splits, partial);            \
+                                                                      splits, partial, stages);    \
     }
 
 FORWARD_FIRST(conv_forward_first_bf16, Bf16)

@@ -148,17 +148,13 @@ template <unsigned BESIDE> struct Channels {
 
     template <class T>
     __device__ __forceinline__ Channels(const T *x, bool before, bool behind) {
-        Pack<T, N> own = *(const Pack<T, N> *)x;
-        Pack<T, BESIDE> left = {}, right = {};
-        if (before) left = *(const Pack<T, BESIDE> *)(x - BESIDE);
-        if (behind) right = *(const Pack<T, BESIDE> *)(x + N);
+        float own[N], left[BESIDE] = {}, right[BESIDE] = {};
+        load_wide(own, x);
+        if (before) load_wide(left, x - BESIDE);
+        if (behind) load_wide(right, x + N);
 #pragma unroll
-        for (unsigned i = 0; i < BESIDE; i++) {
-            of[i] = widen(left.of[i]);
-            of[BESIDE + N + i] = widen(right.of[i]);
-        }
-#pragma unroll
-        for (unsigned i = 0; i < N; i++) of[BESIDE + i] = widen(own.of[i]);
+        for (unsigned i = 0; i < N + 2 * BESIDE; i++)
+            of[i] = i < BESIDE ? left[i] : i < BESIDE + N ? own[i - BESIDE] : right[i - BESIDE - N];
     }
 };
 
@@ -184,13 +180,6 @@ __device__ __forceinline__ void scales(float (&s)[COUNT], const float (&x)[COUNT
     for (unsigned i = 0; i < COUNT; i++) s[i] = lrn.k + lrn.alpha * s[i];
 }
 
-template <class T> __device__ __forceinline__ void store(T *y, const float (&values)[N]) {
-    Pack<T, N> narrowed;
-#pragma unroll
-    for (unsigned i = 0; i < N; i++) narrowed.of[i] = narrow<T>(values[i]);
-    *(Pack<T, N> *)y = narrowed;
-}
-
 template <class T>
 __device__ void forward_5(T *y, const T *x, unsigned packs, const Divisor &of_a_pixel,
                           const Lrn &lrn) {
@@ -203,7 +192,7 @@ __device__ void forward_5(T *y, const T *x, unsigned packs, const Divisor &of_a_
     scales(s, values.of, lrn);
 #pragma unroll
     for (unsigned i = 0; i < N; i++) out[i] = values.of[REACH + i] * inverse_power(s[i], lrn.beta);
-    store(y + (size_t)index * N, out);
+    store_narrow(y + (size_t)index * N, out);
 }
 
 template <class T>
@@ -234,7 +223,7 @@ __device__ void backward_5(T *dx, const T *dy, const T *x, const unsigned *image
 #pragma unroll
     for (unsigned i = 0; i < N; i++)
         out[i] = scaled.of[REACH + i] - factor * values.of[2 * REACH + i] * sums[i];
-    store(dx + (size_t)index * N, out);
+    store_narrow(dx + (size_t)index * N, out);
 }
 
 } // namespace lrn

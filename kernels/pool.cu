@@ -125,6 +125,7 @@ __device__ __forceinline__ void by_pairs(Pairs &best, Pack<unsigned char, 8> &wi
         unsigned index = ((unsigned)r * d.window[1] + (unsigned)window.first_s) * 0x10001u;
         const bf16 *pixel =
             image + ((size_t)(window.top + r) * d.w + window.left + window.first_s) * d.c;
+#pragma unroll 3
         for (int s = window.first_s; s < window.end_s; s++, index += 0x10001u, pixel += d.c) {
             Pairs values = *(const Pairs *)pixel;
 #pragma unroll
@@ -194,6 +195,36 @@ struct Covering {
           end(min(stride.quotient(i) + 1, count)) {}
 };
 
+// Adds those values whose switch is `here`, or NOT_POSITIVE where the window's first place is asked,
+// unless under the forward mask.
+template <bool FORWARD_MASK, class T>
+__device__ __forceinline__ void add_winners(float (&sums)[1], const T *value,
+                                            const unsigned char *winner, unsigned here, bool first) {
+    bool points = *winner == here || (!FORWARD_MASK && first && *winner == NOT_POSITIVE);
+    if (points) sums[0] += widen(*value);
+}
+
+template <bool FORWARD_MASK, class T>
+__device__ __forceinline__ void add_winners(float (&sums)[8], const T *values,
+                                            const unsigned char *winners, unsigned here,
+                                            bool first) {
+    float wide[8];
+    load_wide(wide, values);
+    Pack<unsigned, 2> words = *(const Pack<unsigned, 2> *)winners;
+#pragma unroll
+    for (unsigned half = 0; half < 2; half++) {
+        // A byte is 0 where the switch points here.
+        unsigned apart = words.of[half] ^ here * 0x1010101u;
+#pragma unroll
+        for (unsigned i = 0; i < 4; i++) {
+            unsigned byte = 0xffu << i * 8;
+            bool points = !(apart & byte);
+            if (!FORWARD_MASK) points |= first && !(~words.of[half] & byte);
+            if (points) sums[4 * half + i] += wide[4 * half + i];
+        }
+    }
+}
+
 template <unsigned N, bool FORWARD_MASK, class T>
 __device__ void backward(T *dx, const T *dy, const unsigned char *switches, const unsigned *images,
                          const PoolDims &d, const Divisor &packs, const Divisor &columns,
@@ -208,7 +239,9 @@ __device__ void backward(T *dx, const T *dy, const unsigned char *switches, cons
         const T *gradients = dy + n * outputs + place.c;
         const unsigned char *winners = switches + image_of(images, n) * outputs + place.c;
         float sums[N] = {};
+#pragma unroll 1
         for (unsigned p = rows.first; p < rows.end; p++) {
+#pragma unroll 1
             for (unsigned q = across.first; q < across.end; q++) {
                 unsigned top = p * d.stride[0], left = q * d.stride[1];
                 unsigned here = (row - top) * d.window[1] + column - left;
@@ -216,58 +249,101 @@ __device__ void backward(T *dx, const T *dy, const unsigned char *switches, cons
                 bool first = !FORWARD_MASK && row == max(top, d.pad[0]) &&
                              column == max(left, d.pad[1]);
                 size_t at = ((size_t)p * d.q + q) * d.c;
-                auto values = *(const Pack<T, N> *)(gradients + at);
-                auto bytes = *(const Pack<unsigned char, N> *)(winners + at);
-                unsigned words[(N + 3) / 4] = {};
-                memcpy(words, &bytes, sizeof bytes);
-#pragma unroll
-                for (unsigned i = 0; i < N; i++) {
-                    // A byte of the word is 0 where the switch points here.
-                    unsigned byte = 0xffu << i % 4 * 8, word = words[i / 4];
-                    bool points = !((word ^ here * 0x1010101u) & byte);
-                    if (!FORWARD_MASK) points |= first && !(~word & byte);
-                    if (points) sums[i] += widen(values.of[i]);
-                }
+                add_winners<FORWARD_MASK>(sums, gradients + at, winners + at, here, first);
             }
         }
-        Pack<T, N> values;
+        store_narrow(dx + ((size_t)n * count + index) * N, sums);
+    }
+}
+
+// Windows of 3 x 3 with a stride of 2, under the forward mask, which is how training unpools: a square of
+// 2 x 2 pixels of the padded image is covered by four windows at most, and a thread takes it whole. Windows
+// come in the order in which `backward` adds them.
+template <class T>
+__device__ void backward_3_2(T *dx, const T *dy, const unsigned char *switches,
+                             const unsigned *images, const PoolDims &d, unsigned count,
+                             const Divisor &packs, const Divisor &columns) {
+    constexpr unsigned N = 8;
+    unsigned index = (unsigned)global_index();
+    if (index >= count) return;
+    Place square = place_of<N>(index, packs, columns);
+    size_t outputs = (size_t)d.p * d.q * d.c;
+    for (unsigned n = blockIdx.y; n < d.n; n += gridDim.y) {
+        const T *gradients = dy + n * outputs + square.c;
+        const unsigned char *winners = switches + image_of(images, n) * outputs + square.c;
+        float sums[2][2][N] = {};
 #pragma unroll
-        for (unsigned i = 0; i < N; i++) values.of[i] = narrow<T>(sums[i]);
-        *(Pack<T, N> *)(dx + ((size_t)n * count + index) * N) = values;
+        for (unsigned window = 0; window < 4; window++) {
+            unsigned up = window < 2, left = window % 2 == 0; // the window before this square's own
+            unsigned p = square.row - up, q = square.column - left;
+            if (p >= d.p || q >= d.q) continue; // also where they are below zero
+            size_t at = ((size_t)p * d.q + q) * d.c;
+#pragma unroll
+            for (unsigned row = 0; row < 2 - up; row++)
+#pragma unroll
+                for (unsigned column = 0; column < 2 - left; column++)
+                    add_winners<true>(sums[row][column], gradients + at, winners + at,
+                                      (2 * up + row) * 3 + 2 * left + column, false);
+        }
+#pragma unroll
+        for (unsigned pixel = 0; pixel < 4; pixel++) {
+            unsigned row = pixel / 2, column = pixel % 2;
+            unsigned h = 2 * square.row + row - d.pad[0], w = 2 * square.column + column - d.pad[1];
+            if (h < d.h && w < d.w) {
+                T *to = dx + ((n * (size_t)d.h + h) * d.w + w) * d.c + square.c;
+                store_narrow(to, sums[row][column]);
+            }
+        }
     }
 }
 
 } // namespace pool
 
-// A pack is 8 channels where 8 divides c, else one; `packs` divides by the packs of a pixel, and an
-// image has less than 2^31 packs.
+// A pack is 8 channels, and in `_any` one, for channels that 8 does not divide; `packs` divides by the
+// packs of a pixel, and an image has less than 2^31 packs.
 //
 // maxpool_forward: y and switches [n, p, q, c], x [n, h, w, c]; columns divides by q.
 // Grid (ceil(p q packs / 256), n or less), block 256. A window has at most 255 places, at least one
 // of them in the image.
 //
-// maxpool_backward: dx [n, h, w, c], dy [n, p, q, c], switches [.., p, q, c] of the forward images,
-// images [n] or null; columns divides by w, down and right by the strides.
-// Grid (ceil(h w packs / 256), n or less), block 256.
-#define EXPORT(T, suffix)                                                                          \
-    extern "C" __global__ void maxpool_forward_##suffix(                                           \
+// maxpool_backward, under the forward mask, and maxpool_unpool, without: dx [n, h, w, c], dy [n, p, q, c],
+// switches [.., p, q, c] of the forward images, images [n] or null; columns divides by w, down and
+// right by the strides. Grid (ceil(h w packs / 256), n or less), block 256.
+//
+// maxpool_backward_3_2: maxpool_backward for windows of 3 x 3 with a stride of 2. count = ceil((h + pad[0]) / 2)
+// ceil((w + pad[1]) / 2) packs; columns divides by the second of these. Grid (ceil(count / 256), n or less),
+// block 256.
+#define FORWARD(T, name, N)                                                                        \
+    extern "C" __global__ void maxpool_forward_##name(                                             \
         T *y, unsigned char *switches, const T *x, PoolDims d, Divisor packs, Divisor columns) {   \
-        if (d.c % 8 == 0) pool::forward<8>(y, switches, x, d, packs, columns);                     \
-        else pool::forward<1>(y, switches, x, d, packs, columns);                                  \
-    }                                                                                              \
-    extern "C" __global__ void maxpool_backward_##suffix(                                          \
-        T *dx, const T *dy, const unsigned char *switches, const unsigned *images,                 \
-        unsigned forward_mask, PoolDims d, Divisor packs, Divisor columns, Divisor down,           \
-        Divisor right) {                                                                           \
-        if (d.c % 8 == 0 && forward_mask)                                                          \
-            pool::backward<8, true>(dx, dy, switches, images, d, packs, columns, down, right);     \
-        else if (d.c % 8 == 0)                                                                     \
-            pool::backward<8, false>(dx, dy, switches, images, d, packs, columns, down, right);    \
-        else if (forward_mask)                                                                     \
-            pool::backward<1, true>(dx, dy, switches, images, d, packs, columns, down, right);     \
-        else                                                                                       \
-            pool::backward<1, false>(dx, dy, switches, images, d, packs, columns, down, right);    \
+        pool::forward<N>(y, switches, x, d, packs, columns);                                       \
     }
-EXPORT(float, f32)
-EXPORT(bf16, bf16)
-#undef EXPORT
+#define BACKWARD(T, name, N, FORWARD_MASK)                                                         \
+    extern "C" __global__ void maxpool_##name(                                                     \
+        T *dx, const T *dy, const unsigned char *switches, const unsigned *images, PoolDims d,     \
+        Divisor packs, Divisor columns, Divisor down, Divisor right) {                             \
+        pool::backward<N, FORWARD_MASK>(dx, dy, switches, images, d, packs, columns, down, right); \
+    }
+FORWARD(float, f32, 8)
+FORWARD(bf16, bf16, 8)
+FORWARD(float, any_f32, 1)
+FORWARD(bf16, any_bf16, 1)
+BACKWARD(float, backward_f32, 8, true)
+BACKWARD(bf16, backward_bf16, 8, true)
+BACKWARD(float, backward_any_f32, 1, true)
+BACKWARD(bf16, backward_any_bf16, 1, true)
+BACKWARD(float, unpool_f32, 8, false)
+BACKWARD(bf16, unpool_bf16, 8, false)
+BACKWARD(float, unpool_any_f32, 1, false)
+BACKWARD(bf16, unpool_any_bf16, 1, false)
+#undef FORWARD
+#undef BACKWARD
+#define BACKWARD_3_2(T, suffix)                                                                    \
+    extern "C" __global__ void maxpool_backward_3_2_##suffix(                                      \
+        T *dx, const T *dy, const unsigned char *switches, const unsigned *images, PoolDims d,     \
+        unsigned count, Divisor packs, Divisor columns) {                                          \
+        pool::backward_3_2(dx, dy, switches, images, d, count, packs, columns);                    \
+    }
+BACKWARD_3_2(float, f32)
+BACKWARD_3_2(bf16, bf16)
+#undef BACKWARD_3_2

@@ -60,7 +60,7 @@ extern "C" __global__ void gather_switches(unsigned char *dst, const unsigned ch
     if (place.inside && winner == NOT_POSITIVE && !forward_mask) {
         unsigned row = window::first_inside(place.y, pool.stride[0], pool.pad[0]);
         unsigned column = window::first_inside(place.x, pool.stride[1], pool.pad[1]);
-        winner = (unsigned char)(row * pool.window[1] + column);
+        if (row || column) winner = (unsigned char)(row * pool.window[1] + column);
     }
     dst[index] = winner;
 }

@@ -142,7 +142,7 @@ done
 recorded=$(dirname "$0")/kernel-instructions.tsv
 if [ "${KERNEL_INSTRUCTIONS:-}" = write ]; then
   {
-    echo "# Of kernels for sm_90a by nvcc 13.0: the kernel, instructions on its way, and in its loops (sass.py)."
+    echo "# Of kernels for sm_90a by nvcc 13.0: the kernel, instructions on its path, and in its loops (sass.py)."
     python3 "$(dirname "$0")/sass.py" <"$work/sass"
   } >"$recorded"
 elif ! python3 "$(dirname "$0")/sass.py" "$recorded" <"$work/sass"; then

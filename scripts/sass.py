@@ -1,9 +1,9 @@
-"""Counts the instructions of kernels in what `cuobjdump -sass` prints: for each kernel those on the way
+"""Counts the instructions of kernels in what `cuobjdump -sass` prints: for each kernel those on the path
 from its begin to its end, and those of each loop on it.
 
-A way is the shortest one that writes to global memory, so that neither an early exit counts nor what a
-rare value needs. The body of a loop is the shortest way from its head back to it; listed are those on the
-way, and those that read global memory or multiply matrices. `expected-step` multiplies
+A path is the shortest one that writes to global memory, so that neither an early exit counts nor what a
+rare value needs. The body of a loop is the shortest path from its head back to it; listed are those on the
+path, and those that read global memory or multiply matrices. `expected-step` multiplies
 loops by their trips; `check-kernels.sh` holds the counts.
 """
 
@@ -20,21 +20,21 @@ class Loop:
     back: int  # and of the branch back
     body: int  # instructions of a trip, the shortest
     span: int  # all between its head and its end
-    on_way: bool  # whether the way takes it once
+    on_path: bool  # whether the path takes it once
     ops: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
 class Kernel:
     name: str
-    way: int  # instructions, each loop on it counted once
+    path: int  # instructions, each loop on it counted once
     loops: list[Loop]
     total: int
 
     def executed(self, trips: list[float]) -> float:
         """Instructions of a thread (or warp) whose loops, in their order, take so many trips in all."""
         loops = zip(trips, self.loops, strict=True)
-        return self.way + sum((n - loop.on_way) * loop.body for n, loop in loops)
+        return self.path + sum((n - loop.on_path) * loop.body for n, loop in loops)
 
 
 def shortest(edges, costs, start: int) -> tuple[dict[int, int], dict[int, int]]:
@@ -87,16 +87,16 @@ def analyse(name: str, lines: list[tuple[int, str]]) -> Kernel:
                 best = (cost, store)
     if best is None:
         return Kernel(name, len(lines), [], len(lines))
-    # The way itself, to see which loops are on it.
+    # The path itself, to see which loops are on it.
     _, before = shortest(forward, costs, 0)
-    way, at = set(), best[1]
+    path, at = set(), best[1]
     while at != -1:
-        way.add(at)
+        path.add(at)
         at = before[at]
     on, after = shortest(forward, costs, best[1])
     at = min((e for e in exits if e in on), key=lambda e: on[e])
     while at != -1:
-        way.add(at)
+        path.add(at)
         at = after[at]
     loops = []
     for head, back in sorted(set(backward)):
@@ -108,9 +108,9 @@ def analyse(name: str, lines: list[tuple[int, str]]) -> Kernel:
             op = re.sub(r"^@!?U?P\w+\s+", "", lines[at][1]).split()[0].split(".")[0].rstrip(";")
             ops[op] = ops.get(op, 0) + 1
             at = before[at]
-        on_way = head in way and back in way
-        if on_way or ops.keys() & {"HMMA", "LDG"}:
-            loops.append(Loop(head, back, cost[back], sum(costs[head : back + 1]), on_way, ops))
+        on_path = head in path and back in path
+        if on_path or ops.keys() & {"HMMA", "LDG"}:
+            loops.append(Loop(head, back, cost[back], sum(costs[head : back + 1]), on_path, ops))
     return Kernel(name, best[0], loops, sum(costs))
 
 
@@ -127,9 +127,9 @@ def parse(text: str) -> dict[str, Kernel]:
 
 
 def row(kernel: Kernel) -> tuple[str, int, int]:
-    """What is held of a kernel: its way, and what lies in its loops that read memory or multiply."""
+    """What is held of a kernel: its path, and what lies in its loops that read memory or multiply."""
     inside = sum(loop.span for loop in kernel.loops if loop.ops.keys() & {"HMMA", "LDG"})
-    return kernel.name, kernel.way, inside
+    return kernel.name, kernel.path, inside
 
 
 def main() -> None:
@@ -137,16 +137,19 @@ def main() -> None:
     file says."""
     rows = [row(kernel) for kernel in parse(sys.stdin.read()).values()]
     if len(sys.argv) == 1:
-        for name, way, inside in sorted(rows):
-            print(f"{name}\t{way}\t{inside}")
+        for name, path, inside in sorted(rows):
+            print(f"{name}\t{path}\t{inside}")
         return
     lines = [line.split("\t") for line in open(sys.argv[1]).read().splitlines() if not line.startswith("#")]
-    most = {name: (int(way), int(inside)) for name, way, inside in lines}
+    most = {name: (int(path), int(inside)) for name, path, inside in lines}
     faults = []
     for name, *found in rows:
-        limits = [math.floor(1.03 * limit) + 4 for limit in most.get(name, (-5, -5))]
-        if any(count > limit for count, limit in zip(found, limits)):
-            faults.append(f"{name}: {found[0]} instructions and {found[1]} in loops, recorded are {most.get(name)}")
+        recorded = most.pop(name, None)
+        if recorded is None:
+            faults.append(f"{name}: a kernel that is not recorded")
+        elif any(count > math.floor(1.03 * limit) + 4 for count, limit in zip(found, recorded)):
+            faults.append(f"{name}: {found[0]} instructions and {found[1]} in loops, recorded are {recorded}")
+    faults += [f"{name}: recorded, but no such kernel" for name in most]
     for fault in faults:
         print(fault, file=sys.stderr)
     sys.exit(1 if faults else 0)

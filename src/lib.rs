@@ -76,7 +76,8 @@
 //! [`data`] reads images and orders them; [`backend`] runs the operations; [`model`] is the chain
 //! with its forward and backward passes; [`train`] is the loop around it, with what it keeps on disk;
 //! [`study`] looks into trained networks; [`picture`] and [`report`] show what it finds;
-//! [`mod@bench`] says how fast all that is, and [`selftest`] whether this machine computes it right. [`shape`] is the arithmetic of sizes under all of them.
+//! [`mod@bench`] says how fast all that is, and [`selftest`] whether this machine computes it right.
+//! [`shape`] is the arithmetic of sizes under all of them.
 //!
 //! [`report`] comes with the default feature `cli`, as the program does: without it there are neither pages
 //! nor the libraries that draw them.

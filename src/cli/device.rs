@@ -88,11 +88,11 @@ pub struct DeviceArgs {
     #[cfg(feature = "cuda")]
     #[arg(long, value_enum)]
     gemm: Option<GemmName>,
-    /// On a GPU: how convolutions are computed; the plain kernels, a thread a value, are slow, and are for
-    /// machines on which the fast ones fail `zfnet selftest`
+    /// On a GPU: how convolutions and fully connected layers are computed [default: fast]; plain, a thread
+    /// a value, is slow, and is for machines on which the fast kernels fail `zfnet selftest`
     #[cfg(feature = "cuda")]
-    #[arg(long, value_enum, default_value = "fast")]
-    kernels: KernelsName,
+    #[arg(long, value_enum)]
+    kernels: Option<KernelsName>,
 }
 
 /// A command that computes, on whichever device was chosen.
@@ -134,6 +134,10 @@ impl DeviceArgs {
         if self.gemm.is_some() {
             bail!("--gemm is for a GPU");
         }
+        #[cfg(feature = "cuda")]
+        if self.kernels.is_some() {
+            bail!("--kernels is for a GPU");
+        }
         let mut backend = CpuBackend::new(threads)?;
         if self.exact {
             backend = backend.exact();
@@ -162,11 +166,11 @@ impl DeviceArgs {
             GemmName::Own => cuda::Gemm::Own,
         });
         let kernels = match self.kernels {
-            KernelsName::Fast => cuda::Kernels::Fast,
-            KernelsName::Plain => cuda::Kernels::Plain,
+            None | Some(KernelsName::Fast) => cuda::Kernels::Fast,
+            Some(KernelsName::Plain) => cuda::Kernels::Plain,
         };
         let backend = cuda::CudaBackend::new(cuda::Options { device, precision, gemm, kernels })?;
-        test_once(device, backend.gpu(), kernels)?;
+        test_once(device, &backend, kernels)?;
         say(command, &backend)
     }
 }

@@ -14,6 +14,7 @@ use zfnet::backend::{
     Precision,
     cuda::{self, CudaBackend, Gemm, Kernels, Options},
 };
+use zfnet::model::{Architecture, Network};
 use zfnet::selftest::{Check, Reference, Settings};
 
 use super::device::DeviceName;
@@ -26,13 +27,14 @@ pub struct Selftest {
     #[arg(long, default_value = "auto")]
     device: DeviceName,
     /// Networks whose layers are tested, by name or TOML file; repeat it for several [default: zfnet,
-    /// alexnet and zfnet-mini, which between them need every kernel]
+    /// alexnet and zfnet-mini]
     #[arg(long, visible_alias = "model")]
     arch: Vec<String>,
     /// Images at a time
-    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
     images: u16,
-    /// Largest rows and columns of a layer's output; larger maps are cut to it
+    /// Largest rows and columns of a layer's output, to which larger maps are cut; six times as much of
+    /// first layers
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..=512))]
     map: u16,
     /// Print JSON, with every result of every operation
@@ -46,6 +48,9 @@ struct Variant {
     name: String,
     seconds: f64,
     results: Vec<Compared>,
+    /// Why it could not be run to its end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -78,7 +83,7 @@ impl Compared {
         };
         let layer = if self.layer.is_empty() { "" } else { &format!("{} ", self.layer) };
         Some(format!(
-            "{layer}{}{by}: {} of {} values, the first at {index}: expected {expected}, found {found}",
+            "{layer}{}{by}: {} of {} values, the first at {index}: expected {expected:?}, found {found:?}",
             self.operation, self.wrong, self.values
         ))
     }
@@ -86,7 +91,11 @@ impl Compared {
 
 impl Variant {
     fn faults(&self) -> impl Iterator<Item = String> {
-        self.results.iter().filter_map(Compared::fault)
+        self.results.iter().filter_map(Compared::fault).chain(self.error.clone())
+    }
+
+    fn passes(&self) -> bool {
+        self.faults().next().is_none()
     }
 
     fn print(&self) -> Result<()> {
@@ -118,19 +127,29 @@ struct All {
     variants: Vec<Variant>,
 }
 
-/// The operations on one backend, beside what they should be.
+/// The operations on one backend, beside what they should be. What fails is a result as well.
 fn variant<B: Backend>(
     name: String,
     backend: &B,
     exact: bool,
     reference: &Reference,
     kernels: impl Fn() -> Vec<&'static str>,
-) -> Result<Variant> {
+) -> Variant {
     let begun = Instant::now();
-    let mut results = Vec::new();
+    let mut results: Vec<Compared> = Vec::new();
     kernels(); // begins the list
-    reference.compare(backend, exact, |check| results.push(Compared::new(check, kernels())))?;
-    Ok(Variant { name, seconds: begun.elapsed().as_secs_f64(), results })
+    let compared = reference.compare(backend, exact, |check| {
+        let mut used = kernels();
+        if let (true, Some(last)) = (used.is_empty(), results.last()) {
+            used.clone_from(&last.kernels); // another result of the same call
+        }
+        results.push(Compared::new(check, used));
+    });
+    let error = compared.err().map(|error| match results.last() {
+        Some(last) => format!("after {} {}: {error}", last.layer, last.operation),
+        None => error.to_string(),
+    });
+    Variant { name, seconds: begun.elapsed().as_secs_f64(), results, error }
 }
 
 /// What all others are compared with: the CPU's loops without any instruction that not every processor
@@ -153,46 +172,53 @@ fn cpu_variants(reference: &Reference, mut done: impl FnMut(Variant) -> Result<(
             let backend = level(None)?;
             let backend = if exact { backend.exact() } else { backend };
             let how = if exact { ", exact" } else { "" };
-            done(variant(format!("f32, {name}{how}"), &backend, exact, reference, Vec::new)?)?;
+            done(variant(format!("f32, {name}{how}"), &backend, exact, reference, Vec::new))?;
             if let Ok(backend) = backend.bf16() {
-                done(variant(format!("bf16, {name}{how}"), &backend, exact, reference, Vec::new)?)?;
+                done(variant(format!("bf16, {name}{how}"), &backend, exact, reference, Vec::new))?;
             }
         }
     }
     Ok(())
 }
 
+/// What a GPU computes with: the precision, and what computes convolutions and fully connected layers.
+#[cfg(feature = "cuda")]
+fn variant_name(precision: Precision, kernels: Kernels, gemm: Gemm) -> String {
+    match (kernels, gemm) {
+        (Kernels::Plain, _) if precision == Precision::Tf32 => "f32, plain kernels".into(),
+        (Kernels::Plain, _) => format!("{}, plain kernels", precision.name()),
+        (Kernels::Fast, Gemm::CublasLt) => format!("{}, cuBLASLt", precision.name()),
+        (Kernels::Fast, Gemm::Own) => precision.name().into(),
+    }
+}
+
 /// The precisions of a GPU, with its libraries and without, and the plain kernels.
 #[cfg(feature = "cuda")]
 fn gpu_variants(
     device: usize,
-    kernels: Kernels,
     reference: &Reference,
     mut done: impl FnMut(Variant) -> Result<()>,
 ) -> Result<()> {
-    let tensor_cores = CudaBackend::new(Options { device, ..Options::default() })?.precision();
-    let precisions: &[Precision] = match tensor_cores {
+    let best = CudaBackend::new(Options { device, ..Options::default() })?.precision();
+    let precisions: &[Precision] = match best {
         Precision::F32 => &[Precision::F32],
         _ => &[Precision::F32, Precision::Tf32, Precision::Bf16],
     };
     for &precision in precisions {
-        let options =
-            Options { device, precision: Some(precision), gemm: Some(Gemm::Own), kernels };
-        let mut run = |options: Options, suffix: &str| -> Result<()> {
-            let backend = CudaBackend::new(options)?;
-            let kernels = || backend.kernels_used();
-            let name = format!("{}{suffix}", precision.name());
-            done(variant(name, &backend, true, reference, kernels)?)
-        };
-        let plain = Options { kernels: Kernels::Plain, ..options };
-        if precision != Precision::Tf32 {
-            run(plain, ", plain kernels")?; // those of tf32 are those of f32
-        }
-        if kernels == Kernels::Fast {
-            run(options, "")?;
-            if cuda::has_cublaslt() {
-                run(Options { gemm: Some(Gemm::CublasLt), ..options }, ", cuBLASLt")?;
+        for (kernels, gemm) in [
+            (Kernels::Plain, Gemm::Own),
+            (Kernels::Fast, Gemm::Own),
+            (Kernels::Fast, Gemm::CublasLt),
+        ] {
+            // The plain kernels of tf32 are those of f32.
+            let twice = kernels == Kernels::Plain && precision == Precision::Tf32;
+            if twice || (gemm == Gemm::CublasLt && !cuda::has_cublaslt()) {
+                continue;
             }
+            let options = Options { device, precision: Some(precision), gemm: Some(gemm), kernels };
+            let backend = CudaBackend::new(options)?;
+            let name = variant_name(precision, kernels, gemm);
+            done(variant(name, &backend, true, reference, || backend.kernels_used()))?;
         }
     }
     Ok(())
@@ -206,6 +232,9 @@ pub fn run(args: Selftest) -> Result<ExitCode> {
     };
     if !args.arch.is_empty() {
         settings.networks = args.arch;
+    }
+    for name in &settings.networks {
+        Network::new(Architecture::find(name)?)?;
     }
     let on_cpu = || CpuBackend::new(None).map(|backend| backend.describe());
     #[cfg(feature = "cuda")]
@@ -246,14 +275,14 @@ pub fn run(args: Selftest) -> Result<ExitCode> {
     };
     #[cfg(feature = "cuda")]
     match gpu {
-        Some(device) => gpu_variants(device, Kernels::Fast, &reference, done)?,
+        Some(device) => gpu_variants(device, &reference, done)?,
         None => cpu_variants(&reference, done)?,
     }
     #[cfg(not(feature = "cuda"))]
     cpu_variants(&reference, done)?;
     let wrong: Vec<&str> = variants
         .iter()
-        .filter(|variant| variant.faults().next().is_some())
+        .filter(|variant| !variant.passes())
         .map(|variant| variant.name.as_str())
         .collect();
     let failed = wrong.join("; ");
@@ -280,26 +309,38 @@ mod first {
     use std::hash::{DefaultHasher, Hash, Hasher};
     use std::path::PathBuf;
 
-    use anyhow::{Result, bail};
+    use anyhow::{Context, Result, bail};
     use serde::{Deserialize, Serialize};
-    use zfnet::backend::cuda::{self, Kernels};
+    use zfnet::backend::Backend;
+    use zfnet::backend::cuda::{self, CudaBackend, Gemm, Kernels, Options};
     use zfnet::disk::write_atomic;
     use zfnet::selftest::Settings;
+
+    use super::variant_name;
 
     /// 0 leaves the test out, and a network in its place makes it one of that network's layers: for tests
     /// of this program, where a GPU is played by a CPU.
     const VARIABLE: &str = "ZFNET_SELFTEST";
 
-    /// What has passed: of another build, GPU or driver nothing is known.
+    /// What was tested: of another build, GPU, library or driver nothing is known.
     #[derive(Serialize, Deserialize, Hash, PartialEq)]
-    struct Passed {
+    struct Subject {
         build: String,
+        /// The GPU, and cuBLASLt if there is one.
         device: String,
         driver: String,
-        plain: bool,
+        networks: Vec<String>,
     }
 
-    impl Passed {
+    /// What is remembered of it.
+    #[derive(Serialize, Deserialize)]
+    struct Record {
+        subject: Subject,
+        /// Variants that passed.
+        passed: Vec<String>,
+    }
+
+    impl Subject {
         /// Where that is remembered, if the user has a folder for such things.
         fn file(&self) -> Option<PathBuf> {
             let mut hasher = DefaultHasher::new();
@@ -308,65 +349,84 @@ mod first {
             Some(dirs::cache_dir()?.join("zfnet").join(name))
         }
 
-        fn is_known(&self) -> bool {
+        /// The variants that are known to pass.
+        fn passed(&self) -> Vec<String> {
             let known = self.file().and_then(|file| fs::read(file).ok());
-            known.and_then(|bytes| serde_json::from_slice::<Passed>(&bytes).ok()).as_ref()
-                == Some(self)
+            let record = known.and_then(|bytes| serde_json::from_slice::<Record>(&bytes).ok());
+            record
+                .filter(|record| record.subject == *self)
+                .map_or(Vec::new(), |record| record.passed)
         }
+    }
 
-        fn remember(&self) -> Result<()> {
-            let Some(file) = self.file() else { return Ok(()) };
-            fs::create_dir_all(file.parent().expect("in a folder"))?;
+    impl Record {
+        fn write(&self) -> Result<()> {
+            let Some(file) = self.subject.file() else { return Ok(()) };
+            let folder = file.parent().expect("in a folder");
+            fs::create_dir_all(folder)
+                .with_context(|| format!("cannot make the folder {}", folder.display()))?;
             Ok(write_atomic(&file, &serde_json::to_vec_pretty(self)?)?)
         }
     }
 
-    /// Tests the kernels that are to be used on a GPU, unless this build has passed on the same GPU with
-    /// the same driver before.
-    pub fn test_once(device: usize, name: String, kernels: Kernels) -> Result<()> {
-        let passed = Passed {
-            build: cuda::BUILD.into(),
-            device: name,
-            driver: cuda::driver(),
-            plain: kernels == Kernels::Plain,
-        };
+    /// Tests a GPU, unless what is to be used of it has passed with this build and driver before.
+    pub fn test_once(device: usize, backend: &CudaBackend, kernels: Kernels) -> Result<()> {
         let variable = std::env::var(VARIABLE).unwrap_or_default();
-        if variable == "0" || passed.is_known() {
+        if variable == "0" {
             return Ok(());
         }
         let mut settings = Settings::default();
         if !variable.is_empty() {
             settings.networks = vec![variable];
         }
+        let best = CudaBackend::new(Options { device, ..Options::default() })?;
+        let subject = Subject {
+            build: cuda::BUILD.into(),
+            device: best.describe(),
+            driver: cuda::driver(),
+            networks: settings.networks.clone(),
+        };
+        drop(best);
+        let wanted = variant_name(backend.precision(), kernels, backend.gemm());
+        if subject.passed().contains(&wanted) {
+            return Ok(());
+        }
         tracing::info!(
             "testing this build's kernels on {}, once: see `zfnet selftest`",
-            passed.device
+            backend.gpu()
         );
         let reference = super::reference(settings)?;
-        let mut faults = Vec::new();
-        super::gpu_variants(device, kernels, &reference, |variant| {
-            faults.extend(variant.faults().map(|fault| format!("{}: {fault}", variant.name)));
+        let (mut passed, mut faults) = (Vec::new(), Vec::new());
+        super::gpu_variants(device, &reference, |variant| {
+            if variant.passes() {
+                passed.push(variant.name);
+            } else if variant.name == wanted {
+                faults.extend(variant.faults());
+            }
             Ok(())
         })?;
-        if let Some(first) = faults.first() {
-            let others = match faults.len() - 1 {
-                0 => String::new(),
-                more => format!(" and {more} more"),
-            };
-            let plain = match kernels {
-                Kernels::Fast => "; --kernels plain computes without the fast ones, slowly",
-                Kernels::Plain => "",
-            };
-            bail!(
-                "wrong numbers on {} with the driver {}: {first}{others}; please report what `zfnet \
-                 selftest --device cuda:{device} --json` prints{plain}",
-                passed.device,
-                passed.driver
-            );
+        // What else may be used, by the flag that asks for it.
+        let instead = [
+            (kernels, Gemm::Own, "--gemm own"),
+            (Kernels::Plain, Gemm::Own, "--kernels plain, which is slow,"),
+        ];
+        let instead = instead.into_iter().find_map(|(kernels, gemm, flag)| {
+            let name = variant_name(backend.precision(), kernels, gemm);
+            passed.contains(&name).then_some(flag)
+        });
+        let (gpu, driver) = (backend.gpu(), subject.driver.clone());
+        if let Err(error) = (Record { subject, passed }).write() {
+            tracing::warn!("what was found cannot be remembered: {error:#}");
         }
-        if let Err(error) = passed.remember() {
-            tracing::warn!("the kernels are right, but that cannot be remembered: {error:#}");
-        }
-        Ok(())
+        let Some(first) = faults.first() else { return Ok(()) };
+        let others = match faults.len() - 1 {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        let instead = instead.map_or(String::new(), |flag| format!("; {flag} computes right"));
+        bail!(
+            "wrong numbers on {gpu} with the driver {driver}, in {wanted}: {first}{others}; please report what `zfnet \
+             selftest --device cuda:{device} --json` prints{instead}"
+        );
     }
 }

@@ -341,11 +341,17 @@ pub fn backward_bias(
     let Shape { n, h, w, c } = dy.shape();
     let (pixels, channels) = (n * h * w, c as u32);
     let chunks = chunks_of_bias_gradient(pixels);
-    let of_a_block = if channels.is_multiple_of(2) { 64 } else { 32 };
-    let grid = [channels.div_ceil(of_a_block), chunks, 1];
+    let even = channels.is_multiple_of(2);
+    let grid = [channels.div_ceil(if even { 64 } else { 32 }), chunks, 1];
+    let [f32, bf16] = match (even, switches.is_some()) {
+        (true, false) => ["bias_gradient_f32", "bias_gradient_bf16"],
+        (true, true) => ["bias_gradient_pooled_f32", "bias_gradient_pooled_bf16"],
+        (false, false) => ["bias_gradient_any_f32", "bias_gradient_any_bf16"],
+        (false, true) => ["bias_gradient_any_pooled_f32", "bias_gradient_any_pooled_bf16"],
+    };
     launch!(
         backend.device,
-        by(storage(backend), "bias_gradient_f32", "bias_gradient_bf16"),
+        by(storage(backend), f32, bf16),
         Launch { grid, block: [32, 8, 1], shared: 0 },
         scratch.partial.pointer(),
         dy.buffer.operand(),

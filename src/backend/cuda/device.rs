@@ -261,7 +261,9 @@ impl Device {
         Ok(memory)
     }
 
-    /// Memory of the host that the GPU can copy from and to beside its work.
+    /// Memory of the host that the GPU can copy from and to beside its work: of a size that was asked for
+    /// before and has been dropped since, the same again, once the GPU is done with it. So this waits, and is
+    /// not to be called while a step is recorded; to drop it is allowed at any time.
     ///
     /// # Errors
     /// If there is not enough memory.

@@ -622,9 +622,14 @@ impl Backend for CudaBackend {
     ) -> Result<()> {
         check(&[(y.shape(), dims.output()), (x.shape(), dims.input())]);
         let packs = packs(dims.c);
+        let [f32, bf16] = if dims.c.is_multiple_of(PACK) {
+            ["maxpool_forward_f32", "maxpool_forward_bf16"]
+        } else {
+            ["maxpool_forward_any_f32", "maxpool_forward_any_bf16"]
+        };
         launch!(
             self.device,
-            by(y.buffer.storage(), "maxpool_forward_f32", "maxpool_forward_bf16"),
+            by(y.buffer.storage(), f32, bf16),
             pooling(dims.output(), packs),
             y.buffer.values(),
             switches.pointer(),
@@ -646,15 +651,38 @@ impl Backend for CudaBackend {
     ) -> Result<()> {
         check(&[(dx.shape(), dims.input()), (dy.shape(), dims.output())]);
         let packs = packs(dims.c);
+        let squares = (dims.window, dims.stride) == ([3; 2], [2; 2]);
+        if forward_mask && squares && dims.c.is_multiple_of(PACK) {
+            let [down, right] = [dims.h + dims.pad[0], dims.w + dims.pad[1]].map(|v| v.div_ceil(2));
+            let count = down * right * packs;
+            return launch!(
+                self.device,
+                by(dx.buffer.storage(), "maxpool_backward_3_2_f32", "maxpool_backward_3_2_bf16"),
+                Launch::per_image(count as usize, dims.n as usize),
+                dx.buffer.values(),
+                dy.buffer.values(),
+                switches.pointer(),
+                list(images),
+                *dims,
+                count,
+                Divisor::new(packs),
+                Divisor::new(right),
+            );
+        }
+        let [f32, bf16] = match (dims.c.is_multiple_of(PACK), forward_mask) {
+            (true, true) => ["maxpool_backward_f32", "maxpool_backward_bf16"],
+            (true, false) => ["maxpool_unpool_f32", "maxpool_unpool_bf16"],
+            (false, true) => ["maxpool_backward_any_f32", "maxpool_backward_any_bf16"],
+            (false, false) => ["maxpool_unpool_any_f32", "maxpool_unpool_any_bf16"],
+        };
         launch!(
             self.device,
-            by(dx.buffer.storage(), "maxpool_backward_f32", "maxpool_backward_bf16"),
+            by(dx.buffer.storage(), f32, bf16),
             pooling(dims.input(), packs),
             dx.buffer.values(),
             dy.buffer.values(),
             switches.pointer(),
             list(images),
-            u32::from(forward_mask),
             *dims,
             Divisor::new(packs),
             Divisor::new(dims.w),

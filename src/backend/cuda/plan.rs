@@ -245,6 +245,7 @@ fn first(direction: Direction, bf16: bool, dims: &ConvDims) -> Option<Plan> {
         let blocks = if padded == 8 && bf16 { 3 * BLOCKS / 2 } else { BLOCKS };
         let splits = tiles(FIRST_FILTER_DOWN).min(blocks.div_ceil(filter_tiles));
         let gradients = FIRST_FILTER_DOWN * FIRST_ACROSS * (FIRST_FILTERS + 8) * size;
+        let stage = gradients + patch(FIRST_FILTER_DOWN);
         Plan {
             kernel: match (padded, bf16) {
                 (8, true) => "conv_backward_filter_first_8_bf16",
@@ -254,8 +255,8 @@ fn first(direction: Direction, bf16: bool, dims: &ConvDims) -> Option<Plan> {
             },
             grid: [1, filter_tiles as u32, splits as u32],
             block: 32 * dims.r,
-            shared: (2 * (gradients + patch(FIRST_FILTER_DOWN))) as u32,
-            most_stages: 0,
+            shared: stage as u32,
+            most_stages: if 2 * stage <= u64::from(MOST_SHARED) { 2 } else { 1 },
             splits: splits as u32,
             partial: partial(splits, dims.filter().len() as u64),
         }
