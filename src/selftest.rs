@@ -683,3 +683,41 @@ impl<B: Backend, F: FnMut(Outcome) -> Result<()>> Session<'_, B, F> {
         self.report("update with limits", w, Compared::Close(1e-5))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::cpu::CpuBackend;
+
+    fn outcome(values: &[f32], compared: Compared) -> Outcome {
+        Outcome { layer: String::new(), operation: "conv_forward", values: values.into(), compared }
+    }
+
+    #[test]
+    fn what_is_wrong_is_counted() {
+        let backend = CpuBackend::new(Some(1)).unwrap();
+        let wrong = |found: &[f32], expected: &[f32], compared, exact| {
+            let [found, expected] = [found, expected].map(|values| outcome(values, compared));
+            let check = compare(&backend, &found, &expected, exact).unwrap();
+            (check.wrong, check.first.map(|first| first.0))
+        };
+        let expected = [1.0, -2.0, 3.0, 0.0];
+        assert_eq!(wrong(&expected, &expected, Compared::Exact, true), (0, None));
+        let found = [1.0, -2.1, f32::NAN, 0.0];
+        assert_eq!(wrong(&found, &expected, Compared::Stored, true), (2, Some(1)));
+        // By Winograd's method the nearest integer is enough.
+        assert_eq!(wrong(&found, &expected, Compared::Stored, false), (1, Some(2)));
+        assert_eq!(wrong(&found, &expected, Compared::Close(0.01), true), (2, Some(1)));
+        assert_eq!(wrong(&found, &expected, Compared::Close(0.1), true), (1, Some(2)));
+    }
+
+    #[test]
+    fn cut_maps_keep_what_chooses_kernels() {
+        let network = Network::new(Architecture::find("zfnet").unwrap()).unwrap();
+        let dims = *network.layers[0].convolution().unwrap();
+        let cut = cut_conv(&dims, 2, 20);
+        assert_eq!((cut.p, cut.q, cut.n), (20, 20, 2));
+        assert_eq!((cut.w % 4, cut.w >= 19 * 2 + 7), (dims.w % 4, true));
+        assert_eq!(cut_conv(&dims, 2, 500), dims.with_n(2));
+    }
+}

@@ -275,6 +275,24 @@ fn weights_go_over_to_another_network() {
         .refused(&["no layer has the name and shape"]);
 }
 
+/// On every processor that this passes on, each of its instruction sets computes what the plain loops do.
+#[test]
+fn this_machine_passes_its_self_test() {
+    let place = Place::new();
+    let found = place.run("selftest --device cpu --arch tiny.toml --map 3 --json").json();
+    let variants = found["variants"].as_array().unwrap();
+    assert!(variants.len() >= 2, "{variants:?}");
+    for variant in variants {
+        let results = variant["results"].as_array().unwrap();
+        let of = |operation: &str| results.iter().any(|result| result["operation"] == operation);
+        assert!(["conv_forward", "lrn_backward", "update"].into_iter().all(of), "{results:?}");
+        assert!(results.iter().all(|result| result["wrong"] == 0), "{results:?}");
+    }
+    let listed = place.run("selftest --device cpu --arch tiny.toml --map 3").ok().stdout;
+    assert!(listed.contains("f32, portable"), "{listed}");
+    place.run("selftest --device cpu --arch nothing.toml").refused(&["nothing.toml"]);
+}
+
 /// The README's first command, small: pictures, two networks, a page.
 #[test]
 fn demo() {
