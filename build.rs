@@ -6,25 +6,14 @@
 //! `/usr/local/cuda/bin`. `$ZFNET_CUDA_ARCH` names other targets than the usual ones, as in
 //! `80,90a,120`.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio, exit};
+use std::process::{Command, Stdio, exit};
 use std::{env, fs};
 
 /// The oldest compiler that knows all targets: major and minor version.
 const OLDEST: (u32, u32) = (12, 8);
 /// Turing, Ampere (and Ada), Hopper. What is newer compiles the embedded PTX when it loads it.
 const TARGETS: &str = "75,80,90a";
-/// What decides the numbers of the CUDA backend, and of the test that compares them.
-const BUILD_PARTS: &[&str] = &[
-    "kernels",
-    "src/backend/cuda",
-    "src/backend/mod.rs",
-    "src/selftest.rs",
-    "crates/core/src/operation.rs",
-    "crates/core/src/shape.rs",
-    "Cargo.lock",
-];
 /// Kernels on tensor cores (`mma.sync` on bf16 and TF32, `cp.async`) need Ampere.
 const TENSOR: u32 = 80;
 
@@ -34,9 +23,6 @@ fn main() {
     }
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=kernels");
-    for part in BUILD_PARTS {
-        println!("cargo::rerun-if-changed={part}");
-    }
     detect_instructions();
     if env::var_os("CARGO_FEATURE_CUDA").is_none() {
         return;
@@ -78,27 +64,12 @@ fn main() {
     if sources.is_empty() {
         fail(&format!("ZFNET_CUDA_ARCH: expected a list like {TARGETS}, found {targets:?}"));
     }
-    // All at once: each is one process of a few seconds to a minute. What has not changed is left.
+    // All at once: each is one process of a few seconds to a minute.
     let compilations: Vec<_> = sources
         .iter()
         .map(|source| {
             let name = source.file_stem().and_then(|stem| stem.to_str()).expect("a plain name");
             let fatbin = out.join(format!("{name}.fatbin"));
-            let made_of = {
-                let mut hasher = DefaultHasher::new();
-                (version, &targets).hash(&mut hasher);
-                hash_files(source, &mut hasher);
-                let headers =
-                    ["common.cuh", "conv.cuh", "mma.cuh"].map(|name| format!("kernels/{name}"));
-                headers.iter().for_each(|header| hash_files(Path::new(header), &mut hasher));
-                format!("{:016x}", hasher.finish())
-            };
-            let kept_in = out.join(format!("{name}.kernels"));
-            if let (true, Ok(kept)) = (fatbin.exists(), fs::read_to_string(&kept_in))
-                && kept.lines().next() == Some(&made_of)
-            {
-                return Compilation { source, fatbin, kept: kept_in, made_of, child: None };
-            }
             let mut command = Command::new(&nvcc);
             command.args(["-fatbin", "-std=c++17", "-O3", "-lineinfo"]);
             command.args(architectures(&targets, tensor(source)));
@@ -107,28 +78,22 @@ fn main() {
             let child = command
                 .spawn()
                 .unwrap_or_else(|error| fail(&format!("cannot run {}: {error}", nvcc.display())));
-            Compilation { source, fatbin, kept: kept_in, made_of, child: Some(child) }
+            (source, fatbin, child)
         })
         .collect();
     let mut list = String::from("pub static MODULES: &[Module] = &[\n");
-    for Compilation { source, fatbin, kept, made_of, child } in compilations {
-        if let Some(child) = child {
-            let output = child.wait_with_output().expect("a child's output can be read");
-            let messages = String::from_utf8_lossy(&output.stderr);
-            if !output.status.success() {
-                let shown = messages.lines().filter(|line| !line.starts_with("ptxas info"));
-                eprintln!("{}", shown.collect::<Vec<_>>().join("\n"));
-                fail(&format!("nvcc failed on {}: its message is above", source.display()));
-            }
-            let kernels = kernels_named(&messages);
-            if kernels.is_empty() {
-                fail(&format!("{}: nvcc -Xptxas=-v has named no kernel", source.display()));
-            }
-            let text = format!("{made_of}\n{}\n", kernels.join("\n"));
-            fs::write(&kept, text).expect("OUT_DIR can be written");
+    for (source, fatbin, child) in compilations {
+        let output = child.wait_with_output().expect("a child's output can be read");
+        let messages = String::from_utf8_lossy(&output.stderr);
+        if !output.status.success() {
+            let shown = messages.lines().filter(|line| !line.starts_with("ptxas info"));
+            eprintln!("{}", shown.collect::<Vec<_>>().join("\n"));
+            fail(&format!("nvcc failed on {}: its message is above", source.display()));
         }
-        let kernels = fs::read_to_string(&kept).expect("written above, or before");
-        let kernels: Vec<&str> = kernels.lines().skip(1).collect();
+        let kernels = kernels_named(&messages);
+        if kernels.is_empty() {
+            fail(&format!("{}: nvcc -Xptxas=-v has named no kernel", source.display()));
+        }
         let tensor = tensor(source);
         list += &format!(
             "    Module {{ tensor: {tensor}, image: &Aligned(*include_bytes!({fatbin:?})), \
@@ -137,39 +102,6 @@ fn main() {
     }
     list += "];\n";
     fs::write(out.join("modules.rs"), list).expect("OUT_DIR can be written");
-    println!("cargo::rustc-env=ZFNET_CUDA_BUILD={}", build_number(&nvcc, &targets));
-}
-
-/// Adds a file, or all of a folder.
-fn hash_files(path: &Path, hasher: &mut DefaultHasher) {
-    if !path.is_dir() {
-        return fs::read(path).ok().hash(hasher); // of a package, Cargo.lock may be missing
-    }
-    let entries = fs::read_dir(path).expect("part of the crate");
-    let mut files: Vec<_> = entries.map(|entry| entry.expect("readable").path()).collect();
-    files.sort();
-    files.iter().for_each(|file| hash_files(file, hasher));
-}
-
-/// A number that changes with the kernels, what launches and tests them, and what compiles them.
-fn build_number(nvcc: &Path, targets: &str) -> String {
-    let mut hasher = DefaultHasher::new();
-    (version_of(nvcc), targets).hash(&mut hasher);
-    for part in BUILD_PARTS {
-        hash_files(Path::new(part), &mut hasher);
-    }
-    format!("{:016x}", hasher.finish())
-}
-
-/// A `.cu` file on its way to a fatbin.
-struct Compilation<'a> {
-    source: &'a PathBuf,
-    fatbin: PathBuf,
-    /// Of a fatbin that is there: the number of what it was made of, and its kernels, a line each.
-    kept: PathBuf,
-    made_of: String,
-    /// nvcc, unless nothing has changed.
-    child: Option<Child>,
 }
 
 /// From ptxas's lines "Compiling entry function 'NAME' for 'sm_90a'".
@@ -204,9 +136,7 @@ fn detect_instructions() {
 
 /// In place of kernels, where there are only docs to be made.
 fn write_nothing() {
-    for variable in
-        ["ZFNET_NVCC_MAJOR", "ZFNET_NVCC_MINOR", "ZFNET_CUDA_TARGETS", "ZFNET_CUDA_BUILD"]
-    {
+    for variable in ["ZFNET_NVCC_MAJOR", "ZFNET_NVCC_MINOR", "ZFNET_CUDA_TARGETS"] {
         println!("cargo::rustc-env={variable}=0");
     }
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("set by cargo"));

@@ -144,7 +144,7 @@ if [ "${KERNEL_INSTRUCTIONS:-}" = write ]; then
   {
     echo "# Of kernels for sm_90a by nvcc 13.0: the kernel, instructions on its path, and in its loops (sass.py)."
     python3 "$(dirname "$0")/sass.py" <"$work/sass"
-  } >"$recorded"
+  } >"$work/recorded" && mv "$work/recorded" "$recorded"
 elif ! python3 "$(dirname "$0")/sass.py" "$recorded" <"$work/sass"; then
   fail "kernels with more instructions than scripts/kernel-instructions.tsv records"
 fi

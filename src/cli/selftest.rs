@@ -51,6 +51,8 @@ struct Variant {
     /// Why it could not be run to its end.
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
+    #[serde(skip)]
+    out_of_memory: bool,
 }
 
 #[derive(Serialize)]
@@ -90,8 +92,17 @@ impl Compared {
 }
 
 impl Variant {
+    /// A variant that cannot even begin.
+    #[cfg(feature = "cuda")]
+    fn failed(name: String, error: &zfnet::Error) -> Self {
+        let out_of_memory = is_out_of_memory(error);
+        let error = Some(error.to_string());
+        Variant { name, seconds: 0.0, results: Vec::new(), error, out_of_memory }
+    }
+
     fn faults(&self) -> impl Iterator<Item = String> {
-        self.results.iter().filter_map(Compared::fault).chain(self.error.clone())
+        let error = self.error.as_ref().map(|error| format!("could not be tested: {error}"));
+        self.results.iter().filter_map(Compared::fault).chain(error)
     }
 
     fn passes(&self) -> bool {
@@ -110,7 +121,7 @@ impl Variant {
             self.seconds
         ))?;
         for fault in self.faults() {
-            output::line(format_args!("  wrong: {fault}"))?;
+            output::line(format_args!("  {fault}"))?;
         }
         Ok(())
     }
@@ -123,7 +134,7 @@ struct All {
     #[serde(skip_serializing_if = "Option::is_none")]
     driver: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    build: Option<&'static str>,
+    build: Option<String>,
     variants: Vec<Variant>,
 }
 
@@ -145,11 +156,16 @@ fn variant<B: Backend>(
         }
         results.push(Compared::new(check, used));
     });
+    let out_of_memory = compared.as_ref().is_err_and(is_out_of_memory);
     let error = compared.err().map(|error| match results.last() {
         Some(last) => format!("after {} {}: {error}", last.layer, last.operation),
         None => error.to_string(),
     });
-    Variant { name, seconds: begun.elapsed().as_secs_f64(), results, error }
+    Variant { name, seconds: begun.elapsed().as_secs_f64(), results, error, out_of_memory }
+}
+
+fn is_out_of_memory(error: &zfnet::Error) -> bool {
+    matches!(error, zfnet::Error::Memory { .. })
 }
 
 /// What all others are compared with: the CPU's loops without any instruction that not every processor
@@ -194,34 +210,38 @@ fn variant_name(precision: Precision, kernels: Kernels, gemm: Gemm) -> String {
 
 /// The precisions of a GPU, with its libraries and without, and the plain kernels.
 #[cfg(feature = "cuda")]
-fn gpu_variants(
-    device: usize,
-    reference: &Reference,
-    mut done: impl FnMut(Variant) -> Result<()>,
-) -> Result<()> {
+fn gpu_variants(device: usize) -> Result<Vec<(Precision, Kernels, Gemm)>> {
     let best = CudaBackend::new(Options { device, ..Options::default() })?.precision();
     let precisions: &[Precision] = match best {
         Precision::F32 => &[Precision::F32],
         _ => &[Precision::F32, Precision::Tf32, Precision::Bf16],
     };
+    let mut variants = Vec::new();
     for &precision in precisions {
-        for (kernels, gemm) in [
-            (Kernels::Plain, Gemm::Own),
-            (Kernels::Fast, Gemm::Own),
-            (Kernels::Fast, Gemm::CublasLt),
-        ] {
-            // The plain kernels of tf32 are those of f32.
-            let twice = kernels == Kernels::Plain && precision == Precision::Tf32;
-            if twice || (gemm == Gemm::CublasLt && !cuda::has_cublaslt()) {
-                continue;
-            }
-            let options = Options { device, precision: Some(precision), gemm: Some(gemm), kernels };
-            let backend = CudaBackend::new(options)?;
-            let name = variant_name(precision, kernels, gemm);
-            done(variant(name, &backend, true, reference, || backend.kernels_used()))?;
+        // The plain kernels of tf32 are those of f32.
+        if precision != Precision::Tf32 {
+            variants.push((precision, Kernels::Plain, Gemm::Own));
+        }
+        variants.push((precision, Kernels::Fast, Gemm::Own));
+        if cuda::has_cublaslt() {
+            variants.push((precision, Kernels::Fast, Gemm::CublasLt));
         }
     }
-    Ok(())
+    Ok(variants)
+}
+
+#[cfg(feature = "cuda")]
+fn gpu_variant(
+    device: usize,
+    (precision, kernels, gemm): (Precision, Kernels, Gemm),
+    reference: &Reference,
+) -> Variant {
+    let name = variant_name(precision, kernels, gemm);
+    let options = Options { device, precision: Some(precision), gemm: Some(gemm), kernels };
+    match CudaBackend::new(options) {
+        Ok(backend) => variant(name, &backend, true, reference, || backend.kernels_used()),
+        Err(error) => Variant::failed(name, &error),
+    }
 }
 
 pub fn run(args: Selftest) -> Result<ExitCode> {
@@ -251,7 +271,7 @@ pub fn run(args: Selftest) -> Result<ExitCode> {
     let (device, driver, build) = match gpu {
         Some(device) => {
             let backend = CudaBackend::new(Options { device, ..Options::default() })?;
-            (backend.describe(), Some(cuda::driver()), Some(cuda::BUILD))
+            (backend.describe(), Some(cuda::driver()), Some(cuda::build()))
         }
         None => (on_cpu()?, None, None),
     };
@@ -266,7 +286,7 @@ pub fn run(args: Selftest) -> Result<ExitCode> {
     }
     let reference = reference(settings)?;
     let mut variants = Vec::new();
-    let done = |variant: Variant| {
+    let mut done = |variant: Variant| {
         if !args.json {
             variant.print()?;
         }
@@ -275,7 +295,11 @@ pub fn run(args: Selftest) -> Result<ExitCode> {
     };
     #[cfg(feature = "cuda")]
     match gpu {
-        Some(device) => gpu_variants(device, &reference, done)?,
+        Some(device) => {
+            for which in gpu_variants(device)? {
+                done(gpu_variant(device, which, &reference))?;
+            }
+        }
         None => cpu_variants(&reference, done)?,
     }
     #[cfg(not(feature = "cuda"))]
@@ -293,7 +317,7 @@ pub fn run(args: Selftest) -> Result<ExitCode> {
     }
     if !failed.is_empty() {
         bail!(
-            "wrong numbers on this machine, in: {failed}; please report what this command prints"
+            "this machine does not compute right, in: {failed}; please report what this command prints"
         );
     }
     Ok(ExitCode::SUCCESS)
@@ -314,6 +338,7 @@ mod first {
     use zfnet::backend::Backend;
     use zfnet::backend::cuda::{self, CudaBackend, Gemm, Kernels, Options};
     use zfnet::disk::write_atomic;
+    use zfnet::model::Architecture;
     use zfnet::selftest::Settings;
 
     use super::variant_name;
@@ -322,7 +347,7 @@ mod first {
     /// of this program, where a GPU is played by a CPU.
     const VARIABLE: &str = "ZFNET_SELFTEST";
 
-    /// What was tested: of another build, GPU, library or driver nothing is known.
+    /// What was tested: of another build, GPU, library, driver or network nothing is known.
     #[derive(Serialize, Deserialize, Hash, PartialEq)]
     struct Subject {
         build: String,
@@ -338,6 +363,11 @@ mod first {
         subject: Subject,
         /// Variants that passed.
         passed: Vec<String>,
+    }
+
+    /// A network's description: a file may have changed since.
+    fn described(name: &String) -> Result<String> {
+        Ok(format!("{:?}", Architecture::find(name)?))
     }
 
     impl Subject {
@@ -381,43 +411,45 @@ mod first {
         }
         let best = CudaBackend::new(Options { device, ..Options::default() })?;
         let subject = Subject {
-            build: cuda::BUILD.into(),
+            build: cuda::build(),
             device: best.describe(),
             driver: cuda::driver(),
-            networks: settings.networks.clone(),
+            networks: settings.networks.iter().map(described).collect::<Result<_>>()?,
         };
         drop(best);
-        let wanted = variant_name(backend.precision(), kernels, backend.gemm());
-        if subject.passed().contains(&wanted) {
+        let precision = backend.precision();
+        let wanted = variant_name(precision, kernels, backend.gemm());
+        let mut passed = subject.passed();
+        if passed.contains(&wanted) {
             return Ok(());
         }
-        tracing::info!(
-            "testing this build's kernels on {}, once: see `zfnet selftest`",
-            backend.gpu()
-        );
+        let (gpu, driver) = (backend.gpu(), subject.driver.clone());
+        tracing::info!("testing this build's kernels on {gpu}, once: see `zfnet selftest`");
         let reference = super::reference(settings)?;
-        let (mut passed, mut faults) = (Vec::new(), Vec::new());
-        super::gpu_variants(device, &reference, |variant| {
-            if variant.passes() {
-                passed.push(variant.name);
-            } else if variant.name == wanted {
-                faults.extend(variant.faults());
+        let variant = super::gpu_variant(device, (precision, kernels, backend.gemm()), &reference);
+        if variant.out_of_memory {
+            let error = variant.error.unwrap_or_default();
+            tracing::warn!("not tested, for want of memory on the GPU: {error}");
+            return Ok(());
+        }
+        if variant.passes() {
+            passed.push(wanted);
+            if let Err(error) = (Record { subject, passed }).write() {
+                tracing::warn!("that the test has passed cannot be remembered: {error:#}");
             }
-            Ok(())
-        })?;
+            return Ok(());
+        }
         // What else may be used, by the flag that asks for it.
-        let instead = [
+        let others = [
             (kernels, Gemm::Own, "--gemm own"),
             (Kernels::Plain, Gemm::Own, "--kernels plain, which is slow,"),
         ];
-        let instead = instead.into_iter().find_map(|(kernels, gemm, flag)| {
-            let name = variant_name(backend.precision(), kernels, gemm);
-            passed.contains(&name).then_some(flag)
+        let instead = others.into_iter().find_map(|(kernels, gemm, flag)| {
+            let which = (precision, kernels, gemm);
+            let other = variant_name(precision, kernels, gemm) != wanted;
+            (other && super::gpu_variant(device, which, &reference).passes()).then_some(flag)
         });
-        let (gpu, driver) = (backend.gpu(), subject.driver.clone());
-        if let Err(error) = (Record { subject, passed }).write() {
-            tracing::warn!("what was found cannot be remembered: {error:#}");
-        }
+        let faults: Vec<String> = variant.faults().collect();
         let Some(first) = faults.first() else { return Ok(()) };
         let others = match faults.len() - 1 {
             0 => String::new(),

@@ -47,6 +47,11 @@ pub const TENSOR: (i32, i32) = (8, 0);
 /// nvcc of CUDA 13 need a driver for CUDA 13.
 const OLDEST_DRIVER: (i32, i32) = (12, 8);
 
+/// The compiled kernels.
+pub fn images() -> impl Iterator<Item = &'static [u8]> {
+    embedded::MODULES.iter().map(|module| &module.image.0)
+}
+
 /// A GPU with everything loaded.
 pub struct Device {
     context: Arc<CudaContext>,

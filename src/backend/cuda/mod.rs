@@ -12,6 +12,7 @@ mod plan;
 mod update;
 
 use std::any::Any;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex};
 
 use cudarc::driver::{CudaEvent, CudaGraph, sys};
@@ -22,8 +23,24 @@ use rayon::prelude::*;
 pub use blas::present as has_cublaslt;
 pub use device::{count as devices, driver};
 
-/// Of the kernels and of what launches them: another where either has changed.
-pub const BUILD: &str = env!("ZFNET_CUDA_BUILD");
+/// A number of this build: another where the compiled kernels, what launches them, or the test that
+/// compares them has changed.
+pub fn build() -> String {
+    let mut hasher = DefaultHasher::new();
+    device::images().for_each(|image| image.hash(&mut hasher));
+    [
+        include_str!("blas.rs"),
+        include_str!("conv.rs"),
+        include_str!("device.rs"),
+        include_str!("mod.rs"),
+        include_str!("plan.rs"),
+        include_str!("update.rs"),
+        include_str!("../mod.rs"),
+        include_str!("../../selftest.rs"),
+    ]
+    .hash(&mut hasher);
+    format!("{:016x}", hasher.finish())
+}
 
 use super::philox::keep_threshold;
 use super::{
