@@ -51,6 +51,7 @@ struct Variant {
     /// Why it could not be run to its end.
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
+    #[cfg(feature = "cuda")]
     #[serde(skip)]
     out_of_memory: bool,
 }
@@ -156,14 +157,23 @@ fn variant<B: Backend>(
         }
         results.push(Compared::new(check, used));
     });
+    #[cfg(feature = "cuda")]
     let out_of_memory = compared.as_ref().is_err_and(is_out_of_memory);
     let error = compared.err().map(|error| match results.last() {
         Some(last) => format!("after {} {}: {error}", last.layer, last.operation),
         None => error.to_string(),
     });
-    Variant { name, seconds: begun.elapsed().as_secs_f64(), results, error, out_of_memory }
+    Variant {
+        name,
+        seconds: begun.elapsed().as_secs_f64(),
+        results,
+        error,
+        #[cfg(feature = "cuda")]
+        out_of_memory,
+    }
 }
 
+#[cfg(feature = "cuda")]
 fn is_out_of_memory(error: &zfnet::Error) -> bool {
     matches!(error, zfnet::Error::Memory { .. })
 }
@@ -175,7 +185,7 @@ fn reference(settings: Settings) -> Result<Reference> {
 }
 
 /// The instruction sets of this processor, with Winograd's method and without, and bf16.
-fn cpu_variants(reference: &Reference, mut done: impl FnMut(Variant) -> Result<()>) -> Result<()> {
+fn cpu_variants(reference: &Reference, done: &mut impl FnMut(Variant) -> Result<()>) -> Result<()> {
     let levels = [CpuBackend::portable, CpuBackend::at_most_avx2, CpuBackend::new];
     let mut seen = Vec::new();
     for level in levels {
@@ -300,10 +310,10 @@ pub fn run(args: Selftest) -> Result<ExitCode> {
                 done(gpu_variant(device, which, &reference))?;
             }
         }
-        None => cpu_variants(&reference, done)?,
+        None => cpu_variants(&reference, &mut done)?,
     }
     #[cfg(not(feature = "cuda"))]
-    cpu_variants(&reference, done)?;
+    cpu_variants(&reference, &mut done)?;
     let wrong: Vec<&str> = variants
         .iter()
         .filter(|variant| !variant.passes())
@@ -366,7 +376,7 @@ mod first {
     }
 
     /// A network's description: a file may have changed since.
-    fn described(name: &String) -> Result<String> {
+    fn described(name: &str) -> Result<String> {
         Ok(format!("{:?}", Architecture::find(name)?))
     }
 
@@ -414,7 +424,11 @@ mod first {
             build: cuda::build(),
             device: best.describe(),
             driver: cuda::driver(),
-            networks: settings.networks.iter().map(described).collect::<Result<_>>()?,
+            networks: settings
+                .networks
+                .iter()
+                .map(|name| described(name))
+                .collect::<Result<_>>()?,
         };
         drop(best);
         let precision = backend.precision();
