@@ -269,6 +269,12 @@ fn cut_pool(dims: &PoolDims, images: usize, map: usize) -> PoolDims {
     cut
 }
 
+/// A convolution by 3 x 3 filters with a stride of 1.
+fn three_by_three(n: u32, [h, w]: [u32; 2], c: u32, k: u32, pad: u32) -> ConvDims {
+    let [p, q] = [h, w].map(|size| size + 2 * pad - 2);
+    ConvDims { n, h, w, c, k, r: 3, s: 3, p, q, stride: [1; 2], pad: [pad; 2], groups: 1 }
+}
+
 /// Rows or columns for `map` outputs. As many more are left as make the remainder by four what it was: some
 /// kernels read images in groups of four pixels.
 fn cut_axis(out: &mut u32, input: &mut u32, stride: u32, window: u32, pad: u32, map: usize) {
@@ -406,20 +412,7 @@ impl<B: Backend, F: FnMut(Outcome) -> Result<()>> Session<'_, B, F> {
     /// Channels that no kernel takes several at a time, groups, and neighbourhoods of another size.
     fn odd_sizes(&mut self, images: usize) -> Result<()> {
         let n = images as u32;
-        let small = ConvDims {
-            n,
-            h: 9,
-            w: 8,
-            c: 5,
-            k: 7,
-            r: 3,
-            s: 3,
-            p: 9,
-            q: 8,
-            stride: [1; 2],
-            pad: [1; 2],
-            groups: 1,
-        };
+        let small = three_by_three(n, [9, 8], 5, 7, 1);
         self.convolution(&small)?;
         self.convolution(&ConvDims { c: 33, k: 150, ..small })?;
         self.convolution(&ConvDims { c: 6, k: 8, groups: 2, ..small })?;
@@ -625,20 +618,7 @@ impl<B: Backend, F: FnMut(Outcome) -> Result<()>> Session<'_, B, F> {
     /// new weights, of which backends may keep a copy.
     fn update(&mut self) -> Result<()> {
         let backend = self.backend;
-        let dims = ConvDims {
-            n: 1,
-            h: 5,
-            w: 5,
-            c: 16,
-            k: 24,
-            r: 3,
-            s: 3,
-            p: 3,
-            q: 3,
-            stride: [1; 2],
-            pad: [0; 2],
-            groups: 1,
-        };
+        let dims = three_by_three(1, [5, 5], 16, 24, 0);
         let mut state = backend.state()?;
         let step = StepState { seed: 0, step: 0, first_sample: 0, learning_rate: 1.0 };
         backend.set_state(&mut state, step)?;
