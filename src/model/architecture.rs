@@ -25,12 +25,19 @@ use crate::{Error, Result};
 use zfnet_core::{Recipe, text};
 
 /// The networks that are built in: their names and descriptions.
-const PRESETS: [&str; 5] = [
+const PRESETS: [&str; 12] = [
     include_str!("presets/zfnet.toml"),
     include_str!("presets/zfnet-wide.toml"),
     include_str!("presets/alexnet.toml"),
     include_str!("presets/zfnet-mini.toml"),
     include_str!("presets/alexnet-mini.toml"),
+    include_str!("presets/zfnet-torch.toml"),
+    include_str!("presets/zfnet-torch-lrn.toml"),
+    include_str!("presets/alexnet-torchvision.toml"),
+    include_str!("presets/vgg11.toml"),
+    include_str!("presets/vgg13.toml"),
+    include_str!("presets/vgg16.toml"),
+    include_str!("presets/vgg19.toml"),
 ];
 
 /// Largest number of values of one image in any layer, and of parameters in all: a guard against
