@@ -72,6 +72,18 @@ impl Classes {
         self.folders().and_then(find).or_else(|| find(&self.names))
     }
 
+    /// For each of other classes, which of these it is; `None` if one is none of them.
+    pub fn positions(&self, others: &Classes) -> Option<Vec<u32>> {
+        let others = others.folders().unwrap_or(&others.names).iter().zip(&others.names);
+        let position = |(folder, name): (&String, &String)| {
+            self.position(folder).or_else(|| self.position(name))
+        };
+        others
+            .map(|other| Some(position(other)? as u32))
+            .collect::<Option<_>>()
+            .filter(|_| self.are_known())
+    }
+
     /// Where other classes differ from these: the first that does, or the numbers. Of classes about which nothing is
     /// known only the numbers are compared.
     pub fn difference(&self, found: &Classes) -> Option<String> {

@@ -40,10 +40,11 @@ impl DataSet {
         }
     }
 
-    /// Opens what a network with these classes is tried on: a data set, or a folder with `val/CLASS/*` alone.
+    /// Opens what a network with these classes is tried on: a data set, or a folder with `val/CLASS/*` alone. A set of
+    /// some of the classes then has all of them, in the network's order.
     ///
     /// # Errors
-    /// If it is neither, or has other classes.
+    /// If it is neither, or has classes that the network does not have.
     pub fn open_for(root: &Path, classes: &Classes) -> Result<Self> {
         let val_alone =
             root.join(Split::Val.name()).is_dir() && !root.join(Split::Train.name()).is_dir();
@@ -52,17 +53,42 @@ impl DataSet {
         if neither && root.is_dir() && !ShardSet::is_at(root) && !is_unfinished(root) {
             return Err(no_split(root, Split::Val));
         }
-        let set = if val_alone && !ShardSet::is_at(root) {
+        let mut set = if val_alone && !ShardSet::is_at(root) {
             ImageFolder::open_val(root, classes).map(DataSet::Folder)
         } else {
             DataSet::open(root)
         }?;
-        match classes.difference(&set.classes()) {
-            None => Ok(set),
-            Some(difference) => Err(Error::file(
+        let found = set.classes();
+        let Some(difference) = classes.difference(&found) else { return Ok(set) };
+        match classes.positions(&found).filter(|_| found.len() < classes.len()) {
+            Some(positions) => {
+                tracing::info!(
+                    "{}: has {} of the network's {} classes",
+                    root.display(),
+                    found.len(),
+                    classes.len()
+                );
+                set.renumber(&positions, classes);
+                Ok(set)
+            }
+            None => Err(Error::file(
                 root,
                 format!("does not have the classes of the checkpoint: {difference}"),
             )),
+        }
+    }
+
+    /// Gives it these classes instead of its own, of which each becomes the one at its position.
+    fn renumber(&mut self, positions: &[u32], classes: &Classes) {
+        match self {
+            DataSet::Folder(folder) => {
+                for sample in folder.train.iter_mut().chain(&mut folder.val) {
+                    sample.class = positions[sample.class as usize];
+                }
+                folder.classes = classes.folders().unwrap_or(&classes.names).to_vec();
+                folder.names = classes.names.clone();
+            }
+            DataSet::Shards(set) => set.renumbered = Some((positions.into(), classes.clone())),
         }
     }
 
@@ -70,6 +96,7 @@ impl DataSet {
     pub fn classes(&self) -> Classes {
         match self {
             DataSet::Folder(folder) => Classes::new(folder.classes.clone(), folder.names.clone()),
+            DataSet::Shards(ShardSet { renumbered: Some((_, classes)), .. }) => classes.clone(),
             DataSet::Shards(set) => {
                 let classes = set.manifest.classes.iter();
                 let (folders, names) =

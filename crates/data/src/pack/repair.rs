@@ -93,7 +93,7 @@ impl Packer<'_> {
 
     /// Whether the mean image, if there is to be one, is there as the manifest says.
     pub(super) fn has_mean(&self, manifest: &Manifest) -> Result<bool> {
-        let set = ShardSet { root: self.out.into(), manifest: manifest.clone() };
+        let set = ShardSet { root: self.out.into(), manifest: manifest.clone(), renumbered: None };
         manifest.mean.as_ref().map_or(Ok(true), |mark| is_whole(set.read_mean(mark)))
     }
 }

@@ -2,7 +2,7 @@
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use rayon::prelude::*;
 use xxhash_rust::xxh3::xxh3_64;
@@ -12,6 +12,7 @@ use super::index::{Entry, Index};
 use super::manifest::{Form, MANIFEST, Manifest, MeanMark, ShardMark};
 use crate::Split;
 use crate::checksum::check_crc32c;
+use crate::classes::Classes;
 use crate::folder::MAX_IMAGE_BYTES;
 use crate::open_files::Permit;
 use zfnet_core::tensors::deserialize;
@@ -24,6 +25,8 @@ pub struct ShardSet {
     pub root: PathBuf,
     /// What it says of itself.
     pub manifest: Manifest,
+    /// Other classes that it is to have, and which of them each of its own is.
+    pub(crate) renumbered: Option<(Arc<[u32]>, Classes)>,
 }
 
 /// The images of one split of a set, by their numbers.
@@ -35,6 +38,8 @@ pub struct Shards {
     shards: Vec<Shard>,
     /// Shard and place in it, by number.
     places: Vec<[u32; 2]>,
+    /// See [`ShardSet::renumbered`].
+    renumbered: Option<Arc<[u32]>>,
 }
 
 pub(crate) struct Shard {
@@ -55,7 +60,7 @@ impl ShardSet {
     /// # Errors
     /// If there is none, or it is not one of ours.
     pub fn open(root: &Path) -> Result<Self> {
-        Ok(ShardSet { root: root.into(), manifest: Manifest::read(root)? })
+        Ok(ShardSet { root: root.into(), manifest: Manifest::read(root)?, renumbered: None })
     }
 
     /// Opens a split: reads its indices, and looks for its shards. They are read by `io`, or as
@@ -76,7 +81,8 @@ impl ShardSet {
         let places = self.places(split, &indices, &mut Err)?;
         let io = io.unwrap_or_else(|| Io::for_path(&self.root));
         let (root, form) = (self.root.clone(), self.manifest.form);
-        Ok(Shards { root, split, form, io, shards, places })
+        let renumbered = self.renumbered.as_ref().map(|(positions, _)| positions.clone());
+        Ok(Shards { root, split, form, io, shards, places, renumbered })
     }
 
     /// Whether images are as long as they can be, and raw ones as they must be.
@@ -254,7 +260,8 @@ impl Shards {
 
     /// The class of an image.
     pub fn class(&self, number: usize) -> u32 {
-        self.at(number).1.class
+        let own = self.at(number).1.class;
+        self.renumbered.as_ref().map_or(own, |positions| positions[own as usize])
     }
 
     /// Length of an image's bytes.

@@ -276,6 +276,29 @@ fn validation_images_alone_are_tried_on_a_network_that_knows_their_classes() {
     open(&Classes::named(strings(["ant", "bee", "cat"]))).unwrap();
 }
 
+/// A set of a few of a network's classes, as of one that tells a thousand apart: from a folder and from shards.
+#[test]
+fn a_set_of_some_classes_is_tried_on_a_network_that_has_more() {
+    let root = tree(&["train/c/1.jpg", "train/a/1.jpg", "val/c/2.jpg", "val/a/2.jpg"]);
+    let strings = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+    let names = strings(&["a", "b", "c"]);
+    let classes = Classes::new(names.clone(), names.clone());
+    let set = DataSet::open_for(root.path(), &classes).unwrap();
+    assert_eq!(set.classes(), classes);
+    let options = ReadOptions { side: 8, max_bad: 0.0, cache_bytes: 0, io: None };
+    for split in [Split::Train, Split::Val] {
+        let images = set.images(split, options).unwrap();
+        assert_eq!([0, 1].map(|i| images.class(i)), [0, 2]);
+    }
+    let known = Classes::new(strings(&["c", "d", "a"]), strings(&["c", "d", "a"]));
+    let images = DataSet::open_for(root.path(), &known).unwrap().images(Split::Val, options);
+    assert_eq!([0, 1].map(|i| images.as_ref().unwrap().class(i)), [2, 0]);
+    let other = Classes::new(strings(&["a", "b", "d"]), strings(&["a", "b", "d"]));
+    let message = DataSet::open_for(root.path(), &other).unwrap_err().to_string();
+    assert!(message.contains("does not have the classes of the checkpoint"), "{message}");
+    assert!(DataSet::open_for(root.path(), &Classes::unknown(3)).is_err());
+}
+
 #[test]
 fn roots_must_be_folders() {
     let message = |path: &Path| ImageFolder::open(path).unwrap_err().to_string();
