@@ -8,7 +8,8 @@ use std::path::PathBuf;
 use zfnet::backend::cpu::CpuBackend;
 use zfnet::data::decode::prepare;
 use zfnet::data::images::read_rgb;
-use zfnet::model::{ExternalConfig, Model};
+use zfnet::import::ExternalConfig;
+use zfnet::model::Model;
 use zfnet::train::checkpoint::load_model;
 use zfnet::train::evaluate::{Classifier, TestCrops};
 

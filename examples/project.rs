@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use zfnet::backend::cpu::CpuBackend;
 use zfnet::data::decode::prepare;
 use zfnet::data::images::read_rgb;
-use zfnet::model::{ExternalConfig, Model, Projector, Rule, Seed, strongest};
+use zfnet::import::ExternalConfig;
+use zfnet::model::{Model, Projector, Rule, Seed, strongest};
 use zfnet::picture::Image;
 use zfnet::train::checkpoint::load_model;
 

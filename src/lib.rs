@@ -86,6 +86,7 @@
 
 pub mod backend;
 pub mod bench;
+pub mod import;
 pub mod model;
 pub mod picture;
 #[cfg(feature = "cli")]

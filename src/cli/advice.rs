@@ -57,9 +57,25 @@ fn on(error: &Error) -> Vec<String> {
                 "try --batch-size {largest}, or --accumulate {parts} for the same batch in parts"
             )];
         }
-        Error::BareWeights => {
-            "say which with --arch NAME|FILE and --preprocess paper|torchvision|caffe"
+        Error::UnknownNetwork(_) => {
+            return [
+                "say which with --arch NAME|FILE.toml, and if need be how images are prepared for it with --preprocess",
+                "make a checkpoint of it with `zfnet import`",
+            ]
+            .map(str::to_owned)
+            .into();
         }
+        Error::UnknownPreprocessing => {
+            return [
+                "say it as the network was trained: --preprocess torchvision (0 to 1, less ImageNet's mean, divided by \
+                 its standard deviation), caffe (BGR, 0 to 255, less ImageNet's mean colour) or paper (0 to 255, less \
+                 128)",
+                "make a checkpoint of it with `zfnet import`",
+            ]
+            .map(str::to_owned)
+            .into();
+        }
+        Error::UnknownInputSize => "say it with --input-size",
         Error::TooManyBad { .. } => {
             return ["mend or remove them, or raise --max-bad", "mend or remove them"]
                 .map(str::to_owned)
@@ -108,11 +124,12 @@ mod tests {
 
     #[test]
     fn causes_are_advised_on() {
-        let bare = Error::BareWeights.in_file(Path::new("a.safetensors"));
+        let bare = Error::UnknownPreprocessing.in_file(Path::new("a.safetensors"));
         let error = Err::<(), _>(bare).context("reading").unwrap_err();
         let flags = ["arch", "preprocess", "batch-size", "accumulate"].map(str::to_owned);
-        assert!(advice(&error, &flags).unwrap().contains("--arch"));
-        assert_eq!(advice(&error, &flags[1..]), None, "of a command without --arch");
+        assert!(advice(&error, &flags).unwrap().contains("--preprocess"));
+        let without = advice(&error, &flags[2..]).unwrap();
+        assert!(without.contains("zfnet import"), "of a command without --preprocess: {without}");
         let memory = |largest| {
             let needs = String::new();
             let error = Error::TrainingMemory {

@@ -12,7 +12,7 @@ use zfnet::data::images::read_rgb;
 use zfnet::study::project::classify;
 use zfnet::train::evaluate::Classifier;
 
-use super::{BareArgs, CropsName, DeviceArgs, OnDevice, output};
+use super::{ExternalArgs, CropsName, DeviceArgs, OnDevice, output};
 
 #[derive(Args)]
 pub struct Classify {
@@ -28,14 +28,14 @@ pub struct Classify {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    bare: BareArgs,
+    external: ExternalArgs,
     #[command(flatten)]
     pub device: DeviceArgs,
 }
 
 impl OnDevice for Classify {
     fn run<B: Benchmark>(self, backend: &B) -> Result<ExitCode> {
-        let model = self.bare.load(backend, &self.checkpoint)?;
+        let model = self.external.load(backend, &self.checkpoint)?;
         let side = model.preprocess.resize;
         let mut square = vec![0; side * side * 3];
         let (network, preprocess) = (&model.network, &model.preprocess);

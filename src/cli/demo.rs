@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde_json::json;
+use zfnet::import::ExternalConfig;
 use zfnet::backend::Backend;
 use zfnet::bench::Benchmark;
 use zfnet::data::Split;
@@ -27,7 +28,7 @@ use super::progress::Progress;
 use super::signals::{signal_code, stop_on_signals};
 use super::study::features::{PageJob, write_page};
 use super::train::Display;
-use super::{BareArgs, DeviceArgs, OnDevice, ReadArgs, make_folder, output, shown};
+use super::{DeviceArgs, OnDevice, ReadArgs, make_folder, output, shown};
 
 #[derive(Args)]
 pub struct Demo {
@@ -223,7 +224,7 @@ fn page<B: Backend>(
     facts: Vec<(String, String)>,
     status: Option<String>,
 ) -> Result<PathBuf> {
-    let model = load_model(backend, &run.join("last"), &bare().bare())?;
+    let model = load_model(backend, &run.join("last"), &ExternalConfig::default())?;
     let preview = status.is_some();
     let step = if preview { folder.val.len().div_ceil(PREVIEW_IMAGES) } else { 1 };
     let samples = folder.val.iter().step_by(step).cloned().collect();
@@ -261,7 +262,7 @@ fn measure<B: Backend>(
     stop: &AtomicUsize,
 ) -> Result<Option<Evaluation>> {
     let crops = TestCrops::Ten;
-    let model = load_model(backend, run, &bare().bare())?;
+    let model = load_model(backend, run, &ExternalConfig::default())?;
     let options = read_args().options(model.preprocess.resize)?;
     let images = Arc::new(Images::new(folder.val.clone(), options));
     let classifier =
@@ -269,10 +270,6 @@ fn measure<B: Backend>(
     let (network, params) = (&model.network, &model.params);
     let mut members = [Member { network, params, classifier, images }];
     Ok(evaluate(backend, &mut members, 1, stop, |_| ())?)
-}
-
-fn bare() -> BareArgs {
-    BareArgs { arch: None, preprocess: None }
 }
 
 fn read_args() -> ReadArgs {

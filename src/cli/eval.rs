@@ -16,7 +16,7 @@ use zfnet::train::evaluate::Evaluation;
 
 use super::progress::Progress;
 use super::{
-    BareArgs, CropsName, DeviceArgs, OnDevice, ReadArgs, SplitName, open_data, output, shown,
+    ExternalArgs, CropsName, DeviceArgs, OnDevice, ReadArgs, SplitName, open_data, output, shown,
 };
 
 #[derive(Args)]
@@ -46,7 +46,7 @@ pub struct ModelsArgs {
     #[arg(long, value_enum, default_value = "val")]
     pub split: SplitName,
     #[command(flatten)]
-    bare: BareArgs,
+    external: ExternalArgs,
     #[command(flatten)]
     pub read: ReadArgs,
 }
@@ -56,7 +56,7 @@ impl ModelsArgs {
     pub fn load<B: Backend>(&self, backend: &B) -> Result<Vec<Candidate<B>>> {
         let mut models = Vec::new();
         for path in &self.checkpoint {
-            models.push((shown(path), self.bare.load(backend, path)?));
+            models.push((shown(path), self.external.load(backend, path)?));
         }
         same_classes(&models)?;
         let set = open_data(&self.data, &models[0].1)?;

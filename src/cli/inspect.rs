@@ -16,7 +16,7 @@ use zfnet::model::{Architecture, Kind, Model, Network};
 use zfnet::study::filters::white_noise_high;
 use zfnet::study::learnt::{LayerChange, changes, percent};
 
-use super::{BareArgs, grouped, output};
+use super::{ExternalArgs, grouped, output};
 
 /// Classes of a set that are printed; if there are more, all but the first and last few are left out.
 const FEW: usize = 8;
@@ -32,7 +32,7 @@ pub struct Inspect {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    bare: BareArgs,
+    external: ExternalArgs,
 }
 
 /// One row.
@@ -67,9 +67,25 @@ pub fn run(args: Inspect) -> Result<ExitCode> {
         DataSet::open(path)?; // which says what to do
     }
     let (network, changes) = find(&args)?;
-    let transposed =
-        network.layers.iter().position(|layer| matches!(layer.kind, Kind::ConvTranspose(_)));
-    let rows: Vec<Row<'_>> = (0..)
+    if !args.json {
+        print_network(&network)?;
+        if !changes.is_empty() {
+            output::line(format_args!("\n{}", table_of(&changes)))?;
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    output::line(serde_json::to_string_pretty(&rows(&network, &changes))?)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The first transposed convolution.
+fn transposed(network: &Network) -> Option<usize> {
+    network.layers.iter().position(|layer| matches!(layer.kind, Kind::ConvTranspose(_)))
+}
+
+fn rows<'a>(network: &'a Network, changes: &'a [LayerChange]) -> Vec<Row<'a>> {
+    let transposed = transposed(network);
+    (0..)
         .zip(&network.layers)
         .map(|(index, layer)| Row {
             name: &layer.name,
@@ -82,11 +98,11 @@ pub fn run(args: Inspect) -> Result<ExitCode> {
             field_is_at_most: transposed.is_some_and(|first| index >= first),
             weights: changes.iter().find(|change| change.layer == layer.name),
         })
-        .collect();
-    if args.json {
-        output::line(serde_json::to_string_pretty(&rows)?)?;
-        return Ok(ExitCode::SUCCESS);
-    }
+        .collect()
+}
+
+/// The table of a network's layers.
+pub fn print_network(network: &Network) -> Result<()> {
     let about = &network.architecture;
     let input = about.input;
     output::line(format_args!("{}: {}", about.name, about.description))?;
@@ -98,14 +114,16 @@ pub fn run(args: Inspect) -> Result<ExitCode> {
         "input {0}x{0}, cut from {1}x{1}; {gives}\n",
         input.size, input.resize
     ))?;
+    let longest = network.layers.iter().map(|layer| layer.name.len()).max();
+    let width = longest.unwrap_or(0).max(8);
     output::line(format_args!(
-        "{:<8} {:>16} {:>12} {:>14} {:>6} {:>5} {:>6}",
+        "{:<width$} {:>16} {:>12} {:>14} {:>6} {:>5} {:>6}",
         "layer", "output", "parameters", "multiply-adds", "field", "jump", "start"
     ))?;
-    for row in rows {
+    for row in rows(network, &[]) {
         let [h, w, c] = row.output;
         output::line(format_args!(
-            "{:<8} {:>16} {:>12} {:>14} {:>6} {:>5} {:>6}",
+            "{:<width$} {:>16} {:>12} {:>14} {:>6} {:>5} {:>6}",
             row.name,
             format!("{h}x{w}x{c}"),
             row.parameters,
@@ -116,18 +134,15 @@ pub fn run(args: Inspect) -> Result<ExitCode> {
         ))?;
     }
     let (parameters, multiply_adds) = (network.parameters(), network.multiply_adds());
-    output::line(format_args!("{:<8} {:>16} {parameters:>12} {multiply_adds:>14}", "total", ""))?;
-    if let Some(first) = transposed {
+    output::line(format_args!("{:<width$} {:>16} {parameters:>12} {multiply_adds:>14}", "total", ""))?;
+    if let Some(first) = transposed(network) {
         output::line(format_args!(
             "\nFrom {} on, a transposed convolution, fields are what units see at most (neighbours need \
              not see equally much); a jump of 0 stands for the whole input.",
             network.layers[first].name
         ))?;
     }
-    if !changes.is_empty() {
-        output::line(format_args!("\n{}", table_of(&changes)))?;
-    }
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 /// What became of a network's initial weights, as a table.
@@ -222,7 +237,7 @@ fn find(args: &Inspect) -> Result<(Network, Vec<LayerChange>)> {
     let is_pointer = path.file_name().is_some_and(|name| name == "last" || name == "best");
     if is_model || is_pointer || path.is_dir() {
         let backend = CpuBackend::new(Some(1))?;
-        let Model { network, params, .. } = args.bare.load(&backend, path)?;
+        let Model { network, params, .. } = args.external.load(&backend, path)?;
         let changes = changes(&backend, &network, &params)?;
         return Ok((network, changes));
     }

@@ -7,6 +7,7 @@ mod classify;
 mod demo;
 mod device;
 mod eval;
+mod import;
 mod inspect;
 mod limits;
 mod output;
@@ -35,7 +36,8 @@ use zfnet::data::images::ReadOptions;
 use zfnet::data::set::DataSet;
 use zfnet::data::shard::Io;
 use zfnet::disk::{lock, unlock};
-use zfnet::model::{ExternalConfig, Model};
+use zfnet::import::ExternalConfig;
+use zfnet::model::Model;
 use zfnet::train::checkpoint::load_model;
 use zfnet::train::evaluate::TestCrops;
 
@@ -63,6 +65,8 @@ enum Command {
     Top9(study::features::Features),
     /// The paper's pictures, for a network of one's own
     Study(study::StudyCommand),
+    /// Make a checkpoint of another program's network: PyTorch, ONNX, Caffe, safetensors
+    Import(import::Import),
     /// Make shards of many images each, from a folder or tars of images
     Pack(pack::Pack),
     /// Check every byte of a set of shards
@@ -76,22 +80,23 @@ enum Command {
 }
 
 #[derive(Args, Clone)]
-struct BareArgs {
-    /// For a bare safetensors file: which network it belongs to (a name or a TOML file)
+struct ExternalArgs {
+    /// For a file of another program that has weights alone: which network they belong to (a name or a TOML file)
     #[arg(long, visible_alias = "model")]
     arch: Option<String>,
-    /// For a bare safetensors file: how its images are prepared
+    /// For a file of another program: how its images are prepared, if it does not say so
     #[arg(long, value_parser = ["paper", "torchvision", "caffe"])]
     preprocess: Option<String>,
 }
 
-impl BareArgs {
-    fn bare(&self) -> ExternalConfig {
-        ExternalConfig { arch: self.arch.clone(), preprocess: self.preprocess.clone() }
+impl ExternalArgs {
+    fn config(&self) -> ExternalConfig {
+        let (arch, preprocess) = (self.arch.clone(), self.preprocess.clone());
+        ExternalConfig { arch, preprocess, ..ExternalConfig::default() }
     }
 
     fn load<B: Backend>(&self, backend: &B, checkpoint: &Path) -> Result<Model<B>> {
-        Ok(load_model(backend, checkpoint, &self.bare())?)
+        Ok(load_model(backend, checkpoint, &self.config())?)
     }
 }
 
@@ -312,6 +317,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Project(args) => args.device.clone().run(args),
         Command::Top9(args) => args.study.device.clone().run(args),
         Command::Study(args) => study::run(args),
+        Command::Import(args) => args.device.clone().run(args),
         Command::Pack(args) => pack::run(args),
         Command::Verify(args) => verify::run(args),
         Command::Inspect(args) => inspect::run(args),

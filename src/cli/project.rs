@@ -15,7 +15,7 @@ use zfnet::train::evaluate::{Classifier, TestCrops};
 
 use super::progress::Progress;
 use super::study::initial_weights;
-use super::{BareArgs, DeviceArgs, OnDevice, make_folder, output, shown};
+use super::{ExternalArgs, DeviceArgs, OnDevice, make_folder, output, shown};
 
 #[derive(Args)]
 pub struct Project {
@@ -39,7 +39,7 @@ pub struct Project {
     #[arg(long, value_name = "FILE.safetensors", requires = "unit")]
     save_arrays: Option<PathBuf>,
     #[command(flatten)]
-    bare: BareArgs,
+    external: ExternalArgs,
     #[command(flatten)]
     pub device: DeviceArgs,
 }
@@ -52,7 +52,7 @@ impl OnDevice for Project {
         if let Some(file) = &self.save_arrays {
             check_output(file)?;
         }
-        let model = self.bare.load(backend, &self.checkpoint)?;
+        let model = self.external.load(backend, &self.checkpoint)?;
         let rule = Rule::named(&self.rule)?;
         let units = Units::parse(&model, self.unit.as_deref())?;
         let (network, params, preprocess) = (&model.network, &model.params, &model.preprocess);

@@ -14,7 +14,8 @@ use zfnet::data::folder::check_output;
 use zfnet::data::set::DataSet;
 use zfnet::data::shard::manifest::Form;
 use zfnet::human_bytes;
-use zfnet::model::{Architecture, ExternalConfig, LayerSpec, Network};
+use zfnet::import::ExternalConfig;
+use zfnet::model::{Architecture, LayerSpec, Network};
 use zfnet::study::learnt::changes;
 use zfnet::train::checkpoint::{architecture_of, load_model, newest};
 use zfnet::train::{Crops, Event, Init, Job, Needs, Outcome, ScheduleKind, dry_run, train};
@@ -23,7 +24,7 @@ use super::inspect::table_of;
 use super::progress::Progress;
 use super::signals::{signal_code, stop_on_signals};
 use super::study::evolution::EvolutionArgs;
-use super::{BareArgs, DeviceArgs, MOST_WORKERS, OnDevice, ReadArgs, output};
+use super::{ExternalArgs, DeviceArgs, MOST_WORKERS, OnDevice, ReadArgs, output};
 
 #[derive(Args)]
 pub struct Train {
@@ -61,7 +62,7 @@ pub struct Train {
     /// Start with the weights of this checkpoint (what is resumed has its own)
     #[arg(long, value_name = "CHECKPOINT")]
     init: Option<PathBuf>,
-    /// For --init with a bare safetensors file: how its images are prepared
+    /// For --init with a file of another program: how its images are prepared
     #[arg(long, value_parser = ["paper", "torchvision", "caffe"])]
     preprocess: Option<String>,
     /// Save a checkpoint every so many steps, besides at the end of every epoch [default: never]
@@ -200,7 +201,7 @@ impl OnDevice for Train {
         let data = DataSet::open(&self.data)?;
         let options = self.read.options(architecture.input.resize)?;
         let stop = stop_on_signals()?;
-        let bare = BareArgs { arch: self.arch.clone(), preprocess: self.preprocess };
+        let external = ExternalArgs { arch: self.arch.clone(), preprocess: self.preprocess };
         let job = Job {
             train: Arc::new(data.images(Split::Train, options)?),
             val: Arc::new(data.images(Split::Val, options)?),
@@ -212,7 +213,7 @@ impl OnDevice for Train {
             accumulate: usize::from(self.accumulate),
             max_steps: self.max_steps,
             resume: self.resume,
-            init: self.init.map(|path| (path, bare.bare())),
+            init: self.init.map(|path| (path, external.config())),
             save_steps: self.save_steps,
             save_interval: Duration::from_secs(60 * u64::from(self.save_minutes)),
             keep: usize::from(self.keep),

@@ -28,6 +28,6 @@ pub use network::Network;
 pub use params::Params;
 pub use plan::Purpose;
 pub use rule::{LrnRule, Rule};
-pub use weights::{ExternalConfig, Model};
+pub use weights::Model;
 pub use workspace::{BackwardOptions, Workspace};
 pub use zfnet_core::Preprocess;

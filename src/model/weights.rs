@@ -65,10 +65,18 @@ struct MetadataVersion {
 /// # Errors
 /// If they are not a file of ours.
 pub fn architecture_in(bytes: &[u8]) -> Result<Architecture> {
-    match about(bytes)? {
-        Some(about) => Ok(about.architecture),
-        None => Err(Error::Network("names no network: expected a checkpoint".into())),
-    }
+    about(bytes)?.map(|about| about.architecture).ok_or_else(names_no_network)
+}
+
+fn names_no_network() -> Error {
+    Error::Network("names no network: expected a checkpoint".into())
+}
+
+/// Whether bytes are a model's file, or at least begin as one: a safetensors file with our metadata.
+pub fn is_model(bytes: &[u8]) -> bool {
+    let metadata = SafeTensors::read_metadata(bytes);
+    metadata
+        .is_ok_and(|(_, about)| about.metadata().as_ref().is_some_and(|map| map.contains_key(KEY)))
 }
 
 /// The metadata of a model's file; a bare file has none.
@@ -87,15 +95,6 @@ fn about(bytes: &[u8]) -> Result<Option<Metadata>> {
         return Err(Error::Version { what: "metadata", expected: VERSION, found });
     }
     serde_json::from_str(json).map(Some).map_err(unreadable)
-}
-
-/// What a bare safetensors file does not say itself.
-#[derive(Clone, Debug, Default)]
-pub struct ExternalConfig {
-    /// The network: a name or a TOML file.
-    pub arch: Option<String>,
-    /// The preprocessing, by name.
-    pub preprocess: Option<String>,
 }
 
 impl<B: Backend> Model<B> {
@@ -126,38 +125,28 @@ impl<B: Backend> Model<B> {
         layers.filter_map(|(layer, initial)| Some((layer.name.clone(), (*initial)?))).collect()
     }
 
-    /// A model from the bytes of its file. One without our metadata needs `bare`.
+    /// A model from the bytes of its file.
     ///
     /// # Errors
     /// If the bytes are not a model, or its tensors do not fit its network: their names, what was
     /// expected, what was found.
-    pub fn from_bytes(backend: &B, bytes: &[u8], bare: &ExternalConfig) -> Result<Self> {
+    pub fn from_bytes(backend: &B, bytes: &[u8]) -> Result<Self> {
         let tensors = deserialize(bytes)?;
-        let (network, preprocess, classes, initial) = match about(bytes)? {
-            Some(about) => {
-                let mut preprocess = about.preprocess;
-                preprocess.mean = values(&tensors, MEAN)?.into_owned();
-                let (names, folders) = (about.classes, about.class_folders);
-                let classes = match folders.len() {
-                    0 if names == Classes::unknown(names.len()).names => {
-                        Classes::unknown(names.len())
-                    }
-                    0 => Classes::named(names),
-                    n if n == names.len() => Classes::new(folders, names),
-                    n => {
-                        let names = names.len();
-                        let reason =
-                            format!("expected a folder for each of {names} classes, found {n}");
-                        return Err(Error::Network(reason));
-                    }
-                };
-                (Network::new(about.architecture)?, preprocess, classes, about.initial)
-            }
-            None => {
-                let (network, preprocess, classes) = Self::bare(&tensors, bare)?;
-                (network, preprocess, classes, BTreeMap::new())
+        let Metadata {
+            architecture, mut preprocess, classes: names, class_folders, initial, ..
+        } = about(bytes)?.ok_or_else(names_no_network)?;
+        preprocess.mean = values(&tensors, MEAN)?.into_owned();
+        let classes = match class_folders.len() {
+            0 if names == Classes::unknown(names.len()).names => Classes::unknown(names.len()),
+            0 => Classes::named(names),
+            n if n == names.len() => Classes::new(class_folders, names),
+            n => {
+                let names = names.len();
+                let reason = format!("expected a folder for each of {names} classes, found {n}");
+                return Err(Error::Network(reason));
             }
         };
+        let network = Network::new(architecture)?;
         preprocess.check()?;
         if preprocess.size != network.input().h || classes.len() != network.classes() {
             return Err(Error::Network(format!(
@@ -168,7 +157,8 @@ impl<B: Backend> Model<B> {
                 classes.len()
             )));
         }
-        let mut params = read_params(backend, &network, &tensors, Param::weights)?;
+        let tensor = |name: &str, shape: &[usize]| values_of_shape(&tensors, name, shape);
+        let mut params = read_params(backend, &network, tensor, Param::weights)?;
         for (name, initial) in initial {
             let layer = network.layer(&name)?;
             let std_of_weights = (0.0..f64::from(f32::MAX)).contains(&initial.std);
@@ -182,29 +172,6 @@ impl<B: Backend> Model<B> {
             params.initial[layer] = Some(initial);
         }
         Ok(Model { network, params, preprocess, classes })
-    }
-
-    /// What `bare` says of a file that says nothing itself.
-    fn bare(
-        tensors: &SafeTensors<'_>,
-        bare: &ExternalConfig,
-    ) -> Result<(Network, Preprocess, Classes)> {
-        let (Some(arch), Some(preprocess)) = (&bare.arch, &bare.preprocess) else {
-            return Err(Error::BareWeights);
-        };
-        let mut architecture = Architecture::find(arch)?;
-        let last = architecture.layers.iter().rev().find_map(|layer| match layer {
-            super::LayerSpec::Fc(super::FcSpec { name, .. }) => Some(format!("{name}.bias")),
-            _ => None,
-        });
-        let last = last.filter(|_| architecture.classes > 0);
-        if let Some(bias) = last.and_then(|name| tensors.tensor(&name).ok()) {
-            architecture.classes = bias.shape().iter().product();
-        }
-        let input = architecture.input;
-        let classes = Classes::unknown(architecture.classes);
-        let preprocess = Preprocess::named(preprocess, input.size, input.resize)?;
-        Ok((Network::new(architecture)?, preprocess, classes))
     }
 }
 
@@ -240,14 +207,14 @@ pub fn named_values<B: Backend>(
     Ok(named)
 }
 
-/// Fills parameters from tensors in PyTorch's layout.
+/// Fills parameters from tensors in PyTorch's layout, which `tensor` gives by name and shape.
 ///
 /// # Errors
-/// If one is missing or of another shape.
-pub fn read_params<B: Backend>(
+/// If it does not, or a value is not finite.
+pub fn read_params<'a, B: Backend>(
     backend: &B,
     network: &Network,
-    tensors: &SafeTensors<'_>,
+    mut tensor: impl FnMut(&str, &[usize]) -> Result<Cow<'a, [f32]>>,
     allocate: impl Fn(&B, &ConvDims) -> Result<Param<B>>,
 ) -> Result<Params<B>> {
     let mut layers = Vec::new();
@@ -257,10 +224,9 @@ pub fn read_params<B: Backend>(
             continue;
         };
         let shape = dims.filter();
-        let read = |what: &str, expected: &[usize]| {
+        let mut read = |what: &str, expected: &[usize]| {
             let name = format!("{}.{what}", layer.name);
-            check_shape(tensors, &name, expected)?;
-            let values = values(tensors, &name)?;
+            let values = tensor(&name, expected)?;
             match values.iter().find(|value| !value.is_finite()) {
                 Some(value) => {
                     Err(Error::Network(format!("{name}: expected numbers, found {value}")))
@@ -281,7 +247,15 @@ pub fn read_params<B: Backend>(
     Ok(Params { initial: vec![None; layers.len()], layers })
 }
 
-fn check_shape(tensors: &SafeTensors<'_>, name: &str, expected: &[usize]) -> Result<()> {
+/// The f32 values of a tensor that must have this shape.
+///
+/// # Errors
+/// If there is none of that name, or it has another shape or type.
+pub fn values_of_shape<'a>(
+    tensors: &SafeTensors<'a>,
+    name: &str,
+    expected: &[usize],
+) -> Result<Cow<'a, [f32]>> {
     let found = tensors.tensor(name).map_err(|_| {
         let mut names = tensors.names();
         names.sort_unstable();
@@ -293,7 +267,7 @@ fn check_shape(tensors: &SafeTensors<'_>, name: &str, expected: &[usize]) -> Res
             found.shape()
         )));
     }
-    Ok(())
+    values(tensors, name)
 }
 
 /// The f32 values of a tensor.
@@ -332,7 +306,7 @@ pub fn serialize(
 
 /// PyTorch's shape of a weight: OIHW, or `[out, in]` where the layer is fully connected. (A transposed
 /// convolution's is IOHW, which is OIHW of the convolution that it transposes.)
-fn torch_shape(layer: &super::Layer, shape: Shape) -> Vec<usize> {
+pub fn torch_shape(layer: &super::Layer, shape: Shape) -> Vec<usize> {
     match layer.kind {
         super::Kind::FullyConnected(_) => vec![shape.n, shape.per_image()],
         _ => vec![shape.n, shape.c, shape.h, shape.w],

@@ -37,9 +37,8 @@ use super::{Facts, Session, Splits, Study};
 use crate::backend::{Backend, Precision};
 use crate::data::classes::Classes;
 use crate::disk::{is_device_name, write_atomic};
-use crate::model::{
-    Architecture, ConvSpec, ConvTransposeSpec, ExternalConfig, FcSpec, Kind, LayerSpec, Network,
-};
+use crate::import::ExternalConfig;
+use crate::model::{Architecture, ConvSpec, ConvTransposeSpec, FcSpec, Kind, LayerSpec, Network};
 use crate::train::checkpoint::load_model;
 use crate::train::evaluate::TestCrops;
 use crate::train::{self, Job, Outcome, Recipe, train};

@@ -22,8 +22,11 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::schedule::Schedule;
 use crate::backend::{Backend, BackendId, Param, Precision};
 use crate::disk::{sync_folder, write_synced};
-use crate::model::weights::{architecture_in, named_values, read_params, serialize};
-use crate::model::{Architecture, ExternalConfig, Model, Params};
+use crate::import::{self, ExternalConfig};
+use crate::model::weights::{
+    architecture_in, is_model, named_values, read_params, serialize, values_of_shape,
+};
+use crate::model::{Architecture, Model, Params};
 use crate::{Error, Result};
 use zfnet_core::Recipe;
 use zfnet_core::tensors::deserialize;
@@ -367,22 +370,19 @@ pub(super) struct Resumed<B: Backend> {
 /// If a file is missing, damaged or does not belong: its name, what was expected, what was found.
 pub(super) fn load<B: Backend>(backend: &B, folder: &Path) -> Result<Resumed<B>> {
     let state = read_state(folder)?;
-    let model = read_model(backend, folder, &state, &ExternalConfig::default())?;
+    let model = read_model(backend, folder, &state)?;
     let bytes = verified(folder, OPTIMIZER, &state)?;
-    let momentum = deserialize(&bytes)
-        .and_then(|tensors| read_params(backend, &model.network, &tensors, Param::zeros));
+    let momentum = deserialize(&bytes).and_then(|tensors| {
+        let tensor = |name: &str, shape: &[usize]| values_of_shape(&tensors, name, shape);
+        read_params(backend, &model.network, tensor, Param::zeros)
+    });
     let momentum = momentum.map_err(|error| error.in_file(&folder.join(OPTIMIZER)))?;
     Ok(Resumed { model, momentum, state })
 }
 
-fn read_model<B: Backend>(
-    backend: &B,
-    folder: &Path,
-    state: &State,
-    bare: &ExternalConfig,
-) -> Result<Model<B>> {
+fn read_model<B: Backend>(backend: &B, folder: &Path, state: &State) -> Result<Model<B>> {
     let bytes = verified(folder, MODEL, state)?;
-    Model::from_bytes(backend, &bytes, bare).map_err(|error| error.in_file(&folder.join(MODEL)))
+    Model::from_bytes(backend, &bytes).map_err(|error| error.in_file(&folder.join(MODEL)))
 }
 
 /// The network of a checkpoint.
@@ -395,21 +395,26 @@ pub fn architecture_of(folder: &Path) -> Result<Architecture> {
 }
 
 /// Reads a model: of a checkpoint (`RUN/step-N`), of a run (`RUN` or `RUN/best` is its best checkpoint, `RUN/last` the
-/// newest one that is whole, whether or not there are links of these names), or of a safetensors file.
+/// newest one that is whole, whether or not there are links of these names), of a safetensors file that we have
+/// written, or of another program's file, of which `external` says what it does not say itself ([`import::read`]).
 ///
 /// # Errors
-/// If there is none, it is damaged, or a bare file needs saying what it is.
-pub fn load_model<B: Backend>(backend: &B, path: &Path, bare: &ExternalConfig) -> Result<Model<B>> {
+/// If there is none, it is damaged, or another program's file needs saying what it is.
+pub fn load_model<B: Backend>(
+    backend: &B,
+    path: &Path,
+    external: &ExternalConfig,
+) -> Result<Model<B>> {
     for _ in 1..READS {
         let before = states_at(path);
-        match load_model_once(backend, path, bare) {
+        match load_model_once(backend, path, external) {
             // A training that goes on has replaced or removed the checkpoint while it was read.
             Err(Error::DamagedCheckpoint { .. } | Error::Io { .. })
                 if states_at(path) != before => {}
             result => return result,
         }
     }
-    load_model_once(backend, path, bare)
+    load_model_once(backend, path, external)
 }
 
 /// What tells whether checkpoints that a path may speak of have changed: their states' texts.
@@ -424,9 +429,9 @@ fn states_at(path: &Path) -> Vec<(PathBuf, Vec<u8>)> {
 fn load_model_once<B: Backend>(
     backend: &B,
     path: &Path,
-    bare: &ExternalConfig,
+    external: &ExternalConfig,
 ) -> Result<Model<B>> {
-    let read = |folder: &Path| read_model(backend, folder, &read_state(folder)?, bare);
+    let read = |folder: &Path| read_model(backend, folder, &read_state(folder)?);
     let is_run = |folder: &Path| Ok(folder.is_dir() && exists(folder)?);
     let is_named = |name: &str| path.file_name().is_some_and(|of_path| of_path == name);
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
@@ -448,7 +453,7 @@ fn load_model_once<B: Backend>(
     }
     fs::metadata(path).map_err(|error| match error.kind() {
         ErrorKind::NotFound => {
-            let expected = "expected a run, a checkpoint (RUN/step-N) or a safetensors file";
+            let expected = "expected a run, a checkpoint (RUN/step-N) or a network's file";
             Error::file(path, format!("no such file or folder: {expected}"))
         }
         _ => Error::io("read", path)(error),
@@ -458,7 +463,15 @@ fn load_model_once<B: Backend>(
             return read(parent); // it has a checksum
         }
         let bytes = fs::read(path).map_err(Error::io("read", path))?;
-        return Model::from_bytes(backend, &bytes, bare).map_err(|error| error.in_file(path));
+        let model = if is_model(&bytes) {
+            Model::from_bytes(backend, &bytes)
+        } else {
+            import::read(path, bytes, external).and_then(|imported| {
+                imported.log(path);
+                imported.into_model(backend)
+            })
+        };
+        return model.map_err(|error| error.in_file(path));
     }
     let state = fs::metadata(path.join(STATE)).map_err(|error| error.kind());
     if state.is_err_and(|kind| kind == ErrorKind::NotFound) {

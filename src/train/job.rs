@@ -9,7 +9,8 @@ use super::checkpoint::State;
 use super::evaluate::Evaluation;
 use crate::data::classes::Classes;
 use crate::data::images::Images;
-use crate::model::{Architecture, ExternalConfig, Network};
+use crate::import::ExternalConfig;
+use crate::model::{Architecture, Network};
 
 /// What to train, on what, and where to.
 pub struct Job<'a> {

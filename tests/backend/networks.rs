@@ -7,7 +7,6 @@ use crate::common::{network, values, widen};
 use crate::deconvnet::{EDGES, rounding_down};
 use zfnet::backend::{Backend, StepState};
 use zfnet::data::classes::Classes;
-use zfnet::model::weights::ExternalConfig;
 use zfnet::model::{
     Architecture, Conv, Dropout, Kind, MaxPool, Model, Network, Params, Preprocess,
 };
@@ -468,7 +467,7 @@ fn what_is_left_of_the_start_is_known_exactly<B: Backend>(backend: &B) {
     }
     trainer.wait().unwrap();
     let bytes = trainer.model.to_bytes(backend).unwrap();
-    let again = Model::from_bytes(backend, &bytes, &ExternalConfig::default()).unwrap();
+    let again = Model::from_bytes(backend, &bytes).unwrap();
     for model in [&trainer.model, &again] {
         let changes = changes(backend, &network, &model.params).unwrap();
         let params = model.params.layers.iter().flatten();
@@ -564,7 +563,7 @@ fn transposed_weights_lie_as_pytorch_has_them_and_return<B: Backend>(backend: &B
     let values_of: Vec<f32> = weight.data().chunks_exact(4).map(value).collect();
     assert_eq!(values_of[..13], [0., 3., 6., 9., 1., 4., 7., 10., 2., 5., 8., 11., 12.]);
     assert!(saved.tensor("up.bias").is_err() && saved.tensor("conv1.bias").is_ok());
-    let again = Model::from_bytes(backend, &bytes, &ExternalConfig::default()).unwrap();
+    let again = Model::from_bytes(backend, &bytes).unwrap();
     assert_eq!(values(backend, &again.params.layers[2].as_ref().unwrap().weight), ours);
     assert_eq!(again.to_bytes(backend).unwrap(), bytes);
 

@@ -70,9 +70,12 @@ pub enum Error {
     },
     /// Bytes that are no safetensors file; the source says why.
     NotSafetensors(BoxError),
-    /// A safetensors file that does not say which network its weights belong to, nor how images are
-    /// prepared for it, where nobody else said so.
-    BareWeights,
+    /// A file of weights that does not say which network they belong to, where nobody else said so: what it has.
+    UnknownNetwork(String),
+    /// A file of a network that does not say how images are prepared for it, where nobody else said so.
+    UnknownPreprocessing,
+    /// A file of a network that leaves its input's size open, where nobody else said it.
+    UnknownInputSize,
 
     /// Images that cannot be used as a set.
     Data(String),
@@ -207,9 +210,11 @@ impl Error {
     pub fn in_file(self, path: &Path) -> Self {
         match self {
             Error::Network(reason) => Error::file(path, reason),
-            Error::NotSafetensors(_) | Error::Version { .. } | Error::BareWeights => {
-                Error::InFile { path: path.into(), error: Box::new(self) }
-            }
+            Error::NotSafetensors(_)
+            | Error::Version { .. }
+            | Error::UnknownNetwork(_)
+            | Error::UnknownPreprocessing
+            | Error::UnknownInputSize => Error::InFile { path: path.into(), error: Box::new(self) },
             other => other,
         }
     }
@@ -279,7 +284,11 @@ impl Error {
             Error::NotSafetensors(_) => {
                 write!(f, "expected a safetensors file, found a damaged or different one")
             }
-            Error::BareWeights => write!(f, "a bare safetensors file (it names no network)"),
+            Error::UnknownNetwork(found) => write!(f, "{found}"),
+            Error::UnknownPreprocessing => {
+                write!(f, "does not say how images are to be prepared for the network")
+            }
+            Error::UnknownInputSize => write!(f, "leaves the size of the network's input open"),
             Error::Data(text) => write!(f, "data: {text}"),
             Error::TooManyBad { files, bad, of, allowed, last } => write!(
                 f,

@@ -8,7 +8,7 @@ use anyhow::Result;
 use clap::Args;
 use zfnet::bench::Benchmark;
 use zfnet::data::Split;
-use zfnet::model::ExternalConfig;
+use zfnet::import::ExternalConfig;
 use zfnet::report;
 use zfnet::study::filters::{STUDY, Trained, run};
 use zfnet::train::checkpoint::load_model;

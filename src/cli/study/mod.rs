@@ -28,7 +28,7 @@ use zfnet::study::learnt::sentence;
 use zfnet::study::{self, Session, Study};
 
 use super::progress::Progress;
-use super::{BareArgs, DeviceArgs, ReadArgs, SplitName, make_folder, open_data, shown};
+use super::{ExternalArgs, DeviceArgs, ReadArgs, SplitName, make_folder, open_data, shown};
 
 #[derive(Args)]
 pub struct StudyCommand {
@@ -102,14 +102,14 @@ pub struct StudyArgs {
     #[arg(long)]
     out: Option<PathBuf>,
     #[command(flatten)]
-    bare: BareArgs,
+    external: ExternalArgs,
     #[command(flatten)]
     pub device: DeviceArgs,
 }
 
 impl StudyArgs {
     fn load<B: Backend>(&self, backend: &B) -> Result<Model<B>> {
-        self.bare.load(backend, &self.checkpoint)
+        self.external.load(backend, &self.checkpoint)
     }
 
     /// A session on this checkpoint: the study's folder, made if need be, and what says how far it is.

@@ -35,7 +35,8 @@ use zfnet::data::pack::{self, Options, Plan, default_mean_side, pack};
 use zfnet::data::set::DataSet;
 use zfnet::data::shard::manifest::Form;
 use zfnet::data::source::Source;
-use zfnet::model::{Architecture, ExternalConfig};
+use zfnet::import::ExternalConfig;
+use zfnet::model::Architecture;
 use zfnet::train::checkpoint::load_model;
 use zfnet::train::{self, Job, train};
 

@@ -1,0 +1,155 @@
+//! What a network makes of tensors that another program has written: logits, the gradients of a batch, and
+//! projections of the strongest units by every rule. `scripts/check-interop` compares them with PyTorch's.
+//!
+//!     cargo run --release --example tensors -- CHECKPOINT INPUT OUTPUT [ARCH]
+//!
+//! INPUT is a safetensors file with `x`, f32 `[images, channels, rows, columns]`, which the first layer sees as it
+//! is. OUTPUT gets `logits` `[images, classes]` and, if INPUT has `labels` (I64 `[images]`), `loss` (the mean of softmax
+//! and cross-entropy) and `gradient.NAME` for each weight, in PyTorch's layout, without dropout; and for each
+//! convolution's map with a strongest unit in the first image `LAYER.units`, `[units, 4]` (map, row, column,
+//! activation after the relu) and `LAYER.RULE`, `[units, channels, rows, columns]`.
+
+use std::error::Error;
+use std::path::Path;
+
+use safetensors::{Dtype, SafeTensors};
+use zfnet::backend::cpu::CpuBackend;
+use zfnet::backend::{Backend, Peak, SeedUnit};
+use zfnet::import::ExternalConfig;
+use zfnet::model::weights::{NamedTensors, from_kcrs, named_values, serialize, to_kcrs};
+use zfnet::model::{
+    BackwardOptions, LayerSpec, Model, Network, Params, Purpose, Rule, Workspace, strongest,
+};
+use zfnet::shape::Shape;
+use zfnet::train::checkpoint::load_model;
+
+/// Units of each layer that are projected.
+const UNITS: usize = 3;
+
+type Outcome<T> = Result<T, Box<dyn Error>>;
+
+fn main() -> Outcome<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [checkpoint, input, output, arch @ ..] = arguments.as_slice() else {
+        return Err("usage: tensors CHECKPOINT INPUT OUTPUT [ARCH]".into());
+    };
+    let backend = CpuBackend::new(None)?;
+    // Of images nothing is asked here, so that any preprocessing will do.
+    let external = ExternalConfig {
+        arch: arch.first().cloned(),
+        preprocess: Some("torchvision".into()),
+        ..ExternalConfig::default()
+    };
+    let model = load_model(&backend, Path::new(checkpoint), &external)?;
+    let file = std::fs::read(input)?;
+    let file = SafeTensors::deserialize(&file)?;
+    let x = file.tensor("x")?;
+    if x.dtype() != Dtype::F32 || x.shape().len() != 4 {
+        return Err(format!("{input}: expected x of type F32 and 4 sizes").into());
+    }
+    let values: Vec<f32> =
+        x.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().expect("four"))).collect();
+    let &[n, c, h, w] = x.shape() else { unreachable!("4 sizes") };
+    let x = from_kcrs(&values, Shape::new(n, h, w, c));
+
+    let mut tensors = forward(&backend, &model, n, &x)?;
+    if let Ok(labels) = file.tensor("labels") {
+        let labels: Vec<u32> = labels
+            .data()
+            .chunks_exact(8)
+            .map(|b| i64::from_le_bytes(b.try_into().expect("eight")) as u32)
+            .collect();
+        tensors.extend(gradients(&backend, &model, n, &x, &labels)?);
+    }
+    tensors.extend(projections(&backend, &model, n, &x)?);
+    std::fs::write(output, serialize(&tensors, None)?)?;
+    Ok(())
+}
+
+fn forward<B: Backend>(backend: &B, model: &Model<B>, n: usize, x: &[f32]) -> Outcome<NamedTensors> {
+    let mut workspace = Workspace::new(backend, &model.network, Purpose::Infer, n)?;
+    backend.upload(&mut workspace.input, x)?;
+    workspace.forward(backend, &model.params)?;
+    let shape = workspace.logits().shape();
+    let mut values = vec![0.0; shape.len()];
+    backend.download(&mut values, workspace.logits())?;
+    let sizes = if model.network.classes() > 0 { vec![n, shape.c] } else { vec![n, shape.c, shape.h, shape.w] };
+    Ok(vec![("logits".into(), sizes, to_kcrs(&values, shape))])
+}
+
+fn gradients<B: Backend>(
+    backend: &B,
+    model: &Model<B>,
+    n: usize,
+    x: &[f32],
+    labels: &[u32],
+) -> Outcome<NamedTensors> {
+    let mut architecture = model.network.architecture.clone();
+    for layer in &mut architecture.layers {
+        if let LayerSpec::Dropout(dropout) = layer {
+            dropout.rate = Some(0.0);
+        }
+    }
+    let network = &Network::new(architecture)?;
+    let mut workspace = Workspace::new(backend, network, Purpose::Train, n)?;
+    backend.upload(&mut workspace.input, x)?;
+    workspace.forward(backend, &model.params)?;
+    let (mut losses, mut classes) = (backend.zeros(Shape::vector(n))?, backend.indices(n)?);
+    backend.upload_indices(&mut classes, labels)?;
+    workspace.loss(backend, &mut losses, &classes, 1.0 / n as f32)?;
+    let mut gradients = Params::zeros(backend, network)?;
+    let options = BackwardOptions {
+        from: network.layers.len() - 1,
+        rule: Rule::GRADIENT,
+        images: None,
+        gradients: Some(&mut gradients),
+        accumulate: false,
+        to_pixels: false,
+    };
+    workspace.backward(backend, &model.params, options)?;
+    let mut values = vec![0.0; n];
+    backend.download(&mut values, &losses)?;
+    let loss = values.iter().sum::<f32>() / n as f32;
+    let named = named_values(backend, network, &gradients)?.into_iter();
+    let named = named.map(|(name, shape, values)| (format!("gradient.{name}"), shape, values));
+    Ok(named.chain([("loss".into(), vec![1], vec![loss])]).collect())
+}
+
+fn projections<B: Backend>(
+    backend: &B,
+    model: &Model<B>,
+    n: usize,
+    x: &[f32],
+) -> Outcome<NamedTensors> {
+    let Model { network, params, .. } = model;
+    let mut workspace = Workspace::new(backend, network, Purpose::Project { seeds: UNITS }, n)?;
+    backend.upload(&mut workspace.input, x)?;
+    workspace.forward(backend, params)?;
+    let mut images = backend.indices(UNITS)?;
+    backend.upload_indices(&mut images, &[0; UNITS])?;
+    let input = network.input();
+    let mut tensors = NamedTensors::new();
+    for layer in network.spatial() {
+        let (name, output) = (&network.layers[layer].name, workspace.output(layer));
+        let mut peaks = vec![Peak { value: 0.0, position: 0 }; n * output.shape().c];
+        backend.channel_max(&mut peaks, output)?;
+        let units = strongest(&peaks[..output.shape().c], output.shape().w, UNITS);
+        if units.is_empty() {
+            continue;
+        }
+        let rows = units.iter().flat_map(|u| [u.map as f32, u.y as f32, u.x as f32, u.value]);
+        tensors.push((format!("{name}.units"), vec![units.len(), 4], rows.collect()));
+        for (rule_name, rule) in
+            [("deconvnet", Rule::DECONVNET), ("gradient", Rule::GRADIENT), ("guided", Rule::GUIDED)]
+        {
+            let seeds: Vec<SeedUnit> =
+                units.iter().map(|&u| SeedUnit { value: rule.seed_value(u.value), ..u }).collect();
+            let mut pictures = vec![0.0; units.len() * input.len()];
+            workspace.project(backend, params, layer, rule, &images, &seeds, &mut pictures)?;
+            let pictures = to_kcrs(&pictures, input.with_n(units.len()));
+            let shape = vec![units.len(), input.c, input.h, input.w];
+            tensors.push((format!("{name}.{rule_name}"), shape, pictures));
+        }
+    }
+    Ok(tensors)
+}

@@ -1,0 +1,208 @@
+//! Networks of other programs: what is in their files, as a network of ours with its weights.
+//!
+//! [`zfnet_formats`] reads files; here their chains become descriptions, their tensors find their layers, and
+//! preprocessing and classes are looked for where they are usually kept.
+
+mod chain;
+mod classes;
+mod matching;
+mod preprocessing;
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use zfnet_formats::{
+    Chain, Kind, Preprocessing, Sidecar, Tensors, caffe, onnx, pytorch, safetensors, sidecar,
+};
+
+use crate::backend::{Backend, Param};
+use crate::data::classes::Classes;
+use crate::model::weights::{NamedTensors, read_params};
+use crate::model::{Architecture, Model, Network, Preprocess};
+use crate::{Error, Result};
+use zfnet_core::text;
+
+/// What a file of another program does not say itself.
+#[derive(Clone, Debug, Default)]
+pub struct ExternalConfig {
+    /// The network: a name or a TOML file.
+    pub arch: Option<String>,
+    /// The preprocessing, by name.
+    pub preprocess: Option<String>,
+    /// A file with the classes' names.
+    pub classes: Option<PathBuf>,
+    /// Rows and columns of the input, where a file leaves them open.
+    pub input_size: Option<[usize; 2]>,
+    /// Rows and columns that images are resized to before crops are cut, where that is to be other than a file says.
+    pub resize: Option<[usize; 2]>,
+    /// The node of an ONNX or Caffe network that is the last to be read.
+    pub until: Option<String>,
+    /// A prototxt that describes a caffemodel's network.
+    pub prototxt: Option<PathBuf>,
+    /// A mean image, as Caffe keeps it (`mean.binaryproto`).
+    pub mean: Option<PathBuf>,
+}
+
+/// A network as it was read from another program's file.
+#[derive(Debug)]
+pub struct Imported {
+    /// Its description.
+    pub network: Network,
+    /// Weights and biases under our names, in PyTorch's layout.
+    pub tensors: NamedTensors,
+    /// What happens to an image first.
+    pub preprocess: Preprocess,
+    /// Its classes.
+    pub classes: Classes,
+    /// What kind of file it was.
+    pub kind: Kind,
+    /// Which layer of the file each layer with weights is.
+    pub table: Vec<Row>,
+    /// What was left out, folded or assumed, a sentence each.
+    pub notes: Vec<String>,
+}
+
+/// A layer with weights.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// Its name in the file.
+    pub from: String,
+    /// Its weights' shape there.
+    pub shape: Vec<usize>,
+    /// Its name here.
+    pub layer: String,
+}
+
+/// Reads a network from the bytes of another program's file.
+///
+/// # Errors
+/// If it is of no kind that is read, damaged or no chain of layers that we have, or if its network or preprocessing is
+/// neither in the file, nor in one beside it, nor in `config`.
+pub fn read(path: &Path, bytes: Vec<u8>, config: &ExternalConfig) -> Result<Imported> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let folder = folder.unwrap_or(Path::new("."));
+    let kind = Kind::of(&bytes, path);
+    let beside = sidecar::read_sidecars(folder)?;
+    match kind {
+        Kind::Safetensors => of_tensors(kind, safetensors::read(&bytes)?, beside, config),
+        Kind::PyTorchZip | Kind::PyTorchPickle | Kind::PyTorchTar => {
+            of_tensors(kind, pytorch::read(bytes)?, beside, config)
+        }
+        Kind::Onnx => {
+            let chain = onnx::read(&bytes, Some(folder), config.until.as_deref())?;
+            of_chain(kind, chain, path, beside, config)
+        }
+        Kind::Caffe => {
+            let prototxt = config.prototxt.as_deref().map(text::read).transpose()?;
+            let mut chain = caffe::read(&bytes, prototxt.as_deref(), config.until.as_deref())?;
+            preprocessing::add_caffe_mean(&mut chain, config.mean.as_deref())?;
+            of_chain(kind, chain, path, beside, config)
+        }
+        other => Err(Error::file(path, other.reason())),
+    }
+}
+
+/// A network whose file has tensors alone.
+fn of_tensors(
+    kind: Kind,
+    mut file: Tensors,
+    beside: Option<Sidecar>,
+    config: &ExternalConfig,
+) -> Result<Imported> {
+    let mut notes = std::mem::take(&mut file.notes);
+    let modules = matching::modules(file, &mut notes)?;
+    let architecture = match &config.arch {
+        Some(arch) => matching::with_classes(Architecture::find(arch)?, &modules),
+        None => {
+            let found = matching::recognise(&modules)?;
+            notes.push(format!("the network is {}, by its shapes", found.name));
+            found
+        }
+    };
+    let network = Network::new(architecture)?;
+    let (tensors, table) = matching::matched(&network, modules)?;
+    let found = Found { network, tensors, table, notes, preprocessing: None, classes: Vec::new() };
+    found.complete(kind, beside, config)
+}
+
+/// A network whose file has its layers too.
+fn of_chain(
+    kind: Kind,
+    mut chain: Chain,
+    path: &Path,
+    beside: Option<Sidecar>,
+    config: &ExternalConfig,
+) -> Result<Imported> {
+    let (notes, classes) = (std::mem::take(&mut chain.notes), std::mem::take(&mut chain.classes));
+    let preprocessing = chain.preprocessing.take();
+    let said = [&preprocessing, beside.as_ref().map_or(&None, |beside| &beside.preprocessing)];
+    let crop = said.into_iter().flatten().find_map(|known| known.crop);
+    let size = config.input_size.or(crop.filter(|_| chain.input.size.is_none()));
+    let (architecture, tensors, table) = chain::describe(chain, path, size)?;
+    let network = Network::new(architecture)?;
+    Found { network, tensors, table, notes, preprocessing, classes }.complete(kind, beside, config)
+}
+
+/// What a file says of a network.
+struct Found {
+    network: Network,
+    tensors: NamedTensors,
+    table: Vec<Row>,
+    notes: Vec<String>,
+    preprocessing: Option<Preprocessing>,
+    classes: Vec<String>,
+}
+
+impl Found {
+    /// With what files beside it and the user say.
+    fn complete(
+        self,
+        kind: Kind,
+        beside: Option<Sidecar>,
+        config: &ExternalConfig,
+    ) -> Result<Imported> {
+        let Found { network, tensors, table, mut notes, mut preprocessing, mut classes } = self;
+        if let Some(beside) = beside {
+            preprocessing = preprocessing.or(beside.preprocessing);
+            classes = if classes.is_empty() { beside.classes } else { classes };
+            notes.extend(beside.notes);
+        }
+        let preprocess = preprocessing::resolve(&network, config, preprocessing, &mut notes)?;
+        let classes =
+            classes::resolve(network.classes(), config.classes.as_deref(), classes, &mut notes)?;
+        Ok(Imported { network, tensors, preprocess, classes, kind, table, notes })
+    }
+}
+
+impl Imported {
+    /// Says in the log what was made of a file.
+    pub fn log(&self, path: &Path) {
+        for note in &self.notes {
+            tracing::info!("{}: {note}", path.display());
+        }
+        for Row { from, shape, layer } in self.table.iter().filter(|row| row.from != row.layer) {
+            tracing::info!("{}: {from} {shape:?} is {layer}", path.display());
+        }
+    }
+
+    /// The network on a backend.
+    ///
+    /// # Errors
+    /// If a tensor has another shape than its layer, or a value that is not finite, or the backend is out of memory.
+    pub fn into_model<B: Backend>(self, backend: &B) -> Result<Model<B>> {
+        let Imported { network, tensors, preprocess, classes, .. } = self;
+        let mut tensors: HashMap<_, _> =
+            tensors.into_iter().map(|(name, shape, values)| (name, (shape, values))).collect();
+        let tensor = |name: &str, expected: &[usize]| match tensors.remove(name) {
+            Some((shape, values)) if shape == expected => Ok(Cow::Owned(values)),
+            Some((shape, _)) => Err(Error::Network(format!(
+                "{name}: expected shape {expected:?}, found {shape:?}: the file is for images of another size, or \
+                 damaged"
+            ))),
+            None => Err(Error::Network(format!("expected a tensor {name}, found none"))),
+        };
+        let params = read_params(backend, &network, tensor, Param::weights)?;
+        Ok(Model { network, params, preprocess, classes })
+    }
+}
