@@ -16,7 +16,8 @@ use super::eval::say_bad;
 use super::progress::Progress;
 use super::signals::{signal_code, stop_on_signals};
 use super::{
-    BareArgs, DeviceArgs, IoName, MOST_WORKERS, OnDevice, ReadArgs, SplitName, grouped, output, shown,
+    BareArgs, DeviceArgs, IoName, MOST_WORKERS, OnDevice, ReadArgs, SplitName, grouped, output,
+    shown,
 };
 
 #[derive(Args)]

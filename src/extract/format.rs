@@ -107,7 +107,12 @@ impl Layout {
     ///
     /// # Errors
     /// If readers would not take the header.
-    pub(super) fn new(format: Format, tensors: &[Tensor], about: &Value, room: usize) -> Result<Self> {
+    pub(super) fn new(
+        format: Format,
+        tensors: &[Tensor],
+        about: &Value,
+        room: usize,
+    ) -> Result<Self> {
         let header = match format {
             Format::Safetensors => safetensors(tensors, about, room)?,
             Format::Npy => npy(&tensors[0], room),
@@ -146,11 +151,11 @@ fn safetensors(tensors: &[Tensor], about: &Value, room: usize) -> Result<Vec<u8>
 
 /// `\x93NUMPY` | version u8 u8 | length u16 | a dict in Python's notation, blanks, a line's end.
 fn npy(tensor: &Tensor, room: usize) -> Vec<u8> {
-    let sizes: String = tensor.shape.iter().map(|size| format!("{size}, ")).collect();
+    let sizes: Vec<_> = tensor.shape.iter().map(usize::to_string).collect(); // two at least
     let dict = format!(
         "{{'descr': '{}', 'fortran_order': False, 'shape': ({}), }}",
         tensor.kind.of_numpy(),
-        sizes.trim_end()
+        sizes.join(", ")
     );
     let length = (10 + dict.len() + 1).next_multiple_of(NPY_ALIGNMENT).max(room) - 10;
     let mut header = b"\x93NUMPY\x01\x00".to_vec();

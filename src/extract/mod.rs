@@ -132,7 +132,8 @@ pub fn extract<B: Backend>(
     let images = &data.images;
     let total = images.len();
     let wanted = wanted(&model.network, settings, out)?;
-    let mut file = Features { model, data, settings, wanted, model_hash: fingerprint(backend, model)? };
+    let mut file =
+        Features { model, data, settings, wanted, model_hash: fingerprint(backend, model)? };
     let made = file.made(&backend.id().to_string());
     let mut partial = Partial::open(out, &made, total, settings.overwrite)?;
     // Of all images, as if all were good: what is written stays where it is if they are.
@@ -162,10 +163,12 @@ pub fn extract<B: Backend>(
 
     let mut extractor = FeatureExtractor::new(backend, model, settings.batch)?;
     let order = (before as u32..total as u32).collect();
-    let mut loader = Loader::new(images.clone(), BatchPlan::new(order, settings.batch, Bad::Skip), workers);
+    let mut loader =
+        Loader::new(images.clone(), BatchPlan::new(order, settings.batch, Bad::Skip), workers);
     let mut padded = vec![0; settings.batch * images.bytes_per_image()];
     let (mut values, mut bytes) = (Vec::new(), Vec::new());
-    let (mut kept, mut pause) = (Instant::now(), KEEP.0);
+    // At first at once: a folder that takes no further files is known then.
+    let (mut kept, mut pause) = (Instant::now(), Duration::ZERO);
     while let Some(batch) = loader.next_batch()? {
         let good = batch.indices.len();
         // A batch that is not full is filled up: how a sum is rounded may depend on the number of images.
@@ -233,7 +236,8 @@ fn wanted(network: &Network, settings: &Settings, out: &Path) -> Result<Vec<Want
             return Err(Error::file(out, reason));
         }
         (Format::Safetensors, Some(taken)) => {
-            let reason = format!("the file has a tensor {taken} of its own: write the layer to .npy");
+            let reason =
+                format!("the file has a tensor {taken} of its own: write the layer to .npy");
             return Err(Error::file(out, reason));
         }
         _ => {}
@@ -394,8 +398,11 @@ impl<B: Backend> Features<'_, B> {
         let first = self.first_layer(out);
         let ends = layout.begins[1..].iter().chain([&layout.end]);
         let moves = room.begins.iter().zip(&layout.begins).zip(ends);
-        let moves: Vec<_> =
-            moves.skip(first).take(self.wanted.len()).map(|((&from, &to), end)| (from, to, end - to)).collect();
+        let moves: Vec<_> = moves
+            .skip(first)
+            .take(self.wanted.len())
+            .map(|((&from, &to), end)| (from, to, end - to))
+            .collect();
         if moves.iter().any(|(from, to, _)| from != to) {
             partial.rearrange(&moves)?;
         }

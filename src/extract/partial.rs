@@ -43,7 +43,16 @@ pub(super) struct Partial {
     out: PathBuf,
     path: PathBuf,
     file: File,
+    /// The file that was written before values were rearranged: what is locked.
+    before: Option<File>,
     pub state: State,
+}
+
+impl Drop for Partial {
+    /// A program that another thread is starting has the file open too, for a moment.
+    fn drop(&mut self) {
+        let _ = self.before.as_ref().unwrap_or(&self.file).unlock();
+    }
 }
 
 impl Partial {
@@ -66,7 +75,7 @@ impl Partial {
         }
         let wanted = made.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
         let anew = State { made: wanted, ..State::default() };
-        let mut partial = Partial { out: out.to_owned(), path, file, state: anew };
+        let mut partial = Partial { out: out.to_owned(), path, file, before: None, state: anew };
         match read_state(out)?.filter(|state| state.holds_together(images)) {
             Some(state) if state.made == partial.state.made => partial.state = state,
             Some(state) if !overwrite => {
@@ -74,7 +83,8 @@ impl Partial {
                 let other = made.iter().find(|(name, value)| found(name) != value);
                 let (what, now) = other.map_or(("program", ""), |(what, now)| (*what, now));
                 let difference = format!("{} then, {now} now", found(what));
-                return Err(Error::ResumeMismatch { path: partial.path, what, difference });
+                let path = partial.path.clone();
+                return Err(Error::ResumeMismatch { path, what, difference });
             }
             _ => partial.begin_anew()?,
         }
@@ -159,7 +169,9 @@ impl Partial {
         if moved.is_err() {
             let _ = fs::remove_file(&path); // the disk may be full
         }
-        moved.map(|()| (self.file, self.path) = (file, path))
+        moved?;
+        (self.before, self.path) = (Some(std::mem::replace(&mut self.file, file)), path);
+        Ok(())
     }
 
     /// The file is whole, of `bytes` bytes: gives it its name.
@@ -167,15 +179,13 @@ impl Partial {
     /// # Errors
     /// As [`Partial::write`].
     pub(super) fn finish(self, bytes: u64) -> Result<()> {
-        let Partial { out, path, file, .. } = self;
-        file.set_len(bytes)
-            .and_then(|()| file.sync_all())
-            .map_err(Error::io("write", &path))?;
-        drop(file);
-        fs::rename(&path, &out).map_err(Error::io("replace", &out))?;
-        sync_folder(folder_of(&out))?;
-        remove(&beside(&out, ".json"))?;
-        remove(&beside(&out, ""))
+        let Partial { out, path, file, .. } = &self;
+        file.set_len(bytes).and_then(|()| file.sync_all()).map_err(Error::io("write", path))?;
+        fs::rename(path, out).map_err(Error::io("replace", out))?;
+        sync_folder(folder_of(out))?;
+        remove(&beside(out, ".json"))?;
+        remove(&beside(out, ""))?;
+        sync_folder(folder_of(out))
     }
 }
 

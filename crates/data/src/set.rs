@@ -166,7 +166,8 @@ impl KeyedImages {
             }
         };
         key.filter(|key: &Cow<'_, str>| !key.contains(['\n', '\r', '\t'])).ok_or_else(|| {
-            let reason = "has a name that is no UTF-8, or has a line break or a tab in it; rename it";
+            let reason =
+                "has a name that is no UTF-8, or has a line break or a tab in it; rename it";
             Error::file(self.images.path(index), reason)
         })
     }
