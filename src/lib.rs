@@ -75,7 +75,8 @@
 //!
 //! [`data`] reads images and orders them; [`backend`] runs the operations; [`model`] is the chain
 //! with its forward and backward passes; [`train`] is the loop around it, with what it keeps on disk;
-//! [`study`] looks into trained networks; [`picture`] and [`report`] show what it finds;
+//! [`study`] looks into trained networks; [`picture`] and [`report`] show what it finds; [`extract`] hands what
+//! layers make of images to other programs;
 //! [`mod@bench`] says how fast all that is, and [`selftest`] whether this machine computes it right.
 //! [`shape`] is the arithmetic of sizes under all of them.
 //!
@@ -86,6 +87,7 @@
 
 pub mod backend;
 pub mod bench;
+pub mod extract;
 pub mod import;
 pub mod model;
 pub mod picture;

@@ -27,19 +27,25 @@ pub fn advice(error: &anyhow::Error, flags: &[String]) -> Option<String> {
 fn on(error: &Error) -> Vec<String> {
     let advice = match error {
         Error::RunExists { .. } => "go on with --resume, or choose another --out",
-        Error::ResumeMismatch { what, .. } => match *what {
-            "seed" => "continue with the same --seed, or choose another --out",
-            "number of parts of a batch" => {
-                "continue with the same --accumulate, or choose another --out"
-            }
-            "shuffle window" => "continue with the same --shuffle-window, or choose another --out",
-            "recipe" => {
-                "continue with the same flags, or take its weights into another run with --init and another --out"
-            }
-            _ => {
-                "continue with the same, or take its weights into another run with --init and another --out"
-            }
-        },
+        Error::ResumeMismatch { what, .. } => {
+            let of_a_run = match *what {
+                "seed" => "continue with the same --seed, or choose another --out",
+                "number of parts of a batch" => {
+                    "continue with the same --accumulate, or choose another --out"
+                }
+                "shuffle window" => {
+                    "continue with the same --shuffle-window, or choose another --out"
+                }
+                "recipe" => {
+                    "continue with the same flags, or take its weights into another run with --init and another --out"
+                }
+                _ => {
+                    "continue with the same, or take its weights into another run with --init and another --out"
+                }
+            };
+            let of_a_file = "go on with the same, or begin anew with --overwrite";
+            return [of_a_run, of_a_file].map(str::to_owned).into();
+        }
         Error::Diverged { .. } => {
             return [
                 "try a lower --learning-rate with another --out, there perhaps with --init from an earlier \

@@ -6,6 +6,7 @@ mod common;
 
 mod bad_input;
 mod commands;
+mod extract;
 #[cfg(target_os = "linux")]
 mod output;
 #[cfg(unix)]

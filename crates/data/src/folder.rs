@@ -105,7 +105,7 @@ impl ImageFolder {
             return Err(Error::file(&folder.path, reason));
         }
         let names = names_at(root, &classes)?;
-        unused.tell(root);
+        unused.tell(root, IN_CLASSES);
         Ok(Self { root: root.into(), classes, names, train, val })
     }
 
@@ -139,11 +139,79 @@ impl ImageFolder {
             push_images(&folder.path, class, &mut val, &mut unused)?;
         }
         check_val(root, &val, &unused)?;
-        unused.tell(root);
+        unused.tell(root, IN_CLASSES);
         val.sort_by(|a, b| (a.class, &a.path).cmp(&(b.class, &b.path)));
         let classes = known.folders().unwrap_or(&known.names).to_vec();
         Ok(Self { root: root.into(), classes, names: known.names.clone(), train: Vec::new(), val })
     }
+
+    /// Lists one split alone, with the classes that it has itself: where nothing is trained or measured.
+    ///
+    /// # Errors
+    /// If it cannot be used or has no image.
+    pub(super) fn open_alone(root: &Path, split: Split) -> Result<Self> {
+        let mut unused = Unused::default();
+        let folders = class_folders(root, split, &mut unused)?;
+        let classes: Vec<_> = folders.iter().map(Entry::lossy_name).collect();
+        let names = names_at(root, &classes)?;
+        let mut samples = Vec::new();
+        for (class, folder) in folders.iter().enumerate() {
+            push_images(&folder.path, class, &mut samples, &mut unused)?;
+        }
+        if samples.is_empty() {
+            return Err(no_image(&root.join(split.name()), &unused));
+        }
+        unused.tell(root, IN_CLASSES);
+        let (train, val) = match split {
+            Split::Train => (samples, Vec::new()),
+            Split::Val => (Vec::new(), samples),
+        };
+        Ok(Self { root: root.into(), classes, names, train, val })
+    }
+}
+
+/// All images of a folder and the folders in it, by path, as of class 0. A folder that links lead to from several
+/// places is listed at the first: so that links in a circle end, too.
+///
+/// # Errors
+/// If there are none, or a folder cannot be listed.
+pub(super) fn all_images(root: &Path) -> Result<Vec<Sample>> {
+    let mut unused = Unused::default();
+    let mut samples = Vec::new();
+    let real = |folder: &Path| folder.canonicalize().map_err(Error::io("list", folder));
+    let mut listed = HashSet::from([real(root)?]);
+    let mut left = entries(root)?; // the next one last
+    left.reverse();
+    while let Some(entry) = left.pop() {
+        if entry.is_dir {
+            if listed.insert(real(&entry.path)?) {
+                left.extend(entries(&entry.path)?.into_iter().rev());
+            } else {
+                tracing::warn!("{}: left out: is listed elsewhere", entry.path.display());
+            }
+        } else if is_image(&entry.path) {
+            samples.push(Sample { path: entry.path, class: 0 });
+        } else {
+            unused.add(&entry);
+        }
+    }
+    if samples.is_empty() {
+        // Tars of images, or shards that have lost their manifest: what to do about these is known there.
+        let tars = unused.by_kind.contains_key(".tar");
+        return Err(if tars { no_split(root, Split::Val) } else { no_image(root, &unused) });
+    }
+    unused.tell(root, "");
+    Ok(samples)
+}
+
+/// A folder without images: what it has instead.
+fn no_image(folder: &Path, unused: &Unused) -> Error {
+    let advice = if unused.are_images() { format!("; {CONVERT}") } else { String::new() };
+    let found = match unused.kinds() {
+        kinds if kinds.is_empty() => "nothing".into(),
+        kinds => format!("only {kinds}"),
+    };
+    Error::file(folder, format!("expected .jpg, .jpeg or .png files, found {found}{advice}"))
 }
 
 /// What to do about a folder in the place of a class that is a split's: `train/train`, as archives are unpacked.
@@ -461,6 +529,8 @@ struct Unused {
 }
 
 const FOLDER: &str = "folder";
+/// Where a tree's images are.
+const IN_CLASSES: &str = " in the folders of classes";
 /// What to do about images of other kinds.
 const CONVERT: &str = "convert them, as `mogrify -format jpg` of ImageMagick does";
 
@@ -497,13 +567,15 @@ impl Unused {
         self.by_kind.iter().map(kind).collect::<Vec<_>>().join(", ")
     }
 
-    fn tell(&self, root: &Path) {
+    /// Names them; `place` says where images are expected.
+    fn tell(&self, root: &Path, place: &str) {
         if let Some((_, first)) = self.by_kind.values().next() {
             tracing::warn!(
-                "{}: not used are {}, as {}: expected .jpg, .jpeg or .png files in the folders of classes",
+                "{}: not used are {}, as {}: expected .jpg, .jpeg or .png files{}",
                 root.display(),
                 self.kinds(),
-                first.display()
+                first.display(),
+                place
             );
         }
     }

@@ -1,10 +1,12 @@
 //! A data set, whatever holds it: a folder of images or a set of shards.
 
-use std::path::Path;
+use std::borrow::Cow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::Split;
 use super::classes::Classes;
-use super::folder::{ImageFolder, no_split};
+use super::folder::{ImageFolder, all_images, no_split};
 use super::images::{Images, ReadOptions};
 use super::pack::PLAN;
 use super::shard::ShardSet;
@@ -124,5 +126,76 @@ impl DataSet {
             }
             DataSet::Shards(set) => Images::of_shards(set, split, options),
         }
+    }
+}
+
+/// Images and what identifies each, for what looks at images of whatever classes.
+pub struct KeyedImages {
+    /// The images.
+    pub images: Arc<Images>,
+    /// Their classes; those of a folder without splits have none, and say that they are of class 0.
+    pub classes: Option<Classes>,
+    /// The folder that keys of single files begin in.
+    base: PathBuf,
+}
+
+impl KeyedImages {
+    /// Opens a split (`val`, for `None`) of a data set, which need not have the other one; or, of a folder with neither,
+    /// all images at any depth.
+    ///
+    /// # Errors
+    /// If there is no such split, no image, or one that has no key: a name that is no UTF-8 or has a line break or a tab
+    /// in it.
+    pub fn open(root: &Path, split: Option<Split>, options: ReadOptions) -> Result<Self> {
+        let has = |split: Split| root.join(split.name()).is_dir();
+        let is_set = ShardSet::is_at(root) || is_unfinished(root);
+        let is_plain = root.is_dir() && !is_set && !has(Split::Train) && !has(Split::Val);
+        let keyed = if is_plain && split.is_none() {
+            let images = Images::new(all_images(root)?, options);
+            KeyedImages { images: images.into(), classes: None, base: root.into() }
+        } else {
+            let split = split.unwrap_or(Split::Val);
+            let other = if split == Split::Val { Split::Train } else { Split::Val };
+            let set = if is_plain {
+                return Err(no_split(root, split));
+            } else if is_set || !root.is_dir() || has(other) && has(split) {
+                DataSet::open(root)?
+            } else {
+                DataSet::Folder(ImageFolder::open_alone(root, split)?)
+            };
+            let images = set.images(split, options)?.into();
+            KeyedImages { images, classes: Some(set.classes()), base: root.join(split.name()) }
+        };
+        for index in 0..keyed.images.len() {
+            keyed.written_key(index)?;
+        }
+        Ok(keyed)
+    }
+
+    /// The class of an image, if it has one.
+    pub fn class(&self, index: usize) -> Option<u32> {
+        self.classes.as_ref().map(|_| self.images.class(index))
+    }
+
+    /// What identifies an image: `CLASS/FILE`, or its path in a folder without splits, with `/` on every system.
+    pub fn key(&self, index: usize) -> Cow<'_, str> {
+        self.written_key(index).expect("all have been asked for theirs")
+    }
+
+    fn written_key(&self, index: usize) -> Result<Cow<'_, str>> {
+        let key = match self.images.shards() {
+            Some(shards) => Some(Cow::Borrowed(shards.name(index))),
+            None => {
+                let path = self.images.path(index);
+                let inside = path.strip_prefix(&self.base).unwrap_or(&path);
+                let parts: Option<Vec<_>> = inside.iter().map(|part| part.to_str()).collect();
+                parts.map(|parts| parts.join("/").into())
+            }
+        };
+        key.filter(|key: &Cow<'_, str>| !key.contains(['\n', '\r', '\t'])).ok_or_else(|| {
+            let reason =
+                "has a name that is no UTF-8, or has a line break or a tab in it; rename it";
+            Error::file(self.images.path(index), reason)
+        })
     }
 }

@@ -1,7 +1,7 @@
 //! What a disk may hold after a power loss, given what was recorded.
 //!
 //! What was synced is there. Of what was not, a file's data may be as at its last sync, all there, cut short,
-//! or zeros; each change of a folder's names may have come to the disk or not, a rename as one. The
+//! or zeros (in a file that has only been written into, its parts that were not); each change of a folder's names may have come to the disk or not, a rename as one. The
 //! changes of one folder may come in their order, as journals do it, or any of them without those
 //! before it, as POSIX allows. Folders and files are independent of each other.
 
@@ -94,6 +94,8 @@ struct Folder {
 struct File {
     synced: Content,
     now: Content,
+    /// Whether it has been shorter since its last sync, so that nothing of it need be what was synced.
+    cut: bool,
 }
 
 impl File {
@@ -103,6 +105,16 @@ impl File {
         match loss {
             Loss::Nothing => self.now.clone(),
             Loss::All => self.synced.clone(),
+            Loss::Half if !self.cut => {
+                let half = same + (new.len() - same) / 2;
+                Content::new([&new[..half], old.get(half..).unwrap_or_default()].concat())
+            }
+            Loss::Zeros if !self.cut => {
+                let old = old.iter().map(Some).chain(std::iter::repeat(None));
+                let kept =
+                    new.iter().zip(old).map(|(new, old)| if old == Some(new) { *new } else { 0 });
+                Content::new(kept.collect())
+            }
             Loss::Half => Content::new(new[..same + (new.len() - same) / 2].to_vec()),
             Loss::Zeros => {
                 let mut bytes = new.to_vec();
@@ -130,7 +142,7 @@ impl<'a> Disk<'a> {
     pub fn new(record: &'a Record) -> Self {
         let (names, data) = record.base.clone();
         let folder = |synced| Folder { synced, pending: Vec::new() };
-        let file = |content: Content| File { synced: content.clone(), now: content };
+        let file = |content: Content| File { synced: content.clone(), now: content, cut: false };
         Disk {
             record,
             folders: names.into_iter().map(|(node, names)| (node, folder(names))).collect(),
@@ -146,15 +158,17 @@ impl<'a> Disk<'a> {
             }
             Event::Data { file, content } => {
                 let empty = || Content::new(Vec::new());
-                let file = self
-                    .files
-                    .entry(*file)
-                    .or_insert_with(|| File { synced: empty(), now: empty() });
+                let file = self.files.entry(*file).or_insert_with(|| File {
+                    synced: empty(),
+                    now: empty(),
+                    cut: false,
+                });
                 file.now = content.clone();
+                file.cut |= file.now.bytes.len() < file.synced.bytes.len();
             }
             Event::Synced(node) => {
                 if let Some(file) = self.files.get_mut(node) {
-                    file.synced = file.now.clone();
+                    (file.synced, file.cut) = (file.now.clone(), false);
                 }
                 if let Some(folder) = self.folders.get_mut(node) {
                     let all = vec![true; folder.pending.len()];

@@ -32,9 +32,10 @@ use zfnet::backend::cpu::CpuBackend;
 use zfnet::data::Split;
 use zfnet::data::images::ReadOptions;
 use zfnet::data::pack::{self, Options, Plan, default_mean_side, pack};
-use zfnet::data::set::DataSet;
+use zfnet::data::set::{DataSet, KeyedImages};
 use zfnet::data::shard::manifest::Form;
 use zfnet::data::source::Source;
+use zfnet::extract::{Dtype, Settings, extract};
 use zfnet::import::ExternalConfig;
 use zfnet::model::Architecture;
 use zfnet::train::checkpoint::load_model;
@@ -418,4 +419,85 @@ fn packing_goes_on() {
     try_record("without a mean", 100, 0, &|| {
         fs::remove_file(set.join("mean.safetensors")).unwrap()
     });
+}
+
+/// Several batches, the second of them with a bad image: rows that are moved at the end.
+const EXTRACT: &str =
+    "extract run --data data --layers fc3,pool1 --batch-size 5 --max-bad 0.1 --threads 1 -o";
+
+#[test]
+fn extracting_goes_on() {
+    if is_skipped() {
+        return;
+    }
+    let place = Place::new();
+    place.run("train --data data --arch tiny.toml --out run --max-steps 2").ok();
+    for (bad, file) in [(false, "f.safetensors"), (true, "f.safetensors"), (true, "a.npy")] {
+        let disk = place.path(&format!("disk-{bad}-{file}"));
+        fs::create_dir(&disk).unwrap();
+        if bad {
+            let class = place.images("data/val").remove(3);
+            fs::write(class.join("bad.png"), "no picture").unwrap();
+        }
+        let layers = if file == "a.npy" { "pool1" } else { "fc3,pool1" };
+        let command = |out: &Path| {
+            EXTRACT.replace("fc3,pool1", layers)
+                + &format!(" {}", out.join("new").join(file).display())
+        };
+        place.run(&command(&place.path("whole"))).ok();
+        let wanted = files(&place.path("whole"));
+        fs::remove_dir_all(place.path("whole")).unwrap();
+        // Killed when it has said for the first time how far it is, and gone on with.
+        let mut record = Record::new(&disk);
+        let state = format!("{file}.partial.json");
+        let kept = |event: &Event| event.changes().iter().any(|change| change.name == state);
+        assert_eq!(record.run(&mut quiet(&place, &command(&disk)), kept).code(), None, "killed");
+        let status = record.run(&mut quiet(&place, &command(&disk)), |_| false);
+        assert_eq!(status.code(), Some(0));
+        same(&files(&disk), &wanted).unwrap();
+
+        let backend = CpuBackend::new(Some(1)).unwrap();
+        let model = load_model(&backend, &place.path("run"), &ExternalConfig::default()).unwrap();
+        let options = ReadOptions { side: 20, max_bad: 0.1, cache_bytes: 0, io: None };
+        let settings = Settings {
+            layers: layers.split(',').map(|name| model.network.layer(name).unwrap()).collect(),
+            dtype: Dtype::F32,
+            batch: 5,
+            overwrite: false,
+            facts: ["checkpoint", "data", "split"]
+                .iter()
+                .zip(["run", "data", "val"])
+                .map(|(name, value)| ((*name).to_owned(), value.to_owned()))
+                .collect(),
+        };
+        // The file is promised once it has its name and the program goes on.
+        let (mut named, mut promised) = (false, false);
+        let promise = |event: &Event| {
+            promised |= named && matches!(event, Event::Ended);
+            named |= event.changes().iter().any(|change| change.name == file);
+            promised
+        };
+        try_all(&format!("extracting {file}"), 20, &record, promise, |root, number, promised| {
+            let out = root.join("new").join(file);
+            if *promised {
+                return same(&files(root), &wanted);
+            }
+            if out.exists() {
+                // It has its name, and is whole; what it was made of may be left beside it.
+                let name = Path::new("new").join(file);
+                let same = fs::read(&out).unwrap() == wanted[&name];
+                return if same { Ok(()) } else { Err("has its name and is not whole".into()) };
+            }
+            if number % PROGRAM == 1 {
+                place.run(&command(root)).ok();
+            } else {
+                let data = KeyedImages::open(&place.path("data"), Some(Split::Val), options)
+                    .map_err(|error| format!("{error:#}"))?;
+                let stop = AtomicUsize::new(0);
+                extract(&backend, &model, &data, &settings, &out, 1, &stop, |_, _| ())
+                    .map_err(|error| format!("does not go on: {error:#}"))?;
+            }
+            same(&files(root), &wanted)
+        });
+    }
 }
