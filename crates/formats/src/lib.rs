@@ -7,5 +7,6 @@
 //! what was found.
 
 mod chain;
+pub mod onnx;
 
 pub use chain::{Chain, Input, Layer, Op, Preprocessing, Resize, Tensor, Tensors};
