@@ -121,7 +121,8 @@ pub enum Op {
 pub struct Preprocessing {
     /// Factor of a pixel's byte.
     pub scale: f32,
-    /// One value a channel of the network, after `scale`; or an image, CHW, of the size `mean_size`.
+    /// One value a channel of the network, after `scale`; or an image, CHW, of the size `mean_size`. Empty if it is in
+    /// another file, which a note names.
     pub mean: Vec<f32>,
     /// Rows and columns of a mean image.
     pub mean_size: Option<[usize; 2]>,

@@ -6,6 +6,8 @@
 //! name in it becomes a path outside its folder, and whatever is wrong is an error that says what was expected and
 //! what was found.
 
+pub mod caffe;
 mod chain;
+pub mod onnx;
 
 pub use chain::{Chain, Input, Layer, Op, Preprocessing, Resize, Tensor, Tensors};
