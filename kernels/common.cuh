@@ -32,6 +32,7 @@ struct ConvDims {
 struct PoolDims {
     unsigned n, h, w, c, p, q;
     unsigned window[2], stride[2], pad[2];
+    unsigned any_sign;      // 1: a switch also keeps the place of a winner that is not positive
 };
 
 // A window of each sample of a backward pass, at start + jump * its unit's place: down, right.
@@ -59,7 +60,7 @@ struct StepState {
     unsigned halted;
 };
 
-constexpr unsigned char NOT_POSITIVE = 255; // the switch of a window without a positive value
+constexpr unsigned char NOT_POSITIVE = 255; // the switch of a window without a positive value, unless any_sign
 
 // ---- storage ----
 

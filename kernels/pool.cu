@@ -2,7 +2,7 @@
 //
 //   y[n, p, q, c] = largest x in the window of (p, q), of the places inside the image
 //   switch        = its index in the window, r * columns + s: first of equals, a NaN above all;
-//                   NOT_POSITIVE where y <= 0
+//                   NOT_POSITIVE where y <= 0, unless any_sign
 //   dx[n, h, w, c] = sum of dy over the windows whose switch points at (h, w)
 //
 // Unpooling is a gather: each pixel asks the windows that cover it, row by row, so no two threads
@@ -68,7 +68,7 @@ __device__ __forceinline__ void by_value(Pack<T, N> &y, Pack<unsigned char, N> &
 #pragma unroll
     for (unsigned i = 0; i < N; i++) {
         y.of[i] = narrow<T>(best[i]);
-        if (best[i] <= 0) winner.of[i] = NOT_POSITIVE;
+        if (best[i] <= 0 && !d.any_sign) winner.of[i] = NOT_POSITIVE;
     }
 }
 
@@ -138,7 +138,7 @@ __device__ __forceinline__ void by_pairs(Pairs &best, Pack<unsigned char, 8> &wi
     }
 #pragma unroll
     for (unsigned i = 0; i < PAIRS; i++) {
-        winners[i] |= ~larger(best.of[i], 0); // NOT_POSITIVE
+        if (!d.any_sign) winners[i] |= ~larger(best.of[i], 0); // NOT_POSITIVE
         winner.of[2 * i] = (unsigned char)winners[i];
         winner.of[2 * i + 1] = (unsigned char)(winners[i] >> 16);
     }

@@ -427,8 +427,10 @@ impl<B: Backend, F: FnMut(Outcome) -> Result<()>> Session<'_, B, F> {
                 window: [3, 2],
                 stride: [2, 1],
                 pad: [0; 2],
+                any_sign: 0,
             };
             self.pooling(&pool)?;
+            self.pooling(&PoolDims { any_sign: 1, ..pool })?;
         }
         for (size, channels) in [(5, 21), (4, 24), (3, 16)] {
             let lrn = Lrn { size, k: 2.0, alpha: 0.125, beta: 0.5 };
@@ -592,6 +594,7 @@ impl<B: Backend, F: FnMut(Outcome) -> Result<()>> Session<'_, B, F> {
             window: [3; 2],
             stride: [2; 2],
             pad: [0; 2],
+            any_sign: 0,
         };
         let map = self.integers.tensor(backend, pool.input())?;
         let mut pooled = unwritten(backend, pool.output())?;

@@ -11,7 +11,7 @@
 //!   edge. Its transpose, [`Backend::conv_backward_data`], *is* the deconvnet's filter step.
 //! - **Switch**: one byte, the winner's index in its window counted row by row over all places of
 //!   the window; ties go to the first; a NaN wins over everything. [`NOT_POSITIVE`] means that the
-//!   winner was not above zero.
+//!   winner was not above zero; with [`PoolDims::any_sign`] such a winner's index is kept, too.
 //! - **relu** passes NaN on, so that a training gone wrong is seen.
 //! - **LRN** is the paper's: `y = x / (k + alpha * sum of x^2)^beta`, the sum *not* divided by the
 //!   number of neighbours.

@@ -192,7 +192,7 @@ impl Architecture {
                 layers.last().map_or("no layer", |layer| &layer.name)
             )));
         }
-        check_switches(&layers)?;
+        choose_switches(&mut layers);
         Ok(layers)
     }
 
@@ -218,10 +218,10 @@ impl Architecture {
     }
 }
 
-/// A switch keeps no place for a winner that is not positive, so a relu must make that harmless:
-/// above the pooling (directly) or below it.
-fn check_switches(layers: &[Layer]) -> Result<()> {
-    for (i, layer) in layers.iter().enumerate() {
+/// Lets poolings without a relu beside them keep the place of every winner. A relu, above (directly) or
+/// below, stops whatever goes back to a winner that is not positive.
+fn choose_switches(layers: &mut [Layer]) {
+    for i in 0..layers.len() {
         let is_relu = |layer: &Layer| matches!(layer.kind, Kind::Relu(_));
         // These keep what is not positive so. Above, normalisation does not do: its derivative
         // sends something down to such a winner, from its neighbours.
@@ -231,13 +231,8 @@ fn check_switches(layers: &[Layer]) -> Result<()> {
         let below = layers[..i].iter().rev().find(keeps).is_some_and(is_relu);
         let above = layers[i + 1..].iter().find(|layer| !signless(layer));
         let above = above.is_some_and(is_relu);
-        if layer.pooling().is_some() && !below && !above {
-            return Err(Error::Network(format!(
-                "layer {}: expected a relu before or after it (its switches tell only positive \
-                 winners apart), found none",
-                layer.name
-            )));
+        if let Kind::MaxPool(pool) = &mut layers[i].kind {
+            pool.dims.any_sign = u32::from(!below && !above);
         }
     }
-    Ok(())
 }

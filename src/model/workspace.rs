@@ -194,7 +194,7 @@ impl<B: Backend> Workspace<B> {
     }
 
     /// Whether what arrives at a block's output has to pass a relu. An unpooling under the forward mask
-    /// lets nothing through that a relu right below it would stop.
+    /// lets nothing through that a relu right below it would stop: its switches keep no such places.
     pub(super) fn has_relu_to_undo(&self, index: usize, options: &BackwardOptions<'_, B>) -> bool {
         let has_run_above = index < self.block_of[options.from];
         let unpooled = has_run_above && self.blocks[index + 1].step.pooling().is_some();

@@ -15,6 +15,7 @@ use zfnet::shape::Shape;
 on_every_backend!(
     rules_by_hand,
     unpooling_by_hand,
+    unpooling_without_a_relu_by_hand,
     scaling_the_seed_scales_the_picture,
     rules_agree_where_all_is_positive,
     normalisation_is_skipped,
@@ -238,6 +239,52 @@ fn unpooling_by_hand<B: Backend>(backend: &B) {
     }
 }
 
+/// The same pools without a relu, of pixels below zero: each value goes to its window's winner, by every
+/// rule.
+fn unpooling_without_a_relu_by_hand<B: Backend>(backend: &B) {
+    let network = network(
+        r#"
+        name = "hand"
+        classes = 2
+        input = { size = 5, resize = 5 }
+        layers = [
+          { type = "conv", name = "conv1", channels = 1, kernel = 1 },
+          { type = "maxpool", kernel = 3, stride = 2 },
+          { type = "fc", name = "fc2" },
+        ]"#,
+    );
+    let weights: [&[f32]; 2] = [&[1., 0., 0.], &[1., 2., 3., -1., 0., 0., 0., 0.]];
+    let image = |red: [[f32; 5]; 5]| -> Vec<f32> {
+        red.iter().flatten().flat_map(|red| [*red, 0., 0.]).collect()
+    };
+    let red = [
+        [-9., -9., -9., -9., -9.],
+        [-9., -1., -9., -9., -2.],
+        [-9., -9., -9., -9., -9.],
+        [-9., -9., -9., 0., -9.],
+        [-9., -9., -4., -9., -9.],
+    ];
+    let expected = [
+        [0., 0., 0., 0., 0.],
+        [0., 1., 0., 0., 2.],
+        [0., 0., 0., 0., 0.],
+        [0., 0., 0., -1., 0.],
+        [0., 0., 3., 0., 0.],
+    ];
+    let params = given(backend, &network, &weights);
+    let mut passes = Passes::new(backend, network, params, &image(red));
+    for (name, rule) in RULES {
+        assert_eq!(passes.project("fc2", 0, 1.0, rule), image(expected), "{name}");
+    }
+    let unit = SeedUnit { map: 0, y: 0, x: 1, value: 1.0 };
+    let pool = passes.network.layer("pool1").unwrap();
+    let mut expected = vec![0.0; 75];
+    expected[(5 + 4) * 3] = 1.0;
+    for (name, rule) in RULES {
+        assert_eq!(passes.windows(pool, &[0], &[unit], rule), expected, "{name}, windows");
+    }
+}
+
 /// All that a chain may hold, small, with a large `alpha`.
 const SMALL: &str = r#"
     name = "small"
@@ -267,7 +314,15 @@ fn small<B: Backend>(
     backend: &B,
     n: usize,
 ) -> (Passes<'_, B>, twin::HostParams, twin::ForwardPass) {
-    let network = network(SMALL);
+    random_passes(backend, SMALL, n)
+}
+
+fn random_passes<'a, B: Backend>(
+    backend: &'a B,
+    toml: &str,
+    n: usize,
+) -> (Passes<'a, B>, twin::HostParams, twin::ForwardPass) {
+    let network = network(toml);
     let params = random_params(backend, &network, 5);
     let input = Random(1).reals(n * network.input().len());
     let host = host_params(backend, &params);
@@ -278,7 +333,6 @@ fn small<B: Backend>(
 /// Every rule, from every layer, all maps seeded at once: sums of at most a few hundred products,
 /// three of them in a row, err by a few millionths of the largest.
 fn rules_equal_the_naive_pass<B: Backend>(backend: &B) {
-    let (mut passes, host, pass) = small(backend, 2);
     let mut random = Random(2);
     let mut all = Vec::new();
     for forward_mask in [false, true] {
@@ -288,21 +342,25 @@ fn rules_equal_the_naive_pass<B: Backend>(backend: &B) {
             }
         }
     }
-    for from in 0..passes.network.layers.len() {
-        // The pass holds a convolution and the relu above it as one.
-        let next = passes.network.layers.get(from + 1).map(|layer| layer.name.starts_with("relu"));
-        let twin_from = if next == Some(true) { from + 1 } else { from };
-        let seed = random.reals(2 * passes.network.layers[from].output.len());
-        for &rule in &all {
-            let found = passes.down(from, &[0, 1], &seed, rule);
-            let network = &passes.network;
-            let (expected, _) =
-                twin::backward(network, &host, &pass, twin_from, widen(&seed), rule);
-            let largest = expected.iter().fold(0.0, |a: f64, b| a.max(b.abs()));
-            for (found, expected) in found.iter().zip(&expected) {
-                let error = (f64::from(*found) - expected).abs();
-                let name = &network.layers[from].name;
-                assert!(error <= 1e-5 * largest, "{name}, {rule:?}: {found} for {expected}");
+    for toml in [SMALL, POOLS] {
+        let (mut passes, host, pass) = random_passes(backend, toml, 2);
+        for from in 0..passes.network.layers.len() {
+            // The pass holds a convolution and the relu above it as one.
+            let layers = &passes.network.layers;
+            let next = layers.get(from + 1).is_some_and(|layer| layer.name.starts_with("relu"));
+            let twin_from = if layers[from].has_bias() && next { from + 1 } else { from };
+            let seed = random.reals(2 * passes.network.layers[from].output.len());
+            for &rule in &all {
+                let found = passes.down(from, &[0, 1], &seed, rule);
+                let network = &passes.network;
+                let (expected, _) =
+                    twin::backward(network, &host, &pass, twin_from, widen(&seed), rule);
+                let largest = expected.iter().fold(0.0, |a: f64, b| a.max(b.abs()));
+                for (found, expected) in found.iter().zip(&expected) {
+                    let error = (f64::from(*found) - expected).abs();
+                    let name = &network.layers[from].name;
+                    assert!(error <= 1e-5 * largest, "{name}, {rule:?}: {found} for {expected}");
+                }
             }
         }
     }
@@ -704,6 +762,33 @@ const ENLARGES: &str = r#"
     init = "he"
 "#;
 
+/// Pools without a relu beside them: on pixels, after a convolution, a normalisation and a pool, and
+/// below a convolution and a normalisation; one below a relu.
+const POOLS: &str = r#"
+    name = "pools"
+    classes = 3
+    input = { size = 25, resize = 25 }
+    layers = [
+      { type = "maxpool", name = "pool0", kernel = 3, stride = 1, pad = 1 },
+      { type = "conv", name = "conv1", channels = 8, kernel = 3, pad = 1 },
+      { type = "maxpool", name = "pool1", kernel = 3, stride = 2, pad = 1 },
+      { type = "maxpool", name = "pool1b", kernel = 2, stride = 1 },
+      { type = "conv", name = "conv2", channels = 6, kernel = 3, pad = [2, 0, 1, 2], groups = 2 },
+      { type = "lrn", name = "norm2", size = 3, k = 1.0, alpha = 0.5 },
+      { type = "maxpool", name = "pool2", kernel = 2, stride = 2, pad = 1 },
+      { type = "lrn", name = "norm2b", size = 3, k = 1.0, alpha = 0.5 },
+      { type = "conv", name = "conv3", channels = 8, kernel = 2 },
+      { type = "maxpool", name = "pool3", kernel = 2, stride = 1 },
+      { type = "dropout" },
+      { type = "relu" },
+      { type = "fc", name = "fc4", outputs = 5 },
+      { type = "relu" },
+      { type = "fc", name = "fc5" },
+    ]
+    [recipe]
+    init = "he"
+"#;
+
 /// Units at the corners, the edges and in the middle of every layer's maps, of all images in turn,
 /// eight at a time: hands each batch's pictures to `check`, the windows' first, the whole maps' then.
 fn pass_by_windows_and_whole<B: Backend>(
@@ -757,7 +842,7 @@ fn windows_equal_whole_maps_on_integers<B: Backend>(backend: &B) {
             rules.push(Rule { forward_mask, relu_down, lrn: LrnRule::Identity });
         }
     }
-    for toml in [EDGES, BARE, SMALL, ENLARGES] {
+    for toml in [EDGES, BARE, SMALL, ENLARGES, POOLS] {
         let network = network(toml);
         let mut random = Random(14);
         let mut params = Params::weights(backend, &network).unwrap();
@@ -776,7 +861,7 @@ fn windows_equal_whole_maps_on_integers<B: Backend>(backend: &B) {
 
 /// Sums in other orders: a few hundred products, three layers of them, as in the tests above.
 fn windows_equal_whole_maps<B: Backend>(backend: &B) {
-    let mut networks = [EDGES, BARE, SMALL, ENLARGES].map(network).to_vec();
+    let mut networks = [EDGES, BARE, SMALL, ENLARGES, POOLS].map(network).to_vec();
     if !is_stand_in(backend) {
         networks.push(Network::new(mini(backend)).unwrap());
     }

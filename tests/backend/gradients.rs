@@ -11,17 +11,19 @@ use crate::common::{
 };
 use zfnet::backend::{Backend, Dropout, Lrn, Param, ReluRule, SeedUnit, StepState};
 use zfnet::model::{BackwardOptions, Network, Params, Purpose, Rule, Workspace};
-use zfnet::shape::{Rounding, Shape};
+use zfnet::shape::{PoolDims, Rounding, Shape};
 
 in_f32!(
     of_convolution,
     of_pooling_and_relu,
+    of_pooling_without_a_relu,
     of_normalisation,
     of_dropout,
     of_the_loss,
     of_a_network,
     of_a_network_that_normalises_first,
     of_a_network_that_enlarges,
+    of_networks_that_pool_without_a_relu,
     of_single_activations,
 );
 
@@ -126,6 +128,30 @@ fn of_pooling_and_relu<B: Backend>(backend: &B) {
         let (x, dy) = (widen(&x), widen(&dy));
         // No two of these values are within a step of each other, nor of zero.
         let mut loss = |x: &[f64]| inner(&twin::pool(dims, &twin::relu(x)).0, &dy);
+        assert_gradient(&values(backend, &dx), &x, &mut loss, 999, "pooling");
+    }
+}
+
+/// Winners of any sign, whatever the mask.
+fn of_pooling_without_a_relu<B: Backend>(backend: &B) {
+    let mut random = Random(9);
+    let dims = pooling(2, [7, 8, 3], [3, 2], [2, 1], [0, 0, 1, 0], Rounding::Ceil).unwrap();
+    let dims = &PoolDims { any_sign: 1, ..dims };
+    // A part of the windows hold nothing positive.
+    let x: Vec<f32> = random.reals(dims.input().len()).iter().map(|x| x - 0.5).collect();
+    let dy = random.reals(dims.output().len());
+    let mut y = unwritten(backend, dims.output());
+    let mut switches = bytes(backend, &vec![0; dims.output().len()]);
+    let x_tensor = tensor(backend, dims.input(), &x);
+    backend.maxpool_forward(&mut y, &mut switches, &x_tensor, dims).unwrap();
+    let negative = values(backend, &y).iter().filter(|y| **y < 0.0).count();
+    assert!(negative * 8 > dims.output().len(), "only {negative}");
+    for mask in [false, true] {
+        let mut dx = unwritten(backend, dims.input());
+        let dy_tensor = tensor(backend, dims.output(), &dy);
+        backend.maxpool_backward(&mut dx, &dy_tensor, &switches, None, mask, dims).unwrap();
+        let (x, dy) = (widen(&x), widen(&dy));
+        let mut loss = |x: &[f64]| inner(&twin::pool(dims, x).0, &dy);
         assert_gradient(&values(backend, &dx), &x, &mut loss, 999, "pooling");
     }
 }
@@ -312,6 +338,62 @@ const ENLARGES: &str = r#"
       { type = "conv_transpose", name = "up3", channels = 4, kernel = 3, stride = 2, pad = [1, 0, 0, 2], groups = 2 },
       { type = "relu" },
       { type = "maxpool", kernel = 3, stride = 2 },
+      { type = "fc", name = "fc4" },
+    ]
+    [recipe]
+    init = "he"
+"#;
+
+/// LeNet's order; and pools on pixels, after a normalisation, below one, on another pool, and below a
+/// relu, of which the last alone stops what goes to a winner that is not positive.
+fn of_networks_that_pool_without_a_relu<B: Backend>(backend: &B) {
+    for toml in [LENET, POOLS] {
+        of_a_chain(backend, toml);
+        let (network, pass) = {
+            let both = Both::new(backend, toml, Purpose::Train, 3);
+            (both.network, both.pass)
+        };
+        for (layer, y) in network.layers.iter().zip(&pass.values[1..]) {
+            let negative = y.iter().filter(|y| **y < 0.0).count();
+            let pools = layer.pooling().is_some();
+            assert!(!pools || negative * 50 > y.len(), "{}: {negative} negative", layer.name);
+        }
+    }
+}
+
+const LENET: &str = r#"
+    name = "lenet"
+    classes = 5
+    input = { size = 14, resize = 14 }
+    layers = [
+      { type = "conv", name = "conv1", channels = 4, kernel = 3 },
+      { type = "maxpool", kernel = 2, stride = 2 },
+      { type = "conv", name = "conv2", channels = 8, kernel = 3, pad = 1, groups = 2 },
+      { type = "maxpool", kernel = 3, stride = 2 },
+      { type = "fc", name = "fc3", outputs = 12 },
+      { type = "relu" },
+      { type = "fc", name = "fc4" },
+    ]
+    [recipe]
+    init = "he"
+"#;
+
+const POOLS: &str = r#"
+    name = "pools"
+    classes = 5
+    input = { size = 16, resize = 16 }
+    layers = [
+      { type = "maxpool", name = "pool0", kernel = 2, stride = 1 },
+      { type = "conv", name = "conv1", channels = 6, kernel = 3, pad = 1 },
+      { type = "lrn", size = 3, k = 1.0, alpha = 0.5 },
+      { type = "maxpool", name = "pool1", kernel = 2, stride = 2 },
+      { type = "maxpool", name = "pool1b", kernel = 2, stride = 1 },
+      { type = "conv", name = "conv2", channels = 8, kernel = 3, pad = 1 },
+      { type = "maxpool", name = "pool2", kernel = 2, stride = 1, pad = 1 },
+      { type = "lrn", size = 3, k = 1.0, alpha = 0.5 },
+      { type = "conv", name = "conv3", channels = 8, kernel = 3, pad = 1 },
+      { type = "maxpool", name = "pool3", kernel = 3, stride = 2 },
+      { type = "relu" },
       { type = "fc", name = "fc4" },
     ]
     [recipe]

@@ -284,16 +284,6 @@ fn wrong_layers_are_refused_by_name() {
     refused(&small(CONV), &["conv1", "last layer", "fc"]);
     refused(&small(""), &["no layer"]);
 
-    // Switches tell only positive winners apart.
-    let pool = r#"{ type = "maxpool", kernel = 2, stride = 2 }"#;
-    refused(&small(&format!("{CONV}, {pool}, {FC}")), &["pool1", "relu"]);
-    refused(&small(&format!("{pool}, {CONV}, {RELU}, {FC}")), &["pool0", "relu"]);
-    network(&small(&format!("{CONV}, {pool}, {RELU}, {FC}")));
-    network(&small(&format!("{CONV}, {RELU}, {{ type = \"lrn\" }}, {pool}, {FC}")));
-    // Above, normalisation's derivative would reach a winner whose place is not known.
-    let normalised = format!("{CONV}, {pool}, {{ type = \"lrn\" }}, {RELU}, {FC}");
-    refused(&small(&normalised), &["pool1", "relu"]);
-
     // Maps are enlarged to a size there can be.
     let up = |what: &str| {
         after(&format!("{{ type = \"conv_transpose\", name = \"up\", channels = 4, {what} }}"))
@@ -314,6 +304,32 @@ fn wrong_layers_are_refused_by_name() {
     let large = small(&format!(r#"{RELU}, {{ type = "maxpool", kernel = 16, stride = 1 }}, {FC}"#));
     let large = large.replace("size = 8, resize = 9", "size = 16, resize = 16");
     refused(&large, &["pool0", "255", "16x16"]);
+}
+
+/// With a relu beside a pooling its switches need not tell winners apart that are not positive.
+#[test]
+fn a_relu_beside_a_pool_decides_what_its_switches_keep() {
+    let (pool, lrn) =
+        (r#"{ type = "maxpool", kernel = 2, stride = 1 }"#, r#"{ type = "lrn", size = 3 }"#);
+    let drop = r#"{ type = "dropout" }"#;
+    let again = r#"{ type = "maxpool", name = "again", kernel = 2, stride = 1 }"#;
+    for (layers, any_sign) in [
+        (format!("{CONV}, {RELU}, {pool}"), vec![0]),
+        (format!("{CONV}, {pool}, {RELU}"), vec![0]),
+        (format!("{CONV}, {RELU}, {lrn}, {drop}, {pool}, {again}"), vec![0, 0]),
+        (format!("{CONV}, {pool}, {again}, {drop}, {RELU}"), vec![0, 0]),
+        (format!("{CONV}, {pool}"), vec![1]),
+        (format!("{pool}, {CONV}, {RELU}, {again}"), vec![1, 0]),
+        (format!("{CONV}, {lrn}, {pool}, {again}"), vec![1, 1]),
+        (format!("{RELU}, {CONV}, {pool}, {drop}"), vec![1]),
+        // Normalisation's derivative reaches winners that are not positive.
+        (format!("{CONV}, {pool}, {lrn}, {RELU}"), vec![1]),
+    ] {
+        let network = network(&small(&format!("{layers}, {FC}")));
+        let pools = network.layers.iter().filter_map(|layer| layer.pooling());
+        let found: Vec<u32> = pools.map(|pool| pool.any_sign).collect();
+        assert_eq!(found, any_sign, "{layers}");
+    }
 }
 
 #[test]

@@ -472,8 +472,9 @@ fn poolings() -> Vec<PoolDims> {
         pooling(5, [10, 7, 16], [4, 5], [3, 2], [2, 1, 3, 2], Ceil),
         pooling(2, [40, 39, 40], [3, 3], [2, 2], [0; 4], Ceil),
     ]
-    .map(|dims| dims.unwrap())
-    .into()
+    .into_iter()
+    .flat_map(|dims| [0, 1].map(|any_sign| PoolDims { any_sign, ..dims.unwrap() }))
+    .collect()
 }
 
 fn run_pool<B: Backend>(backend: &B, dims: &PoolDims, x: &[f32]) -> (Vec<f32>, Vec<u8>) {
@@ -561,6 +562,10 @@ fn pooling_by_hand<B: Backend>(backend: &B) {
         assert_exact(&found.0, &widen(&y), "winners");
         assert_eq!(found.1, switches, "switches of {x:?}");
     }
+    let all = PoolDims { any_sign: 1, ..dims };
+    let found = run_pool(backend, &all, &cases[1].0);
+    assert_exact(&found.0, &widen(&cases[1].1), "winners of any sign");
+    assert_eq!(found.1, [1, 0, 0, 0, 1], "switches of any sign");
     // The same side by side, in eight channels.
     let beside = pooling(1, [1, 9, 8], [1, 3], [1, 2], [0, 0, 1, 0], Rounding::Ceil).unwrap();
     let channels = |place: usize| (0..8).map(move |channel| (channel % 4, place));

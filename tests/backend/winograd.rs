@@ -13,7 +13,7 @@ use zfnet::shape::{ConvDims, Rounding, Shape};
 in_f32!(errors_are_bounded, transposes_are_adjoint, nothing_leaks_between_images);
 
 /// Geometries of at least 64 tiles: one tile and several to a map, ragged ones, pads on one side, two
-/// parities, blocks of several hundred channels, more tiles than are worked on at a time.
+/// parities, blocks of several hundred channels, more tiles than are worked on at a time, groups.
 fn convolutions() -> Vec<Conv> {
     use Rounding::Ceil;
     let three = Conv { filters: [48, 3, 3], pad: [1; 4], ..Conv::SIMPLE };
@@ -29,6 +29,8 @@ fn convolutions() -> Vec<Conv> {
         Conv { n: 4, input: [31, 34, 48], pad: [2; 4], ..five },
         Conv { n: 5, input: [28, 30, 32], pad: [1, 2, 1, 2], rounding: Ceil, ..five },
         Conv { n: 2, input: [55, 55, 112], filters: [32, 5, 5], ..five },
+        Conv { n: 5, input: [13, 13, 64], filters: [96, 3, 3], groups: 2, ..three },
+        Conv { n: 5, input: [29, 28, 144], filters: [96, 5, 5], pad: [1; 4], groups: 3, ..five },
     ]
 }
 
@@ -61,8 +63,8 @@ fn errors_are_bounded<B: Backend>(backend: &B) {
         let [filter, _] = twin::conv_filter(dims, &dy, &x);
         let expected = [twin::conv(dims, &x, &w, None), twin::conv_data(dims, &dy, &w), filter];
         let taps = (dims.r * dims.s) as usize;
-        let depths =
-            [taps * dims.c as usize, taps * dims.k as usize, (dims.n * dims.p * dims.q) as usize];
+        let [channels, filters] = [dims.c, dims.k].map(|count| (count / dims.groups) as usize);
+        let depths = [taps * channels, taps * filters, (dims.n * dims.p * dims.q) as usize];
         for ((found, expected), depth) in found.iter().zip(&expected).zip(depths) {
             let error = norm(found.iter().zip(expected).map(|(f, e)| f64::from(*f) - e));
             let unit = f64::from(f32::EPSILON) / 2.0 * (depth as f64 / 2.0).sqrt();

@@ -179,7 +179,8 @@ pub fn pooling(
     let q = windows(w, window[1], stride[1], pad[2], pad[3], rounding)?;
     let [n, h, w, c, p, q] = [n, h, w, c, p, q].map(|v| v as u32);
     let [window, stride] = [window, stride].map(|pair| pair.map(|v| v as u32));
-    Some(PoolDims { n, h, w, c, p, q, window, stride, pad: [pad[0] as u32, pad[2] as u32] })
+    let pad = [pad[0] as u32, pad[2] as u32];
+    Some(PoolDims { n, h, w, c, p, q, window, stride, pad, any_sign: 0 })
 }
 
 /// Whether the backend is a GPU of which a processor only plays the part, slowly.

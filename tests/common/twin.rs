@@ -89,7 +89,8 @@ pub fn pool(dims: &PoolDims, x: &[f64]) -> (Vec<f64>, Vec<u8>) {
         let first = inside.iter().find(|(_, place)| x[*place] == largest);
         let (index, place) = *nan.or(first).expect("a window holds a value");
         y[output] = x[place];
-        switches[output] = if x[place] <= 0.0 { NOT_POSITIVE } else { index };
+        let forgotten = x[place] <= 0.0 && dims.any_sign == 0;
+        switches[output] = if forgotten { NOT_POSITIVE } else { index };
     });
     (y, switches)
 }

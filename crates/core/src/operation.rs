@@ -5,7 +5,8 @@ use std::any::Any;
 
 use serde::{Deserialize, Serialize};
 
-/// The switch of a window whose winner is not positive.
+/// The switch of a window whose winner is not positive, of a pooling without
+/// [`any_sign`](crate::shape::PoolDims::any_sign).
 ///
 /// Unpooling puts its value at the window's first place inside the image for the deconvnet, and
 /// nowhere under a forward mask (where relu would stop it in any case).

@@ -279,6 +279,9 @@ pub struct PoolDims {
     pub stride: [u32; 2],
     /// Rows and columns before the input that a window may cover; they hold no value.
     pub pad: [u32; 2],
+    /// 1 if switches keep the place of every winner; 0 if only of those above zero, which is enough
+    /// beside a relu.
+    pub any_sign: u32,
 }
 
 impl PoolDims {

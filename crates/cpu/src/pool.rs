@@ -51,6 +51,7 @@ vectorized! {
     pub fn forward_row(y: &mut [f32], switches: &mut [u8], x: &[f32], py: usize, dims: &PoolDims) {
         let [h, w, c] = [dims.h, dims.w, dims.c].map(|v| v as usize);
         let (window, stride, pad) = windows(dims);
+        let forgotten = forgotten(dims);
         let (r0, r1, top) = clip(py, stride[0], pad[0], window[0], h);
         let outputs = y.chunks_exact_mut(c).zip(switches.chunks_exact_mut(c));
         for (px, (y, switch)) in outputs.enumerate() {
@@ -63,7 +64,8 @@ vectorized! {
                 for r in 0..3 {
                     prefetch(x, place(r, 0) + AHEAD * stride[1] * c, stride[1] * c);
                 }
-                largest_of_nine(y, switch, std::array::from_fn(|i| &x[place(i / 3, i % 3)..][..c]));
+                let nine = std::array::from_fn(|i| &x[place(i / 3, i % 3)..][..c]);
+                largest_of_nine(y, switch, nine, forgotten);
                 continue;
             }
             for r in r0..r1 {
@@ -79,7 +81,7 @@ vectorized! {
                 }
             }
             for (switch, y) in switch.iter_mut().zip(y) {
-                *switch = if *y <= 0.0 { NOT_POSITIVE } else { *switch };
+                *switch = if *y <= forgotten { NOT_POSITIVE } else { *switch };
             }
         }
     }
@@ -116,6 +118,12 @@ vectorized! {
     }
 }
 
+/// The largest winner whose place is not kept: 0, or a NaN, which no winner is at most.
+#[inline(always)]
+fn forgotten(dims: &PoolDims) -> f32 {
+    if dims.any_sign == 0 { 0.0 } else { f32::NAN }
+}
+
 /// Window, stride and padding along both axes.
 #[inline(always)]
 fn windows(dims: &PoolDims) -> ([usize; 2], [usize; 2], [usize; 2]) {
@@ -150,7 +158,7 @@ fn covering(i: usize, kernel: usize, stride: usize, count: usize) -> std::ops::R
 /// foresee: see [`prefetch`].
 #[inline(always)]
 #[allow(clippy::needless_range_loop)] // lanes of several arrays
-fn largest_of_nine(y: &mut [f32], switches: &mut [u8], x: [&[f32]; 9]) {
+fn largest_of_nine(y: &mut [f32], switches: &mut [u8], x: [&[f32]; 9], forgotten: f32) {
     let whole = y.len() / LANES * LANES;
     for at in (0..whole).step_by(LANES) {
         let lanes = |x: &[f32]| <[f32; LANES]>::try_from(&x[at..at + LANES]).expect("lanes");
@@ -169,29 +177,29 @@ fn largest_of_nine(y: &mut [f32], switches: &mut [u8], x: [&[f32]; 9]) {
                 winner = if x[usize::from(i)][lane] == best { i } else { winner };
             }
             y[lane] = best;
-            switches[lane] = if best <= 0.0 { NOT_POSITIVE } else { winner };
+            switches[lane] = if best <= forgotten { NOT_POSITIVE } else { winner };
         }
         // Comparisons as above lose a NaN; a sum does not.
         if sum.iter().fold(false, |nan, sum| nan | sum.is_nan()) {
             for lane in 0..LANES {
-                (y[lane], switches[lane]) = largest(x.map(|x| x[lane]));
+                (y[lane], switches[lane]) = largest(x.map(|x| x[lane]), forgotten);
             }
         }
     }
     for at in whole..y.len() {
-        (y[at], switches[at]) = largest(x.map(|x| x[at]));
+        (y[at], switches[at]) = largest(x.map(|x| x[at]), forgotten);
     }
 }
 
 /// One window's winner and its switch.
 #[inline(always)]
-fn largest(x: [f32; 9]) -> (f32, u8) {
+fn largest(x: [f32; 9], forgotten: f32) -> (f32, u8) {
     let (mut best, mut switch) = (x[0], 0);
     for (index, x) in (0..).zip(x) {
         let (best, switch) = (std::slice::from_mut(&mut best), std::slice::from_mut(&mut switch));
         take_larger(best, switch, &[x], index);
     }
-    (best, if best <= 0.0 { NOT_POSITIVE } else { switch })
+    (best, if best <= forgotten { NOT_POSITIVE } else { switch })
 }
 
 /// Asks for the lines of `values[from .. from + len]`, as far as there are any.

@@ -62,6 +62,7 @@ impl Spec for MaxPoolSpec {
             window: [kernel as u32; 2],
             stride: [stride as u32; 2],
             pad: pad.before().map(|v| v as u32),
+            any_sign: 0, // until the layers beside it are known
         };
         let field = place.field_of_windows(kernel, stride, pad);
         Ok(Planned { kind: Kind::MaxPool(MaxPool { dims }), output: dims.output(), field })

@@ -16,6 +16,8 @@
 //! - backward data: from `dy` to `dx` (its parities as channels), with turned filters;
 //! - backward filter: the forward method transposed, `dg = G^T [(A dY A^T)^T (B^T d B)] G`.
 //!
+//! Groups of channels come one after the other, each as a convolution of its own.
+//!
 //! A value that is not finite spreads over its tile.
 
 use bytemuck::cast_slice;
@@ -47,13 +49,12 @@ const B: f32 = std::f32::consts::SQRT_2;
 
 /// Whether this convolution can be done so, and gains by it.
 pub fn suits(sizes: &Sizes, arithmetic: Arithmetic) -> bool {
-    let Sizes { n, c, k, r, s, p, q, stride, .. } = *sizes;
+    let Sizes { n, channels: c, filters: k, r, s, p, q, stride, .. } = *sizes;
     let geometry = stride == [1, 1] && (r, s) == (3, 3) || stride == [2, 2] && (r, s) == (5, 5);
     let channels = c % LANES == 0 && k % LANES == 0 && c >= 2 * LANES && k >= 2 * LANES;
     let tiles = p.div_ceil(OUT) * q.div_ceil(OUT);
     let gains = 3 * tiles * POINTS * stride[0] * stride[1] < 2 * p * q * r * s;
-    let plain = sizes.groups == 1 && arithmetic.words == Words::F32;
-    plain && geometry && channels && gains && n > most_without(sizes)
+    arithmetic.words == Words::F32 && geometry && channels && gains && n > most_without(sizes)
 }
 
 /// The most images that are too few.
@@ -64,7 +65,7 @@ pub fn most_without(sizes: &Sizes) -> usize {
 /// What any direction needs.
 pub fn scratch_size(sizes: &Sizes, arithmetic: Arithmetic) -> ScratchSize {
     let (rows, columns) = block(arithmetic.isa);
-    let (k, depth) = (sizes.k, sizes.c * sizes.stride[0] * sizes.stride[1]);
+    let (k, depth) = (sizes.filters, sizes.channels * sizes.stride[0] * sizes.stride[1]);
     let tiles = TILES.next_multiple_of(rows);
     let [packed_k, packed_depth] = [k, depth].map(|depth| Packed::new(tiles, depth).len());
     let filters = |rows: usize, count: usize| POINTS * rows * count.next_multiple_of(columns);
@@ -74,15 +75,19 @@ pub fn scratch_size(sizes: &Sizes, arithmetic: Arithmetic) -> ScratchSize {
     ScratchSize { thread: 0, shared: forward.max(data).max(filter) }
 }
 
-/// A tensor cut into tiles.
+/// The channels of one group of a tensor, cut into tiles.
 #[derive(Clone, Copy)]
 struct Side {
     /// Rows of an image.
     h: usize,
     /// Columns.
     w: usize,
-    /// Channels.
+    /// Channels of the group.
     c: usize,
+    /// Channels of all groups.
+    all: usize,
+    /// The first that is the group's.
+    first: usize,
     /// Parities along an axis: the tensor's row `y` is row `i` of parity `f` where
     /// `y + pad = parities * i + f`.
     parities: usize,
@@ -95,14 +100,15 @@ impl Side {
         self.parities * self.parities * self.c
     }
 
-    /// Where the channels of row `i` and column `j` of a parity lie, if that is in the image.
+    /// Where the group's channels of row `i` and column `j` of a parity lie, if that is in the image.
     #[inline(always)]
     fn at(&self, image: usize, parity: usize, i: usize, j: usize) -> Option<usize> {
         let (f, g) = (parity / self.parities, parity % self.parities);
         let y = (self.parities * i + f) as isize - self.pad[0];
         let x = (self.parities * j + g) as isize - self.pad[1];
         let inside = (0..self.h as isize).contains(&y) && (0..self.w as isize).contains(&x);
-        inside.then(|| ((image * self.h + y as usize) * self.w + x as usize) * self.c)
+        inside
+            .then(|| ((image * self.h + y as usize) * self.w + x as usize) * self.all + self.first)
     }
 
     /// [`Side::at`] of a square of `N` rows and columns; [`OUTSIDE`] is not in the image.
@@ -211,14 +217,30 @@ pub fn forward(
     sizes: &Sizes,
     scratch: &mut Scratch,
 ) {
-    let Sizes { n, h, w, c, k, p, q, stride, pad, patch, .. } = *sizes;
-    let from = Side { h, w, c, parities: stride[0], pad: pad.map(|v| v as isize) };
-    let to = Side { h: p, w: q, c: k, parities: 1, pad: [0, 0] };
-    // Filters side by side, to be worked on together.
-    let (by_patch, shared) = scratch.shared.split_at_mut(k * patch);
-    transpose(by_patch, weight, k, patch);
-    let taps = Taps { weight: by_patch, down: false, sizes };
-    correlate(arithmetic, (y, to), (x, from), &taps, epilogue, Grid::new(n, p, q), shared);
+    let Sizes { n, p, q, filters, patch, .. } = *sizes;
+    let (by_patch, shared) = scratch.shared.split_at_mut(filters * patch);
+    for (group, weight) in weight.chunks_exact(filters * patch).enumerate() {
+        let (from, to) = (input(sizes, group), output(sizes, group));
+        let bias = epilogue.bias.map(|bias| &bias[to.first..][..filters]);
+        let epilogue = &Epilogue { bias, ..*epilogue };
+        // Filters side by side, to be worked on together.
+        transpose(by_patch, weight, filters, patch);
+        let taps = Taps { weight: by_patch, down: false, sizes };
+        correlate(arithmetic, (y, to), (x, from), &taps, epilogue, Grid::new(n, p, q), shared);
+    }
+}
+
+/// `x`, as the method reads it.
+fn input(sizes: &Sizes, group: usize) -> Side {
+    let Sizes { h, w, c, channels, stride, pad, .. } = *sizes;
+    let (first, pad) = (group * channels, pad.map(|v| v as isize));
+    Side { h, w, c: channels, all: c, first, parities: stride[0], pad }
+}
+
+/// `y`, or its gradient.
+fn output(sizes: &Sizes, group: usize) -> Side {
+    let Sizes { p, q, k, filters, .. } = *sizes;
+    Side { h: p, w: q, c: filters, all: k, first: group * filters, parities: 1, pad: [0, 0] }
 }
 
 /// `dx = conv^T(dy, w)`: row `i` of a parity of `dx` sees rows `i - 2 ..= i` of `dy`.
@@ -231,18 +253,20 @@ pub fn backward_data(
     sizes: &Sizes,
     scratch: &mut Scratch,
 ) {
-    let Sizes { n, h, w, c, k, p, q, stride: [parities, _], pad, .. } = *sizes;
+    let Sizes { n, h, w, filters, patch, stride: [parities, _], pad, .. } = *sizes;
     // Of the rows of padding, those that are whole rows of all parities are left out.
     let (skipped, pad) = (pad.map(|v| v / parities), pad.map(|v| v % parities));
     let from_pad = skipped.map(|skipped| (TAPS - 1) as isize - skipped as isize);
-    let from = Side { h: p, w: q, c: k, parities: 1, pad: from_pad };
-    let to = Side { h, w, c, parities, pad: pad.map(|v| v as isize) };
-    let taps = Taps { weight, down: true, sizes };
     let grid = Grid::new(n, (h + pad[0]).div_ceil(parities), (w + pad[1]).div_ceil(parities));
-    correlate(arithmetic, (dx, to), (dy, from), &taps, epilogue, grid, &mut scratch.shared);
+    for (group, weight) in weight.chunks_exact(filters * patch).enumerate() {
+        let from = Side { pad: from_pad, ..output(sizes, group) };
+        let to = Side { pad: pad.map(|v| v as isize), ..input(sizes, group) };
+        let taps = Taps { weight, down: true, sizes };
+        correlate(arithmetic, (dx, to), (dy, from), &taps, epilogue, grid, &mut scratch.shared);
+    }
 }
 
-/// Filters as the method reads them.
+/// Filters of a group as the method reads them.
 struct Taps<'a> {
     /// KRSC backward, RSCK forward: what becomes columns is contiguous.
     weight: &'a [f32],
@@ -253,7 +277,7 @@ struct Taps<'a> {
 impl Taps<'_> {
     /// Channels that are summed, and channels that come out.
     fn shape(&self) -> (usize, usize) {
-        let Sizes { c, k, stride, .. } = *self.sizes;
+        let Sizes { channels: c, filters: k, stride, .. } = *self.sizes;
         let parities = stride[0] * stride[1];
         if self.down { (k, parities * c) } else { (parities * c, k) }
     }
@@ -261,7 +285,7 @@ impl Taps<'_> {
     /// Where tap (`a`, `b`) from channel `row` to channel `column` lies; none beyond a filter's edge.
     #[inline(always)]
     fn at(&self, row: usize, column: usize, a: usize, b: usize) -> Option<usize> {
-        let Sizes { c: channels, k: filters, r, s, .. } = *self.sizes;
+        let Sizes { channels, filters, r, s, .. } = *self.sizes;
         let parities = self.sizes.stride[0];
         let (k, c) = if self.down { (row, column) } else { (column, row) };
         let (parity, c) = (c / channels, c % channels);
@@ -353,11 +377,30 @@ pub fn backward_filter(
     sizes: &Sizes,
     scratch: &mut Scratch,
 ) {
-    let Sizes { n, h, w, c, k, p, q, stride, pad, patch, .. } = *sizes;
+    let Sizes { filters, patch, .. } = *sizes;
+    for (group, dw) in dw.chunks_exact_mut(filters * patch).enumerate() {
+        let (from, to) = (input(sizes, group), output(sizes, group));
+        filter_gradients(arithmetic, dw, (dy, to), (x, from), accumulate, sizes, scratch);
+    }
+    if !accumulate {
+        db.fill(0.0);
+    }
+    add_rows(arithmetic.isa, db, dy);
+}
+
+/// The same of one group, without its biases.
+fn filter_gradients(
+    arithmetic: Arithmetic,
+    dw: &mut [f32],
+    (dy, to): (&[f32], Side),
+    (x, from): (&[f32], Side),
+    accumulate: bool,
+    sizes: &Sizes,
+    scratch: &mut Scratch,
+) {
+    let Sizes { n, p, q, filters: k, patch, .. } = *sizes;
     let isa = arithmetic.isa;
     let (rows, columns) = block(isa);
-    let from = Side { h, w, c, parities: stride[0], pad: pad.map(|v| v as isize) };
-    let to = Side { h: p, w: q, c: k, parities: 1, pad: [0, 0] };
     let (grid, depth, most) = (Grid::new(n, p, q), from.depth(), TILES.next_multiple_of(rows));
     let [packed_x, packed_dy] = [depth, k].map(|depth| Packed::new(most, depth));
     let (sums, rest) = scratch.shared.split_at_mut(POINTS * k * depth);
@@ -408,10 +451,6 @@ pub fn backward_filter(
         // SAFETY: a filter has `patch` values, and `sums` its depth at every point.
         unsafe { filter_gradient(isa, dw, sums, filter, sizes, accumulate) };
     });
-    if !accumulate {
-        db.fill(0.0);
-    }
-    add_rows(isa, db, dy);
 }
 
 /// `[k, patch]` to `[patch, k]`.
@@ -537,7 +576,7 @@ vectors! {
         }
     }
 
-    /// `G^T S G` of one filter, added to what is there with `accumulate`.
+    /// `G^T S G` of one filter of a group, added to what is there with `accumulate`.
     ///
     /// # Safety
     /// `dw` is as long as a filter, and `sums` is `[points, filters, channels of all parities]`.
@@ -548,7 +587,7 @@ vectors! {
         sizes: &Sizes,
         accumulate: bool,
     ) {
-        let Sizes { c: channels, k, r, s, stride: [parities, _], .. } = *sizes;
+        let Sizes { channels, filters: k, r, s, stride: [parities, _], .. } = *sizes;
         let depth = parities * parities * channels;
         for parity in 0..parities * parities {
             for c in (0..channels).step_by(S::LANES) {
