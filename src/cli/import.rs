@@ -89,9 +89,7 @@ impl OnDevice for Import {
             mean: self.mean.clone(),
             ..self.external.config()
         };
-        let bytes = std::fs::read(&self.file).map_err(zfnet::Error::io("read", &self.file))?;
-        let imported =
-            read(&self.file, bytes, &config).map_err(|error| error.in_file(&self.file))?;
+        let imported = read(&self.file, &config)?;
         print(&imported)?;
         let model = imported.into_model(backend).map_err(|error| error.in_file(&self.file))?;
         let model = match &self.check {
@@ -127,7 +125,7 @@ fn check_out(out: &Path, overwrite: bool) -> Result<()> {
 /// What was read: where each layer's weights come from, the layers, and how images are prepared.
 fn print(imported: &Imported) -> Result<()> {
     let Imported { network, preprocess, classes, kind, table, notes, .. } = imported;
-    output::line(format_args!("{}", kind.name()))?;
+    output::line(kind.text())?;
     for note in notes {
         output::line(format_args!("  {note}"))?;
     }

@@ -10,10 +10,12 @@ mod preprocessing;
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::fs;
 use std::path::{Path, PathBuf};
 
+use zfnet_formats::sidecar::{self, Sidecar};
 use zfnet_formats::{
-    Chain, Kind, Preprocessing, Sidecar, Tensors, caffe, onnx, pytorch, safetensors, sidecar,
+    Chain, Kind, Preprocessing, Tensors, caffe, kind, onnx, pytorch, safetensors,
 };
 
 use crate::backend::{Backend, Param};
@@ -74,40 +76,45 @@ pub struct Row {
     pub layer: String,
 }
 
-/// Reads a network from the bytes of another program's file.
+/// Reads a network from another program's file.
 ///
 /// # Errors
 /// If it is of no kind that is read, damaged or no chain of layers that we have, or if its network or preprocessing is
 /// neither in the file, nor in one beside it, nor in `config`.
-pub fn read(path: &Path, bytes: Vec<u8>, config: &ExternalConfig) -> Result<Imported> {
+pub fn read(path: &Path, config: &ExternalConfig) -> Result<Imported> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     let folder = folder.unwrap_or(Path::new("."));
-    let kind = Kind::of(&bytes, path);
-    let beside = sidecar::read_sidecars(folder)?;
-    match kind {
-        Kind::Safetensors => of_tensors(kind, safetensors::read(&bytes)?, beside, config),
-        Kind::PyTorchZip | Kind::PyTorchPickle | Kind::PyTorchTar => {
-            of_tensors(kind, pytorch::read(bytes)?, beside, config)
+    let kind = kind::kind(path)?;
+    let bytes = |path: &Path| fs::read(path).map_err(Error::io("read", path));
+    let until = config.until.as_deref();
+    let imported = match kind {
+        Kind::Safetensors => of_tensors(kind, safetensors::read(path)?, folder, config),
+        Kind::PytorchZip | Kind::PytorchStream | Kind::PytorchTar => {
+            of_tensors(kind, pytorch::read(path)?, folder, config)
         }
-        Kind::Onnx => {
-            let chain = onnx::read(&bytes, Some(folder), config.until.as_deref())?;
-            of_chain(kind, chain, path, beside, config)
-        }
-        Kind::Caffe => {
+        Kind::Onnx => onnx::read(&bytes(path)?, Some(folder), until)
+            .and_then(|chain| of_chain(kind, chain, path, folder, config)),
+        Kind::Caffemodel => {
             let prototxt = config.prototxt.as_deref().map(text::read).transpose()?;
-            let mut chain = caffe::read(&bytes, prototxt.as_deref(), config.until.as_deref())?;
-            preprocessing::add_caffe_mean(&mut chain, config.mean.as_deref())?;
-            of_chain(kind, chain, path, beside, config)
+            let chain = caffe::read(&bytes(path)?, prototxt.as_deref(), until);
+            chain.and_then(|mut chain| {
+                if let Some(mean) = &config.mean {
+                    let set = caffe::set_mean(&mut chain, &bytes(mean)?);
+                    set.map_err(|error| error.in_file(mean))?;
+                }
+                of_chain(kind, chain, path, folder, config)
+            })
         }
-        other => Err(Error::file(path, other.reason())),
-    }
+        other => return Err(kind::unexpected(path, other)),
+    };
+    imported.map_err(|error| error.in_file(path))
 }
 
 /// A network whose file has tensors alone.
 fn of_tensors(
     kind: Kind,
     mut file: Tensors,
-    beside: Option<Sidecar>,
+    folder: &Path,
     config: &ExternalConfig,
 ) -> Result<Imported> {
     let mut notes = std::mem::take(&mut file.notes);
@@ -123,7 +130,7 @@ fn of_tensors(
     let network = Network::new(architecture)?;
     let (tensors, table) = matching::matched(&network, modules)?;
     let found = Found { network, tensors, table, notes, preprocessing: None, classes: Vec::new() };
-    found.complete(kind, beside, config)
+    found.complete(kind, sidecar::read_sidecars(folder)?, config)
 }
 
 /// A network whose file has its layers too.
@@ -131,11 +138,12 @@ fn of_chain(
     kind: Kind,
     mut chain: Chain,
     path: &Path,
-    beside: Option<Sidecar>,
+    folder: &Path,
     config: &ExternalConfig,
 ) -> Result<Imported> {
     let (notes, classes) = (std::mem::take(&mut chain.notes), std::mem::take(&mut chain.classes));
     let preprocessing = chain.preprocessing.take();
+    let beside = sidecar::read_sidecars(folder)?;
     let said = [&preprocessing, beside.as_ref().map_or(&None, |beside| &beside.preprocessing)];
     let crop = said.into_iter().flatten().find_map(|known| known.crop);
     let size = config.input_size.or(crop.filter(|_| chain.input.size.is_none()));

@@ -1,9 +1,7 @@
 //! How images are prepared for a network that another program trained.
 
-use std::path::Path;
-
 use zfnet_core::{Canvas, Fit, Interpolation, size_text};
-use zfnet_formats::{Chain, Preprocessing, Resize, caffe};
+use zfnet_formats::{Preprocessing, Resize};
 
 use super::ExternalConfig;
 use crate::model::{Network, Preprocess};
@@ -16,32 +14,6 @@ const WITHOUT_MARGIN: usize = 128;
 pub(super) fn canvas_for(size: [usize; 2]) -> Canvas {
     let margin = size.iter().all(|side| *side >= WITHOUT_MARGIN);
     Canvas::of(if margin { size.map(|side| (side * 8 + 3) / 7) } else { size })
-}
-
-/// The mean image of a Caffe model, from the user's file.
-///
-/// # Errors
-/// If it cannot be read.
-pub(super) fn add_caffe_mean(chain: &mut Chain, path: Option<&Path>) -> Result<()> {
-    let Some(path) = path else { return Ok(()) };
-    let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
-    let image = caffe::read_mean(&bytes).map_err(|error| error.in_file(path))?;
-    let [channels, rows, columns] = image.shape[..] else {
-        return Err(Error::file(
-            path,
-            format!("expected a mean image, found shape {:?}", image.shape),
-        ));
-    };
-    let known = chain.preprocessing.get_or_insert_with(|| Preprocessing {
-        scale: 1.0,
-        std: vec![1.0; channels],
-        bgr: channels == 3,
-        ..Preprocessing::default()
-    });
-    let scale = known.scale;
-    known.mean = image.values.into_iter().map(|value| value * scale).collect();
-    known.mean_size = Some([rows, columns]);
-    Ok(())
 }
 
 /// The preprocessing of a network: what the user names, else what its file says, else what one beside it does.
@@ -118,6 +90,10 @@ fn of_file(
         n => Err(wrong(format!("{what} of {channels} channels"), format!("{n} values"))),
     };
     let mean = match known.mean_size {
+        None if known.mean.is_empty() => {
+            let expected = "the mean image that was taken off in training (mean.binaryproto)";
+            return Err(wrong(expected.into(), "that it is in another file".into()));
+        }
         None => of_channels("a mean", known.mean)?,
         Some(mean) if mean == canvas.size() && known.mean.len() == mean[0] * mean[1] * channels => {
             let places = mean[0] * mean[1];

@@ -30,6 +30,8 @@ use crate::model::{Architecture, Model, Params};
 use crate::{Error, Result};
 use zfnet_core::Recipe;
 use zfnet_core::tensors::deserialize;
+use zfnet_formats::Kind;
+use zfnet_formats::kind::kind;
 
 /// The model's file in a checkpoint.
 const MODEL: &str = "model.safetensors";
@@ -462,16 +464,15 @@ fn load_model_once<B: Backend>(
         if is_named(MODEL) && parent.join(STATE).is_file() {
             return read(parent); // it has a checksum
         }
-        let bytes = fs::read(path).map_err(Error::io("read", path))?;
-        let model = if is_model(&bytes) {
-            Model::from_bytes(backend, &bytes)
-        } else {
-            import::read(path, bytes, external).and_then(|imported| {
-                imported.log(path);
-                imported.into_model(backend)
-            })
-        };
-        return model.map_err(|error| error.in_file(path));
+        if kind(path)? == Kind::Safetensors {
+            let bytes = fs::read(path).map_err(Error::io("read", path))?;
+            if is_model(&bytes) {
+                return Model::from_bytes(backend, &bytes).map_err(|error| error.in_file(path));
+            }
+        }
+        let imported = import::read(path, external)?;
+        imported.log(path);
+        return imported.into_model(backend).map_err(|error| error.in_file(path));
     }
     let state = fs::metadata(path.join(STATE)).map_err(|error| error.kind());
     if state.is_err_and(|kind| kind == ErrorKind::NotFound) {
