@@ -47,8 +47,7 @@ const ENDS: [&str; 12] = [
 
 /// The chain of a network's layers, up to `until` and with it.
 pub fn chain(net: Net, until: Option<&str>) -> Result<Chain> {
-    let Net { name, inputs, layers } = net;
-    let mut layers = tested(layers);
+    let Net { name, inputs, mut layers } = net;
     // What is computed with, apart from how layers follow each other.
     let mut blobs: Vec<_> =
         layers.iter_mut().map(|layer| std::mem::take(&mut layer.blobs)).collect();
@@ -113,17 +112,31 @@ pub fn chain(net: Net, until: Option<&str>) -> Result<Chain> {
     built.finish(|chain| data::preprocessing(chain, source_layer))
 }
 
-/// The layers that a network has when it is tested, and those for training alone that make what nothing else makes.
-fn tested(layers: Vec<LayerParameter>) -> Vec<LayerParameter> {
-    let in_test = |layer: &LayerParameter| has(layer, Phase::Test);
-    let made: HashSet<String> =
-        layers.iter().filter(|layer| in_test(layer)).flat_map(|layer| layer.top.clone()).collect();
-    let only_here = |layer: &LayerParameter| {
-        has(layer, Phase::Train)
-            && (layer.r#type() == "Dropout" && layer.top == layer.bottom
-                || layer.top.first().is_some_and(|top| !made.contains(top)))
+/// The layers that a network has when it is tested. A snapshot of training has only those of training: one of them stays
+/// where others need what it makes, or, in place, where testing has nothing else for it.
+pub fn tested(layers: Vec<LayerParameter>, inputs: &[(String, Vec<i64>)]) -> Vec<LayerParameter> {
+    let tops = |wanted: fn(&LayerParameter) -> bool| -> HashSet<String> {
+        layers.iter().filter(|layer| wanted(layer)).flat_map(|layer| layer.top.clone()).collect()
     };
-    layers.into_iter().filter(|layer| in_test(layer) || only_here(layer)).collect()
+    let mut made = tops(|layer| has(layer, Phase::Test));
+    made.extend(inputs.iter().map(|(name, _)| name.clone()));
+    let replaced = tops(|layer| has(layer, Phase::Test) && !has(layer, Phase::Train));
+    let mut needed = HashSet::new();
+    let mut kept = Vec::new();
+    for layer in layers.into_iter().rev() {
+        let stays = has(&layer, Phase::Test)
+            || has(&layer, Phase::Train)
+                && match layer.top == layer.bottom {
+                    true => !layer.top.iter().any(|top| replaced.contains(top)),
+                    false => layer.top.iter().any(|top| needed.contains(top)),
+                };
+        if stays {
+            needed.extend(layer.bottom.iter().filter(|bottom| !made.contains(*bottom)).cloned());
+            kept.push(layer);
+        }
+    }
+    kept.reverse();
+    kept
 }
 
 /// Whether a network has a layer in a phase, at level 0 and without stages.

@@ -525,9 +525,9 @@ fn tensors<const N: usize>(layer: &LayerParameter, blobs: Vec<BlobProto>) -> Res
         0 => NO_WEIGHTS.to_owned(),
         count => format!("found {count}"),
     };
-    let blobs: [BlobProto; N] = blobs
-        .try_into()
-        .map_err(|_| error(layer, format!("expected {N} blobs of weights, {found}")))?;
+    let plural = if N == 1 { "" } else { "s" };
+    let wrong = |_| error(layer, format!("expected {N} blob{plural} of weights, {found}"));
+    let blobs: [BlobProto; N] = blobs.try_into().map_err(wrong)?;
     let mut tensors = [const { None }; N];
     for (place, (tensor, blob)) in tensors.iter_mut().zip(blobs).enumerate() {
         let read = wire::tensor(blob, layer.name().to_owned());

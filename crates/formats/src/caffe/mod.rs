@@ -33,9 +33,9 @@ const MAX_NAME: usize = 1000;
 pub fn read(bytes: &[u8], prototxt: Option<&str>, until: Option<&str>) -> Result<Chain> {
     let mut weights = Net::new(wire::network(bytes)?)?;
     let Some(prototxt) = prototxt else {
-        return graph::chain(weights, until);
+        return graph::chain(weights.tested(), until);
     };
-    let mut net = Net::new(text::parse(prototxt)?)?;
+    let mut net = Net::new(text::parse(prototxt)?)?.tested();
     let (stored, left_out) = net.take_weights(&mut weights)?;
     let mut chain = graph::chain(net, until).map_err(|error| match error {
         Error::Network(text) if text.contains(layer::NO_WEIGHTS) => Error::Network(format!(
@@ -153,6 +153,12 @@ impl Net {
         };
         let inputs = input.into_iter().enumerate().map(|(i, name)| (name, sizes(i))).collect();
         Ok(Net { name: name.unwrap_or_default(), inputs, layers })
+    }
+
+    /// Without the layers that only training needs.
+    fn tested(mut self) -> Net {
+        self.layers = graph::tested(self.layers, &self.inputs);
+        self
     }
 
     /// Takes the weights of its layers, by name, from `file`: what layers there have some, and which of them this
