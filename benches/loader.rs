@@ -16,6 +16,7 @@ use zfnet::data::set::DataSet;
 use zfnet::data::shard::index::{Entry, Index};
 use zfnet::data::shard::manifest::{Class, Form, MANIFEST, Manifest, ShardMark};
 use zfnet::data::shard::{Io, ShardSet};
+use zfnet::model::Canvas;
 
 /// Images of ImageNet's training set, and of a shard of them.
 const IMAGENET: u32 = 1_281_167;
@@ -26,7 +27,12 @@ fn main() {
     let folder = tempfile::tempdir().expect("a folder");
     for (name, path) in example(folder.path(), 66).expect("pictures") {
         for io in [Io::Mmap, Io::Pread] {
-            let options = ReadOptions { side: 256, max_bad: 0.0, cache_bytes: 0, io: Some(io) };
+            let options = ReadOptions {
+                canvas: Canvas::square(256),
+                max_bad: 0.0,
+                cache_bytes: 0,
+                io: Some(io),
+            };
             let images = DataSet::open(&path).and_then(|set| set.images(Split::Train, options));
             read_rows(&mut criterion, &format!("{name}/{io:?}"), &Arc::new(images.expect("a set")));
         }

@@ -33,11 +33,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     // Back, from the nine maps that fire most.
     let units = strongest(&projector.peaks(layer)?, network.layers[layer].output.w, 9);
     let seeds: Vec<Seed> = units.iter().map(|&unit| Seed { image: 0, unit }).collect();
-    let size = preprocess.size;
+    let [rows, columns] = preprocess.size;
     projector.project(layer, &seeds, Rule::DECONVNET, |i, pixels| {
         let path = PathBuf::from(folder).join(format!("map-{}.png", units[i].map));
         println!("{}: activation {:.2}", path.display(), units[i].value);
-        let picture = Image::projection(size, size, pixels);
+        let picture = Image::projection(columns, rows, pixels);
         picture.write_png(&path).map_err(zfnet::Error::io("write", &path))
     })?;
     Ok(())

@@ -161,7 +161,7 @@ fn train<B: Backend>(backend: &B, pairs: &[Pair]) -> Outcome<Params<B>> {
 fn measure<B: Backend>(backend: &B, params: &Params<B>, pairs: &[Pair], out: &Path) -> Outcome<()> {
     // The same weights over larger maps.
     let mut architecture = Architecture::parse(NETWORK)?;
-    (architecture.input.size, architecture.input.resize) = (TEST_SIDE, TEST_SIDE);
+    (architecture.input.size, architecture.input.resize) = ([TEST_SIDE; 2], TEST_SIDE.into());
     let network = Network::new(architecture)?;
     let mut workspace = Workspace::new(backend, &network, Purpose::Infer, 1)?;
     let mut given = vec![0.0; network.layers[network.layers.len() - 1].output.len()];

@@ -24,8 +24,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut architecture = Architecture::find("zfnet-mini")?;
     architecture.classes = data.classes().len();
     architecture.recipe.epochs = 2;
-    let side = architecture.input.resize;
-    let options = ReadOptions { side, max_bad: 0.01, cache_bytes: 1 << 30, io: None };
+    let canvas = architecture.input.resize;
+    let options = ReadOptions { canvas, max_bad: 0.01, cache_bytes: 1 << 30, io: None };
     let stop = AtomicUsize::new(0);
     let job = Job {
         train: Arc::new(data.images(Split::Train, options)?),

@@ -47,7 +47,7 @@ struct Lrn {
 };
 
 struct Crop { unsigned image, y, x, mirror; };
-struct InputDims { unsigned side; float scale; unsigned order[3]; };
+struct InputDims { unsigned rows, columns; float scale; unsigned order[3]; };
 struct SeedUnit { unsigned map, y, x; float value; };
 struct Peak { float value; unsigned position; };
 

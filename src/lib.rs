@@ -34,7 +34,7 @@
 //! "#)?)?;
 //! let backend = CpuBackend::new(None)?;
 //! let params = Params::init(&backend, &network, 0)?;
-//! let preprocess = Preprocess::paper(32, 32, 64.0, vec![128.0; 3]);
+//! let preprocess = Preprocess::paper([32; 2], 32, 64.0, vec![128.0; 3]);
 //!
 //! // A picture: a bright disc on a dark ground.
 //! let disc = |i: usize| (i / 32).abs_diff(16).pow(2) + (i % 32).abs_diff(16).pow(2) < 80;
@@ -99,5 +99,5 @@ pub mod train;
 
 pub use zfnet_core::{BoxError, Error, Result, shape};
 #[doc(hidden)] // for the program
-pub use zfnet_core::{disk, human_bytes, memory};
+pub use zfnet_core::{disk, human_bytes, memory, size_text};
 pub use zfnet_data as data;

@@ -77,9 +77,13 @@ impl Image {
         Image { width, height, pixels: vec![level; width * height * 3] }
     }
 
-    /// One projection (`[height, width, 3]`, RGB) with its own contrast.
+    /// One projection (`[height, width, 3]`, RGB, or `[height, width]`, grey) with its own contrast.
     pub fn projection(width: usize, height: usize, values: &[f32]) -> Image {
-        Image::new(width, height, contrast(values))
+        let bytes = contrast(values);
+        match bytes.len() == width * height {
+            true => Image::new(width, height, bytes.iter().flat_map(|byte| [*byte; 3]).collect()),
+            false => Image::new(width, height, bytes),
+        }
     }
 
     /// Whether there is no pixel at all.
@@ -143,6 +147,13 @@ impl Image {
         }
         resize([self.width, self.height], &self.pixels, [width, height], &mut out.pixels);
         out
+    }
+
+    /// The picture in the middle of a square as large as its longer side, grey beside it.
+    pub fn squared(&self) -> Image {
+        let side = self.width.max(self.height) as i64;
+        let [x, y] = [self.width, self.height].map(|size| (side - size as i64) / 2);
+        self.crop([-x, -y, side - x, side - y])
     }
 
     /// The same picture, every pixel a square of so many that it is at least `least` pixels wide.
@@ -223,6 +234,8 @@ mod tests {
         assert_eq!(contrast(&[0.0; 27]), vec![GREY; 27]);
         assert_eq!(contrast(&[-0.0, f32::NAN, 0.0]), vec![GREY; 3]);
         assert_eq!(contrast(&[]), Vec::<u8>::new());
+        let grey = Image::projection(2, 1, &[-3.0, 3.0]);
+        assert_eq!(grey.pixels, [1, 1, 1, 255, 255, 255]);
     }
 
     #[test]
@@ -318,6 +331,16 @@ mod tests {
         outside.frame([-3, -3, 90, 90], 2, [9; 3]);
         outside.frame([4, 4, 2, 2], 2, [9; 3]);
         assert_eq!(outside, Image::filled(5, 4, 0));
+    }
+
+    #[test]
+    fn a_long_picture_lies_in_the_middle_of_its_square() {
+        let long = numbered(5, 2);
+        assert_eq!((long.squared().width, long.squared().height), (5, 5));
+        assert_eq!(long.squared().crop([0, 1, 5, 3]), long);
+        assert_eq!(long.squared().crop([0, 0, 5, 1]), Image::filled(5, 1, GREY));
+        assert_eq!(numbered(2, 5).squared().crop([1, 0, 3, 5]), numbered(2, 5));
+        assert_eq!(numbered(3, 3).squared(), numbered(3, 3));
     }
 
     #[test]

@@ -533,14 +533,18 @@ impl<B: Backend, F: FnMut(Outcome) -> Result<()>> Session<'_, B, F> {
         self.report("softmax_cross_entropy, gradient", values, Compared::Close(1e-5))
     }
 
-    /// The input, and what looks at maps and cuts windows out of them.
-    fn maps(&mut self, settings: &Settings) -> Result<()> {
-        let backend = self.backend;
-        let (side, size) = (40u32, 32u32);
-        let images = settings.images;
+    /// Crops of `shape` out of canvases of so many rows and columns, 8 more of each.
+    fn input(
+        &mut self,
+        what: &'static str,
+        images: usize,
+        canvas: [usize; 2],
+        shape: Shape,
+    ) -> Result<()> {
+        let (backend, [rows, columns]) = (self.backend, canvas);
         let pixels: Vec<u8> = self
             .integers
-            .draw(images * (side * side * 3) as usize, 127)
+            .draw(images * rows * columns * 3, 127)
             .iter()
             .map(|value| (value + 127.0) as u8)
             .collect();
@@ -551,14 +555,23 @@ impl<B: Backend, F: FnMut(Outcome) -> Result<()>> Session<'_, B, F> {
             .collect();
         let mut places = backend.crops(images)?;
         backend.upload_crops(&mut places, &crops)?;
-        let mut mean = backend.zeros(Shape::new(1, side as usize, side as usize, 3))?;
-        backend.upload(&mut mean, &self.integers.draw((side * side * 3) as usize, 100))?;
-        let mut inverse_std = backend.zeros(Shape::vector(3))?;
-        backend.upload(&mut inverse_std, &[1.0, 0.5, 2.0])?;
-        let dims = InputDims { side, scale: 1.0, order: [2, 1, 0] };
-        let mut x = unwritten(backend, Shape::new(images, size as usize, size as usize, 3))?;
+        let mut mean = backend.zeros(Shape::new(1, rows, columns, shape.c))?;
+        backend.upload(&mut mean, &self.integers.draw(rows * columns * shape.c, 100))?;
+        let mut inverse_std = backend.zeros(Shape::vector(shape.c))?;
+        backend.upload(&mut inverse_std, &[1.0, 0.5, 2.0][..shape.c])?;
+        let (rows, columns) = (rows as u32, columns as u32);
+        let dims = InputDims { rows, columns, scale: 1.0, order: [2, 1, 0] };
+        let mut x = unwritten(backend, shape)?;
         backend.input(&mut x, &bytes, &places, &mean, &inverse_std, &dims)?;
-        self.activation("input", &x)?;
+        self.activation(what, &x)
+    }
+
+    /// The input, and what looks at maps and cuts windows out of them.
+    fn maps(&mut self, settings: &Settings) -> Result<()> {
+        let backend = self.backend;
+        let images = settings.images;
+        self.input("input", images, [40, 40], Shape::new(images, 32, 32, 3))?;
+        self.input("input, grey and wide", images, [24, 50], Shape::new(images, 16, 42, 1))?;
 
         let shape = Shape::new(images, 13, 13, 256);
         let x = self.integers.tensor(backend, shape)?;

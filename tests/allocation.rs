@@ -17,7 +17,7 @@ use zfnet::data::loader::{Bad, BatchPlan, Loader};
 use zfnet::data::order::permutation;
 use zfnet::data::set::DataSet;
 use zfnet::data::shard::Io;
-use zfnet::model::{Model, Network, Params, Preprocess, Purpose, Rule, Workspace};
+use zfnet::model::{Canvas, Model, Network, Params, Preprocess, Purpose, Rule, Workspace};
 use zfnet::train::Trainer;
 
 on_every_backend!(steps_and_passes_allocate_no_tensors);
@@ -95,7 +95,12 @@ fn a_loader_keeps_to_its_ring() {
     let folder = tempfile::tempdir().unwrap();
     for (name, path) in zfnet::bench::loader::example(folder.path(), 34).unwrap() {
         for io in [Io::Mmap, Io::Pread] {
-            let options = ReadOptions { side: 256, max_bad: 0.0, cache_bytes: 0, io: Some(io) };
+            let options = ReadOptions {
+                canvas: Canvas::square(256),
+                max_bad: 0.0,
+                cache_bytes: 0,
+                io: Some(io),
+            };
             let set = DataSet::open(&path).unwrap();
             let images = Arc::new(set.images(Split::Train, options).unwrap());
             let epoch = |epoch| {
@@ -140,7 +145,7 @@ fn steps_and_passes_allocate_no_tensors<B: Backend>(backend: &B) {
     let network = Network::new(architecture).unwrap();
     let input = network.architecture.input;
     let preprocess = Preprocess::named("paper", input.size, input.resize).unwrap();
-    let pixels = Random(1).bytes(samples * input.resize * input.resize * 3);
+    let pixels = Random(1).bytes(samples * preprocess.bytes());
     let crops: Vec<Crop> =
         (0..samples as u32).map(|image| preprocess.ten_crops(image)[image as usize % 10]).collect();
     let labels: Vec<u32> = (0..samples as u32).map(|image| image % 10).collect();

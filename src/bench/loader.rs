@@ -21,7 +21,7 @@ use crate::data::shard::manifest::Form;
 use crate::data::source::Source;
 use crate::data::synthetic::textured;
 use crate::disk::write_atomic;
-use crate::model::Preprocess;
+use crate::model::{Canvas, Preprocess};
 use crate::train::Crops;
 use crate::{Error, Result};
 
@@ -108,7 +108,8 @@ pub fn measure(
     let set = DataSet::open(data)?;
     let open = || {
         let Settings { side, io, .. } = *settings;
-        let options = ReadOptions { side, max_bad: 0.01, cache_bytes: 0, io };
+        let canvas = Canvas::square(side);
+        let options = ReadOptions { canvas, max_bad: 0.01, cache_bytes: 0, io };
         set.images(Split::Train, options).map(Arc::new)
     };
     let mut images = open()?;
@@ -192,7 +193,7 @@ fn batches(images: &Arc<Images>, order: Vec<u32>, settings: &Settings) -> Result
     order.truncate(wanted);
 
     let crops = match settings.size {
-        Some(size) => Some(Preprocess::named("paper", size, settings.side)?),
+        Some(size) => Some(Preprocess::named("paper", [size; 2], settings.side)?),
         None => None,
     };
     crops.iter().try_for_each(Preprocess::check)?;
@@ -203,7 +204,7 @@ fn batches(images: &Arc<Images>, order: Vec<u32>, settings: &Settings) -> Result
     for number in 1.. {
         let Some(batch) = loader.next_batch()? else { break };
         if let Some(preprocess) = &crops {
-            let Preprocess { size, resize: side, .. } = *preprocess;
+            let (size, side) = (preprocess.size[0], settings.side);
             let squares = batch.pixels().chunks_exact(side * side * 3);
             for (i, (square, out)) in squares.zip(out.chunks_exact_mut(size * size * 3)).enumerate()
             {

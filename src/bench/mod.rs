@@ -536,7 +536,7 @@ pub fn forward<B: Benchmark>(
 /// A batch of squares in the host's memory, and where they are cropped.
 fn squares(network: &Network, batch: usize) -> (Preprocess, Vec<u8>, Vec<Crop>) {
     let input = network.architecture.input;
-    let preprocess = Preprocess::paper(input.size, input.resize, input.std, vec![128.0; 3]);
+    let preprocess = input.preprocess(vec![128.0; 3]);
     let pixels = (0..batch * preprocess.bytes()).map(|i| (i * 31 % 251) as u8).collect();
     let crop = |image: u32| preprocess.ten_crops(image)[image as usize % 10];
     let crops = (0..batch as u32).map(crop).collect();

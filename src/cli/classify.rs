@@ -36,8 +36,8 @@ pub struct Classify {
 impl OnDevice for Classify {
     fn run<B: Benchmark>(self, backend: &B) -> Result<ExitCode> {
         let model = self.external.load(backend, &self.checkpoint)?;
-        let side = model.preprocess.resize;
-        let mut square = vec![0; side * side * 3];
+        let canvas = model.preprocess.resize;
+        let mut square = vec![0; canvas.bytes()];
         let (network, preprocess) = (&model.network, &model.preprocess);
         let mut classifier = Classifier::new(backend, network, preprocess, self.crops.into(), 1)?;
         let mut answers = Vec::new();
@@ -51,7 +51,7 @@ impl OnDevice for Classify {
                     continue;
                 }
             };
-            prepare(&image, side, &mut square);
+            prepare(&image, canvas, &mut square);
             let classes = classify(backend, &model, &mut classifier, &square)?;
             if self.json {
                 let classes: Vec<_> = classes

@@ -52,7 +52,7 @@ pub struct ModelsArgs {
 }
 
 impl ModelsArgs {
-    /// The models, each with the images as squares of its size.
+    /// The models, each with the images as it looks at them.
     pub fn load<B: Backend>(&self, backend: &B) -> Result<Vec<Candidate<B>>> {
         let mut models = Vec::new();
         for path in &self.checkpoint {
@@ -62,13 +62,15 @@ impl ModelsArgs {
         let set = open_data(&self.data, &models[0].1)?;
         let mut candidates: Vec<Candidate<B>> = Vec::new();
         for (name, model) in models {
-            let side = model.preprocess.resize;
-            // Those of one size share the images, and with them what is kept in memory.
-            let known: Option<&Arc<Images>> =
-                candidates.iter().map(|other| &other.images).find(|images| images.side() == side);
+            let canvas = model.preprocess.resize;
+            // Those that look at the same share the images, and with them what is kept in memory.
+            let known: Option<&Arc<Images>> = candidates
+                .iter()
+                .map(|other| &other.images)
+                .find(|images| images.canvas() == canvas);
             let images = match known {
                 Some(images) => images.clone(),
-                None => Arc::new(set.images(Split::from(self.split), self.read.options(side)?)?),
+                None => Arc::new(set.images(Split::from(self.split), self.read.options(canvas)?)?),
             };
             candidates.push(Candidate { name, model, images });
         }

@@ -11,10 +11,10 @@ use zfnet::data::Split;
 use zfnet::data::set::{DataSet, is_unfinished};
 use zfnet::data::shard::ShardSet;
 use zfnet::data::shard::manifest::{Form, Manifest};
-use zfnet::human_bytes;
 use zfnet::model::{Architecture, Kind, Model, Network};
 use zfnet::study::filters::white_noise_high;
 use zfnet::study::learnt::{LayerChange, changes, percent};
+use zfnet::{human_bytes, size_text};
 
 use super::{ExternalArgs, grouped, output};
 
@@ -42,7 +42,8 @@ struct Row<'a> {
     output: [usize; 3],
     parameters: usize,
     multiply_adds: u64,
-    field: usize,
+    #[serde(with = "zfnet_core::size")]
+    field: [usize; 2],
     jump: usize,
     start: i64,
     /// Whether units may see less than their field: so from a transposed convolution on.
@@ -92,7 +93,7 @@ fn rows<'a>(network: &'a Network, changes: &'a [LayerChange]) -> Vec<Row<'a>> {
             output: [layer.output.h, layer.output.w, layer.output.c],
             parameters: layer.parameters(),
             multiply_adds: layer.multiply_adds(),
-            field: layer.field[0].size,
+            field: layer.field.map(|field| field.size),
             jump: layer.field[0].jump,
             start: layer.field[0].start,
             field_is_at_most: transposed.is_some_and(|first| index >= first),
@@ -111,8 +112,10 @@ pub fn print_network(network: &Network) -> Result<()> {
         classes => format!("{classes} classes"),
     };
     output::line(format_args!(
-        "input {0}x{0}, cut from {1}x{1}; {gives}\n",
-        input.size, input.resize
+        "input {}{}, cut from {}; {gives}\n",
+        size_text(input.size),
+        if input.channels == 1 { " grey" } else { "" },
+        input.resize
     ))?;
     let longest = network.layers.iter().map(|layer| layer.name.len()).max();
     let width = longest.unwrap_or(0).max(8);
@@ -128,7 +131,10 @@ pub fn print_network(network: &Network) -> Result<()> {
             format!("{h}x{w}x{c}"),
             row.parameters,
             row.multiply_adds,
-            row.field,
+            match row.field {
+                [rows, columns] if rows == columns => rows.to_string(),
+                field => size_text(field),
+            },
             row.jump,
             row.start
         ))?;

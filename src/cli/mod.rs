@@ -38,7 +38,7 @@ use zfnet::data::set::DataSet;
 use zfnet::data::shard::Io;
 use zfnet::disk::{lock, unlock};
 use zfnet::import::ExternalConfig;
-use zfnet::model::Model;
+use zfnet::model::{Canvas, Model};
 use zfnet::train::checkpoint::load_model;
 use zfnet::train::evaluate::TestCrops;
 
@@ -136,7 +136,7 @@ impl ReadArgs {
         }
     }
 
-    fn options(&self, side: usize) -> Result<ReadOptions> {
+    fn options(&self, canvas: Canvas) -> Result<ReadOptions> {
         if !(0.0..=1.0).contains(&self.max_bad) {
             bail!("--max-bad: expected a share from 0 to 1, found {}", self.max_bad);
         }
@@ -144,7 +144,7 @@ impl ReadArgs {
         let share_of_free = zfnet::memory::available().map_or(usize::MAX, |free| free / 4);
         let cache_bytes = self.cache_mb.saturating_mul(1 << 20).min(share_of_free);
         let io = self.io.map(Io::from);
-        Ok(ReadOptions { side, max_bad: self.max_bad, cache_bytes, io })
+        Ok(ReadOptions { canvas, max_bad: self.max_bad, cache_bytes, io })
     }
 }
 

@@ -15,10 +15,11 @@ use zfnet::data::set::DataSet;
 use zfnet::data::shard::manifest::Form;
 use zfnet::human_bytes;
 use zfnet::import::ExternalConfig;
-use zfnet::model::{Architecture, LayerSpec, Network};
+use zfnet::model::{Architecture, Canvas, LayerSpec, Network};
 use zfnet::study::learnt::changes;
 use zfnet::train::checkpoint::{architecture_of, load_model, newest};
 use zfnet::train::{Crops, Event, Init, Job, Needs, Outcome, ScheduleKind, dry_run, train};
+use zfnet::{human_bytes, size_text};
 
 use super::inspect::table_of;
 use super::progress::Progress;
@@ -315,7 +316,7 @@ fn print_dry_run<B: Backend>(backend: &B, job: &Job<'_>) -> Result<ExitCode> {
         duration(steps as f64 * seconds_per_step)
     ))?;
     let input = Input {
-        side: job.train.side(),
+        canvas: job.train.canvas(),
         form: job.train.shards().map(|shards| shards.form()),
         images: job.train.len() + job.val.len(),
         kept: job.train.kept_bytes() > 0,
@@ -332,8 +333,8 @@ fn print_dry_run<B: Backend>(backend: &B, job: &Job<'_>) -> Result<ExitCode> {
 
 /// What the advice on a training's input depends on.
 struct Input {
-    /// Rows and columns of the squares.
-    side: usize,
+    /// What images are resized to.
+    canvas: Canvas,
     /// How images lie in shards, if they do.
     form: Option<Form>,
     /// Images of the set.
@@ -363,7 +364,9 @@ impl Input {
                 ),
             });
         }
-        let Input { side, form, .. } = *self;
+        let Input { canvas, form, .. } = *self;
+        // Shards are made by the shortest side, and raw ones are squares.
+        let (side, raw_side) = (canvas.rows.min(canvas.columns), canvas.plain_side());
         let smaller = match form {
             Some(Form::Resized { side: packed, .. }) => packed as usize > side,
             Some(Form::Raw { .. }) => false,
@@ -372,8 +375,11 @@ impl Input {
         if smaller {
             lifts.push(format!("smaller images (`zfnet pack --resize {side}`)"));
         }
-        let is_raw = matches!(form, Some(Form::Raw { side: packed }) if packed as usize == side);
-        if !is_raw {
+        let packed = match form {
+            Some(Form::Raw { side }) => Some(side as usize),
+            _ => None,
+        };
+        if let Some(side) = raw_side.filter(|side| packed != Some(*side)) {
             lifts.push(format!(
                 "images that are decoded already (`zfnet pack --raw --resize {side}`, {})",
                 human_bytes((3 * side * side).next_multiple_of(4096).saturating_mul(self.images))
@@ -431,12 +437,11 @@ impl Display {
                 }
                 let input = network.architecture.input;
                 self.progress.line(&format!(
-                    "{}: {} parameters, {}x{} pixels from {}x{}, {} classes",
+                    "{}: {} parameters, {}{} pixels from {}, {} classes",
                     network.architecture.name,
                     network.parameters(),
-                    input.size,
-                    input.size,
-                    input.resize,
+                    size_text(input.size),
+                    if input.channels == 1 { " grey" } else { "" },
                     input.resize,
                     network.classes()
                 ));
@@ -507,8 +512,14 @@ impl Display {
 mod tests {
     use super::*;
 
-    const FILES: Input =
-        Input { side: 256, form: None, images: 1000, kept: false, workers: 2, cores: 16 };
+    const FILES: Input = Input {
+        canvas: Canvas::square(256),
+        form: None,
+        images: 1000,
+        kept: false,
+        workers: 2,
+        cores: 16,
+    };
 
     #[test]
     fn the_slower_of_the_two_is_the_limit() {

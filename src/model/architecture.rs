@@ -3,7 +3,7 @@
 //! ```toml
 //! name = "tiny"
 //! classes = 10
-//! input = { size = 32, resize = 36 }
+//! input = { size = 32, resize = 36 } # or { size = [24, 48], resize = [28, 56], channels = 1 }
 //! layers = [
 //!   { type = "conv", name = "conv1", channels = 16, kernel = 5, stride = 2 },
 //!   { type = "relu" },
@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use super::layer::{Kind, Layer, LayerSpec, MAX_NUMBER, Place, Planned};
 use crate::shape::{Field, Shape};
 use crate::{Error, Result};
-use zfnet_core::{Recipe, text};
+use zfnet_core::{Canvas, MAX_CANVAS, Preprocess, Recipe, size_text, text};
 
 /// The networks that are built in: their names and descriptions.
 const PRESETS: [&str; 12] = [
@@ -70,11 +70,15 @@ pub struct Architecture {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Input {
-    /// Rows and columns of a crop.
-    pub size: usize,
-    /// Rows and columns of the square that crops are cut from: an image's shortest side is
-    /// resized to this, and its centre taken.
-    pub resize: usize,
+    /// Rows and columns of a crop: a number for both, or `[rows, columns]`.
+    #[serde(with = "zfnet_core::size")]
+    pub size: [usize; 2],
+    /// What crops are cut from: for a number, an image's shortest side is resized to this, and its
+    /// centre taken.
+    pub resize: Canvas,
+    /// 3 for RGB, 1 for luma.
+    #[serde(default = "three", skip_serializing_if = "is_three")]
+    pub channels: usize,
     /// Values are divided by this after the mean is taken off (1 in the paper).
     #[serde(default = "one_f32")]
     pub std: f32,
@@ -83,6 +87,28 @@ pub struct Input {
 fn one_f32() -> f32 {
     1.0
 }
+
+fn three() -> usize {
+    3
+}
+
+fn is_three(channels: &usize) -> bool {
+    *channels == 3
+}
+
+impl Input {
+    /// The paper's preprocessing for it. The mean is that of RGB, for each channel or each value of the
+    /// canvas.
+    pub fn preprocess(&self, mean: Vec<f32>) -> Preprocess {
+        Preprocess::paper(self.size, self.resize, self.std, mean).of_channels(self.channels)
+    }
+
+    /// Its shape.
+    pub fn shape(&self) -> Shape {
+        Shape::new(1, self.size[0], self.size[1], self.channels)
+    }
+}
+
 impl Architecture {
     /// The built-in networks.
     pub fn presets() -> Vec<Architecture> {
@@ -135,7 +161,7 @@ impl Architecture {
         let size = self.input.size;
         let mut layers: Vec<Layer> = Vec::new();
         let (mut output, mut field) =
-            (Shape::new(1, size, size, 3), [Field::PIXEL.limited(size); 2]);
+            (self.input.shape(), size.map(|size| Field::PIXEL.limited(size)));
         let (mut number, mut parameters) = (0, 0);
         for (index, spec) in self.layers.iter().enumerate() {
             number += usize::from(spec.has_weights());
@@ -197,11 +223,22 @@ impl Architecture {
     }
 
     fn check_input(&self) -> Result<()> {
-        let Input { size, resize, std } = self.input;
+        let Input { size, resize, channels, std } = self.input;
         let wrong = |message: String| Err(Error::Network(message));
-        if size == 0 || resize < size || resize > 4096 {
+        if !resize.holds(size) {
+            let text = |[rows, columns]: [usize; 2]| match rows == columns {
+                true => rows.to_string(),
+                false => size_text([rows, columns]),
+            };
             return wrong(format!(
-                "input: expected 0 < size <= resize <= 4096, found size {size} and resize {resize}"
+                "input: expected 0 < size <= resize <= {MAX_CANVAS}, found size {} and resize {}",
+                text(size),
+                text(resize.size())
+            ));
+        }
+        if !matches!(channels, 1 | 3) {
+            return wrong(format!(
+                "input: expected 3 channels (RGB) or 1 (grey), found {channels}"
             ));
         }
         if !(std > 0.0 && std.is_finite()) {

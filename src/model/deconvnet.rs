@@ -55,7 +55,7 @@ impl<'a, B: Backend> Projector<'a, B> {
         })
     }
 
-    /// Runs forward on crops of preprocessed images: `pixels` is u8 `[images, resize, resize, 3]`,
+    /// Runs forward on crops of preprocessed images: `pixels` is u8 `[images, rows, columns, 3]`,
     /// and a crop's `image` counts in it.
     ///
     /// # Errors
@@ -77,8 +77,8 @@ impl<'a, B: Backend> Projector<'a, B> {
         Ok(peaks)
     }
 
-    /// Projects units of a layer and hands each projection (`[size, size, 3]`, RGB or whatever
-    /// order the network sees) to `each` with the index of its seed. A seed's value is its unit's
+    /// Projects units of a layer and hands each projection (`[rows, columns, channels]`, RGB or
+    /// whatever the network sees) to `each` with the index of its seed. A seed's value is its unit's
     /// activation; the rule decides whether the pass starts with it or with 1.
     ///
     /// # Errors

@@ -3,7 +3,7 @@
 use crate::Result;
 use crate::backend::{Backend, Crop, InputDims, Tensor};
 use crate::shape::Shape;
-use zfnet_core::Preprocess;
+use zfnet_core::{Canvas, Preprocess};
 
 /// The first step of a network on a backend: what turns pixels into its input.
 pub struct Normaliser<B: Backend> {
@@ -18,21 +18,26 @@ impl<B: Backend> Normaliser<B> {
     /// # Errors
     /// If the backend is out of memory.
     pub fn new(backend: &B, preprocess: &Preprocess) -> Result<Self> {
-        let side = preprocess.resize;
-        let mean_shape = match preprocess.mean.len() {
-            3 => Shape::vector(3),
-            _ => Shape::new(1, side, side, 3),
+        let (channels, Canvas { rows, columns, .. }) = (preprocess.channels(), preprocess.resize);
+        let mean_shape = match preprocess.mean_is_image() {
+            true => Shape::new(1, rows, columns, channels),
+            false => Shape::vector(channels),
         };
         let mut mean = backend.zeros(mean_shape)?;
         backend.upload(&mut mean, &preprocess.mean)?;
-        let mut inverse_std = backend.zeros(Shape::vector(3))?;
-        backend.upload(&mut inverse_std, &preprocess.std.map(|std| 1.0 / std))?;
-        let dims =
-            InputDims { side: side as u32, scale: preprocess.scale, order: preprocess.order };
+        let mut inverse_std = backend.zeros(Shape::vector(channels))?;
+        let inverses: Vec<f32> = preprocess.std.iter().map(|std| 1.0 / std).collect();
+        backend.upload(&mut inverse_std, &inverses)?;
+        let dims = InputDims {
+            rows: rows as u32,
+            columns: columns as u32,
+            scale: preprocess.scale,
+            order: preprocess.order,
+        };
         Ok(Normaliser { dims, mean, inverse_std })
     }
 
-    /// Makes the network's input `x` of uploaded squares, one sample for each of its crops.
+    /// Makes the network's input `x` of uploaded images, one sample for each of its crops.
     ///
     /// # Errors
     /// If a backend operation fails.
@@ -72,7 +77,7 @@ impl<B: Backend> InputStage<B> {
         })
     }
 
-    /// Makes the network's input `x` of the squares in `pixels`, one sample for each crop.
+    /// Makes the network's input `x` of the images in `pixels`, one sample for each crop.
     ///
     /// # Errors
     /// If a backend operation fails.

@@ -30,4 +30,4 @@ pub use plan::Purpose;
 pub use rule::{LrnRule, Rule};
 pub use weights::Model;
 pub use workspace::{BackwardOptions, Workspace};
-pub use zfnet_core::Preprocess;
+pub use zfnet_core::{Canvas, Fit, Interpolation, Preprocess};

@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
+use zfnet_core::size_text;
 use zfnet_core::tensors::{deserialize, unreadable};
 
 use super::{Architecture, Initial, Network, Params, Preprocess};
@@ -113,9 +114,7 @@ impl<B: Backend> Model<B> {
         };
         let about = serde_json::to_string(&about).expect("plain data");
         let mut tensors = named_values(backend, &self.network, &self.params)?;
-        let side = self.preprocess.resize;
-        let shape = if self.preprocess.mean.len() == 3 { vec![3] } else { vec![side, side, 3] };
-        tensors.push((MEAN.into(), shape, self.preprocess.mean.clone()));
+        tensors.push((MEAN.into(), self.preprocess.mean_shape(), self.preprocess.mean.clone()));
         serialize(&tensors, Some(HashMap::from([(KEY.into(), about)])))
     }
 
@@ -148,12 +147,15 @@ impl<B: Backend> Model<B> {
         };
         let network = Network::new(architecture)?;
         preprocess.check()?;
-        if preprocess.size != network.input().h || classes.len() != network.classes() {
+        let input = network.input();
+        let fits = (preprocess.size, preprocess.channels()) == ([input.h, input.w], input.c);
+        if !fits || classes.len() != network.classes() {
+            let crops = |size, channels| format!("{}x{channels}", size_text(size));
             return Err(Error::Network(format!(
                 "expected crops of {} pixels and {} class names, found {} and {}",
-                network.input().h,
+                crops([input.h, input.w], input.c),
                 network.classes(),
-                preprocess.size,
+                crops(preprocess.size, preprocess.channels()),
                 classes.len()
             )));
         }

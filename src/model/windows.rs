@@ -20,7 +20,7 @@ use crate::shape::Windows;
 
 impl<B: Backend> Workspace<B> {
     /// The backward pass from single units of a layer, one a sample, which begin with their `value`, to
-    /// `pictures`, `[n, size, size, 3]` on the host. Sample `n` belongs to the forward image
+    /// `pictures`, `[n, rows, columns, channels]` on the host. Sample `n` belongs to the forward image
     /// `images[n]`.
     ///
     /// # Errors

@@ -14,7 +14,7 @@ use crate::shape::{ConvDims, Shape};
 
 /// Activations, switches and buffers for passes of up to `capacity` samples.
 pub struct Workspace<B: Backend> {
-    /// The network's input, `[n, size, size, 3]`; its `n` says how many samples are in use.
+    /// The network's input, `[n, rows, columns, channels]`; its `n` says how many samples are in use.
     pub input: Tensor<B>,
     /// What the operations read of the step.
     pub state: B::State,

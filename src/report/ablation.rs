@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::figure::{Page, Section, Table};
-use super::{fact, fact_named, grouped};
+use super::{by, fact, fact_named, grouped};
 use crate::study::ablation::{Ablation, Paper, STUDY, TrainedVariant};
 
 /// Writes `ablation.json`, `ablation.csv` and the page; returns the page's path.
@@ -98,7 +98,9 @@ fn beside_the_paper(found: &Ablation) -> Table {
              crops of 224 pixels, 70 epochs, validation with ten crops averaged. Here: {} classes, \
              {train} training and {val} validation images, crops of {} pixels, {} epochs, one crop \
              for every error.",
-            base.classes, base.input.size, base.recipe.epochs
+            base.classes,
+            by(base.input.size),
+            base.recipe.epochs
         ),
         format!(
             "Each network was trained once. By the choice of {val} validation images alone the \

@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::figure::{Page, Picture, Section, Table};
-use super::{covering, fact};
+use super::{by, covering, fact};
 use crate::study::correspondence::{Correspondence, Covered, STUDY, Score, Settings};
 
 /// Least side of a picture, in pixels.
@@ -106,7 +106,7 @@ fn table(found: &Correspondence) -> Table {
              right may be the dog’s. It does not say how its sums are normalised: compare a part \
              with random boxes, within one table."
                 .into(),
-            format!("Here: {classes} classes, {input} × {input} pixels."),
+            format!("Here: {classes} classes, {} pixels.", by(*input)),
         ],
     }
 }

@@ -67,11 +67,16 @@ pub fn write(out: &Path, found: &Evolution) -> io::Result<PathBuf> {
 /// Puts the tiles of a map side by side.
 fn strip(page: &Page<'_>, snapshots: &[Snapshot], unit: &Strongest) -> io::Result<Picture> {
     let peaks: Vec<_> = snapshots.iter().map(|s| s.peak(unit.layer, unit.map)).collect();
-    let side = peaks.iter().flatten().map(|peak| peak.photo.width).max().unwrap_or(SMALLEST);
+    let side = peaks
+        .iter()
+        .flatten()
+        .map(|peak| peak.photo.width.max(peak.photo.height))
+        .max()
+        .unwrap_or(SMALLEST);
     let side = side * SMALLEST.div_ceil(side);
     // A map that did not fire in an epoch leaves its place empty: white, not grey.
     let tile = |image: Option<&Image>| {
-        image.map_or(Image::filled(side, side, 255), |image| image.resize(side, side))
+        image.map_or(Image::filled(side, side, 255), |image| image.squared().resize(side, side))
     };
     let projections = peaks.iter().map(|peak| tile(peak.map(|peak| &peak.projection)));
     let photos = peaks.iter().map(|peak| tile(peak.map(|peak| &peak.photo)));

@@ -102,6 +102,11 @@ fn inline_json(data: &impl Serialize) -> serde_json::Result<String> {
 }
 
 /// A name and a value under the title.
+/// Rows and columns in words.
+fn by([rows, columns]: [usize; 2]) -> String {
+    format!("{rows} × {columns}")
+}
+
 fn fact(name: &str, value: impl Into<String>) -> (String, String) {
     (name.into(), value.into())
 }

@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 
 use super::figure::{Page, Picture, Section, Table, projection_contrast};
 use super::plot::{COLOURS, heat};
-use super::{covering, fact, short};
+use super::{by, covering, fact, short};
 use crate::backend::SeedUnit;
 use crate::picture::{GREY, Image};
 use crate::study::occlusion::{Occluded, Occlusion, OfImage, Projected, Reading, STUDY};
+use crate::study::pixels::whole;
 
 /// Least side of a picture, in pixels.
 const SHOWN: usize = 256;
@@ -21,10 +22,13 @@ const SHOWN: usize = 256;
 /// If the folder cannot be written.
 pub fn write(out: &Path, found: &Occlusion) -> io::Result<PathBuf> {
     let Occlusion { facts, network, preprocess, settings, layer, images, .. } = found;
-    let (size, square) = (preprocess.size, settings.square.min(preprocess.size));
+    let (square, _) = settings.sweep(preprocess.size);
     let mut facts = facts.clone();
     facts.extend([
-        fact("Square", format!("{square} of {size} pixels, every {}", settings.stride)),
+        fact(
+            "Square",
+            format!("{square} of {} pixels, every {}", sides(preprocess.size), settings.stride),
+        ),
         fact("Fill value", covering(settings.fill)),
         fact("Layer", layer),
     ]);
@@ -97,9 +101,10 @@ fn section(
     let Occluded { square, map, before, places, .. } = occluded;
     let class = &classes[image.class];
     let size = preprocess.size;
+    let [rows, columns] = size;
     // Small inputs are shown with every pixel as a square of this side.
-    let times = SHOWN.div_ceil(size);
-    let whole = image.in_file(preprocess, [0, 0, size as i64, size as i64]);
+    let times = SHOWN.div_ceil(rows.max(columns));
+    let whole = image.in_file(preprocess, whole(size));
     let picture = |what: &str, shown: &Image, title: String, method: String, contrast: String| {
         let (image, area) = (image.name.clone(), Some(whole));
         let caption = Picture { title, method, contrast, image, area, ..Picture::default() };
@@ -107,10 +112,13 @@ fn section(
     };
 
     let mut input = image.input(preprocess);
-    input = input.resize(size * times, size * times);
+    input = input.resize(columns * times, rows * times);
     let scaled = |edges: [f64; 4]| edges.map(|edge| (edge * times as f64).round() as i64);
     if let Some(object) = object {
-        let visible = object.map(|edge| edge.clamp(0.0, size as f64));
+        let [x0, y0, x1, y1] = *object;
+        let within = |edge: f64, size: usize| edge.clamp(0.0, size as f64);
+        let visible =
+            [within(x0, columns), within(y0, rows), within(x1, columns), within(y1, rows)];
         input.frame(scaled(visible), 2, COLOURS[5].0);
     }
     if let Some(place) = occluded.drop() {
@@ -181,7 +189,7 @@ fn section(
     };
     let drop = match occluded.drop() {
         Some([row, column]) => {
-            let lowest = places[row * occluded.corners.len() + column].probability;
+            let lowest = places[row * occluded.corners[1].len() + column].probability;
             format!(
                 "The probability of {class} falls from {:.1} % to {:.1} % at its lowest.",
                 before.probability * 100.0,
@@ -193,7 +201,8 @@ fn section(
     Ok(Section {
         title: format!("{class}: {}", image.name),
         text: vec![format!(
-            "A square of {square} of {size} pixels, at {} positions. {drop}{known}",
+            "A square of {square} of {} pixels, at {} positions. {drop}{known}",
+            sides(size),
             places.len()
         )],
         pictures,
@@ -202,33 +211,40 @@ fn section(
     })
 }
 
-/// A picture of `times * size` pixels a side, coloured by the place whose square has its centre nearest,
+/// A side in words; both where they differ.
+fn sides(size: [usize; 2]) -> String {
+    if size[0] == size[1] { size[0].to_string() } else { by(size) }
+}
+
+/// A picture of `times * size` rows and columns, coloured by the place whose square has its centre nearest,
 /// no further than half a stride; grey elsewhere.
 fn lay(
     occluded: &Occluded,
-    size: usize,
+    size: [usize; 2],
     times: usize,
     colour: &dyn Fn(&Reading) -> [u8; 3],
 ) -> Image {
     let Occluded { square, corners, places, .. } = occluded;
-    let centre = |i: usize| corners[i] as f64 + *square as f64 / 2.0;
-    let reach =
-        corners.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(2 * size) as f64 / 2.0;
-    let nearest: Vec<Option<usize>> = (0..size * times)
-        .map(|pixel| {
+    let nearest = |axis: usize| -> Vec<Option<usize>> {
+        let (corners, size) = (&corners[axis], size[axis]);
+        let steps = corners.windows(2).map(|pair| pair[1] - pair[0]);
+        let reach = steps.max().unwrap_or(2 * size) as f64 / 2.0;
+        let nearest = |pixel: usize| {
             let at = (pixel as f64 + 0.5) / times as f64;
-            let distance = |i: &usize| (centre(*i) - at).abs();
+            let distance = |i: &usize| (corners[*i] as f64 + *square as f64 / 2.0 - at).abs();
             let nearest = (0..corners.len()).min_by(|a, b| distance(a).total_cmp(&distance(b)))?;
             (distance(&nearest) <= reach).then_some(nearest)
-        })
-        .collect();
-    let pixels = nearest.iter().flat_map(|row| {
-        nearest.iter().flat_map(move |column| match (row, column) {
-            (Some(row), Some(column)) => colour(&places[row * corners.len() + column]),
+        };
+        (0..size * times).map(nearest).collect()
+    };
+    let (down, across) = (nearest(0), nearest(1));
+    let pixels = down.iter().flat_map(|row| {
+        across.iter().flat_map(move |column| match (row, column) {
+            (Some(row), Some(column)) => colour(&places[row * corners[1].len() + column]),
             _ => [GREY; 3],
         })
     });
-    Image::new(size * times, size * times, pixels.collect())
+    Image::new(across.len(), down.len(), pixels.collect())
 }
 
 /// The most probable classes with the number of their places, most frequent first.
@@ -247,8 +263,7 @@ fn write_numbers(page: &mut Page<'_>, found: &Occlusion) -> io::Result<()> {
     let head = ["image", "class", "y", "x", "activity", "probability", "most_probable"];
     let rows = images.iter().flat_map(|OfImage { image, occluded, .. }| {
         let row = |i: usize, place: &Reading| {
-            let [x0, y0, ..] =
-                occluded.at([i / occluded.corners.len(), i % occluded.corners.len()]);
+            let [x0, y0, ..] = occluded.at(occluded.place(i));
             vec![
                 image.name.clone(),
                 classes[image.class].clone(),

@@ -16,7 +16,7 @@ use maud::{Markup, html};
 
 use super::figure::{self, Figure, Picture, Section, Table};
 use super::plot::{self, Line, curves};
-use super::{facts, grouped, page, top9};
+use super::{by, facts, grouped, page, top9};
 use crate::disk::write_atomic;
 use crate::model::Architecture;
 use crate::study::{STUDIES, features};
@@ -219,7 +219,10 @@ fn about(run: &Run<'_>) -> Vec<(&'static str, String)> {
     let input = run.architecture.input;
     vec![
         ("Network", run.architecture.name.clone()),
-        ("Input", format!("{0} × {0} pixels", input.size)),
+        (
+            "Input",
+            format!("{} pixels{}", by(input.size), if input.channels == 1 { ", grey" } else { "" }),
+        ),
         ("Classes", grouped(run.architecture.classes)),
         (
             "Trained",
@@ -335,7 +338,7 @@ fn beside_the_paper(run: &Run<'_>, epochs: &[(f64, [f64; 4])]) -> Table {
             grouped(*classes),
             grouped(run.state.step as usize),
             recipe.batch_size,
-            input.size,
+            by(input.size),
             run.state.epoch,
             recipe.epochs,
         )],

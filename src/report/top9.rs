@@ -20,7 +20,7 @@ use maud::{Markup, PreEscaped, html};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Slugs, by_rule, caution, facts, grouped, inline_json, page, plural, rounded, short, signed,
+    Slugs, by, by_rule, caution, facts, grouped, inline_json, page, plural, rounded, short, signed,
 };
 use crate::disk::write_atomic;
 use crate::picture::Image;
@@ -70,8 +70,9 @@ pub struct Header {
     pub split: String,
     /// How many images were searched for peaks.
     pub images: usize,
-    /// Side of the network's input in pixels.
-    pub input: usize,
+    /// Rows and columns of the network's input.
+    #[serde(with = "zfnet_core::size")]
+    pub input: [usize; 2],
     /// Name of the rule of the backward pass.
     pub rule: String,
     /// Top-1 error, epochs, seed: whatever should stand under the title.
@@ -173,8 +174,8 @@ impl Writer {
             }
             let sheet = sheet.get_or_insert_with(|| Sheet::new(number, &grid));
             let (x, y) = grid.corner(row, i);
-            sheet.projections.paste(&projection.resize(grid.tile, grid.tile), x, y);
-            sheet.patches.paste(&photo.resize(grid.tile, grid.tile), x, y);
+            sheet.projections.paste(&projection.squared().resize(grid.tile, grid.tile), x, y);
+            sheet.patches.paste(&photo.squared().resize(grid.tile, grid.tile), x, y);
         }
         finished.layer.rows.push(map);
         Ok(())
@@ -217,8 +218,9 @@ impl Writer {
 }
 
 impl Grid {
-    fn new(side: usize) -> Grid {
-        let side = side.max(1);
+    /// For patches of so many rows and columns.
+    fn new(field: [usize; 2]) -> Grid {
+        let side = field[0].max(field[1]).max(1);
         let tile = (side * SMALLEST.div_ceil(side)).min(LARGEST);
         // A sheet of large tiles holds fewer maps: what one link loads stays small.
         let blocks = COLUMNS * if tile <= 80 { 4 } else { 2 };
@@ -410,26 +412,31 @@ fn style(grid: &Grid) -> String {
 }
 
 /// How much of the input a patch is, drawn.
-fn glyph(input: usize, field: usize) -> Markup {
-    if input == 0 {
+fn glyph(input: [usize; 2], field: [usize; 2]) -> Markup {
+    let longest = input[0].max(input[1]);
+    if longest == 0 {
         return html! {};
     }
-    let side = (field as f64 / input as f64 * 40.0).clamp(1.0, 40.0);
-    let corner = 22.0 - side / 2.0;
+    // Of a box in the middle: its corner and its size, left to right and from above.
+    let drawn = |[rows, columns]: [usize; 2], least: f64| {
+        let [width, height] =
+            [columns, rows].map(|size| (size as f64 / longest as f64 * 40.0).clamp(least, 40.0));
+        [22.0 - width / 2.0, 22.0 - height / 2.0, width, height].map(|v| format!("{v:.1}"))
+    };
+    let ([left, top, wide, high], [x, y, width, height]) = (drawn(input, 0.0), drawn(field, 1.0));
     html! {
         svg.glyph viewBox="0 0 44 44" width="44" height="44" aria-hidden="true" {
-            rect.whole x="2" y="2" width="40" height="40" {}
-            rect.field x=(format!("{corner:.1}")) y=(format!("{corner:.1}"))
-                width=(format!("{side:.1}")) height=(format!("{side:.1}")) {}
+            rect.whole x=(left) y=(top) width=(wide) height=(high) {}
+            rect.field x=(x) y=(y) width=(width) height=(height) {}
         }
     }
 }
 
-fn geometry(input: usize, layer: &FeatureLayer) -> String {
+fn geometry(input: [usize; 2], layer: &FeatureLayer) -> String {
     let FeatureLayer { field, jump, start, .. } = layer;
-    let mut text = format!("A patch is {field} × {field} pixels");
-    if input > 0 {
-        text += &format!(" of the {input} × {input} input");
+    let mut text = format!("A patch is {} pixels", by(*field));
+    if input[0] > 0 {
+        text += &format!(" of the {} input", by(input));
     }
     text += &format!(
         ", all that one unit sees; neighbouring units look {} apart",

@@ -22,7 +22,7 @@ use crate::backend::Backend;
 use crate::data::images::Images;
 use crate::data::loader::{Bad, BatchPlan, Loader};
 use crate::data::shard::manifest::Form;
-use crate::model::Model;
+use crate::model::{Canvas, Model};
 use crate::{Error, Result, human_bytes};
 
 /// Bytes that the rows of one call may take: images x (sum of the layers' widths) x 4.
@@ -152,7 +152,8 @@ pub fn rows<B: Backend>(
 }
 
 /// Refuses shards whose images were made smaller than the network looks at them.
-fn check_size(images: &Images, resize: usize) -> Result<()> {
+fn check_size(images: &Images, canvas: Canvas) -> Result<()> {
+    let resize = canvas.rows.min(canvas.columns); // shards are made by the shortest side
     let side = match images.shards().map(|shards| shards.form()) {
         Some(Form::Resized { side, .. } | Form::Raw { side }) if (side as usize) < resize => side,
         _ => return Ok(()),
@@ -216,7 +217,10 @@ fn hash<B: Backend>(
     hash.update(env!("CARGO_PKG_VERSION").as_bytes());
     hash.update(fingerprint(backend, model)?.as_bytes());
     hash.update(images.fingerprint().as_bytes());
-    hash.update(&images.side().to_le_bytes());
+    match images.canvas().plain_side() {
+        Some(side) => hash.update(&side.to_le_bytes()),
+        None => hash.update(&serde_json::to_vec(&images.canvas()).expect("plain data")),
+    }
     hash.update(cast_slice(wanted));
     Ok(format!("{:016x}", hash.digest()))
 }

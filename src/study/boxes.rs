@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::image_selection::StudyImage;
-use crate::data::decode::Square;
+use crate::data::decode::canvas_box;
 use crate::model::Preprocess;
 use crate::{Error, Result};
 use zfnet_core::text;
@@ -94,8 +94,9 @@ pub fn objects(
         };
         let Some((name, area)) = found else { return Ok(None) };
         let object = in_crop(preprocess, image, *area);
-        let ([x0, y0, x1, y1], size) = (object, preprocess.size as f64);
-        if x1 <= 0.0 || y1 <= 0.0 || x0 >= size || y0 >= size {
+        let [x0, y0, x1, y1] = object;
+        let [rows, columns] = preprocess.size.map(|size| size as f64);
+        if x1 <= 0.0 || y1 <= 0.0 || x0 >= columns || y0 >= rows {
             let reason = format!("box `{name}` lies outside the centre that the network sees");
             return Err(Error::file(&image.name, reason));
         }
@@ -105,17 +106,11 @@ pub fn objects(
 }
 
 /// A box in pixels of the file, in pixels of the network's centre crop; it may reach beyond that.
-pub fn in_crop(
-    preprocess: &Preprocess,
-    picked: &StudyImage,
-    [x0, y0, x1, y1]: [f64; 4],
-) -> [f64; 4] {
-    let square = Square::centre(picked.size[0], picked.size[1]);
-    let scale = preprocess.resize as f64 / square.side as f64;
+pub fn in_crop(preprocess: &Preprocess, picked: &StudyImage, area: [f64; 4]) -> [f64; 4] {
+    let [width, height] = picked.size;
     let [top, left] = preprocess.centre().map(f64::from);
-    let x = |v: f64| (v - square.x as f64) * scale - left;
-    let y = |v: f64| (v - square.y as f64) * scale - top;
-    [x(x0), y(y0), x(x1), y(y1)]
+    let [x0, y0, x1, y1] = canvas_box(width, height, preprocess.resize, area);
+    [x0 - left, y0 - top, x1 - left, y1 - top]
 }
 
 #[cfg(test)]
@@ -155,7 +150,7 @@ mod tests {
 
     #[test]
     fn to_the_crop_and_back_is_the_same_box() {
-        let preprocess = Preprocess::paper(64, 73, 1.0, vec![0.0; 3]);
+        let preprocess = Preprocess::paper([64; 2], 73, 1.0, vec![0.0; 3]);
         let size = [500, 375];
         let square = Vec::new();
         let picked = StudyImage { name: "a".into(), class: 0, known: true, square, size };

@@ -57,8 +57,9 @@ pub struct Correspondence {
     pub facts: Facts,
     /// The network's name.
     pub network: String,
-    /// Side of its input in pixels.
-    pub input: usize,
+    /// Rows and columns of its input.
+    #[serde(with = "zfnet_core::size")]
+    pub input: [usize; 2],
     /// Number of its classes.
     pub classes: usize,
     /// What was compared.
@@ -249,24 +250,26 @@ fn parts(
     images: &[StudyImage],
     marked: &[Annotation],
 ) -> Result<BTreeMap<String, BTreeMap<usize, [i64; 4]>>> {
-    let size = preprocess.size as f64;
+    let [rows, columns] = preprocess.size.map(|size| size as f64);
     let mut parts: BTreeMap<String, BTreeMap<usize, [i64; 4]>> = BTreeMap::new();
     for (number, (image, marked)) in images.iter().zip(marked).enumerate() {
         for (name, area) in &marked.boxes {
             let [x0, y0, x1, y1] = in_crop(preprocess, image, *area);
-            let seen = |from: f64, to: f64| (to.min(size) - from.max(0.0)).max(0.0) / (to - from);
-            if seen(x0, x1) * seen(y0, y1) < 0.5 {
+            let seen = |from: f64, to: f64, size: f64| {
+                (to.min(size) - from.max(0.0)).max(0.0) / (to - from)
+            };
+            if seen(x0, x1, columns) * seen(y0, y1, rows) < 0.5 {
                 return Err(Error::Data(format!(
-                    "{}: part `{name}`: more than half of it lies outside the {size} x {size} pixels \
+                    "{}: part `{name}`: more than half of it lies outside the {rows} x {columns} pixels \
                      of the centre that the network sees",
                     image.name
                 )));
             }
             // At least a pixel, and never beyond the crop.
-            let low = |v: f64| v.round().clamp(0.0, size - 1.0) as i64;
-            let high = |v: f64, low: i64| (v.round().min(size) as i64).max(low + 1);
-            let (left, top) = (low(x0), low(y0));
-            let area = [left, top, high(x1, left), high(y1, top)];
+            let low = |v: f64, size: f64| v.round().clamp(0.0, size - 1.0) as i64;
+            let high = |v: f64, low: i64, size: f64| (v.round().min(size) as i64).max(low + 1);
+            let (left, top) = (low(x0, columns), low(y0, rows));
+            let area = [left, top, high(x1, left, columns), high(y1, top, rows)];
             parts.entry(name.clone()).or_default().insert(number, area);
         }
     }
@@ -284,10 +287,15 @@ fn parts(
 }
 
 /// A box of the same size at a random place inside the crop.
-fn somewhere(random: &mut ChaCha8Rng, size: usize, [x0, y0, x1, y1]: [i64; 4]) -> [i64; 4] {
+fn somewhere(
+    random: &mut ChaCha8Rng,
+    [rows, columns]: [usize; 2],
+    [x0, y0, x1, y1]: [i64; 4],
+) -> [i64; 4] {
     let (width, height) = (x1 - x0, y1 - y0);
-    let mut place = |side: i64| (random.next_u64() % (size as i64 - side + 1) as u64) as i64;
-    let (x, y) = (place(width), place(height));
+    let mut place =
+        |side: i64, size: usize| (random.next_u64() % (size as i64 - side + 1) as u64) as i64;
+    let (x, y) = (place(width, columns), place(height, rows));
     [x, y, x + width, y + height]
 }
 
@@ -310,13 +318,13 @@ mod tests {
         let mut random = ChaCha8Rng::seed_from_u64(1);
         let mut corners = std::collections::BTreeSet::new();
         for _ in 0..200 {
-            let [x0, y0, x1, y1] = somewhere(&mut random, 12, [3, 4, 8, 6]);
+            let [x0, y0, x1, y1] = somewhere(&mut random, [12; 2], [3, 4, 8, 6]);
             assert_eq!((x1 - x0, y1 - y0), (5, 2));
             assert!(x0 >= 0 && y0 >= 0 && x1 <= 12 && y1 <= 12);
             corners.insert((x0, y0));
         }
         assert!(corners.len() > 40);
-        assert_eq!(somewhere(&mut random, 12, [0, 0, 12, 12]), [0, 0, 12, 12]);
+        assert_eq!(somewhere(&mut random, [12; 2], [0, 0, 12, 12]), [0, 0, 12, 12]);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::data::images::{Images, Scratch};
 use crate::{Error, Result};
+use zfnet_core::size_text;
 
 /// Rows and columns of a thumbnail.
 const SIDE: usize = 16;
@@ -35,36 +36,37 @@ pub struct Pair {
 /// zero, which is like nothing.
 ///
 /// # Errors
-/// If the squares are smaller than a thumbnail, or images cannot be read.
+/// If they are smaller than a thumbnail, or images cannot be read.
 pub fn thumbnails(images: &Images, wanted: &[u32]) -> Result<Vec<f32>> {
-    if images.side() < SIDE {
+    let size = images.canvas().size();
+    if size.iter().any(|side| *side < SIDE) {
         return Err(Error::Data(format!(
-            "near-duplicates: expected squares of at least {SIDE} pixels a side, found {}",
-            images.side()
+            "near-duplicates: expected images of at least {SIDE} pixels a side, found {}",
+            size_text(size)
         )));
     }
     let read = |(scratch, square): &mut (Scratch, Vec<u8>), &index: &u32| {
         square.resize(images.bytes_per_image(), 0);
         let read = images.read(index as usize, scratch, square)?;
-        Ok(read.map_or_else(|| vec![0.0; WIDTH], |()| thumbnail(square, images.side())))
+        Ok(read.map_or_else(|| vec![0.0; WIDTH], |()| thumbnail(square, size)))
     };
     let all: Result<Vec<Vec<f32>>> = wanted.par_iter().map_init(Default::default, read).collect();
     Ok(all?.concat())
 }
 
-/// The thumbnail of a square of RGB pixels.
-fn thumbnail(square: &[u8], side: usize) -> Vec<f32> {
-    let bounds = |i: usize| i * side / SIDE..(i + 1) * side / SIDE;
+/// The thumbnail of RGB pixels.
+fn thumbnail(square: &[u8], [rows, columns]: [usize; 2]) -> Vec<f32> {
+    let bounds = |i: usize, size: usize| i * size / SIDE..(i + 1) * size / SIDE;
     let mean_of = |y: usize, x: usize| {
         let mut sum = 0.0;
-        for row in bounds(y) {
-            for column in bounds(x) {
-                let pixel = &square[(row * side + column) * 3..][..3];
+        for row in bounds(y, rows) {
+            for column in bounds(x, columns) {
+                let pixel = &square[(row * columns + column) * 3..][..3];
                 let [r, g, b] = [0, 1, 2].map(|c| f64::from(pixel[c]));
                 sum += 0.299 * r + 0.587 * g + 0.114 * b;
             }
         }
-        sum / (bounds(y).len() * bounds(x).len()) as f64
+        sum / (bounds(y, rows).len() * bounds(x, columns).len()) as f64
     };
     let grey: Vec<f64> = (0..WIDTH).map(|i| mean_of(i / SIDE, i % SIDE)).collect();
     let mean = grey.iter().sum::<f64>() / WIDTH as f64;
@@ -126,7 +128,8 @@ mod tests {
 
     #[test]
     fn a_planted_duplicate_is_found_and_others_are_not() {
-        let second: Vec<f32> = (0..700).flat_map(|seed| thumbnail(&blocks(64, seed), 64)).collect();
+        let second: Vec<f32> =
+            (0..700).flat_map(|seed| thumbnail(&blocks(64, seed), [64; 2])).collect();
         // Image 600 again: larger, darker, noisy and mirrored.
         let mut random = ChaCha8Rng::seed_from_u64(9);
         let changed: Vec<u8> = mirror(&blocks(96, 600), 96)
@@ -134,9 +137,9 @@ mod tests {
             .map(|v| (f32::from(*v) * 0.8) as u8 + (random.next_u32() % 20) as u8)
             .collect();
         let first = [
-            thumbnail(&blocks(64, 5000), 64),
-            thumbnail(&changed, 96),
-            thumbnail(&blocks(64, 3), 64),
+            thumbnail(&blocks(64, 5000), [64; 2]),
+            thumbnail(&changed, [96; 2]),
+            thumbnail(&blocks(64, 3), [64; 2]),
         ];
         let found = pairs(&first.concat(), &second, 0.95);
         let places: Vec<_> = found.iter().map(|p| (p.first, p.second, p.mirrored)).collect();
@@ -146,7 +149,7 @@ mod tests {
 
     #[test]
     fn a_flat_image_is_like_nothing() {
-        let flat = thumbnail(&[90; 32 * 32 * 3], 32);
+        let flat = thumbnail(&[90; 32 * 32 * 3], [32; 2]);
         assert!(flat.iter().all(|v| *v == 0.0));
         assert!(pairs(&flat, &flat, 0.5).is_empty());
         assert!(pairs(&[], &flat, 0.5).is_empty() && pairs(&flat, &[], 0.5).is_empty());
@@ -155,7 +158,7 @@ mod tests {
     #[test]
     fn pairs_do_not_depend_on_threads() {
         let set = |seeds: std::ops::Range<u64>| -> Vec<f32> {
-            seeds.flat_map(|seed| thumbnail(&blocks(32, seed), 32)).collect()
+            seeds.flat_map(|seed| thumbnail(&blocks(32, seed), [32; 2])).collect()
         };
         let (first, second) = (set(0..1100), set(500..1200));
         let with = |threads: usize| {

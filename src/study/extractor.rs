@@ -29,7 +29,7 @@ impl<'a, B: Backend> FeatureExtractor<'a, B> {
         })
     }
 
-    /// Runs forward on the centre crops of preprocessed images, `[images, resize, resize, 3]`, at
+    /// Runs forward on the centre crops of preprocessed images, `[images, rows, columns, 3]`, at
     /// most as many as were planned for. How a sum is rounded may depend on their number: features
     /// that are compared must come from batches of one size.
     ///

@@ -52,8 +52,9 @@ pub struct FeatureLayer {
     pub name: String,
     /// How many maps the layer has, shown or not.
     pub maps: usize,
-    /// Unit i sees `field` pixels of the input from `start + i * jump`.
-    pub field: usize,
+    /// Rows and columns of the input that a unit sees; unit i from `start + i * jump` on.
+    #[serde(with = "zfnet_core::size")]
+    pub field: [usize; 2],
     /// Distance of two neighbouring units' fields.
     pub jump: usize,
     /// First pixel that unit 0 sees.
@@ -105,17 +106,17 @@ pub fn run<B: Backend>(
     must_be_images(images, root)?;
     for (Chosen { layer, maps }, best) in chosen.iter().zip(&searched.best) {
         let shown = &network.layers[*layer];
-        let [vertical, _] = shown.field;
+        let [vertical, horizontal] = shown.field;
         each(Feature::Layer(FeatureLayer {
             name: shown.name.clone(),
             maps: shown.output.c,
-            field: vertical.size,
+            field: [vertical.size, horizontal.size],
             jump: vertical.jump,
             start: vertical.start,
             rows: Vec::new(),
         }))?;
         // So many maps at a time that their pictures fit into PICTURES.
-        let per_map = 2 * PEAKS * 3 * vertical.size * vertical.size;
+        let per_map = 2 * PEAKS * 3 * vertical.size * horizontal.size;
         let at_a_time = (PICTURES / per_map).max(1);
         let what = format!("features: {}", shown.name);
         let (total, mut done) = (best.iter().map(Vec::len).sum(), 0);

@@ -94,7 +94,7 @@ pub struct FirstLayer {
     pub seen: Option<Seen>,
     /// What became of the initial weights of this layer and of all others.
     pub layers: Vec<LayerChange>,
-    /// `[filters, rows, columns, 3]`, RGB.
+    /// `[filters, rows, columns, 3]`, RGB; of one channel all three alike.
     #[serde(skip)]
     pub values: Vec<f32>,
 }
@@ -152,7 +152,7 @@ impl FirstLayer {
         }
         let mut values = vec![0.0; param.weight.shape().len()];
         backend.download(&mut values, &param.weight)?;
-        to_rgb(preprocess, &mut values);
+        let values = to_rgb(preprocess, values);
         let kernel = [dims.r as usize, dims.s as usize];
         let stride = dims.stride[0].max(dims.stride[1]) as usize;
         let filters = || values.par_chunks_exact(kernel[0] * kernel[1] * 3);
@@ -215,8 +215,10 @@ impl FirstLayer {
             project(model, &mut projector, images, rule, second.layer, best, |projected| {
                 let Projected { found, projection, .. } = projected;
                 let field = field_box(layer, found.unit.y as usize, found.unit.x as usize);
-                let side = layer.field[0].size;
-                let cut = cut(projection, preprocess.size, field);
+                let side = layer.field[0].size.max(layer.field[1].size);
+                let [x0, y0, ..] = field;
+                let area = [x0, y0, x0 + side as i64, y0 + side as i64];
+                let cut = cut(&to_rgb(preprocess, projection.to_vec()), preprocess.size, area);
                 // Each picture counts alike, however strong it is.
                 let [near, beside] = grid(&cut, side, self.stride);
                 sums = [sums[0] + near, sums[1] + beside];
@@ -405,12 +407,12 @@ fn grid(picture: &[f32], side: usize, stride: usize) -> [f64; 2] {
     })
 }
 
-/// A box of a picture `[size, size, 3]`, zero where it reaches beyond.
-fn cut(pixels: &[f32], size: usize, [x0, y0, x1, y1]: [i64; 4]) -> Vec<f32> {
-    let inside = 0..size as i64;
-    let pixel = |y: i64, x: i64| match inside.contains(&y) && inside.contains(&x) {
+/// A box of a picture `[rows, columns, 3]`, zero where it reaches beyond.
+fn cut(pixels: &[f32], [rows, columns]: [usize; 2], [x0, y0, x1, y1]: [i64; 4]) -> Vec<f32> {
+    let inside = |v: i64, size: usize| (0..size as i64).contains(&v);
+    let pixel = |y: i64, x: i64| match inside(y, rows) && inside(x, columns) {
         true => {
-            let place = (y as usize * size + x as usize) * 3;
+            let place = (y as usize * columns + x as usize) * 3;
             [pixels[place], pixels[place + 1], pixels[place + 2]]
         }
         false => [0.0; 3],
@@ -518,7 +520,7 @@ mod tests {
     #[test]
     fn a_cut_is_zero_beyond_the_picture() {
         let pixels: Vec<f32> = (1..=12).map(|v| v as f32).collect();
-        assert_eq!(cut(&pixels, 2, [1, 0, 3, 1]), [4.0, 5.0, 6.0, 0.0, 0.0, 0.0]);
-        assert_eq!(cut(&pixels, 2, [0, 0, 2, 2]), pixels);
+        assert_eq!(cut(&pixels, [2; 2], [1, 0, 3, 1]), [4.0, 5.0, 6.0, 0.0, 0.0, 0.0]);
+        assert_eq!(cut(&pixels, [2; 2], [0, 0, 2, 2]), pixels);
     }
 }

@@ -28,7 +28,7 @@ pub struct StudyImage {
     pub class: usize,
     /// Whether that class is known; otherwise it is what the network takes the image for.
     pub known: bool,
-    /// The square that the network's crops are taken from, `[resize, resize, 3]`.
+    /// What the network's crops are taken from, `[rows, columns, 3]` in RGB.
     #[serde(skip)]
     pub square: Vec<u8>,
     /// Width and height of the file.
@@ -41,7 +41,7 @@ impl StudyImage {
         (&self.name, self.class, xxh3_64(&self.square))
     }
 
-    /// The centre crop that the network sees, `size` pixels wide and high.
+    /// The centre crop that the network sees.
     pub fn input(&self, preprocess: &Preprocess) -> Image {
         centre_crop(preprocess, &self.square)
     }

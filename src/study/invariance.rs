@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use super::extractor::FeatureExtractor;
 use super::image_selection::StudyImage;
 use super::occluder::mean_square;
-use super::pixels::centre_crop;
+use super::pixels::{centre_crop, whole};
 use super::{Facts, Session, Study};
 use crate::backend::Backend;
 use crate::model::{Model, Network, Preprocess};
@@ -114,11 +114,13 @@ impl Change {
     }
 }
 
-/// A preprocessed image (`[resize, resize, 3]`) after a change about the centre of the network's crop; see
+/// A preprocessed image (`[rows, columns, 3]`) after a change about the centre of the network's crop; see
 /// the module's equations.
 pub fn changed(preprocess: &Preprocess, square: &[u8], change: Change, amount: f64) -> Vec<u8> {
-    let side = preprocess.resize;
-    let centre = f64::from(preprocess.centre()[0]) + (preprocess.size as f64 - 1.0) / 2.0;
+    let canvas = preprocess.resize.size();
+    let [centre_y, centre_x] = [0, 1].map(|axis| {
+        f64::from(preprocess.centre()[axis]) + (preprocess.size[axis] as f64 - 1.0) / 2.0
+    });
     let (sin, cos) = match change {
         Change::Rotation => amount.to_radians().sin_cos(),
         _ => (0.0, 1.0),
@@ -126,15 +128,15 @@ pub fn changed(preprocess: &Preprocess, square: &[u8], change: Change, amount: f
     let grain = f64::from(1u32 << 20);
     let mut out = mean_square(preprocess);
     for (i, pixel) in out.chunks_exact_mut(3).enumerate() {
-        let (y, x) = ((i / side) as f64, (i % side) as f64);
-        let (dy, dx) = (y - centre, x - centre);
+        let (y, x) = ((i / canvas[1]) as f64, (i % canvas[1]) as f64);
+        let (dy, dx) = (y - centre_y, x - centre_x);
         let (from_y, from_x) = match change {
             Change::Shift => (y - amount, x),
-            Change::Scale => (centre + dy / amount, centre + dx / amount),
-            Change::Rotation => (centre + sin * dx + cos * dy, centre + cos * dx - sin * dy),
+            Change::Scale => (centre_y + dy / amount, centre_x + dx / amount),
+            Change::Rotation => (centre_y + sin * dx + cos * dy, centre_x + cos * dx - sin * dy),
         };
         let from = [from_y, from_x].map(|v| (v * grain).round() / grain);
-        if let Some(found) = bilinear(square, side, from) {
+        if let Some(found) = bilinear(square, canvas, from) {
             pixel.copy_from_slice(&found);
         }
     }
@@ -142,16 +144,16 @@ pub fn changed(preprocess: &Preprocess, square: &[u8], change: Change, amount: f
 }
 
 /// The colour between the four pixels around a place; none outside.
-fn bilinear(square: &[u8], side: usize, [y, x]: [f64; 2]) -> Option<[u8; 3]> {
-    let last = (side - 1) as f64;
-    if !(0.0..=last).contains(&y) || !(0.0..=last).contains(&x) {
+fn bilinear(square: &[u8], [rows, columns]: [usize; 2], [y, x]: [f64; 2]) -> Option<[u8; 3]> {
+    let inside = |at: f64, size: usize| (0.0..=(size - 1) as f64).contains(&at);
+    if !inside(y, rows) || !inside(x, columns) {
         return None;
     }
     let (top, left) = (y as usize, x as usize);
-    let (low, right) = ((top + 1).min(side - 1), (left + 1).min(side - 1));
+    let (low, right) = ((top + 1).min(rows - 1), (left + 1).min(columns - 1));
     let (v, u) = (y - top as f64, x - left as f64);
     Some([0, 1, 2].map(|channel| {
-        let at = |y: usize, x: usize| f64::from(square[(y * side + x) * 3 + channel]);
+        let at = |y: usize, x: usize| f64::from(square[(y * columns + x) * 3 + channel]);
         let above = at(top, left) * (1.0 - u) + at(top, right) * u;
         let below = at(low, left) * (1.0 - u) + at(low, right) * u;
         (above * (1.0 - v) + below * v).round() as u8
@@ -167,7 +169,7 @@ pub fn default_layers(network: &Network) -> Vec<usize> {
     layers
 }
 
-/// Range and step of the shifts for an input of `size` pixels: as large a part of it as in the paper, and
+/// Range and step of the shifts, which are down and up, for an input of `size` rows: as large a part of it as in the paper, and
 /// 15 to each side, unless one is given.
 ///
 /// # Errors
@@ -359,8 +361,7 @@ fn examples(preprocess: &Preprocess, image: &StudyImage, shift: usize) -> Exampl
         let square = changed(preprocess, &image.square, change, amount);
         centre_crop(preprocess, &square)
     });
-    let size = preprocess.size as i64;
-    Examples { area: image.in_file(preprocess, [0, 0, size, size]), crops }
+    Examples { area: image.in_file(preprocess, whole(preprocess.size)), crops }
 }
 
 /// The mean of the images' values at each amount; those that are not finite have no say.

@@ -279,10 +279,10 @@ fn kernel_of_first(network: &Network) -> Option<[usize; 2]> {
     }
 }
 
-fn first_filters<B: Backend>(model: &Model<B>, mut values: [Vec<f32>; 3]) -> Option<FirstFilters> {
+fn first_filters<B: Backend>(model: &Model<B>, values: [Vec<f32>; 3]) -> Option<FirstFilters> {
     let kernel = kernel_of_first(&model.network)?;
-    values.iter_mut().for_each(|values| to_rgb(&model.preprocess, values));
-    let [trained, initial, without_initial] = values;
+    let [trained, initial, without_initial] =
+        values.map(|values| to_rgb(&model.preprocess, values));
     Some(FirstFilters { kernel, trained, initial, without_initial })
 }
 

@@ -156,8 +156,8 @@ pub fn unit_named(network: &Network, unit: &str) -> Result<(usize, usize)> {
     Ok((layer, map))
 }
 
-/// Projects one unit of the first image that the projector has looked at last: `[size, size, 3]`, in the
-/// network's order of channels.
+/// Projects one unit of the first image that the projector has looked at last: `[rows, columns, channels]`,
+/// as the network's channels are.
 fn projection_of<B: Backend>(
     projector: &mut Projector<'_, B>,
     layer: usize,

@@ -17,6 +17,7 @@ use crate::Result;
 use crate::backend::{Backend, SeedUnit};
 use crate::model::{Model, Network, Preprocess, Projector, Rule, strongest};
 use crate::picture::Image;
+use crate::shape::Shape;
 use crate::train::evaluate::{TestCrops, softmax};
 
 /// See [`super::STUDIES`].
@@ -35,7 +36,7 @@ const STEPS: usize = 24;
 /// How the square slides.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Settings {
-    /// Its side in pixels of the network's input; as large as that, it covers all.
+    /// Its side in pixels of the network's input, at most the shorter one's.
     pub square: usize,
     /// Stride: from one position to the next.
     pub stride: usize,
@@ -46,8 +47,8 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// For what is not given: the last spatial convolution, a square with a quarter of the input's side, and
-    /// as many pixels from one place to the next as make 25 positions per side.
+    /// For what is not given: the last spatial convolution, a square with a quarter of the input's (shorter) side,
+    /// and as many pixels from one place to the next as make 25 positions on its (longer) side.
     ///
     /// # Errors
     /// If no layer is given and the network has no spatial convolution.
@@ -62,10 +63,16 @@ impl Settings {
             Some(layer) => layer,
             None => *spatial_layers(network, false)?.last().expect("one at least"),
         };
-        let size = network.input().h;
-        let square = square.unwrap_or(size.div_ceil(4));
-        let stride = stride.unwrap_or(size.saturating_sub(square).div_ceil(STEPS).max(1));
+        let Shape { h, w, .. } = network.input();
+        let square = square.unwrap_or(h.min(w).div_ceil(4));
+        let stride = stride.unwrap_or(h.max(w).saturating_sub(square).div_ceil(STEPS).max(1));
         Ok(Settings { square, stride, fill, layer })
+    }
+
+    /// The square's side on an input of so many rows and columns, its first rows and its first columns.
+    pub(crate) fn sweep(&self, size: [usize; 2]) -> (usize, [Vec<usize>; 2]) {
+        let square = self.square.min(size[0]).min(size[1]);
+        (square, size.map(|size| corners(size, square, self.stride)))
     }
 }
 
@@ -118,8 +125,8 @@ pub struct Projected {
 pub struct Occluded {
     /// Side of the square, after it was cut to the input's.
     pub square: usize,
-    /// First rows, and columns, of the square, in pixels of the centre crop.
-    pub corners: Vec<usize>,
+    /// First rows of the square and first columns, in pixels of the centre crop.
+    pub corners: [Vec<usize>; 2],
     /// The map whose activity is noted.
     pub map: usize,
     /// Without the square.
@@ -142,12 +149,18 @@ pub struct Reading {
 impl Occluded {
     /// Whether it is of a square that slides so over `size` pixels and of a layer of `maps` maps: what was
     /// read from a disk need not be.
-    fn fits(&self, size: usize, settings: &Settings, maps: usize) -> bool {
-        let square = settings.square.min(size);
+    fn fits(&self, size: [usize; 2], settings: &Settings, maps: usize) -> bool {
+        let (square, corners) = settings.sweep(size);
         self.square == square
-            && self.corners == corners(size, square, settings.stride)
-            && self.places.len() == self.corners.len().pow(2)
+            && self.corners == corners
+            && self.places.len() == corners[0].len() * corners[1].len()
             && self.map < maps
+    }
+
+    /// Row and column in `corners` of a number in `places`.
+    pub fn place(&self, number: usize) -> [usize; 2] {
+        let columns = self.corners[1].len();
+        [number / columns, number % columns]
     }
 
     /// Where the probability is lowest, as row and column in `corners`; ties go to the first. `None` if
@@ -156,8 +169,7 @@ impl Occluded {
         let mut lowest = (self.before.probability, None);
         for (i, place) in self.places.iter().enumerate() {
             if place.probability < lowest.0 {
-                lowest =
-                    (place.probability, Some([i / self.corners.len(), i % self.corners.len()]));
+                lowest = (place.probability, Some(self.place(i)));
             }
         }
         lowest.1
@@ -165,7 +177,7 @@ impl Occluded {
 
     /// The square `[x0, y0, x1, y1]` at a place, in pixels of the centre crop.
     pub fn at(&self, [row, column]: [usize; 2]) -> [i64; 4] {
-        let [y, x] = [row, column].map(|i| self.corners[i] as i64);
+        let (y, x) = (self.corners[0][row] as i64, self.corners[1][column] as i64);
         let side = self.square as i64;
         [x, y, x + side, y + side]
     }
@@ -189,12 +201,12 @@ impl OfImage {
     pub fn places_inside(&self) -> Option<f64> {
         let [x0, y0, x1, y1] = self.object?;
         let Occluded { square, corners, .. } = &self.occluded;
-        let share = |low: f64, high: f64| {
+        let share = |corners: &[usize], low: f64, high: f64| {
             let centre =
                 |corner: &&usize| (low..high).contains(&(**corner as f64 + *square as f64 / 2.0));
             corners.iter().filter(centre).count() as f64 / corners.len() as f64
         };
-        Some(share(x0, x1) * share(y0, y1))
+        Some(share(&corners[1], x0, x1) * share(&corners[0], y0, y1))
     }
 }
 
@@ -270,19 +282,18 @@ struct OcclusionSweep<'a, B: Backend> {
     model: &'a Model<B>,
     settings: &'a Settings,
     side: usize,
-    corners: Vec<usize>,
+    corners: [Vec<usize>; 2],
     /// `[x0, y0, x1, y1]` of every place, row by row.
     squares: Vec<[i64; 4]>,
 }
 
 impl<'a, B: Backend> OcclusionSweep<'a, B> {
     fn new(backend: &'a B, model: &'a Model<B>, settings: &'a Settings) -> Result<Self> {
-        let size = model.preprocess.size;
-        let side = settings.square.min(size);
-        let corners = corners(size, side, settings.stride);
-        let squares = corners
+        let (side, corners) = settings.sweep(model.preprocess.size);
+        let [rows, columns] = &corners;
+        let squares = rows
             .iter()
-            .flat_map(|&y| corners.iter().map(move |&x| [x, y, x + side, y + side]))
+            .flat_map(|&y| columns.iter().map(move |&x| [x, y, x + side, y + side]))
             .map(|edges| edges.map(|v| v as i64))
             .collect();
         let extractor = FeatureExtractor::new(backend, model, BATCH)?;
@@ -357,7 +368,7 @@ mod tests {
         let noted = |probability| Reading { activity: 0.0, probability, label: 0 };
         let mut occluded = Occluded {
             square: 2,
-            corners: vec![0, 3],
+            corners: [vec![0, 3], vec![0, 3]],
             map: 0,
             before: noted(0.5),
             places: [0.5, 0.2, 0.2, 0.9].map(noted).into(),

@@ -192,7 +192,7 @@ pub struct Projected<'a> {
     pub found: Activation,
     /// The preprocessed image it was found in.
     pub square: &'a [u8],
-    /// `[size, size, 3]`, in the network's order of channels.
+    /// `[rows, columns, channels]`, as the network's channels are.
     pub projection: &'a [f32],
 }
 

@@ -1,6 +1,7 @@
 //! Between pixels of the file, of the network's crop, and pictures: what a unit sees, and what it shows.
 
-use crate::model::{Layer, Preprocess};
+use crate::data::decode::source_box;
+use crate::model::{Canvas, Layer, Preprocess};
 use crate::picture::Image;
 
 /// The receptive field of a unit as `[x0, y0, x1, y1]` in pixels of the network's input, as large for every
@@ -24,30 +25,44 @@ pub(crate) fn original_box(
     height: usize,
     field: [i64; 4],
 ) -> [f64; 4] {
-    let inside = field.map(|v| v.clamp(0, preprocess.size as i64) as f64);
+    let [x0, y0, x1, y1] = clipped(preprocess.size, field).map(|v| v as f64);
     let [top, left] = preprocess.centre().map(f64::from);
-    let [x0, y0, x1, y1] = inside;
-    let square = [x0 + left, y0 + top, x1 + left, y1 + top];
-    crate::data::decode::source_box(width, height, preprocess.resize, square)
+    let on_canvas = [x0 + left, y0 + top, x1 + left, y1 + top];
+    source_box(width, height, preprocess.resize, on_canvas)
+}
+
+/// A box clipped to a picture of so many rows and columns.
+pub(crate) fn clipped([rows, columns]: [usize; 2], [x0, y0, x1, y1]: [i64; 4]) -> [usize; 4] {
+    let within = |v: i64, size: usize| v.clamp(0, size as i64) as usize;
+    [within(x0, columns), within(y0, rows), within(x1, columns), within(y1, rows)]
+}
+
+/// All of a picture of so many rows and columns, as a box.
+pub(crate) fn whole([rows, columns]: [usize; 2]) -> [i64; 4] {
+    [0, 0, columns as i64, rows as i64]
 }
 
 /// The centre crop that the network sees of a preprocessed image.
 pub(crate) fn centre_crop(preprocess: &Preprocess, square: &[u8]) -> Image {
     let [top, left] = preprocess.centre().map(i64::from);
-    let (side, size) = (preprocess.resize, preprocess.size as i64);
-    Image::new(side, side, square.to_vec()).crop([left, top, left + size, top + size])
+    let ([rows, columns], Canvas { rows: height, columns: width, .. }) =
+        (preprocess.size.map(|size| size as i64), preprocess.resize);
+    Image::new(width, height, square.to_vec()).crop([left, top, left + columns, top + rows])
 }
 
-/// Turns pixels in the network's order of channels into RGB.
-pub(crate) fn to_rgb(preprocess: &Preprocess, pixels: &mut [f32]) {
+/// Pixels as the network's channels have them, in RGB: one channel is grey.
+pub(crate) fn to_rgb(preprocess: &Preprocess, mut pixels: Vec<f32>) -> Vec<f32> {
+    if preprocess.channels() == 1 {
+        return pixels.into_iter().flat_map(|value| [value; 3]).collect();
+    }
     if preprocess.order == [2, 1, 0] {
         pixels.chunks_exact_mut(3).for_each(|pixel| pixel.swap(0, 2));
     }
+    pixels
 }
 
 /// A projection, as large as the network's input, as a picture.
 pub(crate) fn projection_image(preprocess: &Preprocess, projection: &[f32]) -> Image {
-    let mut rgb = projection.to_vec();
-    to_rgb(preprocess, &mut rgb);
-    Image::projection(preprocess.size, preprocess.size, &rgb)
+    let [rows, columns] = preprocess.size;
+    Image::projection(columns, rows, &to_rgb(preprocess, projection.to_vec()))
 }

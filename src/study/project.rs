@@ -108,7 +108,7 @@ pub fn project<B: Backend>(
 ) -> Result<ImageProjections> {
     let Model { network, preprocess, .. } = model;
     let original = read_rgb(path)?;
-    let mut square = vec![0; preprocess.resize * preprocess.resize * 3];
+    let mut square = vec![0; preprocess.bytes()];
     prepare(&original, preprocess.resize, &mut square);
     projector.look(&square, &TestCrops::One.of(preprocess, 0))?;
 

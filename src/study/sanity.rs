@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use super::image_selection::StudyImage;
 use super::numbers::argmax;
-use super::pixels::{centre_crop, field_box, projection_image, seen_box};
+use super::pixels::{centre_crop, clipped, field_box, projection_image, seen_box};
 use super::{Facts, Session, Study, projection_of};
 use crate::backend::{Backend, Peak, SeedUnit};
 use crate::model::{Model, Network, Params, Projector, Rule, strongest};
@@ -280,7 +280,7 @@ fn compare<B: Backend>(
     let mut random = None;
     if let Some(random_unit) = untrained.at(backend, layer, unit)? {
         let by_random = untrained.project(layer, random_unit)?;
-        let here = |pixels: &[f32]| inside(pixels, preprocess.size, seen);
+        let here = |pixels: &[f32]| inside(pixels, network.input(), seen);
         let compared = RULES.iter().zip(by_trained.iter().zip(&by_random)).map(
             |((rule, _), (by_trained, by_random))| Comparison {
                 image: image.name.clone(),
@@ -308,10 +308,10 @@ fn compare<B: Backend>(
     })
 }
 
-/// The values of a picture `[size, size, 3]` inside a box of it.
-fn inside(pixels: &[f32], size: usize, area: [i64; 4]) -> Vec<f32> {
-    let [x0, y0, x1, y1] = area.map(|edge| edge.clamp(0, size as i64) as usize);
-    let row = |y: usize| &pixels[(y * size + x0) * 3..(y * size + x1) * 3];
+/// The values of a picture inside a box of it.
+fn inside(pixels: &[f32], Shape { h, w, c, .. }: Shape, area: [i64; 4]) -> Vec<f32> {
+    let [x0, y0, x1, y1] = clipped([h, w], area);
+    let row = |y: usize| &pixels[(y * w + x0) * c..(y * w + x1) * c];
     (y0..y1).flat_map(|y| row(y).iter().copied()).collect()
 }
 
@@ -339,8 +339,8 @@ mod tests {
     #[test]
     fn only_the_field_is_compared() {
         let pixels: Vec<f32> = (0..4 * 4 * 3).map(|v| v as f32).collect();
-        assert_eq!(inside(&pixels, 4, [1, 2, 2, 3]), [27.0, 28.0, 29.0]);
-        assert_eq!(inside(&pixels, 4, [-9, -9, 9, 9]), pixels);
-        assert_eq!(inside(&pixels, 4, [-9, -9, 1, 1]), [0.0, 1.0, 2.0]);
+        assert_eq!(inside(&pixels, Shape::new(1, 4, 4, 3), [1, 2, 2, 3]), [27.0, 28.0, 29.0]);
+        assert_eq!(inside(&pixels, Shape::new(1, 4, 4, 3), [-9, -9, 9, 9]), pixels);
+        assert_eq!(inside(&pixels, Shape::new(1, 4, 4, 3), [-9, -9, 1, 1]), [0.0, 1.0, 2.0]);
     }
 }

@@ -26,7 +26,7 @@ const BATCH: usize = 32;
 pub struct Squares {
     /// Their indices in the set.
     pub images: Vec<u32>,
-    /// `[image, resize, resize, 3]`.
+    /// `[image, rows, columns, 3]`.
     pub pixels: Vec<u8>,
     /// Class of each.
     pub labels: Vec<u32>,
@@ -191,12 +191,16 @@ fn mean_of(preprocess: &Preprocess, pixels: &[u8]) -> Vec<f32> {
         sums.iter_mut().zip(square).for_each(|(sum, v)| *sum += u64::from(*v));
     }
     let count = (pixels.len() / bytes).max(1) as f64;
-    let mean = |place: usize, channel: usize| {
+    let of_channel = |pixel: &[u64], channel: usize| {
         // The network's channel `channel` is this one of red, green, blue.
-        let sum = sums[place * 3 + preprocess.order[channel] as usize];
+        let sum = pixel[preprocess.order[channel] as usize];
         (sum as f64 / count * f64::from(preprocess.scale)) as f32
     };
-    (0..bytes / 3).flat_map(|place| [0, 1, 2].map(|channel| mean(place, channel))).collect()
+    let in_order = |pixel| [0, 1, 2].map(|channel| of_channel(pixel, channel));
+    let mean = sums.chunks_exact(3).flat_map(in_order).collect();
+    // Of three channels in the same order, whatever the network has.
+    let rgb = Preprocess { std: vec![1.0; 3], mean, ..preprocess.clone() };
+    rgb.of_channels(preprocess.channels()).mean
 }
 
 /// Copies all weights but those of the last layer that has some.

@@ -48,7 +48,7 @@ fn start<B: Backend>(
     let Some(mean) = mean else { return Ok(None) };
     observe(Event::Mean(total, total))?;
     let input = network.architecture.input;
-    let mut preprocess = Preprocess::paper(input.size, input.resize, input.std, mean);
+    let mut preprocess = input.preprocess(mean);
     let mut params = Params::init(backend, network, job.seed)?;
     if let Some((path, bare)) = &job.init {
         notes.push(format!(
@@ -106,7 +106,9 @@ fn copy_fitting<B: Backend>(
     }
     let same_size =
         (from.preprocess.size, from.preprocess.resize) == (preprocess.size, preprocess.resize);
-    if same_size || from.preprocess.mean.len() == 3 {
+    if from.preprocess.channels() != preprocess.channels() {
+        notes.push("it sees other channels, so the data's own mean is used".into());
+    } else if same_size || !from.preprocess.mean_is_image() {
         let (size, resize) = (preprocess.size, preprocess.resize);
         *preprocess = Preprocess { size, resize, ..from.preprocess };
     } else {

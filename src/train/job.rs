@@ -16,7 +16,7 @@ use crate::model::{Architecture, Network};
 pub struct Job<'a> {
     /// The network, with the recipe to train it by; its number of classes is the data's.
     pub architecture: Architecture,
-    /// Training images, squares of `architecture.input.resize`.
+    /// Training images, resized to `architecture.input.resize`.
     pub train: Arc<Images>,
     /// Validation images, of the same size.
     pub val: Arc<Images>,

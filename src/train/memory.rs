@@ -5,7 +5,7 @@ use super::trainer::Trainer;
 use crate::backend::Backend;
 use crate::data::classes::Classes;
 use crate::human_bytes;
-use crate::model::{Model, Network, Params, Preprocess};
+use crate::model::{Model, Network, Params};
 use crate::{Error, Result};
 
 /// Samples of the two small trainings by which the need of larger ones is told: the first pair of
@@ -58,8 +58,7 @@ pub(super) fn dummy_trainer<'a, B: Backend>(
     accumulate: usize,
 ) -> Result<(Trainer<'a, B>, Classifier<B>)> {
     let input = network.architecture.input;
-    let mean = vec![128.0; input.resize * input.resize * 3];
-    let preprocess = Preprocess::paper(input.size, input.resize, input.std, mean);
+    let preprocess = input.preprocess(vec![128.0; input.resize.bytes()]);
     let params = Params::init(backend, network, 0)?;
     let classes = Classes::unknown(network.classes());
     let model = Model { network: network.clone(), params, preprocess, classes };

@@ -451,9 +451,8 @@ fn normalisation_is_skipped<B: Backend>(backend: &B) {
 /// Squares of random pixels for a preset, and crops of them.
 fn random_pixels(network: &Network, images: usize) -> (Preprocess, Vec<u8>, Vec<Crop>) {
     let input = network.architecture.input;
-    let mut preprocess = Preprocess::named("paper", input.size, input.resize).unwrap();
-    preprocess.std = [input.std; 3];
-    let pixels = Random(5).bytes(images * input.resize * input.resize * 3);
+    let preprocess = input.preprocess(vec![128.0; 3]);
+    let pixels = Random(5).bytes(images * preprocess.bytes());
     let crop = |image: usize| preprocess.ten_crops(image as u32)[image % 10];
     let crops = (0..images).map(crop).collect();
     (preprocess, pixels, crops)
@@ -494,7 +493,7 @@ fn seeds_that_share_a_forward_pass_equal_single_ones<B: Backend>(backend: &B) {
     let params = random_params(backend, &network, 6);
     let (preprocess, pixels, crops) = random_pixels(&network, 3);
     let len = network.input().len();
-    let side = preprocess.resize * preprocess.resize * 3;
+    let side = preprocess.bytes();
     // Seven seeds at a time do not divide them: the last batch is smaller.
     let mut many = Projector::new(backend, &network, &params, &preprocess, 3, 7).unwrap();
     let mut single = Projector::new(backend, &network, &params, &preprocess, 1, 1).unwrap();

@@ -13,7 +13,9 @@ use zfnet::data::classes::Classes;
 use zfnet::data::folder::ImageFolder;
 use zfnet::data::images::{Images, ReadOptions};
 use zfnet::data::loader;
-use zfnet::model::{Architecture, Model, Network, Params, Projector, Rule, Seed, strongest};
+use zfnet::model::{
+    Architecture, Canvas, Model, Network, Params, Projector, Rule, Seed, strongest,
+};
 use zfnet::study::fingerprint;
 use zfnet::train::{Event, Job, Outcome, Trainer};
 use zfnet::{Error, Result};
@@ -134,7 +136,8 @@ fn a_run_continued_on_other_instructions_says_so() {
     let place = Place::new();
     let folder = ImageFolder::open(&place.path("data")).unwrap();
     let architecture = Architecture::find(place.path("tiny.toml").to_str().unwrap()).unwrap();
-    let read = ReadOptions { side: 20, max_bad: 0.0, cache_bytes: 1 << 20, io: None };
+    let read =
+        ReadOptions { canvas: Canvas::square(20), max_bad: 0.0, cache_bytes: 1 << 20, io: None };
     let images = |samples: &Vec<_>| Arc::new(Images::new(samples.clone(), read));
     let notes = |backend: CpuBackend, max_steps| {
         let job = Job {

@@ -12,7 +12,7 @@ use zfnet::data::classes::Classes;
 use zfnet::data::folder::ImageFolder;
 use zfnet::data::images::{Images, ReadOptions, Scratch};
 use zfnet::model::{
-    Architecture, InputStage, Model, Network, Params, Preprocess, Projector, Purpose, Rule,
+    Architecture, Canvas, InputStage, Model, Network, Params, Preprocess, Projector, Purpose, Rule,
     Workspace,
 };
 use zfnet::study::Session;
@@ -28,7 +28,8 @@ on_every_backend!(
     an_interrupted_search_goes_on,
 );
 
-const OPTIONS: ReadOptions = ReadOptions { side: 20, max_bad: 0.0, cache_bytes: 1 << 20, io: None };
+const OPTIONS: ReadOptions =
+    ReadOptions { canvas: Canvas::square(20), max_bad: 0.0, cache_bytes: 1 << 20, io: None };
 
 /// An untrained network of the place, which gives every image its own probabilities.
 fn model<B: Backend>(backend: &B, place: &Place, seed: u64) -> Model<B> {
@@ -36,7 +37,7 @@ fn model<B: Backend>(backend: &B, place: &Place, seed: u64) -> Model<B> {
     let network = Network::new(Architecture::find(file.to_str().unwrap()).unwrap()).unwrap();
     let params = Params::init(backend, &network, seed).unwrap();
     let mean = (0..20 * 20 * 3).map(|i| 100.0 + (i % 37) as f32).collect();
-    let preprocess = Preprocess::paper(16, 20, 20.0, mean);
+    let preprocess = Preprocess::paper([16; 2], 20, 20.0, mean);
     let classes = Classes::unknown(10);
     Model { network, params, preprocess, classes }
 }

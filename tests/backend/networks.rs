@@ -527,7 +527,7 @@ fn saved_weights_lie_as_pytorch_has_them<B: Backend>(backend: &B) {
         let numbers = count(param.bias.shape().len());
         backend.upload(&mut param.bias, &numbers).unwrap();
     }
-    let preprocess = Preprocess::paper(8, 9, 1.0, vec![7.0; 9 * 9 * 3]);
+    let preprocess = Preprocess::paper([8; 2], 9, 1.0, vec![7.0; 9 * 9 * 3]);
     let classes = Classes::named(["a", "b", "c", "d"].map(String::from).into());
     let model = Model { network, params, preprocess, classes };
     let bytes = model.to_bytes(backend).unwrap();
@@ -569,7 +569,7 @@ fn transposed_weights_lie_as_pytorch_has_them_and_return<B: Backend>(backend: &B
     let up = params.layers[2].as_mut().unwrap();
     let ours: Vec<f32> = (0..48).map(|i| i as f32).collect(); // [in, rows, columns, out]
     backend.upload(&mut up.weight, &ours).unwrap();
-    let preprocess = Preprocess::paper(8, 9, 1.0, vec![7.0; 9 * 9 * 3]);
+    let preprocess = Preprocess::paper([8; 2], 9, 1.0, vec![7.0; 9 * 9 * 3]);
     let model = Model { network, params, preprocess, classes: Classes::unknown(0) };
     let bytes = model.to_bytes(backend).unwrap();
     let saved = deserialize(&bytes).unwrap();

@@ -878,24 +878,27 @@ fn a_bad_loss_halts_updates<B: Backend>(backend: &B) {
 /// One run of the input operation.
 struct InputCase {
     images: usize,
-    size: [usize; 2],
+    /// Rows, columns and channels of a crop.
+    size: [usize; 3],
     dims: InputDims,
     mean: Vec<f32>,
-    inverse_std: [f32; 3],
+    inverse_std: Vec<f32>,
     crops: Vec<Crop>,
 }
 
 impl InputCase {
     fn run<B: Backend>(&self, backend: &B, pixels: &[u8]) -> Vec<f32> {
-        let side = self.dims.side as usize;
-        let shape = Shape::new(self.crops.len(), self.size[0], self.size[1], 3);
+        let [rows, columns, channels] = self.size;
+        let shape = Shape::new(self.crops.len(), rows, columns, channels);
         let mut x = unwritten(backend, shape);
         let mut crops = backend.crops(self.crops.len() + 2).unwrap();
         backend.upload_crops(&mut crops, &self.crops).unwrap();
-        let mean_shape =
-            if self.mean.len() == 3 { Shape::vector(3) } else { Shape::new(1, side, side, 3) };
+        let mean_shape = match self.mean.len() == channels {
+            true => Shape::vector(channels),
+            false => Shape::new(1, self.dims.rows as usize, self.dims.columns as usize, channels),
+        };
         let mean = in_full(backend, mean_shape, &self.mean);
-        let inverse_std = in_full(backend, Shape::vector(3), &self.inverse_std);
+        let inverse_std = in_full(backend, Shape::vector(channels), &self.inverse_std);
         let pixels = bytes(backend, pixels);
         backend.input(&mut x, &pixels, &crops, &mean, &inverse_std, &self.dims).unwrap();
         values(backend, &x)
@@ -903,23 +906,32 @@ impl InputCase {
 
     /// In two steps: take the mean off, then cut and mirror.
     fn expected(&self, pixels: &[u8]) -> Vec<f64> {
-        let side = self.dims.side as usize;
+        let [rows, columns, channels] = self.size;
+        let [down, across] = [self.dims.rows as usize, self.dims.columns as usize];
         let normalised = |image: u32, y: usize, x: usize, c: usize| {
-            let place = (y * side + x) * 3;
-            let whole = image as usize * side * side * 3;
-            let byte = pixels[whole + place + self.dims.order[c] as usize];
-            let mean = self.mean[if self.mean.len() == 3 { c } else { place + c }];
+            let place = y * across + x;
+            let pixel = &pixels[(image as usize * down * across + place) * 3..][..3];
+            let byte = match channels {
+                // As Pillow's mode L has it.
+                1 => {
+                    let parts = [19595, 38470, 7471].iter().zip(pixel);
+                    let sum: u32 = parts.map(|(weight, byte)| weight * u32::from(*byte)).sum();
+                    ((sum + (1 << 15)) >> 16) as u8
+                }
+                _ => pixel[self.dims.order[c] as usize],
+            };
+            let one_each = self.mean.len() == channels;
+            let mean = self.mean[if one_each { c } else { place * channels + c }];
             let value = f64::from(byte) * f64::from(self.dims.scale) - f64::from(mean);
             value * f64::from(self.inverse_std[c])
         };
-        let [rows, columns] = self.size;
         let crop = |crop: &Crop| {
             let Crop { image, y, x, mirror } = *crop;
             let place = move |(i, j, c): (usize, usize, usize)| {
                 let j = if mirror == 1 { columns - 1 - j } else { j };
                 normalised(image, y as usize + i, x as usize + j, c)
             };
-            twin::places(rows, columns, 3).map(place).collect::<Vec<f64>>()
+            twin::places(rows, columns, channels).map(place).collect::<Vec<f64>>()
         };
         self.crops.iter().flat_map(crop).collect()
     }
@@ -932,7 +944,6 @@ fn input_cases(
     inverse_std: [f32; 3],
 ) -> Vec<InputCase> {
     let crop = |image, y, x, mirror| Crop { image, y, x, mirror };
-    let side = 9;
     let crops = vec![
         crop(0, 0, 0, 0),
         crop(2, 3, 4, 1),
@@ -942,15 +953,22 @@ fn input_cases(
     ];
     let mut cases = Vec::new();
     for order in [[0, 1, 2], [2, 1, 0]] {
-        for mean_len in [3, side * side * 3] {
-            cases.push(InputCase {
-                images: 3,
-                size: [5, 5],
-                dims: InputDims { side: side as u32, scale, order },
-                mean: random.integers(mean_len, 100).iter().map(|v| (v + 100.0) * mean).collect(),
-                inverse_std,
-                crops: crops.clone(),
-            });
+        // A square; more columns than rows, more rows than columns, of either number of channels.
+        let sizes = [([9, 9], [5, 5, 3]), ([8, 70], [4, 66, 3]), ([29, 8], [25, 4, 3])];
+        let grey = [([9, 9], [5, 5, 1]), ([8, 70], [4, 66, 1]), ([29, 8], [25, 4, 1])];
+        for (canvas, size) in sizes.into_iter().chain(grey) {
+            let [rows, columns] = canvas;
+            for mean_len in [size[2], rows * columns * size[2]] {
+                let integers = random.integers(mean_len, 100);
+                cases.push(InputCase {
+                    images: 3,
+                    size,
+                    dims: InputDims { rows: rows as u32, columns: columns as u32, scale, order },
+                    mean: integers.iter().map(|v| (v + 100.0) * mean).collect(),
+                    inverse_std: inverse_std[..size[2]].to_vec(),
+                    crops: crops.clone(),
+                });
+            }
         }
     }
     cases
@@ -959,7 +977,7 @@ fn input_cases(
 fn input_is_exact<B: Backend>(backend: &B) {
     let mut random = Random(9);
     for case in input_cases(&mut random, 1.0, 0.5, [1.0, 0.5, 0.25]) {
-        let pixels = random.bytes(case.images * 9 * 9 * 3);
+        let pixels = random.bytes(case.images * (case.dims.rows * case.dims.columns * 3) as usize);
         let expected = stored(backend, &case.expected(&pixels));
         assert_exact(&case.run(backend, &pixels), &expected, "input");
     }
@@ -967,21 +985,32 @@ fn input_is_exact<B: Backend>(backend: &B) {
     let pixels: Vec<u8> = (0..4 * 4 * 3).collect();
     let whole = InputCase {
         images: 1,
-        size: [4, 4],
-        dims: InputDims { side: 4, scale: 1.0, order: [0, 1, 2] },
+        size: [4, 4, 3],
+        dims: InputDims { rows: 4, columns: 4, scale: 1.0, order: [0, 1, 2] },
         mean: vec![0.0; 3],
-        inverse_std: [1.0; 3],
+        inverse_std: vec![1.0; 3],
         crops: vec![Crop { image: 0, y: 0, x: 0, mirror: 0 }],
     };
     let expected: Vec<f64> = (0..4 * 4 * 3).map(f64::from).collect();
     assert_exact(&whole.run(backend, &pixels), &expected, "pixels");
+    // Every grey pixel is its own luma.
+    let pixels: Vec<u8> = (0..=255).flat_map(|v| [v; 3]).collect();
+    let grey = InputCase {
+        size: [16, 16, 1],
+        dims: InputDims { rows: 16, columns: 16, ..whole.dims },
+        mean: vec![0.0],
+        inverse_std: vec![1.0],
+        ..whole
+    };
+    let expected: Vec<f64> = (0..=255).map(f64::from).collect();
+    assert_exact(&grey.run(backend, &pixels), &expected, "luma of grey");
 }
 
 /// Three roundings, the first two of values of at most 1.
 fn input_of_reals_is_close<B: Backend>(backend: &B) {
     let mut random = Random(10);
     for case in input_cases(&mut random, 1.0 / 255.0, 0.0047, [4.37, 4.46, 4.44]) {
-        let pixels = random.bytes(case.images * 9 * 9 * 3);
+        let pixels = random.bytes(case.images * (case.dims.rows * case.dims.columns * 3) as usize);
         for (found, expected) in case.run(backend, &pixels).iter().zip(case.expected(&pixels)) {
             let error = (f64::from(*found) - expected).abs();
             let limit =

@@ -318,17 +318,16 @@ impl Samples {
     pub fn random(network: &Network, samples: usize) -> Self {
         let input = network.architecture.input;
         let mut random = Random(11);
-        let mut preprocess = Preprocess::named("paper", input.size, input.resize).unwrap();
-        preprocess.std = [input.std; 3];
-        let places = input.resize - input.size + 1;
+        let preprocess = input.preprocess(vec![128.0; 3]);
+        let last = preprocess.last_place();
         let crop = |image: usize| {
-            let [y, x] = [(); 2].map(|()| random.below(places) as u32);
+            let [y, x] = last.map(|last| random.below(last + 1) as u32);
             Crop { image: image as u32, y, x, mirror: random.below(2) as u32 }
         };
         Samples {
-            preprocess,
             crops: (0..samples).map(crop).collect(),
-            pixels: Random(12).bytes(samples * input.resize * input.resize * 3),
+            pixels: Random(12).bytes(samples * preprocess.bytes()),
+            preprocess,
             labels: (0..samples).map(|i| (i * 7 % network.classes()) as u32).collect(),
         }
     }

@@ -14,6 +14,7 @@ use zfnet::data::images::{Images, ReadOptions};
 use zfnet::data::shard::ShardSet;
 use zfnet::data::shard::index::{Entry, Index};
 use zfnet::data::shard::manifest::Manifest;
+use zfnet::model::Canvas;
 
 /// Makes several shards of the images of a [`Place`].
 const PACK: &str = "pack data set --shard-size 20kB";
@@ -198,7 +199,12 @@ fn raw_squares_and_means_are_those_of_training() {
         let mean = ShardSet::open(&set).unwrap().mean(side).unwrap().expect("of this side");
         assert!(mean == wanted);
         if !resized {
-            let options = ReadOptions { side, max_bad: 0.0, cache_bytes: 0, io: None };
+            let options = ReadOptions {
+                canvas: Canvas::square(side),
+                max_bad: 0.0,
+                cache_bytes: 0,
+                io: None,
+            };
             let images = Images::new(folder.train.clone(), options);
             assert!(mean == images.mean(|_| Ok(true)).unwrap().unwrap());
         }

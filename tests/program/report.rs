@@ -37,7 +37,7 @@ fn layer(name: &str, field: usize) -> FeatureLayer {
     let rows = (0..40)
         .map(|map| Map { map, peaks: (0..peaks(map)).map(|i| peak(i, field)).collect() })
         .collect();
-    FeatureLayer { name: name.into(), maps: 64, field, jump: 4, start: -3, rows }
+    FeatureLayer { name: name.into(), maps: 64, field: [field; 2], jump: 4, start: -3, rows }
 }
 
 fn top9() -> Top9 {
@@ -46,7 +46,7 @@ fn top9() -> Top9 {
         ..layer("dead", 7)
     };
     Top9 {
-        header: Header { title: HOSTILE.into(), images: 3925, input: 64, ..Header::default() },
+        header: Header { title: HOSTILE.into(), images: 3925, input: [64; 2], ..Header::default() },
         layers: vec![layer("conv1", 7), layer("../conv 2", 90), dead, layer("conv1", 200)],
     }
 }

@@ -16,9 +16,10 @@ use zfnet::data::order::{Rank, epoch_order};
 use zfnet::data::set::DataSet;
 use zfnet::data::shard::Io;
 use zfnet::data::shard::index::{Entry, Index};
+use zfnet::model::Canvas;
 
 const OPTIONS: ReadOptions =
-    ReadOptions { side: 20, max_bad: 0.0, cache_bytes: 0, io: Some(Io::Mmap) };
+    ReadOptions { canvas: Canvas::square(20), max_bad: 0.0, cache_bytes: 0, io: Some(Io::Mmap) };
 
 /// A place whose data are also packed, as they are, into several shards.
 fn packed(flags: &str) -> Place {

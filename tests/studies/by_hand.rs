@@ -12,7 +12,7 @@ use zfnet::backend::{Backend, SeedUnit};
 use zfnet::data::classes::Classes;
 use zfnet::data::folder::ImageFolder;
 use zfnet::data::images::{Images, ReadOptions};
-use zfnet::model::{Model, Params, Preprocess, Projector, Rule, Seed};
+use zfnet::model::{Canvas, Model, Params, Preprocess, Projector, Rule, Seed};
 use zfnet::picture::Image;
 use zfnet::report;
 use zfnet::report::figure::{self, Figure};
@@ -57,7 +57,7 @@ fn by_hand<B: Backend>(backend: &B) -> Model<B> {
     let mut weights = vec![0.0; 2 * 8 * 8 * 2];
     weights[(3 * 8 + 2) * 2] = 1.0 / 64.0;
     set("fc2", &weights);
-    let preprocess = Preprocess::paper(8, 8, 1.0, vec![0.0; 3]);
+    let preprocess = Preprocess::paper([8; 2], 8, 1.0, vec![0.0; 3]);
     Model {
         network,
         params,
@@ -91,7 +91,7 @@ fn a_square_takes_away_what_it_covers<B: Backend>(backend: &B) {
     let layer = model.network.layer("conv1").unwrap();
     let settings = occlusion::Settings { square: 3, stride: 2, fill: Fill::Mean, layer };
     let (found, said) = occluded(backend, &model, &settings);
-    assert_eq!(found.corners, [0, 2, 4, 5]);
+    assert_eq!(found.corners, [[0, 2, 4, 5], [0, 2, 4, 5]]);
     assert_eq!(said, [(16, 16)]);
     // Red fires most: 63 times 2, and 128.
     assert_eq!((found.map, found.before.activity), (0, 254.0));
@@ -99,7 +99,7 @@ fn a_square_takes_away_what_it_covers<B: Backend>(backend: &B) {
     assert_eq!(found.before.probability, probability(2.0));
     let mut covers = 0;
     for (i, place) in found.places.iter().enumerate() {
-        let [y, x] = [i / 4, i % 4].map(|i| found.corners[i]);
+        let (y, x) = (found.corners[0][i / 4], found.corners[1][i % 4]);
         let on_it = (y..y + 3).contains(&3) && (x..x + 3).contains(&2);
         covers += usize::from(on_it);
         let expected = match on_it {
@@ -143,7 +143,7 @@ fn a_square_over_everything_shows_what_it_is_filled_with<B: Backend>(backend: &B
         for square in [8, 9, 200] {
             let settings = occlusion::Settings { square, stride: 3, fill, layer };
             let (found, _) = occluded(backend, &model, &settings);
-            assert_eq!((found.corners.as_slice(), found.square), (&[0][..], 8));
+            assert_eq!((&found.corners, found.square), (&[vec![0], vec![0]], 8));
             assert_eq!(found.places.len(), 1);
             assert_eq!(found.places[0].probability, classified[0]);
         }
@@ -266,7 +266,7 @@ fn dead_filters_and_dead_maps_are_counted<B: Backend>(backend: &B) {
     second[0] = 1.0;
     second[16] = -1.0;
     set("conv2", &second);
-    let preprocess = Preprocess::paper(8, 8, 1.0, vec![0.0; 3]);
+    let preprocess = Preprocess::paper([8; 2], 8, 1.0, vec![0.0; 3]);
     let model = Model {
         network,
         params,
@@ -281,7 +281,7 @@ fn dead_filters_and_dead_maps_are_counted<B: Backend>(backend: &B) {
         }
     }
     let images = ImageFolder::open(&place.path("red")).unwrap().val;
-    let options = ReadOptions { side: 8, max_bad: 0.0, cache_bytes: 0, io: None };
+    let options = ReadOptions { canvas: Canvas::square(8), max_bad: 0.0, cache_bytes: 0, io: None };
     let images = Arc::new(Images::new(images, options));
 
     let root = place.path("red");
@@ -344,7 +344,7 @@ fn occlusion_of_files_and_of_a_data_set() {
     assert!(ran.stderr.matches("is left out").count() == 10 - images.len());
     assert_eq!(page(&place, "run/report/occlusion").len(), images.len() * 5);
     // 16 pixels, squares of 4: corners 0 to 12.
-    assert_eq!(images[0]["occluded"]["corners"].as_array().unwrap().len(), 13);
+    assert_eq!(images[0]["occluded"]["corners"][0].as_array().unwrap().len(), 13);
     let csv = fs::read_to_string(place.path("run/report/occlusion/occlusion.csv")).unwrap();
     assert_eq!(csv.lines().count(), 1 + images.len() * 169);
     assert!(!place.path("run/report/occlusion/.parts").exists());

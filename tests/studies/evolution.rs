@@ -11,7 +11,7 @@ use zfnet::backend::Backend;
 use zfnet::data::classes::Classes;
 use zfnet::data::folder::{ImageFolder, Sample};
 use zfnet::data::images::{Images, ReadOptions};
-use zfnet::model::{Model, Params, Preprocess};
+use zfnet::model::{Canvas, Model, Params, Preprocess};
 use zfnet::picture::Image;
 use zfnet::report;
 use zfnet::study::Session;
@@ -42,7 +42,7 @@ fn hand<B: Backend>(backend: &B, colour: usize) -> Model<B> {
     let mut params = Params::weights(backend, &network).unwrap();
     let conv1 = params.layers.iter_mut().flatten().next().unwrap();
     backend.upload(&mut conv1.weight, &weights).unwrap();
-    let preprocess = Preprocess::paper(4, 4, 1.0, vec![0.0; 3]);
+    let preprocess = Preprocess::paper([4; 2], 4, 1.0, vec![0.0; 3]);
     Model { network, params, preprocess, classes: Classes::named(vec!["a".into(), "b".into()]) }
 }
 
@@ -64,7 +64,10 @@ fn hand_data(root: &Path) -> Images {
         image.write_png(&root.join(name)).unwrap();
     }
     let samples: Vec<Sample> = ImageFolder::open(root).unwrap().train;
-    Images::new(samples, ReadOptions { side: 4, max_bad: 0.0, cache_bytes: 0, io: None })
+    Images::new(
+        samples,
+        ReadOptions { canvas: Canvas::square(4), max_bad: 0.0, cache_bytes: 0, io: None },
+    )
 }
 
 /// After epoch 1 map 0 sees red: 50 in 2.png and in 3.png, of which the earlier counts. After epoch 3 it

@@ -17,7 +17,7 @@ on_every_backend!(nothing_changes_nothing);
 
 /// A preprocessing whose crops are the whole square.
 fn whole(side: usize) -> Preprocess {
-    Preprocess::paper(side, side, 1.0, vec![10.0, 20.0, 30.0])
+    Preprocess::paper([side; 2], side, 1.0, vec![10.0, 20.0, 30.0])
 }
 
 /// Grey pixels by row and column.
@@ -32,7 +32,7 @@ fn nothing_changes_nothing<B: Backend>(backend: &B) {
     let network = Network::new(Architecture::find(file.to_str().unwrap()).unwrap()).unwrap();
     let params = random_params(backend, &network, 5);
     let classes = Classes::unknown(10);
-    let preprocess = Preprocess::paper(16, 20, 64.0, vec![120.0; 3]);
+    let preprocess = Preprocess::paper([16; 2], 20, 64.0, vec![120.0; 3]);
     let model = Model { network, params, preprocess, classes };
     let layers = default_layers(&model.network);
     let names: Vec<&str> = layers.iter().map(|&i| model.network.layers[i].name.as_str()).collect();
@@ -59,7 +59,7 @@ fn nothing_changes_nothing<B: Backend>(backend: &B) {
 #[test]
 fn unchanged_pictures_are_the_same_bytes() {
     let square = Random(1).bytes(20 * 20 * 3);
-    let preprocess = Preprocess::paper(15, 20, 1.0, vec![0.0; 3]);
+    let preprocess = Preprocess::paper([15; 2], 20, 1.0, vec![0.0; 3]);
     for (change, amount) in [
         (Change::Shift, 0.0),
         (Change::Scale, 1.0),

@@ -13,19 +13,20 @@ use zfnet::data::classes::Classes;
 use zfnet::data::images::{Images, ReadOptions, Scratch};
 use zfnet::data::set::DataSet;
 use zfnet::model::{
-    Architecture, InputStage, Model, Network, Params, Preprocess, Purpose, Workspace,
+    Architecture, Canvas, InputStage, Model, Network, Params, Preprocess, Purpose, Workspace,
 };
 use zfnet::study::activations::{Rows, rows};
 
 on_every_backend!(rows_are_what_single_images_give, rows_are_kept_and_damage_is_seen);
 
-const OPTIONS: ReadOptions = ReadOptions { side: 20, max_bad: 0.1, cache_bytes: 0, io: None };
+const OPTIONS: ReadOptions =
+    ReadOptions { canvas: Canvas::square(20), max_bad: 0.1, cache_bytes: 0, io: None };
 
 fn model<B: Backend>(backend: &B, place: &Place) -> Model<B> {
     let file = place.path("tiny.toml");
     let network = Network::new(Architecture::find(file.to_str().unwrap()).unwrap()).unwrap();
     let params = Params::init(backend, &network, 5).unwrap();
-    let preprocess = Preprocess::paper(16, 20, 20.0, vec![110.0; 3]);
+    let preprocess = Preprocess::paper([16; 2], 20, 20.0, vec![110.0; 3]);
     let classes = Classes::unknown(10);
     Model { network, params, preprocess, classes }
 }

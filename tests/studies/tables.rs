@@ -12,7 +12,7 @@ use zfnet::backend::Backend;
 use zfnet::data::classes::Classes;
 use zfnet::data::folder::ImageFolder;
 use zfnet::data::images::{Images, ReadOptions};
-use zfnet::model::{Architecture, Model, Network, Params, Preprocess};
+use zfnet::model::{Architecture, Canvas, Model, Network, Params, Preprocess};
 use zfnet::report;
 use zfnet::study::ablation::{Event, read, run};
 use zfnet::study::ensemble::{Candidate, error_rates};
@@ -32,7 +32,8 @@ fn pages(out: &Path) -> [Vec<u8>; 4] {
 fn an_interruption_changes_nothing<B: Backend>(backend: &B) {
     let place = Place::with_variants();
     let folder = ImageFolder::open(&place.path("data")).unwrap();
-    let options = ReadOptions { side: 20, max_bad: 0.0, cache_bytes: 1 << 20, io: None };
+    let options =
+        ReadOptions { canvas: Canvas::square(20), max_bad: 0.0, cache_bytes: 1 << 20, io: None };
     let [of_train, of_val] =
         [&folder.train, &folder.val].map(|split| Arc::new(Images::new(split.clone(), options)));
     let data = Splits {
@@ -92,13 +93,14 @@ fn an_interruption_changes_nothing<B: Backend>(backend: &B) {
 fn twice_the_same_is_the_same_bit_for_bit<B: Backend>(backend: &B) {
     let place = Place::with_variants();
     let folder = ImageFolder::open(&place.path("data")).unwrap();
-    let options = ReadOptions { side: 20, max_bad: 0.0, cache_bytes: 1 << 20, io: None };
+    let options =
+        ReadOptions { canvas: Canvas::square(20), max_bad: 0.0, cache_bytes: 1 << 20, io: None };
     let images = Arc::new(Images::new(folder.val, options));
     let file = place.path("tiny.toml");
     let candidate = |seed: u64| {
         let network = Network::new(Architecture::find(file.to_str().unwrap()).unwrap()).unwrap();
         let params = Params::init(backend, &network, seed).unwrap();
-        let preprocess = Preprocess::paper(16, 20, 20.0, vec![120.0; 3]);
+        let preprocess = Preprocess::paper([16; 2], 20, 20.0, vec![120.0; 3]);
         let classes = Classes::new(folder.classes.clone(), folder.names.clone());
         let model = Model { network, params, preprocess, classes };
         Candidate { name: seed.to_string(), model, images: images.clone() }

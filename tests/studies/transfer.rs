@@ -21,7 +21,7 @@ fn few_images_are_learnt<B: Backend>(backend: &B) {
     architecture.recipe.dropout = 0.0;
     let network = Network::new(architecture).unwrap();
     let params = Params::init(backend, &network, 3).unwrap();
-    let preprocess = Preprocess::paper(16, 20, 64.0, vec![128.0; 3]);
+    let preprocess = Preprocess::paper([16; 2], 20, 64.0, vec![128.0; 3]);
     let classes = Classes::unknown(10);
     let mut checkpoint = Model { network, params, preprocess, classes };
     let squares = |from: u8| {

@@ -111,12 +111,20 @@ pub struct Crop {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct InputDims {
-    /// Rows and columns of an uploaded image.
-    pub side: u32,
+    /// Rows of an uploaded image.
+    pub rows: u32,
+    /// Its columns.
+    pub columns: u32,
     /// Factor of a pixel's byte.
     pub scale: f32,
-    /// Which channel of the pixels each channel of the input is.
+    /// Which channel of the pixels each channel of the input is; not asked for where it has only one.
     pub order: [u32; 3],
+}
+
+/// The one channel that a grey input has of a pixel: luma, ITU-R BT.601, as Pillow's mode `L` rounds it; that
+/// of a grey pixel is its own value.
+pub fn luma([r, g, b]: [u8; 3]) -> u8 {
+    ((19595 * u32::from(r) + 38470 * u32::from(g) + 7471 * u32::from(b) + 32768) >> 16) as u8
 }
 
 /// The strongest value of one map in one image.

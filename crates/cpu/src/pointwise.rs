@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use crate::isa::{Isa, vectorized};
-use zfnet_core::operation::{Crop, Dropout, InputDims, ReluRule, SgdConstants, StepState};
+use zfnet_core::operation::{Crop, Dropout, InputDims, ReluRule, SgdConstants, StepState, luma};
 use zfnet_core::philox::{dropout_numbers, keep_threshold};
 use zfnet_core::shape::Shape;
 
@@ -21,13 +21,14 @@ pub fn input(
     inverse_std: &[f32],
     dims: &InputDims,
 ) {
-    let side = dims.side as usize;
-    assert_eq!(shape.c, dims.order.len(), "the input has three channels");
+    let (rows, columns) = (dims.rows as usize, dims.columns as usize);
+    assert!(matches!(shape.c, 1 | 3), "the input has one channel or three");
     x.par_chunks_mut(shape.per_image()).zip(crops).for_each(|(x, crop)| {
-        let inside = crop.y as usize + shape.h <= side && crop.x as usize + shape.w <= side;
-        assert!(inside, "{crop:?} of {shape} outside {side}x{side}");
-        let image = &pixels[crop.image as usize * side * side * shape.c..];
-        input_image(isa, x, shape.w, image, crop, mean, inverse_std, dims);
+        let inside = crop.y as usize + shape.h <= rows && crop.x as usize + shape.w <= columns;
+        assert!(inside, "{crop:?} of {shape} outside {rows}x{columns}");
+        let image = &pixels[crop.image as usize * rows * columns * 3..];
+        let of_channels = if shape.c == 1 { grey_image } else { input_image };
+        of_channels(isa, x, shape.w, image, crop, mean, inverse_std, dims);
     });
 }
 
@@ -134,7 +135,7 @@ vectorized! {
         let [r, g, b] = dims.order;
         let order = [r as usize, g as usize, b as usize];
         for (i, x) in x.chunks_exact_mut(w * 3).enumerate() {
-            let start = (crop.y as usize + i) * dims.side as usize + crop.x as usize;
+            let start = (crop.y as usize + i) * dims.columns as usize + crop.x as usize;
             for (j, x) in x.chunks_exact_mut(3).enumerate() {
                 let at = start + if crop.mirror == 0 { j } else { w - 1 - j };
                 let pixel = &image[at * 3..][..3];
@@ -143,6 +144,27 @@ vectorized! {
                     let value = f32::from(pixel[order[k]]) * dims.scale;
                     x[k] = (value - mean[k]) * inverse_std[k];
                 }
+            }
+        }
+    }
+
+    /// The same of one channel, luma.
+    fn grey_image(
+        x: &mut [f32],
+        w: usize,
+        image: &[u8],
+        crop: &Crop,
+        mean: &[f32],
+        inverse_std: &[f32],
+        dims: &InputDims,
+    ) {
+        for (i, x) in x.chunks_exact_mut(w).enumerate() {
+            let start = (crop.y as usize + i) * dims.columns as usize + crop.x as usize;
+            for (j, x) in x.iter_mut().enumerate() {
+                let at = start + if crop.mirror == 0 { j } else { w - 1 - j };
+                let pixel = [image[at * 3], image[at * 3 + 1], image[at * 3 + 2]];
+                let value = f32::from(luma(pixel)) * dims.scale;
+                *x = (value - mean[if mean.len() == 1 { 0 } else { at }]) * inverse_std[0];
             }
         }
     }

@@ -1,10 +1,15 @@
 //! From the bytes of one image file to the preprocessed image that the network sees:
-//! `decode` (JPEG or PNG to RGB), then `prepare` (shortest side resized, centre cut out).
+//! `decode` (JPEG or PNG to RGB), then `prepare` (a part of it resized to a `Canvas`).
 //!
-//! With s = min(W, H), the square is the box of side s at ((W - s) / 2, (H - s) / 2), rounded
+//! With s = min(W, H), a square canvas shows the box of side s at ((W - s) / 2, (H - s) / 2), rounded
 //! down, resized to `side` x `side`: pixel p of the result shows the source at
 //! p * s / side + offset. That is the paper's "resize the smallest side to 256, crop the centre
-//! 256x256", in the other order, so that a 3000x2 picture never becomes one of 384,000x256.
+//! 256x256", in the other order, so that a 3000x2 picture never becomes one of 384,000x256. Another
+//! canvas shows the largest box of its shape in the same way, or all of the image (`Fit::Squash`).
+//!
+//! Filters are Pillow's, and so are values but for a difference of 1 where sums are rounded; PyTorch's
+//! `interpolate` and OpenCV differ from both without antialiasing: their cubic has a = -0.75, and they
+//! repeat the image's edge where Pillow leaves out what is beyond it.
 //!
 //! What is read, and how:
 //! * The content says what a file is, never its name.
@@ -25,6 +30,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use fast_image_resize as fir;
 use fast_image_resize::images::{TypedImage, TypedImageRef};
 use fast_image_resize::pixels::U8x3;
+use zfnet_core::{Canvas, Fit, Interpolation};
 use zune_core::{bytestream::ZCursor, colorspace::ColorSpace, options::DecoderOptions};
 use zune_jpeg::JpegDecoder;
 
@@ -267,37 +273,69 @@ fn looks_like(bytes: &[u8]) -> &'static str {
     }
 }
 
-/// The square of a source image that `prepare` shows, in source pixels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Square {
+/// The part of a source image that a canvas shows, in source pixels.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Part {
     /// Its first column.
-    pub x: usize,
+    pub x: f64,
     /// Its first row.
-    pub y: usize,
-    /// Its width and height.
-    pub side: usize,
+    pub y: f64,
+    /// Its columns.
+    pub width: f64,
+    /// Its rows.
+    pub height: f64,
 }
 
-impl Square {
-    /// The largest square in the middle; an odd pixel over is left out on the right or below.
-    pub fn centre(width: usize, height: usize) -> Self {
-        let side = width.min(height);
-        Self { x: (width - side) / 2, y: (height - side) / 2, side }
+impl Part {
+    /// That of an image of `width` x `height` pixels. To cover a canvas, it is the largest of the canvas's
+    /// shape, in the middle; an odd pixel over is left out on the right or below.
+    pub fn shown(width: usize, height: usize, canvas: Canvas) -> Self {
+        let whole = [width, height].map(|v| v as f64);
+        let [columns, rows] = [canvas.columns, canvas.rows].map(|v| v as f64);
+        let [width, height] = match canvas.fit {
+            Fit::Squash => whole,
+            Fit::Cover if width * canvas.rows > height * canvas.columns => {
+                [whole[1] * columns / rows, whole[1]]
+            }
+            Fit::Cover => [whole[0], whole[0] * rows / columns],
+        };
+        let first = |whole: f64, part: f64| ((whole - part) / 2.0).floor();
+        Part { x: first(whole[0], width), y: first(whole[1], height), width, height }
+    }
+
+    /// Source pixels that a pixel of the canvas is wide and high.
+    fn scale(&self, canvas: Canvas) -> [f64; 2] {
+        [self.width / canvas.columns as f64, self.height / canvas.rows as f64]
     }
 }
 
-/// The box of a `width` x `height` source that a box [x0, y0, x1, y1] of the prepared
-/// `side` x `side` square shows, in source pixels.
+/// The box of a `width` x `height` source that a box [x0, y0, x1, y1] of the canvas shows, in source
+/// pixels.
 pub fn source_box(
     width: usize,
     height: usize,
-    side: usize,
+    canvas: Canvas,
     [x0, y0, x1, y1]: [f64; 4],
 ) -> [f64; 4] {
-    let square = Square::centre(width, height);
-    let scale = square.side as f64 / side as f64;
-    let x = |p: f64| square.x as f64 + p * scale;
-    let y = |p: f64| square.y as f64 + p * scale;
+    let part = Part::shown(width, height, canvas);
+    let [right, down] = part.scale(canvas);
+    let x = |p: f64| part.x + p * right;
+    let y = |p: f64| part.y + p * down;
+    [x(x0), y(y0), x(x1), y(y1)]
+}
+
+/// The box of the canvas that shows a box [x0, y0, x1, y1] of a `width` x `height` source, both in their
+/// own pixels: the inverse of [`source_box`]. It may reach beyond the canvas.
+pub fn canvas_box(
+    width: usize,
+    height: usize,
+    canvas: Canvas,
+    [x0, y0, x1, y1]: [f64; 4],
+) -> [f64; 4] {
+    let part = Part::shown(width, height, canvas);
+    let [right, down] = part.scale(canvas);
+    let x = |v: f64| (v - part.x) / right;
+    let y = |v: f64| (v - part.y) / down;
     [x(x0), y(y0), x(x1), y(y1)]
 }
 
@@ -308,34 +346,59 @@ pub struct Preparer {
 }
 
 impl Preparer {
-    /// Writes the centre square of `image`, resized (antialiased bilinear, torchvision's default)
-    /// to `side` x `side`, into `out`.
+    /// Writes the part of `image` that a canvas shows, resized to it, into `out`.
     ///
     /// # Panics
-    /// If `out` is not side * side * 3 bytes long, `image` is empty or its buffer does not fit it.
-    pub fn prepare(&mut self, image: &Rgb, side: usize, out: &mut [u8]) {
+    /// If `out` is not as long as the canvas, `image` is empty or its buffer does not fit it.
+    pub fn prepare(&mut self, image: &Rgb, canvas: impl Into<Canvas>, out: &mut [u8]) {
+        let canvas = canvas.into();
         let (width, height) = (image.width, image.height);
-        assert_eq!(out.len(), side * side * 3, "out for {side}x{side} RGB");
-        assert!(width * height * side > 0, "an image of {width}x{height} to {side}x{side}");
-        let square = Square::centre(width, height);
-        let part = [square.x, square.y, square.side, square.side];
-        self.resize([width, height], &image.pixels, part, [side; 2], out);
+        let Canvas { rows, columns, .. } = canvas;
+        assert_eq!(out.len(), canvas.bytes(), "out for RGB of {rows}x{columns}");
+        assert!(
+            width * height * rows * columns > 0,
+            "an image of {width}x{height} to {columns}x{rows}"
+        );
+        let part = Part::shown(width, height, canvas);
+        match method(canvas) {
+            Some(method) => {
+                let to = [columns, rows];
+                self.resize_by(method, [width, height], &image.pixels, part, to, out);
+            }
+            None => nearest(image, part, columns, out),
+        }
     }
 
     /// The part `[x, y, width, height]` of an RGB picture of `[width, height]`, resized (antialiased
     /// bilinear) to another width and height.
     pub(crate) fn resize(
         &mut self,
-        [width, height]: [usize; 2],
+        size: [usize; 2],
         pixels: &[u8],
         part: [usize; 4],
         to: [usize; 2],
         out: &mut [u8],
     ) {
-        let [x, y, w, h] = part.map(|v| v as f64);
-        let options = fir::ResizeOptions::new()
-            .resize_alg(fir::ResizeAlg::Convolution(fir::FilterType::Bilinear))
-            .crop(x, y, w, h);
+        let [x, y, width, height] = part.map(|v| v as f64);
+        let bilinear = fir::ResizeAlg::Convolution(fir::FilterType::Bilinear);
+        self.resize_by(bilinear, size, pixels, Part { x, y, width, height }, to, out);
+    }
+
+    fn resize_by(
+        &mut self,
+        method: fir::ResizeAlg,
+        [width, height]: [usize; 2],
+        pixels: &[u8],
+        part: Part,
+        to: [usize; 2],
+        out: &mut [u8],
+    ) {
+        let options = fir::ResizeOptions::new().resize_alg(method).crop(
+            part.x,
+            part.y,
+            part.width,
+            part.height,
+        );
         // Of the one type of pixels: `Resizer::resize` would have the code for all of them compiled.
         let from = TypedImageRef::<U8x3>::from_buffer(width as u32, height as u32, pixels)
             .expect("width * height * 3 bytes");
@@ -345,9 +408,40 @@ impl Preparer {
     }
 }
 
-/// Shortest side resized to `side`, the centre `side` x `side` cut out: see `Preparer::prepare`.
-pub fn prepare(image: &Rgb, side: usize, out: &mut [u8]) {
-    Preparer::default().prepare(image, side, out);
+/// How the resizer does what a canvas wants; none for nearest.
+fn method(canvas: Canvas) -> Option<fir::ResizeAlg> {
+    let filter = match canvas.interpolation {
+        Interpolation::Nearest => return None,
+        Interpolation::Box => fir::FilterType::Box,
+        Interpolation::Bilinear => fir::FilterType::Bilinear,
+        Interpolation::Bicubic => fir::FilterType::CatmullRom,
+        Interpolation::Lanczos => fir::FilterType::Lanczos3,
+    };
+    Some(match canvas.antialias {
+        true => fir::ResizeAlg::Convolution(filter),
+        false => fir::ResizeAlg::Interpolation(filter),
+    })
+}
+
+/// Pixel i of n takes that in which (i + 1/2) / n of the part lies.
+fn nearest(image: &Rgb, part: Part, columns: usize, out: &mut [u8]) {
+    let rows = out.len() / 3 / columns;
+    let places = |first: f64, part: f64, count: usize, whole: usize| {
+        let at = move |i: usize| (first + (i as f64 + 0.5) * part / count as f64) as usize;
+        (0..count).map(move |i| at(i).min(whole - 1))
+    };
+    let across: Vec<usize> = places(part.x, part.width, columns, image.width).collect();
+    let down = places(part.y, part.height, rows, image.height);
+    for (y, row) in down.zip(out.chunks_exact_mut(columns * 3)) {
+        for (x, pixel) in across.iter().zip(row.chunks_exact_mut(3)) {
+            pixel.copy_from_slice(&image.pixels[(y * image.width + x) * 3..][..3]);
+        }
+    }
+}
+
+/// The part of an image that a canvas shows, resized to it: see `Preparer::prepare`.
+pub fn prepare(image: &Rgb, canvas: impl Into<Canvas>, out: &mut [u8]) {
+    Preparer::default().prepare(image, canvas, out);
 }
 
 /// All of an RGB picture of `[width, height]` at another size, antialiased bilinear.

@@ -15,7 +15,7 @@ use super::decode::{Preparer, Rgb, decode, decode_into};
 use super::folder::{Sample, read_file};
 use super::shard::manifest::Form;
 use super::shard::{Io, ShardSet, Shards};
-use zfnet_core::{Error, Result};
+use zfnet_core::{Canvas, Error, Fit, Result};
 
 /// Bytes of one image that a thread keeps memory for: 5 megapixels.
 const KEPT: usize = 16 << 20;
@@ -26,11 +26,11 @@ const MEAN_STRETCH: usize = 1024;
 /// How images are read.
 #[derive(Clone, Copy, Debug)]
 pub struct ReadOptions {
-    /// Rows and columns of the squares.
-    pub side: usize,
+    /// What images are resized to.
+    pub canvas: Canvas,
     /// Share of files that may be bad before reading stops with an error.
     pub max_bad: f64,
-    /// Squares are kept in memory if all of them take no more bytes than this.
+    /// Prepared images are kept in memory if all of them take no more bytes than this.
     pub cache_bytes: usize,
     /// How shards are read; as suits their file system, for `None`.
     pub io: Option<Io>,
@@ -111,10 +111,14 @@ impl Images {
     /// Images of a set of shards, to be read on demand.
     ///
     /// # Errors
-    /// If the set does not hold together.
+    /// If the set does not hold together, or its raw squares lack what the canvas shows.
     pub(crate) fn of_shards(set: &ShardSet, split: Split, options: ReadOptions) -> Result<Self> {
         let shards = set.split(split, options.io)?;
-        let mean = if split == Split::Train { set.mean(options.side)? } else { None };
+        check_raw(set, options.canvas)?;
+        let mean = match (split, options.canvas.plain_side()) {
+            (Split::Train, Some(side)) => set.mean(side)?,
+            _ => None,
+        };
         tracing::info!(
             "{}: {} {} images in shards, {}",
             set.root.display(),
@@ -133,8 +137,7 @@ impl Images {
         let mut images = Images { origin, options, known_mean, cache: Vec::new(), bad };
         let bytes = images.len().saturating_mul(images.bytes_per_image());
         // Raw squares are in the system's cache already.
-        let is_raw = images.raw_side() == Some(options.side);
-        if bytes <= options.cache_bytes && !is_raw {
+        if bytes <= options.cache_bytes && !images.are_ready() {
             images.cache.resize_with(images.len(), OnceLock::new);
         }
         images
@@ -194,17 +197,17 @@ impl Images {
         format!("{:016x}", hash.digest())
     }
 
-    /// Rows and columns of a square.
-    pub fn side(&self) -> usize {
-        self.options.side
+    /// What images are resized to.
+    pub fn canvas(&self) -> Canvas {
+        self.options.canvas
     }
 
-    /// Bytes of a square.
+    /// Bytes of a prepared image.
     pub fn bytes_per_image(&self) -> usize {
-        self.options.side * self.options.side * 3
+        self.options.canvas.bytes()
     }
 
-    /// Bytes that squares kept in memory take once all have been read.
+    /// Bytes that prepared images kept in memory take once all have been read.
     pub fn kept_bytes(&self) -> usize {
         self.cache.len() * self.bytes_per_image()
     }
@@ -240,6 +243,12 @@ impl Images {
         }
     }
 
+    /// Whether shards hold what is asked for as raw pixels.
+    fn are_ready(&self) -> bool {
+        let raw = self.raw_side();
+        raw.is_some() && raw == self.options.canvas.plain_side()
+    }
+
     /// The images that could not be used so far, in their order.
     pub fn bad(&self) -> Vec<BadImage> {
         let bad = self.bad.lock().expect("no panic while it is held");
@@ -265,7 +274,7 @@ impl Images {
         }
     }
 
-    /// Writes the square of image `index`, or `None` if it is bad.
+    /// Writes image `index` on its canvas, or `None` if it is bad.
     ///
     /// # Errors
     /// If more images are bad than the options allow, or a shard can no longer be read.
@@ -302,11 +311,9 @@ impl Images {
             return Ok(Some(()));
         }
         let read = match self.shards() {
-            Some(shards) if self.raw_side() == Some(self.options.side) => {
-                shards.read(index, square)?
-            }
+            Some(shards) if self.are_ready() => shards.read(index, square)?,
             _ => self.original(index, scratch)?.map(|(image, preparer)| {
-                preparer.prepare(image, self.options.side, square);
+                preparer.prepare(image, self.options.canvas, square);
             }),
         };
         scratch.trim();
@@ -429,7 +436,7 @@ impl Images {
         Ok(())
     }
 
-    /// The mean of all good images, `[side, side, 3]`: the paper's per-pixel mean, which a set of
+    /// The mean of all good images, `[rows, columns, 3]`: the paper's per-pixel mean, which a set of
     /// shards may know. `proceed` is called now and then with the number of images seen; if it says
     /// no, the result is `None`.
     ///
@@ -480,6 +487,19 @@ impl Images {
         }
         Ok(Some(sums.iter().map(|sum| (*sum as f64 / count as f64) as f32).collect()))
     }
+}
+
+/// Refuses raw squares, which are the centres of images, where a canvas shows more of these.
+fn check_raw(set: &ShardSet, canvas: Canvas) -> Result<()> {
+    let Form::Raw { side } = set.manifest.form else { return Ok(()) };
+    if canvas.rows == canvas.columns && canvas.fit == Fit::Cover {
+        return Ok(());
+    }
+    let reason = format!(
+        "its images are raw squares of {side} pixels a side, cut out of the middle; the network looks at \
+         {canvas}: pack the images as they are, or use the folder they come from"
+    );
+    Err(Error::file(&set.root, reason))
 }
 
 /// Whether so many bad files of a set are more than a share of it, of which at least one may be bad unless it is 0.

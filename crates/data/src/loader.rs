@@ -18,7 +18,7 @@ use zfnet_core::{Error, Result};
 
 /// A batch of preprocessed images.
 pub struct Batch {
-    /// Begins with `[images, side, side, 3]`: see [`Batch::pixels`].
+    /// Begins with `[images, rows, columns, 3]`: see [`Batch::pixels`].
     pub memory: Box<dyn HostMemory>,
     /// Bytes of that.
     pub bytes: usize,
@@ -33,7 +33,7 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// `[images, side, side, 3]`.
+    /// `[images, rows, columns, 3]`.
     pub fn pixels(&self) -> &[u8] {
         &self.memory.bytes()[..self.bytes]
     }

@@ -109,8 +109,7 @@ pub fn training_crop(
     match crops {
         Crops::Ten => preprocess.ten_crops(image)[below(&mut random, 10)],
         Crops::Random => {
-            let places = preprocess.resize - preprocess.size + 1;
-            let [y, x] = [(); 2].map(|()| below(&mut random, places) as u32);
+            let [y, x] = preprocess.last_place().map(|last| below(&mut random, last + 1) as u32);
             Crop { image, y, x, mirror: below(&mut random, 2) as u32 }
         }
         Crops::Centre => {
@@ -193,7 +192,7 @@ mod tests {
 
     #[test]
     fn crops_cover_all_places_and_repeat() {
-        let preprocess = Preprocess::named("paper", 8, 10).unwrap();
+        let preprocess = Preprocess::named("paper", [8; 2], 10).unwrap();
         let crops = |kind| -> std::collections::BTreeSet<_> {
             (0..2000)
                 .map(|i| {

@@ -519,12 +519,17 @@ impl Backend for CudaBackend {
         dims: &InputDims,
     ) -> Result<()> {
         let Shape { n, h, w, c } = x.shape();
-        assert_eq!(c, dims.order.len(), "the input has three channels");
-        assert!(h.max(w) <= dims.side as usize, "crops of {} from {dims:?}", x.shape());
-        let per_pixel = u32::from(mean.shape().len() > 3);
+        assert!(matches!(c, 1 | 3), "the input has one channel or three");
+        let fits = h <= dims.rows as usize && w <= dims.columns as usize;
+        assert!(fits, "crops of {} from {dims:?}", x.shape());
+        let per_pixel = u32::from(mean.shape().len() > c);
+        let storage = x.buffer.storage();
         launch!(
             self.device,
-            by(x.buffer.storage(), "input_f32", "input_bf16"),
+            match c {
+                1 => by(storage, "input_grey_f32", "input_grey_bf16"),
+                _ => by(storage, "input_f32", "input_bf16"),
+            },
             Launch::per_value(n * h * w),
             x.buffer.values(),
             pixels.pointer(),

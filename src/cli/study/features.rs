@@ -153,7 +153,7 @@ pub fn write_page<B: Backend>(
         network: network.architecture.name.clone(),
         split: job.split.name().into(),
         images: job.images.len(),
-        input: network.input().h,
+        input: network.architecture.input.size,
         rule: job.rule.clone(),
         facts: [job.facts, vec![initial_weights(backend, model)?]].concat(),
         refresh: job.status.as_ref().map(|_| 10),

@@ -80,8 +80,9 @@ impl Spec for ConvTransposeSpec {
             )));
         };
         let [top, left] = pad.before();
-        let field = [(place.field[0], top), (place.field[1], left)].map(|(field, pad)| {
-            field.through_transposed(kernel, stride, pad).unwrap_or(field.whole(place.size))
+        let field = [(0, top), (1, left)].map(|(axis, pad)| {
+            let (field, size) = (place.field[axis], place.size[axis]);
+            field.through_transposed(kernel, stride, pad).unwrap_or(field.whole(size))
         });
         let output = Shape::new(1, h, w, channels);
         let dims = conv_dims(output, input, [kernel; 2], stride, [top, left], groups);

@@ -68,7 +68,7 @@ impl Spec for FcSpec {
         let dims = conv_dims(input, output, [input.h, input.w], 1, [0, 0], 1);
         let rms_limit = self.rms_limit.unwrap_or(0.0);
         let kind = Kind::FullyConnected(Conv { dims, rms_limit });
-        let field = place.field.map(|field| field.whole(place.size));
+        let field = [0, 1].map(|axis| place.field[axis].whole(place.size[axis]));
         Ok(Planned { kind, output, field })
     }
 }

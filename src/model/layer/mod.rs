@@ -244,7 +244,7 @@ pub(super) struct Place<'a> {
     /// What the units of its input see.
     pub field: [Field; 2],
     /// Rows and columns of the network's input.
-    pub size: usize,
+    pub size: [usize; 2],
     /// The number of classes, if this is the layer that gives them.
     pub classes: Option<usize>,
     /// The network's recipe.

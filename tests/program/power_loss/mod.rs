@@ -160,8 +160,12 @@ impl Trainer {
 
     /// Trains to the end. Says at which step it began, and its notes.
     fn train(&self, run: &Path) -> Result<(u32, String), String> {
-        let side = self.architecture.input.resize;
-        let options = ReadOptions { side, max_bad: 0.1, cache_bytes: 1 << 30, io: None };
+        let options = ReadOptions {
+            canvas: self.architecture.input.resize,
+            max_bad: 0.1,
+            cache_bytes: 1 << 30,
+            io: None,
+        };
         let images = |split| Arc::new(self.data.images(split, options).unwrap());
         let job = Job {
             architecture: self.architecture.clone(),

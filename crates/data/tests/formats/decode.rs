@@ -1,13 +1,15 @@
 //! Awkward files: each is made here, so that it is known what is wrong with it. The last two tests
 //! run over folders of real files where there are any.
 
+use std::f64::consts::PI;
 use std::fs;
 use std::io::{Write, stderr};
 use std::path::{Path, PathBuf};
 
 use jpeg_encoder::{ChromaSubsamplingMethod, ColorType, Encoder, SamplingFactor};
+use zfnet_core::{Canvas, Fit, Interpolation};
 use zfnet_data::decode::{
-    DecodeError, MAX_SIDE, Preparer, Rgb, Square, decode, prepare, source_box,
+    DecodeError, MAX_SIDE, Part, Preparer, Rgb, canvas_box, decode, prepare, source_box,
 };
 
 const W: usize = 37;
@@ -275,21 +277,47 @@ fn damage_never_panics() {
     assert!((100..3_900).contains(&decoded), "both outcomes occur: {decoded} decoded");
 }
 
-/// The naive twin of `prepare`: triangle filter as wide as a result pixel, at least 2 pixels.
-fn prepare_naive(image: &Rgb, side: usize) -> Vec<f64> {
-    let square = Square::centre(image.width, image.height);
-    let scale = square.side as f64 / side as f64;
-    let weights = |p: usize, offset: usize, length: usize| -> Vec<f64> {
-        let centre = offset as f64 + (p as f64 + 0.5) * scale;
-        let weight = |i| (1.0 - (i as f64 + 0.5 - centre).abs() / scale.max(1.0)).max(0.0);
+/// The naive twin of `prepare`: a filter as wide as a result pixel, or its own width if that is more or there
+/// is no antialiasing.
+fn prepare_naive(image: &Rgb, canvas: Canvas) -> Vec<f64> {
+    let [rows, columns] = canvas.size();
+    let shape = columns as f64 / rows as f64;
+    let [whole_width, whole_height] = [image.width, image.height].map(|v| v as f64);
+    let (width, height) = match canvas.fit {
+        Fit::Squash => (whole_width, whole_height),
+        Fit::Cover => {
+            (whole_width.min(whole_height * shape), whole_height.min(whole_width / shape))
+        }
+    };
+    let first = |whole: f64, part: f64| ((whole - part) / 2.0 + 1e-9).floor();
+    let sinc = |x: f64| if x == 0.0 { 1.0 } else { (PI * x).sin() / (PI * x) };
+    let filter = |x: f64| match (canvas.interpolation, x.abs()) {
+        (Interpolation::Bilinear, x) => (1.0 - x).max(0.0),
+        (Interpolation::Box, _) => f64::from(x > -0.5 && x <= 0.5),
+        // Keys, 1981, equation 15, with a = -1/2.
+        (Interpolation::Bicubic, x) if x < 1.0 => 1.5 * x.powi(3) - 2.5 * x.powi(2) + 1.0,
+        (Interpolation::Bicubic, x) if x < 2.0 => {
+            -0.5 * x.powi(3) + 2.5 * x.powi(2) - 4.0 * x + 2.0
+        }
+        (Interpolation::Lanczos, x) if x < 3.0 => sinc(x) * sinc(x / 3.0),
+        _ => 0.0,
+    };
+    let weights = |p: usize, offset: f64, part: f64, count: usize, length: usize| -> Vec<f64> {
+        let scale = part / count as f64;
+        let centre = offset + (p as f64 + 0.5) * scale;
+        if canvas.interpolation == Interpolation::Nearest {
+            return (0..length).map(|i| f64::from(i == centre as usize)).collect();
+        }
+        let wide = if canvas.antialias { scale.max(1.0) } else { 1.0 };
+        let weight = |i| filter((i as f64 + 0.5 - centre) / wide);
         let sum: f64 = (0..length).map(weight).sum();
         (0..length).map(|i| weight(i) / sum).collect()
     };
     let mut out = Vec::new();
-    for py in 0..side {
-        let wy = weights(py, square.y, image.height);
-        for px in 0..side {
-            let wx = weights(px, square.x, image.width);
+    for py in 0..rows {
+        let wy = weights(py, first(whole_height, height), height, rows, image.height);
+        for px in 0..columns {
+            let wx = weights(px, first(whole_width, width), width, columns, image.width);
             for c in 0..3 {
                 let pixel = |i: usize| f64::from(image.pixels[i * 3 + c]);
                 let row = |y: usize| -> f64 {
@@ -313,10 +341,87 @@ fn prepare_matches_its_naive_twin() {
         let mut fresh = out.clone();
         prepare(&image, side, &mut fresh);
         assert_eq!(out, fresh, "scratch kept from the image before changes nothing");
-        for (i, wanted) in prepare_naive(&image, side).into_iter().enumerate() {
+        for (i, wanted) in prepare_naive(&image, side.into()).into_iter().enumerate() {
             // Half a level for each of the two passes, which round to 8 bits.
             let off = (f64::from(out[i]) - wanted).abs();
             assert!(off <= 1.01, "{width}x{height} to {side}, byte {i}: off by {off}");
+        }
+    }
+}
+
+/// All fits and filters, enlarging and making smaller, of shapes that differ from the image's.
+#[test]
+fn every_canvas_matches_the_naive_twin() {
+    use Interpolation::{Bicubic, Bilinear, Box, Lanczos, Nearest};
+    // Of half the range, so that filters with negative parts never leave it.
+    let noise = |i: usize| 64 + (i.wrapping_mul(2_654_435_761) >> 7) as u8 / 2;
+    let mut preparer = Preparer::default();
+    for (width, height) in [(37, 21), (21, 37), (9, 9), (50, 3)] {
+        let image = Rgb { width, height, pixels: (0..width * height * 3).map(noise).collect() };
+        for size in [[16, 16], [8, 24], [23, 7], [40, 41]] {
+            for (fit, antialias) in
+                [(Fit::Cover, true), (Fit::Cover, false), (Fit::Squash, true), (Fit::Squash, false)]
+            {
+                for interpolation in [Nearest, Box, Bilinear, Bicubic, Lanczos] {
+                    let canvas = Canvas { fit, interpolation, antialias, ..Canvas::of(size) };
+                    let mut out = vec![0; canvas.bytes()];
+                    preparer.prepare(&image, canvas, &mut out);
+                    for (i, wanted) in prepare_naive(&image, canvas).into_iter().enumerate() {
+                        // Half a level for the second pass, and for the first, weighed by up to 1.4 in all.
+                        let off = (f64::from(out[i]) - wanted).abs();
+                        let limit = if interpolation == Nearest { 0.0 } else { 1.21 };
+                        assert!(off <= limit, "{width}x{height} to {canvas:?}, {i}: off by {off}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Nothing of a gradient is lost when it is squashed, and the middle of it is kept when it covers.
+#[test]
+fn a_gradient_is_squashed_whole() {
+    let (width, height) = (256, 8);
+    let pixels = (0..width * height).flat_map(|i| [(i % width) as u8; 3]).collect();
+    let image = Rgb { width, height, pixels };
+    let squash = Canvas { fit: Fit::Squash, ..Canvas::square(32) };
+    let mut out = vec![0; squash.bytes()];
+    prepare(&image, squash, &mut out);
+    for (i, pixel) in out.chunks(3).enumerate() {
+        // Pixel p is the mean around (p + 1/2) * 8 - 1/2; at the ends the filter loses its outer half.
+        let (column, middle) = (i % 32, (i % 32) as f64 * 8.0 + 3.5);
+        let off = if column == 0 || column == 31 { 1.5 } else { 0.51 };
+        assert!((f64::from(pixel[0]) - middle).abs() <= off, "{column}: {}", pixel[0]);
+    }
+    let mut covered = vec![0; 16 * 32 * 3];
+    prepare(&image, [16, 32], &mut covered);
+    // 16 of the 256 columns, from 120 on, twice as large.
+    for (i, pixel) in covered.chunks(3).enumerate() {
+        let middle = 120.0 + ((i % 32) as f64 + 0.5) / 2.0 - 0.5;
+        assert!((f64::from(pixel[0]) - middle).abs() <= 0.51, "{i}: {}", pixel[0]);
+    }
+    let nearest =
+        Canvas { fit: Fit::Squash, interpolation: Interpolation::Nearest, ..Canvas::of([2, 4]) };
+    let mut four = vec![0; 2 * 4 * 3];
+    prepare(&image, nearest, &mut four);
+    let columns: Vec<u8> = four.chunks(3).map(|pixel| pixel[0]).collect();
+    assert_eq!(columns, [32, 96, 160, 224, 32, 96, 160, 224]);
+}
+
+/// The most that a file may declare and a canvas may be, in both directions.
+#[test]
+fn extreme_shapes_are_prepared() {
+    for (width, height) in [(65_500, 1), (1, 65_500)] {
+        let image = Rgb { width, height, pixels: vec![99; width * height * 3] };
+        for size in [[1, 4096], [4096, 1], [3, 5], [1, 1]] {
+            for fit in [Fit::Cover, Fit::Squash] {
+                for interpolation in [Interpolation::Nearest, Interpolation::Lanczos] {
+                    let canvas = Canvas { fit, interpolation, ..Canvas::of(size) };
+                    let mut out = vec![0; canvas.bytes()];
+                    prepare(&image, canvas, &mut out);
+                    assert!(out.iter().all(|&v| v == 99), "{width}x{height} to {canvas:?}");
+                }
+            }
         }
     }
 }
@@ -326,7 +431,7 @@ fn prepare_of_the_same_size_is_the_crop() {
     let image = Rgb { width: W, height: H, pixels: rgb() };
     let mut out = vec![0; H * H * 3];
     prepare(&image, H, &mut out);
-    let x = Square::centre(W, H).x;
+    let x = (W - H) / 2;
     let crop: Vec<u8> = (0..H * H).flat_map(|i| picture(x + i % H, i / H)).collect();
     assert_eq!(out, crop);
 }
@@ -341,9 +446,41 @@ fn prepare_of_a_strip_stays_small() {
 
 #[test]
 fn boxes_of_the_square_are_found_in_the_source() {
-    assert_eq!(Square::centre(500, 375), Square { x: 62, y: 0, side: 375 });
-    assert_eq!(source_box(500, 375, 256, [0., 0., 256., 256.]), [62., 0., 437., 375.]);
-    assert_eq!(source_box(100, 512, 50, [10., 20., 11., 22.]), [20., 246., 22., 250.]);
+    let square = Part { x: 62., y: 0., width: 375., height: 375. };
+    assert_eq!(Part::shown(500, 375, 256.into()), square);
+    assert_eq!(source_box(500, 375, 256.into(), [0., 0., 256., 256.]), [62., 0., 437., 375.]);
+    assert_eq!(source_box(100, 512, 50.into(), [10., 20., 11., 22.]), [20., 246., 22., 250.]);
+    // Twice as wide as high: 500 x 250 of the source, from row 62 on, or all of it.
+    let wide = Canvas::of([64, 128]);
+    assert_eq!(source_box(500, 375, wide, [0., 0., 128., 64.]), [0., 62., 500., 312.]);
+    assert_eq!(source_box(500, 100, wide, [0., 0., 128., 64.]), [150., 0., 350., 100.]);
+    let squash = Canvas { fit: Fit::Squash, ..wide };
+    assert_eq!(source_box(500, 375, squash, [0., 0., 128., 64.]), [0., 0., 500., 375.]);
+    assert_eq!(source_box(512, 256, squash, [32., 16., 64., 48.]), [128., 64., 256., 192.]);
+}
+
+#[test]
+fn boxes_go_to_the_source_and_back() {
+    for (width, height) in [(500, 375), (3, 900), (1, 1), (640, 640)] {
+        for fit in [Fit::Cover, Fit::Squash] {
+            for size in [[64, 128], [100, 9], [32, 32]] {
+                let canvas = Canvas { fit, ..Canvas::of(size) };
+                let all = [0., 0., canvas.columns as f64, canvas.rows as f64];
+                let [x0, y0, x1, y1] = source_box(width, height, canvas, all);
+                assert!(x0 >= 0. && y0 >= 0. && x1 > x0 && y1 > y0, "{width}x{height} {canvas:?}");
+                assert!(x1 <= width as f64 && y1 <= height as f64, "{width}x{height} {canvas:?}");
+                // What covers is not stretched, and is as large as it can be.
+                let scales = [(x1 - x0) / canvas.columns as f64, (y1 - y0) / canvas.rows as f64];
+                let stretched = (scales[0] / scales[1] - 1.0).abs() > 1e-9;
+                let touches = (x1 - x0 - width as f64).abs().min((y1 - y0 - height as f64).abs());
+                assert!(touches < 1e-9 && (fit == Fit::Squash || !stretched));
+                let area = [1.5, 2.0, 7.25, 6.0];
+                let there = source_box(width, height, canvas, area);
+                let back = canvas_box(width, height, canvas, there);
+                assert!(back.iter().zip(area).all(|(a, b)| (a - b).abs() < 1e-9), "{back:?}");
+            }
+        }
+    }
 }
 
 /// A folder of the shared data, beside the crate or where ZFNET_SHARED says.

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use tempfile::TempDir;
+use zfnet_core::Canvas;
 use zfnet_data::Split;
 use zfnet_data::classes::Classes;
 use zfnet_data::folder::{ImageFolder, check_output};
@@ -202,7 +203,7 @@ fn files_that_change_after_they_were_listed_are_bad_images() {
         picture.save(class.join(name)).unwrap();
     }
     let folder = ImageFolder::open(root.path()).unwrap();
-    let options = ReadOptions { side: 8, max_bad: 1.0, cache_bytes: 0, io: None };
+    let options = ReadOptions { canvas: Canvas::square(8), max_bad: 1.0, cache_bytes: 0, io: None };
     let images = Images::new(folder.train, options);
     let png = fs::read(class.join("2.png")).unwrap();
     fs::remove_file(class.join("2.png")).unwrap();
@@ -262,7 +263,7 @@ fn validation_images_alone_are_tried_on_a_network_that_knows_their_classes() {
     let open = |classes: &Classes| DataSet::open_for(root.path(), classes);
     let set = open(&classes).unwrap();
     assert_eq!(set.classes(), classes);
-    let options = ReadOptions { side: 8, max_bad: 0.0, cache_bytes: 0, io: None };
+    let options = ReadOptions { canvas: Canvas::square(8), max_bad: 0.0, cache_bytes: 0, io: None };
     let images = set.images(Split::Val, options).unwrap();
     assert_eq!([0, 1, 2].map(|i| images.class(i)), [0, 0, 2]);
     let train = set.images(Split::Train, options).err().unwrap().to_string();
