@@ -8,6 +8,7 @@ pub mod proto;
 mod tensor;
 mod walk;
 mod wire;
+mod write;
 
 use std::collections::HashMap;
 use std::mem;
@@ -16,6 +17,8 @@ use std::path::Path;
 use zfnet_core::{Error, Result};
 
 use crate::Chain;
+pub use write::{Options, Pixels, write};
+
 use graph::Graph;
 use tensor::{Budget, Files};
 
