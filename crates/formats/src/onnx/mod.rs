@@ -2,11 +2,14 @@
 
 mod fold;
 mod graph;
+mod pixels;
 #[rustfmt::skip] // as prost-build writes it
 #[allow(missing_docs)] // onnx.proto has them
 pub mod proto;
+mod response;
 mod tensor;
 mod walk;
+mod window;
 mod wire;
 mod write;
 
