@@ -2,12 +2,16 @@
 
 mod fold;
 mod graph;
+mod pixels;
 #[rustfmt::skip] // as prost-build writes it
 #[allow(missing_docs)] // onnx.proto has them
 pub mod proto;
+mod response;
 mod tensor;
 mod walk;
+mod window;
 mod wire;
+mod write;
 
 use std::collections::HashMap;
 use std::mem;
@@ -16,6 +20,8 @@ use std::path::Path;
 use zfnet_core::{Error, Result};
 
 use crate::Chain;
+pub use write::{Options, Pixels, write};
+
 use graph::Graph;
 use tensor::{Budget, Files};
 

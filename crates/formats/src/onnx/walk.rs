@@ -2,18 +2,17 @@
 
 use std::collections::{HashMap, HashSet};
 
-use zfnet_core::shape::{Rounding, windows};
 use zfnet_core::{Error, Result};
 
 use super::fold::{self, axis_of, casts_to_float, ints_of};
 use super::graph::Graph;
 use super::is_onnx;
+use super::pixels::Affine;
 use super::proto::{NodeProto, TensorProto, ValueInfoProto, dimension_proto::Value as Dimension};
+use super::response::{self, Response};
 use super::tensor::{self, Budget, Data, Files, Int, Value, list, shorten};
-use crate::{Chain, Input, Layer, Op, Preprocessing, Tensor};
-
-/// Most rows or columns of images, and most of a window, a step or a pad.
-const MAX_SIZE: usize = 1 << 16;
+use super::window::{MAX_SIZE, Window};
+use crate::{Chain, Input, Layer, Op, Tensor};
 
 /// What the data is, between two nodes.
 #[derive(Clone, Debug)]
@@ -74,19 +73,6 @@ struct Pending {
     by: String,
 }
 
-/// How an input's values become the first layer's: `(x * scale - mean) / std`, one value a channel or one for all.
-struct Affine {
-    scale: f64,
-    mean: Vec<f64>,
-    std: Vec<f64>,
-    /// Whether a mean or a deviation has been met, behind which a factor is a deviation.
-    begun: bool,
-    /// Whether there is anything of this in the file.
-    found: bool,
-    bgr: bool,
-    bytes: bool,
-}
-
 /// The state of reading along the path.
 pub struct Walk<'a> {
     graph: &'a Graph<'a>,
@@ -140,15 +126,7 @@ impl<'a> Walk<'a> {
             batch: Int::Batch,
             form: Form::Flat { values: None, by_place: None },
             pending: None,
-            affine: Affine {
-                scale: 1.,
-                mean: vec![0.],
-                std: vec![1.],
-                begun: false,
-                found: false,
-                bgr: false,
-                bytes: false,
-            },
+            affine: Affine::default(),
             ended: None,
             last: None,
             named: HashSet::new(),
@@ -161,12 +139,15 @@ impl<'a> Walk<'a> {
         // Which nodes handle data; Shape's output, though made of data, is sizes.
         let mut data: HashMap<&str, usize> = HashMap::new();
         let mut path = Vec::new();
+        let responses = response::find(graph, self.order);
+        let inside: HashSet<usize> =
+            responses.values().flat_map(|response| response.inside.iter().copied()).collect();
         let takes = |data: &HashMap<&str, usize>, name: &str| {
             graph.inputs.contains_key(name) || data.contains_key(name)
         };
         for &place in self.order {
             let node = &graph.nodes[place];
-            if matches!(&*node.op_type, "Shape" | "Size") {
+            if matches!(&*node.op_type, "Shape" | "Size") || inside.contains(&place) {
                 continue;
             }
             let mut any = false;
@@ -198,6 +179,9 @@ impl<'a> Walk<'a> {
         let mut on_path = path.iter().copied().peekable();
         for &place in self.order {
             let node = &graph.nodes[place];
+            if inside.contains(&place) {
+                continue;
+            }
             if on_path.next_if_eq(&place).is_none() {
                 self.constant(node).map_err(|reason| self.refuse(node, &reason))?;
                 continue;
@@ -210,7 +194,11 @@ impl<'a> Walk<'a> {
                 let other = shorten(other.map_or(current, String::as_str));
                 return Err(self.refuse(node, &format!("joins `{other}` to the chain")));
             }
-            self.step(node, slots[0]).map_err(|reason| self.refuse(node, &reason))?;
+            let done = match responses.get(&place) {
+                Some(response) => self.response(node, response),
+                None => self.step(node, slots[0]),
+            };
+            done.map_err(|reason| self.refuse(node, &reason))?;
             let Some(output) = node.output.first().filter(|output| !output.is_empty()) else {
                 return Err(self.refuse(node, "expected an output, found none"));
             };
@@ -609,6 +597,75 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
+    /// Local response normalisation of single steps.
+    fn response(&mut self, node: &'a NodeProto, response: &Response) -> Result<(), String> {
+        let graph = self.graph;
+        let (channels, _) = self.image()?;
+        let pool = &graph.nodes[response.pool];
+        let all = |name: &str, value: i64| {
+            pool.ints(name).is_none_or(|ints| ints.iter().all(|&int| int == value))
+        };
+        let size = match pool.ints("kernel_shape") {
+            Some(&[size @ 1..=255, 1, 1])
+                if size % 2 == 1 && all("strides", 1) && all("pads", 0) =>
+            {
+                size
+            }
+            _ => {
+                return Err(format!(
+                    "expected a mean of an odd number of channels, found that of {}",
+                    pool.called()
+                ));
+            }
+        };
+        let mut around = [0; 10];
+        for &place in &response.pads {
+            let pad = &graph.nodes[place];
+            let given = self.take(pad, 1)?;
+            let pads = ints_of(pad, "pads", given)?.unwrap_or_default();
+            let value = match self.take(pad, 2)? {
+                Some(value) => value.scalar()?,
+                None => pad.float("value").unwrap_or(0.),
+            };
+            let constant = pad.text("mode").is_none_or(|mode| mode == "constant");
+            if pads.len() != 10 || value != 0. || !constant {
+                return Err(format!("expected a pad of zeros, found that of {}", pad.called()));
+            }
+            around
+                .iter_mut()
+                .zip(&pads)
+                .for_each(|(around, pad)| *around = pad.saturating_add(*around));
+        }
+        let side = (size - 1) / 2;
+        if around != [0, 0, side, 0, 0, 0, 0, side, 0, 0] {
+            return Err(format!("expected pads of {side} channels, found {}", list(&around)));
+        }
+        let count = channels.map_or(Int::Open, |channels| Int::Known(channels as i64));
+        for &place in &response.reshapes {
+            let reshape = &graph.nodes[place];
+            let sizes = match reshape.ints("shape") {
+                Some(sizes) => sizes.iter().map(|&size| Int::Known(size)).collect(),
+                None => self.needed(reshape, 1)?.as_ints()?.to_vec(),
+            };
+            match sizes[..] {
+                [_, Int::Known(1), channels, _, _] | [_, channels, _, _] if channels == count => {}
+                _ => {
+                    return Err(format!(
+                        "expected channels to keep their places, found {}",
+                        reshape.called()
+                    ));
+                }
+            }
+        }
+        let mut constant =
+            |(place, slot): (usize, usize)| self.needed(&graph.nodes[place], slot)?.scalar();
+        let [alpha, k, beta] = response.constants;
+        let (alpha, k, beta) = (constant(alpha)?, constant(k)?, constant(beta)?);
+        self.push(node, Op::Lrn { size: size as usize, alpha, beta, k });
+        self.note(node, "and the steps before it are a local response normalisation");
+        Ok(())
+    }
+
     fn clip(&mut self, node: &'a NodeProto) -> Result<(), String> {
         let mut bound = |name: &str, slot: usize, open: f32| match node.float(name) {
             Some(bound) => Ok(bound),
@@ -706,11 +763,10 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// A constant of one value, or of one a channel of the data.
-    fn per_channel(&mut self, node: &'a NodeProto, slot: usize) -> Result<Vec<f32>, String> {
+    /// Checks that a constant is of one value, or of one a channel of the data.
+    fn per_channel(&self, node: &NodeProto, shape: &[usize], values: &[f32]) -> Result<(), String> {
         let (axis, rank) = self.form.axes();
         let channels = self.form.channels();
-        let (shape, values) = self.floats(node, slot)?;
         // Before opset 7 an attribute says where the constant's axes begin.
         let start = match node.int("axis").filter(|_| node.int("broadcast") == Some(1)) {
             Some(start) => Some(axis_of(start, rank)?),
@@ -724,18 +780,27 @@ impl<'a> Walk<'a> {
                 })
             });
         match fits && !values.is_empty() {
-            true => Ok(values),
+            true => Ok(()),
             false => Err(format!(
                 "expected one value or one of each of {} channels, found sizes {}",
                 channels.map_or("the".into(), |channels| channels.to_string()),
-                list(&shape)
+                list(shape)
             )),
         }
     }
 
     fn arithmetic(&mut self, node: &'a NodeProto, slot: usize) -> Result<(), String> {
-        let values = self.per_channel(node, slot)?;
-        if self.chain.layers.is_empty() {
+        let (shape, values) = self.floats(node, slot)?;
+        let first = self.chain.layers.is_empty();
+        if let Form::Image { channels, size: [Some(rows), Some(columns)], last: false } = self.form
+            && first
+            && matches!(&*shape, &[1, c, h, w] | &[c, h, w] if c > 0 && [h, w] == [rows, columns] && [h, w] != [1, 1])
+            && channels.is_none_or(|channels| values.len() == channels * rows * columns)
+        {
+            return self.affine.take_image(&node.op_type, values, [rows, columns]);
+        }
+        self.per_channel(node, &shape, &values)?;
+        if first {
             return self.affine.take(&node.op_type, &values);
         }
         let values = values.into_iter().map(f64::from);
@@ -1033,8 +1098,7 @@ impl<'a> Walk<'a> {
         if self.form.channels().is_some_and(|channels| channels != 3) {
             return Err("expected images of 3 channels".into());
         }
-        self.affine.turn();
-        Ok(())
+        self.affine.turn()
     }
 
     fn dropout(&mut self, node: &'a NodeProto) -> Result<(), String> {
@@ -1117,223 +1181,4 @@ fn transposed(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
         }
     }
     made
-}
-
-/// What a node says of its windows.
-struct Window {
-    kernel: [usize; 2],
-    stride: [usize; 2],
-}
-
-impl Window {
-    /// Those of filters of some size, or of a size that the node must say.
-    fn of(node: &NodeProto, filters: Option<[usize; 2]>) -> Result<Self, String> {
-        let pair = |name: &str| -> Result<Option<[usize; 2]>, String> {
-            let Some(numbers) = node.ints(name).filter(|numbers| !numbers.is_empty()) else {
-                return Ok(None);
-            };
-            let sizes: Option<Vec<usize>> =
-                numbers.iter().map(|&number| usize::try_from(number).ok()).collect();
-            match sizes.as_deref() {
-                Some(&[rows, columns])
-                    if [rows, columns].iter().all(|size| (1..MAX_SIZE).contains(size)) =>
-                {
-                    Ok(Some([rows, columns]))
-                }
-                _ => Err(format!(
-                    "expected {name} of two positive numbers, rows and columns, found {}",
-                    list(numbers)
-                )),
-            }
-        };
-        let said = pair("kernel_shape")?;
-        let kernel = filters.or(said).ok_or("expected a kernel_shape")?;
-        if said.is_some_and(|said| said != kernel)
-            || kernel.iter().any(|size| !(1..MAX_SIZE).contains(size))
-        {
-            return Err(format!("expected filters of its kernel_shape, found {}", list(&kernel)));
-        }
-        if let Some(dilations) = pair("dilations")?.filter(|&dilations| dilations != [1, 1]) {
-            return Err(format!(
-                "expected windows without gaps (dilations 1), found {}",
-                list(&dilations)
-            ));
-        }
-        Ok(Window { kernel, stride: pair("strides")?.unwrap_or([1, 1]) })
-    }
-
-    /// Top, bottom, left, right; `added` are those of nodes before it.
-    fn pads(
-        &self,
-        node: &NodeProto,
-        size: [Option<usize>; 2],
-        added: [usize; 4],
-    ) -> Result<[usize; 4], String> {
-        let auto = node.text("auto_pad").unwrap_or_default();
-        let mut pad = match &*auto {
-            "" | "NOTSET" => match node.ints("pads").unwrap_or_default() {
-                [] => [0; 4],
-                pads @ &[top, left, bottom, right] => {
-                    let sides = [top, bottom, left, right]
-                        .map(|side| usize::try_from(side).unwrap_or(MAX_SIZE));
-                    if sides.iter().any(|&side| side >= MAX_SIZE) {
-                        return Err(format!(
-                            "expected pads that are not negative, found {}",
-                            list(pads)
-                        ));
-                    }
-                    sides
-                }
-                pads => return Err(format!("expected four pads, found {}", list(pads))),
-            },
-            "VALID" => [0; 4],
-            "SAME_UPPER" | "SAME_LOWER" => {
-                let mut pad = [0; 4];
-                for axis in 0..2 {
-                    let (kernel, stride) = (self.kernel[axis], self.stride[axis]);
-                    let size = size[axis].map(|size| size + added[2 * axis] + added[2 * axis + 1]);
-                    let total = match size {
-                        // Where each value has a window, the size does not matter.
-                        _ if stride == 1 => kernel - 1,
-                        Some(size) => {
-                            ((size.div_ceil(stride) - 1) * stride + kernel).saturating_sub(size)
-                        }
-                        None => {
-                            return Err(format!(
-                                "expected a fixed size of images, on which pads of {auto} depend: export it with one"
-                            ));
-                        }
-                    };
-                    let (less, more) = (total / 2, total - total / 2);
-                    let (before, after) =
-                        if auto == "SAME_UPPER" { (less, more) } else { (more, less) };
-                    (pad[2 * axis], pad[2 * axis + 1]) = (before, after);
-                }
-                pad
-            }
-            _ => return Err(format!("expected a known auto_pad, found `{}`", shorten(&auto))),
-        };
-        (0..4).for_each(|side| pad[side] += added[side]);
-        Ok(pad)
-    }
-
-    /// Rows and columns of windows, as far as sizes are known.
-    fn outputs(
-        &self,
-        size: [Option<usize>; 2],
-        pad: [usize; 4],
-        ceil: bool,
-    ) -> Result<[Option<usize>; 2], String> {
-        let rounding = if ceil { Rounding::Ceil } else { Rounding::Floor };
-        let mut after = [None; 2];
-        for axis in 0..2 {
-            let Some(size) = size[axis] else { continue };
-            let (kernel, stride) = (self.kernel[axis], self.stride[axis]);
-            let count = windows(size, kernel, stride, pad[2 * axis], pad[2 * axis + 1], rounding);
-            after[axis] = Some(count.ok_or_else(|| {
-                format!("expected an input that holds a window of {kernel}, found one of {size} with its pads")
-            })?);
-        }
-        Ok(after)
-    }
-}
-
-impl Affine {
-    /// Applies what an operator does to the input's values.
-    fn take(&mut self, operator: &str, values: &[f32]) -> Result<(), String> {
-        let values: Vec<f64> = values.iter().map(|&value| value.into()).collect();
-        self.found = true;
-        let factors = |values: &[f64]| match operator {
-            "Mul" => values.iter().map(|value| 1. / value).collect(),
-            _ => values.to_vec(),
-        };
-        match (operator, &values[..]) {
-            ("Mul", [one]) if !self.begun => self.scale *= one,
-            ("Div", [one]) if !self.begun => self.scale /= one,
-            ("Mul" | "Div", _) => {
-                self.begun = true;
-                self.std = both(&self.std, &factors(&values), |std, factor| std * factor)?;
-            }
-            (_, _) => {
-                self.begun = true;
-                let sign = if operator == "Add" { -1. } else { 1. };
-                let moved = both(&values, &self.std, |value, std| sign * value * std)?;
-                self.mean = both(&self.mean, &moved, |mean, moved| mean + moved)?;
-            }
-        }
-        let numbers = [&[self.scale][..], &self.mean, &self.std].concat();
-        match numbers.iter().all(|number| number.is_finite())
-            && !self.std.contains(&0.)
-            && self.scale != 0.
-        {
-            true => Ok(()),
-            false => Err("expected preprocessing by finite numbers that are not zero".into()),
-        }
-    }
-
-    /// Turns blue, green, red into red, green, blue, or back.
-    fn turn(&mut self) {
-        (self.found, self.bgr) = (true, !self.bgr);
-        self.mean.reverse();
-        self.std.reverse();
-    }
-
-    fn preprocessing(self, channels: usize, notes: &mut Vec<String>) -> Result<Preprocessing> {
-        let each = |values: &[f64]| {
-            let values = match values.len() {
-                1 => vec![values[0] as f32; channels],
-                _ => values.iter().map(|&value| value as f32).collect(),
-            };
-            match values.len() == channels {
-                true => Ok(values),
-                false => Err(Error::Network(format!(
-                    "expected preprocessing of {channels} channels, found values of {}",
-                    values.len()
-                ))),
-            }
-        };
-        let (mean, std) = (each(&self.mean)?, each(&self.std)?);
-        let mut scale = self.scale;
-        let largest = mean
-            .iter()
-            .zip(&std)
-            .map(|(&mean, &std)| ((255. * scale - f64::from(mean)) / f64::from(std)).abs());
-        if self.bytes {
-            notes.push("the network takes bytes, and its preprocessing is in the graph".into());
-        } else if largest.fold(0., f64::max) > MOST_OF_BYTES {
-            scale /= 255.;
-            notes.push(
-                "the graph's preprocessing is taken to be of pixels from 0 to 1, since those from 0 to 255 would become \
-                 far larger than any network's input"
-                    .into(),
-            );
-        } else {
-            notes.push("the graph's preprocessing is taken to be of pixels from 0 to 255".into());
-        }
-        Ok(Preprocessing {
-            scale: scale as f32,
-            mean,
-            std,
-            bgr: self.bgr,
-            ..Preprocessing::default()
-        })
-    }
-}
-
-/// The largest size of a network's input that bytes become.
-const MOST_OF_BYTES: f64 = 300.;
-
-/// Two lists by elements, either of which may be one value for all.
-fn both(a: &[f64], b: &[f64], of: impl Fn(f64, f64) -> f64) -> Result<Vec<f64>, String> {
-    let count = a.len().max(b.len());
-    let fits = |values: &[f64]| values.len() == 1 || values.len() == count;
-    if !fits(a) || !fits(b) {
-        return Err(format!(
-            "expected as many values as before it, found {} and {}",
-            a.len(),
-            b.len()
-        ));
-    }
-    let one = |values: &[f64], place: usize| values[if values.len() == 1 { 0 } else { place }];
-    Ok((0..count).map(|place| of(one(a, place), one(b, place))).collect())
 }
