@@ -150,6 +150,15 @@ impl Built {
                     ),
                 )
             })?;
+            if output[i] > MAX_NUMBER {
+                return Err(error(
+                    layer,
+                    format!(
+                        "expected an output of at most {MAX_NUMBER} pixels, found {}",
+                        output[i]
+                    ),
+                ));
+            }
             let caffe = (size[i] + 2 * pad[i] - kernel[i]).div_ceil(stride[i]) + 1;
             if rounding == Rounding::Ceil && pad[i] == 0 && caffe != output[i] {
                 return Err(error(
@@ -589,7 +598,9 @@ fn fitting(chain: &Chain) -> String {
                 windows(now.1, kernel[axis], stride[axis], pad[2 * axis], pad[2 * axis], rounding)
             };
             match (size(0), size(1)) {
-                (Some(rows), Some(columns)) if rows == columns => now = (channels, rows),
+                (Some(rows), Some(columns)) if rows == columns && rows <= MAX_NUMBER => {
+                    now = (channels, rows);
+                }
                 _ => return false,
             }
         }
