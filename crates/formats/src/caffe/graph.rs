@@ -117,8 +117,8 @@ pub fn chain(net: Net, until: Option<&str>) -> Result<Chain> {
     built.finish(|chain| data::preprocessing(chain, source_layer))
 }
 
-/// The layers that a network has when it is tested. A snapshot of training has only those of training: one of them stays
-/// where others need what it makes, or, in place, where testing has nothing else for it.
+/// The layers that a network has when it is tested. A snapshot of training has only those of training: one of them
+/// stays where others need what it makes, or, in place, where testing has nothing else for it.
 pub fn tested(layers: Vec<LayerParameter>, inputs: &[(String, Vec<i64>)]) -> Vec<LayerParameter> {
     let tops = |wanted: fn(&LayerParameter) -> bool| -> HashSet<String> {
         layers.iter().filter(|layer| wanted(layer)).flat_map(|layer| layer.top.clone()).collect()
@@ -274,8 +274,8 @@ impl<'a> Graph<'a> {
                 let names = names.collect::<Vec<_>>().join(", ");
                 Err(Error::Network(match passed.last() {
                     Some(last) => format!(
-                        "expected a chain of layers, found a branch behind `{last}`, into {names}; up to `{last}` it is \
-                         a chain that can be read: cut it there"
+                        "expected a chain of layers, found a branch behind `{last}`, into {names}; up to \
+                         `{last}` it is a chain that can be read: cut it there"
                     ),
                     None => format!(
                         "expected a chain of layers, found a branch at the input, into {names}"
