@@ -364,6 +364,23 @@ fn layers_without_counterpart_are_refused_by_name() {
         conv("conv1", "pool1", [2, 3, 1]),
     ];
     refused(caffe::read(&bytes(outside), None, None), &["pool1", "beyond its edge"]);
+    // Pads that make maps of a million pixels a side, and more.
+    let mut growing = vec![input(&[1, 3, 9, 9])];
+    for i in 0..3000 {
+        let bottom = growing.last().unwrap().name().to_owned();
+        let mut conv = conv(&format!("conv{i}"), &bottom, [3, 3, 1]);
+        conv.convolution_param.as_mut().unwrap().pad = vec![65_535];
+        growing.push(conv);
+    }
+    refused(
+        caffe::read(&bytes(growing.clone()), None, None),
+        &["layer `conv0`", "output of at most 65535 pixels, found 131079"],
+    );
+    growing[0] = data_layer("Data", None);
+    growing[1].bottom = vec!["data".into()];
+    growing.push(fc("fc1", "conv2999", [1, 3]));
+    let chain = read(growing);
+    assert!(chain.notes.iter().any(|note| note.contains("no square")), "{:?}", chain.notes);
     let small = vec![input(&[1, 3, 2, 2]), conv("conv1", "data", [2, 3, 3])];
     refused(caffe::read(&bytes(small), None, None), &["conv1", "3x3", "found 2x2"]);
 }
@@ -468,6 +485,19 @@ fn a_branch_is_refused_and_can_be_cut() {
         conv("b", "more", [2, 3, 3]),
     ];
     refused(caffe::read(&bytes(two), None, None), &["layer `b`", "one input, found 2"]);
+    let mut joined = vec![
+        input(&[1, 3, 9, 9]),
+        input(&[1, 3]),
+        conv("a", "data", [2, 3, 3]),
+        layer("proposal", "Python", "a", "rois"),
+    ];
+    joined[1].top = vec!["info".into()];
+    joined[3].bottom.push("info".into());
+    refused(
+        caffe::read(&bytes(joined.clone()), None, None),
+        &["layer `proposal` (Python)", "one input, found 2: a, info", "up to `a` it is a chain"],
+    );
+    assert_eq!(names(&caffe::read(&bytes(joined), None, Some("a")).unwrap()), ["a"]);
     let mut sum = layer("sum", "Eltwise", "conv1", "sum");
     sum.bottom.push("data".into());
     let around = vec![input(&[1, 3, 9, 9]), conv("conv1", "data", [3, 3, 1]), sum];

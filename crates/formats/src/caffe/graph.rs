@@ -52,7 +52,8 @@ pub fn chain(net: Net, until: Option<&str>) -> Result<Chain> {
     let mut blobs: Vec<_> =
         layers.iter_mut().map(|layer| std::mem::take(&mut layer.blobs)).collect();
     let graph = Graph::new(&layers, &inputs)?;
-    let (mut value, source) = graph.input()?;
+    let sources = graph.inputs()?;
+    let (mut value, source) = sources[0];
     let (source_layer, sizes) = match source {
         Source::Input(input) => (None, inputs[input].1.clone()),
         Source::Layer(layer, output) => (Some(&layers[layer]), data::sizes(&layers[layer], output)),
@@ -102,6 +103,10 @@ pub fn chain(net: Net, until: Option<&str>) -> Result<Chain> {
         let known = passed.iter().map(|&name| name.to_owned()).collect();
         return Err(Error::UnknownLayer { name: until.to_owned(), known });
     }
+    if let Some(&(other, _)) = sources.get(1) {
+        let text = format!("expected a network of one input, found {}", sources.len());
+        return Err(layer::error(&layers[graph.live(other)[0]], text));
+    }
     let left_out: Vec<_> = graph.users[value]
         .iter()
         .map(|&end| format!("{} ({})", layers[end].name(), layers[end].r#type()))
@@ -112,8 +117,8 @@ pub fn chain(net: Net, until: Option<&str>) -> Result<Chain> {
     built.finish(|chain| data::preprocessing(chain, source_layer))
 }
 
-/// The layers that a network has when it is tested. A snapshot of training has only those of training: one of them stays
-/// where others need what it makes, or, in place, where testing has nothing else for it.
+/// The layers that a network has when it is tested. A snapshot of training has only those of training: one of them
+/// stays where others need what it makes, or, in place, where testing has nothing else for it.
 pub fn tested(layers: Vec<LayerParameter>, inputs: &[(String, Vec<i64>)]) -> Vec<LayerParameter> {
     let tops = |wanted: fn(&LayerParameter) -> bool| -> HashSet<String> {
         layers.iter().filter(|layer| wanted(layer)).flat_map(|layer| layer.top.clone()).collect()
@@ -191,7 +196,7 @@ impl<'a> Graph<'a> {
                     )
                 })?;
                 taken = Some(value);
-                if !split {
+                if !split && graph.users[value].last() != Some(&place) {
                     graph.users[value].push(place);
                 }
             }
@@ -241,23 +246,19 @@ impl<'a> Graph<'a> {
         self.users[value].iter().copied().filter(|user| !ends(user)).collect()
     }
 
-    /// The one value from outside that anything is computed of.
-    fn input(&self) -> Result<(usize, Source)> {
-        let used: Vec<_> =
-            self.sources.iter().filter(|(value, _)| !self.live(*value).is_empty()).collect();
-        match used[..] {
-            [&source] => Ok(source),
-            [] => Err(Error::Network(
+    /// The values from outside that anything is computed of, by the first layer that takes them. What joins the first
+    /// one later is refused there.
+    fn inputs(&self) -> Result<Vec<(usize, Source)>> {
+        let first = |&(value, _): &(usize, Source)| self.live(value).first().copied();
+        let mut used: Vec<_> =
+            self.sources.iter().filter_map(|source| Some((first(source)?, *source))).collect();
+        used.sort_by_key(|&(first, _)| first);
+        if used.is_empty() {
+            return Err(Error::Network(
                 "expected an input and layers that compute something of it, found none".into(),
-            )),
-            [_, (second, _), ..] => {
-                let layer = &self.layers[self.live(*second)[0]];
-                Err(layer::error(
-                    layer,
-                    format!("expected a network of one input, found {}", used.len()),
-                ))
-            }
+            ));
         }
+        Ok(used.into_iter().map(|(_, source)| source).collect())
     }
 
     /// The layer that takes a value, if any does; `passed` are the layers up to it.
@@ -273,8 +274,8 @@ impl<'a> Graph<'a> {
                 let names = names.collect::<Vec<_>>().join(", ");
                 Err(Error::Network(match passed.last() {
                     Some(last) => format!(
-                        "expected a chain of layers, found a branch behind `{last}`, into {names}; up to `{last}` it is \
-                         a chain that can be read: cut it there"
+                        "expected a chain of layers, found a branch behind `{last}`, into {names}; up to \
+                         `{last}` it is a chain that can be read: cut it there"
                     ),
                     None => format!(
                         "expected a chain of layers, found a branch at the input, into {names}"

@@ -96,8 +96,8 @@ impl Built {
     pub fn chain(mut self) -> Result<Chain> {
         self.chain.input.channels = self.input_channels.ok_or_else(|| {
             Error::Network(
-                "expected a convolution or the input's sizes, which tell its channels, found neither: give the prototxt \
-                 that says them"
+                "expected a convolution or the input's sizes, which tell its channels, found neither: give the \
+                 prototxt that says them"
                     .into(),
             )
         })?;
@@ -150,6 +150,15 @@ impl Built {
                     ),
                 )
             })?;
+            if output[i] > MAX_NUMBER {
+                return Err(error(
+                    layer,
+                    format!(
+                        "expected an output of at most {MAX_NUMBER} pixels, found {}",
+                        output[i]
+                    ),
+                ));
+            }
             let caffe = (size[i] + 2 * pad[i] - kernel[i]).div_ceil(stride[i]) + 1;
             if rounding == Rounding::Ceil && pad[i] == 0 && caffe != output[i] {
                 return Err(error(
@@ -258,9 +267,11 @@ impl Built {
                 return Err(error(
                     layer,
                     match channels {
-                        Some(channels) => format!("expected weights for {channels} channels, found for {inputs} inputs"),
-                        None => "expected the input's sizes to be known, found none in the file: give the prototxt that \
-                                 says them"
+                        Some(channels) => {
+                            format!("expected weights for {channels} channels, found for {inputs} inputs")
+                        },
+                        None => "expected the input's sizes to be known, found none in the file: give the \
+                                 prototxt that says them"
                             .into(),
                     },
                 ));
@@ -298,8 +309,8 @@ impl Built {
             true => self.now.size.ok_or_else(|| {
                 error(
                     layer,
-                    "expected an input of known size for global pooling, found none in the file: give the prototxt that \
-                     says it",
+                    "expected an input of known size for global pooling, found none in the file: give the \
+                     prototxt that says it",
                 )
             })?,
         };
@@ -394,7 +405,8 @@ impl Built {
         if !self.foldable {
             return Err(error(
                 layer,
-                "expected it right behind a Convolution or InnerProduct, which it can be folded into, found it elsewhere",
+                "expected it right behind a Convolution or InnerProduct, into which it is folded, found it \
+                 elsewhere",
             ));
         }
         let Some(Layer { name, op: Op::Conv { weight, bias, .. } | Op::Fc { weight, bias } }) =
@@ -452,7 +464,8 @@ fn normalisation(
     if settings.use_global_stats == Some(false) && super::graph::has(layer, Phase::Test) {
         return Err(error(
             layer,
-            "expected its stored statistics to be used, found use_global_stats: false: give the prototxt for deployment",
+            "expected its stored statistics to be used, found use_global_stats: false: give the \
+             prototxt for deployment",
         ));
     }
     let [mean, variance, factor] = tensors(layer, blobs)?;
@@ -589,7 +602,9 @@ fn fitting(chain: &Chain) -> String {
                 windows(now.1, kernel[axis], stride[axis], pad[2 * axis], pad[2 * axis], rounding)
             };
             match (size(0), size(1)) {
-                (Some(rows), Some(columns)) if rows == columns => now = (channels, rows),
+                (Some(rows), Some(columns)) if rows == columns && rows <= MAX_NUMBER => {
+                    now = (channels, rows);
+                }
                 _ => return false,
             }
         }

@@ -24,8 +24,9 @@ const MAX_NAME: usize = 1000;
 
 /// The network of a `.caffemodel`, up to the layer `until`, if one is named, and with it.
 ///
-/// A `prototxt` (a text; deploy or train_val) decides what the layers are, and the size of the input; their weights are
-/// found by name. Of layers for training and for testing, those for testing are taken where there are both.
+/// A `prototxt` (deploy or train_val; a text, as [`zfnet_core::text::read`] gives it) decides what the layers are, and
+/// the size of the input; their weights are found by name. Of layers for training and for testing, those for testing
+/// are taken where there are both.
 ///
 /// # Errors
 /// For bytes that are no such file, for what is not a chain (the error names the last layer up to which it is one), and
