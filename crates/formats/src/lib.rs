@@ -7,5 +7,11 @@
 //! what was found.
 
 mod chain;
+pub mod kind;
+pub mod pytorch;
+pub mod safetensors;
+mod source;
+mod weights;
 
 pub use chain::{Chain, Input, Layer, Op, Preprocessing, Resize, Tensor, Tensors};
+pub use kind::Kind;
