@@ -10,6 +10,7 @@ mod chain;
 pub mod kind;
 pub mod pytorch;
 pub mod safetensors;
+pub mod sidecar;
 mod source;
 mod weights;
 
