@@ -395,7 +395,12 @@ impl<'a> Reader<'a> {
                 None => {
                     let mut tensors = Vec::new();
                     let mut left_out = Vec::new();
-                    self.walk(at, "", 0, &mut tensors, &mut left_out)?;
+                    self.walk(at, "", 0, &mut tensors, &mut left_out).map_err(
+                        |reason| match path.is_empty() {
+                            true => reason,
+                            false => format!("in `{}`: {reason}", path.join("`, `")),
+                        },
+                    )?;
                     if self.left.get() == 0 {
                         return Err(format!(
                             "has more than {MOST} entries: expected one network's state dict"
@@ -801,7 +806,10 @@ impl<'a> Reader<'a> {
 }
 
 fn in_entry(key: &str, reason: String) -> String {
-    format!("entry `{}` {reason}", brief(key))
+    match key {
+        "" => reason,
+        key => format!("entry `{}` {reason}", brief(key)),
+    }
 }
 
 fn unknown_type(found: &str) -> String {

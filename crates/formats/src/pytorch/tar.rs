@@ -57,7 +57,9 @@ pub(super) fn read<R: Read + Seek>(file: &mut Source<R>) -> Result<Contents, Str
     }
     let mut place = |name: &str| {
         members.remove(name).ok_or_else(|| {
-            format!("has no `{name}` in its tar: expected one that torch.save wrote")
+            format!(
+                "has no `{name}` in its tar: it is cut short, or not torch.save's; get it again"
+            )
         })
     };
     let (system, storages, tensors, objects) =
