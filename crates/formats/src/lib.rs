@@ -8,6 +8,13 @@
 
 pub mod caffe;
 mod chain;
+pub mod kind;
 pub mod onnx;
+pub mod pytorch;
+pub mod safetensors;
+pub mod sidecar;
+mod source;
+mod weights;
 
 pub use chain::{Chain, Input, Layer, Op, Preprocessing, Resize, Tensor, Tensors};
+pub use kind::Kind;
