@@ -1,8 +1,8 @@
 //! The deconvnet: what the paper says of it, by hand, by properties, and against a naive twin.
 
 use crate::common::{
-    Random, bits, host_params, indices, is_stand_in, mini, network, random_params, twin, values,
-    widen,
+    Random, bits, grey_and_wide, host_params, indices, is_stand_in, mini, network, random_params,
+    twin, values, widen,
 };
 use zfnet::Error;
 use zfnet::backend::{Backend, Crop, Peak, SeedUnit};
@@ -756,7 +756,7 @@ fn windows_equal_whole_maps_on_integers<B: Backend>(backend: &B) {
             rules.push(Rule { forward_mask, relu_down, lrn: LrnRule::Identity });
         }
     }
-    for toml in [EDGES, BARE, SMALL, ENLARGES] {
+    for toml in [EDGES, BARE, SMALL, ENLARGES, &grey_and_wide(SMALL)] {
         let network = network(toml);
         let mut random = Random(14);
         let mut params = Params::weights(backend, &network).unwrap();
@@ -775,7 +775,7 @@ fn windows_equal_whole_maps_on_integers<B: Backend>(backend: &B) {
 
 /// Sums in other orders: a few hundred products, three layers of them, as in the tests above.
 fn windows_equal_whole_maps<B: Backend>(backend: &B) {
-    let mut networks = [EDGES, BARE, SMALL, ENLARGES].map(network).to_vec();
+    let mut networks = [EDGES, BARE, SMALL, ENLARGES, &grey_and_wide(SMALL)].map(network).to_vec();
     if !is_stand_in(backend) {
         networks.push(Network::new(mini(backend)).unwrap());
     }
