@@ -1,8 +1,8 @@
 //! The deconvnet: what the paper says of it, by hand, by properties, and against a naive twin.
 
 use crate::common::{
-    Random, bits, host_params, indices, is_stand_in, mini, network, random_params, twin, values,
-    widen,
+    Random, bits, grey_and_wide, host_params, indices, is_stand_in, mini, network, random_params,
+    twin, values, widen,
 };
 use zfnet::Error;
 use zfnet::backend::{Backend, Crop, Peak, SeedUnit};
@@ -841,7 +841,7 @@ fn windows_equal_whole_maps_on_integers<B: Backend>(backend: &B) {
             rules.push(Rule { forward_mask, relu_down, lrn: LrnRule::Identity });
         }
     }
-    for toml in [EDGES, BARE, SMALL, ENLARGES, POOLS] {
+    for toml in [EDGES, BARE, SMALL, ENLARGES, POOLS, &grey_and_wide(SMALL)] {
         let network = network(toml);
         let mut random = Random(14);
         let mut params = Params::weights(backend, &network).unwrap();
@@ -860,7 +860,8 @@ fn windows_equal_whole_maps_on_integers<B: Backend>(backend: &B) {
 
 /// Sums in other orders: a few hundred products, three layers of them, as in the tests above.
 fn windows_equal_whole_maps<B: Backend>(backend: &B) {
-    let mut networks = [EDGES, BARE, SMALL, ENLARGES, POOLS].map(network).to_vec();
+    let mut networks =
+        [EDGES, BARE, SMALL, ENLARGES, POOLS, &grey_and_wide(SMALL)].map(network).to_vec();
     if !is_stand_in(backend) {
         networks.push(Network::new(mini(backend)).unwrap());
     }

@@ -6,8 +6,8 @@
 //! in either direction changes who fires or who wins, and few may be left out.
 
 use crate::common::{
-    Conv, Random, bytes, host_params, in_full, indices, network, norm, pooling, random_params,
-    tensor, twin, unwritten, unwritten_in_full, values, weights, widen,
+    Conv, Random, bytes, grey_and_wide, host_params, in_full, indices, network, norm, pooling,
+    random_params, tensor, twin, unwritten, unwritten_in_full, values, weights, widen,
 };
 use zfnet::backend::{Backend, Dropout, Lrn, Param, ReluRule, SeedUnit, StepState};
 use zfnet::model::{BackwardOptions, Network, Params, Purpose, Rule, Workspace};
@@ -21,6 +21,7 @@ in_f32!(
     of_dropout,
     of_the_loss,
     of_a_network,
+    of_a_network_that_is_grey_and_wide,
     of_a_network_that_normalises_first,
     of_a_network_that_enlarges,
     of_networks_that_pool_without_a_relu,
@@ -307,6 +308,10 @@ impl<B: Backend> Both<B> {
 
 fn of_a_network<B: Backend>(backend: &B) {
     of_a_chain(backend, SMALL);
+}
+
+fn of_a_network_that_is_grey_and_wide<B: Backend>(backend: &B) {
+    of_a_chain(backend, &grey_and_wide(SMALL));
 }
 
 /// AlexNet's order: normalisation before pooling.

@@ -209,6 +209,12 @@ pub fn network(toml: &str) -> Network {
     Network::new(Architecture::parse(toml).expect("well-formed")).expect("a network that fits")
 }
 
+/// The same network for an input of one channel and 14 x 25 pixels.
+pub fn grey_and_wide(toml: &str) -> String {
+    let input = toml.lines().find(|line| line.trim_start().starts_with("input = ")).expect("one");
+    toml.replace(input, "input = { size = [14, 25], resize = [14, 25], channels = 1 }")
+}
+
 /// A tensor filled with values.
 pub fn filled<B: Backend>(backend: &B, mut tensor: Tensor<B>, values: &[f32]) -> Tensor<B> {
     backend.upload(&mut tensor, values).unwrap();

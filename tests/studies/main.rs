@@ -7,6 +7,7 @@ mod common;
 mod ablation;
 mod by_hand;
 mod evolution;
+mod inputs;
 mod invariance;
 mod learnt;
 mod probe;
