@@ -76,7 +76,7 @@
 //! [`data`] reads images and orders them; [`backend`] runs the operations; [`model`] is the chain
 //! with its forward and backward passes; [`train`] is the loop around it, with what it keeps on disk;
 //! [`study`] looks into trained networks; [`picture`] and [`report`] show what it finds; [`extract`] hands what
-//! layers make of images to other programs;
+//! layers make of images to other programs, [`export`] the networks;
 //! [`mod@bench`] says how fast all that is, and [`selftest`] whether this machine computes it right.
 //! [`shape`] is the arithmetic of sizes under all of them.
 //!
@@ -87,6 +87,7 @@
 
 pub mod backend;
 pub mod bench;
+pub mod export;
 pub mod extract;
 pub mod import;
 pub mod model;

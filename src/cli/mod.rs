@@ -7,6 +7,7 @@ mod classify;
 mod demo;
 mod device;
 mod eval;
+mod export;
 mod extract;
 mod import;
 mod inspect;
@@ -60,6 +61,8 @@ enum Command {
     Eval(eval::Eval),
     /// The most probable classes of images
     Classify(classify::Classify),
+    /// Write a network for other programs
+    Export(export::Export),
     /// Write what layers make of images to a file, for other programs
     Extract(extract::Extract),
     /// Show what made units fire in an image: their projections down to pixels
@@ -317,6 +320,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Train(args) => args.device.clone().run(args),
         Command::Eval(args) => args.device.clone().run(args),
         Command::Classify(args) => args.device.clone().run(args),
+        Command::Export(args) => args.device.clone().run(args),
         Command::Extract(args) => args.device.clone().run(args),
         Command::Project(args) => args.device.clone().run(args),
         Command::Top9(args) => args.study.device.clone().run(args),

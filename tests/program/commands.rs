@@ -306,3 +306,24 @@ fn demo() {
     assert_eq!(place.run("demo --quick --out demo").ok().stdout.lines().count(), 2);
     place.run("demo --quick --out tiny.toml").refused(&["tiny.toml"]);
 }
+
+/// The weights beside the Python file are a model of ours, too. What the text says is tested where it is written.
+#[test]
+fn export_writes_python_and_weights() {
+    let place = Place::new();
+    place.run("train --data data --arch tiny.toml --out run --max-steps 2").ok();
+    let ran = place.run("export run -o out/net.py").ok();
+    assert_eq!(ran.stdout, "out/net.safetensors\nout/net.py\n");
+    let text = fs::read_to_string(place.path("out/net.py")).unwrap();
+    assert!(
+        text.contains(r#"with_name("net.safetensors")"#)
+            && text.contains("get_tensor(\"preprocess.mean\")")
+    );
+    let error =
+        |model: &str| place.run(&format!("eval --checkpoint {model} --data data --json")).json();
+    assert_eq!(error("out/net.safetensors"), error("run"));
+    place.run("export run -o out/net.py").refused(&["out/net.safetensors", "--overwrite"]);
+    place.run("export run -o out/net.py --overwrite").ok();
+    place.run("export run -o net.h5").refused(&["net.h5", ".py (PyTorch)"]);
+    place.run("export run -o data/train/net.py").refused(&["among the images"]);
+}

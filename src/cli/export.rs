@@ -1,0 +1,59 @@
+//! `zfnet export`: a network for other programs.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use zfnet::bench::Benchmark;
+use zfnet::data::folder::check_output;
+use zfnet::disk::write_atomic;
+use zfnet::export::{Format, pytorch};
+
+use super::{BareArgs, DeviceArgs, OnDevice, output};
+
+#[derive(Args)]
+pub struct Export {
+    /// RUN, RUN/step-N, RUN/best or a safetensors file
+    checkpoint: PathBuf,
+    /// File to write. NAME.py is PyTorch: a Python file that builds the network (build, load) and prepares images
+    /// (preprocess), with the weights in NAME.safetensors beside it
+    #[arg(short, long, value_name = "FILE")]
+    out: PathBuf,
+    /// Replace files that are there
+    #[arg(long)]
+    overwrite: bool,
+    #[command(flatten)]
+    bare: BareArgs,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
+impl OnDevice for Export {
+    fn run<B: Benchmark>(self, backend: &B) -> Result<ExitCode> {
+        let Export { out, overwrite, .. } = &self;
+        let format = Format::of(out)?;
+        check_output(out)?;
+        let model = self.bare.load(backend, &self.checkpoint)?;
+        let files = match format {
+            Format::PyTorch => {
+                let weights = out.with_extension("safetensors");
+                let Some(name) = weights.file_name().and_then(|name| name.to_str()) else {
+                    bail!("{}: expected a name in UTF-8", out.display());
+                };
+                let text = pytorch(&model, name)?.into_bytes();
+                // The Python file last: what it loads is there.
+                vec![(weights, model.to_bytes(backend)?), (out.clone(), text)]
+            }
+            _ => bail!("{}: this program does not write such files", out.display()),
+        };
+        if let Some((file, _)) = files.iter().find(|(file, _)| file.exists() && !overwrite) {
+            bail!("{}: is there already: choose another file, or --overwrite", file.display());
+        }
+        for (file, bytes) in &files {
+            write_atomic(file, bytes).context("cannot write")?;
+            output::line(file.display())?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}

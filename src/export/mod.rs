@@ -1,0 +1,30 @@
+//! Networks as files that other programs run.
+
+mod pytorch;
+
+use std::path::Path;
+
+use crate::{Error, Result};
+
+pub use pytorch::pytorch;
+
+/// What a network is written as, which the file's ending says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Format {
+    /// A Python file, and weights as safetensors beside it.
+    PyTorch,
+}
+
+impl Format {
+    /// The format of a file of this name.
+    ///
+    /// # Errors
+    /// If it is none.
+    pub fn of(path: &Path) -> Result<Self> {
+        match path.extension().and_then(|ending| ending.to_str()) {
+            Some("py") => Ok(Format::PyTorch),
+            _ => Err(Error::file(path, "expected a name that ends in .py (PyTorch)")),
+        }
+    }
+}
