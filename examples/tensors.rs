@@ -66,14 +66,23 @@ fn main() -> Outcome<()> {
     Ok(())
 }
 
-fn forward<B: Backend>(backend: &B, model: &Model<B>, n: usize, x: &[f32]) -> Outcome<NamedTensors> {
+fn forward<B: Backend>(
+    backend: &B,
+    model: &Model<B>,
+    n: usize,
+    x: &[f32],
+) -> Outcome<NamedTensors> {
     let mut workspace = Workspace::new(backend, &model.network, Purpose::Infer, n)?;
     backend.upload(&mut workspace.input, x)?;
     workspace.forward(backend, &model.params)?;
     let shape = workspace.logits().shape();
     let mut values = vec![0.0; shape.len()];
     backend.download(&mut values, workspace.logits())?;
-    let sizes = if model.network.classes() > 0 { vec![n, shape.c] } else { vec![n, shape.c, shape.h, shape.w] };
+    let sizes = if model.network.classes() > 0 {
+        vec![n, shape.c]
+    } else {
+        vec![n, shape.c, shape.h, shape.w]
+    };
     Ok(vec![("logits".into(), sizes, to_kcrs(&values, shape))])
 }
 

@@ -12,7 +12,7 @@ use zfnet::data::images::read_rgb;
 use zfnet::study::project::classify;
 use zfnet::train::evaluate::Classifier;
 
-use super::{ExternalArgs, CropsName, DeviceArgs, OnDevice, output};
+use super::{CropsName, DeviceArgs, ExternalArgs, OnDevice, output};
 
 #[derive(Args)]
 pub struct Classify {

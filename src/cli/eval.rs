@@ -16,7 +16,7 @@ use zfnet::train::evaluate::Evaluation;
 
 use super::progress::Progress;
 use super::{
-    ExternalArgs, CropsName, DeviceArgs, OnDevice, ReadArgs, SplitName, open_data, output, shown,
+    CropsName, DeviceArgs, ExternalArgs, OnDevice, ReadArgs, SplitName, open_data, output, shown,
 };
 
 #[derive(Args)]

@@ -10,7 +10,7 @@ use zfnet::data::folder::check_output;
 use zfnet::disk::write_atomic;
 use zfnet::export::{Format, pytorch};
 
-use super::{BareArgs, DeviceArgs, OnDevice, output};
+use super::{ExternalArgs, DeviceArgs, OnDevice, output};
 
 #[derive(Args)]
 pub struct Export {
@@ -24,7 +24,7 @@ pub struct Export {
     #[arg(long)]
     overwrite: bool,
     #[command(flatten)]
-    bare: BareArgs,
+    external: ExternalArgs,
     #[command(flatten)]
     pub device: DeviceArgs,
 }
@@ -34,7 +34,7 @@ impl OnDevice for Export {
         let Export { out, overwrite, .. } = &self;
         let format = Format::of(out)?;
         check_output(out)?;
-        let model = self.bare.load(backend, &self.checkpoint)?;
+        let model = self.external.load(backend, &self.checkpoint)?;
         let files = match format {
             Format::PyTorch => {
                 let weights = out.with_extension("safetensors");

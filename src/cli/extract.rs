@@ -16,7 +16,7 @@ use super::eval::say_bad;
 use super::progress::Progress;
 use super::signals::{signal_code, stop_on_signals};
 use super::{
-    ExternalArgs, DeviceArgs, IoName, MOST_WORKERS, OnDevice, ReadArgs, SplitName, grouped, output,
+    DeviceArgs, ExternalArgs, IoName, MOST_WORKERS, OnDevice, ReadArgs, SplitName, grouped, output,
     shown,
 };
 

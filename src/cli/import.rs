@@ -114,11 +114,15 @@ fn check_out(out: &Path, overwrite: bool) -> Result<()> {
         bail!("--out {}: is a folder; expected a file's name", out.display());
     }
     if out.exists() && !overwrite {
-        bail!("--out {}: is there already; replace it with --overwrite, or choose another", out.display());
+        bail!(
+            "--out {}: is there already; replace it with --overwrite, or choose another",
+            out.display()
+        );
     }
     let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty());
     let folder = folder.unwrap_or(Path::new("."));
-    tempfile::tempfile_in(folder).with_context(|| format!("cannot write into {}", folder.display()))?;
+    tempfile::tempfile_in(folder)
+        .with_context(|| format!("cannot write into {}", folder.display()))?;
     Ok(())
 }
 
@@ -184,13 +188,13 @@ impl Import {
         let candidates = [Candidate { name: String::new(), model, images }];
         let never = AtomicUsize::new(0);
         let workers = self.read.workers(backend);
-        let found =
-            error_rates(backend, &candidates, TestCrops::One, workers, &never, |images| {
-                done += images;
-                progress.show("check", done, total, "");
-            })?;
+        let found = error_rates(backend, &candidates, TestCrops::One, workers, &never, |images| {
+            done += images;
+            progress.show("check", done, total, "");
+        })?;
         progress.end();
-        let Evaluation { top1_error, top5_error, images, .. } = found.expect("nothing asks it to stop");
+        let Evaluation { top1_error, top5_error, images, .. } =
+            found.expect("nothing asks it to stop");
         let [Candidate { model, .. }] = candidates;
         output::line(format_args!(
             "accuracy on {}: top-1 {:.2} %, top-5 {:.2} %, {images} images",

@@ -140,7 +140,10 @@ pub fn print_network(network: &Network) -> Result<()> {
         ))?;
     }
     let (parameters, multiply_adds) = (network.parameters(), network.multiply_adds());
-    output::line(format_args!("{:<width$} {:>16} {parameters:>12} {multiply_adds:>14}", "total", ""))?;
+    output::line(format_args!(
+        "{:<width$} {:>16} {parameters:>12} {multiply_adds:>14}",
+        "total", ""
+    ))?;
     if let Some(first) = transposed(network) {
         output::line(format_args!(
             "\nFrom {} on, a transposed convolution, fields are what units see at most (neighbours need \

@@ -15,7 +15,7 @@ use zfnet::train::evaluate::{Classifier, TestCrops};
 
 use super::progress::Progress;
 use super::study::initial_weights;
-use super::{ExternalArgs, DeviceArgs, OnDevice, make_folder, output, shown};
+use super::{DeviceArgs, ExternalArgs, OnDevice, make_folder, output, shown};
 
 #[derive(Args)]
 pub struct Project {

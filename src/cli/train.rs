@@ -13,7 +13,6 @@ use zfnet::data::Split;
 use zfnet::data::folder::check_output;
 use zfnet::data::set::DataSet;
 use zfnet::data::shard::manifest::Form;
-use zfnet::human_bytes;
 use zfnet::import::ExternalConfig;
 use zfnet::model::{Architecture, Canvas, LayerSpec, Network};
 use zfnet::study::learnt::changes;
@@ -25,7 +24,7 @@ use super::inspect::table_of;
 use super::progress::Progress;
 use super::signals::{signal_code, stop_on_signals};
 use super::study::evolution::EvolutionArgs;
-use super::{ExternalArgs, DeviceArgs, MOST_WORKERS, OnDevice, ReadArgs, output};
+use super::{DeviceArgs, ExternalArgs, MOST_WORKERS, OnDevice, ReadArgs, output};
 
 #[derive(Args)]
 pub struct Train {

@@ -44,21 +44,21 @@ pub(super) fn describe(
     let (mut classes, last) = (0, chain.layers.len().wrapping_sub(1));
     for (index, (Layer { name: from, op }, name)) in chain.layers.into_iter().zip(names).enumerate()
     {
-        let refuse = |expected: &str, found: String| {
-            Err(Error::Network(format!("layer {from}: expected {expected}, found {found}")))
+        let wrong = |expected: &str, found: String| {
+            Error::Network(format!("layer {from}: expected {expected}, found {found}"))
         };
         let of_one = |what: &str, [a, b]: [usize; 2]| match a == b {
             true => Ok(a),
-            false => refuse(&format!("the same {what} along both axes"), format!("{a} and {b}")),
+            false => {
+                Err(wrong(&format!("the same {what} along both axes"), format!("{a} and {b}")))
+            }
         };
         let named = || name.clone().unwrap_or_default(); // layers with weights always have one
         let spec = match op {
             Op::Conv { weight, bias, stride, pad, groups, ceil } => {
                 let [channels, _, rows, columns] = weight.shape[..] else {
-                    return refuse(
-                        "a convolution along two axes",
-                        format!("shape {:?}", weight.shape),
-                    );
+                    let expected = "a convolution along two axes";
+                    return Err(wrong(expected, format!("shape {:?}", weight.shape)));
                 };
                 let spec = ConvSpec {
                     name: named(),
@@ -76,7 +76,7 @@ pub(super) fn describe(
             }
             Op::Fc { weight, bias } => {
                 let [outputs, _] = weight.shape[..] else {
-                    return refuse("a matrix", format!("shape {:?}", weight.shape));
+                    return Err(wrong("a matrix", format!("shape {:?}", weight.shape)));
                 };
                 if index == last && outputs > 1 {
                     classes = outputs;

@@ -152,7 +152,7 @@ fn by_depth(a: &Group, b: &Group) -> Ordering {
 /// Names in an order in which `features.9` comes before `features.10`.
 fn natural(a: &str, b: &str) -> Ordering {
     let chunks = |name: &str| -> Vec<(String, u64)> {
-        let mut chunks = vec![(String::new(), 0)];
+        let mut chunks = vec![(String::new(), 0u64)];
         let mut in_number = false;
         for c in name.chars() {
             if let Some(digit) = c.to_digit(10) {
@@ -209,8 +209,8 @@ fn fold(module: &mut Module, mut group: Group) -> Result<()> {
             bias.values.len()
         )));
     }
-    let filters = module.weight.values.chunks_exact_mut(module.weight.values.len() / channels);
-    for (k, filter) in filters.enumerate() {
+    let len = module.weight.values.len() / channels;
+    for (k, filter) in module.weight.values.chunks_exact_mut(len).enumerate() {
         let factor = weight[k] / (variance[k] + EPSILON).sqrt();
         filter.iter_mut().for_each(|value| *value *= factor);
         bias.values[k] = (bias.values[k] - mean[k]) * factor + shift[k];
@@ -429,7 +429,10 @@ mod tests {
         let found = modules(file(tensors, true), &mut Vec::new()).unwrap();
         let (tensors, table) = matched(&tiny(), found).unwrap();
         assert!(table.iter().all(|row| row.from == row.layer));
-        assert_eq!(tensors[0], ("conv1.weight".into(), vec![4, 3, 3, 3], tensor("", &[4, 3, 3, 3]).values));
+        assert_eq!(
+            tensors[0],
+            ("conv1.weight".into(), vec![4, 3, 3, 3], tensor("", &[4, 3, 3, 3]).values)
+        );
         // A classifier written as the convolutions that it is.
         let mut tensors = of_tiny(["a.0", "a.3", "b.0", "b.2"]);
         tensors[4].shape = vec![5, 6, 4, 4];
@@ -477,7 +480,12 @@ mod tests {
             shape: vec![channels],
             values: (0..channels).map(|k| value + 0.1 * k as f32).collect(),
         };
-        vec![part("weight", 0.5), part("bias", -0.2), part("running_mean", 0.3), part("running_var", 2.0)]
+        vec![
+            part("weight", 0.5),
+            part("bias", -0.2),
+            part("running_mean", 0.3),
+            part("running_var", 2.0),
+        ]
     }
 
     /// Normalised after the convolution, or before by other weights: the same, channel by channel.
@@ -534,7 +542,8 @@ mod tests {
                 .map(|(i, (layer, dims))| {
                     let shape = torch_shape(layer, dims.filter());
                     let weight = Tensor { name: names(i) + ".weight", shape, values: Vec::new() };
-                    let bias = Some(Tensor { values: vec![0.0; dims.k as usize], ..Tensor::default() });
+                    let bias =
+                        Some(Tensor { values: vec![0.0; dims.k as usize], ..Tensor::default() });
                     Module { name: names(i), weight, bias, folded: false }
                 })
                 .collect()
@@ -556,7 +565,10 @@ mod tests {
         let mut other = of("vgg11", &plain);
         other[3].weight.shape[2] = 5;
         let error = recognise(&other).unwrap_err().to_string();
-        assert!(error.contains("11 layers") && error.contains("layer0.weight [64, 3, 3, 3]"), "{error}");
+        assert!(
+            error.contains("11 layers") && error.contains("layer0.weight [64, 3, 3, 3]"),
+            "{error}"
+        );
         // A thousand classes or ten.
         let mut ten = of("vgg11", &plain);
         ten[10].weight.shape[0] = 10;

@@ -14,9 +14,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use zfnet_formats::sidecar::{self, Sidecar};
-use zfnet_formats::{
-    Chain, Kind, Preprocessing, Tensors, caffe, kind, onnx, pytorch, safetensors,
-};
+use zfnet_formats::{Chain, Kind, Preprocessing, Tensors, caffe, kind, onnx, pytorch, safetensors};
 
 use crate::backend::{Backend, Param};
 use crate::data::classes::Classes;

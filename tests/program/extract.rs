@@ -14,7 +14,8 @@ use zfnet::data::Split;
 use zfnet::data::images::ReadOptions;
 use zfnet::data::set::KeyedImages;
 use zfnet::extract::{Dtype, Settings, extract};
-use zfnet::model::{ExternalConfig, Model};
+use zfnet::import::ExternalConfig;
+use zfnet::model::Model;
 use zfnet::study::extractor::FeatureExtractor;
 use zfnet::train::checkpoint::load_model;
 

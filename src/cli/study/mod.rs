@@ -28,7 +28,7 @@ use zfnet::study::learnt::sentence;
 use zfnet::study::{self, Session, Study};
 
 use super::progress::Progress;
-use super::{ExternalArgs, DeviceArgs, ReadArgs, SplitName, make_folder, open_data, shown};
+use super::{DeviceArgs, ExternalArgs, ReadArgs, SplitName, make_folder, open_data, shown};
 
 #[derive(Args)]
 pub struct StudyCommand {
