@@ -1,6 +1,9 @@
 //! A network as a Python file that builds it of `torch.nn`'s modules and prepares images for it. The weights, under
 //! PyTorch's names, are in the model's own file.
 //!
+//! Pillow's bilinear reduction rounds otherwise than ours: of a reduced photograph about a tenth of the values differ, by
+//! one of 255 levels. On the same input the layers' values agree to about 1e-6 of the largest.
+//!
 //! Names come from files: they stand in the text as Python's string literals alone.
 
 use std::fmt::Write;
