@@ -7,8 +7,10 @@
 //! is. OUTPUT gets `logits` `[images, classes]` and, if INPUT has `labels` (I64 `[images]`), `loss` (the mean of softmax
 //! and cross-entropy) and `gradient.NAME` for each weight, in PyTorch's layout, without dropout; and for each
 //! convolution's map with a strongest unit in the first image `LAYER.units`, `[units, 4]` (map, row, column,
-//! activation after the relu) and `LAYER.RULE`, `[units, channels, rows, columns]`.
+//! activation after the relu) and `LAYER.RULE`, `[units, channels, rows, columns]`. Its metadata has the names of `layers`
+//! with weights, in their order.
 
+use std::collections::HashMap;
 use std::error::Error;
 use std::path::Path;
 
@@ -62,7 +64,9 @@ fn main() -> Outcome<()> {
         tensors.extend(gradients(&backend, &model, n, &x, &labels)?);
     }
     tensors.extend(projections(&backend, &model, n, &x)?);
-    std::fs::write(output, serialize(&tensors, None)?)?;
+    let layers: Vec<&str> = model.network.convolutions().map(|(layer, _)| &*layer.name).collect();
+    let layers = HashMap::from([("layers".into(), layers.join(","))]);
+    std::fs::write(output, serialize(&tensors, Some(layers))?)?;
     Ok(())
 }
 

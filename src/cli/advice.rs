@@ -81,7 +81,7 @@ fn on(error: &Error) -> Vec<String> {
             .map(str::to_owned)
             .into();
         }
-        Error::UnknownInputSize => "say it with --input-size",
+        Error::UnknownInputSize(_) => "say it with --input-size",
         Error::TooManyBad { .. } => {
             return ["mend or remove them, or raise --max-bad", "mend or remove them"]
                 .map(str::to_owned)

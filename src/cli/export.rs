@@ -8,18 +8,22 @@ use clap::Args;
 use zfnet::bench::Benchmark;
 use zfnet::data::folder::check_output;
 use zfnet::disk::write_atomic;
-use zfnet::export::{Format, pytorch};
+use zfnet::export::{Format, onnx, pytorch};
 
-use super::{ExternalArgs, DeviceArgs, OnDevice, output};
+use super::{DeviceArgs, ExternalArgs, OnDevice, output};
 
 #[derive(Args)]
 pub struct Export {
     /// RUN, RUN/step-N, RUN/best or a safetensors file
     checkpoint: PathBuf,
-    /// File to write. NAME.py is PyTorch: a Python file that builds the network (build, load) and prepares images
+    /// File to write. NAME.onnx is ONNX, opset 17, for any number of images at a time; its metadata say how images are
+    /// prepared. NAME.py is PyTorch: a Python file that builds the network (build, load) and prepares images
     /// (preprocess), with the weights in NAME.safetensors beside it
     #[arg(short, long, value_name = "FILE")]
     out: PathBuf,
+    /// For ONNX: have the graph prepare pixels, bytes [N, C, rows, columns] of images already resized and cropped
+    #[arg(long)]
+    with_preprocessing: bool,
     /// Replace files that are there
     #[arg(long)]
     overwrite: bool,
@@ -44,6 +48,9 @@ impl OnDevice for Export {
                 let text = pytorch(&model, name)?.into_bytes();
                 // The Python file last: what it loads is there.
                 vec![(weights, model.to_bytes(backend)?), (out.clone(), text)]
+            }
+            Format::Onnx => {
+                vec![(out.clone(), onnx(backend, &model, self.with_preprocessing)?)]
             }
             _ => bail!("{}: this program does not write such files", out.display()),
         };

@@ -170,10 +170,13 @@ fn describe(preprocess: &Preprocess) -> String {
         true => "a mean image".into(),
         false => values(mean),
     };
+    let crop = match resize.size() == [*rows, *columns] {
+        true => String::new(),
+        false => format!(", the {rows}x{columns} in the middle cut out"),
+    };
     let range = 255.0 * scale;
     format!(
-        "images: resized to {resize}, the {rows}x{columns} in the middle cut out; {channels} from 0 to {range:.4}, less \
-         {mean}, divided by {}",
+        "images: resized to {resize}{crop}; {channels} from 0 to {range:.4}, less {mean}, divided by {}",
         values(std)
     )
 }

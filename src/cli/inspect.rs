@@ -241,10 +241,10 @@ fn print_set(what: &str, set: &Manifest) -> Result<()> {
 /// initial weights.
 fn find(args: &Inspect) -> Result<(Network, Vec<LayerChange>)> {
     let path = Path::new(&args.what);
-    let is_model = path.extension().is_some_and(|extension| extension == "safetensors");
+    let is_text = path.extension().is_some_and(|extension| extension == "toml");
     // A run's newest or best checkpoint, whether or not there is a link of that name.
     let is_pointer = path.file_name().is_some_and(|name| name == "last" || name == "best");
-    if is_model || is_pointer || path.is_dir() {
+    if path.is_file() && !is_text || is_pointer || path.is_dir() {
         let backend = CpuBackend::new(Some(1))?;
         let Model { network, params, .. } = args.external.load(&backend, path)?;
         let changes = changes(&backend, &network, &params)?;

@@ -9,7 +9,7 @@
 use std::fmt::Write;
 
 use crate::backend::Backend;
-use crate::model::{Kind, Layer, Model, Network, Preprocess};
+use crate::model::{Canvas, Fit, Interpolation, Kind, Layer, Model, Network, Preprocess};
 use crate::shape::{ConvDims, Rounding, Shape, windows};
 use crate::{Error, Result};
 
@@ -263,33 +263,55 @@ fn module(layer: &Layer) -> (Option<String>, String, Option<String>) {
 
 /// The functions that make a network's input of a picture, for crops of so many rows and columns.
 fn preprocessing(preprocess: &Preprocess, [h, w]: [usize; 2]) -> String {
-    let side = preprocess.resize;
-    let mean = if preprocess.mean.len() == 3 {
-        format!("    return torch.tensor({})\n", numbers(&preprocess.mean))
-    } else {
+    let Canvas { rows, columns, fit, interpolation, antialias } = preprocess.resize;
+    let mean = if preprocess.mean_is_image() {
         "    with safe_open(WEIGHTS, \"pt\") as file:\n        return file.get_tensor(\"preprocess.mean\")\n"
             .to_owned()
+    } else {
+        format!("    return torch.tensor({})\n", numbers(&preprocess.mean))
     };
     let [y, x] = preprocess.centre();
+    let (mode, order) = match preprocess.channels() {
+        1 => ("L", "[..., None]".to_owned()),
+        _ => ("RGB", format!("[..., {:?}]", preprocess.order)),
+    };
+    let part = match fit {
+        Fit::Squash => "    box = (0, 0, *image.size)".to_owned(),
+        Fit::Cover => format!(
+            "    # The largest part in the middle that has the shape of {columns} to {rows}.\n    \
+             width = min(image.width, image.height * {columns} / {rows})\n    \
+             height = min(image.height, image.width * {rows} / {columns})\n    \
+             left, top = (image.width - width) // 2, (image.height - height) // 2\n    \
+             box = (left, top, left + width, top + height)"
+        ),
+    };
+    let filter = format!("{interpolation:?}").to_uppercase();
+    let resized = if antialias || interpolation == Interpolation::Nearest {
+        format!("image = image.resize(({columns}, {rows}), Image.Resampling.{filter}, box=box)")
+    } else {
+        // Pillow widens its filters; `transform` does not, and has no other than these.
+        let filter = if interpolation == Interpolation::Bicubic { "BICUBIC" } else { "BILINEAR" };
+        format!(
+            "image = image.transform(({columns}, {rows}), Image.Transform.EXTENT, box, Image.Resampling.{filter})"
+        )
+    };
     format!(
         r#"
 @cache
 def mean():
-    """What is taken off: [3], or [{side}, {side}, 3], in the network's order of channels."""
+    """What is taken off: [{c}], or [{rows}, {columns}, {c}], in the network's order of channels."""
 {mean}
 
 def preprocess(image):
-    """A PIL image as the network's input, [3, {h}, {w}]. EXIF orientation and colour profiles are ignored."""
+    """A PIL image as the network's input, [{c}, {h}, {w}]. EXIF orientation and colour profiles are ignored."""
     image = image.convert("RGB")
-    short = min(image.size)
-    left, top = (image.width - short) // 2, (image.height - short) // 2
-    box = (left, top, left + short, top + short)
-    square = image.resize(({side}, {side}), Image.Resampling.BILINEAR, box=box)
-    pixels = torch.from_numpy(numpy.array(square))[..., {order:?}] * {scale}
+{part}
+    {resized}
+    pixels = torch.from_numpy(numpy.array(image.convert("{mode}"))){order} * {scale}
     pixels = (pixels - mean()) / torch.tensor({std})
     return pixels[{y}:{y} + {h}, {x}:{x} + {w}].permute(2, 0, 1).contiguous()
 "#,
-        order = preprocess.order,
+        c = preprocess.channels(),
         scale = number(preprocess.scale),
         std = numbers(&preprocess.std),
     )

@@ -357,9 +357,9 @@ impl<B: Backend> Features<'_, B> {
     fn about(&self, left_out: usize) -> Value {
         let Model { network, preprocess, .. } = self.model;
         let mut prepared = serde_json::to_value(preprocess).expect("plain data");
-        prepared["mean"] = match preprocess.mean.len() {
-            3 => json!(preprocess.mean),
-            _ => json!(format!("xxh3 {:016x}", xxh3_64(bytemuck::cast_slice(&preprocess.mean)))),
+        prepared["mean"] = match preprocess.mean_is_image() {
+            false => json!(preprocess.mean),
+            true => json!(format!("xxh3 {:016x}", xxh3_64(bytemuck::cast_slice(&preprocess.mean)))),
         };
         let [y, x, height, width] = self.crop();
         let mut about = json!({

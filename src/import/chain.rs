@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::path::Path;
 
-use zfnet_formats::{Chain, Layer, Op};
+use zfnet_formats::{Chain, Layer, OPEN_SIZE, Op};
 
 use super::Row;
 use super::preprocessing::canvas_for;
@@ -29,6 +29,7 @@ pub(super) fn describe(
     path: &Path,
     size: Option<[usize; 2]>,
 ) -> Result<(Architecture, NamedTensors, Vec<Row>)> {
+    let fitting = chain.notes.iter().find(|note| note.starts_with(OPEN_SIZE)).cloned();
     let size = match (chain.input.size, size) {
         (Some(in_file), Some(asked)) if in_file != asked && has_fc(&chain.layers) => {
             let [h, w] = in_file;
@@ -37,7 +38,7 @@ pub(super) fn describe(
                 asked[0], asked[1]
             )));
         }
-        (in_file, asked) => asked.or(in_file).ok_or(Error::UnknownInputSize)?,
+        (in_file, asked) => asked.or(in_file).ok_or(Error::UnknownInputSize(fitting))?,
     };
     let names = names(&chain.layers);
     let (mut layers, mut tensors, mut table) = (Vec::new(), NamedTensors::new(), Vec::new());
@@ -126,7 +127,8 @@ fn has_fc(layers: &[Layer]) -> bool {
     layers.iter().any(|layer| matches!(layer.op, Op::Fc { .. }))
 }
 
-fn add(
+/// Adds a layer's tensors under the `name` that it has here.
+pub(super) fn add(
     tensors: &mut NamedTensors,
     table: &mut Vec<Row>,
     from: &str,

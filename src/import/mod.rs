@@ -18,7 +18,8 @@ use zfnet_formats::{Chain, Kind, Preprocessing, Tensors, caffe, kind, onnx, pyto
 
 use crate::backend::{Backend, Param};
 use crate::data::classes::Classes;
-use crate::model::weights::{NamedTensors, read_params};
+use crate::export::MEAN_KEY;
+use crate::model::weights::{KEY, Metadata, NamedTensors, read_params};
 use crate::model::{Architecture, Model, Network, Preprocess};
 use crate::{Error, Result};
 use zfnet_core::text;
@@ -90,8 +91,14 @@ pub fn read(path: &Path, config: &ExternalConfig) -> Result<Imported> {
         Kind::PytorchZip | Kind::PytorchStream | Kind::PytorchTar => {
             of_tensors(kind, pytorch::read(path)?, folder, config)
         }
-        Kind::Onnx => onnx::read(&bytes(path)?, Some(folder), until)
-            .and_then(|chain| of_chain(kind, chain, path, folder, config)),
+        Kind::Onnx => {
+            let bytes = bytes(path)?;
+            let ours = Described::find(&bytes)?;
+            onnx::read(&bytes, Some(folder), until).and_then(|chain| match ours {
+                Some(ours) if ours.fits(&chain, config) => ours.take(kind, chain),
+                _ => of_chain(kind, chain, path, folder, config),
+            })
+        }
         Kind::Caffemodel => {
             let prototxt = config.prototxt.as_deref().map(text::read).transpose()?;
             let chain = caffe::read(&bytes(path)?, prototxt.as_deref(), until);
@@ -139,7 +146,7 @@ fn of_chain(
     folder: &Path,
     config: &ExternalConfig,
 ) -> Result<Imported> {
-    let (notes, classes) = (std::mem::take(&mut chain.notes), std::mem::take(&mut chain.classes));
+    let (notes, classes) = (chain.notes.clone(), std::mem::take(&mut chain.classes));
     let preprocessing = chain.preprocessing.take();
     let beside = sidecar::read_sidecars(folder)?;
     let said = [&preprocessing, beside.as_ref().map_or(&None, |beside| &beside.preprocessing)];
@@ -210,5 +217,53 @@ impl Imported {
         };
         let params = read_params(backend, &network, tensor, Param::weights)?;
         Ok(Model { network, params, preprocess, classes })
+    }
+}
+
+/// What an ONNX file of our own says beside its graph.
+struct Described {
+    network: Network,
+    preprocess: Preprocess,
+    classes: Classes,
+}
+
+impl Described {
+    fn find(bytes: &[u8]) -> Result<Option<Self>> {
+        let metadata: HashMap<String, String> = onnx::metadata(bytes)?.into_iter().collect();
+        let (Some(about), Some(mean)) = (metadata.get(KEY), metadata.get(MEAN_KEY)) else {
+            return Ok(None);
+        };
+        let mean = serde_json::from_str(mean).map_err(|error| {
+            Error::Network(format!(
+                "metadata {MEAN_KEY}: expected a list of numbers, found {error}"
+            ))
+        })?;
+        let (network, preprocess, classes) = Metadata::parse(about)?.parts(mean)?;
+        Ok(Some(Described { network, preprocess, classes }))
+    }
+
+    /// Whether the graph is still the one that was described, and the user says nothing else.
+    fn fits(&self, chain: &Chain, config: &ExternalConfig) -> bool {
+        let asked =
+            config.preprocess.is_some() || config.classes.is_some() || config.resize.is_some();
+        let names = chain.layers.iter().map(|layer| &layer.name);
+        let ours = self.network.layers.iter().filter(|layer| {
+            // What changes nothing in the graph is left out as it is read.
+            !matches!(layer.kind, crate::model::Kind::Dropout(_))
+        });
+        !asked && names.filter(|name| self.network.layer(name).is_ok()).count() >= ours.count()
+    }
+
+    fn take(self, kind: Kind, chain: Chain) -> Result<Imported> {
+        let Described { network, preprocess, classes } = self;
+        let (mut tensors, mut table) = (NamedTensors::new(), Vec::new());
+        for Layer { name, op } in chain.layers {
+            if let Op::Conv { weight, bias, .. } | Op::Fc { weight, bias } = op {
+                chain::add(&mut tensors, &mut table, &name, &name, weight, bias);
+            }
+        }
+        let mut notes = chain.notes;
+        notes.push("preprocessing and classes are as zfnet has written them into the file".into());
+        Ok(Imported { network, tensors, preprocess, classes, kind, table, notes })
     }
 }

@@ -21,7 +21,7 @@ use crate::shape::{ConvDims, Shape};
 use crate::{Error, Result};
 
 /// The metadata's key.
-const KEY: &str = "zfnet";
+pub const KEY: &str = "zfnet";
 /// Version of the metadata. Version 1 did not say how weights were drawn.
 const VERSION: u32 = 2;
 /// Name of the mean's tensor.
@@ -41,7 +41,7 @@ pub struct Model<B: Backend> {
 
 /// What the metadata holds.
 #[derive(Serialize, Deserialize)]
-struct Metadata {
+pub struct Metadata {
     version: u32,
     architecture: Architecture,
     preprocess: Preprocess,
@@ -84,57 +84,52 @@ pub fn is_model(bytes: &[u8]) -> bool {
 fn about(bytes: &[u8]) -> Result<Option<Metadata>> {
     let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(unreadable)?;
     let json = metadata.metadata().as_ref().and_then(|metadata| metadata.get(KEY));
-    let Some(json) = json else { return Ok(None) };
-    let unreadable = |error: serde_json::Error| {
-        Error::Network(format!(
-            "expected metadata as this version of the program writes it, found {error}: use the version that \
-             wrote it"
-        ))
-    };
-    let MetadataVersion { version: found } = serde_json::from_str(json).map_err(unreadable)?;
-    if !(1..=VERSION).contains(&found) {
-        return Err(Error::Version { what: "metadata", expected: VERSION, found });
-    }
-    serde_json::from_str(json).map(Some).map_err(unreadable)
+    json.map(|json| Metadata::parse(json)).transpose()
 }
 
-impl<B: Backend> Model<B> {
-    /// The bytes of the file.
-    ///
-    /// # Errors
-    /// If the backend does not give its weights.
-    pub fn to_bytes(&self, backend: &B) -> Result<Vec<u8>> {
-        let about = Metadata {
+impl Metadata {
+    /// That of a model.
+    pub fn of<B: Backend>(model: &Model<B>) -> Self {
+        Metadata {
             version: VERSION,
-            architecture: self.network.architecture.clone(),
-            preprocess: self.preprocess.clone(),
-            classes: self.classes.names.clone(),
-            class_folders: self.classes.folders().unwrap_or_default().to_vec(),
-            initial: self.named_initial(),
-        };
-        let about = serde_json::to_string(&about).expect("plain data");
-        let mut tensors = named_values(backend, &self.network, &self.params)?;
-        tensors.push((MEAN.into(), self.preprocess.mean_shape(), self.preprocess.mean.clone()));
-        serialize(&tensors, Some(HashMap::from([(KEY.into(), about)])))
+            architecture: model.network.architecture.clone(),
+            preprocess: model.preprocess.clone(),
+            classes: model.classes.names.clone(),
+            class_folders: model.classes.folders().unwrap_or_default().to_vec(),
+            initial: model.named_initial(),
+        }
     }
 
-    /// How weights were drawn, by layer, as far as it is known.
-    fn named_initial(&self) -> BTreeMap<String, Initial> {
-        let layers = self.network.layers.iter().zip(&self.params.initial);
-        layers.filter_map(|(layer, initial)| Some((layer.name.clone(), (*initial)?))).collect()
-    }
-
-    /// A model from the bytes of its file.
+    /// From its JSON.
     ///
     /// # Errors
-    /// If the bytes are not a model, or its tensors do not fit its network: their names, what was
-    /// expected, what was found.
-    pub fn from_bytes(backend: &B, bytes: &[u8]) -> Result<Self> {
-        let tensors = deserialize(bytes)?;
-        let Metadata {
-            architecture, mut preprocess, classes: names, class_folders, initial, ..
-        } = about(bytes)?.ok_or_else(names_no_network)?;
-        preprocess.mean = values(&tensors, MEAN)?.into_owned();
+    /// If another version has written it, or it is damaged.
+    pub fn parse(json: &str) -> Result<Self> {
+        let unreadable = |error: serde_json::Error| {
+            Error::Network(format!(
+                "expected metadata as this version of the program writes it, found {error}: use the version that \
+                 wrote it"
+            ))
+        };
+        let MetadataVersion { version: found } = serde_json::from_str(json).map_err(unreadable)?;
+        if !(1..=VERSION).contains(&found) {
+            return Err(Error::Version { what: "metadata", expected: VERSION, found });
+        }
+        serde_json::from_str(json).map_err(unreadable)
+    }
+
+    /// As JSON, without the mean.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("plain data")
+    }
+
+    /// The network, its preprocessing with the mean, which is kept elsewhere, and its classes.
+    ///
+    /// # Errors
+    /// If they do not fit each other.
+    pub fn parts(self, mean: Vec<f32>) -> Result<(Network, Preprocess, Classes)> {
+        let Metadata { architecture, mut preprocess, classes: names, class_folders, .. } = self;
+        preprocess.mean = mean;
         let classes = match class_folders.len() {
             0 if names == Classes::unknown(names.len()).names => Classes::unknown(names.len()),
             0 => Classes::named(names),
@@ -159,6 +154,39 @@ impl<B: Backend> Model<B> {
                 classes.len()
             )));
         }
+        Ok((network, preprocess, classes))
+    }
+}
+
+impl<B: Backend> Model<B> {
+    /// The bytes of the file.
+    ///
+    /// # Errors
+    /// If the backend does not give its weights.
+    pub fn to_bytes(&self, backend: &B) -> Result<Vec<u8>> {
+        let about = Metadata::of(self).to_json();
+        let mut tensors = named_values(backend, &self.network, &self.params)?;
+        tensors.push((MEAN.into(), self.preprocess.mean_shape(), self.preprocess.mean.clone()));
+        serialize(&tensors, Some(HashMap::from([(KEY.into(), about)])))
+    }
+
+    /// How weights were drawn, by layer, as far as it is known.
+    fn named_initial(&self) -> BTreeMap<String, Initial> {
+        let layers = self.network.layers.iter().zip(&self.params.initial);
+        layers.filter_map(|(layer, initial)| Some((layer.name.clone(), (*initial)?))).collect()
+    }
+
+    /// A model from the bytes of its file.
+    ///
+    /// # Errors
+    /// If the bytes are not a model, or its tensors do not fit its network: their names, what was
+    /// expected, what was found.
+    pub fn from_bytes(backend: &B, bytes: &[u8]) -> Result<Self> {
+        let tensors = deserialize(bytes)?;
+        let mut about = about(bytes)?.ok_or_else(names_no_network)?;
+        let initial = std::mem::take(&mut about.initial);
+        let mean = values(&tensors, MEAN)?.into_owned();
+        let (network, preprocess, classes) = about.parts(mean)?;
         let tensor = |name: &str, shape: &[usize]| values_of_shape(&tensors, name, shape);
         let mut params = read_params(backend, &network, tensor, Param::weights)?;
         for (name, initial) in initial {

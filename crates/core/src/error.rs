@@ -74,8 +74,9 @@ pub enum Error {
     UnknownNetwork(String),
     /// A file of a network that does not say how images are prepared for it, where nobody else said so.
     UnknownPreprocessing,
-    /// A file of a network that leaves its input's size open, where nobody else said it.
-    UnknownInputSize,
+    /// A file of a network that leaves its input's size open, where nobody else said it; and which sizes fit, if that
+    /// is known.
+    UnknownInputSize(Option<String>),
 
     /// Images that cannot be used as a set.
     Data(String),
@@ -214,7 +215,9 @@ impl Error {
             | Error::Version { .. }
             | Error::UnknownNetwork(_)
             | Error::UnknownPreprocessing
-            | Error::UnknownInputSize => Error::InFile { path: path.into(), error: Box::new(self) },
+            | Error::UnknownInputSize(_) => {
+                Error::InFile { path: path.into(), error: Box::new(self) }
+            }
             other => other,
         }
     }
@@ -288,7 +291,10 @@ impl Error {
             Error::UnknownPreprocessing => {
                 write!(f, "does not say how images are to be prepared for the network")
             }
-            Error::UnknownInputSize => write!(f, "leaves the size of the network's input open"),
+            Error::UnknownInputSize(None) => {
+                write!(f, "the size of the input is not in the file")
+            }
+            Error::UnknownInputSize(Some(fitting)) => write!(f, "{fitting}"),
             Error::Data(text) => write!(f, "data: {text}"),
             Error::TooManyBad { files, bad, of, allowed, last } => write!(
                 f,

@@ -41,6 +41,9 @@ pub struct Chain {
     pub notes: Vec<String>,
 }
 
+/// How a note begins that says which sizes of the input fit, where the file leaves it open.
+pub const OPEN_SIZE: &str = "the size of the input is not in the file";
+
 /// What a chain's first layer sees.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Input {

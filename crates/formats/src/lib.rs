@@ -16,5 +16,5 @@ pub mod sidecar;
 mod source;
 mod weights;
 
-pub use chain::{Chain, Input, Layer, Op, Preprocessing, Resize, Tensor, Tensors};
+pub use chain::{Chain, Input, Layer, OPEN_SIZE, Op, Preprocessing, Resize, Tensor, Tensors};
 pub use kind::Kind;

@@ -6,7 +6,7 @@ use zfnet_core::{Error, Result};
 use super::data::Known;
 use super::proto::*;
 use super::wire;
-use crate::{Chain, Input, Layer, Op, Tensor};
+use crate::{Chain, Input, Layer, OPEN_SIZE, Op, Tensor};
 
 /// Largest kernel, stride, pad, side or number of groups: sums and products of a few stay within 64 bits.
 pub const MAX_NUMBER: usize = u16::MAX as usize;
@@ -103,7 +103,7 @@ impl Built {
         })?;
         if self.chain.input.size.is_none() {
             let note = fitting(&self.chain);
-            self.note(format!("the size of the input is not in the file{note}"));
+            self.note(format!("{OPEN_SIZE}{note}"));
         }
         Ok(self.chain)
     }
