@@ -105,7 +105,10 @@ impl Window {
             _ => return Err(format!("expected a known auto_pad, found `{}`", shorten(&auto))),
         };
         (0..4).for_each(|side| pad[side] += added[side]);
-        Ok(pad)
+        match pad.iter().all(|&side| side < MAX_SIZE) {
+            true => Ok(pad),
+            false => Err(format!("expected pads of less than {MAX_SIZE}, found {}", list(&pad))),
+        }
     }
 
     /// Rows and columns of windows, as far as sizes are known.
