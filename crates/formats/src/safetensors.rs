@@ -84,6 +84,6 @@ pub fn parse(file: impl Read + Seek) -> Result<Tensors, String> {
         let (from, to) = found.place;
         let bytes = (to - from) as u64;
         budget.take(bytes)?;
-        found.element.values(&file.read(begin + from as u64, bytes)?, false, values)
+        file.pieces(begin + from as u64, bytes, |piece| found.element.values(piece, false, values))
     })
 }

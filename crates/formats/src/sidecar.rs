@@ -98,9 +98,10 @@ fn sidecar(config: Option<&Object>, preprocessor: Option<&Object>) -> Sidecar {
         match classes(config) {
             Ok(classes) if classes.is_empty() => {}
             Ok(classes) => {
-                sidecar
-                    .notes
-                    .push(format!("the names of {} classes are those of {CONFIG}", classes.len()));
+                sidecar.notes.push(format!(
+                    "the classes are named as in {CONFIG}, {} of them",
+                    classes.len()
+                ));
                 sidecar.classes = classes;
             }
             Err(reason) => {
