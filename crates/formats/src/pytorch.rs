@@ -430,7 +430,7 @@ impl<'a> Reader<'a> {
                         );
                     }
                     if !left_out.is_empty() {
-                        self.notes.push(format!("left out, as no tensors: {}", some(&left_out)));
+                        self.notes.push(format!("left out: {}", some(&left_out)));
                     }
                     return Ok(tensors);
                 }
@@ -454,17 +454,25 @@ impl<'a> Reader<'a> {
         let mut holders: Vec<Item> = Vec::new();
         let mut others = Vec::new();
         for (key, value) in items {
-            let lower = key.to_lowercase();
             if !self.reaches[value as usize] {
                 others.push(key);
-            } else if self.tensor(value).map_err(|reason| in_entry(&key, reason))?.is_some() {
-                direct += 1;
-                flat |= key.contains('.');
-            } else if COMPANY.iter().any(|part| lower.contains(part)) {
-                others.push(key);
-            } else {
-                holders.push((key, value));
+                continue;
             }
+            match self.tensor(value) {
+                Ok(None) if is_company(&key) => others.push(key),
+                Ok(None) => holders.push((key, value)),
+                // What is wrong with one matters only if it is the network's.
+                Ok(Some(_)) | Err(_) => {
+                    direct += 1;
+                    flat |= key.contains('.');
+                }
+            }
+        }
+        if direct == 0 && holders.is_empty() && self.reaches[id as usize] {
+            return Err(format!(
+                "holds tensors, but no network's: {}; expected a state dict, as in torch.save(model.state_dict(), ...)",
+                some(&others)
+            ));
         }
         // Names of layers and parameters: it is a state dict itself.
         if flat {
@@ -537,23 +545,21 @@ impl<'a> Reader<'a> {
             }
             return Ok(());
         }
-        let items = match self.module(id) {
-            Some(items) => items,
-            None => match self.items(id) {
-                Some(items) => items,
-                None => {
-                    let what = self.class(id);
-                    let reason = "with tensors, which is not known: save the state dict alone";
-                    let reason = format!("is an object of `{}` {reason}", brief(what));
-                    return Err(in_entry(name, reason));
-                }
-            },
-        };
+        let module = self.module(id);
+        let may_be_company = depth == 0 && module.is_none();
+        let items = module.or_else(|| self.items(id)).ok_or_else(|| {
+            let reason = "with tensors, which is not known: save the state dict alone";
+            in_entry(name, format!("is an object of `{}` {reason}", brief(self.class(id))))
+        })?;
         if depth == DEEPEST {
             return Err(format!("has modules more than {DEEPEST} deep in each other"));
         }
         for (key, value) in items {
             if value == NONE {
+                continue;
+            }
+            if may_be_company && is_company(&key) && matches!(self.tensor(value), Ok(None)) {
+                left_out.push(brief(&key));
                 continue;
             }
             let name = if name.is_empty() { key } else { format!("{name}.{key}") };
@@ -817,6 +823,12 @@ impl<'a> Reader<'a> {
         let offset = storage.offset + offset;
         Ok(Meta { shape, element, view: View { storage: storage.key, offset, strides } })
     }
+}
+
+/// Whether what a checkpoint has under a key is not of the network.
+fn is_company(key: &str) -> bool {
+    let key = key.to_lowercase();
+    COMPANY.iter().any(|part| key.contains(part))
 }
 
 fn in_entry(key: &str, reason: String) -> String {

@@ -349,6 +349,14 @@ fn a_state_dict_is_taken_for_one_whatever_its_names() {
     let other = of(&dict(&[("epoch", &int(3)), ("pretrained", &layers)]));
     assert_eq!(names(&other).len(), 4);
     assert_eq!(other.notes[..2], ["the state dict is that of `pretrained`", "left out: `epoch`"]);
+    // What an optimiser has is no network's.
+    let state = dict(&[("exp_avg", &Tensor::default().pickled())]);
+    let beside = of(&dict(&[("fc.weight", &Tensor::default().pickled()), ("optimizer", &state)]));
+    assert_eq!(names(&beside), ["fc.weight"]);
+    assert_eq!(beside.notes[0], "left out: `optimizer`");
+    let error =
+        refused(&zip_of(&dict(&[("epoch", &int(3)), ("optimizer", &state)]), &[("0", &storage())]));
+    assert!(error.starts_with("holds tensors, but no network's: `epoch`, `optimizer`"), "{error}");
     // As Python 2 and the oldest pickles write it; in a tuple with an epoch, as some save it.
     let pairs = [b"]", &tuple(&[text("w"), Tensor::default().pickled()])[..], b"a"].concat();
     let ordered = call(global("collections", "OrderedDict"), &[pairs]);
@@ -396,7 +404,7 @@ fn nothing_is_executed() {
         let beside = dict(&[("x", &code), ("w", &Tensor::default().pickled())]);
         let tensors = of(&zip_of(&beside, &[("0", &storage())])).unwrap();
         assert_eq!(rows(&tensors)[0].2, [1., 2., 3., 4.]);
-        assert_eq!(tensors.notes[0], "left out, as no tensors: `x`");
+        assert_eq!(tensors.notes[0], "left out: `x`");
         // One that would be given the tensor.
         let around = call(global("os", "system"), &[Tensor::default().pickled()]);
         let error = refused(&zip_of(&dict(&[("w", &around)]), &[("0", &storage())]));
