@@ -83,7 +83,7 @@ pub fn parse(file: impl Read + Seek) -> Result<Tensors, String> {
     collect(found, true, notes, budget, |found, budget, values| {
         let View { storage, offset, strides } = &found.place;
         let place = contents.storages.get(storage).ok_or_else(|| {
-            format!("lies in the storage {storage:?}, which the file does not have: it is damaged; get it again")
+            format!("lies in the storage `{}`, which the file does not have: it is damaged; get it again", brief(storage))
         })?;
         let element = found.element.bytes();
         let (begin, end) = extent(&found.shape, strides, *offset)
@@ -360,7 +360,8 @@ fn from_stream<R: Read + Seek>(file: &mut Source<R>) -> Result<Contents, String>
             bytes.and_then(|bytes| (at + 8).checked_add(bytes)).filter(|&end| end <= file.len());
         let (Some(bytes), Some(end)) = (bytes, end) else {
             return Err(format!(
-                "is cut short: the storage {key:?} of {count} elements reaches beyond its end; get it again"
+                "is cut short: the storage `{}` of {count} elements reaches beyond its end; get it again",
+                brief(&key)
             ));
         };
         storages.insert(key, zip::Place { at: at + 8, bytes, crc: 0 });

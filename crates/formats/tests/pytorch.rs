@@ -511,7 +511,7 @@ fn absurd_sizes_are_refused() {
         "{error}"
     );
     let error = refused(&one(&Tensor { key: "1", ..Tensor::default() }));
-    assert!(error.contains("storage \"1\", which the file does not have"), "{error}");
+    assert!(error.contains("storage `1`, which the file does not have"), "{error}");
     let error = refused(&one(&Tensor { elements: -4, ..Tensor::default() }));
     assert!(error.contains("damaged"), "{error}");
     let mut changed = one(&Tensor::default());
