@@ -349,6 +349,10 @@ fn a_state_dict_is_taken_for_one_whatever_its_names() {
     let other = of(&dict(&[("epoch", &int(3)), ("pretrained", &layers)]));
     assert_eq!(names(&other).len(), 4);
     assert_eq!(other.notes[..2], ["the state dict is that of `pretrained`", "left out: `epoch`"]);
+    // A key that comes again counts as it came last.
+    let later = Tensor { offset: 2, shape: &[2], ..Tensor::default() };
+    let twice = of(&dict(&[("w", &Tensor::default().pickled()), ("w", &later.pickled())]));
+    assert_eq!(rows(&twice), [("w", &[2][..], &[3., 4.][..])]);
     // What an optimiser has is no network's.
     let state = dict(&[("exp_avg", &Tensor::default().pickled())]);
     let beside = of(&dict(&[("fc.weight", &Tensor::default().pickled()), ("optimizer", &state)]));
