@@ -73,9 +73,11 @@ fn the_three_formats_are_read_in_the_state_dicts_order() {
 
 #[test]
 fn a_module_is_its_state_dict() {
-    let tensors = of(&data("module.pth")).unwrap();
-    is_net(&tensors);
-    assert_eq!(tensors.notes.len(), 1, "{:?}", tensors.notes);
+    for name in ["module.pth", "module_protocol1.pth"] {
+        let tensors = of(&data(name)).unwrap();
+        is_net(&tensors);
+        assert_eq!(tensors.notes.len(), 1, "{:?}", tensors.notes);
+    }
     let tensors = of(&data("module_zip.pth")).unwrap();
     let found = rows(&tensors);
     assert_eq!(found.iter().map(|row| row.0).collect::<Vec<_>>(), ["0.weight", "0.bias"]);
