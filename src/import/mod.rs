@@ -14,7 +14,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use zfnet_formats::sidecar::{self, Sidecar};
-use zfnet_formats::{Chain, Kind, Preprocessing, Tensors, caffe, kind, onnx, pytorch, safetensors};
+use zfnet_formats::{
+    Chain, Kind, Layer, Op, Preprocessing, Tensors, caffe, kind, onnx, pytorch, safetensors,
+};
 
 use crate::backend::{Backend, Param};
 use crate::data::classes::Classes;

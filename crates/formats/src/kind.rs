@@ -185,6 +185,7 @@ pub(crate) fn of<R: Read + Seek>(
         _ if ["<!doctype", "<html", "<?xml", "<head", "<error", "<svg"].into_iter().any(begins) => {
             Kind::Html
         }
+        _ if head.starts_with(b"L119547037146038801333356L\n") => Kind::PytorchStream, // the number in protocols 0 and 1
         [0x80, ..] => {
             // The number that the first pickle is.
             let magic = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19";

@@ -9,7 +9,7 @@ use zfnet_core::{Error, Result};
 
 use crate::chain::Tensors;
 use crate::source::Source;
-use crate::weights::{Budget, Element, Found, brief, collect};
+use crate::weights::{Budget, Element, Found, brief, collect, quoted};
 
 /// Bytes of the header, at most: those of networks with ten thousand tensors have one.
 const LARGEST_HEADER: u64 = 16 << 20;
@@ -40,7 +40,7 @@ pub fn parse(file: impl Read + Seek) -> Result<Tensors, String> {
     let json = file.read(8, header)?;
     // What it says of each tensor is checked as it is read: sizes against shapes, no gap, no overlap.
     let metadata: Metadata = serde_json::from_slice(&json).map_err(|error| {
-        format!("expected the header of a safetensors file, found a damaged one: {error}")
+        format!("expected the header of a safetensors file, found a damaged one: {}", quoted(error))
     })?;
     drop(json);
     let begin = 8 + header;
@@ -84,6 +84,6 @@ pub fn parse(file: impl Read + Seek) -> Result<Tensors, String> {
         let (from, to) = found.place;
         let bytes = (to - from) as u64;
         budget.take(bytes)?;
-        found.element.values(&file.read(begin + from as u64, bytes)?, false, values)
+        file.pieces(begin + from as u64, bytes, |piece| found.element.values(piece, false, values))
     })
 }

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use zfnet_core::{Error, Result, text};
 
 use crate::chain::{Preprocessing, Resize};
-use crate::weights::brief;
+use crate::weights::{brief, quoted};
 
 /// timm's file, and Hugging Face's about a network.
 const CONFIG: &str = "config.json";
@@ -70,7 +70,7 @@ fn object(path: &Path) -> Result<Option<Object>> {
 
 fn of_text(text: &str) -> Result<Object, String> {
     serde_json::from_str(text).map_err(|error| {
-        format!("expected a JSON object, found {error}: get it again, or move it away")
+        format!("expected a JSON object, found {}: get it again, or move it away", quoted(error))
     })
 }
 
@@ -94,13 +94,16 @@ fn sidecar(config: Option<&Object>, preprocessor: Option<&Object>) -> Sidecar {
     }
     if let Some(config) = config {
         let name = config.get("architecture").and_then(Value::as_str);
-        sidecar.architecture = name.filter(|name| name.len() < 256).map(str::to_string);
+        let is_name =
+            |name: &&str| name.len() < 256 && name.bytes().all(|byte| byte.is_ascii_graphic());
+        sidecar.architecture = name.filter(is_name).map(str::to_string);
         match classes(config) {
             Ok(classes) if classes.is_empty() => {}
             Ok(classes) => {
-                sidecar
-                    .notes
-                    .push(format!("the names of {} classes are those of {CONFIG}", classes.len()));
+                sidecar.notes.push(format!(
+                    "the classes are named as in {CONFIG}, {} of them",
+                    classes.len()
+                ));
                 sidecar.classes = classes;
             }
             Err(reason) => {

@@ -37,6 +37,23 @@ impl<R: Read + Seek> Source<R> {
         }
     }
 
+    /// Hands on `bytes` from `at` on in pieces of a few pages, each but the last a multiple of every element's size.
+    pub(crate) fn pieces(
+        &mut self,
+        at: u64,
+        bytes: u64,
+        mut each: impl FnMut(&[u8]) -> Result<(), String>,
+    ) -> Result<(), String> {
+        const PIECE: u64 = 1 << 18;
+        let mut done = 0;
+        while done < bytes {
+            let piece = PIECE.min(bytes - done);
+            each(&self.read(at + done, piece)?)?;
+            done += piece;
+        }
+        Ok(())
+    }
+
     /// At most `bytes` from `at` on: fewer where it ends.
     pub(crate) fn peek(&mut self, at: u64, bytes: u64) -> Result<Vec<u8>, String> {
         let at = at.min(self.len);

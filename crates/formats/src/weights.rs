@@ -144,7 +144,7 @@ pub(crate) fn collect<P>(
         }
         budget.take(name.len() as u64)?;
         if !names.insert(name) {
-            return Err(format!("has two tensors `{name}`"));
+            return Err(format!("has two tensors `{}`", brief(name)));
         }
     }
     drop(names);
@@ -165,7 +165,7 @@ pub(crate) fn collect<P>(
         for (of, _, count) in &mut rounded {
             *count += usize::from(of == element);
         }
-        let in_tensor = |reason| format!("tensor `{name}` {reason}");
+        let in_tensor = |reason| format!("tensor `{}` {reason}", brief(name));
         let count = product(shape).and_then(|count| Some((count, count.checked_mul(4)?)));
         let (count, bytes) = count
             .ok_or_else(|| in_tensor(format!("has the shape {shape:?}, larger than any memory")))?;
@@ -231,9 +231,21 @@ pub(crate) fn some<T: AsRef<str>>(names: &[T]) -> String {
 
 /// A name from a file, for messages: no longer than a line, and without what would change the terminal.
 pub(crate) fn brief(name: &str) -> String {
-    const SHOWN: usize = 60;
-    let mut chars = name.chars().flat_map(char::escape_debug);
-    let mut text: String = chars.by_ref().take(SHOWN).collect();
+    cut(name, 60)
+}
+
+/// Another library's error, for messages: it may quote all of a file.
+pub(crate) fn quoted(error: impl ToString) -> String {
+    cut(&error.to_string(), 300)
+}
+
+fn cut(text: &str, most: usize) -> String {
+    let mut chars = text.chars().flat_map(|char| {
+        let plain = matches!(char, '"' | '\'' | '\\');
+        let escaped = (!plain).then(|| char.escape_debug());
+        escaped.into_iter().flatten().chain(plain.then_some(char))
+    });
+    let mut text: String = chars.by_ref().take(most).collect();
     if chars.next().is_some() {
         text += "...";
     }

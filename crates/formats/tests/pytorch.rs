@@ -73,9 +73,11 @@ fn the_three_formats_are_read_in_the_state_dicts_order() {
 
 #[test]
 fn a_module_is_its_state_dict() {
-    let tensors = of(&data("module.pth")).unwrap();
-    is_net(&tensors);
-    assert_eq!(tensors.notes.len(), 1, "{:?}", tensors.notes);
+    for name in ["module.pth", "module_protocol1.pth"] {
+        let tensors = of(&data(name)).unwrap();
+        is_net(&tensors);
+        assert_eq!(tensors.notes.len(), 1, "{:?}", tensors.notes);
+    }
     let tensors = of(&data("module_zip.pth")).unwrap();
     let found = rows(&tensors);
     assert_eq!(found.iter().map(|row| row.0).collect::<Vec<_>>(), ["0.weight", "0.bias"]);
@@ -91,7 +93,7 @@ fn a_checkpoint_holds_it_beside_much_else() {
         tensors.notes,
         [
             "the state dict is that of `state_dict`",
-            "1 tensors beside `state_dict` were left out",
+            "left out: 1 tensor beside `state_dict`",
             "left out: `epoch`, `args`, `loss`, `history` and 3 more",
             "7 of 7 tensors read, of which 1 of integers is no weights: `module.bn.num_batches_tracked`",
             "6 tensors of float16 became float32",
@@ -299,6 +301,75 @@ fn files_by_hand_are_read() {
 }
 
 #[test]
+fn tensors_are_known_in_all_that_torch_wraps_around_them() {
+    let plain = || Tensor::default().pickled();
+    let args = |tensor: &Tensor| {
+        let pickled = tensor.pickled();
+        let name = global("torch._utils", "_rebuild_tensor_v2");
+        pickled[name.len()..pickled.len() - 1].to_vec() // the tuple alone
+    };
+    let class = || global("torch.nn.parameter", "Parameter");
+    let flags = |more: &[Vec<u8>]| [&[b"\x89".to_vec(), b"}".to_vec()], more].concat();
+    let untyped = Tensor { class: "UntypedStorage", elements: 16, ..Tensor::default() };
+    let storage_of = args(&untyped);
+    let with_type =
+        [&storage_of[..storage_of.len() - 1], &global("torch", "float32"), b"t"].concat();
+    let subclass = [
+        global("torch._utils", "_rebuild_tensor_v2"),
+        global("my", "Tensor"),
+        args(&Tensor::default()),
+        b"}".to_vec(),
+    ];
+    for wrapped in [
+        call(global("torch._utils", "_rebuild_parameter"), &[&[plain()][..], &flags(&[])].concat()),
+        call(
+            global("torch._utils", "_rebuild_parameter_with_state"),
+            &[&[plain()][..], &flags(&[b"}".to_vec()])].concat(),
+        ),
+        [call(class(), &[plain()]), tuple(&flags(&[])), b"b".to_vec()].concat(),
+        call(global("copy_reg", "__newobj__"), &[class(), plain()]),
+        [global("torch._utils", "_rebuild_tensor_v3"), with_type, b"R".to_vec()].concat(),
+        call(global("torch._tensor", "_rebuild_from_type_v2"), &subclass),
+    ] {
+        let tensors = of(&zip_of(&dict(&[("w", &wrapped)]), &[("0", &storage())])).unwrap();
+        assert_eq!(rows(&tensors), [("w", &[4][..], &[1., 2., 3., 4.][..])]);
+    }
+}
+
+#[test]
+fn a_state_dict_is_taken_for_one_whatever_its_names() {
+    // Layers that are called as checkpoints call what they hold.
+    let layer =
+        dict(&[("weight", &Tensor::default().pickled()), ("bias", &Tensor::default().pickled())]);
+    let of = |object: &[u8]| of(&zip_of(object, &[("0", &storage())])).unwrap();
+    let flat = dict(&[("model.weight", &Tensor::default().pickled()), ("net", &layer)]);
+    let names =
+        |tensors: &Tensors| tensors.tensors.iter().map(|t| t.name.clone()).collect::<Vec<_>>();
+    assert_eq!(names(&of(&flat)), ["model.weight", "net.weight", "net.bias"]);
+    let layers = dict(&[("conv1", &layer), ("fc", &layer)]);
+    assert_eq!(names(&of(&layers)), ["conv1.weight", "conv1.bias", "fc.weight", "fc.bias"]);
+    let other = of(&dict(&[("epoch", &int(3)), ("pretrained", &layers)]));
+    assert_eq!(names(&other).len(), 4);
+    assert_eq!(other.notes[..2], ["the state dict is that of `pretrained`", "left out: `epoch`"]);
+    // A key that comes again counts as it came last.
+    let later = Tensor { offset: 2, shape: &[2], ..Tensor::default() };
+    let twice = of(&dict(&[("w", &Tensor::default().pickled()), ("w", &later.pickled())]));
+    assert_eq!(rows(&twice), [("w", &[2][..], &[3., 4.][..])]);
+    // What an optimiser has is no network's.
+    let state = dict(&[("exp_avg", &Tensor::default().pickled())]);
+    let beside = of(&dict(&[("fc.weight", &Tensor::default().pickled()), ("optimizer", &state)]));
+    assert_eq!(names(&beside), ["fc.weight"]);
+    assert_eq!(beside.notes[0], "left out: `optimizer`");
+    let error =
+        refused(&zip_of(&dict(&[("epoch", &int(3)), ("optimizer", &state)]), &[("0", &storage())]));
+    assert!(error.starts_with("holds tensors, but no network's: `epoch`, `optimizer`"), "{error}");
+    // As Python 2 and the oldest pickles write it; in a tuple with an epoch, as some save it.
+    let pairs = [b"]", &tuple(&[text("w"), Tensor::default().pickled()])[..], b"a"].concat();
+    let ordered = call(global("collections", "OrderedDict"), &[pairs]);
+    assert_eq!(names(&of(&tuple(&[ordered, int(3)]))), ["w"]);
+}
+
+#[test]
 fn one_object_in_two_places_is_the_same_in_both() {
     // Remembered while it is empty, as Python's pickler does it, and filled later.
     let filled = [b"}q\x01(", &text("w")[..], &Tensor::default().pickled(), b"u"].concat();
@@ -339,7 +410,7 @@ fn nothing_is_executed() {
         let beside = dict(&[("x", &code), ("w", &Tensor::default().pickled())]);
         let tensors = of(&zip_of(&beside, &[("0", &storage())])).unwrap();
         assert_eq!(rows(&tensors)[0].2, [1., 2., 3., 4.]);
-        assert_eq!(tensors.notes[0], "left out, as no tensors: `x`");
+        assert_eq!(tensors.notes[0], "left out: `x`");
         // One that would be given the tensor.
         let around = call(global("os", "system"), &[Tensor::default().pickled()]);
         let error = refused(&zip_of(&dict(&[("w", &around)]), &[("0", &storage())]));
@@ -446,7 +517,7 @@ fn absurd_sizes_are_refused() {
         "{error}"
     );
     let error = refused(&one(&Tensor { key: "1", ..Tensor::default() }));
-    assert!(error.contains("storage \"1\", which the file does not have"), "{error}");
+    assert!(error.contains("storage `1`, which the file does not have"), "{error}");
     let error = refused(&one(&Tensor { elements: -4, ..Tensor::default() }));
     assert!(error.contains("damaged"), "{error}");
     let mut changed = one(&Tensor::default());

@@ -19,7 +19,7 @@ use proptest::test_runner::{Config, TestRunner};
 /// Most memory for a file of some length: tensors are at most 16 times as large, an object of a pickle and the lists
 /// that hold it take at most 128 bytes for one of its file; and what is read ahead.
 fn allowed(bytes: usize) -> usize {
-    (16 + 128) * bytes + (256 << 10)
+    (16 + 128) * bytes + (128 << 10)
 }
 
 /// One change to a file.

@@ -200,7 +200,7 @@ fn files_are_looked_for_beside_the_weights() {
         sidecar.notes,
         [
             "the preprocessing is that of preprocessor_config.json",
-            "the names of 1 classes are those of config.json",
+            "the classes are named as in config.json, 1 of them",
         ]
     );
     // timm's own says more of how its networks were tested.

@@ -13,7 +13,7 @@ use super::{
 };
 use super::{MOST_AXES, extent};
 use crate::source::{Source, failed};
-use crate::weights::Element;
+use crate::weights::{Element, brief};
 
 const BLOCK: u64 = 512;
 /// The files that make it.
@@ -47,7 +47,8 @@ pub(super) fn read<R: Read + Seek>(file: &mut Source<R>) -> Result<Contents, Str
         at += BLOCK;
         if at.checked_add(bytes).is_none_or(|end| end > file.len()) {
             return Err(format!(
-                "is cut short: its member {name:?} reaches beyond its end; get it again"
+                "is cut short: its member `{}` reaches beyond its end; get it again",
+                brief(&name)
             ));
         }
         if MEMBERS.contains(&name.as_str()) && members.insert(name, (at, bytes)).is_some() {
@@ -97,8 +98,8 @@ fn read_storages<R: Read + Seek>(
         });
         let (key, class) = parts.ok_or_else(|| damaged("a storage of a form that is not known"))?;
         let kind = storage_kind(class).filter(|kind| kind.element.is_some());
-        let kind =
-            kind.ok_or_else(|| format!("holds a storage of {class:?}, which is not known"))?;
+        let kind = kind
+            .ok_or_else(|| format!("holds a storage of `{}`, which is not known", brief(class)))?;
         let elements = number(&mut table)?;
         let place = elements.checked_mul(kind.bytes).filter(|&bytes| bytes <= table.limit());
         let Some(bytes_of) = place else {

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::io::{Read, Seek};
 
 use crate::source::Source;
+use crate::weights::brief;
 
 /// Bytes of the records, without what they name as following.
 const END: u64 = 22;
@@ -145,33 +146,33 @@ pub(crate) fn places<R: Read + Seek>(
     let mut places = HashMap::new();
     let mut taken = Vec::new();
     for entry in entries {
-        let name = &entry.name;
+        let name = brief(&entry.name);
         if entry.encrypted {
-            return Err(format!("its entry {name:?} is encrypted, which torch.save does not do"));
+            return Err(format!("its entry `{name}` is encrypted, which torch.save does not do"));
         }
         if entry.method != 0 || entry.stored != entry.bytes {
             return Err(format!(
-                "its entry {name:?} is compressed, which torch.save does not do: unpack the zip file and pack it \
+                "its entry `{name}` is compressed, which torch.save does not do: unpack the zip file and pack it \
                  without compression (`zip -0`)"
             ));
         }
         let header = file.read(entry.header, LOCAL)?;
         if !header.starts_with(b"PK\x03\x04") {
-            return Err(format!("its entry {name:?} is not where its zip directory says"));
+            return Err(format!("its entry `{name}` is not where its zip directory says"));
         }
         let behind = u64::from(u16_at(&header, 26)) + u64::from(u16_at(&header, 28));
         let at = entry.header + LOCAL + behind;
         let end = at.checked_add(entry.bytes).filter(|&end| end <= file.len());
         let Some(end) = end else {
             return Err(format!(
-                "its entry {name:?} of {} bytes reaches beyond its end: it is damaged; get it again",
+                "its entry `{name}` of {} bytes reaches beyond its end: it is damaged; get it again",
                 entry.bytes
             ));
         };
-        taken.push((entry.header, end, name));
+        taken.push((entry.header, end, &entry.name));
         let place = Place { at, bytes: entry.bytes, crc: entry.crc };
-        if places.insert(name.clone(), place).is_some() {
-            return Err(format!("has two entries {name:?}: no program of PyTorch writes that"));
+        if places.insert(entry.name.clone(), place).is_some() {
+            return Err(format!("has two entries `{name}`: no program of PyTorch writes that"));
         }
     }
     taken.sort_unstable();
@@ -179,7 +180,9 @@ pub(crate) fn places<R: Read + Seek>(
         let ((_, end, first), (begin, _, second)) = (pair[0], pair[1]);
         if begin < end {
             return Err(format!(
-                "its entries {first:?} and {second:?} lie in the same bytes: no program of PyTorch writes that"
+                "its entries `{}` and `{}` lie in the same bytes: no program of PyTorch writes that",
+                brief(first),
+                brief(second)
             ));
         }
     }

@@ -86,6 +86,7 @@ torch.save(state, HERE / "zip.pth")
 torch.save(state, HERE / "stream.pth", **OLDER)
 tar(HERE / "tar.pth", {name: tensor for name, tensor in state.items() if tensor.is_floating_point()})
 torch.save(net, HERE / "module.pth", **OLDER)
+torch.save(net, HERE / "module_protocol1.pth", pickle_protocol=1, **OLDER)
 torch.save(nn.DataParallel(nn.Sequential(net.conv)), HERE / "module_zip.pth")
 
 optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
