@@ -349,7 +349,8 @@ fn prepare_matches_its_naive_twin() {
     }
 }
 
-/// All fits and filters, enlarging and making smaller, of shapes that differ from the image's.
+/// All fits and filters, enlarging and making smaller, of shapes that differ from the image's. No pixel lies just
+/// between two.
 #[test]
 fn every_canvas_matches_the_naive_twin() {
     use Interpolation::{Bicubic, Bilinear, Box, Lanczos, Nearest};
@@ -358,7 +359,7 @@ fn every_canvas_matches_the_naive_twin() {
     let mut preparer = Preparer::default();
     for (width, height) in [(37, 21), (21, 37), (9, 9), (50, 3)] {
         let image = Rgb { width, height, pixels: (0..width * height * 3).map(noise).collect() };
-        for size in [[16, 16], [8, 24], [23, 7], [40, 41]] {
+        for size in [[16, 16], [8, 24], [23, 6], [40, 44]] {
             for (fit, antialias) in
                 [(Fit::Cover, true), (Fit::Cover, false), (Fit::Squash, true), (Fit::Squash, false)]
             {
