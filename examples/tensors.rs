@@ -4,11 +4,12 @@
 //!     cargo run --release --example tensors -- CHECKPOINT INPUT OUTPUT [ARCH]
 //!
 //! INPUT is a safetensors file with `x`, f32 `[images, channels, rows, columns]`, which the first layer sees as it
-//! is. OUTPUT gets `logits` `[images, classes]` and, if INPUT has `labels` (I64 `[images]`), `loss` (the mean of softmax
+//! is. OUTPUT gets `logits` `[images, classes]`, `output.LAYER` `[images, channels, rows, columns]` of each layer (of one
+//! with weights after its relu) and, if INPUT has `labels` (I64 `[images]`), `loss` (the mean of softmax
 //! and cross-entropy) and `gradient.NAME` for each weight, in PyTorch's layout, without dropout; and for each
 //! convolution's map with a strongest unit in the first image `LAYER.units`, `[units, 4]` (map, row, column,
-//! activation after the relu) and `LAYER.RULE`, `[units, channels, rows, columns]`. Its metadata has the names of `layers`
-//! with weights, in their order.
+//! activation after the relu) and `LAYER.RULE`, `[units, channels, rows, columns]`. Its metadata has the names of
+//! all `layers` but dropout, and of those that are `weighted`, in their order.
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -16,11 +17,12 @@ use std::path::Path;
 
 use safetensors::{Dtype, SafeTensors};
 use zfnet::backend::cpu::CpuBackend;
-use zfnet::backend::{Backend, Peak, SeedUnit};
+use zfnet::backend::{Backend, Peak, SeedUnit, Tensor};
 use zfnet::import::ExternalConfig;
 use zfnet::model::weights::{NamedTensors, from_kcrs, named_values, serialize, to_kcrs};
 use zfnet::model::{
-    BackwardOptions, LayerSpec, Model, Network, Params, Purpose, Rule, Workspace, strongest,
+    BackwardOptions, Kind, Layer, LayerSpec, Model, Network, Params, Purpose, Rule, Workspace,
+    strongest,
 };
 use zfnet::shape::Shape;
 use zfnet::train::checkpoint::load_model;
@@ -64,9 +66,15 @@ fn main() -> Outcome<()> {
         tensors.extend(gradients(&backend, &model, n, &x, &labels)?);
     }
     tensors.extend(projections(&backend, &model, n, &x)?);
-    let layers: Vec<&str> = model.network.convolutions().map(|(layer, _)| &*layer.name).collect();
-    let layers = HashMap::from([("layers".into(), layers.join(","))]);
-    std::fs::write(output, serialize(&tensors, Some(layers))?)?;
+    let names = |counts: fn(&Layer) -> bool| {
+        let layers = model.network.layers.iter().filter(|layer| counts(layer));
+        layers.map(|layer| &*layer.name).collect::<Vec<_>>().join(",")
+    };
+    let metadata = HashMap::from([
+        ("layers".to_owned(), names(|layer| !matches!(layer.kind, Kind::Dropout(_)))),
+        ("weighted".to_owned(), names(|layer| layer.convolution().is_some())),
+    ]);
+    std::fs::write(output, serialize(&tensors, Some(metadata))?)?;
     Ok(())
 }
 
@@ -79,15 +87,20 @@ fn forward<B: Backend>(
     let mut workspace = Workspace::new(backend, &model.network, Purpose::Infer, n)?;
     backend.upload(&mut workspace.input, x)?;
     workspace.forward(backend, &model.params)?;
-    let shape = workspace.logits().shape();
-    let mut values = vec![0.0; shape.len()];
-    backend.download(&mut values, workspace.logits())?;
-    let sizes = if model.network.classes() > 0 {
-        vec![n, shape.c]
-    } else {
-        vec![n, shape.c, shape.h, shape.w]
+    let value = |tensor: &Tensor<B>| -> Outcome<(Shape, Vec<f32>)> {
+        let shape = tensor.shape();
+        let mut values = vec![0.0; shape.len()];
+        backend.download(&mut values, tensor)?;
+        Ok((shape, to_kcrs(&values, shape)))
     };
-    Ok(vec![("logits".into(), sizes, to_kcrs(&values, shape))])
+    let (shape, logits) = value(workspace.logits())?;
+    let mut tensors = vec![("logits".to_owned(), vec![n, shape.per_image()], logits)];
+    for (index, layer) in model.network.layers.iter().enumerate() {
+        let (shape, values) = value(workspace.output(index))?;
+        let sizes = vec![n, shape.c, shape.h, shape.w];
+        tensors.push((format!("output.{}", layer.name), sizes, values));
+    }
+    Ok(tensors)
 }
 
 fn gradients<B: Backend>(
