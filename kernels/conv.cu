@@ -18,6 +18,8 @@
 // depends on its parity. So the data gradient is one product for each of the stride[0] stride[1]
 // parity classes.
 //
+// With groups c and k here are those of one group; its channels lie among those of all.
+//
 // A depth can be split among several blocks; then each writes its sums to `partial`, and conv_reduce
 // adds them in order.
 #include "conv.cuh"
@@ -229,6 +231,14 @@ struct Output {
     }
     __device__ Output(float *y) : y(y), bias(nullptr), relu(false), accumulate(false) {}
 
+    // The same of one group's part of the output, and of the biases.
+    __device__ Output of_group(size_t first, unsigned first_column) const {
+        Output part = *this;
+        part.y += first;
+        if (bias) part.bias += first_column;
+        return part;
+    }
+
     // Values `at ..` of y, columns `column ..`.
     __device__ __forceinline__ void write(size_t at, unsigned column, unsigned columns,
                                           const float *sums) const {
@@ -250,10 +260,11 @@ struct Output {
     }
 };
 
-// Writes a block's sums; row `m` of the product is row `row_of(m)` of the output, both of `columns`.
+// Writes a block's sums; row `m` of the product is row `row_of(m)` of the output, both of `columns`,
+// and rows of the output begin `pitch` apart.
 template <class RowOf>
 __device__ __forceinline__ void write(const Output &output, const Sums &sums, unsigned rows,
-                                      unsigned columns, RowOf row_of) {
+                                      unsigned columns, unsigned pitch, RowOf row_of) {
     unsigned ty = threadIdx.x / 16 * 4, tx = threadIdx.x % 16 * 4;
 #pragma unroll
     for (unsigned i = 0; i < 8; i++) {
@@ -263,7 +274,7 @@ __device__ __forceinline__ void write(const Output &output, const Sums &sums, un
 #pragma unroll
         for (unsigned half = 0; half < 2; half++) {
             unsigned column = blockIdx.y * TILE + half * (TILE / 2) + tx;
-            output.write(row * columns + column, column, columns, &sums[i][half * 4]);
+            output.write(row * pitch + column, column, columns, &sums[i][half * 4]);
         }
     }
 }
@@ -276,9 +287,11 @@ struct Patches {
     struct Place { const float *image; int top, left; };
     const float *x;
     const ConvDims &d;
+    const Group &group;
     bool vector;
 
-    __device__ Patches(const float *x, const ConvDims &d) : x(x), d(d), vector(d.c % 4 == 0) {}
+    __device__ Patches(const float *x, const ConvDims &d, const Group &group)
+        : x(x + group.first_c), d(d), group(group), vector(group.c % 4 == 0) {}
 
     __device__ __forceinline__ Place place(unsigned m) const {
         unsigned q = m % d.q, p = m / d.q % d.p, n = m / d.q / d.p;
@@ -288,7 +301,8 @@ struct Patches {
     }
 
     __device__ __forceinline__ const float *at(const Place &place, unsigned depth) const {
-        unsigned tap = depth / d.c, c = depth - tap * d.c, r = tap / d.s, s = tap - r * d.s;
+        unsigned tap = depth / group.c, c = depth - tap * group.c;
+        unsigned r = tap / d.s, s = tap - r * d.s;
         unsigned h = place.top + r, w = place.left + s; // beyond the top or left: huge
         bool inside = place.image && r < d.r && h < d.h && w < d.w;
         return inside ? place.image + ((size_t)h * d.w + w) * d.c + c : nullptr;
@@ -303,8 +317,8 @@ struct Filters {
     unsigned k, depths;
     bool vector;
 
-    __device__ Filters(const float *w, const ConvDims &d)
-        : w(w), k(d.k), depths(d.r * d.s * d.c), vector(depths % 4 == 0) {}
+    __device__ Filters(const float *w, const ConvDims &d, const Group &group)
+        : w(w + group.weights), k(group.k), depths(d.r * d.s * group.c), vector(depths % 4 == 0) {}
 
     __device__ __forceinline__ Place place(unsigned column) const {
         return {column < k ? w + (size_t)column * depths : nullptr};
@@ -316,12 +330,15 @@ struct Filters {
 };
 
 __device__ void forward_tiled(float *y, const float *x, const float *w, const float *bias,
-                              unsigned relu, const ConvDims &d, unsigned splits, float *partial) {
-    unsigned rows = d.n * d.p * d.q;
+                              unsigned relu, const ConvDims &d, const OfGroup &sizes,
+                              unsigned splits, float *partial) {
+    unsigned rows = d.n * d.p * d.q, split = blockIdx.z % splits;
+    Group group(d, sizes, blockIdx.z / splits);
     Sums sums;
-    product(sums, Patches(x, d), Filters(w, d), d.r * d.s * d.c, blockIdx.z, splits);
-    Output output(y, bias, relu, false, (size_t)rows * d.k, blockIdx.z, splits, partial);
-    write(output, sums, rows, d.k, [](unsigned m) { return (size_t)m; });
+    product(sums, Patches(x, d, group), Filters(w, d, group), d.r * d.s * group.c, split, splits);
+    Output output(y, bias, relu, false, (size_t)rows * d.k, split, splits, partial);
+    write(output.of_group(group.first_k, group.first_k), sums, rows, group.k, d.k,
+          [](unsigned m) { return (size_t)m; });
 }
 
 // ---- backward, data ----
@@ -335,7 +352,7 @@ struct Parity {
           right(number % d.stride[1], d.stride[1], d.pad[1], d.w, d.s) {}
 
     __device__ unsigned rows(const ConvDims &d) const { return d.n * down.pixels * right.pixels; }
-    __device__ unsigned depth(const ConvDims &d) const { return down.taps * right.taps * d.k; }
+    __device__ unsigned depth(const Group &group) const { return down.taps * right.taps * group.k; }
 };
 
 // dy, as rows (n, i, j) and depth (u, v, k) of a parity class.
@@ -344,11 +361,13 @@ struct Gradients {
     struct Place { const float *image; unsigned p, q; };
     const float *dy;
     const ConvDims &d;
+    const Group &group;
     const Parity &parity;
     bool vector;
 
-    __device__ Gradients(const float *dy, const ConvDims &d, const Parity &parity)
-        : dy(dy), d(d), parity(parity), vector(d.k % 4 == 0) {}
+    __device__ Gradients(const float *dy, const ConvDims &d, const Group &group,
+                         const Parity &parity)
+        : dy(dy + group.first_k), d(d), group(group), parity(parity), vector(group.k % 4 == 0) {}
 
     __device__ __forceinline__ Place place(unsigned m) const {
         unsigned j = m % parity.right.pixels, rest = m / parity.right.pixels;
@@ -358,7 +377,7 @@ struct Gradients {
     }
 
     __device__ __forceinline__ const float *at(const Place &place, unsigned depth) const {
-        unsigned tap = depth / d.k, k = depth - tap * d.k;
+        unsigned tap = depth / group.k, k = depth - tap * group.k;
         unsigned u = tap / parity.right.taps, v = tap - u * parity.right.taps;
         unsigned p = place.p - u, q = place.q - v; // beyond the top or left: huge
         bool inside = place.image && u < parity.down.taps && p < d.p && q < d.q;
@@ -372,34 +391,39 @@ struct TransposedFilters {
     struct Place { unsigned c; };
     const float *w;
     const ConvDims &d;
+    const Group &group;
     const Parity &parity;
     bool vector;
 
-    __device__ TransposedFilters(const float *w, const ConvDims &d, const Parity &parity)
-        : w(w), d(d), parity(parity), vector(d.c % 4 == 0) {}
+    __device__ TransposedFilters(const float *w, const ConvDims &d, const Group &group,
+                                 const Parity &parity)
+        : w(w + group.weights), d(d), group(group), parity(parity), vector(group.c % 4 == 0) {}
 
     __device__ __forceinline__ Place place(unsigned column) const { return {column}; }
 
     __device__ __forceinline__ const float *at(const Place &place, unsigned depth) const {
-        unsigned tap = depth / d.k, k = depth - tap * d.k;
+        unsigned tap = depth / group.k, k = depth - tap * group.k;
         unsigned u = tap / parity.right.taps, v = tap - u * parity.right.taps;
         unsigned r = parity.down.first + u * parity.down.stride;
         unsigned s = parity.right.first + v * parity.right.stride;
-        bool inside = place.c < d.c && u < parity.down.taps;
-        return inside ? w + (((size_t)k * d.r + r) * d.s + s) * d.c + place.c : nullptr;
+        bool inside = place.c < group.c && u < parity.down.taps;
+        return inside ? w + (((size_t)k * d.r + r) * d.s + s) * group.c + place.c : nullptr;
     }
 };
 
 __device__ void backward_data_tiled(float *dx, const float *dy, const float *w, const ConvDims &d,
-                                    unsigned splits, float *partial) {
-    Parity parity(d, blockIdx.z / splits);
-    unsigned split = blockIdx.z % splits, rows = parity.rows(d);
+                                    const OfGroup &sizes, unsigned splits, float *partial) {
+    unsigned classes = d.stride[0] * d.stride[1], split = blockIdx.z % splits;
+    Parity parity(d, blockIdx.z / splits % classes);
+    Group group(d, sizes, blockIdx.z / splits / classes);
+    unsigned rows = parity.rows(d);
     if (blockIdx.x * TILE >= rows) return; // another class has more
     Sums sums;
-    product(sums, Gradients(dy, d, parity), TransposedFilters(w, d, parity), parity.depth(d), split,
-            splits);
-    Output output(dx, nullptr, false, false, (size_t)d.n * d.h * d.w * d.c, split, splits, partial);
-    write(output, sums, rows, d.c, [&](unsigned m) {
+    product(sums, Gradients(dy, d, group, parity), TransposedFilters(w, d, group, parity),
+            parity.depth(group), split, splits);
+    Output output(dx, nullptr, false, false, (size_t)d.n * d.h * d.w * d.c, split, splits,
+                  partial);
+    write(output.of_group(group.first_c, 0), sums, rows, group.c, d.c, [&](unsigned m) {
         unsigned j = m % parity.right.pixels, rest = m / parity.right.pixels;
         unsigned i = rest % parity.down.pixels, n = rest / parity.down.pixels;
         unsigned row = parity.down.parity + i * parity.down.stride;
@@ -414,16 +438,17 @@ struct TransposedGradients {
     static constexpr bool ALONG_ROWS = true;
     struct Place { unsigned k; };
     const float *dy;
-    unsigned k, pixels;
+    unsigned k, pitch, pixels;
     bool vector;
 
-    __device__ TransposedGradients(const float *dy, const ConvDims &d)
-        : dy(dy), k(d.k), pixels(d.n * d.p * d.q), vector(d.k % 4 == 0) {}
+    __device__ TransposedGradients(const float *dy, const ConvDims &d, const Group &group)
+        : dy(dy + group.first_k), k(group.k), pitch(d.k), pixels(d.n * d.p * d.q),
+          vector(k % 4 == 0) {}
 
     __device__ __forceinline__ Place place(unsigned m) const { return {m}; }
 
     __device__ __forceinline__ const float *at(const Place &place, unsigned pixel) const {
-        return place.k < k && pixel < pixels ? dy + (size_t)pixel * k + place.k : nullptr;
+        return place.k < k && pixel < pixels ? dy + (size_t)pixel * pitch + place.k : nullptr;
     }
 };
 
@@ -433,34 +458,39 @@ struct TransposedPatches {
     struct Place { int top, left; unsigned c; }; // c is beyond the last for no column at all
     const float *x;
     const ConvDims &d;
+    unsigned channels;
     bool vector;
 
-    __device__ TransposedPatches(const float *x, const ConvDims &d)
-        : x(x), d(d), vector(d.c % 4 == 0) {}
+    __device__ TransposedPatches(const float *x, const ConvDims &d, const Group &group)
+        : x(x + group.first_c), d(d), channels(group.c), vector(channels % 4 == 0) {}
 
     __device__ __forceinline__ Place place(unsigned column) const {
-        unsigned c = column % d.c, tap = column / d.c, s = tap % d.s, r = tap / d.s;
-        return {(int)r - (int)d.pad[0], (int)s - (int)d.pad[1], r < d.r ? c : d.c};
+        unsigned c = column % channels, tap = column / channels, s = tap % d.s, r = tap / d.s;
+        return {(int)r - (int)d.pad[0], (int)s - (int)d.pad[1], r < d.r ? c : channels};
     }
 
     __device__ __forceinline__ const float *at(const Place &place, unsigned pixel) const {
         unsigned line = pixel / d.q, q = pixel - line * d.q, n = line / d.p, p = line - n * d.p;
         unsigned h = place.top + p * d.stride[0]; // beyond the top or left: huge
         unsigned w = place.left + q * d.stride[1];
-        bool inside = n < d.n && place.c < d.c && h < d.h && w < d.w;
+        bool inside = n < d.n && place.c < channels && h < d.h && w < d.w;
         return inside ? x + (((size_t)n * d.h + h) * d.w + w) * d.c + place.c : nullptr;
     }
 };
 
 __device__ void backward_filter_tiled(float *dw, const float *dy, const float *x,
-                                      unsigned accumulate, const ConvDims &d, unsigned splits,
-                                      float *partial) {
-    unsigned columns = d.r * d.s * d.c;
+                                      unsigned accumulate, const ConvDims &d,
+                                      const OfGroup &sizes, unsigned splits, float *partial) {
+    unsigned split = blockIdx.z % splits;
+    Group group(d, sizes, blockIdx.z / splits);
+    unsigned columns = d.r * d.s * group.c;
     Sums sums;
-    product(sums, TransposedGradients(dy, d), TransposedPatches(x, d), d.n * d.p * d.q, blockIdx.z,
-            splits);
-    Output output(dw, nullptr, false, accumulate, (size_t)d.k * columns, blockIdx.z, splits, partial);
-    write(output, sums, d.k, columns, [](unsigned m) { return (size_t)m; });
+    product(sums, TransposedGradients(dy, d, group), TransposedPatches(x, d, group),
+            d.n * d.p * d.q, split, splits);
+    Output output(dw, nullptr, false, accumulate, (size_t)d.k * columns, split, splits,
+                  partial);
+    write(output.of_group(group.weights, 0), sums, group.k, columns, columns,
+          [](unsigned m) { return (size_t)m; });
 }
 
 // ---- sums over parts ----
@@ -537,29 +567,29 @@ EXPORT(float, f32)
 EXPORT(bf16, bf16)
 #undef EXPORT
 
-// Tiled: the same operands, with groups 1, every pointer aligned to 16 bytes, and less than 2^32
-// rows, columns and depths. Block 256. With splits > 1, partial is [splits, values of the output],
-// nothing else is written, and conv_reduce_f32 follows. Grid
-//   forward  (ceil(n p q / 128), ceil(k / 128), splits)
+// Tiled: the same operands, every pointer aligned to 16 bytes, and less than 2^32 rows, columns and
+// depths. Block 256. With splits > 1, partial is [splits, values of the output], nothing else is
+// written, and conv_reduce_f32 follows. Grid, with c and k of a group, as `sizes` has them
+//   forward  (ceil(n p q / 128), ceil(k / 128), groups splits)
 //   data     (ceil(n ceil(h / stride[0]) ceil(w / stride[1]) / 128), ceil(c / 128),
-//             stride[0] stride[1] splits)
-//   filter   (ceil(k / 128), ceil(r s c / 128), splits)
+//             groups stride[0] stride[1] splits)
+//   filter   (ceil(k / 128), ceil(r s c / 128), groups splits)
 extern "C" __global__ void __launch_bounds__(conv::THREADS, 2)
 conv_forward_tiled(float *y, const float *x, const float *w, const float *bias, unsigned relu,
-                   ConvDims d, unsigned splits, float *partial) {
-    conv::forward_tiled(y, x, w, bias, relu, d, splits, partial);
+                   ConvDims d, OfGroup sizes, unsigned splits, float *partial) {
+    conv::forward_tiled(y, x, w, bias, relu, d, sizes, splits, partial);
 }
 
 extern "C" __global__ void __launch_bounds__(conv::THREADS, 2)
-conv_backward_data_tiled(float *dx, const float *dy, const float *w, ConvDims d, unsigned splits,
-                         float *partial) {
-    conv::backward_data_tiled(dx, dy, w, d, splits, partial);
+conv_backward_data_tiled(float *dx, const float *dy, const float *w, ConvDims d, OfGroup sizes,
+                         unsigned splits, float *partial) {
+    conv::backward_data_tiled(dx, dy, w, d, sizes, splits, partial);
 }
 
 extern "C" __global__ void __launch_bounds__(conv::THREADS, 2)
 conv_backward_filter_tiled(float *dw, const float *dy, const float *x, unsigned accumulate,
-                           ConvDims d, unsigned splits, float *partial) {
-    conv::backward_filter_tiled(dw, dy, x, accumulate, d, splits, partial);
+                           ConvDims d, OfGroup sizes, unsigned splits, float *partial) {
+    conv::backward_filter_tiled(dw, dy, x, accumulate, d, sizes, splits, partial);
 }
 
 // conv_reduce: y [len], of `channels` a pixel; partial [splits, len]; bias [channels] or null.

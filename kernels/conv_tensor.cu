@@ -13,6 +13,8 @@
 //   backward data    pixels (n,h,w) of a class     C          taps (r,s) of the class, K
 //   backward filter  K                             R S C      N P Q
 //
+// With groups C and K here are those of one group; its channels lie among those of all.
+//
 // Pixels with the same remainders of h and w by the stride meet the same taps: they are a class,
 // with a product of its own.
 //
@@ -59,51 +61,52 @@ struct Tf32 {
 // this is worked out once for many values; `at` joins the two to an address, and says whether the
 // value is inside: outside, the address is not to be read.
 
-// A matrix as it lies in memory, [majors, minors].
+// A matrix in memory, [majors, minors]; its rows begin `pitch` apart.
 template <class T> struct Matrix {
     const T *base;
-    unsigned majors, minors;
+    unsigned majors, minors, pitch;
 
     using Major = unsigned;
     struct Minor { const T *from; bool inside; };
     __device__ __forceinline__ Major major(unsigned i) const { return i; }
     __device__ __forceinline__ Minor minor(unsigned j) const { return {base + j, j < minors}; }
     __device__ __forceinline__ bool at(const T *&value, Major i, const Minor &j) const {
-        value = j.from + (size_t)i * minors;
+        value = j.from + (size_t)i * pitch;
         return i < majors && j.inside;
     }
     __device__ bool whole_chunks() const { return minors % (16 / sizeof(T)) == 0; }
 };
 
-// The windows of images [N, H, W, C]: major (n * P + p) * Q + q at minor (i * S + j) * C + c is
-// channel c of image n in row p * stride + origin + i * step, and the same of columns.
+// The windows of images [N, H, W, pitch], of C channels from `first` on: major (n * P + p) * Q + q at
+// minor (i * S + j) * C + c is channel first + c of image n in row p * stride + origin + i * step,
+// and the same of columns.
 template <class T> struct Windows {
     static constexpr int OUTSIDE = -(1 << 30); // a row that no sum brings back into an image
 
     const T *base;
-    unsigned h, w, c, majors, minors;
+    unsigned h, w, pitch, first, majors, minors;
     Divisor per_image, across, per_tap_row, channels;
     unsigned stride[2];
     int origin[2], step;
 
     // What outputs of a convolution see of x.
-    __device__ Windows(const T *x, const ConvDims &d)
-        : base(x), h(d.h), w(d.w), c(d.c), majors(d.n * d.p * d.q), minors(d.r * d.s * d.c),
-          per_image(divisor_of(d.p * d.q)), across(divisor_of(d.q)),
-          per_tap_row(divisor_of(d.s * d.c)), channels(divisor_of(d.c)),
+    __device__ Windows(const T *x, const ConvDims &d, const Group &group)
+        : base(x), h(d.h), w(d.w), pitch(d.c), first(group.first_c), majors(d.n * d.p * d.q),
+          minors(d.r * d.s * group.c), per_image(divisor_of(d.p * d.q)), across(divisor_of(d.q)),
+          per_tap_row(divisor_of(d.s * group.c)), channels(divisor_of(group.c)),
           stride{d.stride[0], d.stride[1]}, origin{-(int)d.pad[0], -(int)d.pad[1]}, step(1) {}
     // What inputs of a class see of dy.
-    __device__ Windows(const T *dy, const ConvDims &d, const ParityAxis &down,
+    __device__ Windows(const T *dy, const ConvDims &d, const Group &group, const ParityAxis &down,
                        const ParityAxis &right)
-        : base(dy), h(d.p), w(d.q), c(d.k), majors(d.n * down.pixels * right.pixels),
-          minors(down.taps * right.taps * d.k), per_image(divisor_of(down.pixels * right.pixels)),
-          across(divisor_of(right.pixels)), per_tap_row(divisor_of(right.taps * d.k)),
-          channels(divisor_of(d.k)), stride{1, 1},
+        : base(dy), h(d.p), w(d.q), pitch(d.k), first(group.first_k),
+          majors(d.n * down.pixels * right.pixels), minors(down.taps * right.taps * group.k),
+          per_image(divisor_of(down.pixels * right.pixels)), across(divisor_of(right.pixels)),
+          per_tap_row(divisor_of(right.taps * group.k)), channels(divisor_of(group.k)), stride{1, 1},
           origin{(int)down.base, (int)right.base}, step(-1) {}
 
     // Parts of a row, a column, and a pixel's index in the whole tensor.
     struct Major { int row, column, pixel; };
-    struct Minor { int row, column, pixel; const T *from; };
+    struct Minor { int row, column; const T *from; };
     __device__ __forceinline__ Major major(unsigned i) const {
         unsigned n = per_image.quotient(i), place = i - n * per_image.divisor;
         unsigned p = across.quotient(place), q = place - p * across.divisor;
@@ -112,15 +115,16 @@ template <class T> struct Windows {
     }
     __device__ __forceinline__ Minor minor(unsigned j) const {
         unsigned down = per_tap_row.quotient(j), rest = j - down * per_tap_row.divisor;
-        unsigned right = channels.quotient(rest), channel = rest - right * c;
+        unsigned right = channels.quotient(rest), channel = rest - right * channels.divisor;
         int row = (int)down * step, column = (int)right * step;
-        return {j < minors ? row : OUTSIDE, column, row * (int)w + column, base + channel};
+        const T *from = base + (ptrdiff_t)(row * (int)w + column) * (int)pitch + first + channel;
+        return {j < minors ? row : OUTSIDE, column, from};
     }
     __device__ __forceinline__ bool at(const T *&value, const Major &i, const Minor &j) const {
-        value = j.from + (ptrdiff_t)(i.pixel + j.pixel) * (int)c;
+        value = j.from + (ptrdiff_t)i.pixel * (int)pitch;
         return (unsigned)(i.row + j.row) < h && (unsigned)(i.column + j.column) < w;
     }
-    __device__ bool whole_chunks() const { return c % (16 / sizeof(T)) == 0; }
+    __device__ bool whole_chunks() const { return channels.divisor % (16 / sizeof(T)) == 0; }
 };
 
 // Filters w [K, R, S, C] by the taps of one class: major (i * across + j) * K + k at minor c is
@@ -131,9 +135,11 @@ template <class T> struct Taps {
     Divisor filters, across;
     unsigned first[2], stride[2];
 
-    __device__ Taps(const T *w, const ConvDims &d, const ParityAxis &down, const ParityAxis &right)
-        : base(w), k(d.k), r(d.r), s(d.s), c(d.c), majors(down.taps * right.taps * d.k),
-          filters(divisor_of(d.k)), across(divisor_of(right.taps)), first{down.first, right.first},
+    __device__ Taps(const T *w, const ConvDims &d, const Group &group, const ParityAxis &down,
+                    const ParityAxis &right)
+        : base(w + group.weights), k(group.k), r(d.r), s(d.s), c(group.c),
+          majors(down.taps * right.taps * group.k), filters(divisor_of(group.k)),
+          across(divisor_of(right.taps)), first{down.first, right.first},
           stride{d.stride[0], d.stride[1]} {}
 
     // place: (k * R + r) * S + s
@@ -283,10 +289,11 @@ template <class T> struct Output {
     const float *bias; // [columns] or null
     bool relu, accumulate;
     unsigned rows, columns;
+    size_t first;      // value of y, and bias, of a group
 
-    // Up to four sums of one row, which begins at value `start` of y.
+    // Up to four sums of one row, which begins at value `start` of the group's part of y.
     __device__ __forceinline__ void store(size_t start, unsigned column, Quad<float> sums) const {
-        size_t index = start + column;
+        size_t index = first + start + column;
         if (columns % 4 == 0) {
             if (partial) {
                 *(Quad<float> *)(partial + index) = sums;
@@ -309,7 +316,7 @@ template <class T> struct Output {
     }
     __device__ __forceinline__ T finish(float sum, T old, unsigned column) const {
         if (accumulate) sum += widen(old);
-        if (bias) sum += bias[column];
+        if (bias) sum += bias[first + column];
         if (relu && sum < 0) sum = 0;
         return narrow<T>(sum);
     }
@@ -437,21 +444,23 @@ __device__ __forceinline__ float *part_of(float *partial, size_t outputs, unsign
     return splits > 1 ? partial + blockIdx.z * outputs : nullptr;
 }
 
-// x of the grid: tiles of columns fastest, then tiles of rows; z: splits.
+// x of the grid: tiles of columns fastest, then tiles of rows; y: groups; z: splits.
 
 template <class Math, class T, int COLUMNS, bool WHOLE>
 __device__ __forceinline__ void forward(T *y, const typename Math::T *x, const typename Math::T *w,
                                         const float *bias, unsigned relu, const ConvDims &d,
-                                        unsigned splits, float *partial, unsigned stages) {
-    Windows<typename Math::T> windows(x, d);
-    unsigned rows = windows.majors, depth = windows.minors, columns = d.k;
-    Matrix<typename Math::T> filters{w, columns, depth};
-    float *part = part_of(partial, (size_t)rows * columns, splits);
-    Output<T> output{y, part, bias, relu != 0, false, rows, columns};
+                                        const OfGroup &sizes, unsigned splits, float *partial,
+                                        unsigned stages) {
+    Group group(d, sizes, blockIdx.y);
+    Windows<typename Math::T> windows(x, d, group);
+    unsigned rows = windows.majors, depth = windows.minors, columns = group.k;
+    Matrix<typename Math::T> filters{w + group.weights, columns, depth, depth};
+    float *part = part_of(partial, (size_t)rows * d.k, splits);
+    Output<T> output{y, part, bias, relu != 0, false, rows, columns, group.first_k};
     unsigned across = (columns + COLUMNS - 1) / COLUMNS;
     multiply<Math, COLUMNS, WHOLE, false, false>(output, windows, filters, depth,
                                                  blockIdx.x / across, blockIdx.x % across, splits,
-                                                 stages, Rows{columns});
+                                                 stages, Rows{d.k});
 }
 
 // x of the grid: tiles of columns fastest, then classes, of which neighbours read the same part of
@@ -459,19 +468,22 @@ __device__ __forceinline__ void forward(T *y, const typename Math::T *x, const t
 template <class Math, int COLUMNS, bool WHOLE>
 __device__ __forceinline__ void backward_data(typename Math::T *dx, const typename Math::T *dy,
                                               const typename Math::T *w, const ConvDims &d,
-                                              unsigned splits, float *partial, unsigned stages) {
+                                              const OfGroup &sizes, unsigned splits,
+                                              float *partial, unsigned stages) {
     using T = typename Math::T;
-    unsigned across = (d.c + COLUMNS - 1) / COLUMNS, classes = d.stride[0] * d.stride[1];
+    Group group(d, sizes, blockIdx.y);
+    unsigned across = (group.c + COLUMNS - 1) / COLUMNS, classes = d.stride[0] * d.stride[1];
     unsigned row_tile = blockIdx.x / across / classes, remainder = blockIdx.x / across % classes;
     unsigned top = remainder / d.stride[1], left = remainder % d.stride[1];
     ParityAxis down(top, d.stride[0], d.pad[0], d.h, d.r);
     ParityAxis right(left, d.stride[1], d.pad[1], d.w, d.s);
-    Windows<T> windows(dy, d, down, right);
-    Taps<T> taps(w, d, down, right);
+    Windows<T> windows(dy, d, group, down, right);
+    Taps<T> taps(w, d, group, down, right);
     if (row_tile * ROWS >= windows.majors) return;
 
-    float *part = part_of(partial, (size_t)d.n * d.h * d.w * d.c, splits);
-    Output<T> output{dx, part, nullptr, false, false, windows.majors, d.c};
+    size_t outputs = (size_t)d.n * d.h * d.w * d.c;
+    float *part = part_of(partial, outputs, splits);
+    Output<T> output{dx, part, nullptr, false, false, windows.majors, group.c, group.first_c};
     auto start = [&](unsigned row) {
         unsigned n = windows.per_image.quotient(row), place = row - n * windows.per_image.divisor;
         unsigned i = windows.across.quotient(place), j = place - i * windows.across.divisor;
@@ -485,13 +497,14 @@ __device__ __forceinline__ void backward_data(typename Math::T *dx, const typena
 template <class Math, bool WHOLE>
 __device__ __forceinline__ void backward_filter(float *dw, const typename Math::T *dy,
                                                 const typename Math::T *x, unsigned accumulate,
-                                                const ConvDims &d, unsigned splits,
-                                                float *partial, unsigned stages) {
-    Windows<typename Math::T> windows(x, d);
-    unsigned rows = d.k, columns = windows.minors, depth = windows.majors;
-    Matrix<typename Math::T> gradients{dy, depth, rows};
-    float *part = part_of(partial, (size_t)rows * columns, splits);
-    Output<float> output{dw, part, nullptr, false, accumulate != 0, rows, columns};
+                                                const ConvDims &d, const OfGroup &sizes,
+                                                unsigned splits, float *partial, unsigned stages) {
+    Group group(d, sizes, blockIdx.y);
+    Windows<typename Math::T> windows(x, d, group);
+    unsigned rows = group.k, columns = windows.minors, depth = windows.majors;
+    Matrix<typename Math::T> gradients{dy + group.first_k, depth, rows, d.k};
+    float *part = part_of(partial, (size_t)d.k * columns, splits);
+    Output<float> output{dw, part, nullptr, false, accumulate != 0, rows, columns, group.weights};
     unsigned across = (columns + WIDE - 1) / WIDE;
     multiply<Math, WIDE, WHOLE, true, true>(output, gradients, windows, depth, blockIdx.x / across,
                                             blockIdx.x % across, splits, stages, Rows{columns});
@@ -680,7 +693,7 @@ __device__ __forceinline__ void forward_first(typename Math::T *y, const typenam
             // Rows of the product are columns of y: of 16, those that there are.
             T *row = y + ((size_t)(n * d.p + p) * d.q + first_q) * d.k;
             unsigned rows = p < d.p ? d.q - first_q : 0;
-            Output<T> output{row, nullptr, bias, relu != 0, false, rows, d.k};
+            Output<T> output{row, nullptr, bias, relu != 0, false, rows, d.k, 0};
             store_rows<FIRST_FILTERS>(output, slab, sums[i], 0, filter0, Rows{d.k});
         }
         __syncthreads(); // and a patch again
@@ -804,37 +817,38 @@ __device__ __forceinline__ void backward_filter_first(float *dw, const typename 
 
 // ---- exports ----
 //
-// Block 256. Grid (tiles, 1, splits), where tiles are those of rows (128 each) times those of
-// columns (128 each; 96 in `_medium`, 32 in `_narrow`), for the data gradient of the largest class
-// and times stride[0] stride[1]. Dynamic shared memory: `stages`, 2 or 3, of 32 KB, of 24 KB if narrow.
+// Block 256. Grid (tiles, groups, splits), where tiles are those of rows (128 each) times those of
+// columns (128 each; 96 in `_medium`, 32 in `_narrow`) of a group, for the data gradient of the largest
+// class and times stride[0] stride[1]. Dynamic shared memory: `stages`, 2 or 3, of 32 KB, of 24 KB if narrow.
 //
-// groups == 1; N P Q, N H W and K R S C below 2^31. Those without `_any` or `_narrow` need channel
-// counts that are multiples of 8 (bf16) or 4 (tf32): C for forward, C and K for the others. Tensors
-// are whole and aligned to 16 bytes. With splits > 1 partial has room for splits x outputs and
-// conv_reduce has to follow: bias, relu and accumulate are its affair then.
+// N P Q, N H W and K R S C below 2^31. Those without `_any` or `_narrow` need channel counts of a
+// group that are multiples of 8 (bf16) or 4 (tf32): C for forward, C and K for the others. Tensors
+// are whole and aligned to 16 bytes; `sizes` are those of a group. With splits > 1 partial has room for
+// splits x outputs and conv_reduce has to follow: bias, relu and accumulate are its affair then.
 
 #define FORWARD(name, Math, Out, COLUMNS, WHOLE)                                                   \
     extern "C" __global__ void __launch_bounds__(conv_tensor::THREADS, WHOLE ? 2 : 1)              \
         name(Out *y, const conv_tensor::Math::T *x, const conv_tensor::Math::T *w,                 \
-             const float *bias, unsigned relu, ConvDims d, unsigned splits, float *partial,        \
-             unsigned stages) {                                                                    \
+             const float *bias, unsigned relu, ConvDims d, OfGroup sizes, unsigned splits,         \
+             float *partial, unsigned stages) {                                                    \
         conv_tensor::forward<conv_tensor::Math, Out, conv_tensor::COLUMNS, WHOLE>(                 \
-            y, x, w, bias, relu, d, splits, partial, stages);                                      \
+            y, x, w, bias, relu, d, sizes, splits, partial, stages);                               \
     }
 #define BACKWARD_DATA(name, Math, COLUMNS, WHOLE)                                                  \
     extern "C" __global__ void __launch_bounds__(conv_tensor::THREADS, WHOLE ? 2 : 1)              \
         name(conv_tensor::Math::T *dx, const conv_tensor::Math::T *dy,                             \
-             const conv_tensor::Math::T *w, ConvDims d, unsigned splits, float *partial,           \
-             unsigned stages) {                                                                    \
+             const conv_tensor::Math::T *w, ConvDims d, OfGroup sizes, unsigned splits,            \
+             float *partial, unsigned stages) {                                                    \
         conv_tensor::backward_data<conv_tensor::Math, conv_tensor::COLUMNS, WHOLE>(                \
-            dx, dy, w, d, splits, partial, stages);                                                \
+            dx, dy, w, d, sizes, splits, partial, stages);                                         \
     }
 #define BACKWARD_FILTER(name, Math, WHOLE)                                                         \
     extern "C" __global__ void __launch_bounds__(conv_tensor::THREADS, WHOLE ? 2 : 1)              \
         name(float *dw, const conv_tensor::Math::T *dy, const conv_tensor::Math::T *x,             \
-             unsigned accumulate, ConvDims d, unsigned splits, float *partial, unsigned stages) {  \
-        conv_tensor::backward_filter<conv_tensor::Math, WHOLE>(dw, dy, x, accumulate, d, splits,   \
-                                                               partial, stages);                   \
+             unsigned accumulate, ConvDims d, OfGroup sizes, unsigned splits, float *partial,      \
+             unsigned stages) {                                                                    \
+        conv_tensor::backward_filter<conv_tensor::Math, WHOLE>(dw, dy, x, accumulate, d, sizes,    \
+                                                               splits, partial, stages);           \
     }
 
 FORWARD(conv_forward_bf16, Bf16, bf16, WIDE, true)
@@ -864,8 +878,8 @@ BACKWARD_FILTER(conv_backward_filter_bf16_any, Bf16, false)
 BACKWARD_FILTER(conv_backward_filter_tf32, Tf32, true)
 BACKWARD_FILTER(conv_backward_filter_tf32_any, Tf32, false)
 
-// The first layer: C = 3, stride[1] even, S in 5 ..= 12, and for the filter gradient R <= 12 and K
-// a multiple of 8; x holds no NaN. With padded = S rounded up to a multiple of 4 and `size` the
+// The first layer: no groups, C = 3, stride[1] even, S in 5 ..= 12, and for the filter gradient R <= 12
+// and K a multiple of 8; x holds no NaN. With padded = S rounded up to a multiple of 4 and `size` the
 // bytes of a value:
 //   forward  block 256, grid (at most the tiles, ceil(K / 48)), dynamic shared memory 48 (R padded 4 size + 16)
 //            + max(28672, (15 stride[0] + R) columns 4 size)
@@ -878,13 +892,14 @@ BACKWARD_FILTER(conv_backward_filter_tf32_any, Tf32, false)
 #define FORWARD_FIRST(name, Math)                                                                  \
     extern "C" __global__ void __launch_bounds__(conv_tensor::THREADS, 2) name(                    \
         conv_tensor::Math::T *y, const conv_tensor::Math::T *x, const conv_tensor::Math::T *w,     \
-        const float *bias, unsigned relu, ConvDims d, unsigned, float *, unsigned) {               \
+        const float *bias, unsigned relu, ConvDims d, OfGroup, unsigned, float *, unsigned) {      \
         conv_tensor::forward_first<conv_tensor::Math>(y, x, w, bias, relu, d);                     \
     }
 #define BACKWARD_FILTER_FIRST(name, Math, PADDED, BLOCKS)                                          \
     extern "C" __global__ void __launch_bounds__(32 * PADDED, BLOCKS)                              \
         name(float *dw, const conv_tensor::Math::T *dy, const conv_tensor::Math::T *x,             \
-             unsigned accumulate, ConvDims d, unsigned splits, float *partial, unsigned stages) {  \
+             unsigned accumulate, ConvDims d, OfGroup sizes, unsigned splits, float *partial,      \
+             unsigned stages) {                                                                    \
         conv_tensor::backward_filter_first<conv_tensor::Math, PADDED>(dw, dy, x, accumulate, d,    \
                                                                       splits, partial, stages);    \
     }

@@ -46,6 +46,7 @@ struct Window {
 template <unsigned N, class T>
 __device__ __forceinline__ void by_value(Pack<T, N> &y, Pack<unsigned char, N> &winner,
                                          const T *image, const Window &window, const PoolDims &d) {
+    unsigned char forgotten = d.any_sign ? 0 : NOT_POSITIVE; // has all bits
     float best[N] = {};
     bool first = true;
     for (int r = window.first_r; r < window.end_r; r++) {
@@ -68,7 +69,7 @@ __device__ __forceinline__ void by_value(Pack<T, N> &y, Pack<unsigned char, N> &
 #pragma unroll
     for (unsigned i = 0; i < N; i++) {
         y.of[i] = narrow<T>(best[i]);
-        if (best[i] <= 0 && !d.any_sign) winner.of[i] = NOT_POSITIVE;
+        if (best[i] <= 0) winner.of[i] |= forgotten;
     }
 }
 

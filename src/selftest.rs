@@ -416,6 +416,7 @@ impl<B: Backend, F: FnMut(Outcome) -> Result<()>> Session<'_, B, F> {
         self.convolution(&small)?;
         self.convolution(&ConvDims { c: 33, k: 150, ..small })?;
         self.convolution(&ConvDims { c: 6, k: 8, groups: 2, ..small })?;
+        self.convolution(&ConvDims { c: 96, k: 64, groups: 2, ..small })?;
         for channels in [5, 16] {
             let pool = PoolDims {
                 n,

@@ -90,6 +90,21 @@ fn convolutions() -> Vec<Conv> {
             ..simple
         },
         Conv { n: 2, input: [3, 4, 4], filters: [6, 1, 1], groups: 2, ..simple },
+        // Groups that tiles are worth it for: of whole chunks, narrow, of 96 and of more, and of none;
+        // with a stride, with a depth that is split, and of nine channels.
+        Conv { n: 2, input: [9, 8, 32], filters: [48, 3, 3], pad: [1; 4], groups: 2, ..simple },
+        Conv {
+            n: 2,
+            input: [9, 8, 192],
+            filters: [160, 3, 3],
+            stride: [2, 2],
+            pad: [1; 4],
+            groups: 2,
+            ..simple
+        },
+        Conv { n: 1, input: [5, 6, 432], filters: [408, 3, 3], groups: 3, ..simple },
+        Conv { n: 3, input: [11, 9, 27], filters: [30, 3, 2], pad: [1; 4], groups: 3, ..simple },
+        Conv { n: 2, input: [7, 9, 24], filters: [44, 2, 2], stride: [2, 1], groups: 2, ..simple },
         // 1x1, few and many pixels; with a stride and with pads.
         Conv { n: 3, input: [4, 5, 7], filters: [11, 1, 1], ..simple },
         Conv { n: 5, input: [41, 40, 3], filters: [5, 1, 1], ..simple },

@@ -3,7 +3,7 @@
 
 use super::blas::{Blas, Fc, Operands, WORKSPACE};
 use super::device::{Launch, Memory, launch};
-use super::plan::{Arithmetic, Direction, Plan, chunks_of_bias_gradient, flattened, plan};
+use super::plan::{Arithmetic, Direction, OfGroup, Plan, chunks_of_bias_gradient, flattened, plan};
 use super::{CudaBackend, Kernels, Storage, by};
 use crate::backend::{Backend, Precision, Tensor};
 use crate::shape::{ConvDims, Shape};
@@ -223,7 +223,7 @@ pub fn forward(
     }
     let plan = plan(Direction::Forward, arithmetic(backend), dims, to == Storage::F32);
     let (launch, stages) = launch_of(backend, &plan, scratch);
-    // Kernels that do not split their sums, or have no stages, end before these arguments.
+    // Kernels without groups' tiles, that do not split their sums, or have no stages, end before these.
     launch!(
         backend.device,
         plan.kernel,
@@ -234,6 +234,7 @@ pub fn forward(
         bias,
         u32::from(relu),
         *dims,
+        OfGroup::new(dims),
         plan.splits,
         scratch.partial.pointer(),
         stages,
@@ -274,6 +275,7 @@ pub fn backward_data(
         dy,
         w,
         *dims,
+        OfGroup::new(dims),
         plan.splits,
         scratch.partial.pointer(),
         stages,
@@ -315,6 +317,7 @@ pub fn backward_filter(
             x,
             u32::from(accumulate),
             *dims,
+            OfGroup::new(dims),
             plan.splits,
             scratch.partial.pointer(),
             stages,

@@ -610,6 +610,8 @@ unsafe impl Argument for u32 {}
 unsafe impl Argument for f32 {}
 // SAFETY: `repr(C)`, the same fields as `ConvDims` there.
 unsafe impl Argument for ConvDims {}
+// SAFETY: `repr(C)`, the same fields as `OfGroup` in `kernels/conv.cuh`.
+unsafe impl Argument for super::plan::OfGroup {}
 // SAFETY: `repr(C)`, the same fields as `PoolDims` there.
 unsafe impl Argument for PoolDims {}
 // SAFETY: `repr(C)`, the same fields as `Windows` there.

@@ -8,6 +8,8 @@
 //! | forward | N P Q | K | R S C |
 //! | backward data, one for each class of `h % stride`, `w % stride` | its pixels | C | its taps x K |
 //! | backward filter | K | R S C | N P Q |
+//!
+//! Each group has a product of its own, with its C and K.
 
 use crate::shape::ConvDims;
 
@@ -68,6 +70,8 @@ const FIRST_FILTERS: u64 = 48;
 const FIRST_ACROSS: u64 = 16;
 const FIRST_DOWN: u64 = 16;
 const FIRST_FILTER_DOWN: u64 = 8;
+/// Blocks of a grid along y or z, at most.
+const MOST_DEEP: u64 = 65535;
 /// Dynamic shared memory that a block may have on every GPU since sm_80.
 const MOST_SHARED: u32 = 99 * 1024;
 
@@ -77,7 +81,8 @@ const TILE_DEPTH: u64 = 8;
 
 /// How to compute `direction` of `dims`. `f32_output` asks for f32 results of a bf16 forward pass.
 ///
-/// Grouped convolutions get the naive loops, whatever the arithmetic, in its storage.
+/// Groups that fill next to nothing of a tile get the naive loops, whatever the arithmetic, in its
+/// storage.
 pub fn plan(
     direction: Direction,
     arithmetic: Arithmetic,
@@ -87,10 +92,36 @@ pub fn plan(
     match arithmetic {
         Arithmetic::Plain => plain(direction, false, dims, f32_output),
         Arithmetic::PlainBf16 => plain(direction, true, dims, f32_output),
-        _ if dims.groups > 1 => plain(direction, arithmetic == Arithmetic::Bf16, dims, f32_output),
+        _ if !fills_tiles(arithmetic, dims) => {
+            plain(direction, arithmetic == Arithmetic::Bf16, dims, f32_output)
+        }
         Arithmetic::Tiled => tiled(direction, dims),
         Arithmetic::Tf32 => tensor(direction, false, dims, f32_output),
         Arithmetic::Bf16 => tensor(direction, true, dims, f32_output),
+    }
+}
+
+/// Whether a group has as many channels and filters as 16 bytes hold values (below that a tile is
+/// almost all zeros), and the grid a place for every group.
+fn fills_tiles(arithmetic: Arithmetic, dims: &ConvDims) -> bool {
+    let least = if arithmetic == Arithmetic::Bf16 { 8 } else { 4 };
+    let products = u64::from(dims.groups) * dims.stride.map(u64::from).iter().product::<u64>();
+    let OfGroup { c, k } = OfGroup::new(dims);
+    dims.groups == 1 || c.min(k) >= least && products <= MOST_DEEP
+}
+
+/// Channels and filters of one group. `#[repr(C)]`: kernels take the same struct.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct OfGroup {
+    c: u32,
+    k: u32,
+}
+
+impl OfGroup {
+    /// Of a convolution.
+    pub fn new(dims: &ConvDims) -> Self {
+        OfGroup { c: dims.c / dims.groups, k: dims.k / dims.groups }
     }
 }
 
@@ -110,13 +141,15 @@ pub fn chunks_of_bias_gradient(pixels: usize) -> u32 {
     pixels.div_ceil(256).clamp(1, 128) as u32
 }
 
-/// One product, or several of the same columns.
+/// The product of a group, or several of the same columns.
 struct Product {
     /// Of the largest class.
     rows: u64,
     columns: u64,
     depth: u64,
     classes: u64,
+    groups: u64,
+    /// Of all groups.
     outputs: u64,
 }
 
@@ -124,19 +157,20 @@ impl Product {
     fn new(direction: Direction, dims: &ConvDims) -> Product {
         let d = |size: u32| u64::from(size);
         let (pixels, taps) = (d(dims.n) * d(dims.p) * d(dims.q), d(dims.r) * d(dims.s));
-        let (c, k) = (d(dims.c), d(dims.k));
+        let (OfGroup { c, k }, groups) = (OfGroup::new(dims), d(dims.groups));
+        let [c, k] = [c, k].map(d);
         let (rows, columns, depth, classes, outputs) = match direction {
-            Direction::Forward => (pixels, k, taps * c, 1, pixels * k),
-            Direction::BackwardFilter => (k, taps * c, pixels, 1, k * taps * c),
+            Direction::Forward => (pixels, k, taps * c, 1, pixels * d(dims.k)),
+            Direction::BackwardFilter => (k, taps * c, pixels, 1, d(dims.k) * taps * c),
             Direction::BackwardData => {
                 let [down, right] = dims.stride.map(d);
                 let pixels = d(dims.n) * d(dims.h).div_ceil(down) * d(dims.w).div_ceil(right);
                 let taps = d(dims.r).div_ceil(down) * d(dims.s).div_ceil(right);
-                let outputs = d(dims.n) * d(dims.h) * d(dims.w) * c;
+                let outputs = d(dims.n) * d(dims.h) * d(dims.w) * d(dims.c);
                 (pixels, c, taps * k, down * right, outputs)
             }
         };
-        Product { rows, columns, depth, classes, outputs }
+        Product { rows, columns, depth, classes, groups, outputs }
     }
 }
 
@@ -191,11 +225,12 @@ fn tiled(direction: Direction, dims: &ConvDims) -> Plan {
     };
     let product = Product::new(direction, dims);
     let (down, right) = (product.rows.div_ceil(TILE), product.columns.div_ceil(TILE));
-    let tiles = down * right * product.classes;
-    let splits = splits(tiles, product.depth.div_ceil(TILE_DEPTH), product.outputs);
+    let products = product.classes * product.groups;
+    let splits =
+        splits(down * right * products, product.depth.div_ceil(TILE_DEPTH), product.outputs);
     Plan {
         kernel,
-        grid: [down as u32, right as u32, (product.classes * splits) as u32],
+        grid: [down as u32, right as u32, (products * splits) as u32],
         block: THREADS,
         shared: 0,
         most_stages: 0,
@@ -210,6 +245,7 @@ fn first(direction: Direction, bf16: bool, dims: &ConvDims) -> Option<Plan> {
     let padded = u64::from(dims.s).next_multiple_of(4);
     let size: u64 = if bf16 { 2 } else { 4 };
     let fits = dims.c == 3
+        && dims.groups == 1
         && matches!(padded, 8 | 12)
         && u64::from(dims.r) <= padded
         && dims.stride[1].is_multiple_of(2)
@@ -271,8 +307,9 @@ fn tensor(direction: Direction, bf16: bool, dims: &ConvDims, f32_output: bool) -
     }
     let product = Product::new(direction, dims);
     let chunk = if bf16 { 8 } else { 4 };
-    let whole = dims.c.is_multiple_of(chunk)
-        && (direction == Direction::Forward || dims.k.is_multiple_of(chunk));
+    let OfGroup { c, k } = OfGroup::new(dims);
+    let whole =
+        c.is_multiple_of(chunk) && (direction == Direction::Forward || k.is_multiple_of(chunk));
     let filter = direction == Direction::BackwardFilter;
     let narrow = !filter && product.columns <= NARROW;
     let padded = |width: u64| product.columns.next_multiple_of(width);
@@ -326,10 +363,11 @@ fn tensor(direction: Direction, bf16: bool, dims: &ConvDims, f32_output: bool) -
     let stage = (ROWS + if narrow { 64 } else { WIDE }) * DEPTH_BYTES;
     let tiles = product.rows.div_ceil(ROWS) * product.columns.div_ceil(width) * product.classes;
     let depth = DEPTH_BYTES / if bf16 { 2 } else { 4 };
-    let splits = splits(tiles, product.depth.div_ceil(depth), product.outputs);
+    let steps = product.depth.div_ceil(depth);
+    let splits = splits(tiles * product.groups, steps, product.outputs);
     Plan {
         kernel,
-        grid: [tiles as u32, 1, splits as u32],
+        grid: [tiles as u32, product.groups as u32, splits as u32],
         block: THREADS,
         shared: stage as u32,
         most_stages: MOST_STAGES,
@@ -397,7 +435,11 @@ mod tests {
     fn plans_fit_every_gpu_and_their_partial_sums() {
         for n in [1, 2, 7, 128, 1000, 1024, 2048] {
             let classes = [769, 1000].map(|classes| square(n, 1, 4096, classes, 1, 1, 0));
-            for dims in zfnet(n).into_iter().chain(classes) {
+            let grouped = alexnet_grouped(n).into_iter().chain([
+                ConvDims { groups: 4096, ..square(n, 1, 1 << 15, 1 << 15, 1, 1, 0) },
+                ConvDims { groups: 4096, ..square(n, 5, 1 << 15, 1 << 15, 1, 5, 0) },
+            ]);
+            for dims in zfnet(n).into_iter().chain(classes).chain(grouped) {
                 for (direction, arithmetic, plan, product) in plans(&flattened(&dims)) {
                     let what = format!("{direction:?} {arithmetic:?} {dims:?}: {plan:?}");
                     let [_, y, z] = plan.grid;
@@ -442,13 +484,41 @@ mod tests {
         }
     }
 
+    /// AlexNet's layers of two groups.
+    fn alexnet_grouped(n: u32) -> [ConvDims; 3] {
+        [
+            square(n, 27, 96, 256, 5, 1, 2),
+            square(n, 13, 384, 384, 3, 1, 1),
+            square(n, 13, 384, 256, 3, 1, 1),
+        ]
+        .map(|dims| ConvDims { groups: 2, ..dims })
+    }
+
     #[test]
-    fn groups_take_the_naive_loops() {
-        let dims = ConvDims { groups: 2, ..square(1, 9, 16, 32, 3, 1, 1) };
+    fn small_groups_take_the_naive_loops() {
+        let dims = ConvDims { groups: 4, ..square(1, 9, 12, 32, 3, 1, 1) };
         for (_, arithmetic, plan, _) in plans(&dims) {
             let bf16 = arithmetic == Arithmetic::Bf16;
             assert!(plan.kernel.contains("_plain_"), "{plan:?}");
             assert_eq!(plan.kernel.contains("bf16"), bf16, "{plan:?}");
+        }
+    }
+
+    /// A grid of blocks for each group: as many as the layer of its size alone has, if none is split.
+    #[test]
+    fn groups_take_the_kernels_of_a_layer_of_their_size() {
+        for dims in alexnet_grouped(256) {
+            let alone = ConvDims { c: dims.c / 2, k: dims.k / 2, groups: 1, ..dims };
+            for ((_, arithmetic, plan, product), (.., of_one, one)) in
+                plans(&dims).into_iter().zip(plans(&alone))
+            {
+                assert_eq!(plan.kernel, of_one.kernel, "{dims:?}");
+                assert_eq!(product.outputs, 2 * one.outputs, "{dims:?}");
+                if plan.splits == 1 && of_one.splits == 1 && arithmetic != Arithmetic::Plain {
+                    let blocks = |plan: &Plan| plan.grid.iter().product::<u32>();
+                    assert_eq!(blocks(&plan), 2 * blocks(&of_one), "{plan:?}");
+                }
+            }
         }
     }
 
