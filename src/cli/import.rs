@@ -155,7 +155,12 @@ fn printable(text: &str) -> String {
     text.replace(char::is_control, "\u{fffd}")
 }
 
-/// A preprocessing in a few lines.
+/// A number to four places, without zeros at its end.
+fn short(value: f32) -> String {
+    ((f64::from(value) * 1e4).round() / 1e4).to_string()
+}
+
+/// A preprocessing in a few words.
 fn describe(preprocess: &Preprocess) -> String {
     let Preprocess { resize, size: [rows, columns], scale, std, order, mean } = preprocess;
     let channels = match (std.len(), order) {
@@ -164,7 +169,7 @@ fn describe(preprocess: &Preprocess) -> String {
         _ => "BGR",
     };
     let values = |values: &[f32]| {
-        values.iter().map(|value| format!("{value:.4}")).collect::<Vec<_>>().join(", ")
+        values.iter().map(|value| short(*value)).collect::<Vec<_>>().join(", ")
     };
     let mean = match preprocess.mean_is_image() {
         true => "a mean image".into(),
@@ -174,9 +179,9 @@ fn describe(preprocess: &Preprocess) -> String {
         true => String::new(),
         false => format!(", the {rows}x{columns} in the middle cut out"),
     };
-    let range = 255.0 * scale;
+    let range = short(255.0 * scale);
     format!(
-        "images: resized to {resize}{crop}; {channels} from 0 to {range:.4}, less {mean}, divided by {}",
+        "images: resized to {resize}{crop}; {channels} from 0 to {range}, less {mean}, divided by {}",
         values(std)
     )
 }

@@ -158,7 +158,17 @@ impl TrackedMaps<'_> {
         let mut units = Vec::new();
         for (Chosen { layer, maps }, best) in chosen.iter().zip(&searched.best) {
             let rule = Rule::DECONVNET;
-            let shown = pictures(model, &mut projector, images, root, rule, *layer, best, |_| ())?;
+            let shown = pictures(
+                model,
+                &mut projector,
+                images,
+                Some(&model.classes),
+                root,
+                rule,
+                *layer,
+                best,
+                |_| (),
+            )?;
             for (&map, peaks) in maps.iter().zip(shown) {
                 let peak = peaks.into_iter().next();
                 let name = network.layers[*layer].name.clone();

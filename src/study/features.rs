@@ -11,6 +11,7 @@ use super::peaks::{BATCH, Chosen, ProjectedPeak, Searched, must_be_images, pictu
 use super::{Session, Study};
 use crate::Result;
 use crate::backend::Backend;
+use crate::data::classes::Classes;
 use crate::data::images::Images;
 use crate::model::{Model, Projector, Rule};
 
@@ -73,7 +74,8 @@ pub struct Map {
 }
 
 /// Searches `images` for the strongest peaks of every chosen map and projects them. There are more pictures
-/// than memory may hold, so they are handed on map by map; image paths are relative to `root`. How far the
+/// than memory may hold, so they are handed on map by map; image paths are relative to `root`, and `classes` are the
+/// images' own, which need not be the network's. How far the
 /// search has come is kept now and then.
 ///
 /// # Errors
@@ -84,6 +86,7 @@ pub fn run<B: Backend>(
     model: &Model<B>,
     settings: &Settings,
     images: &Arc<Images>,
+    classes: Option<&Classes>,
     root: &Path,
     mut each: impl FnMut(Feature) -> Result<()>,
 ) -> Result<()> {
@@ -122,9 +125,18 @@ pub fn run<B: Backend>(
         let (total, mut done) = (best.iter().map(Vec::len).sum(), 0);
         session.progress(&what, 0, total, "");
         for (maps, best) in maps.chunks(at_a_time).zip(best.chunks(at_a_time)) {
-            let rows = pictures(model, &mut projector, images, root, *rule, *layer, best, |now| {
-                session.progress(&what, done + now, total, "");
-            })?;
+            let mut say = |now| session.progress(&what, done + now, total, "");
+            let rows = pictures(
+                model,
+                &mut projector,
+                images,
+                classes,
+                root,
+                *rule,
+                *layer,
+                best,
+                &mut say,
+            )?;
             done += best.iter().map(Vec::len).sum::<usize>();
             for (&map, peaks) in maps.iter().zip(rows) {
                 each(Feature::Map(Map { map, peaks }))?;

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::pixels::{centre_crop, field_box, original_box, projection_image, seen_box};
 use crate::backend::{Backend, SeedUnit};
+use crate::data::classes::Classes;
 use crate::data::images::{Images, Scratch};
 use crate::data::loader::{Bad, BatchPlan, Loader};
 use crate::model::{Model, Network, Projector, Rule, Seed};
@@ -279,6 +280,7 @@ pub fn pictures<B: Backend>(
     model: &Model<B>,
     projector: &mut Projector<'_, B>,
     images: &Images,
+    classes: Option<&Classes>,
     root: &Path,
     rule: Rule,
     layer: usize,
@@ -306,7 +308,7 @@ pub fn pictures<B: Backend>(
         let class = images.class(image as usize) as usize;
         pictures[map][place] = ProjectedPeak {
             image: path.strip_prefix(root).unwrap_or(&path).display().to_string(),
-            class: model.classes.names[class].clone(),
+            class: classes.map_or_else(String::new, |classes| classes.names[class].clone()),
             y,
             x,
             value: unit.value,

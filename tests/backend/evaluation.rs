@@ -124,7 +124,7 @@ fn features<B: Backend>(
     let mut session = Session::new(backend);
     session.workers = 2;
     let mut layers: Vec<FeatureLayer> = Vec::new();
-    run(&mut session, model, settings, images, root, |found| {
+    run(&mut session, model, settings, images, Some(&model.classes), root, |found| {
         match found {
             Feature::Layer(layer) => layers.push(layer),
             Feature::Map(map) => layers.last_mut().unwrap().rows.push(map),

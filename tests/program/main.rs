@@ -7,6 +7,7 @@ mod common;
 mod bad_input;
 mod commands;
 mod extract;
+mod import;
 #[cfg(target_os = "linux")]
 mod output;
 #[cfg(unix)]

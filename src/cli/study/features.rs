@@ -9,7 +9,9 @@ use clap::Args;
 use zfnet::backend::Backend;
 use zfnet::bench::Benchmark;
 use zfnet::data::Split;
+use zfnet::data::classes::Classes;
 use zfnet::data::images::Images;
+use zfnet::data::set::KeyedImages;
 use zfnet::model::{Model, Network, Rule};
 use zfnet::report::figure::take_back;
 use zfnet::report::top9::{Header, Writer};
@@ -19,20 +21,21 @@ use zfnet::study::unit_named;
 
 use super::{StudyArgs, finish, initial_weights, watched};
 use crate::cli::progress::Progress;
-use crate::cli::{OnDevice, ReadArgs, SplitName, make_folder, open_data, output, shown};
+use crate::cli::{OnDevice, ReadArgs, SplitName, make_folder, output, shown};
 
 #[derive(Args)]
 pub struct Features {
     #[command(flatten)]
     pub study: StudyArgs,
-    /// Folder with train/CLASS/* and val/CLASS/*, or shards made by `zfnet pack`
+    /// Images: a folder with train/CLASS/* and val/CLASS/*, of whatever classes, or of images alone, or shards made by
+    /// `zfnet pack`
     #[arg(long)]
     data: PathBuf,
     #[command(flatten)]
     choose: ChooseArgs,
-    /// Which split of the data
-    #[arg(long, value_enum, default_value = "val")]
-    split: SplitName,
+    /// Which split of the data [default: val, or all images of a folder without splits]
+    #[arg(long, value_enum)]
+    split: Option<SplitName>,
     /// Rule of the backward pass
     #[arg(long, default_value = "deconvnet", value_parser = ["deconvnet", "gradient", "guided"])]
     rule: String,
@@ -98,13 +101,17 @@ pub fn chosen_units(network: &Network, units: &[String]) -> Result<Vec<Chosen>> 
 impl OnDevice for Features {
     fn run<B: Benchmark>(self, backend: &B) -> Result<ExitCode> {
         let model = self.study.load(backend)?;
-        let data = open_data(&self.data, &model)?;
-        let split = Split::from(self.split);
-        let images = data.images(split, self.read.options(model.preprocess.resize)?)?;
+        let options = self.read.options(model.preprocess.resize)?;
+        let data = KeyedImages::open(&self.data, self.split.map(Split::from), options)?;
+        let split = match (self.split, &data.classes) {
+            (None, None) => "all".to_owned(),
+            (split, _) => Split::from(split.unwrap_or(SplitName::Val)).name().to_owned(),
+        };
         let job = PageJob {
             checkpoint: shown(&self.study.checkpoint),
             root: &self.data,
-            images: Arc::new(images),
+            images: data.images,
+            classes: data.classes,
             split,
             chosen: self.choose.chosen(&model.network)?,
             rule: self.rule,
@@ -127,7 +134,10 @@ pub struct PageJob<'a> {
     pub checkpoint: String,
     pub root: &'a Path,
     pub images: Arc<Images>,
-    pub split: Split,
+    /// Their classes, if they have any.
+    pub classes: Option<Classes>,
+    /// Which images of the data they are: a split's name, or "all".
+    pub split: String,
     pub chosen: Vec<Chosen>,
     pub rule: String,
     pub workers: usize,
@@ -151,7 +161,7 @@ pub fn write_page<B: Backend>(
         checkpoint: job.checkpoint,
         data: shown(job.root),
         network: network.architecture.name.clone(),
-        split: job.split.name().into(),
+        split: job.split,
         images: job.images.len(),
         input: network.architecture.input.size,
         rule: job.rule.clone(),
@@ -165,7 +175,7 @@ pub fn write_page<B: Backend>(
     let settings = Settings { chosen: job.chosen, rule: Rule::named(&job.rule)? };
     let mut session = watched(backend, &out, progress);
     session.workers = job.workers;
-    run(&mut session, model, &settings, &job.images, job.root, |found| {
+    run(&mut session, model, &settings, &job.images, job.classes.as_ref(), job.root, |found| {
         let written = match found {
             Feature::Layer(layer) => writer.layer(layer),
             Feature::Map(map) => writer.map(map),
