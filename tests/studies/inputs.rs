@@ -96,7 +96,7 @@ fn a_grey_wide_network_from_training_to_pages() {
     place.run(&format!("project run {some} --out projected")).ok();
     for folder in ["100", "101"] {
         let input = looked_at(&place.path(&format!("projected/{folder}/input.png")));
-        assert_eq!(input.0, [32, 16]);
+        assert_eq!(input, ([32, 16], true));
     }
     let images = json(&place.path("projected/projections.json"));
     let patches = |image: usize| -> Vec<[f64; 4]> {
