@@ -266,7 +266,7 @@ pub trait Backend: sealed::Sealed + Send + Sync + Sized + 'static {
     /// `x[n, i, j, c] = (pixels[image, y + i, x + j, order[c]] * scale - mean[y + i, x + j, c]) /
     /// std[c]`, mirrored *after* the mean is taken off (mean first, then crop, then mirror).
     ///
-    /// `x` has three channels, or one, which is the luma of the pixels (`operation::luma`) instead.
+    /// `x` has three channels, or one, which is the pixels' [`luma`] instead.
     /// `pixels` are u8 `[images, rows, columns, 3]`; `mean` is `[1, rows, columns, channels]`, or
     /// `[1, 1, 1, channels]` for one mean a channel; `inverse_std` is `[1, 1, 1, channels]`; crop `n`
     /// makes sample `n`.

@@ -273,3 +273,36 @@ fn choose_switches(layers: &mut [Layer]) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use zfnet_core::{Fit, Interpolation};
+
+    /// Runs and kept parts are known by a hash of this text: that of a square RGB input must not change.
+    #[test]
+    fn a_plain_input_is_written_as_ever() {
+        let zfnet = Architecture::find("zfnet").unwrap();
+        assert!(zfnet.to_toml().contains("[input]\nsize = 224\nresize = 256\nstd = 1.0\n\n"));
+        let json = serde_json::to_string(&zfnet.input).unwrap();
+        assert_eq!(json, r#"{"size":224,"resize":256,"std":1.0}"#);
+    }
+
+    #[test]
+    fn other_inputs_are_read_back() {
+        let zfnet = Architecture::find("zfnet").unwrap();
+        let resize = Canvas {
+            fit: Fit::Squash,
+            interpolation: Interpolation::Lanczos,
+            antialias: false,
+            ..Canvas::of([40, 300])
+        };
+        for resize in [resize, Canvas::of([40, 300])] {
+            let input = Input { size: [32, 290], resize, channels: 1, std: 2.0 };
+            let other = Architecture { input, ..zfnet.clone() };
+            assert_eq!(Architecture::parse(&other.to_toml()).unwrap(), other);
+            let json = serde_json::to_string(&other).unwrap();
+            assert_eq!(serde_json::from_str::<Architecture>(&json).unwrap(), other);
+        }
+    }
+}

@@ -1,5 +1,6 @@
 //! Between pixels of the file, of the network's crop, and pictures: what a unit sees, and what it shows.
 
+use crate::backend::luma;
 use crate::data::decode::source_box;
 use crate::model::{Canvas, Layer, Preprocess};
 use crate::picture::Image;
@@ -42,12 +43,17 @@ pub(crate) fn whole([rows, columns]: [usize; 2]) -> [i64; 4] {
     [0, 0, columns as i64, rows as i64]
 }
 
-/// The centre crop that the network sees of a preprocessed image.
+/// The centre crop that the network sees of a preprocessed image: of one channel, in grey.
 pub(crate) fn centre_crop(preprocess: &Preprocess, square: &[u8]) -> Image {
     let [top, left] = preprocess.centre().map(i64::from);
     let ([rows, columns], Canvas { rows: height, columns: width, .. }) =
         (preprocess.size.map(|size| size as i64), preprocess.resize);
-    Image::new(width, height, square.to_vec()).crop([left, top, left + columns, top + rows])
+    let whole = Image::new(width, height, square.to_vec());
+    let mut crop = whole.crop([left, top, left + columns, top + rows]);
+    if preprocess.channels() == 1 {
+        crop.pixels.as_chunks_mut().0.iter_mut().for_each(|pixel| *pixel = [luma(*pixel); 3]);
+    }
+    crop
 }
 
 /// Pixels as the network's channels have them, in RGB: one channel is grey.

@@ -22,10 +22,10 @@ pub struct Occlusion {
     pub study: StudyArgs,
     #[command(flatten)]
     pick: PickArgs,
-    /// Side of the square, in pixels of the network's input [default: a quarter of it]
+    /// Side of the square, in pixels of the network's input [default: a quarter of its shorter side]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     square: Option<u16>,
-    /// Stride of the square, in pixels [default: what makes 25 positions per side]
+    /// Stride of the square, in pixels [default: what makes 25 positions on the longer side]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     stride: Option<u16>,
     /// Fill value of the square
