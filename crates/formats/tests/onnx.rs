@@ -319,7 +319,7 @@ fn windows_are_the_file_s() {
     with(&[ints("pads", &[0, -1, 0, 0])]).refused(&["not negative"]);
     with(&[ints("pads", &[i64::MAX; 4])]).refused(&["pads"]);
     with(&[int("group", 2)]).refused(&["3 channels", "found 6"]);
-    with(&[int("group", 0)]).refused(&["groups"]);
+    with(&[int("group", 0)]).refused(&["groups", "found 0"]);
     Net::new(&[1, 3, 2, 8])
         .ramp("w", &[2, 3, 3, 3])
         .node("Conv", &["x", "w"], "c", &[])

@@ -1,4 +1,10 @@
 //! ONNX: a chain of layers from a graph of operators, and such a graph of a chain.
+//!
+//! Layers are Conv, Relu, MaxPool, LRN (also in the single steps that PyTorch writes), Gemm, MatMul and Dropout. What
+//! stands around them in files of exporters becomes a part of them or leaves no trace: BatchNormalization, Add, Sub,
+//! Mul and Div of constants behind a Conv, Gemm or MatMul, Pad before a Conv or MaxPool, Flatten, Reshape, Squeeze and
+//! Transpose as far as they flatten or move channels to the end and back, Identity, Cast, Clip at 0, Softmax at the
+//! end. Arithmetic of pixels before the first layer is preprocessing. Nodes of constants, and of sizes, are computed.
 
 mod fold;
 mod graph;

@@ -1,6 +1,6 @@
 //! Local response normalisation in single steps, as PyTorch writes it, found again.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::graph::Graph;
 use super::proto::NodeProto;
@@ -20,8 +20,8 @@ pub struct Response {
 }
 
 /// Those among some nodes, by the division at their end.
-pub fn find(graph: &Graph<'_>, order: &[usize]) -> HashMap<usize, Response> {
-    let mut found: HashMap<usize, Response> =
+pub fn find(graph: &Graph<'_>, order: &[usize]) -> BTreeMap<usize, Response> {
+    let mut found: BTreeMap<usize, Response> =
         order.iter().filter_map(|&place| Some((place, response(graph, place)?))).collect();
     // What is used elsewhere too is no step of one layer.
     let owners: HashMap<usize, usize> = (found.iter())

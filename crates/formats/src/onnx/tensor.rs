@@ -105,7 +105,9 @@ impl Value {
             }
             Data::Ints(_) => Err("expected floats, found integers".into()),
             Data::Unread(kind) => {
-                Err(format!("expected floats, found {kind}: quantised networks are not read"))
+                let why =
+                    if kind.contains("int") { ": quantised networks are not read" } else { "" };
+                Err(format!("expected floats, found {kind}{why}"))
             }
         }
     }

@@ -203,7 +203,7 @@ impl<'a> Walk<'a> {
                 return Err(self.refuse(node, "expected an output, found none"));
             };
             current = output;
-            if self.pending.is_none() {
+            if self.pending.is_none() && !self.chain.layers.is_empty() {
                 self.last = Some(node.called());
             }
             let sizes = self.sizes();
@@ -221,13 +221,15 @@ impl<'a> Walk<'a> {
 
     /// An error at a node, and how far the network can be read.
     fn refuse(&self, node: &NodeProto, reason: &str) -> Error {
-        let end = match &self.last {
-            Some(last) => format!(
-                "; the network is a chain of layers up to {last}: it can be read until there"
-            ),
-            None => String::new(),
+        Error::Network(format!("node {}: {reason}{}", node.called(), self.readable()))
+    }
+
+    /// How far the network can be read, if there is a layer.
+    fn readable(&self) -> String {
+        let readable = |last| {
+            format!("; the network is a chain of layers up to {last}: it can be read until there")
         };
-        Error::Network(format!("node {}: {reason}{end}", node.called()))
+        self.last.as_ref().map_or(String::new(), readable)
     }
 
     /// Refuses a value that several nodes take.
@@ -241,16 +243,14 @@ impl<'a> Walk<'a> {
                 && node.input.iter().any(|input| input == value)
         });
         let users: Vec<String> = users.take(6).map(NodeProto::called).collect();
-        let reason = format!(
-            "expected a chain of layers, found a branch: {} take the same values",
+        let of = match self.graph.maker(value) {
+            Some(_) => self.readable(),
+            None => format!(", those of the input `{}`", shorten(value)),
+        };
+        Err(Error::Network(format!(
+            "expected a chain of layers, found a branch: {} take the same values{of}",
             users.join(", ")
-        );
-        Err(match (&self.last, self.graph.maker(value)) {
-            (Some(last), Some(_)) => Error::Network(format!(
-                "{reason}; the network is a chain up to {last}: it can be read until there"
-            )),
-            _ => Error::Network(format!("{reason}, those of the input `{}`", shorten(value))),
-        })
+        )))
     }
 
     /// Takes what the file says of the input.
@@ -492,11 +492,12 @@ impl<'a> Walk<'a> {
             return Err(format!("expected filters of 4 axes, found sizes {}", list(&weight.shape)));
         };
         let window = Window::of(node, Some([rows, columns]))?;
-        let groups = node.int("group").unwrap_or(1);
+        let said = node.int("group").unwrap_or(1);
         let groups =
-            usize::try_from(groups).ok().filter(|&groups| groups > 0 && outputs % groups == 0);
-        let groups =
-            groups.ok_or_else(|| format!("expected groups that divide {outputs} outputs"))?;
+            usize::try_from(said).ok().filter(|&groups| groups > 0 && outputs % groups == 0);
+        let groups = groups.ok_or_else(|| {
+            format!("expected groups that divide {outputs} outputs, found {said}")
+        })?;
         let all = inputs.checked_mul(groups).filter(|&all| all > 0 && outputs > 0);
         let all =
             all.ok_or_else(|| format!("expected filters, found sizes {}", list(&weight.shape)))?;
