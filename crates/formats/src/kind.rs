@@ -1,13 +1,13 @@
 //! What kind of file a file is, by what is in it. Its name counts only where contents leave two possible.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{Read, Seek};
 use std::path::Path;
 
 use zfnet_core::{Error, Result};
 
 use crate::pytorch::{tar, zip};
-use crate::source::Source;
+use crate::source::{Source, open};
 
 /// Bytes at the beginning of a file that are looked at.
 const HEAD: u64 = 1024;
@@ -144,11 +144,7 @@ pub fn kind(path: &Path) -> Result<Kind> {
         let is_model = path.join("saved_model.pb").is_file();
         return Ok(if is_model { Kind::TensorFlow } else { Kind::Folder });
     }
-    // Opening a pipe would wait for whoever writes into it.
-    if !metadata.is_file() {
-        return Err(Error::file(path, "is no file; expected a network's weights"));
-    }
-    let file = File::open(path).map_err(Error::io("open", path))?;
+    let file = open(path)?;
     let kind = Source::new(file).and_then(|mut file| of(&mut file, Some(path)));
     kind.map_err(|reason| Error::file(path, reason))
 }

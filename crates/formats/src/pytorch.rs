@@ -10,7 +10,6 @@
 
 use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
-use std::fs::File;
 use std::io::{BufRead, Read, Seek};
 use std::path::Path;
 
@@ -19,7 +18,7 @@ use zfnet_core::{Error, Result};
 
 use crate::chain::Tensors;
 use crate::kind::{Kind, of};
-use crate::source::Source;
+use crate::source::{self, Source};
 use crate::weights::{Budget, Element, Found, brief, collect, product, some};
 use pickle::{Call, Id, NONE, Node, Pickle};
 
@@ -60,7 +59,7 @@ const MOST_AXES: usize = 16;
 /// # Errors
 /// If it cannot be read; if it is no such file, and what it is then; if it is damaged, or holds no network's tensors.
 pub fn read(path: &Path) -> Result<Tensors> {
-    let file = File::open(path).map_err(Error::io("open", path))?;
+    let file = source::open(path)?;
     parse(file).map_err(|reason| Error::file(path, reason))
 }
 
@@ -332,7 +331,7 @@ fn from_stream<R: Read + Seek>(file: &mut Source<R>) -> Result<Contents, String>
     let big_endian = is_big_endian(&pickle::load(&mut stream)?)?;
     let pickle = pickle::load(&mut stream)?;
     let keys = pickle::load(&mut stream)?;
-    let mut at = stream.stream_position().map_err(crate::source::failed)?;
+    let mut at = stream.stream_position().map_err(source::failed)?;
     drop(stream);
     let mut bytes = HashMap::new();
     for (_, node) in pickle.nodes() {
@@ -388,7 +387,7 @@ impl<'a> Reader<'a> {
     fn new(contents: &'a Contents) -> Self {
         let pickle = &contents.pickle;
         let reaches = reaching_tensors(pickle);
-        let left = Cell::new(4 * pickle.len() + MOST);
+        let left = Cell::new(16 * pickle.len() + MOST);
         Self { contents, pickle, reaches, notes: Vec::new(), left }
     }
 
@@ -595,7 +594,7 @@ impl<'a> Reader<'a> {
         let pairs = match self.pickle.node(id) {
             Node::Dict(items) => self.named(items),
             Node::Tuple(items) | Node::List(items) => {
-                self.left.set(self.left.get().saturating_sub(items.len()));
+                self.look(items.len());
                 (0..).map(|n: usize| n.to_string()).zip(items.iter().copied()).collect()
             }
             Node::Call(call) if !call.items.is_empty() => self.named(&call.items),
@@ -630,11 +629,15 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// Whether so many items may still be looked at; if not, the walk ends with an error.
+    fn look(&self, items: usize) -> bool {
+        self.left.set(self.left.get().saturating_sub(items));
+        self.left.get() > 0
+    }
+
     /// Names and values in their order; of a key that comes again the last value, in the first's place.
     fn named(&self, items: &[(Id, Id)]) -> Vec<Item> {
-        // Once it is 0, the walk ends with an error.
-        self.left.set(self.left.get().saturating_sub(items.len() + 1));
-        if self.left.get() == 0 {
+        if !self.look(items.len() + 1) {
             return Vec::new();
         }
         let mut named: Vec<Item> = Vec::new();
@@ -659,6 +662,9 @@ impl<'a> Reader<'a> {
     fn module(&self, id: Id) -> Option<Vec<Item>> {
         let Node::Call(call) = self.pickle.node(id) else { return None };
         let attributes = self.attributes(call);
+        if let Node::Dict(items) = self.pickle.node(attributes) {
+            self.look(items.len());
+        }
         let tables = ["_parameters", "_buffers", "_modules"];
         let [parameters, buffers, modules] = tables.map(|table| self.pickle.get(attributes, table));
         let (parameters, buffers, modules) = (parameters?, buffers?, modules?);
@@ -679,6 +685,9 @@ impl<'a> Reader<'a> {
             },
             _ => self.pickle.sequence(id)?,
         };
+        if !self.look(items.len()) {
+            return None;
+        }
         Some(items.iter().filter_map(|&item| Some(self.pickle.text(item)?.to_string())).collect())
     }
 

@@ -1,6 +1,5 @@
 //! Safetensors files of any program: a header in JSON, then the values. The order of their tensors means nothing.
 
-use std::fs::File;
 use std::io::{Read, Seek};
 use std::path::Path;
 
@@ -8,7 +7,7 @@ use safetensors::tensor::{Dtype, Metadata};
 use zfnet_core::{Error, Result};
 
 use crate::chain::Tensors;
-use crate::source::Source;
+use crate::source::{Source, open};
 use crate::weights::{Budget, Element, Found, brief, collect, quoted};
 
 /// Bytes of the header, at most: those of networks with ten thousand tensors have one.
@@ -20,7 +19,7 @@ const LARGEST_HEADER: u64 = 16 << 20;
 /// # Errors
 /// If it cannot be read, or is no such file; if it holds tensors of other types: which.
 pub fn read(path: &Path) -> Result<Tensors> {
-    let file = File::open(path).map_err(Error::io("open", path))?;
+    let file = open(path)?;
     parse(file).map_err(|reason| Error::file(path, reason))
 }
 

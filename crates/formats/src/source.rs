@@ -1,6 +1,19 @@
 //! A file, or bytes in memory, of which parts are read.
 
+use std::fs::{self, File};
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
+use std::path::Path;
+
+use zfnet_core::{Error, Result};
+
+/// Opens a file.
+pub(crate) fn open(path: &Path) -> Result<File> {
+    // Asked before it is opened: opening a pipe would wait for whoever writes into it.
+    if !fs::metadata(path).map_err(Error::io("read", path))?.is_file() {
+        return Err(Error::file(path, "is no file; expected a network's weights"));
+    }
+    File::open(path).map_err(Error::io("open", path))
+}
 
 /// What is read from, and how long it is.
 pub(crate) struct Source<R> {

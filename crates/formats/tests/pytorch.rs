@@ -474,6 +474,36 @@ fn what_doubles_itself_again_and_again_is_refused() {
 }
 
 #[test]
+fn what_many_share_is_not_looked_at_for_each() {
+    // 60,000 objects with the same attributes, 200,000 of them; modules with the same set of names.
+    let attributes = b"K\x01N".repeat(200_000);
+    let object = |state: &[u8]| [&global("my", "Thing")[..], b")\x81", state, b"b"].concat();
+    let tables = [text("_parameters"), text("_buffers"), text("_modules")]
+        .map(|key| [&key[..], b"}"].concat());
+    let names = [
+        text("_non_persistent_buffers_set"),
+        b"]q\x02(".to_vec(),
+        b"U\x01x".repeat(200_000),
+        b"e".to_vec(),
+    ];
+    for state in [
+        [b"}q\x01(", &attributes[..], b"u"].concat(),
+        [b"}q\x01(", &tables.concat()[..], &names.concat(), b"u"].concat(),
+    ] {
+        let mut items = [b"}(", &text("w")[..], &Tensor::default().pickled()].concat();
+        items.extend([text("0"), object(&state)].concat());
+        for number in 1..60_000 {
+            items.extend([text(&number.to_string()), object(b"h\x01")].concat());
+        }
+        items.push(b'u');
+        let begin = Instant::now();
+        let error = refused(&zip_of(&items, &[("0", &storage())]));
+        assert!(error.contains("more than 65536 entries"), "{error}");
+        assert!(begin.elapsed() < Duration::from_secs(20));
+    }
+}
+
+#[test]
 fn more_objects_than_any_checkpoint_has_are_refused() {
     for opcode in [b"]", b"}", b"("] {
         let error = refused(&zip_of(&opcode.repeat(5 << 20), &[]));
