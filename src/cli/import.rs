@@ -168,9 +168,8 @@ fn describe(preprocess: &Preprocess) -> String {
         (_, [0, ..]) => "RGB",
         _ => "BGR",
     };
-    let values = |values: &[f32]| {
-        values.iter().map(|value| short(*value)).collect::<Vec<_>>().join(", ")
-    };
+    let values =
+        |values: &[f32]| values.iter().map(|value| short(*value)).collect::<Vec<_>>().join(", ");
     let mean = match preprocess.mean_is_image() {
         true => "a mean image".into(),
         false => values(mean),

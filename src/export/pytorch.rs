@@ -386,7 +386,7 @@ mod tests {
         let network = network(r#"{ type = "fc", name = "fc1" }"#);
         let model = Model {
             params: Params::init(&backend, &network, 0).unwrap(),
-            preprocess: Preprocess::named("torchvision", 16, 20).unwrap(),
+            preprocess: Preprocess::named("torchvision", [16; 2], 20).unwrap(),
             classes: Classes::named(vec!["a\nb\"".into(), "\"\"\"\\".into()]),
             network,
         };
@@ -397,7 +397,8 @@ mod tests {
             r#"    "a\nb\"","#,
             r#"    "\"\"\"\\","#,
             "    return torch.tensor([0.485, 0.456, 0.406])",
-            "    pixels = torch.from_numpy(numpy.array(square))[..., [0, 1, 2]] * 0.003921569",
+            "    image = image.resize((20, 20), Image.Resampling.BILINEAR, box=box)",
+            "    pixels = torch.from_numpy(numpy.array(image.convert(\"RGB\")))[..., [0, 1, 2]] * 0.003921569",
             "    return pixels[2:2 + 16, 2:2 + 16].permute(2, 0, 1).contiguous()",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in:\n{text}");

@@ -88,33 +88,31 @@ pub fn read(path: &Path, config: &ExternalConfig) -> Result<Imported> {
     let kind = kind::kind(path)?;
     let bytes = |path: &Path| fs::read(path).map_err(Error::io("read", path));
     let until = config.until.as_deref();
-    let imported = match kind {
+    let read = || match kind {
         Kind::Safetensors => of_tensors(kind, safetensors::read(path)?, folder, config),
         Kind::PytorchZip | Kind::PytorchStream | Kind::PytorchTar => {
             of_tensors(kind, pytorch::read(path)?, folder, config)
         }
         Kind::Onnx => {
             let bytes = bytes(path)?;
-            let ours = Described::find(&bytes)?;
-            onnx::read(&bytes, Some(folder), until).and_then(|chain| match ours {
+            let chain = onnx::read(&bytes, Some(folder), until)?;
+            match Described::find(&bytes)? {
                 Some(ours) if ours.fits(&chain, config) => ours.take(kind, chain),
                 _ => of_chain(kind, chain, path, folder, config),
-            })
+            }
         }
         Kind::Caffemodel => {
             let prototxt = config.prototxt.as_deref().map(text::read).transpose()?;
-            let chain = caffe::read(&bytes(path)?, prototxt.as_deref(), until);
-            chain.and_then(|mut chain| {
-                if let Some(mean) = &config.mean {
-                    let set = caffe::set_mean(&mut chain, &bytes(mean)?);
-                    set.map_err(|error| error.in_file(mean))?;
-                }
-                of_chain(kind, chain, path, folder, config)
-            })
+            let mut chain = caffe::read(&bytes(path)?, prototxt.as_deref(), until)?;
+            if let Some(mean) = &config.mean {
+                let set = caffe::set_mean(&mut chain, &bytes(mean)?);
+                set.map_err(|error| error.in_file(mean))?;
+            }
+            of_chain(kind, chain, path, folder, config)
         }
-        other => return Err(kind::unexpected(path, other)),
+        other => Err(kind::unexpected(path, other)),
     };
-    imported.map_err(|error| error.in_file(path))
+    read().map_err(|error: Error| error.in_file(path))
 }
 
 /// A network whose file has tensors alone.

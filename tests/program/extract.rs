@@ -19,7 +19,8 @@ use zfnet::model::{Canvas, Model};
 use zfnet::study::extractor::FeatureExtractor;
 use zfnet::train::checkpoint::load_model;
 
-const OPTIONS: ReadOptions = ReadOptions { canvas: Canvas::square(20), max_bad: 0.1, cache_bytes: 0, io: None };
+const OPTIONS: ReadOptions =
+    ReadOptions { canvas: Canvas::square(20), max_bad: 0.1, cache_bytes: 0, io: None };
 /// Layers of the tiny network, with their rows as PyTorch has them.
 const LAYERS: [(&str, &[usize]); 4] =
     [("fc3", &[16]), ("pool1", &[8, 3, 3]), ("conv2", &[12, 3, 3]), ("fc4", &[10])];

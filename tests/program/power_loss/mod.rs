@@ -462,7 +462,8 @@ fn extracting_goes_on() {
 
         let backend = CpuBackend::new(Some(1)).unwrap();
         let model = load_model(&backend, &place.path("run"), &ExternalConfig::default()).unwrap();
-        let options = ReadOptions { canvas: Canvas::square(20), max_bad: 0.1, cache_bytes: 0, io: None };
+        let options =
+            ReadOptions { canvas: Canvas::square(20), max_bad: 0.1, cache_bytes: 0, io: None };
         let settings = Settings {
             layers: layers.split(',').map(|name| model.network.layer(name).unwrap()).collect(),
             dtype: Dtype::F32,
