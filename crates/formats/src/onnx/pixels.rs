@@ -61,10 +61,11 @@ impl Affine {
                 self.mean = both(&self.mean, &moved, |mean, moved| mean + moved)?;
             }
         }
+        // As they are kept: a factor that is finite here may be none there.
+        let kept = |number: &f64| *number as f32;
         let numbers = [&[self.scale][..], &self.mean, &self.std].concat();
-        match numbers.iter().all(|number| number.is_finite())
-            && !self.std.contains(&0.)
-            && self.scale != 0.
+        match numbers.iter().all(|number| kept(number).is_finite())
+            && self.std.iter().chain([&self.scale]).all(|number| kept(number) != 0.)
         {
             true => Ok(()),
             false => Err("expected preprocessing by finite numbers that are not zero".into()),
@@ -80,6 +81,9 @@ impl Affine {
     ) -> Result<(), String> {
         if operator != "Sub" || self.begun || self.image.is_some() {
             return Err("expected values of places as a mean image, taken off pixels before all but a factor".into());
+        }
+        if values.iter().any(|value| !value.is_finite()) {
+            return Err("expected a mean image of finite numbers".into());
         }
         (self.found, self.begun) = (true, true);
         self.image = Some((values, size));
@@ -124,6 +128,11 @@ impl Affine {
             notes.push("the network takes bytes, and its preprocessing is in the graph".into());
         } else if largest.fold(0., f64::max) > MOST_OF_BYTES {
             scale /= 255.;
+            if scale as f32 == 0. {
+                return Err(Error::Network(
+                    "expected preprocessing by numbers that are not zero".into(),
+                ));
+            }
             notes.push(
                 "the graph's preprocessing is taken to be of pixels from 0 to 1, since those from 0 to 255 would become \
                  far larger than any network's input"
