@@ -286,7 +286,7 @@ fn a_set_of_some_classes_is_tried_on_a_network_that_has_more() {
     let classes = Classes::new(names.clone(), names.clone());
     let set = DataSet::open_for(root.path(), &classes).unwrap();
     assert_eq!(set.classes(), classes);
-    let options = ReadOptions { side: 8, max_bad: 0.0, cache_bytes: 0, io: None };
+    let options = ReadOptions { canvas: Canvas::square(8), max_bad: 0.0, cache_bytes: 0, io: None };
     for split in [Split::Train, Split::Val] {
         let images = set.images(split, options).unwrap();
         assert_eq!([0, 1].map(|i| images.class(i)), [0, 2]);
