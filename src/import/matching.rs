@@ -38,7 +38,7 @@ impl Module {
 pub(super) fn modules(file: Tensors, notes: &mut Vec<String>) -> Result<Vec<Module>> {
     let mut found = group(file.tensors)?;
     if !file.ordered {
-        found.sort_by(|a, b| by_depth(a, b));
+        found.sort_by(by_depth);
     }
     let (mut modules, mut folded): (Vec<Module>, usize) = (Vec::new(), 0);
     for mut group in found {

@@ -10,6 +10,7 @@ use super::folder::{ImageFolder, all_images, no_split};
 use super::images::{Images, ReadOptions};
 use super::pack::PLAN;
 use super::shard::ShardSet;
+use super::shard::set::Renumbered;
 use zfnet_core::{Error, Result};
 
 /// Whether a folder holds the beginning of a set of shards.
@@ -90,7 +91,11 @@ impl DataSet {
                 folder.classes = classes.folders().unwrap_or(&classes.names).to_vec();
                 folder.names = classes.names.clone();
             }
-            DataSet::Shards(set) => set.renumbered = Some((positions.into(), classes.clone())),
+            DataSet::Shards(set) => {
+                let renumbered =
+                    Renumbered { positions: positions.into(), classes: classes.clone() };
+                set.renumbered = Some(renumbered.into());
+            }
         }
     }
 
@@ -98,7 +103,7 @@ impl DataSet {
     pub fn classes(&self) -> Classes {
         match self {
             DataSet::Folder(folder) => Classes::new(folder.classes.clone(), folder.names.clone()),
-            DataSet::Shards(ShardSet { renumbered: Some((_, classes)), .. }) => classes.clone(),
+            DataSet::Shards(ShardSet { renumbered: Some(other), .. }) => other.classes.clone(),
             DataSet::Shards(set) => {
                 let classes = set.manifest.classes.iter();
                 let (folders, names) =

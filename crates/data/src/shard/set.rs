@@ -25,8 +25,16 @@ pub struct ShardSet {
     pub root: PathBuf,
     /// What it says of itself.
     pub manifest: Manifest,
-    /// Other classes that it is to have, and which of them each of its own is.
-    pub(crate) renumbered: Option<(Arc<[u32]>, Classes)>,
+    /// Other classes that it is to have.
+    pub(crate) renumbered: Option<Box<Renumbered>>,
+}
+
+/// Classes that a set is to have instead of its own.
+#[derive(Clone, Debug)]
+pub(crate) struct Renumbered {
+    /// For each of its own, which of the others it is.
+    pub positions: Arc<[u32]>,
+    pub classes: Classes,
 }
 
 /// The images of one split of a set, by their numbers.
@@ -81,7 +89,7 @@ impl ShardSet {
         let places = self.places(split, &indices, &mut Err)?;
         let io = io.unwrap_or_else(|| Io::for_path(&self.root));
         let (root, form) = (self.root.clone(), self.manifest.form);
-        let renumbered = self.renumbered.as_ref().map(|(positions, _)| positions.clone());
+        let renumbered = self.renumbered.as_ref().map(|other| other.positions.clone());
         Ok(Shards { root, split, form, io, shards, places, renumbered })
     }
 
