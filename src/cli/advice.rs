@@ -71,7 +71,7 @@ fn on(error: &Error) -> Vec<String> {
             .map(str::to_owned)
             .into();
         }
-        Error::UnknownPreprocessing => {
+        Error::UnknownPreprocessing(_) => {
             return [
                 "say it as the network was trained: --preprocess torchvision (0 to 1, less ImageNet's mean, divided by \
                  its standard deviation), caffe (BGR, 0 to 255, less ImageNet's mean colour) or paper (0 to 255, less \
@@ -130,7 +130,7 @@ mod tests {
 
     #[test]
     fn causes_are_advised_on() {
-        let bare = Error::UnknownPreprocessing.in_file(Path::new("a.safetensors"));
+        let bare = Error::UnknownPreprocessing(None).in_file(Path::new("a.safetensors"));
         let error = Err::<(), _>(bare).context("reading").unwrap_err();
         let flags = ["arch", "preprocess", "batch-size", "accumulate"].map(str::to_owned);
         assert!(advice(&error, &flags).unwrap().contains("--preprocess"));

@@ -12,7 +12,7 @@ use zfnet::bench::Benchmark;
 use zfnet::data::Split;
 use zfnet::disk::write_durable;
 use zfnet::human_bytes;
-use zfnet::import::{ExternalConfig, Imported, read};
+use zfnet::import::{ExternalConfig, Imported, Kind, read};
 use zfnet::model::{Model, Preprocess};
 use zfnet::study::ensemble::{Candidate, error_rates};
 use zfnet::train::evaluate::{Evaluation, TestCrops};
@@ -90,6 +90,7 @@ impl OnDevice for Import {
             ..self.external.config()
         };
         let imported = read(&self.file, &config)?;
+        self.refuse_idle_flags(imported.kind)?;
         print(&imported)?;
         let model = imported.into_model(backend).map_err(|error| error.in_file(&self.file))?;
         let model = match &self.check {
@@ -137,22 +138,17 @@ fn print(imported: &Imported) -> Result<()> {
     output::line(format_args!("\n{:<width$} {:>20}  layer", "in the file", "shape"))?;
     for row in table {
         let shape = format!("{:?}", row.shape);
-        output::line(format_args!("{:<width$} {shape:>20}  {}", printable(&row.from), row.layer))?;
+        output::line(format_args!("{:<width$} {shape:>20}  {}", row.from, row.layer))?;
     }
     output::line("")?;
     print_network(network)?;
     output::line(format_args!("\n{}", describe(preprocess)))?;
     if !classes.is_empty() {
-        let shown: Vec<String> = classes.names.iter().take(3).map(|name| printable(name)).collect();
+        let shown: Vec<String> = classes.names.iter().take(3).cloned().collect();
         let more = if classes.len() > 3 { ", ..." } else { "" };
         output::line(format_args!("classes: {}{more}", shown.join(", ")))?;
     }
     Ok(())
-}
-
-/// What stands in a file may come from anywhere, and must not drive the terminal.
-fn printable(text: &str) -> String {
-    text.replace(char::is_control, "\u{fffd}")
 }
 
 /// A number to four places, without zeros at its end.
@@ -186,6 +182,25 @@ fn describe(preprocess: &Preprocess) -> String {
 }
 
 impl Import {
+    /// Refuses flags that mean nothing for this kind of file.
+    fn refuse_idle_flags(&self, kind: Kind) -> Result<()> {
+        let has_layers = matches!(kind, Kind::Onnx | Kind::Caffemodel);
+        let is_caffe = kind == Kind::Caffemodel;
+        let idle = [
+            ("--arch", has_layers && self.external.arch.is_some()),
+            ("--until", !has_layers && self.until.is_some()),
+            ("--input-size", !has_layers && self.input_size.is_some()),
+            ("--prototxt", !is_caffe && self.prototxt.is_some()),
+            ("--mean", !is_caffe && self.mean.is_some()),
+        ];
+        match idle.iter().find(|(_, idle)| *idle) {
+            Some((flag, _)) => {
+                bail!("{}: {flag} says nothing of {}", self.file.display(), kind.text())
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Measures the network on images of its classes, and says so if that is no better than guessing.
     fn check<B: Backend>(&self, backend: &B, model: Model<B>, data: &Path) -> Result<Model<B>> {
         model.network.must_classify()?;

@@ -25,8 +25,9 @@ const LAST: usize = 2;
 
 #[derive(Args)]
 pub struct Inspect {
-    /// A built-in network (zfnet, zfnet-wide, alexnet, zfnet-mini, alexnet-mini), a TOML file, a
-    /// checkpoint or a set of shards
+    /// A built-in network (zfnet, zfnet-wide, alexnet, zfnet-mini, alexnet-mini, zfnet-torch, zfnet-torch-lrn,
+    /// alexnet-torchvision, vgg11, vgg13, vgg16, vgg19), a TOML file, a checkpoint, another program's network or a set of
+    /// shards
     what: String,
     /// Print JSON
     #[arg(long)]
@@ -106,7 +107,8 @@ fn rows<'a>(network: &'a Network, changes: &'a [LayerChange]) -> Vec<Row<'a>> {
 pub fn print_network(network: &Network) -> Result<()> {
     let about = &network.architecture;
     let input = about.input;
-    output::line(format_args!("{}: {}", about.name, about.description))?;
+    let colon = if about.description.is_empty() { "" } else { ": " };
+    output::line(format_args!("{}{colon}{}", about.name, about.description))?;
     let gives = match about.classes {
         0 => "maps, no classes".into(),
         classes => format!("{classes} classes"),

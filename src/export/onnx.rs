@@ -66,11 +66,12 @@ fn chain<B: Backend>(backend: &B, model: &Model<B>) -> Result<Chain> {
             }
             Kind::Lrn(lrn) => Op::Lrn {
                 size: lrn.size as usize,
-                alpha: lrn.alpha * lrn.size as f32, // which ONNX divides by it
+                alpha: (f64::from(lrn.alpha) * f64::from(lrn.size)) as f32, // which ONNX divides by it
                 beta: lrn.beta,
                 k: lrn.k,
             },
-            Kind::Dropout(dropout) => Op::Dropout { rate: dropout.rate },
+            // For inference: some programs refuse its rate, which is kept in the metadata.
+            Kind::Dropout(_) => continue,
             Kind::ConvTranspose(_) => {
                 return Err(Error::Network(format!(
                     "layer {}: a transposed convolution, which is not written as ONNX",

@@ -79,7 +79,7 @@ def load(weights=WEIGHTS):
         version = env!("CARGO_PKG_VERSION"),
         name = literal(&network.architecture.name),
         weights = literal(weights),
-        preprocessing = preprocessing(preprocess, [h, w]),
+        preprocessing = preprocessing(preprocess, [h, w])?,
     ))
 }
 
@@ -262,7 +262,10 @@ fn module(layer: &Layer) -> (Option<String>, String, Option<String>) {
 }
 
 /// The functions that make a network's input of a picture, for crops of so many rows and columns.
-fn preprocessing(preprocess: &Preprocess, [h, w]: [usize; 2]) -> String {
+///
+/// # Errors
+/// If Pillow does not resize so.
+fn preprocessing(preprocess: &Preprocess, [h, w]: [usize; 2]) -> Result<String> {
     let Canvas { rows, columns, fit, interpolation, antialias } = preprocess.resize;
     let mean = if preprocess.mean_is_image() {
         "    with safe_open(WEIGHTS, \"pt\") as file:\n        return file.get_tensor(\"preprocess.mean\")\n"
@@ -286,16 +289,25 @@ fn preprocessing(preprocess: &Preprocess, [h, w]: [usize; 2]) -> String {
         ),
     };
     let filter = format!("{interpolation:?}").to_uppercase();
+    if !antialias
+        && !matches!(
+            interpolation,
+            Interpolation::Nearest | Interpolation::Bilinear | Interpolation::Bicubic
+        )
+    {
+        return Err(Error::Network(format!(
+            "images are resized by {interpolation:?} without antialiasing, which Pillow does not do"
+        )));
+    }
     let resized = if antialias || interpolation == Interpolation::Nearest {
         format!("image = image.resize(({columns}, {rows}), Image.Resampling.{filter}, box=box)")
     } else {
-        // Pillow widens its filters; `transform` does not, and has no other than these.
-        let filter = if interpolation == Interpolation::Bicubic { "BICUBIC" } else { "BILINEAR" };
+        // Pillow widens its filters; `transform` does not.
         format!(
             "image = image.transform(({columns}, {rows}), Image.Transform.EXTENT, box, Image.Resampling.{filter})"
         )
     };
-    format!(
+    Ok(format!(
         r#"
 @cache
 def mean():
@@ -314,7 +326,7 @@ def preprocess(image):
         c = preprocess.channels(),
         scale = number(preprocess.scale),
         std = numbers(&preprocess.std),
-    )
+    ))
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ use zfnet_core::Recipe;
 const MAX_NAME: usize = 24;
 
 /// The description, the tensors under its layers' names, and which layer of the file each is. `size` is the input's
-/// where the file leaves it open.
+/// where the file leaves it open; of a network that was `cut` the last layer gives no classes.
 ///
 /// # Errors
 /// If a layer is of a kind that a description has not, or nobody says how large the input is.
@@ -28,6 +28,7 @@ pub(super) fn describe(
     chain: Chain,
     path: &Path,
     size: Option<[usize; 2]>,
+    cut: bool,
 ) -> Result<(Architecture, NamedTensors, Vec<Row>)> {
     let fitting = chain.notes.iter().find(|note| note.starts_with(OPEN_SIZE)).cloned();
     let size = match (chain.input.size, size) {
@@ -79,12 +80,12 @@ pub(super) fn describe(
                 let [outputs, _] = weight.shape[..] else {
                     return Err(wrong("a matrix", format!("shape {:?}", weight.shape)));
                 };
-                if index == last && outputs > 1 {
+                if index == last && outputs > 1 && !cut {
                     classes = outputs;
                 }
                 let spec = FcSpec {
                     name: named(),
-                    outputs: (index != last || outputs <= 1).then_some(outputs),
+                    outputs: (index != last || classes == 0).then_some(outputs),
                     rms_limit: None,
                     init_std: None,
                 };
@@ -103,7 +104,8 @@ pub(super) fn describe(
                 name,
                 size: u32::try_from(size).unwrap_or(u32::MAX),
                 k,
-                alpha: alpha / size as f32, // which the other programs divide by it as they compute
+                // Which the other programs divide by it as they compute.
+                alpha: (f64::from(alpha) / size as f64) as f32,
                 beta,
             }),
             Op::Dropout { rate } => LayerSpec::Dropout(DropoutSpec { name, rate: Some(rate) }),

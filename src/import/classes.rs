@@ -37,6 +37,12 @@ pub(super) fn resolve(
     if known.len() == count && count > 0 {
         return Ok(named(known));
     }
+    if !known.is_empty() {
+        notes.push(format!(
+            "the names of {} classes that were found are not used: the network has {count}",
+            known.len()
+        ));
+    }
     if count == 1000 {
         notes.push(
             "the 1,000 classes are taken to be ImageNet's, in the order of their folders".into(),
@@ -99,12 +105,13 @@ fn of_json(value: Value) -> Result<Named, String> {
     let entries: Vec<Value> = match value {
         Value::Array(names) => names,
         Value::Object(map) => {
+            let to_numbers = map.values().all(Value::is_u64); // as torchvision's `class_to_idx`
             let mut by_number = Vec::new();
             for (key, value) in map {
-                by_number.push(match (key.parse::<usize>(), value.as_u64()) {
-                    (Ok(number), _) => (number, value),
-                    (Err(_), Some(number)) => (number as usize, Value::String(key)),
-                    _ => return Err(wrong()),
+                by_number.push(match (value.as_u64().filter(|_| to_numbers), key.parse()) {
+                    (Some(number), _) => (number as usize, Value::String(key)),
+                    (None, Ok(number)) => (number, value),
+                    (None, Err(_)) => return Err(wrong()),
                 });
             }
             by_number.sort_by_key(|(number, _)| *number);
@@ -160,6 +167,8 @@ mod tests {
         assert_eq!(parse(r#"{"goldfish": 1, "tench": 0}"#), Ok((None, names.clone())));
         let index = r#"{"0": ["n01440764", "tench"], "1": ["n01443537", "goldfish"]}"#;
         assert_eq!(parse(index), with(&folders));
+        let digits = Ok((None, ["0", "1"].map(str::to_owned).to_vec()));
+        assert_eq!(parse(r#"{"1": 1, "0": 0}"#), digits);
         for wrong in [r#"{"0": "a", "2": "b"}"#, "[1, 2]", "{", r#"{"a": "b"}"#] {
             assert!(parse(wrong).is_err(), "{wrong}");
         }

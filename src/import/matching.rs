@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use zfnet_formats::{Tensor, Tensors};
 
 use super::Row;
-use crate::model::weights::{NamedTensors, torch_shape};
+use crate::model::weights::{MEAN, NamedTensors, torch_shape};
 use crate::model::{Architecture, Layer, LayerSpec, Network};
 use crate::{Error, Result};
 
@@ -31,54 +31,78 @@ impl Module {
 }
 
 /// The tensors of a file as modules, in the order of the network, with batch normalisation folded into the
-/// convolutions before it.
+/// convolutions (or fully connected layers) before it: those whose names say so, and right behind them in files that have
+/// an order.
 ///
 /// # Errors
-/// If a tensor is not a weight, a bias, or one of a batch normalisation that stands right behind a convolution.
+/// If a tensor is not a weight, a bias, or one of a batch normalisation that stands right behind a layer with weights.
 pub(super) fn modules(file: Tensors, notes: &mut Vec<String>) -> Result<Vec<Module>> {
-    let mut found = group(file.tensors)?;
-    if !file.ordered {
-        found.sort_by(by_depth);
-    }
-    let (mut modules, mut folded): (Vec<Module>, usize) = (Vec::new(), 0);
-    for mut group in found {
-        if !group.is_normalisation() {
-            let weight = group.take("weight").ok_or_else(|| group.lacks("weight"))?;
-            if !matches!(weight.shape.len(), 2 | 4) || weight.shape.contains(&0) {
-                return Err(Error::Network(format!(
-                    "{}: expected weights of a 2-dimensional convolution or a fully connected layer, found shape {:?}",
-                    weight.name, weight.shape
-                )));
-            }
-            let bias = group.take("bias");
-            modules.push(Module { name: group.name, weight, bias, folded: false });
+    let groups = group(file.tensors)?;
+    let (mut modules, mut normalisations) = (Vec::new(), Vec::new());
+    for mut group in groups {
+        if group.is_normalisation() {
+            normalisations.push((modules.len(), group)); // and how many layers stand before it
             continue;
         }
-        let before = modules.last_mut().filter(|module| {
-            let adjacent = match (numbered(&module.name), numbered(&group.name)) {
-                (Some((a, i)), Some((b, k))) if a == b => i.checked_add(1) == Some(k),
-                _ => true,
-            };
-            adjacent && !module.folded && module.outputs() == group.channels()
-        });
-        let Some(module) = before else {
+        let weight = group.take("weight").ok_or_else(|| group.lacks("weight"))?;
+        if !matches!(weight.shape.len(), 2 | 4) || weight.shape.contains(&0) {
             return Err(Error::Network(format!(
-                "{}: batch normalisation that does not stand right behind a convolution of {} outputs, which is not \
-                 supported",
-                group.name,
-                group.channels()
+                "{}: expected weights of a 2-dimensional convolution or a fully connected layer, found shape {:?}",
+                weight.name, weight.shape
+            )));
+        }
+        let bias = group.take("bias");
+        modules.push(Module { name: group.name, weight, bias, folded: false });
+    }
+    let mut folded = Vec::new();
+    for (before, group) in normalisations {
+        let (name, channels) = (group.name.clone(), group.channels());
+        let mut candidates = (0..modules.len()).filter(|&index| {
+            let module: &Module = &modules[index];
+            let adjacent = !file.ordered || index + 1 == before;
+            adjacent
+                && !module.folded
+                && module.outputs() == channels
+                && are_neighbours(&module.name, &name)
+        });
+        let (Some(index), None) = (candidates.next(), candidates.next()) else {
+            return Err(Error::Network(format!(
+                "{name}: batch normalisation of {channels} channels that does not stand right behind a convolution of as \
+                 many outputs, as far as names tell, which is not supported"
             )));
         };
-        fold(module, group)?;
-        folded += 1;
+        drop(candidates);
+        folded.push(format!("{name} into {}", modules[index].name));
+        fold(&mut modules[index], group)?;
     }
-    if folded > 0 {
+    if !file.ordered {
+        modules.sort_by(by_depth);
+    }
+    if !folded.is_empty() {
         notes.push(format!(
-            "{folded} batch normalisations were folded into the convolutions before them (with PyTorch's epsilon of \
-             1e-5, since the file does not say it)"
+            "{} batch normalisations were folded into the convolutions before them (with PyTorch's epsilon of 1e-5, since \
+             the file does not say it): {}",
+            folded.len(),
+            folded.join(", ")
         ));
     }
     Ok(modules)
+}
+
+/// Whether a normalisation's name says that it is right behind a layer: the next number of the same `nn.Sequential`
+/// (`features.3`, `features.4`), the same number or none (`conv1`, `bn1`; `block.conv`, `block.bn`), or the layer's name
+/// and more (`fc6`, `fc6_bn`).
+fn are_neighbours(layer: &str, normalisation: &str) -> bool {
+    if let (Some((a, i)), Some((b, k))) = (numbered(layer), numbered(normalisation)) {
+        return a == b && i.checked_add(1) == Some(k);
+    }
+    let parts = |name: &str| -> (String, String) {
+        let (parent, leaf) = name.rsplit_once('.').unwrap_or(("", name));
+        (parent.into(), leaf.chars().skip_while(|c| !c.is_ascii_digit()).collect())
+    };
+    let begins =
+        normalisation.strip_prefix(layer).is_some_and(|rest| !rest.starts_with(char::is_numeric));
+    begins || parts(layer) == parts(normalisation)
 }
 
 /// A module's tensors by the last part of their names.
@@ -106,10 +130,6 @@ impl Group {
         self.get("running_mean").map_or(0, |mean| mean.values.len())
     }
 
-    fn rank(&self) -> usize {
-        self.get("weight").map_or(0, |weight| weight.shape.len())
-    }
-
     fn lacks(&self, part: &str) -> Error {
         let found: Vec<&str> = self.tensors.iter().map(|(part, _)| part.as_str()).collect();
         Error::Network(format!(
@@ -124,7 +144,7 @@ impl Group {
 fn group(tensors: Vec<Tensor>) -> Result<Vec<Group>> {
     let mut groups: Vec<Group> = Vec::new();
     let mut places: HashMap<String, usize> = HashMap::new();
-    for tensor in tensors {
+    for tensor in tensors.into_iter().filter(|tensor| tensor.name != MEAN) {
         let known = ["weight", "bias", "running_mean", "running_var"];
         let parts = tensor.name.rsplit_once('.').filter(|(_, part)| known.contains(part));
         let Some((name, part)) = parts else {
@@ -145,8 +165,9 @@ fn group(tensors: Vec<Tensor>) -> Result<Vec<Group>> {
 }
 
 /// Convolutions before fully connected layers, then by name with numbers taken as numbers.
-fn by_depth(a: &Group, b: &Group) -> Ordering {
-    (a.rank() == 2).cmp(&(b.rank() == 2)).then_with(|| natural(&a.name, &b.name))
+fn by_depth(a: &Module, b: &Module) -> Ordering {
+    let is_full = |module: &Module| module.weight.shape.len() == 2;
+    is_full(a).cmp(&is_full(b)).then_with(|| natural(&a.name, &b.name))
 }
 
 /// Names in an order in which `features.9` comes before `features.10`.
@@ -226,7 +247,7 @@ fn fold(module: &mut Module, mut group: Group) -> Result<()> {
 pub(super) fn recognise(modules: &[Module]) -> Result<Architecture> {
     let mut fitting = Vec::new();
     for architecture in Architecture::presets() {
-        let network = Network::new(with_classes(architecture, modules))?;
+        let Ok(network) = Network::new(with_classes(architecture, modules)) else { continue };
         if matching(&network, modules).is_ok() {
             fitting.push(network);
         }
@@ -288,7 +309,7 @@ fn has_gaps(network: &Network, modules: &[Module]) -> bool {
             return true; // of two sequences, or of none
         }
         told = true;
-        i + usize::from(modules[0].folded) + (places[1] - places[0]) == k
+        i.checked_add(usize::from(modules[0].folded) + (places[1] - places[0])) == Some(k)
     });
     told && fits
 }
@@ -512,6 +533,27 @@ mod tests {
         // Without an order: where the names say that it is behind the convolution.
         let found = modules(file(tensors.clone(), false), &mut Vec::new()).unwrap();
         assert!(found[0].folded && !found[1].folded);
+        // By names that are no numbers, of two convolutions and two layers with as many outputs; in files with an order
+        // only right behind.
+        for (names, normalised) in [
+            (["conv1", "conv2", "fc3", "fc4"], "bn1"),
+            (["conv1", "conv2", "fc3", "fc4"], "conv1_bn"),
+            (["b.conv", "c.conv", "fc3", "fc4"], "b.bn"),
+        ] {
+            let mut tensors = of_tiny(names);
+            tensors.splice(2..2, normalisation(normalised, 4));
+            for ordered in [true, false] {
+                let found = modules(file(tensors.clone(), ordered), &mut Vec::new()).unwrap();
+                let names: Vec<&str> =
+                    found.iter().filter(|m| m.folded).map(|m| &*m.name).collect();
+                assert_eq!(names, [&*found[0].name], "{normalised}, {ordered}");
+            }
+        }
+        let mut other = of_tiny(["conv1", "conv2", "fc3", "fc4"]);
+        (other[4].shape, other[5].values) = (vec![6, 80], vec![0.0; 6]);
+        other.splice(6..6, normalisation("fc3_bn", 6));
+        let found = modules(file(other, false), &mut Vec::new()).unwrap();
+        assert!(found[2].folded && !found[1].folded);
         // Behind a relu, of other channels, before all, or twice.
         let refused = |tensors: Vec<Tensor>| {
             let error = modules(file(tensors, true), &mut Vec::new()).unwrap_err().to_string();
@@ -523,6 +565,7 @@ mod tests {
             tensors
         };
         refused(with(2, "a.2", 4));
+        refused(with(4, "a.1", 4));
         refused(with(2, "a.1", 5));
         refused(with(0, "a.1", 4));
         let mut twice = with(2, "a.1", 4);

@@ -8,21 +8,23 @@ mod classes;
 mod matching;
 mod preprocessing;
 
+pub use zfnet_formats::Kind;
+
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use zfnet_formats::sidecar::{self, Sidecar};
-use zfnet_formats::{
-    Chain, Kind, Layer, Op, Preprocessing, Tensors, caffe, kind, onnx, pytorch, safetensors,
-};
+use zfnet_formats::{Chain, Preprocessing, Tensors, caffe, kind, onnx, pytorch, safetensors};
 
 use crate::backend::{Backend, Param};
 use crate::data::classes::Classes;
 use crate::export::MEAN_KEY;
-use crate::model::weights::{KEY, Metadata, NamedTensors, read_params};
-use crate::model::{Architecture, Model, Network, Preprocess};
+use crate::model::weights::{KEY, Metadata, NamedTensors, is_model, read_params};
+use crate::model::{
+    Architecture, Kind as LayerKind, Layer, LayerSpec, Model, Network, Preprocess,
+};
 use crate::{Error, Result};
 use zfnet_core::text;
 
@@ -89,6 +91,9 @@ pub fn read(path: &Path, config: &ExternalConfig) -> Result<Imported> {
     let bytes = |path: &Path| fs::read(path).map_err(Error::io("read", path));
     let until = config.until.as_deref();
     let read = || match kind {
+        Kind::Safetensors if is_model(&bytes(path)?) => {
+            Err(Error::file(path, "is a checkpoint of zfnet already; it can be used as it is"))
+        }
         Kind::Safetensors => of_tensors(kind, safetensors::read(path)?, folder, config),
         Kind::PytorchZip | Kind::PytorchStream | Kind::PytorchTar => {
             of_tensors(kind, pytorch::read(path)?, folder, config)
@@ -96,9 +101,10 @@ pub fn read(path: &Path, config: &ExternalConfig) -> Result<Imported> {
         Kind::Onnx => {
             let bytes = bytes(path)?;
             let chain = onnx::read(&bytes, Some(folder), until)?;
-            match Described::find(&bytes)? {
-                Some(ours) if ours.fits(&chain, config) => ours.take(kind, chain),
-                _ => of_chain(kind, chain, path, folder, config),
+            let asked = config.preprocess.is_some() || config.resize.is_some();
+            match Described::find(&bytes)?.filter(|_| !asked && config.classes.is_none()) {
+                Some(ours) => ours.take(chain, path, config),
+                None => of_chain(kind, chain, path, folder, config),
             }
         }
         Kind::Caffemodel => {
@@ -152,7 +158,13 @@ fn of_chain(
     let said = [&preprocessing, beside.as_ref().map_or(&None, |beside| &beside.preprocessing)];
     let crop = said.into_iter().flatten().find_map(|known| known.crop);
     let size = config.input_size.or(crop.filter(|_| chain.input.size.is_none()));
-    let (architecture, tensors, table) = chain::describe(chain, path, size)?;
+    if kind == Kind::Onnx && preprocessing.is_some() && config.preprocess.is_some() {
+        return Err(Error::Network(
+            "its graph prepares pixels itself, and other preprocessing cannot take the place of that".into(),
+        ));
+    }
+    let (architecture, tensors, table) =
+        chain::describe(chain, path, size, config.until.is_some() && config.classes.is_none())?;
     let network = Network::new(architecture)?;
     Found { network, tensors, table, notes, preprocessing, classes }.complete(kind, beside, config)
 }
@@ -176,12 +188,28 @@ impl Found {
         config: &ExternalConfig,
     ) -> Result<Imported> {
         let Found { network, tensors, table, mut notes, mut preprocessing, mut classes } = self;
+        let mut reason = None;
         if let Some(beside) = beside {
-            preprocessing = preprocessing.or(beside.preprocessing);
+            preprocessing = match (preprocessing, beside.preprocessing) {
+                // The file says what is computed, and what lies beside it how images are resized.
+                (Some(known), Some(beside)) => Some(Preprocessing {
+                    resize: known.resize.or(beside.resize),
+                    crop: known.crop.or(beside.crop),
+                    interpolation: known.interpolation.or(beside.interpolation),
+                    antialias: known.antialias.or(beside.antialias),
+                    ..known
+                }),
+                (known, beside) => known.or(beside),
+            };
             classes = if classes.is_empty() { beside.classes } else { classes };
+            reason = (!beside.notes.is_empty()).then(|| beside.notes.join("; "));
             notes.extend(beside.notes);
         }
-        let preprocess = preprocessing::resolve(&network, config, preprocessing, &mut notes)?;
+        let preprocess = preprocessing::resolve(&network, config, preprocessing, &mut notes)
+            .map_err(|error| match error {
+                Error::UnknownPreprocessing(None) => Error::UnknownPreprocessing(reason),
+                error => error,
+            })?;
         let classes =
             classes::resolve(network.classes(), config.classes.as_deref(), classes, &mut notes)?;
         Ok(Imported { network, tensors, preprocess, classes, kind, table, notes })
@@ -220,6 +248,24 @@ impl Imported {
     }
 }
 
+/// The layers of a graph, with dropout where the network had it that the graph was made of, if all other layers are still
+/// those.
+fn with_dropout(described: &Network, graph: Network) -> Vec<LayerSpec> {
+    let is_dropout = |layer: &&Layer| matches!(layer.kind, LayerKind::Dropout(_));
+    let names = described.layers.iter().filter(|layer| !is_dropout(layer)).map(|layer| &layer.name);
+    let Network { architecture: Architecture { layers, .. }, .. } = graph;
+    if !names.eq(graph.layers.iter().map(|layer| &layer.name)) {
+        return layers;
+    }
+    let mut layers = layers.into_iter();
+    let dropped = described.layers.iter().zip(&described.architecture.layers);
+    let merged = dropped.map(|(layer, spec)| match is_dropout(&layer) {
+        true => Some(spec.clone()),
+        false => layers.next(),
+    });
+    merged.map(|layer| layer.expect("as many layers as names")).collect()
+}
+
 /// What an ONNX file of our own says beside its graph.
 struct Described {
     network: Network,
@@ -242,28 +288,24 @@ impl Described {
         Ok(Some(Described { network, preprocess, classes }))
     }
 
-    /// Whether the graph is still the one that was described, and the user says nothing else.
-    fn fits(&self, chain: &Chain, config: &ExternalConfig) -> bool {
-        let asked =
-            config.preprocess.is_some() || config.classes.is_some() || config.resize.is_some();
-        let names = chain.layers.iter().map(|layer| &layer.name);
-        let ours = self.network.layers.iter().filter(|layer| {
-            // What changes nothing in the graph is left out as it is read.
-            !matches!(layer.kind, crate::model::Kind::Dropout(_))
-        });
-        !asked && names.filter(|name| self.network.layer(name).is_ok()).count() >= ours.count()
-    }
-
-    fn take(self, kind: Kind, chain: Chain) -> Result<Imported> {
+    /// The network of the graph, prepared for as it was, and with its classes where there are as many. What the graph
+    /// computes is the graph's alone: it may have been changed since.
+    fn take(self, chain: Chain, path: &Path, config: &ExternalConfig) -> Result<Imported> {
         let Described { network, preprocess, classes } = self;
-        let (mut tensors, mut table) = (NamedTensors::new(), Vec::new());
-        for Layer { name, op } in chain.layers {
-            if let Op::Conv { weight, bias, .. } | Op::Fc { weight, bias } = op {
-                chain::add(&mut tensors, &mut table, &name, &name, weight, bias);
-            }
-        }
-        let mut notes = chain.notes;
-        notes.push("preprocessing and classes are as zfnet has written them into the file".into());
-        Ok(Imported { network, tensors, preprocess, classes, kind, table, notes })
+        let mut notes = chain.notes.clone();
+        let (mut architecture, tensors, table) =
+            chain::describe(chain, path, Some(preprocess.size), config.until.is_some())?;
+        architecture.layers = with_dropout(&network, Network::new(architecture.clone())?);
+        architecture.input = network.architecture.input;
+        architecture.recipe = network.architecture.recipe.clone();
+        architecture.description = network.architecture.description.clone();
+        let network = Network::new(architecture)?;
+        let classes = if classes.len() == network.classes() {
+            classes
+        } else {
+            Classes::unknown(network.classes())
+        };
+        notes.push("the preprocessing is as zfnet has written it into the file".into());
+        Ok(Imported { network, tensors, preprocess, classes, kind: Kind::Onnx, table, notes })
     }
 }

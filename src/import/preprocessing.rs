@@ -31,7 +31,7 @@ pub(super) fn resolve(
     let preprocess = match (&config.preprocess, known) {
         (Some(name), _) => Preprocess::named(name, input.size, canvas)?.of_channels(input.channels),
         (None, Some(known)) => of_file(network, known, config, canvas, notes)?,
-        (None, None) => return Err(Error::UnknownPreprocessing),
+        (None, None) => return Err(Error::UnknownPreprocessing(None)),
     };
     preprocess.check()?;
     Ok(preprocess)
@@ -54,11 +54,34 @@ fn of_file(
     }
     let mut canvas = match (config.resize, known.resize, known.mean_size) {
         (Some(_), ..) => otherwise,
-        (None, Some(Resize::Shortest(side)), _) => Canvas::of(size.map(|crop| crop.max(side))),
-        (None, Some(Resize::Squash(to)), _) => Canvas { fit: Fit::Squash, ..Canvas::of(to) },
-        (None, None, Some(mean)) => Canvas::of(mean),
-        // No crop was made of what the network was shown.
+        (None, Some(Resize::Shortest(side)), _) if size.iter().all(|crop| *crop <= side) => {
+            Canvas::square(side)
+        }
+        (None, Some(Resize::Squash(to)), _) if known.crop.is_some() || to == size => {
+            Canvas { fit: Fit::Squash, ..Canvas::of(to) }
+        }
+        (None, Some(resize), _) => {
+            let to = match resize {
+                Resize::Shortest(side) => format!("resized to a shortest side of {side}"),
+                Resize::Squash(to) => format!("resized to {}", size_text(to)),
+            };
+            return Err(wrong(
+                format!("images of which {} is seen", size_text(size)),
+                format!("them {to}"),
+            ));
+        }
+        (None, None, Some(mean)) => {
+            notes.push(format!(
+                "an image's centre of the shape of the mean image, {}, is resized to it, since the file does not say how",
+                size_text(mean)
+            ));
+            Canvas::of(mean)
+        }
         (None, None, None) if known.crop.is_none() => {
+            notes.push(format!(
+                "images are resized to the input's {}, whatever their shape, since the file names no crop",
+                size_text(size)
+            ));
             Canvas { fit: Fit::Squash, ..Canvas::of(size) }
         }
         (None, None, None) => {
@@ -75,8 +98,6 @@ fn of_file(
             "bicubic" => Interpolation::Bicubic,
             "lanczos" => Interpolation::Lanczos,
             "box" => Interpolation::Box,
-            // timm trains with one of several, drawn for each image, and tests with this.
-            "random" => Interpolation::Bilinear,
             other => {
                 let expected = "the interpolation nearest, bilinear, bicubic, lanczos or box";
                 return Err(wrong(expected.into(), other.into()));

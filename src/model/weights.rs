@@ -25,7 +25,7 @@ pub const KEY: &str = "zfnet";
 /// Version of the metadata. Version 1 did not say how weights were drawn.
 const VERSION: u32 = 2;
 /// Name of the mean's tensor.
-const MEAN: &str = "preprocess.mean";
+pub const MEAN: &str = "preprocess.mean";
 
 /// A network with weights, and what it takes to show it images.
 pub struct Model<B: Backend> {

@@ -208,7 +208,11 @@ fn checkpoints() {
     fs::write(place.path("bare.safetensors"), bare).unwrap();
     check("bare.safetensors", &["bare.safetensors", "--arch", "--preprocess"]);
     let told = |arch: &str| format!("bare.safetensors --arch {arch} --preprocess torchvision");
-    check(&told("zfnet-mini"), &["bare.safetensors", "conv1.weight", "expected shape", "found"]);
+    let other = fs::read_to_string(place.path("tiny.toml")).unwrap();
+    let other = other.replace("kernel = 5", "kernel = 3");
+    fs::write(place.path("other.toml"), other).unwrap();
+    check(&told("other.toml"), &["bare.safetensors", "conv1 has shape [8, 3, 3, 3]", "found"]);
+    check(&told("zfnet-mini"), &["bare.safetensors", "8 layers with weights", "found 4"]);
     place.run(&format!("eval --data data --checkpoint {}", told("tiny.toml"))).ok();
 
     // Weights that are no numbers.

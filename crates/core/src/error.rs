@@ -73,7 +73,8 @@ pub enum Error {
     /// A file of weights that does not say which network they belong to, where nobody else said so: what it has.
     UnknownNetwork(String),
     /// A file of a network that does not say how images are prepared for it, where nobody else said so.
-    UnknownPreprocessing,
+    /// Why a file beside it, which might have, does not, if there is one.
+    UnknownPreprocessing(Option<String>),
     /// A file of a network that leaves its input's size open, where nobody else said it; and which sizes fit, if that
     /// is known.
     UnknownInputSize(Option<String>),
@@ -214,7 +215,7 @@ impl Error {
             Error::NotSafetensors(_)
             | Error::Version { .. }
             | Error::UnknownNetwork(_)
-            | Error::UnknownPreprocessing
+            | Error::UnknownPreprocessing(_)
             | Error::UnknownInputSize(_) => {
                 Error::InFile { path: path.into(), error: Box::new(self) }
             }
@@ -288,8 +289,9 @@ impl Error {
                 write!(f, "expected a safetensors file, found a damaged or different one")
             }
             Error::UnknownNetwork(found) => write!(f, "{found}"),
-            Error::UnknownPreprocessing => {
-                write!(f, "does not say how images are to be prepared for the network")
+            Error::UnknownPreprocessing(beside) => {
+                write!(f, "does not say how images are to be prepared for the network")?;
+                beside.as_ref().map_or(Ok(()), |beside| write!(f, " ({beside})"))
             }
             Error::UnknownInputSize(None) => {
                 write!(f, "the size of the input is not in the file")

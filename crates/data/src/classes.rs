@@ -72,16 +72,15 @@ impl Classes {
         self.folders().and_then(find).or_else(|| find(&self.names))
     }
 
-    /// For each of other classes, which of these it is; `None` if one is none of them.
+    /// For each of other classes, which of these it is; `None` if one is none of them, or two are the same.
     pub fn positions(&self, others: &Classes) -> Option<Vec<u32>> {
+        let mut taken = HashSet::new();
         let others = others.folders().unwrap_or(&others.names).iter().zip(&others.names);
-        let position = |(folder, name): (&String, &String)| {
-            self.position(folder).or_else(|| self.position(name))
+        let mut position = |(folder, name): (&String, &String)| {
+            let known = self.position(folder).or_else(|| self.position(name))? as u32;
+            taken.insert(known).then_some(known)
         };
-        others
-            .map(|other| Some(position(other)? as u32))
-            .collect::<Option<_>>()
-            .filter(|_| self.are_known())
+        others.map(&mut position).collect::<Option<_>>().filter(|_| self.are_known())
     }
 
     /// Where other classes differ from these: the first that does, or the numbers. Of classes about which nothing is

@@ -44,7 +44,7 @@ impl DataSet {
     }
 
     /// Opens what a network with these classes is tried on: a data set, or a folder with `val/CLASS/*` alone. A set of
-    /// some of the classes then has all of them, in the network's order.
+    /// some of the classes, or in another order, then has all of them in the network's order.
     ///
     /// # Errors
     /// If it is neither, or has classes that the network does not have.
@@ -63,13 +63,14 @@ impl DataSet {
         }?;
         let found = set.classes();
         let Some(difference) = classes.difference(&found) else { return Ok(set) };
-        match classes.positions(&found).filter(|_| found.len() < classes.len()) {
+        match classes.positions(&found) {
             Some(positions) => {
                 tracing::info!(
-                    "{}: has {} of the network's {} classes",
+                    "{}: has {} of the network's {} classes{}",
                     root.display(),
                     found.len(),
-                    classes.len()
+                    classes.len(),
+                    if found.len() == classes.len() { ", in another order" } else { "" }
                 );
                 set.renumber(&positions, classes);
                 Ok(set)

@@ -166,6 +166,8 @@ pub(crate) fn of<R: Read + Seek>(
         |with: &str| text.get(..with.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(with));
     Ok(match &head[..] {
         [] => Kind::Empty,
+        // First: its length may begin as any other file does.
+        _ if is_safetensors(&head) => Kind::Safetensors,
         [b'P', b'K', 3 | 5, 4 | 6, ..] => in_zip(file, &head),
         [b'\x89', b'H', b'D', b'F', b'\r', b'\n', 0x1a, b'\n', ..] => Kind::Hdf5,
         [0x93, b'N', b'U', b'M', b'P', b'Y', ..] => Kind::Numpy,
@@ -189,7 +191,6 @@ pub(crate) fn of<R: Read + Seek>(
                 head[..head.len().min(64)].windows(magic.len()).any(|bytes| bytes == magic);
             if is_torch { Kind::PytorchStream } else { Kind::Pickle }
         }
-        _ if is_safetensors(&head) => Kind::Safetensors,
         _ if tar::is_header(&head) => Kind::PytorchTar,
         _ if head.get(257..262) == Some(b"ustar") => Kind::Tar,
         _ if is_text(&head) => Kind::Text,
