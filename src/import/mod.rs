@@ -22,9 +22,7 @@ use crate::backend::{Backend, Param};
 use crate::data::classes::Classes;
 use crate::export::MEAN_KEY;
 use crate::model::weights::{KEY, Metadata, NamedTensors, is_model, read_params};
-use crate::model::{
-    Architecture, Kind as LayerKind, Layer, LayerSpec, Model, Network, Preprocess,
-};
+use crate::model::{Architecture, Kind as LayerKind, Layer, LayerSpec, Model, Network, Preprocess};
 use crate::{Error, Result};
 use zfnet_core::text;
 
