@@ -88,7 +88,7 @@ fn chain<B: Backend>(backend: &B, model: &Model<B>) -> Result<Chain> {
         layers,
         preprocessing: Some(of_pixels(preprocess)),
         classes: model.classes.names.clone(),
-        notes: Vec::new(),
+        ..Chain::default()
     })
 }
 
