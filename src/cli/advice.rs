@@ -90,7 +90,14 @@ fn on(error: &Error) -> Vec<String> {
             .map(str::to_owned)
             .into();
         }
-        Error::UnknownInputSize(_) => "say it with --input-size",
+        Error::UnknownInputSize(_) => {
+            return [
+                "say it with --input-size",
+                "make a checkpoint of it with `zfnet import`, which is told the size",
+            ]
+            .map(str::to_owned)
+            .into();
+        }
         Error::TooManyBad { .. } => {
             return ["mend or remove them, or raise --max-bad", "mend or remove them"]
                 .map(str::to_owned)

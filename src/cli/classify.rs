@@ -16,7 +16,7 @@ use super::{CropsName, DeviceArgs, ExternalArgs, OnDevice, output};
 
 #[derive(Args)]
 pub struct Classify {
-    /// RUN, RUN/step-N, RUN/best or a safetensors file
+    /// RUN, RUN/step-N, RUN/best, a safetensors file or another program's network
     checkpoint: PathBuf,
     /// JPEG or PNG files
     #[arg(required = true)]

@@ -36,7 +36,7 @@ pub struct Eval {
 /// Checkpoints, and the images that they are tried on.
 #[derive(Args)]
 pub struct ModelsArgs {
-    /// Checkpoints (RUN, RUN/step-N, RUN/best or a safetensors file); several are averaged
+    /// Checkpoints (RUN, RUN/step-N, RUN/best, a safetensors file or another program's network); several are averaged
     #[arg(long, required = true, num_args = 1..)]
     pub checkpoint: Vec<PathBuf>,
     /// Folder with val/CLASS/* (and train/CLASS/*), or shards made by `zfnet pack`

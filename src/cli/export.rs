@@ -14,7 +14,7 @@ use super::{DeviceArgs, ExternalArgs, OnDevice, output};
 
 #[derive(Args)]
 pub struct Export {
-    /// RUN, RUN/step-N, RUN/best or a safetensors file
+    /// RUN, RUN/step-N, RUN/best, a safetensors file or another program's network
     checkpoint: PathBuf,
     /// File to write. NAME.onnx is ONNX, opset 17, for any number of images at a time; its metadata say how images are
     /// prepared. NAME.py is PyTorch: a Python file that builds the network (build, load) and prepares images

@@ -22,7 +22,7 @@ use super::{
 
 #[derive(Args)]
 pub struct Extract {
-    /// RUN, RUN/step-N, RUN/best or a safetensors file
+    /// RUN, RUN/step-N, RUN/best, a safetensors file or another program's network
     checkpoint: PathBuf,
     /// Folder with train/CLASS/* or val/CLASS/*, shards made by `zfnet pack`, or any folder of images; the classes need
     /// not be the network's

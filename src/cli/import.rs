@@ -10,10 +10,11 @@ use clap::Args;
 use zfnet::backend::Backend;
 use zfnet::bench::Benchmark;
 use zfnet::data::Split;
-use zfnet::disk::write_durable;
+use zfnet::data::folder::check_output;
+use zfnet::disk::write_atomic;
 use zfnet::human_bytes;
 use zfnet::import::{ExternalConfig, Imported, Kind, read};
-use zfnet::model::{Model, Preprocess};
+use zfnet::model::Model;
 use zfnet::study::ensemble::{Candidate, error_rates};
 use zfnet::train::evaluate::{Evaluation, TestCrops};
 
@@ -99,7 +100,7 @@ impl OnDevice for Import {
         };
         if let Some(out) = &self.out {
             let bytes = model.to_bytes(backend)?;
-            write_durable(out, &bytes)?;
+            write_atomic(out, &bytes).context("cannot write")?;
             output::line(format_args!("{}: {}", out.display(), human_bytes(bytes.len())))?;
         }
         Ok(ExitCode::SUCCESS)
@@ -120,11 +121,7 @@ fn check_out(out: &Path, overwrite: bool) -> Result<()> {
             out.display()
         );
     }
-    let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty());
-    let folder = folder.unwrap_or(Path::new("."));
-    tempfile::tempfile_in(folder)
-        .with_context(|| format!("cannot write into {}", folder.display()))?;
-    Ok(())
+    Ok(check_output(out)?)
 }
 
 /// What was read: where each layer's weights come from, the layers, and how images are prepared.
@@ -142,43 +139,13 @@ fn print(imported: &Imported) -> Result<()> {
     }
     output::line("")?;
     print_network(network)?;
-    output::line(format_args!("\n{}", describe(preprocess)))?;
+    output::line(format_args!("\nimages: {preprocess}"))?;
     if !classes.is_empty() {
         let shown: Vec<String> = classes.names.iter().take(3).cloned().collect();
         let more = if classes.len() > 3 { ", ..." } else { "" };
         output::line(format_args!("classes: {}{more}", shown.join(", ")))?;
     }
     Ok(())
-}
-
-/// A number to four places, without zeros at its end.
-fn short(value: f32) -> String {
-    ((f64::from(value) * 1e4).round() / 1e4).to_string()
-}
-
-/// A preprocessing in a few words.
-fn describe(preprocess: &Preprocess) -> String {
-    let Preprocess { resize, size: [rows, columns], scale, std, order, mean } = preprocess;
-    let channels = match (std.len(), order) {
-        (1, _) => "grey",
-        (_, [0, ..]) => "RGB",
-        _ => "BGR",
-    };
-    let values =
-        |values: &[f32]| values.iter().map(|value| short(*value)).collect::<Vec<_>>().join(", ");
-    let mean = match preprocess.mean_is_image() {
-        true => "a mean image".into(),
-        false => values(mean),
-    };
-    let crop = match resize.size() == [*rows, *columns] {
-        true => String::new(),
-        false => format!(", the {rows}x{columns} in the middle cut out"),
-    };
-    let range = short(255.0 * scale);
-    format!(
-        "images: resized to {resize}{crop}; {channels} from 0 to {range}, less {mean}, divided by {}",
-        values(std)
-    )
 }
 
 impl Import {

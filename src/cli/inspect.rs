@@ -248,7 +248,10 @@ fn find(args: &Inspect) -> Result<(Network, Vec<LayerChange>)> {
     let is_pointer = path.file_name().is_some_and(|name| name == "last" || name == "best");
     if path.is_file() && !is_text || is_pointer || path.is_dir() {
         let backend = CpuBackend::new(Some(1))?;
-        let Model { network, params, .. } = args.external.load(&backend, path)?;
+        // Of how images are prepared nothing is shown.
+        let mut external = args.external.clone();
+        external.preprocess.get_or_insert("torchvision".into());
+        let Model { network, params, .. } = external.load(&backend, path)?;
         let changes = changes(&backend, &network, &params)?;
         return Ok((network, changes));
     }

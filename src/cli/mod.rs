@@ -90,7 +90,7 @@ struct ExternalArgs {
     /// For a file of another program that has weights alone: which network they belong to (a name or a TOML file)
     #[arg(long, visible_alias = "model")]
     arch: Option<String>,
-    /// For a file of another program: how its images are prepared, if it does not say so
+    /// For a file of another program: how its images are prepared, instead of what it says itself
     #[arg(long, value_parser = ["paper", "torchvision", "caffe"])]
     preprocess: Option<String>,
 }

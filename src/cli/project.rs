@@ -19,7 +19,7 @@ use super::{DeviceArgs, ExternalArgs, OnDevice, make_folder, output, shown};
 
 #[derive(Args)]
 pub struct Project {
-    /// RUN, RUN/step-N, RUN/best or a safetensors file
+    /// RUN, RUN/step-N, RUN/best, a safetensors file or another program's network
     checkpoint: PathBuf,
     /// JPEG or PNG files
     #[arg(required = true)]

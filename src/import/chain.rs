@@ -113,7 +113,12 @@ pub(super) fn describe(
         layers.push(spec);
     }
     let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
-    let name = [Some(chain.name), stem].into_iter().flatten().find(|name| !name.is_empty());
+    // What exporters call every graph tells nothing.
+    let told = |name: &String| {
+        let name = name.to_ascii_lowercase().replace('-', "_");
+        !matches!(&*name, "" | "main_graph" | "graph" | "torch_jit" | "torch_jit_export")
+    };
+    let name = [Some(chain.name), stem].into_iter().flatten().find(told);
     let architecture = Architecture {
         name: name.unwrap_or_else(|| "imported".into()),
         description: String::new(),

@@ -8,6 +8,7 @@ use zfnet_formats::{Tensor, Tensors};
 use super::Row;
 use crate::model::weights::{MEAN, NamedTensors, torch_shape};
 use crate::model::{Architecture, Layer, LayerSpec, Network};
+use crate::shape::Rounding;
 use crate::{Error, Result};
 
 /// What PyTorch adds to a variance before its root is taken, unless it is told otherwise: no file of tensors says.
@@ -287,10 +288,15 @@ pub(super) fn recognise(modules: &[Module]) -> Result<Architecture> {
     }
 }
 
-/// A description with as many classes as the last module gives.
+/// A description with as many classes as the module of the last layer gives, by name, or the last one.
 pub(super) fn with_classes(mut architecture: Architecture, modules: &[Module]) -> Architecture {
     let gives_classes = matches!(architecture.layers.last(), Some(LayerSpec::Fc(_)));
-    if let (true, true, Some(last)) = (architecture.classes > 0, gives_classes, modules.last()) {
+    let named = match architecture.layers.last() {
+        Some(LayerSpec::Fc(last)) => modules.iter().find(|module| module.name == last.name),
+        _ => None,
+    };
+    let last = named.or(modules.last()).filter(|_| gives_classes && architecture.classes > 0);
+    if let Some(last) = last {
         architecture.classes = last.outputs();
     }
     architecture
@@ -318,8 +324,13 @@ fn has_gaps(network: &Network, modules: &[Module]) -> bool {
 ///
 /// # Errors
 /// If their number or a shape differs: the first that does.
-pub(super) fn matched(network: &Network, modules: Vec<Module>) -> Result<(NamedTensors, Vec<Row>)> {
-    let order = matching(network, &modules)?;
+pub(super) fn matched(
+    network: &Network,
+    modules: Vec<Module>,
+    notes: &mut Vec<String>,
+) -> Result<(NamedTensors, Vec<Row>)> {
+    let order =
+        matching(network, &modules).map_err(|error| with_floor(network, &modules, error))?;
     let mut modules: Vec<Option<Module>> = modules.into_iter().map(Some).collect();
     let (mut tensors, mut table) = (NamedTensors::new(), Vec::new());
     let with_weights = network.layers.iter().filter(|layer| layer.convolution().is_some());
@@ -329,11 +340,34 @@ pub(super) fn matched(network: &Network, modules: Vec<Module>) -> Result<(NamedT
         let dims = layer.convolution().expect("it has weights").filter();
         tensors.push((format!("{}.weight", layer.name), torch_shape(layer, dims), weight.values));
         if layer.has_bias() {
-            let bias = bias.map_or_else(|| vec![0.0; dims.n], |bias| bias.values);
+            let bias = bias.map(|bias| bias.values).unwrap_or_else(|| {
+                notes.push(format!("{} has no biases in the file: zeros", layer.name));
+                vec![0.0; dims.n]
+            });
             tensors.push((format!("{}.bias", layer.name), vec![dims.n], bias));
         }
     }
     Ok((tensors, table))
+}
+
+/// An error about shapes, with the remark that they would fit if sizes were rounded down, as PyTorch does.
+fn with_floor(network: &Network, modules: &[Module], error: Error) -> Error {
+    let mut architecture = network.architecture.clone();
+    for layer in &mut architecture.layers {
+        match layer {
+            LayerSpec::Conv(conv) => conv.rounding = Rounding::Floor,
+            LayerSpec::MaxPool(pool) => pool.rounding = Rounding::Floor,
+            _ => {}
+        }
+    }
+    let fits = Network::new(architecture).is_ok_and(|network| matching(&network, modules).is_ok());
+    match error {
+        Error::Network(text) if fits => Error::Network(format!(
+            "{text} (sizes that are rounded down, as PyTorch does, would fit: rounding = \"floor\" in convolutions and \
+             poolings)"
+        )),
+        error => error,
+    }
 }
 
 /// For each layer with weights, the module that is its.
@@ -442,23 +476,33 @@ mod tests {
         let mut tensors = of_tiny(["a.0", "a.3", "b.0", "b.2"]);
         for ordered in [true, false] {
             let found = modules(file(tensors.clone(), ordered), &mut Vec::new()).unwrap();
-            assert_eq!(names_of(&matched(&tiny(), found).unwrap().1), expected, "{ordered}");
+            assert_eq!(
+                names_of(&matched(&tiny(), found, &mut Vec::new()).unwrap().1),
+                expected,
+                "{ordered}"
+            );
             tensors.sort_by(|a, b| b.name.cmp(&a.name)); // as no network has them
         }
         let mut tensors = of_tiny(["conv1", "conv2", "fc3", "fc4"]);
         tensors.reverse();
         let found = modules(file(tensors, true), &mut Vec::new()).unwrap();
-        let (tensors, table) = matched(&tiny(), found).unwrap();
+        let (tensors, table) = matched(&tiny(), found, &mut Vec::new()).unwrap();
         assert!(table.iter().all(|row| row.from == row.layer));
         assert_eq!(
             tensors[0],
             ("conv1.weight".into(), vec![4, 3, 3, 3], tensor("", &[4, 3, 3, 3]).values)
         );
+        // With sizes that PyTorch rounds down, where nothing in the description says so.
+        let odd = TINY.replace("size = 8, resize = 8", "size = 9, resize = 9");
+        let odd = Network::new(Architecture::parse(&odd).unwrap()).unwrap();
+        let found = modules(file(of_tiny(["a.0", "a.3", "b.0", "b.2"]), true), &mut Vec::new());
+        let error = matched(&odd, found.unwrap(), &mut Vec::new()).unwrap_err().to_string();
+        assert!(error.contains("rounding = \"floor\""), "{error}");
         // A classifier written as the convolutions that it is.
         let mut tensors = of_tiny(["a.0", "a.3", "b.0", "b.2"]);
         tensors[4].shape = vec![5, 6, 4, 4];
         let found = modules(file(tensors, true), &mut Vec::new()).unwrap();
-        assert_eq!(matched(&tiny(), found).unwrap().0[4].1, [5, 96]);
+        assert_eq!(matched(&tiny(), found, &mut Vec::new()).unwrap().0[4].1, [5, 96]);
     }
 
     /// Names without `features.` and `classifier.` sort so that the 10th comes after the 9th.
@@ -473,7 +517,10 @@ mod tests {
     fn other_weights_are_refused_by_name() {
         let refused = |tensors: Vec<Tensor>, words: &[&str]| {
             let found = modules(file(tensors, true), &mut Vec::new());
-            let error = found.and_then(|found| matched(&tiny(), found)).unwrap_err().to_string();
+            let error = found
+                .and_then(|found| matched(&tiny(), found, &mut Vec::new()))
+                .unwrap_err()
+                .to_string();
             assert!(words.iter().all(|word| error.contains(word)), "{error}");
         };
         let good = || of_tiny(["a.0", "a.3", "b.0", "b.2"]);

@@ -137,7 +137,7 @@ fn of_tensors(
         }
     };
     let network = Network::new(architecture)?;
-    let (tensors, table) = matching::matched(&network, modules)?;
+    let (tensors, table) = matching::matched(&network, modules, &mut notes)?;
     let found = Found { network, tensors, table, notes, preprocessing: None, classes: Vec::new() };
     found.complete(kind, sidecar::read_sidecars(folder), config)
 }

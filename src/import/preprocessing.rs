@@ -1,6 +1,6 @@
 //! How images are prepared for a network that another program trained.
 
-use zfnet_core::{Canvas, Fit, Interpolation, size_text};
+use zfnet_core::{Canvas, Fit, Interpolation, MAX_CANVAS, size_text};
 use zfnet_formats::{Preprocessing, Resize};
 
 use super::ExternalConfig;
@@ -28,8 +28,23 @@ pub(super) fn resolve(
 ) -> Result<Preprocess> {
     let input = network.architecture.input;
     let canvas = config.resize.map_or(input.resize, Canvas::of);
+    if !canvas.holds(input.size) {
+        return Err(Error::Network(format!(
+            "expected images to be resized to at least the input's {}, and to at most {MAX_CANVAS} pixels a side, found \
+             {}",
+            size_text(input.size),
+            size_text(canvas.size())
+        )));
+    }
     let preprocess = match (&config.preprocess, known) {
-        (Some(name), _) => Preprocess::named(name, input.size, canvas)?.of_channels(input.channels),
+        (Some(name), known) => {
+            if known.is_some() {
+                notes.push(
+                    "the preprocessing that was found is not used: another was asked for".into(),
+                );
+            }
+            Preprocess::named(name, input.size, canvas)?.of_channels(input.channels)
+        }
         (None, Some(known)) => of_file(network, known, config, canvas, notes)?,
         (None, None) => return Err(Error::UnknownPreprocessing(None)),
     };

@@ -111,6 +111,9 @@ pub fn sentence<B: Backend>(backend: &B, network: &Network, params: &Params<B>) 
         let share = share.map_or_else(|| "unknown".into(), |[median, _]| percent(median));
         shares.push(format!("{} {share}", network.layers[index].name));
     }
+    if params.initial.iter().all(Option::is_none) {
+        return Ok("not known: the file does not say how they were drawn".into());
+    }
     Ok(format!(
         "{} of the energy of a filter’s weights (median) lies along its random initial weights",
         shares.join(", ")

@@ -111,7 +111,6 @@ fn weights_under_other_names_are_read_by_order_and_shape() {
     refused("--arch zfnet-mini", &["zfnet-mini", "8 layers with weights", "found 4"]);
     refused("--arch tiny.toml -o half-ours.safetensors", &["half-ours.safetensors", "--overwrite"]);
     refused("--arch tiny.toml -o new.pth", &["new.pth", ".safetensors"]);
-    refused("--arch tiny.toml -o gone/new.safetensors", &["gone"]);
     fs::write(place.path("names.txt"), "one\ntwo\n").unwrap();
     refused("--arch tiny.toml --classes names.txt", &["names.txt", "10 classes", "found 2"]);
 }

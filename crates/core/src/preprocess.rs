@@ -150,6 +150,31 @@ impl Preprocess {
     }
 }
 
+impl std::fmt::Display for Preprocess {
+    /// "resized to 256x256, the 224x224 in the middle cut out; RGB from 0 to 1, less 0.485, ...", numbers to four places.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let short = |value: f32| ((f64::from(value) * 1e4).round() / 1e4).to_string();
+        let numbers = |values: &[f32]| {
+            values.iter().map(|value| short(*value)).collect::<Vec<_>>().join(", ")
+        };
+        write!(f, "resized to {}", self.resize)?;
+        if self.resize.size() != self.size {
+            write!(f, ", the {} in the middle cut out", size_text(self.size))?;
+        }
+        let channels = match (self.channels(), self.order) {
+            (1, _) => "grey",
+            (_, [0, ..]) => "RGB",
+            _ => "BGR",
+        };
+        let range = short(255.0 * self.scale);
+        let mean = match self.mean_is_image() {
+            true => "a mean image".to_owned(),
+            false => numbers(&self.mean),
+        };
+        write!(f, "; {channels} from 0 to {range}, less {mean}, divided by {}", numbers(&self.std))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -180,6 +205,11 @@ mod tests {
         assert!(near(becomes("torchvision", 0.0), [-2.1179, -2.0357, -1.8044]));
         assert!(near(becomes("torchvision", 255.0), [2.2489, 2.4286, 2.64]));
         assert!(Preprocess::named("keras", [224; 2], 256).is_err());
+        assert_eq!(
+            Preprocess::named("torchvision", [224; 2], 256).unwrap().to_string(),
+            "resized to 256x256, the 224x224 in the middle cut out; RGB from 0 to 1, less 0.485, 0.456, 0.406, divided \
+             by 0.229, 0.224, 0.225"
+        );
     }
 
     #[test]

@@ -165,7 +165,14 @@ pub fn write_page<B: Backend>(
         images: job.images.len(),
         input: network.architecture.input.size,
         rule: job.rule.clone(),
-        facts: [job.facts, vec![initial_weights(backend, model)?]].concat(),
+        facts: [
+            job.facts,
+            vec![
+                ("Images are".into(), model.preprocess.to_string()),
+                initial_weights(backend, model)?,
+            ],
+        ]
+        .concat(),
         refresh: job.status.as_ref().map(|_| 10),
         status: job.status,
     };

@@ -95,7 +95,7 @@ pub fn run(StudyCommand { command }: StudyCommand) -> Result<ExitCode> {
 /// What every study of a checkpoint takes.
 #[derive(Args)]
 pub struct StudyArgs {
-    /// RUN, RUN/step-N, RUN/best or a safetensors file
+    /// RUN, RUN/step-N, RUN/best, a safetensors file or another program's network
     #[arg(long)]
     checkpoint: PathBuf,
     /// Folder for the page, its pictures and numbers [default: RUN/report/NAME]
