@@ -63,6 +63,15 @@ fn on(error: &Error) -> Vec<String> {
                 "try --batch-size {largest}, or --accumulate {parts} for the same batch in parts"
             )];
         }
+        Error::NotAChain { until: Some(node), .. } => {
+            let plain = |c: char| c.is_ascii_alphanumeric() || "_./:-".contains(c);
+            // As a shell takes it.
+            let node = match node.chars().all(plain) {
+                true => node.clone(),
+                false => format!("'{}'", node.replace('\'', r"'\''")),
+            };
+            return vec![format!("--until {node} reads what is below it")];
+        }
         Error::UnknownNetwork(_) => {
             return [
                 "say which with --arch NAME|FILE.toml, and if need be how images are prepared for it with --preprocess",
@@ -151,6 +160,13 @@ mod tests {
         let fits = "try --batch-size 10, or --accumulate 7 for the same batch in parts";
         assert_eq!(memory(Some(10)).unwrap(), fits);
         assert_eq!([memory(None), memory(Some(0)), memory(Some(32))], [None, None, None]);
+        let branch =
+            |node: &str| Error::NotAChain { reason: String::new(), until: Some(node.into()) };
+        let until = ["until".to_owned()];
+        let told = |node| advice(&branch(node).in_file(Path::new("a.onnx")).into(), &until);
+        assert_eq!(told("relu5").unwrap(), "--until relu5 reads what is below it");
+        assert_eq!(told("it's 5").unwrap(), r"--until 'it'\''s 5' reads what is below it");
+        assert_eq!(advice(&branch("relu5").into(), &flags), None);
         let lost = || Error::LostShard { path: "a.tar".into(), reason: String::new() }.into();
         assert!(advice(&lost(), &["resume".into()]).unwrap().contains("--resume"));
         assert_eq!(advice(&lost(), &flags).unwrap(), "restore it and run this again");

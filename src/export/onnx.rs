@@ -26,7 +26,7 @@ pub fn onnx<B: Backend>(
     let mean = serde_json::to_string(&model.preprocess.mean).expect("plain data");
     let metadata = [(KEY.to_owned(), Metadata::of(model).to_json()), (MEAN_KEY.to_owned(), mean)];
     let pixels = if with_preprocessing { file::Pixels::Bytes } else { file::Pixels::Prepared };
-    let options = file::Options { pixels, softmax: false, metadata: &metadata };
+    let options = file::Options { pixels, metadata: &metadata };
     let mut bytes = Vec::new();
     file::write(&chain, &options, &mut bytes)?;
     Ok(bytes)
@@ -87,7 +87,7 @@ fn chain<B: Backend>(backend: &B, model: &Model<B>) -> Result<Chain> {
         layers,
         preprocessing: Some(of_pixels(preprocess)),
         classes: model.classes.names.clone(),
-        notes: Vec::new(),
+        ..Chain::default()
     })
 }
 

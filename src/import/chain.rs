@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::path::Path;
 
-use zfnet_formats::{Chain, Layer, OPEN_SIZE, Op};
+use zfnet_formats::{Chain, Layer, Op};
 
 use super::Row;
 use super::preprocessing::canvas_for;
@@ -29,7 +29,7 @@ pub(super) fn describe(
     path: &Path,
     size: Option<[usize; 2]>,
 ) -> Result<(Architecture, NamedTensors, Vec<Row>)> {
-    let fitting = chain.notes.iter().find(|note| note.starts_with(OPEN_SIZE)).cloned();
+    let fitting = chain.fitting.clone();
     let size = match (chain.input.size, size) {
         (Some(in_file), Some(asked)) if in_file != asked && has_fc(&chain.layers) => {
             let [h, w] = in_file;

@@ -61,6 +61,13 @@ pub enum Error {
 
     /// A network description that cannot be built, or weights that are not a network's.
     Network(String),
+    /// A network of another program that is no chain of layers that we have: it branches, or a layer is another one.
+    NotAChain {
+        /// What was expected and found, and up to where it is a chain.
+        reason: String,
+        /// The node up to which it is a chain, if it is one anywhere.
+        until: Option<String>,
+    },
     /// A layer that the network does not have.
     UnknownLayer {
         /// The layer that was asked for.
@@ -213,6 +220,7 @@ impl Error {
             Error::Network(reason) => Error::file(path, reason),
             Error::NotSafetensors(_)
             | Error::Version { .. }
+            | Error::NotAChain { .. }
             | Error::UnknownNetwork(_)
             | Error::UnknownPreprocessing
             | Error::UnknownInputSize(_) => {
@@ -281,6 +289,7 @@ impl Error {
                  wrote it"
             ),
             Error::Network(text) => write!(f, "network: {text}"),
+            Error::NotAChain { reason, .. } => write!(f, "{reason}"),
             Error::UnknownLayer { name, known } => {
                 write!(f, "network: no layer `{name}`: expected one of {}", known.join(", "))
             }

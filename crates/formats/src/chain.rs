@@ -1,5 +1,11 @@
 //! What the readers make of files, and the writers files of.
 
+use std::fmt::Display;
+
+use zfnet_core::Error;
+
+use crate::weights::quoted;
+
 /// A tensor's name, shape and values, row-major, as f32.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Tensor {
@@ -37,12 +43,24 @@ pub struct Chain {
     pub preprocessing: Option<Preprocessing>,
     /// Names of the classes, if the file has them.
     pub classes: Vec<String>,
+    /// Where the file leaves the size of the input open, and which sizes fit is known: a sentence that says them.
+    pub fitting: Option<String>,
     /// What was left out, folded or assumed, a sentence each.
     pub notes: Vec<String>,
 }
 
-/// How a note begins that says which sizes of the input fit, where the file leaves it open.
-pub const OPEN_SIZE: &str = "the size of the input is not in the file";
+/// What a network is called that is a chain of layers up to the node `until` at most: `reason`, and how far.
+pub(crate) fn not_a_chain(reason: impl Display, until: Option<&str>) -> Error {
+    let Some(until) = until else {
+        return Error::NotAChain { reason: reason.to_string(), until: None };
+    };
+    let shown = quoted(until);
+    Error::NotAChain {
+        reason: format!("{reason}; it is a chain up to `{shown}`"),
+        // One that cannot be shown cannot be typed either.
+        until: (shown == until).then_some(shown),
+    }
+}
 
 /// What a chain's first layer sees.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -8,6 +8,7 @@ use zfnet_core::{Error, Result};
 
 use crate::pytorch::{tar, zip};
 use crate::source::{Source, open};
+use crate::wire::varint;
 
 /// Bytes at the beginning of a file that are looked at.
 const HEAD: u64 = 1024;
@@ -125,12 +126,6 @@ impl Kind {
                 "a file of an unknown kind: get it again, or convert it to ONNX or safetensors"
             }
         }
-    }
-
-    /// Whether there is a reader for it: `safetensors`, `pytorch`, `onnx`, `caffe`.
-    pub fn is_read(self) -> bool {
-        use Kind::*;
-        matches!(self, Safetensors | PytorchZip | PytorchStream | PytorchTar | Onnx | Caffemodel)
     }
 }
 
@@ -251,18 +246,6 @@ struct Field {
     wire: u64,
     value: u64,
     at: u64,
-}
-
-/// A number of at most 64 bits, seven a byte, and how many bytes it takes.
-fn varint(bytes: &[u8]) -> Option<(u64, usize)> {
-    let mut value = 0;
-    for (place, &byte) in bytes.iter().enumerate().take(10) {
-        value |= u64::from(byte & 0x7f).checked_shl(7 * place as u32)?;
-        if byte < 0x80 {
-            return Some((value, place + 1));
-        }
-    }
-    None
 }
 
 /// By the first fields: ONNX, Caffe and TensorFlow give them other numbers and types. `None` if it is no such message.

@@ -15,6 +15,7 @@ pub mod safetensors;
 pub mod sidecar;
 mod source;
 mod weights;
+mod wire;
 
-pub use chain::{Chain, Input, Layer, OPEN_SIZE, Op, Preprocessing, Resize, Tensor, Tensors};
+pub use chain::{Chain, Input, Layer, Op, Preprocessing, Resize, Tensor, Tensors};
 pub use kind::Kind;

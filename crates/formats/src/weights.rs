@@ -231,10 +231,10 @@ pub(crate) fn some<T: AsRef<str>>(names: &[T]) -> String {
 
 /// A name from a file, for messages: no longer than a line, and without what would change the terminal.
 pub(crate) fn brief(name: &str) -> String {
-    cut(name, 60)
+    cut(name, 80)
 }
 
-/// Another library's error, for messages: it may quote all of a file.
+/// What may be longer than a name, for messages: another library's error, which may quote all of a file.
 pub(crate) fn quoted(error: impl ToString) -> String {
     cut(&error.to_string(), 300)
 }

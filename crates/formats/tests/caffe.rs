@@ -198,7 +198,7 @@ fn normalisation_is_folded_into_the_convolution() {
     let relu = layer("relu1", "ReLU", "conv1", "conv1");
     refused(
         caffe::read(&bytes(with(&[&relu, &batch_norm])), None, None),
-        &["layer `bn1` (BatchNorm)", "right behind a Convolution", "up to `relu1` it is a chain"],
+        &["layer `bn1` (BatchNorm)", "right behind a Convolution", "it is a chain up to `relu1`"],
     );
     refused(
         caffe::read(
@@ -279,7 +279,7 @@ fn layers_without_counterpart_are_refused_by_name() {
             |l| l.convolution_param.as_mut().unwrap().bias_term = Some(false),
             &["1 blob", "found 2"],
         ),
-        ("conv1", |l| l.blobs.clear(), &["2 blobs of weights, found no weights"]),
+        ("conv1", |l| l.blobs.clear(), &["2 blobs of weights, found none"]),
         ("conv1", |l| l.blobs[1] = filled(&[5]), &["expected 4 values, found sizes [5]"]),
         (
             "relu1",
@@ -331,7 +331,7 @@ fn layers_without_counterpart_are_refused_by_name() {
         let result = caffe::read(&bytes(layers), None, None);
         println!("{}", result.as_ref().unwrap_err());
         let named = format!("layer `{name}` (");
-        let cut = format!("up to `{before}` it is a chain that can be read: cut it there");
+        let cut = format!("; it is a chain up to `{before}`");
         let words: Vec<_> = words.iter().copied().chain([&*named]).collect();
         refused(result.map(|chain| dbg!(chain)), &words);
         if place > 1 {
@@ -455,11 +455,11 @@ fn a_branch_is_refused_and_can_be_cut() {
     refused(
         caffe::read(&file, None, None),
         &[
-            "a branch behind `relu1`, into `a` (Convolution), `b` (Convolution)",
-            "up to `relu1` it is a chain",
+            "expected a chain of layers, found a branch: `a` (Convolution), `b` (Convolution) take the same values",
+            "it is a chain up to `relu1`",
         ],
     );
-    refused(caffe::read(&file, None, Some("sum")), &["a branch behind `relu1`"]);
+    refused(caffe::read(&file, None, Some("sum")), &["a branch", "up to `relu1`"]);
     assert_eq!(names(&caffe::read(&file, None, Some("relu1")).unwrap()), ["conv1", "relu1"]);
     assert_eq!(names(&caffe::read(&file, None, Some("conv1")).unwrap()), ["conv1"]);
     // The same through Split, as Caffe writes it.
@@ -468,13 +468,13 @@ fn a_branch_is_refused_and_can_be_cut() {
     let mut with_split = layers.clone();
     with_split.insert(3, split);
     (with_split[4].bottom[0], with_split[5].bottom[0]) = ("one".into(), "two".into());
-    refused(caffe::read(&bytes(with_split), None, None), &["a branch behind `relu1`"]);
+    refused(caffe::read(&bytes(with_split), None, None), &["a branch", "up to `relu1`"]);
     // At the input, and of several inputs.
     let fork =
         vec![input(&[1, 3, 9, 9]), conv("a", "data", [2, 3, 3]), conv("b", "data", [2, 3, 3])];
     refused(
         caffe::read(&bytes(fork), None, None),
-        &["a branch at the input, into `a` (Convolution), `b`"],
+        &["a branch: `a` (Convolution), `b`", "those of the input"],
     );
     let mut more = input(&[1, 3, 9, 9]);
     more.top = vec!["more".into()];
@@ -495,7 +495,7 @@ fn a_branch_is_refused_and_can_be_cut() {
     joined[3].bottom.push("info".into());
     refused(
         caffe::read(&bytes(joined.clone()), None, None),
-        &["layer `proposal` (Python)", "one input, found 2: a, info", "up to `a` it is a chain"],
+        &["layer `proposal` (Python)", "one input, found 2: a, info", "it is a chain up to `a`"],
     );
     assert_eq!(names(&caffe::read(&bytes(joined), None, Some("a")).unwrap()), ["a"]);
     let mut sum = layer("sum", "Eltwise", "conv1", "sum");
@@ -503,7 +503,7 @@ fn a_branch_is_refused_and_can_be_cut() {
     let around = vec![input(&[1, 3, 9, 9]), conv("conv1", "data", [3, 3, 1]), sum];
     refused(
         caffe::read(&bytes(around), None, None),
-        &["a branch at the input, into `conv1`", "`sum` (Eltwise)"],
+        &["a branch: `conv1`", "`sum` (Eltwise)", "those of the input"],
     );
     match caffe::read(&bytes(every_kind()), None, Some("conv3")).unwrap_err() {
         Error::UnknownLayer { name, known } => {
@@ -771,11 +771,7 @@ fn the_input_size_comes_from_whatever_says_it() {
         conv("a", "pool1", [2, 1, 3]),
     ]);
     assert_eq!(chain.input, Input { channels: 1, size: None });
-    assert!(
-        chain.notes.contains(&"the size of the input is not in the file".into()),
-        "{:?}",
-        chain.notes
-    );
+    assert_eq!(chain.fitting, None);
     let only_fc = vec![data_layer("Data", None), fc("fc1", "data", [2, 75])];
     refused(caffe::read(&bytes(only_fc), None, None), &["fc1", "input's sizes", "prototxt"]);
     let only_relu = vec![data_layer("Data", None), layer("relu", "ReLU", "data", "relu")];
@@ -783,8 +779,8 @@ fn the_input_size_comes_from_whatever_says_it() {
     assert_eq!(read(vec![input(&[1, 3, 5, 5]), fc("fc1", "data", [2, 75])]).input.channels, 3);
     let one_fits =
         vec![data_layer("Data", None), conv("a", "data", [2, 1, 3]), fc("fc1", "a", [2, 18])];
-    let note = "the size of the input is not in the file; of squares, only 5x5 fits `fc1`";
-    assert!(read(one_fits).notes.contains(&note.into()));
+    let fitting = "the size of the input is not in the file; of squares, only 5x5 fits `fc1`";
+    assert_eq!(read(one_fits).fitting.as_deref(), Some(fitting));
     for sizes in [
         &[1, 3, 0, 9][..],
         &[1, -3, 9, 9],
@@ -824,7 +820,12 @@ fn a_prototxt_decides_what_the_layers_are() {
     assert!(matches!(ceil.layers[5].op, Op::MaxPool { ceil: true, .. }));
     refused(
         change("name: \"conv2\"", "name: \"conv_2\""),
-        &["layer `conv_2`", "found no weights", "has weights of conv1, conv2, fc1, fc2"],
+        &[
+            "layer `conv_2`",
+            "found none",
+            "has weights of conv1, conv2, fc1, fc2",
+            "give the prototxt",
+        ],
     );
     refused(
         change("num_output: 6", "num_output: 8"),

@@ -82,9 +82,10 @@ fn holds(check: fn(&[u8]), bytes: &[u8]) -> Result<(), TestCaseError> {
 
 /// Checks what is kept in a fuzzer's corpus, good files, and these with mutations.
 fn mutated(name: &str, check: fn(&[u8]), seeds: &[Vec<u8>], cases: u32) {
-    // It does not come with the package, only with the repository.
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(name);
-    for path in fs::read_dir(corpus).into_iter().flatten().map(|file| file.unwrap().path()) {
+    let kept: Vec<_> = fs::read_dir(corpus).unwrap().map(|file| file.unwrap().path()).collect();
+    assert!(!kept.is_empty(), "no files of {name}");
+    for path in kept {
         holds(check, &fs::read(&path).unwrap()).unwrap_or_else(|error| panic!("{path:?}: {error}"));
     }
     for seed in seeds {

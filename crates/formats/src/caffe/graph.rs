@@ -7,6 +7,7 @@ use zfnet_core::{Error, Result};
 use super::proto::{LayerParameter, NetStateRule, Phase};
 use super::{Net, data, layer};
 use crate::Chain;
+use crate::chain::not_a_chain;
 
 /// Most inputs or outputs of a layer.
 const MAX_ENDS: usize = 1000;
@@ -47,7 +48,7 @@ const ENDS: [&str; 12] = [
 
 /// The chain of a network's layers, up to `until` and with it.
 pub fn chain(net: Net, until: Option<&str>) -> Result<Chain> {
-    let Net { name, inputs, mut layers } = net;
+    let Net { name, inputs, mut layers, stored } = net;
     // What is computed with, apart from how layers follow each other.
     let mut blobs: Vec<_> =
         layers.iter_mut().map(|layer| std::mem::take(&mut layer.blobs)).collect();
@@ -63,12 +64,21 @@ pub fn chain(net: Net, until: Option<&str>) -> Result<Chain> {
     let mut passed: Vec<&str> = Vec::new();
     while let Some(next) = graph.next(value, &passed)? {
         let layer = &layers[next];
-        let up_to_here = |error| match (error, passed.last()) {
-            (Error::Network(text), Some(last)) => Error::Network(format!(
-                "{text}; up to `{last}` it is a chain that can be read: cut it there"
-            )),
-            (error, _) => error,
+        let up_to_here = |error| match error {
+            Error::Network(text) if !passed.is_empty() => not_a_chain(text, passed.last().copied()),
+            error => error,
         };
+        if let (true, Some(stored)) = (blobs[next].is_empty() && layer::has_weights(layer), &stored)
+        {
+            return Err(up_to_here(layer::error(
+                layer,
+                format!(
+                    "expected its weights in the .caffemodel, found none: that has weights of {}; give the prototxt \
+                     of this file",
+                    stored.join(", ")
+                ),
+            )));
+        }
         if layer.bottom.len() > 1 {
             return Err(up_to_here(layer::error(
                 layer,
@@ -272,15 +282,11 @@ impl<'a> Graph<'a> {
                     format!("`{}` ({})", self.layers[user].name(), self.layers[user].r#type())
                 });
                 let names = names.collect::<Vec<_>>().join(", ");
-                Err(Error::Network(match passed.last() {
-                    Some(last) => format!(
-                        "expected a chain of layers, found a branch behind `{last}`, into {names}; up to \
-                         `{last}` it is a chain that can be read: cut it there"
-                    ),
-                    None => format!(
-                        "expected a chain of layers, found a branch at the input, into {names}"
-                    ),
-                }))
+                let at = if passed.is_empty() { ", those of the input" } else { "" };
+                let reason = format!(
+                    "expected a chain of layers, found a branch: {names} take the same values{at}"
+                );
+                Err(not_a_chain(reason, passed.last().copied()))
             }
         }
     }

@@ -6,17 +6,19 @@ use zfnet_core::{Error, Result};
 use super::data::Known;
 use super::proto::*;
 use super::wire;
-use crate::{Chain, Input, Layer, OPEN_SIZE, Op, Tensor};
+use crate::{Chain, Input, Layer, Op, Tensor};
 
 /// Largest kernel, stride, pad, side or number of groups: sums and products of a few stay within 64 bits.
 pub const MAX_NUMBER: usize = u16::MAX as usize;
 
-/// What the error of a layer without weights says.
-pub const NO_WEIGHTS: &str = "found no weights";
-
 /// What is wrong with a layer.
 pub fn error(layer: &LayerParameter, text: impl std::fmt::Display) -> Error {
     Error::Network(format!("layer `{}` ({}): {text}", layer.name(), layer.r#type()))
+}
+
+/// Whether a layer is of a type that computes with weights.
+pub fn has_weights(layer: &LayerParameter) -> bool {
+    matches!(layer.r#type(), "Convolution" | "InnerProduct" | "BatchNorm" | "Scale" | "Bias")
 }
 
 /// A chain, layer by layer.
@@ -102,8 +104,7 @@ impl Built {
             )
         })?;
         if self.chain.input.size.is_none() {
-            let note = fitting(&self.chain);
-            self.note(format!("{OPEN_SIZE}{note}"));
+            self.chain.fitting = fitting(&self.chain);
         }
         Ok(self.chain)
     }
@@ -535,7 +536,7 @@ fn around([rows, columns]: [usize; 2]) -> [usize; 4] {
 /// A layer's blobs, as many as it must have.
 fn tensors<const N: usize>(layer: &LayerParameter, blobs: Vec<BlobProto>) -> Result<[Tensor; N]> {
     let found = match blobs.len() {
-        0 => NO_WEIGHTS.to_owned(),
+        0 => "found none".to_owned(),
         count => format!("found {count}"),
     };
     let plural = if N == 1 { "" } else { "s" };
@@ -577,13 +578,11 @@ fn doubles(values: Vec<f32>) -> Vec<f64> {
     values.into_iter().map(f64::from).collect()
 }
 
-/// Which square inputs the first fully connected layer takes, for a note.
-fn fitting(chain: &Chain) -> String {
+/// That the size of the input is open, and which square ones fit the first fully connected layer, if there is one.
+fn fitting(chain: &Chain) -> Option<String> {
     const LARGEST: usize = 1024;
-    let Some(place) = chain.layers.iter().position(|layer| matches!(layer.op, Op::Fc { .. }))
-    else {
-        return String::new();
-    };
+    const OPEN: &str = "the size of the input is not in the file";
+    let place = chain.layers.iter().position(|layer| matches!(layer.op, Op::Fc { .. }))?;
     let Op::Fc { weight, .. } = &chain.layers[place].op else { unreachable!("found as such") };
     let name = &chain.layers[place].name;
     let (maps, inputs) = (&chain.layers[..place], weight.shape[1]);
@@ -611,9 +610,11 @@ fn fitting(chain: &Chain) -> String {
         now.0 as u64 * (now.1 * now.1) as u64 == inputs as u64
     };
     let sides: Vec<usize> = (1..=LARGEST).filter(fits).collect();
-    match sides[..] {
-        [] => format!("; no square of up to {LARGEST} pixels fits `{name}`"),
-        [side] => format!("; of squares, only {side}x{side} fits `{name}`"),
-        [first, .., last] => format!("; of squares, {first}x{first} to {last}x{last} fit `{name}`"),
-    }
+    Some(match sides[..] {
+        [] => format!("{OPEN}; no square of up to {LARGEST} pixels fits `{name}`"),
+        [side] => format!("{OPEN}; of squares, only {side}x{side} fits `{name}`"),
+        [first, .., last] => {
+            format!("{OPEN}; of squares, {first}x{first} to {last}x{last} fit `{name}`")
+        }
+    })
 }

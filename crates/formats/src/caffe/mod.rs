@@ -37,13 +37,8 @@ pub fn read(bytes: &[u8], prototxt: Option<&str>, until: Option<&str>) -> Result
         return graph::chain(weights.tested(), until);
     };
     let mut net = Net::new(text::parse(prototxt)?)?.tested();
-    let (stored, left_out) = net.take_weights(&mut weights)?;
-    let mut chain = graph::chain(net, until).map_err(|error| match error {
-        Error::Network(text) if text.contains(layer::NO_WEIGHTS) => Error::Network(format!(
-            "{text}; the .caffemodel has weights of {stored}: give the prototxt of this file"
-        )),
-        error => error,
-    })?;
+    let left_out = net.take_weights(&mut weights)?;
+    let mut chain = graph::chain(net, until)?;
     if !left_out.is_empty() && until.is_none() {
         chain.notes.push(format!(
             "the .caffemodel has weights of layers that the prototxt does not have: {}",
@@ -117,6 +112,8 @@ struct Net {
     /// Inputs that no layer makes, with their sizes if they are said.
     inputs: Vec<(String, Vec<i64>)>,
     layers: Vec<LayerParameter>,
+    /// If weights are another file's: what layers there have some.
+    stored: Option<Vec<String>>,
 }
 
 impl Net {
@@ -153,7 +150,7 @@ impl Net {
             None => input_dim.chunks_exact(4).nth(place).unwrap_or_default().to_vec(),
         };
         let inputs = input.into_iter().enumerate().map(|(i, name)| (name, sizes(i))).collect();
-        Ok(Net { name: name.unwrap_or_default(), inputs, layers })
+        Ok(Net { name: name.unwrap_or_default(), inputs, layers, stored: None })
     }
 
     /// Without the layers that only training needs.
@@ -162,9 +159,8 @@ impl Net {
         self
     }
 
-    /// Takes the weights of its layers, by name, from `file`: what layers there have some, and which of them this
-    /// network does not have.
-    fn take_weights(&mut self, file: &mut Net) -> Result<(String, Vec<String>)> {
+    /// Takes the weights of its layers, by name, from `file`: those of which layers there are left.
+    fn take_weights(&mut self, file: &mut Net) -> Result<Vec<String>> {
         let mut weights = HashMap::new();
         let mut names = Vec::new();
         for layer in &mut file.layers {
@@ -184,7 +180,8 @@ impl Net {
             layer.blobs = weights.remove(layer.name()).unwrap_or_default();
         }
         let left_out = names.iter().filter(|name| weights.contains_key(*name)).cloned().collect();
-        Ok((names.join(", "), left_out))
+        self.stored = Some(names);
+        Ok(left_out)
     }
 }
 

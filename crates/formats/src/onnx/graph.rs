@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use zfnet_core::{Error, Result};
 
 use super::proto::{AttributeProto, NodeProto, ValueInfoProto};
-use super::tensor::shorten;
+use crate::weights::brief;
 
 impl NodeProto {
     /// Its name, else that of its first output.
@@ -18,7 +18,7 @@ impl NodeProto {
 
     /// Its name and operator, for messages.
     pub fn called(&self) -> String {
-        format!("`{}` ({})", shorten(self.label()), shorten(&self.op_type))
+        format!("`{}` ({})", brief(self.label()), brief(&self.op_type))
     }
 
     /// Whether it has the input.
@@ -75,7 +75,7 @@ impl<'a> Graph<'a> {
         let twice = |name: &str| {
             Error::Network(format!(
                 "expected values of different names, found `{}` twice",
-                shorten(name)
+                brief(name)
             ))
         };
         let mut constants = HashSet::new();
@@ -124,12 +124,22 @@ impl<'a> Graph<'a> {
                 return Err(Error::Network(format!(
                     "expected a network of one output, found `{}` and `{}`, neither of which leads to the other: name \
                      the node to read it until",
-                    shorten(value),
-                    shorten(other)
+                    brief(value),
+                    brief(other)
                 )));
             }
         }
         Ok((value, order))
+    }
+
+    /// A name by which a node is found: its own, or its output's if others have that too.
+    pub fn name_of(&self, place: usize) -> &'a str {
+        let node = &self.nodes[place];
+        let label = node.label();
+        match self.find(label) {
+            Ok((_, found)) if found == place => label,
+            _ => node.output.first().map_or(label, String::as_str),
+        }
     }
 
     fn find(&self, name: &str) -> Result<(&'a str, usize)> {
@@ -148,13 +158,13 @@ impl<'a> Graph<'a> {
             }
             (Some((_, one)), Some((_, other))) => Err(Error::Network(format!(
                 "expected one node of the name `{}`, found several: name its output, one of `{}`, `{}`",
-                shorten(name),
-                shorten(one.output.first().map_or("", String::as_str)),
-                shorten(other.output.first().map_or("", String::as_str))
+                brief(name),
+                brief(one.output.first().map_or("", String::as_str)),
+                brief(other.output.first().map_or("", String::as_str))
             ))),
             _ => Err(Error::Network(format!(
                 "expected the name of a node or of its output, found `{}`, which is none; {}",
-                shorten(name),
+                brief(name),
                 self.nearest(name)
             ))),
         }
@@ -171,7 +181,7 @@ impl<'a> Graph<'a> {
         });
         let shown = |labels: &mut dyn Iterator<Item = &str>| {
             let shown: Vec<String> =
-                labels.take(SHOWN).map(|label| format!("`{}`", shorten(label))).collect();
+                labels.take(SHOWN).map(|label| format!("`{}`", brief(label))).collect();
             shown.join(", ")
         };
         match shown(&mut { like }) {
@@ -236,7 +246,7 @@ impl<'a> Graph<'a> {
                     Error::Network(format!(
                         "node {} takes `{}`, which is no input, no initialiser and no output of a node",
                         node.called(),
-                        shorten(input)
+                        brief(input)
                     ))
                 })?;
                 match marks[maker] {

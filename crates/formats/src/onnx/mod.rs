@@ -32,7 +32,7 @@ use graph::Graph;
 use tensor::{Budget, Files};
 
 /// Bytes that [`read`] allows for values that nodes make, and for copies of values that several take.
-pub const MAX_MADE: usize = 1 << 31;
+const MAX_MADE: usize = 1 << 31;
 
 /// The chain of layers in a file: up to its output, or up to the node `until` (its name, or that of its output).
 /// Values may lie in other files inside `folder`. Nodes that compute constants are computed; nodes that the output
@@ -41,7 +41,8 @@ pub fn read(bytes: &[u8], folder: Option<&Path>, until: Option<&str>) -> Result<
     read_within(bytes, folder, until, MAX_MADE)
 }
 
-/// [`read`] with another limit than [`MAX_MADE`].
+/// [`read`] with `max_made` bytes in place of the two GiB that it allows for values that are not in the file.
+#[doc(hidden)] // for tests and fuzzing
 pub fn read_within(
     bytes: &[u8],
     folder: Option<&Path>,

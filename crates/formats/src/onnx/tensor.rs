@@ -9,6 +9,7 @@ use std::rc::Rc;
 use half::{bf16, f16};
 
 use super::proto::TensorProto;
+use crate::weights::brief;
 
 /// Most axes of a tensor; networks have four.
 pub const MAX_RANK: usize = 16;
@@ -284,7 +285,7 @@ impl Files {
         let number = |key: &str, default: u64| match entry(key) {
             None => Ok(default),
             Some(text) => text.parse().map_err(|_| {
-                format!("expected the {key} of its values in bytes, found {:?}", shorten(text))
+                format!("expected the {key} of its values in bytes, found `{}`", brief(text))
             }),
         };
         let location = entry("location").unwrap_or_default();
@@ -295,14 +296,14 @@ impl Files {
             ));
         }
         let path = self.find(location)?;
-        let named = shorten(location);
+        let named = brief(location);
         let failed =
-            |error: std::io::Error| format!("cannot read its values in {named:?}: {error}");
+            |error: std::io::Error| format!("cannot read its values in `{named}`: {error}");
         let mut file = File::open(&path).map_err(failed)?;
         let len = file.metadata().map_err(failed)?.len();
         if offset.checked_add(length).is_none_or(|end| end > len) {
             return Err(format!(
-                "expected {length} bytes of values from byte {offset} of {named:?} on, found a file of {len} bytes"
+                "expected {length} bytes of values from byte {offset} of `{named}` on, found a file of {len} bytes"
             ));
         }
         // Tensors that share bytes would otherwise take any multiple of the file's.
@@ -319,10 +320,10 @@ impl Files {
 
     /// Where a file lies, if it is one inside the folder.
     fn find(&self, location: &str) -> Result<PathBuf, String> {
-        let named = shorten(location);
+        let named = brief(location);
         let Some(folder) = &self.folder else {
             return Err(format!(
-                "its values are in another file, {named:?}, and no folder is known to look in"
+                "its values are in another file, `{named}`, and no folder is known to look in"
             ));
         };
         let inside = |part| matches!(part, Component::Normal(_) | Component::CurDir);
@@ -331,34 +332,26 @@ impl Files {
             || !Path::new(location).components().all(inside)
         {
             return Err(format!(
-                "expected its values in a file beside the network's, found {named:?}"
+                "expected its values in a file beside the network's, found `{named}`"
             ));
         }
         let missing = |error| {
             format!(
-                "its values are in {named:?}, which must lie beside the network's file: {error}"
+                "its values are in `{named}`, which must lie beside the network's file: {error}"
             )
         };
         let folder = fs::canonicalize(folder).map_err(missing)?;
         let path = fs::canonicalize(folder.join(location)).map_err(missing)?;
         if !path.starts_with(&folder) {
             return Err(format!(
-                "expected its values in a file beside the network's, and {named:?} leads elsewhere"
+                "expected its values in a file beside the network's, and `{named}` leads elsewhere"
             ));
         }
         match fs::metadata(&path).map_err(missing)?.is_file() {
             true => Ok(path),
             false => {
-                Err(format!("expected a file with its values, found {named:?}, which is none"))
+                Err(format!("expected a file with its values, found `{named}`, which is none"))
             }
         }
-    }
-}
-
-/// A name as messages show it.
-pub fn shorten(name: &str) -> String {
-    match name.char_indices().nth(80) {
-        Some((end, _)) => format!("{}...", &name[..end]),
-        None => name.into(),
     }
 }

@@ -10,8 +10,10 @@ use super::is_onnx;
 use super::pixels::Affine;
 use super::proto::{NodeProto, TensorProto, ValueInfoProto, dimension_proto::Value as Dimension};
 use super::response::{self, Response};
-use super::tensor::{self, Budget, Data, Files, Int, Value, list, shorten};
+use super::tensor::{self, Budget, Data, Files, Int, Value, list};
 use super::window::{MAX_SIZE, Window};
+use crate::chain::not_a_chain;
+use crate::weights::brief;
 use crate::{Chain, Input, Layer, Op, Tensor};
 
 /// What the data is, between two nodes.
@@ -92,8 +94,8 @@ pub struct Walk<'a> {
     affine: Affine,
     /// The softmax, behind which there may be no layer.
     ended: Option<String>,
-    /// The node up to which it is a chain.
-    last: Option<String>,
+    /// The place of the node up to which it is a chain.
+    last: Option<usize>,
     /// Names of layers.
     named: HashSet<String>,
 }
@@ -165,7 +167,7 @@ impl<'a> Walk<'a> {
         let Some(&first) = path.first().filter(|_| data.contains_key(end)) else {
             return Err(Error::Network(format!(
                 "expected an output that depends on the input, found `{}`, which is constant",
-                shorten(end)
+                brief(end)
             )));
         };
         let Some(input) =
@@ -191,7 +193,7 @@ impl<'a> Walk<'a> {
             if slots.len() > 1 || node.input[slots[0]] != *current {
                 let other =
                     slots.iter().map(|&slot| &node.input[slot]).find(|name| **name != *current);
-                let other = shorten(other.map_or(current, String::as_str));
+                let other = brief(other.map_or(current, String::as_str));
                 return Err(self.refuse(node, &format!("joins `{other}` to the chain")));
             }
             let done = match responses.get(&place) {
@@ -204,7 +206,7 @@ impl<'a> Walk<'a> {
             };
             current = output;
             if self.pending.is_none() && !self.chain.layers.is_empty() {
-                self.last = Some(node.called());
+                self.last = Some(place);
             }
             let sizes = self.sizes();
             self.shapes.insert(current, sizes);
@@ -215,21 +217,22 @@ impl<'a> Walk<'a> {
         }
         Err(Error::Network(format!(
             "expected an output on the path of the data, found `{}`, a second output of its node",
-            shorten(end)
+            brief(end)
         )))
     }
 
     /// An error at a node, and how far the network can be read.
     fn refuse(&self, node: &NodeProto, reason: &str) -> Error {
-        Error::Network(format!("node {}: {reason}{}", node.called(), self.readable()))
+        let reason = format!("node {}: {reason}", node.called());
+        match self.readable() {
+            None => Error::Network(reason),
+            until => not_a_chain(reason, until),
+        }
     }
 
-    /// How far the network can be read, if there is a layer.
-    fn readable(&self) -> String {
-        let readable = |last| {
-            format!("; the network is a chain of layers up to {last}: it can be read until there")
-        };
-        self.last.as_ref().map_or(String::new(), readable)
+    /// The node up to which the network can be read, by a name that is its own, if there is a layer.
+    fn readable(&self) -> Option<&'a str> {
+        self.last.map(|last| self.graph.name_of(last))
     }
 
     /// Refuses a value that several nodes take.
@@ -244,19 +247,19 @@ impl<'a> Walk<'a> {
         });
         let users: Vec<String> = users.take(6).map(NodeProto::called).collect();
         let of = match self.graph.maker(value) {
-            Some(_) => self.readable(),
-            None => format!(", those of the input `{}`", shorten(value)),
+            Some(_) => String::new(),
+            None => format!(", those of the input `{}`", brief(value)),
         };
-        Err(Error::Network(format!(
-            "expected a chain of layers, found a branch: {} take the same values{of}",
-            users.join(", ")
-        )))
+        let users = users.join(", ");
+        let reason =
+            format!("expected a chain of layers, found a branch: {users} take the same values{of}");
+        Err(not_a_chain(reason, self.readable()))
     }
 
     /// Takes what the file says of the input.
     fn begin(&mut self, input: &'a ValueInfoProto, path: &[usize]) -> Result<()> {
         let wrong =
-            |reason: String| Error::Network(format!("input `{}`: {reason}", shorten(&input.name)));
+            |reason: String| Error::Network(format!("input `{}`: {reason}", brief(&input.name)));
         let kind = input.r#type.as_ref().and_then(|kind| kind.tensor_type.as_ref());
         let dims = match kind.and_then(|kind| kind.shape.as_ref()) {
             None => [None; 4],
@@ -346,14 +349,14 @@ impl<'a> Walk<'a> {
         let name: &'a str = &node.input[slot];
         if let Some(tensor) = self.tensors.remove(name) {
             let value = tensor::read(&tensor, &mut self.files, &mut self.budget);
-            let value = value.map_err(|reason| format!("tensor `{}`: {reason}", shorten(name)))?;
+            let value = value.map_err(|reason| format!("tensor `{}`: {reason}", brief(name)))?;
             self.values.insert(name, value);
         }
         let left = self.uses.entry(name).or_insert(1);
         *left = left.saturating_sub(1);
         let value =
             if *left == 0 { self.values.remove(name) } else { self.values.get(name).cloned() };
-        value.map(Some).ok_or_else(|| format!("expected a constant, found `{}`", shorten(name)))
+        value.map(Some).ok_or_else(|| format!("expected a constant, found `{}`", brief(name)))
     }
 
     /// A constant that must be there.
@@ -852,7 +855,7 @@ impl<'a> Walk<'a> {
                     .for_each(|weight| *weight = (f64::from(*weight) * factor) as f32);
             }
         }
-        let into = format!("was folded into `{}`", shorten(name));
+        let into = format!("was folded into `{}`", brief(name));
         if node.op_type != "Add" {
             self.note(node, &into);
         }
@@ -958,6 +961,14 @@ impl<'a> Walk<'a> {
                 };
                 self.flatten_form(values)
             }
+            // What a fully connected layer makes, as channels of one place each.
+            (&[to, Int::Known(1), Int::Known(1)], &Form::Flat { values: Some(values), .. })
+                if (to == open && filled[0] != open || to == Int::Known(values as i64))
+                    && self.is_connected() =>
+            {
+                self.set_image(Some(values), [Some(1); 2]);
+                Ok(())
+            }
             // The same sizes, or the other layout of one channel.
             (rest @ [_, _, _], &Form::Image { channels, size, last }) => {
                 let left = filled.iter().filter(|&&size| size == open).count();
@@ -979,6 +990,13 @@ impl<'a> Walk<'a> {
             }
             _ => wrong(),
         }
+    }
+
+    /// Whether the data is what a fully connected layer makes, or what layers without neighbours make of that.
+    fn is_connected(&self) -> bool {
+        let mut layers = self.chain.layers.iter().rev();
+        let last = layers.find(|layer| !matches!(layer.op, Op::Relu | Op::Dropout { .. }));
+        matches!(last, Some(Layer { op: Op::Fc { .. }, .. }))
     }
 
     fn squeeze(&mut self, node: &'a NodeProto) -> Result<(), String> {
@@ -1026,7 +1044,7 @@ impl<'a> Walk<'a> {
             return Err("expected images, found values that have been flattened".into());
         };
         if let Some(mode) = node.text("mode").filter(|mode| mode != "constant") {
-            return Err(format!("expected a constant pad, found `{}`", shorten(&mode)));
+            return Err(format!("expected a constant pad, found `{}`", brief(&mode)));
         }
         let given = self.take(node, 1)?;
         let pads = match node.ints("paddings") {
@@ -1155,15 +1173,13 @@ impl<'a> Walk<'a> {
 
 /// What is wrong with a constant.
 fn of_input(node: &NodeProto, slot: usize, reason: &str) -> String {
-    format!("tensor `{}`: {reason}", shorten(&node.input[slot]))
+    format!("tensor `{}`: {reason}", brief(&node.input[slot]))
 }
 
 fn check_domain(node: &NodeProto) -> Result<(), String> {
     match is_onnx(&node.domain) {
         true => Ok(()),
-        false => {
-            Err(format!("is no operator of ONNX's own, but one of `{}`", shorten(&node.domain)))
-        }
+        false => Err(format!("is no operator of ONNX's own, but one of `{}`", brief(&node.domain))),
     }
 }
 

@@ -3,7 +3,8 @@
 use zfnet_core::shape::{Rounding, windows};
 
 use super::proto::NodeProto;
-use super::tensor::{list, shorten};
+use super::tensor::list;
+use crate::weights::brief;
 
 /// Most rows or columns of images, and most of a window, a step or a pad.
 pub const MAX_SIZE: usize = 1 << 16;
@@ -102,7 +103,7 @@ impl Window {
                 }
                 pad
             }
-            _ => return Err(format!("expected a known auto_pad, found `{}`", shorten(&auto))),
+            _ => return Err(format!("expected a known auto_pad, found `{}`", brief(&auto))),
         };
         (0..4).for_each(|side| pad[side] += added[side]);
         match pad.iter().all(|&side| side < MAX_SIZE) {

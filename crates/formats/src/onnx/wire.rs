@@ -1,9 +1,12 @@
-//! Protobuf's wire format, as far as it is looked at before the file's structures are allocated.
+//! The file's messages: what is checked before protobuf's reader allocates anything.
+
+use std::fmt::Display;
 
 use prost::Message;
 use zfnet_core::{Error, Result};
 
 use super::proto::{ModelProto, StringStringEntryProto};
+use crate::wire::{Field, Fields};
 
 /// Most messages of a file (nodes, attributes, tensors, sizes): of two bytes each, they take hundreds in memory. The
 /// longest networks of the model zoo have a tenth of them.
@@ -24,31 +27,25 @@ const METADATA: u64 = 14;
 /// The file's model. Takes a few times the bytes of the file at most, beside some tens of megabytes that hostile ones
 /// can reach.
 pub fn model(bytes: &[u8]) -> Result<ModelProto> {
-    if bytes.starts_with(b"version https://git-lfs") {
-        return Err(Error::Network(
-            "expected an ONNX file, found a pointer of Git LFS to one: get the file itself, with `git lfs pull`"
-                .into(),
-        ));
-    }
     let mut messages = 0;
     count(bytes, &MODEL, &mut messages)?;
-    ModelProto::decode(bytes).map_err(|error| unreadable(&error.to_string()))
+    ModelProto::decode(bytes).map_err(unreadable)
 }
 
 /// What a file says of itself, in its order, without reading the rest.
 pub fn metadata(bytes: &[u8]) -> Result<Vec<(String, String)>> {
     let mut found = Vec::new();
     for field in Fields(bytes) {
-        if let (METADATA, Some(entry)) = field? {
+        if let (METADATA, Field::Bytes(entry)) = field.map_err(unreadable)? {
             let entry = StringStringEntryProto::decode(entry);
-            let entry = entry.map_err(|error| unreadable(&error.to_string()))?;
+            let entry = entry.map_err(unreadable)?;
             found.push((entry.key, entry.value));
         }
     }
     Ok(found)
 }
 
-fn unreadable(reason: &str) -> Error {
+fn unreadable(reason: impl Display) -> Error {
     Error::Network(format!(
         "expected an ONNX file (protobuf), found one that is damaged, cut short or of another kind: {reason}"
     ))
@@ -56,12 +53,12 @@ fn unreadable(reason: &str) -> Error {
 
 fn count(bytes: &[u8], kind: &Kind, messages: &mut usize) -> Result<()> {
     for field in Fields(bytes) {
-        let (number, inner) = field?;
+        let (number, field) = field.map_err(unreadable)?;
         let inner_kind = kind.0.iter().find(|(known, _)| *known == number);
-        if let (Some((_, kind)), Some(inner)) = (inner_kind, inner) {
+        if let (Some((_, kind)), Field::Bytes(inner)) = (inner_kind, field) {
             *messages += 1;
             if *messages > MAX_MESSAGES {
-                return Err(unreadable(&format!(
+                return Err(unreadable(format!(
                     "expected at most {MAX_MESSAGES} nodes, attributes and tensors, found more"
                 )));
             }
@@ -69,58 +66,4 @@ fn count(bytes: &[u8], kind: &Kind, messages: &mut usize) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// The fields of a message: their numbers, and the bytes of those that have a length.
-struct Fields<'a>(&'a [u8]);
-
-impl<'a> Fields<'a> {
-    fn varint(&mut self) -> Option<u64> {
-        let mut value = 0;
-        for place in 0..10 {
-            let (&byte, rest) = self.0.split_first()?;
-            self.0 = rest;
-            value |= u64::from(byte & 0x7f) << (7 * place);
-            if byte < 0x80 {
-                return Some(value);
-            }
-        }
-        None
-    }
-
-    fn bytes(&mut self, count: u64) -> Option<&'a [u8]> {
-        let (bytes, rest) = self.0.split_at_checked(count.try_into().ok()?)?;
-        self.0 = rest;
-        Some(bytes)
-    }
-
-    fn field(&mut self) -> Option<(u64, Option<&'a [u8]>)> {
-        let key = self.varint()?;
-        let inner = match key & 7 {
-            0 => self.varint().map(|_| None)?,
-            1 => self.bytes(8).map(|_| None)?,
-            2 => {
-                let count = self.varint()?;
-                Some(self.bytes(count)?)
-            }
-            5 => self.bytes(4).map(|_| None)?,
-            _ => return None,
-        };
-        Some((key >> 3, inner))
-    }
-}
-
-impl<'a> Iterator for Fields<'a> {
-    type Item = Result<(u64, Option<&'a [u8]>)>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.0.is_empty() {
-            return None;
-        }
-        let field = self.field().ok_or_else(|| unreadable("a field that does not end in it"));
-        if field.is_err() {
-            self.0 = &[];
-        }
-        Some(field)
-    }
 }

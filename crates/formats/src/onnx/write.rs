@@ -25,9 +25,7 @@ pub enum Pixels {
     /// What the first layer takes; pixels are prepared outside.
     #[default]
     Prepared,
-    /// Red, green, blue from 0 to 255, channels first, as floats. The graph prepares them.
-    Floats,
-    /// The same as bytes.
+    /// Red, green, blue as bytes, channels first. The graph prepares them.
     Bytes,
 }
 
@@ -36,8 +34,6 @@ pub enum Pixels {
 pub struct Options<'a> {
     /// What the network takes. Otherwise than [`Pixels::Prepared`] the chain must have preprocessing.
     pub pixels: Pixels,
-    /// Whether a softmax of the last layer's values is at the end.
-    pub softmax: bool,
     /// Keys and values that the file says beside the network, as [`metadata`](super::metadata) gives them back.
     pub metadata: &'a [(String, String)],
 }
@@ -199,6 +195,20 @@ impl<'a> Builder<'a> {
         name
     }
 
+    /// Integers along one axis.
+    fn ints(&mut self, name: &str, ints: &[i64]) -> String {
+        let name = self.unused(name);
+        let tensor = TensorProto {
+            dims: vec![ints.len() as i64],
+            data_type: 7,
+            int64_data: ints.to_vec(),
+            name: name.clone(),
+            ..TensorProto::default()
+        };
+        self.tensors.push((tensor, Cow::Borrowed(&[])));
+        name
+    }
+
     fn network(&mut self, chain: &'a Chain, options: &Options<'_>) -> Result<()> {
         let dim = |size: usize| Dimension::DimValue(size as i64);
         let open = |name: &str| Dimension::DimParam(name.into());
@@ -217,25 +227,26 @@ impl<'a> Builder<'a> {
             let preprocessing = chain.preprocessing.as_ref().ok_or_else(|| {
                 Error::Network("expected a network with preprocessing to be written into the graph, found none".into())
             })?;
-            self.preprocess(preprocessing, chain, pixels)?;
+            self.preprocess(preprocessing, chain)?;
         }
         let mut flat = false;
         for layer in &chain.layers {
-            if matches!(layer.op, Op::Fc { .. }) && !flat {
-                self.node("flatten", "Flatten", vec![], vec![int("axis", 1)]);
-                flat = true;
+            match (&layer.op, flat) {
+                (Op::Fc { .. }, false) => {
+                    self.node("flatten", "Flatten", vec![], vec![int("axis", 1)]);
+                    flat = true;
+                }
+                (Op::Conv { .. } | Op::MaxPool { .. } | Op::Lrn { .. }, true) => {
+                    // A fully connected layer makes channels of one place each.
+                    let sizes = self.ints("unflatten.sizes", &[0, channels as i64, 1, 1]);
+                    self.node("unflatten", "Reshape", vec![sizes], vec![]);
+                    flat = false;
+                }
+                _ => {}
             }
             self.layer(layer, &mut size, &mut channels)?;
         }
-        if options.softmax {
-            if !flat {
-                self.node("flatten", "Flatten", vec![], vec![int("axis", 1)]);
-                flat = true;
-                channels *= size.map_or(0, |size| size[0] * size[1]);
-            }
-            self.node("softmax", "Softmax", vec![], vec![int("axis", 1)]);
-        }
-        let mut output = vec![open("N"), if channels > 0 { dim(channels) } else { open("values") }];
+        let mut output = vec![open("N"), dim(channels)];
         if !flat {
             output.extend(match size {
                 Some(_) => sizes(size),
@@ -275,7 +286,7 @@ impl<'a> Builder<'a> {
                 self.node(name, "MaxPool", vec![], windows_of(*kernel, *stride, pad));
             }
             Op::Fc { weight, bias } => {
-                *channels = bias.len();
+                (*channels, *size) = (bias.len(), Some([1, 1]));
                 let weight = self.tensor(&format!("{name}.weight"), &weight.shape, &*weight.values);
                 let bias = self.tensor(&format!("{name}.bias"), &[bias.len()], &**bias);
                 self.node(name, "Gemm", vec![weight, bias], vec![int("transB", 1)]);
@@ -299,22 +310,12 @@ impl<'a> Builder<'a> {
     }
 
     /// From red, green, blue to what the first layer takes, in the order in which it is defined.
-    fn preprocess(&mut self, of: &'a Preprocessing, chain: &Chain, pixels: Pixels) -> Result<()> {
+    fn preprocess(&mut self, of: &'a Preprocessing, chain: &Chain) -> Result<()> {
         let channels = chain.input.channels;
-        if pixels == Pixels::Bytes {
-            self.node("as_floats", "Cast", vec![], vec![int("to", 1)]);
-        }
+        self.node("as_floats", "Cast", vec![], vec![int("to", 1)]);
         if of.bgr {
-            let name = self.unused("bgr.order");
-            let order = TensorProto {
-                dims: vec![3],
-                data_type: 7,
-                int64_data: vec![2, 1, 0],
-                name: name.clone(),
-                ..TensorProto::default()
-            };
-            self.tensors.push((order, Cow::Borrowed(&[])));
-            self.node("bgr", "Gather", vec![name], vec![int("axis", 1)]);
+            let order = self.ints("bgr.order", &[2, 1, 0]);
+            self.node("bgr", "Gather", vec![order], vec![int("axis", 1)]);
         }
         if of.scale != 1. {
             let scale = self.tensor("scale.factor", &[], vec![of.scale]);
