@@ -135,7 +135,7 @@ fn of_tensors(
     let network = Network::new(architecture)?;
     let (tensors, table) = matching::matched(&network, modules)?;
     let found = Found { network, tensors, table, notes, preprocessing: None, classes: Vec::new() };
-    found.complete(kind, sidecar::read_sidecars(folder)?, config)
+    found.complete(kind, sidecar::read_sidecars(folder), config)
 }
 
 /// A network whose file has its layers too.
@@ -148,7 +148,7 @@ fn of_chain(
 ) -> Result<Imported> {
     let (notes, classes) = (chain.notes.clone(), std::mem::take(&mut chain.classes));
     let preprocessing = chain.preprocessing.take();
-    let beside = sidecar::read_sidecars(folder)?;
+    let beside = sidecar::read_sidecars(folder);
     let said = [&preprocessing, beside.as_ref().map_or(&None, |beside| &beside.preprocessing)];
     let crop = said.into_iter().flatten().find_map(|known| known.crop);
     let size = config.input_size.or(crop.filter(|_| chain.input.size.is_none()));

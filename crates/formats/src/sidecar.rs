@@ -3,10 +3,11 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
 
 use serde_json::{Map, Value};
-use zfnet_core::{Error, Result, text};
+use zfnet_core::{Error, text};
 
 use crate::chain::{Preprocessing, Resize};
 use crate::weights::{brief, quoted};
@@ -25,8 +26,6 @@ const CROP_SHARE: f64 = 0.875;
 /// What files beside weights say.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Sidecar {
-    /// The network's name: `vgg16`.
-    pub architecture: Option<String>,
     /// How pixels become its input.
     pub preprocessing: Option<Preprocessing>,
     /// The names of classes, in their order; empty if they are not named.
@@ -37,54 +36,63 @@ pub struct Sidecar {
 
 type Object = Map<String, Value>;
 
-/// Reads the files that lie beside weights; `None` if there are none that say anything.
-///
-/// # Errors
-/// If there is one that cannot be read, or is no JSON.
-pub fn read_sidecars(folder: &Path) -> Result<Option<Sidecar>> {
-    let config = object(&folder.join(CONFIG))?;
-    let preprocessor = object(&folder.join(PREPROCESSOR))?;
-    let sidecar = sidecar(config.as_ref(), preprocessor.as_ref());
-    Ok(Some(sidecar).filter(|sidecar| *sidecar != Sidecar::default()))
+/// Reads the files that lie beside weights; `None` if there are none that say anything. One that cannot be used is a
+/// note: it may be another program's, of the same name.
+pub fn read_sidecars(folder: &Path) -> Option<Sidecar> {
+    let text = |name| read(&folder.join(name)).transpose();
+    Some(of(text(CONFIG), text(PREPROCESSOR))).filter(|sidecar| *sidecar != Sidecar::default())
 }
 
 /// What two files say; either may be missing.
 #[doc(hidden)]
-pub fn parse(config: Option<&str>, preprocessor: Option<&str>) -> Result<Sidecar, String> {
-    let object = |text: Option<&str>| text.map(of_text).transpose();
-    Ok(sidecar(object(config)?.as_ref(), object(preprocessor)?.as_ref()))
+pub fn parse(config: Option<&str>, preprocessor: Option<&str>) -> Sidecar {
+    let text = |text: Option<&str>| text.map(|text| Ok(text.to_owned()));
+    of(text(config), text(preprocessor))
 }
 
-fn object(path: &Path) -> Result<Option<Object>> {
+/// A file's text, if there is one.
+fn read(path: &Path) -> Result<Option<String>, String> {
     match fs::metadata(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(Error::io("read", path)(error)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(format!("cannot read it: {error}")),
         Ok(metadata) if metadata.len() > LARGEST => {
-            let reason = format!("expected at most {LARGEST} bytes, found {}", metadata.len());
-            return Err(Error::file(path, reason));
+            Err(format!("expected at most {LARGEST} bytes, found {}", metadata.len()))
         }
-        Ok(_) => {}
+        Ok(_) => text::read(path).map(Some).map_err(Error::without_path),
     }
-    of_text(&text::read(path)?).map(Some).map_err(|reason| Error::file(path, reason))
 }
 
-fn of_text(text: &str) -> Result<Object, String> {
-    serde_json::from_str(text).map_err(|error| {
-        format!("expected a JSON object, found {}: get it again, or move it away", quoted(error))
-    })
+type Text = Result<String, String>;
+
+/// What files of these texts say.
+fn of(config: Option<Text>, preprocessor: Option<Text>) -> Sidecar {
+    let mut unused = Vec::new();
+    let mut object = |file: &str, text: Option<Text>| {
+        let object = text?.and_then(|text| {
+            serde_json::from_str(&text)
+                .map_err(|error| format!("expected a JSON object, found {}", quoted(error)))
+        });
+        object.map_err(|reason| unused.push(format!("{file}: not used: {reason}"))).ok()
+    };
+    let (config, preprocessor) = (object(CONFIG, config), object(PREPROCESSOR, preprocessor));
+    let mut sidecar = sidecar(config.as_ref(), preprocessor.as_ref());
+    sidecar.notes.extend(unused);
+    sidecar
 }
 
 fn sidecar(config: Option<&Object>, preprocessor: Option<&Object>) -> Sidecar {
     let mut sidecar = Sidecar::default();
     let timm = config.and_then(timm_settings);
+    let mut assumed = Vec::new();
     let said = match (timm, preprocessor) {
-        (Some(settings), _) => Some((CONFIG, of_timm(settings))),
-        (None, Some(settings)) => Some((PREPROCESSOR, of_hugging_face(settings))),
+        (Some(settings), _) => Some((CONFIG, of_timm(settings, &mut assumed))),
+        (None, Some(settings)) => Some((PREPROCESSOR, of_hugging_face(settings, &mut assumed))),
         (None, None) => None,
     };
     match said {
         Some((file, Ok(preprocessing))) => {
             sidecar.notes.push(format!("the preprocessing is that of {file}"));
+            sidecar.notes.extend(assumed.iter().map(|what| format!("{file}: {what}")));
             sidecar.preprocessing = Some(preprocessing);
         }
         Some((file, Err(reason))) => {
@@ -93,10 +101,6 @@ fn sidecar(config: Option<&Object>, preprocessor: Option<&Object>) -> Sidecar {
         None => {}
     }
     if let Some(config) = config {
-        let name = config.get("architecture").and_then(Value::as_str);
-        let is_name =
-            |name: &&str| name.len() < 256 && name.bytes().all(|byte| byte.is_ascii_graphic());
-        sidecar.architecture = name.filter(is_name).map(str::to_string);
         match classes(config) {
             Ok(classes) if classes.is_empty() => {}
             Ok(classes) => {
@@ -123,8 +127,8 @@ fn timm_settings(config: &Object) -> Option<&Object> {
         .filter(|settings| settings.contains_key("mean") && settings.contains_key("input_size"))
 }
 
-/// As `timm.data.create_transform` does it for validation.
-fn of_timm(settings: &Object) -> Result<Preprocessing, String> {
+/// As `timm.data.create_transform` does it for validation; and what was assumed.
+fn of_timm(settings: &Object, assumed: &mut Vec<String>) -> Result<Preprocessing, String> {
     let size = settings.get("input_size").and_then(Value::as_array);
     let Some([channels, rows, columns]) = size.map(Vec::as_slice) else {
         return Err("expected input_size as channels, rows and columns".into());
@@ -154,6 +158,10 @@ fn of_timm(settings: &Object) -> Result<Preprocessing, String> {
     };
     let interpolation = match settings.get("interpolation").and_then(Value::as_str) {
         None => "bicubic",
+        Some("random") => {
+            assumed.push("the interpolation is bilinear: it is random in training only".into());
+            "bilinear"
+        }
         Some(name) => ["nearest", "bilinear", "bicubic", "lanczos", "box"]
             .into_iter()
             .find(|known| *known == name)
@@ -172,8 +180,8 @@ fn of_timm(settings: &Object) -> Result<Preprocessing, String> {
     })
 }
 
-/// As its image processors do it. What is not said is done, unless there is no size for it.
-fn of_hugging_face(settings: &Object) -> Result<Preprocessing, String> {
+/// As its image processors do it; and what was assumed. What is not said is done, unless there is no size for it.
+fn of_hugging_face(settings: &Object, assumed: &mut Vec<String>) -> Result<Preprocessing, String> {
     let does = |key: &str, otherwise: bool| match settings.get(key) {
         None | Some(Value::Null) => Ok(otherwise),
         Some(Value::Bool(does)) => Ok(*does),
@@ -198,10 +206,23 @@ fn of_hugging_face(settings: &Object) -> Result<Preprocessing, String> {
         .find_map(|key| settings.get(*key)?.as_str())
         .unwrap_or_default();
     // Those that take a size alone for that of the shortest side; the others make a square of it.
-    let shortest =
-        ["CLIP", "ConvNext", "MobileNet", "Chinese", "Bit"].iter().any(|part| class.contains(part));
+    let shortest = ["CLIP", "ConvNext", "MobileNet", "MobileViT", "Chinese", "Bit"]
+        .iter()
+        .any(|part| class.contains(part));
+    let square = ["ViT", "DeiT", "Beit"].iter().any(|name| {
+        let rest = class.strip_prefix(name).unwrap_or_default();
+        rest.starts_with("ImageProcessor") || rest.starts_with("FeatureExtractor")
+    });
     let mut resize = match settings.get("size").filter(|size| !size.is_null()) {
-        Some(size) if does("do_resize", true)? => Some(size_of(size, shortest)?),
+        Some(size) if does("do_resize", true)? => {
+            if size.is_u64() && !shortest && !square {
+                assumed.push(format!(
+                    "the size {size} is taken for rows and columns, whatever an image's shape; it could be that of the \
+                     shortest side"
+                ));
+            }
+            Some(size_of(size, shortest)?)
+        }
         None if does("do_resize", false)? => {
             return Err("it resizes, and does not say to what size".into());
         }
@@ -229,6 +250,18 @@ fn of_hugging_face(settings: &Object) -> Result<Preprocessing, String> {
             crop = Some([side, side]);
         } else {
             resize = Some(Resize::Squash([side, side]));
+        }
+    }
+    if let (Some(resize), Some(crop)) = (resize, crop) {
+        let resized = match resize {
+            Resize::Shortest(side) => [side; 2],
+            Resize::Squash(sides) => sides,
+        };
+        if crop[0] > resized[0] || crop[1] > resized[1] {
+            return Err(format!(
+                "it crops {} x {} of images that may be only {} x {}, and pads them with zeros, which is not known",
+                crop[0], crop[1], resized[0], resized[1]
+            ));
         }
     }
     let interpolation = match settings.get("resample").filter(|code| !code.is_null()) {

@@ -380,7 +380,7 @@ fn layers_without_counterpart_are_refused_by_name() {
     growing[1].bottom = vec!["data".into()];
     growing.push(fc("fc1", "conv2999", [1, 3]));
     let chain = read(growing);
-    assert!(chain.notes.iter().any(|note| note.contains("no square")), "{:?}", chain.notes);
+    assert!(chain.fitting.as_ref().unwrap().contains("no square"), "{:?}", chain.fitting);
     let small = vec![input(&[1, 3, 2, 2]), conv("conv1", "data", [2, 3, 3])];
     refused(caffe::read(&bytes(small), None, None), &["conv1", "3x3", "found 2x2"]);
 }

@@ -67,6 +67,14 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         .node("Add", &["scaled", "a"], "sum", &[])
         .node("Pow", &["sum", "a"], "power", &[])
         .node("Div", &["x", "power"], "n", &[]);
+    let unflattened = small()
+        .node("Flatten", &["x"], "f", &[])
+        .ramp("m", &[2, 192])
+        .node("Gemm", &["f", "m"], "g", &[int("transB", 1)])
+        .ints("to", &[0, 2, 1, 1])
+        .node("Reshape", &["g", "to"], "r", &[])
+        .ramp("k", &[3, 2, 1, 1])
+        .node("Conv", &["r", "k"], "y", &[]);
     let mut ours = Vec::new();
     let chain = read(&last.bytes(), None, None).unwrap();
     write(&chain, &Options { pixels: Pixels::Bytes, ..Options::default() }, &mut ours).unwrap();
@@ -75,6 +83,7 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         ("computed", computed.bytes()),
         ("channels-last", last.bytes()),
         ("response", response.bytes()),
+        ("unflattened", unflattened.bytes()),
         ("ours", ours),
     ]
 }

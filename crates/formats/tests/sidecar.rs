@@ -28,11 +28,11 @@ fn vgg16() -> Preprocessing {
 }
 
 fn timm(text: &str) -> Sidecar {
-    parse(Some(text), None).unwrap()
+    parse(Some(text), None)
 }
 
 fn preprocessor(text: &str) -> Result<Preprocessing, String> {
-    let sidecar = parse(None, Some(text)).unwrap();
+    let sidecar = parse(None, Some(text));
     sidecar.preprocessing.ok_or_else(|| sidecar.notes.join("; "))
 }
 
@@ -40,7 +40,6 @@ fn preprocessor(text: &str) -> Result<Preprocessing, String> {
 fn timms_settings_are_its_transform() {
     let sidecar = timm(TIMM);
     assert_eq!(sidecar.preprocessing, Some(vgg16()));
-    assert_eq!(sidecar.architecture.as_deref(), Some("vgg16"));
     assert_eq!(sidecar.notes, ["the preprocessing is that of config.json"]);
     let renamed = TIMM.replace("pretrained_cfg", "default_cfg");
     assert_eq!(timm(&renamed).preprocessing, Some(vgg16()));
@@ -59,6 +58,9 @@ fn timms_settings_are_its_transform() {
     }
     let found = timm(&TIMM.replace(r#""interpolation":"bilinear","#, "")).preprocessing.unwrap();
     assert_eq!(found.interpolation.as_deref(), Some("bicubic"));
+    let random = timm(&TIMM.replace("bilinear", "random"));
+    assert_eq!(random.preprocessing, Some(vgg16()));
+    assert!(random.notes[1].contains("config.json: the interpolation is bilinear"), "{random:?}");
 }
 
 #[test]
@@ -69,7 +71,7 @@ fn what_timm_does_and_we_do_not_is_said() {
         ("[3,224,224]", "[3,224]", "input_size"),
         ("[3,224,224]", "[3,0,0]", "sizes from 1"),
         ("[3,224,224]", "[1,224,224]", "a value for each channel, found 3"),
-        ("bilinear", "random", "\"random\" is not known"),
+        ("bilinear", "hamming", "\"hamming\" is not known"),
         ("0.875", "1.5", "crop_pct from 0.01 to 1, found 1.5"),
         ("0.875", "1e-300", "crop_pct"),
         ("0.229", "0", "above 0"),
@@ -131,6 +133,22 @@ fn hugging_faces_settings_are_its_processors() {
     ] {
         assert_eq!(preprocessor(&format!("{{{settings},{norm}}}")), Ok(expected), "{settings}");
     }
+    // A number alone is known for a square, or known for the shortest side, or taken for a square.
+    for (class, expected, notes) in [
+        ("ViTImageProcessor", Resize::Squash([224; 2]), 1),
+        ("DeiTFeatureExtractor", Resize::Squash([224; 2]), 1),
+        ("MobileViTImageProcessor", Resize::Shortest(224), 1),
+        ("BitImageProcessor", Resize::Shortest(224), 1),
+        ("LevitImageProcessor", Resize::Squash([224; 2]), 2),
+        ("", Resize::Squash([224; 2]), 2),
+    ] {
+        let settings = format!(r#"{{"image_processor_type":"{class}","size":224,{norm}}}"#);
+        let sidecar = parse(None, Some(&settings));
+        assert_eq!(sidecar.preprocessing.unwrap().resize, Some(expected), "{class}");
+        assert_eq!(sidecar.notes.len(), notes, "{class}: {:?}", sidecar.notes);
+        let assumed = |note: &String| note.contains("the size 224 is taken for rows and columns");
+        assert_eq!(sidecar.notes.iter().any(assumed), notes == 2, "{:?}", sidecar.notes);
+    }
     // Bytes as they are, blue first.
     let raw = r#"{"do_resize":false,"size":224,"do_rescale":false,"do_normalize":false,"do_flip_channel_order":true}"#;
     let raw = preprocessor(raw).unwrap();
@@ -154,6 +172,14 @@ fn what_hugging_face_does_and_we_do_not_is_said() {
         (r#""do_resize":true"#, "does not say to what size"),
         (r#""do_center_crop":true"#, "does not say to what size"),
         (r#""do_resize":"yes""#, "true or false"),
+        (
+            r#""size":{"shortest_edge":224},"crop_size":{"height":200,"width":256}"#,
+            "crops 200 x 256 of images that may be only 224 x 224",
+        ),
+        (
+            r#""size":[224,192],"crop_size":224"#,
+            "crops 224 x 224 of images that may be only 224 x 192",
+        ),
     ] {
         let error = preprocessor(&format!("{{{settings},{norm}}}")).unwrap_err();
         assert!(error.contains(words), "{error}, expected {words}");
@@ -190,10 +216,13 @@ fn classes_are_named_by_number_or_in_order() {
 fn files_are_looked_for_beside_the_weights() {
     let folder = tempfile::tempdir().unwrap();
     let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();
-    assert_eq!(read_sidecars(folder.path()).unwrap(), None);
+    assert_eq!(read_sidecars(folder.path()), None);
     write("config.json", r#"{"id2label":{"0":"tench"},"model_type":"resnet"}"#);
-    write("preprocessor_config.json", r#"{"size":224,"image_mean":[0,0,0],"image_std":[1,1,1]}"#);
-    let sidecar = read_sidecars(folder.path()).unwrap().unwrap();
+    write(
+        "preprocessor_config.json",
+        r#"{"size":[224,224],"image_mean":[0,0,0],"image_std":[1,1,1]}"#,
+    );
+    let sidecar = read_sidecars(folder.path()).unwrap();
     assert_eq!(sidecar.preprocessing.unwrap().resize, Some(Resize::Squash([224, 224])));
     assert_eq!(sidecar.classes, ["tench"]);
     assert_eq!(
@@ -205,16 +234,27 @@ fn files_are_looked_for_beside_the_weights() {
     );
     // timm's own says more of how its networks were tested.
     write("config.json", TIMM);
-    assert_eq!(read_sidecars(folder.path()).unwrap().unwrap().preprocessing, Some(vgg16()));
-    write("config.json", "{\"mean\":");
-    let error = read_sidecars(folder.path()).unwrap_err().to_string();
-    assert!(error.contains("config.json: expected a JSON object"), "{error}");
-    write("config.json", &"[".repeat(1_000_000));
-    assert!(read_sidecars(folder.path()).is_err());
+    assert_eq!(read_sidecars(folder.path()).unwrap().preprocessing, Some(vgg16()));
+    // Another program's, which does not keep weights from being read.
+    let told = |words: &str| {
+        let sidecar = read_sidecars(folder.path()).unwrap();
+        let [of_preprocessor, note] = &sidecar.notes[..] else { panic!("{:?}", sidecar.notes) };
+        assert!(of_preprocessor.ends_with("that of preprocessor_config.json"), "{of_preprocessor}");
+        assert!(note.starts_with("config.json: not used: ") && note.contains(words), "{note}");
+        assert!(sidecar.preprocessing.is_some() && sidecar.classes.is_empty());
+    };
+    for other in ["{\"mean\":", "[1,2]", "", "port = 80", &"[".repeat(1_000_000)] {
+        write("config.json", other);
+        told("expected a JSON object");
+    }
+    fs::write(folder.path().join("config.json"), b"name = caf\xe9").unwrap();
+    told("UTF-8");
     write("config.json", &" ".repeat(9 << 20));
-    let error = read_sidecars(folder.path()).unwrap_err().to_string();
-    assert!(error.contains("expected at most 8388608 bytes, found 9437184"), "{error}");
+    told("expected at most 8388608 bytes, found 9437184");
     fs::remove_file(folder.path().join("config.json")).unwrap();
     fs::create_dir(folder.path().join("config.json")).unwrap();
-    assert!(read_sidecars(folder.path()).is_err());
+    told("is no file");
+    fs::remove_file(folder.path().join("preprocessor_config.json")).unwrap();
+    let alone = read_sidecars(folder.path()).unwrap();
+    assert_eq!((alone.preprocessing, alone.notes.len()), (None, 1));
 }

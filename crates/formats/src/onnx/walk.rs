@@ -514,7 +514,8 @@ impl<'a> Walk<'a> {
         let added = self.merge_pad(node, |value| value == 0.)?;
         let pad = window.pads(node, size, added)?;
         let after = window.outputs(size, pad, false)?;
-        if self.chain.input.channels == 0 {
+        if channels.is_none() {
+            // Nothing before it has changed them.
             self.chain.input.channels = all;
         }
         let values =

@@ -28,7 +28,10 @@ pub fn sidecar(bytes: &[u8]) {
     told(kind::kind_of(Cursor::new(bytes), None));
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     for (config, preprocessor) in [(Some(text), None), (None, Some(text))] {
-        let Some(sidecar) = told(sidecar::parse(config, preprocessor)) else { continue };
+        let sidecar = sidecar::parse(config, preprocessor);
+        for note in &sidecar.notes {
+            told(Err::<(), _>(note.clone()));
+        }
         let Some(found) = sidecar.preprocessing else { continue };
         assert!(matches!(found.mean.len(), 1..=16384) && found.mean.len() == found.std.len());
         assert!(found.scale.is_finite() && found.scale > 0.0);
