@@ -84,7 +84,7 @@ fn holds(check: fn(&[u8]), bytes: &[u8]) -> Result<(), TestCaseError> {
 fn mutated(name: &str, check: fn(&[u8]), seeds: &[Vec<u8>], cases: u32) {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(name);
     let kept: Vec<_> = fs::read_dir(corpus).unwrap().map(|file| file.unwrap().path()).collect();
-    assert!(kept.len() >= seeds.len(), "{kept:?}");
+    assert!(!kept.is_empty(), "no files of {name}");
     for path in kept {
         holds(check, &fs::read(&path).unwrap()).unwrap_or_else(|error| panic!("{path:?}: {error}"));
     }
