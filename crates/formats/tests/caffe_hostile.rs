@@ -3,16 +3,17 @@
 //!
 //! A test program of its own: the allocator counts what each test's own thread has at its peak.
 
+#[path = "common/allocated.rs"]
+mod allocated;
 #[path = "common/caffe.rs"]
 mod caffe;
 #[path = "common/caffe_nets.rs"]
 mod caffe_nets;
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use allocated::peak;
 use caffe_nets::*;
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -25,14 +26,6 @@ use zfnet_formats::caffe::{parse_prototxt, proto::*, read};
 /// are let in become.
 fn allowed(bytes: usize) -> usize {
     12 * bytes + (1 << 20)
-}
-
-/// The most memory that a check takes.
-fn peak(check: impl FnOnce()) -> usize {
-    let before = HELD.get();
-    PEAK.set(before);
-    check();
-    (PEAK.get() - before) as usize
 }
 
 fn weights() -> Vec<u8> {
@@ -325,49 +318,5 @@ fn write_the_seeds() {
         for (seed, bytes) in seeds {
             fs::write(corpus(name).join(format!("seed-{seed}")), bytes).unwrap();
         }
-    }
-}
-
-struct Counting;
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
-
-thread_local! {
-    // Constant and without a destructor: reading it allocates nothing.
-    static HELD: Cell<isize> = const { Cell::new(0) };
-    static PEAK: Cell<isize> = const { Cell::new(0) };
-}
-
-fn count(bytes: isize) {
-    let held = HELD.get() + bytes;
-    HELD.set(held);
-    PEAK.set(PEAK.get().max(held));
-}
-
-// SAFETY: every call is passed on to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count(layout.size() as isize);
-        // SAFETY: the caller's promises are passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        count(-(layout.size() as isize));
-        // SAFETY: as above.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        count(layout.size() as isize);
-        // SAFETY: as above.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count(size as isize - layout.size() as isize);
-        // SAFETY: as above.
-        unsafe { System.realloc(pointer, layout, size) }
     }
 }

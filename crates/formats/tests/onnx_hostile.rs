@@ -3,13 +3,13 @@
 //!
 //! A test program of its own: the allocator counts what each test's own thread has at its peak.
 
+#[path = "common/allocated.rs"]
+mod allocated;
 #[path = "common/onnx.rs"]
 mod onnx;
 #[path = "common/onnx_nets.rs"]
 mod onnx_nets;
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -98,10 +98,7 @@ fn the_good_files_are_good() {
 
 /// Runs the check, and the measure of its memory.
 fn holds(bytes: &[u8]) -> Result<(), TestCaseError> {
-    let before = HELD.get();
-    PEAK.set(before);
-    onnx::onnx(bytes);
-    let (peak, allowed) = ((PEAK.get() - before) as usize, allowed(bytes.len()));
+    let (peak, allowed) = (allocated::peak(|| onnx::onnx(bytes)), allowed(bytes.len()));
     prop_assert!(peak <= allowed, "{peak} bytes of memory for {}, {allowed} allowed", bytes.len());
     Ok(())
 }
@@ -362,37 +359,4 @@ fn write_the_seeds() {
     for (name, bytes) in seeds() {
         fs::write(folder.join(format!("seed-{name}")), bytes).unwrap();
     }
-}
-
-thread_local! {
-    static HELD: Cell<isize> = const { Cell::new(0) };
-    static PEAK: Cell<isize> = const { Cell::new(0) };
-}
-
-struct Counted;
-
-#[global_allocator]
-static COUNTED: Counted = Counted;
-
-// SAFETY: passes everything on.
-unsafe impl GlobalAlloc for Counted {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count(layout.size() as isize);
-        // SAFETY: as promised to this.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        count(-(layout.size() as isize));
-        // SAFETY: as promised to this.
-        unsafe { System.dealloc(memory, layout) }
-    }
-}
-
-fn count(bytes: isize) {
-    // A thread that ends frees after these are gone.
-    let _ = HELD.try_with(|held| {
-        held.set(held.get() + bytes);
-        let _ = PEAK.try_with(|peak| peak.set(peak.get().max(held.get())));
-    });
 }

@@ -3,11 +3,11 @@
 //!
 //! A test program of its own: the allocator counts what each test's own thread has at its peak.
 
+#[path = "common/allocated.rs"]
+mod allocated;
 #[path = "common/torch.rs"]
 mod torch;
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -72,10 +72,7 @@ fn apply(bytes: &mut Vec<u8>, edit: &Edit) {
 }
 
 fn holds(check: fn(&[u8]), bytes: &[u8]) -> Result<(), TestCaseError> {
-    let before = HELD.get();
-    PEAK.set(before);
-    check(bytes);
-    let (peak, allowed) = ((PEAK.get() - before) as usize, allowed(bytes.len()));
+    let (peak, allowed) = (allocated::peak(|| check(bytes)), allowed(bytes.len()));
     prop_assert!(peak <= allowed, "{peak} bytes of memory for {}, {allowed} allowed", bytes.len());
     Ok(())
 }
@@ -162,50 +159,5 @@ fn write_seeds() {
         for (number, bytes) in seeds.iter().enumerate() {
             fs::write(folder.join(format!("seed-{number}")), bytes).unwrap();
         }
-    }
-}
-
-/// The system's allocator, counting for each thread.
-struct Counting;
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
-
-thread_local! {
-    // Constant and without a destructor: reading it allocates nothing.
-    static HELD: Cell<isize> = const { Cell::new(0) };
-    static PEAK: Cell<isize> = const { Cell::new(0) };
-}
-
-fn count(bytes: isize) {
-    let held = HELD.get() + bytes;
-    HELD.set(held);
-    PEAK.set(PEAK.get().max(held));
-}
-
-// SAFETY: every call is passed on to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count(layout.size() as isize);
-        // SAFETY: the caller's promises are passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        count(-(layout.size() as isize));
-        // SAFETY: as above.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        count(layout.size() as isize);
-        // SAFETY: as above.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count(size as isize - layout.size() as isize);
-        // SAFETY: as above.
-        unsafe { System.realloc(pointer, layout, size) }
     }
 }
