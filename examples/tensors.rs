@@ -38,13 +38,12 @@ fn main() -> Outcome<()> {
         return Err("usage: tensors CHECKPOINT INPUT OUTPUT [ARCH]".into());
     };
     let backend = CpuBackend::new(None)?;
-    // Of images nothing is asked here, so that any preprocessing will do.
-    let external = ExternalConfig {
-        arch: arch.first().cloned(),
-        preprocess: Some("torchvision".into()),
-        ..ExternalConfig::default()
-    };
-    let model = load_model(&backend, Path::new(checkpoint), &external)?;
+    let mut external = ExternalConfig { arch: arch.first().cloned(), ..ExternalConfig::default() };
+    let model = load_model(&backend, Path::new(checkpoint), &external).or_else(|_| {
+        // Of images nothing is asked here, so that any preprocessing will do.
+        external.preprocess = Some("torchvision".into());
+        load_model(&backend, Path::new(checkpoint), &external)
+    })?;
     let file = std::fs::read(input)?;
     let file = SafeTensors::deserialize(&file)?;
     let x = file.tensor("x")?;

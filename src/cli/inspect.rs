@@ -248,10 +248,18 @@ fn find(args: &Inspect) -> Result<(Network, Vec<LayerChange>)> {
     let is_pointer = path.file_name().is_some_and(|name| name == "last" || name == "best");
     if path.is_file() && !is_text || is_pointer || path.is_dir() {
         let backend = CpuBackend::new(Some(1))?;
-        // Of how images are prepared nothing is shown.
-        let mut external = args.external.clone();
-        external.preprocess.get_or_insert("torchvision".into());
-        let Model { network, params, .. } = external.load(&backend, path)?;
+        let unknown = |error: &anyhow::Error| {
+            let mut causes = error.chain().filter_map(|cause| cause.downcast_ref());
+            causes.any(|cause| matches!(cause, zfnet::Error::UnknownPreprocessing(_)))
+        };
+        let Model { network, params, .. } = match args.external.load(&backend, path) {
+            // Of how images are prepared nothing is shown, so that any will do.
+            Err(error) if unknown(&error) => {
+                let preprocess = Some("torchvision".into());
+                ExternalArgs { preprocess, ..args.external.clone() }.load(&backend, path)?
+            }
+            loaded => loaded?,
+        };
         let changes = changes(&backend, &network, &params)?;
         return Ok((network, changes));
     }

@@ -277,7 +277,7 @@ fn validation_images_alone_are_tried_on_a_network_that_knows_their_classes() {
     open(&Classes::named(strings(["ant", "bee", "cat"]))).unwrap();
 }
 
-/// A set of a few of a network's classes, as of one that tells a thousand apart: from a folder and from shards.
+/// A set of a few of a network's classes, as of one that tells a thousand apart.
 #[test]
 fn a_set_of_some_classes_is_tried_on_a_network_that_has_more() {
     let root = tree(&["train/c/1.jpg", "train/a/1.jpg", "val/c/2.jpg", "val/a/2.jpg"]);
