@@ -31,7 +31,7 @@ pub struct CpuBackend {
 
 /// A tensor's values.
 pub struct Buffer {
-    values: Storage,
+    values: Storage<f32>,
     /// Whether they are rounded to bf16, each in the space of an f32.
     bf16: bool,
 }
@@ -122,7 +122,7 @@ impl CpuBackend {
     }
 
     /// Storage of `len` zeros, or an error where there is not enough memory.
-    fn allocate(&self, len: usize) -> Result<Storage> {
+    fn allocate(&self, len: usize) -> Result<Storage<f32>> {
         let storage = self.pool.install(|| Storage::zeros(len));
         self.count::<f32, _>(len, storage)
     }

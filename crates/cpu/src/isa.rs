@@ -72,24 +72,29 @@ impl Isa {
 }
 
 /// Defines `fn name(isa, ...)`, compiled for every instruction set. What the body calls must be
-/// `#[inline(always)]` to be compiled with it.
+/// `#[inline(always)]` to be compiled with it. Its generic types are those of stored values.
 macro_rules! vectorized {
     ($(
         $(#[$meta:meta])*
-        $visibility:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $body:block
+        $visibility:vis fn $name:ident$(<$($element:ident),+>)?(
+            $($arg:ident: $type:ty),* $(,)?
+        ) $body:block
     )*) => { $(
         $(#[$meta])*
-        $visibility fn $name(isa: $crate::isa::Isa, $($arg: $type),*) {
+        $visibility fn $name$(<$($element: $crate::values::Element),+>)?(
+            isa: $crate::isa::Isa,
+            $($arg: $type),*
+        ) {
             #[inline(always)]
-            fn body($($arg: $type),*) $body
+            fn body$(<$($element: $crate::values::Element),+>)?($($arg: $type),*) $body
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
-            fn avx512($($arg: $type),*) {
+            fn avx512$(<$($element: $crate::values::Element),+>)?($($arg: $type),*) {
                 body($($arg),*);
             }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma")]
-            fn avx2($($arg: $type),*) {
+            fn avx2$(<$($element: $crate::values::Element),+>)?($($arg: $type),*) {
                 body($($arg),*);
             }
             #[cfg(target_arch = "x86_64")]

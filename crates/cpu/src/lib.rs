@@ -14,6 +14,7 @@ pub mod peak;
 pub mod pointwise;
 pub mod pool;
 mod simd;
+pub mod values;
 pub mod window;
 
 pub use gemm::Words;

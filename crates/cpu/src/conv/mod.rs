@@ -95,19 +95,19 @@ impl ScratchSize {
 
 /// Storage of a [`ScratchSize`].
 pub struct Scratch {
-    threads: Vec<Mutex<Storage>>,
-    shared: Storage,
+    threads: Vec<Mutex<Storage<f32>>>,
+    shared: Storage<f32>,
 }
 
 impl Scratch {
     /// Of storage for each thread of the pool, and for all of them.
-    pub fn new(threads: Vec<Storage>, shared: Storage) -> Self {
+    pub fn new(threads: Vec<Storage<f32>>, shared: Storage<f32>) -> Self {
         Scratch { threads: threads.into_iter().map(Mutex::new).collect(), shared }
     }
 }
 
 /// Runs `work` with the calling thread's buffer. Each thread of the pool has its own, so it is always free.
-fn with_scratch<T>(threads: &[Mutex<Storage>], work: impl FnOnce(&mut [f32]) -> T) -> T {
+fn with_scratch<T>(threads: &[Mutex<Storage<f32>>], work: impl FnOnce(&mut [f32]) -> T) -> T {
     let thread = rayon::current_thread_index().unwrap_or(0);
     work(&mut threads[thread].lock().expect("a thread panicked while it held its buffer"))
 }
