@@ -8,12 +8,14 @@
 pub mod conv;
 mod gemm;
 pub mod isa;
+pub mod look;
 pub mod lrn;
 pub mod memory;
 pub mod peak;
 pub mod pointwise;
 pub mod pool;
 mod simd;
+pub mod softmax;
 pub mod values;
 pub mod window;
 

@@ -30,6 +30,7 @@ macro_rules! by_element {
         match ($($mut,)* $($shared,)*) {
             ($($crate::values::ValuesMut::F32($mut),)* $($crate::values::Values::F32($shared),)*) => $body,
             ($($crate::values::ValuesMut::Bf16($mut),)* $($crate::values::Values::Bf16($shared),)*) => $body,
+            #[allow(unreachable_patterns)] // of a single operand
             _ => panic!("operands are stored in different precisions"),
         }
     };

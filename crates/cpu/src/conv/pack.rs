@@ -6,12 +6,13 @@
 
 use std::ops::Range;
 
+use half::bf16;
 use rayon::prelude::*;
 
 use super::{Sizes, Visitor};
 use crate::gemm::{STRIDE, Words};
 use crate::isa::{Isa, vectorized};
-use crate::pointwise::bf16;
+use crate::values::Element;
 
 /// Values copied at a time.
 const LANES: usize = 16;
@@ -218,7 +219,7 @@ fn along(words: Words, row: &mut [u32], at: usize, values: &[f32]) {
         Words::Bf16Pairs => {
             let row: &mut [u16] = bytemuck::cast_slice_mut(row);
             for (out, value) in row[at..at + values.len()].iter_mut().zip(values) {
-                *out = bf16(*value);
+                *out = <bf16 as Element>::from_f32(*value).to_bits();
             }
         }
     }
@@ -256,5 +257,6 @@ fn copy(to: &mut [f32], from: &[f32]) {
 /// Two values as one word.
 #[inline(always)]
 fn pair(first: f32, second: f32) -> u32 {
-    u32::from(bf16(first)) | u32::from(bf16(second)) << 16
+    let bits = |value| u32::from(<bf16 as Element>::from_f32(value).to_bits());
+    bits(first) | bits(second) << 16
 }
