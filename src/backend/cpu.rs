@@ -9,11 +9,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use half::bf16;
 use rayon::prelude::*;
+pub use zfnet_cpu::Products;
 use zfnet_cpu::conv::{self, Arithmetic, Epilogue, ScratchSize};
 use zfnet_cpu::isa::Isa;
 use zfnet_cpu::memory::Storage;
 use zfnet_cpu::values::{Element, Values, ValuesMut};
-use zfnet_cpu::{Words, look, lrn, peak, pointwise, pool, softmax, window};
+use zfnet_cpu::{look, lrn, peak, pointwise, pool, softmax, window};
 
 use super::{
     Backend, BackendId, Batch, Crop, Dropout, InputDims, Lrn, Memory, Param, Peak, Precision,
@@ -26,7 +27,8 @@ use crate::{Error, Result};
 pub struct CpuBackend {
     pool: rayon::ThreadPool,
     isa: Isa,
-    words: Words,
+    precision: Precision,
+    products: Products,
     exact: bool,
     allocated_total: AtomicUsize,
 }
@@ -80,7 +82,8 @@ impl CpuBackend {
         Ok(CpuBackend {
             pool,
             isa,
-            words: Words::F32,
+            precision: Precision::F32,
+            products: Products::F32,
             exact: false,
             allocated_total: AtomicUsize::new(0),
         })
@@ -92,25 +95,41 @@ impl CpuBackend {
         CpuBackend { exact: true, ..self }
     }
 
-    /// Keeps activations in bf16 and multiplies pairs of them: sums, weights and their gradients stay
-    /// in f32.
+    /// Keeps activations, and the weights that convolutions read, in bf16, which is half of the memory.
+    /// Sums, and weights, their gradients and their momentum, stay in f32. Products are made in the way
+    /// that is fastest on this machine: [`CpuBackend::products`].
+    pub fn bf16(self) -> Self {
+        let products = self.isa.fastest_bf16();
+        CpuBackend { precision: Precision::Bf16, products, ..self }
+    }
+
+    /// [`CpuBackend::bf16`] with products that are made in a certain way: all ways are tested.
     ///
     /// # Errors
-    /// If the machine has no instructions for it (AVX512-BF16).
-    pub fn bf16(self) -> Result<Self> {
-        if !self.isa.has_bf16() {
+    /// If the machine lacks the instructions.
+    pub fn bf16_by(self, products: Products) -> Result<Self> {
+        if !self.isa.has(products) {
             return Err(Error::UnsupportedPrecision {
                 precision: Precision::Bf16,
-                expected: "AVX512-BF16",
+                expected: match products {
+                    Products::F32 => "any",
+                    Products::Bf16Pairs => "AVX512-BF16",
+                    Products::Bf16Tiles => "AMX",
+                },
                 found: format!("a processor of which {} is used", self.instructions()),
             });
         }
-        Ok(CpuBackend { words: Words::Bf16Pairs, ..self })
+        Ok(CpuBackend { precision: Precision::Bf16, products, ..self })
+    }
+
+    /// How products are made.
+    pub fn products(&self) -> Products {
+        self.products
     }
 
     /// How convolutions multiply.
     fn arithmetic(&self) -> Arithmetic {
-        Arithmetic { isa: self.isa, words: self.words, winograd: !self.exact }
+        Arithmetic { isa: self.isa, products: self.products, winograd: !self.exact }
     }
 
     /// Storage of `len` zeros, or an error where there is not enough memory.
@@ -146,7 +165,11 @@ impl CpuBackend {
 
     /// The instruction set in use: part of what a bit-identical rerun needs.
     pub fn instructions(&self) -> &'static str {
-        self.isa.name()
+        match self.products {
+            Products::F32 => self.isa.name(),
+            Products::Bf16Pairs => "AVX512-BF16",
+            Products::Bf16Tiles => "AMX",
+        }
     }
 
     /// Copies on all threads: what memory can do, for [`crate::bench`].
@@ -243,10 +266,7 @@ impl Backend for CpuBackend {
     }
 
     fn precision(&self) -> Precision {
-        match self.words {
-            Words::F32 => Precision::F32,
-            Words::Bf16Pairs => Precision::Bf16,
-        }
+        self.precision
     }
 
     fn device(&self) -> &'static str {
@@ -420,8 +440,8 @@ impl Backend for CpuBackend {
     ) -> Result<()> {
         check(&[(y.shape(), dims.output()), (x.shape(), dims.input())]);
         check(&[(weight.shape(), dims.filter())]);
-        let epilogue = &Epilogue { bias: bias.map(f32s), relu, round: false };
-        let (y, x, weight) = (f32s_mut(y), f32s(x), f32_operand(weight));
+        let epilogue = &Epilogue { bias: bias.map(f32s), relu };
+        let (y, x, weight) = (values_mut(y), values(x), operand(weight));
         self.pool.install(|| {
             conv::forward(self.arithmetic(), y, x, weight, epilogue, dims, scratch);
         });
@@ -438,10 +458,9 @@ impl Backend for CpuBackend {
     ) -> Result<()> {
         check(&[(dx.shape(), dims.input()), (dy.shape(), dims.output())]);
         check(&[(weight.shape(), dims.filter())]);
-        let epilogue = &Epilogue::default();
-        let (dx, dy, weight) = (f32s_mut(dx), f32s(dy), f32_operand(weight));
+        let (dx, dy, weight) = (values_mut(dx), values(dy), operand(weight));
         self.pool.install(|| {
-            conv::backward_data(self.arithmetic(), dx, dy, weight, epilogue, dims, scratch);
+            conv::backward_data(self.arithmetic(), dx, dy, weight, dims, scratch);
         });
         Ok(())
     }
@@ -458,7 +477,7 @@ impl Backend for CpuBackend {
         check(&[(x.shape(), dims.input()), (dy.shape(), dims.output())]);
         check(&[(gradient.weight.shape(), dims.filter())]);
         let (dw, db) = (f32s_mut(&mut gradient.weight), f32s_mut(&mut gradient.bias));
-        let (dy, x) = (f32s(dy), f32s(x));
+        let (dy, x) = (values(dy), values(x));
         self.pool.install(|| {
             conv::backward_filter(self.arithmetic(), dw, db, dy, x, accumulate, dims, scratch);
         });
@@ -482,9 +501,9 @@ impl Backend for CpuBackend {
     ) -> Result<()> {
         check(&[(y.shape(), pool.output()), (x.shape(), dims.input())]);
         check(&[(pool.input(), dims.output()), (weight.shape(), dims.filter())]);
-        let epilogue = &Epilogue { bias: Some(f32s(bias)), relu: true, round: false };
-        let y = (f32s_mut(y), &mut switches[..pool.output().len()]);
-        let (x, weight) = (f32s(x), f32_operand(weight));
+        let epilogue = &Epilogue { bias: Some(f32s(bias)), relu: true };
+        let y = (values_mut(y), &mut switches[..pool.output().len()]);
+        let (x, weight) = (values(x), operand(weight));
         self.pool.install(|| {
             let sizes = (dims, pool);
             conv::forward_pooled(self.arithmetic(), y, x, weight, epilogue, sizes, scratch);
@@ -506,7 +525,7 @@ impl Backend for CpuBackend {
         check(&[(dy.shape(), pool.output()), (x.shape(), dims.input())]);
         check(&[(pool.input(), dims.output()), (gradient.weight.shape(), dims.filter())]);
         let (dw, db) = (f32s_mut(&mut gradient.weight), f32s_mut(&mut gradient.bias));
-        let (dy, x) = ((f32s(dy), switches.as_slice()), f32s(x));
+        let (dy, x) = ((values(dy), switches.as_slice()), values(x));
         self.pool.install(|| {
             let (arithmetic, sizes) = (self.arithmetic(), (dims, pool));
             conv::backward_filter_pooled(arithmetic, dw, db, dy, x, accumulate, sizes, scratch);

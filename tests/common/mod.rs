@@ -9,6 +9,7 @@ pub mod place;
 pub mod program;
 pub mod twin;
 
+use zfnet::backend::cpu::{CpuBackend, Products};
 #[cfg(feature = "cuda")]
 use zfnet::backend::cuda::{Gemm, Kernels, Options};
 use zfnet::backend::{Backend, BackendId, Crop, Param, Precision, Tensor};
@@ -24,7 +25,17 @@ macro_rules! on_every_backend {
         in_f32!($($test),*);
         on_backend!(
             #[cfg_attr(not(has_avx512_bf16), ignore = "needs a CPU with AVX512-BF16")]
-            cpu_bf16, zfnet::backend::cpu::CpuBackend::new(Some(2)).and_then(|cpu| cpu.bf16()),
+            cpu_bf16_pairs, crate::common::bf16_by(CpuBackend::new, Products::Bf16Pairs),
+            $($test),*
+        );
+        on_backend!(
+            #[cfg_attr(not(has_avx2), ignore = "needs a CPU with AVX2")]
+            cpu_bf16_widened, crate::common::bf16_by(CpuBackend::new, Products::F32),
+            $($test),*
+        );
+        on_backend!(
+            #[cfg(all())] // on every machine: in plain loops
+            cpu_bf16_tiles, crate::common::bf16_by(CpuBackend::portable, Products::Bf16Tiles),
             $($test),*
         );
         on_gpu!(cuda_tf32, Tf32, Fast, $($test),*);
@@ -60,7 +71,11 @@ macro_rules! on_backend {
             $(
                 #[test]
                 #[$condition]
-                fn $test() { super::$test(&$backend.expect("a backend")) }
+                fn $test() {
+                    #[allow(unused_imports)]
+                    use zfnet::backend::cpu::{CpuBackend, Products};
+                    super::$test(&$backend.expect("a backend"))
+                }
             )*
         }
     };
@@ -80,6 +95,14 @@ macro_rules! on_gpu {
             $($test),*
         );
     };
+}
+
+/// A CPU backend that stores bf16 and makes products in this way.
+pub fn bf16_by(
+    backend: fn(Option<usize>) -> zfnet::Result<CpuBackend>,
+    products: Products,
+) -> zfnet::Result<CpuBackend> {
+    backend(Some(2))?.bf16_by(products)
 }
 
 /// The first GPU. Fully connected layers go through cuBLASLt if it is installed, but with

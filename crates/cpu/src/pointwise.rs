@@ -256,17 +256,19 @@ vectorized! {
         }
     }
 
-    /// Rounds values to bf16, to nearest, ties to even.
-    pub(crate) fn round(values: &mut [f32]) {
-        for value in values {
-            *value = <bf16 as Element>::from_f32(*value).to_f32();
+    /// Rounds values to what is stored.
+    pub(crate) fn narrow<T>(to: &mut [T], from: &[f32]) {
+        for (to, from) in to.iter_mut().zip(from) {
+            *to = T::from_f32(*from);
         }
     }
 
-    /// Rounds values to what is stored.
-    fn narrow<T>(to: &mut [T], from: &[f32]) {
-        for (to, from) in to.iter_mut().zip(from) {
-            *to = T::from_f32(*from);
+    /// The same of pixels of `c` channels, `step` apart.
+    pub(crate) fn spread<T>(to: &mut [T], step: usize, from: &[f32], c: usize) {
+        for (to, from) in to.chunks_mut(step).zip(from.chunks_exact(c)) {
+            for (to, from) in to[..c].iter_mut().zip(from) {
+                *to = T::from_f32(*from);
+            }
         }
     }
 
