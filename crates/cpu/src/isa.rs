@@ -64,6 +64,11 @@ impl Isa {
         false
     }
 
+    /// Whether the machine multiplies tiles of bf16 (AMX), this process may, and this is AVX-512.
+    pub fn has_amx(self) -> bool {
+        self.0 == Level::Avx512 && crate::amx::available()
+    }
+
     /// Which of the three versions to call. A level above portable is what [`Isa::detect`] has
     /// found, or below that, so whoever holds one is on a machine that has it.
     pub(crate) fn level(self) -> Level {
