@@ -166,9 +166,9 @@ impl CpuBackend {
     /// The instruction set in use: part of what a bit-identical rerun needs.
     pub fn instructions(&self) -> &'static str {
         match self.products {
-            Products::F32 => self.isa.name(),
             Products::Bf16Pairs => "AVX512-BF16",
-            Products::Bf16Tiles => "AMX",
+            Products::Bf16Tiles if self.isa.has_amx() => "AMX",
+            _ => self.isa.name(),
         }
     }
 
@@ -184,7 +184,12 @@ impl CpuBackend {
     /// Multiplies and adds in registers on all threads, `rounds` times, and says how many
     /// floating-point operations that were: what arithmetic can do, for [`crate::bench`].
     pub fn multiply_adds(&self, rounds: usize) -> f64 {
-        self.pool.broadcast(|_| peak::multiply_adds(self.isa, rounds)).iter().sum()
+        let run = match self.products {
+            Products::F32 => peak::multiply_adds,
+            Products::Bf16Pairs => peak::pair_multiply_adds,
+            Products::Bf16Tiles => peak::tile_multiply_adds,
+        };
+        self.pool.broadcast(|_| run(self.isa, rounds)).iter().sum()
     }
 }
 
@@ -745,14 +750,5 @@ impl Backend for CpuBackend {
 fn check(pairs: &[(Shape, Shape)]) {
     for (found, expected) in pairs {
         assert_eq!(found, expected, "operands disagree");
-    }
-}
-
-/// The values of a convolution's weights, which are not yet multiplied in bf16.
-#[track_caller]
-fn f32_operand(tensor: &Tensor<CpuBackend>) -> &[f32] {
-    match operand(tensor) {
-        Values::F32(values) => values,
-        Values::Bf16(_) => panic!("convolutions of stored bf16 are missing"),
     }
 }

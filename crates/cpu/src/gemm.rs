@@ -26,13 +26,13 @@ const VECTORS: usize = 2;
 const ROWS_OF_32: usize = 14;
 const ROWS_OF_16: usize = 6;
 /// Sums of the largest tile.
-const MOST_SUMS: usize = amx::ROWS * amx::COLUMNS;
+const MOST_SUMS: usize = amx::BLOCK * amx::BLOCK;
 const _: () = assert!(ROWS_OF_32 * VECTORS * 16 <= MOST_SUMS);
 
 /// Rows and columns of a tile.
 pub fn block(isa: Isa, products: Products) -> (usize, usize) {
     match isa.level() {
-        _ if products == Products::Bf16Tiles => (amx::ROWS, amx::COLUMNS),
+        _ if products == Products::Bf16Tiles => (amx::BLOCK, amx::BLOCK),
         #[cfg(target_arch = "x86_64")]
         Level::Avx512 => (ROWS_OF_32, VECTORS * Avx512::LANES),
         #[cfg(target_arch = "x86_64")]
@@ -141,12 +141,12 @@ pub fn tile(isa: Isa, out: Out<'_>, operands: Operands<'_>) {
     if (out.rows, out.columns) == (rows, columns) {
         let place = (out.values.as_mut_ptr(), out.stride, out.accumulate);
         // SAFETY: the assertions say that all that is read and written lies in the slices.
-        unsafe { dispatch(isa, place, operands) };
+        unsafe { dispatch(isa, place, (rows, columns), operands) };
         return;
     }
-    let mut whole = [0.0; MOST_SUMS];
+    let (mut whole, wanted) = ([0.0; MOST_SUMS], (out.rows, out.columns));
     // SAFETY: as above, and a tile of any instruction set fits into `whole`.
-    unsafe { dispatch(isa, (whole.as_mut_ptr(), columns, false), operands) };
+    unsafe { dispatch(isa, (whole.as_mut_ptr(), columns, false), wanted, operands) };
     let rows = out.values.chunks_mut(out.stride).zip(whole.chunks(columns)).take(out.rows);
     for (values, sums) in rows {
         for (value, sum) in values.iter_mut().zip(&sums[..out.columns]) {
@@ -155,12 +155,32 @@ pub fn tile(isa: Isa, out: Out<'_>, operands: Operands<'_>) {
     }
 }
 
+/// Keeps what this thread's products need in place while it lives. Where there is none, each of them sees
+/// to it, which takes longer.
+pub struct Prepared {
+    #[cfg(target_arch = "x86_64")]
+    _tiles: Option<amx::tiles::Tiles>,
+}
+
+impl Prepared {
+    /// For many tiles.
+    pub fn new(isa: Isa, products: Products) -> Prepared {
+        let tiles = products == Products::Bf16Tiles && isa.has_amx();
+        Prepared {
+            #[cfg(target_arch = "x86_64")]
+            _tiles: tiles.then(amx::tiles::Tiles::configure),
+        }
+    }
+}
+
 /// Pointer to the first sum, distance of rows, whether to add.
 type Place = (*mut f32, usize, bool);
 
+/// Of the tile at least the `wanted` rows and columns.
+///
 /// # Safety
 /// A whole tile lies in the operands, and behind the place.
-unsafe fn dispatch(isa: Isa, place: Place, operands: Operands<'_>) {
+unsafe fn dispatch(isa: Isa, place: Place, wanted: (usize, usize), operands: Operands<'_>) {
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     unsafe fn avx512_bf16<const A: usize, const STEP: usize>(place: Place, operands: Operands<'_>) {
@@ -183,12 +203,33 @@ unsafe fn dispatch(isa: Isa, place: Place, operands: Operands<'_>) {
     // SAFETY: the caller's, and an `Isa` of a level exists only where the running machine has it.
     unsafe {
         match (isa.level(), operands.products) {
+            #[cfg(target_arch = "x86_64")]
+            (Level::Avx512, Products::Bf16Tiles) => {
+                assert!(
+                    isa.has_amx() && rows,
+                    "tiles are of rows, and refused where there is no AMX"
+                );
+                let ((rows, columns), (out, stride, accumulate)) = (wanted, place);
+                let Operands { depth, a, b, b_stride, .. } = operands;
+                let (a, b) = (a.as_ptr(), b.as_ptr());
+                amx::tiles::tile(
+                    out, stride, accumulate, rows, columns, depth, a, STRIDE, b, b_stride,
+                );
+            }
             (_, Products::Bf16Tiles) => {
                 assert!(rows, "tiles are of rows");
-                let (out, stride, accumulate) = place;
-                let (a, b) = (operands.a.as_ptr(), operands.b.as_ptr());
-                let (depth, b_stride) = (operands.depth, operands.b_stride);
-                amx::tile(out, stride, accumulate, depth, a, STRIDE, b, b_stride);
+                let ((out, stride, accumulate), Operands { depth, a, b, b_stride, .. }) =
+                    (place, operands);
+                amx::portable_tile(
+                    out,
+                    stride,
+                    accumulate,
+                    depth,
+                    a.as_ptr(),
+                    STRIDE,
+                    b.as_ptr(),
+                    b_stride,
+                );
             }
             #[cfg(target_arch = "x86_64")]
             (Level::Avx512, Products::F32) if rows => avx512::<STRIDE, 1>(place, operands),

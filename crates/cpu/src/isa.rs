@@ -66,12 +66,18 @@ impl Isa {
         false
     }
 
+    /// Whether the machine multiplies tiles of bf16 (AMX), this process may, and this is AVX-512.
+    pub fn has_amx(self) -> bool {
+        self.0 == Level::Avx512 && crate::amx::available()
+    }
+
     /// Whether this machine makes products so.
     pub fn has(self, products: Products) -> bool {
         match products {
             Products::F32 => true,
             Products::Bf16Pairs => self.has_bf16(),
-            Products::Bf16Tiles => self == Isa::PORTABLE,
+            // Or in portable loops, for tests.
+            Products::Bf16Tiles => self.has_amx() || self == Isa::PORTABLE,
         }
     }
 
@@ -79,10 +85,10 @@ impl Isa {
     /// two units that multiply f32, so that what is packed in pairs gains nothing there; AMD's (Zen 4
     /// and 5) with both.
     pub fn fastest_bf16(self) -> Products {
-        if self.has_bf16() && vendor() == *b"AuthenticAMD" {
-            Products::Bf16Pairs
-        } else {
-            Products::F32
+        match self {
+            _ if self.has_amx() => Products::Bf16Tiles,
+            _ if self.has_bf16() && vendor() == *b"AuthenticAMD" => Products::Bf16Pairs,
+            _ => Products::F32,
         }
     }
 

@@ -180,6 +180,7 @@ fn forward_by_tiles<Y: Element, X: Element>(
     let task = FORWARD_TILES * rows;
     transposed.par_chunks_mut(task * samples).enumerate().for_each(|(index, sums)| {
         with_scratch(threads, |buffer| {
+            let _prepared = arithmetic.prepare();
             let a: &mut [u32] = cast_slice_mut(buffer);
             let count = sums.len() / samples;
             for depth in arithmetic.depth_blocks(patch) {
@@ -235,6 +236,7 @@ pub fn backward_data<T: Element>(
     let task = DEPTH / rows * rows;
     transposed.par_chunks_mut(task * samples).enumerate().for_each(|(index, sums)| {
         with_scratch(threads, |buffer| {
+            let _prepared = arithmetic.prepare();
             let a: &mut [u32] = cast_slice_mut(buffer);
             let count = sums.len() / samples;
             for first in (0..k).step_by(DATA_DEPTH) {
@@ -279,6 +281,7 @@ fn data_by_samples<T: Element>(
     let (sums, threads) = (&mut scratch.shared[..n * patch], &scratch.threads);
     sums.par_chunks_mut(n * TASK).enumerate().for_each(|(index, sums)| {
         with_scratch(threads, |buffer| {
+            let _prepared = arithmetic.prepare();
             let (a, b) = buffer.split_at_mut(rows * STRIDE);
             let (a, b): (&mut [u32], &mut [u32]) = (cast_slice_mut(a), cast_slice_mut(b));
             let count = sums.len() / n;
@@ -371,6 +374,7 @@ pub fn backward_filter<T: Element>(
         let (packed, threads) = (&*packed, &scratch.threads);
         dw.par_chunks_mut(task * patch).enumerate().for_each(|(index, dw)| {
             with_scratch(threads, |buffer| {
+                let _prepared = arithmetic.prepare();
                 let a: &mut [u32] = cast_slice_mut(buffer);
                 let count = dw.len() / patch;
                 let layout = pack_transposed(isa, a, products, &dy[index * task..], k, n, count);

@@ -185,6 +185,7 @@ fn multiply_patches<X: Element>(
     let Sizes { k, filters, patch, .. } = *sizes;
     let panel = products.words(patch) * columns;
     let count = y.len() / k;
+    let _prepared = arithmetic.prepare();
     for (group, packed) in packed.chunks_exact(filters.div_ceil(columns) * panel).enumerate() {
         for depth in arithmetic.depth_blocks(patch) {
             for start in (0..count).step_by(rows) {
@@ -346,6 +347,7 @@ fn scatter_data<T: Element>(
             let (sums, patches) = buffer.split_at_mut(image_values);
             let a: &mut [u32] = cast_slice_mut(a);
             T::sums(dx, sums).fill(0.0);
+            let _prepared = arithmetic.prepare();
             let (first, end) = (image * image_pixels, (image + 1) * image_pixels);
             for start in (first..end).step_by(TILES * rows) {
                 let pixels = start..(start + TILES * rows).min(end);
@@ -468,6 +470,7 @@ pub fn backward_filter<T: Element>(
         let (first, end) = (part * blocks / count, (part + 1) * blocks / count);
         with_scratch(threads, |buffer| {
             partial.fill(0.0);
+            let _prepared = arithmetic.prepare();
             let (unpooled, buffer) = buffer.split_at_mut(block_pixels * k);
             for index in first..end {
                 let start = index * block_pixels;

@@ -15,7 +15,7 @@ mod winograd;
 use std::ops::Range;
 use std::sync::Mutex;
 
-use crate::gemm::{self, DEPTH, Products};
+use crate::gemm::{self, DEPTH, Prepared, Products};
 use crate::isa::Isa;
 use crate::memory::Storage;
 use crate::pointwise::{bias_relu, narrow, relu};
@@ -38,6 +38,11 @@ impl Arithmetic {
     /// Rows and columns of a tile.
     fn block(self) -> (usize, usize) {
         gemm::block(self.isa, self.products)
+    }
+
+    /// For a task of many tiles.
+    fn prepare(self) -> Prepared {
+        Prepared::new(self.isa, self.products)
     }
 
     /// Values of a block of the depth that fits a packed row, and of such a block's columns.
