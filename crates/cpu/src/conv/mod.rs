@@ -35,6 +35,16 @@ pub struct Arithmetic {
 }
 
 impl Arithmetic {
+    /// For filter gradients: by Winograd's method, in f32, if pairs are the alternative. It takes fewer
+    /// products than pairs save time.
+    fn of_filters(self, sizes: &Sizes) -> Self {
+        let widened = Arithmetic { products: Products::F32, ..self };
+        match (self.products, method(sizes, widened)) {
+            (Products::Bf16Pairs, Method::Winograd) => widened,
+            _ => self,
+        }
+    }
+
     /// Rows and columns of a tile.
     fn block(self) -> (usize, usize) {
         gemm::block(self.isa, self.products)
@@ -87,7 +97,7 @@ impl ScratchSize {
     pub fn of(arithmetic: Arithmetic, convolutions: &[ConvDims]) -> Self {
         let needs = convolutions.iter().map(|dims| {
             let sizes = &Sizes::new(dims);
-            match method(sizes, arithmetic) {
+            let of = |arithmetic: Arithmetic| match method(sizes, arithmetic) {
                 Method::Dense => dense::scratch_size(sizes, arithmetic),
                 Method::Direct => direct::scratch_size(sizes, arithmetic),
                 Method::Winograd => {
@@ -96,7 +106,8 @@ impl ScratchSize {
                     winograd::scratch_size(sizes, arithmetic)
                         .or(direct::scratch_size(fewer, arithmetic))
                 }
-            }
+            };
+            of(arithmetic).or(of(arithmetic.of_filters(sizes)))
         });
         needs.fold(ScratchSize::default(), ScratchSize::or)
     }
@@ -213,6 +224,7 @@ pub fn backward_filter(
     scratch: &mut Scratch,
 ) {
     let sizes = &Sizes::new(dims);
+    let arithmetic = arithmetic.of_filters(sizes);
     by_element!(; dy, x => {
         let run = match method(sizes, arithmetic) {
             Method::Dense => dense::backward_filter,
