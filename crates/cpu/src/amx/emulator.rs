@@ -339,22 +339,20 @@ pub fn halves(word: u32) -> [f32; 2] {
     [f32::from_bits(word << 16), f32::from_bits(word & 0xffff_0000)]
 }
 
+/// 2^-126 - 2^-151: from here on, 24 bits are rounded up to 2^-126.
+const BELOW: f64 = f32::MIN_POSITIVE as f64 * (1.0 - 1.0 / (1 << 25) as f64);
+
 /// `a * b + c`, rounded once, to the nearest and to even; subnormal numbers are zero before and after.
 #[inline(always)]
 pub fn multiply_add(a: f32, b: f32, c: f32) -> f32 {
     let (a, b, c) = (flush(a), flush(b), flush(c));
     let sum = a.mul_add(b, c);
-    // A result is subnormal if it would lie below 2^-126 when rounded as if there were smaller
-    // exponents. Of those that here became 2^-126, where the distance of numbers is 2^-149, it is one
-    // from whose place the nearest of a distance of 2^-150 is below.
-    if sum.abs() == f32::MIN_POSITIVE {
-        let below = f64::from(f32::MIN_POSITIVE) - 2_f64.powi(-151);
-        let exact = f64::from(a) * f64::from(b) + f64::from(c);
-        if exact.abs() < below {
-            return 0.0_f32.copysign(sum);
-        }
-    }
-    flush(sum)
+    // What flushes is what would be below 2^-126 if rounded to 24 bits, as if there were smaller
+    // exponents. The f32 above has one bit less there, and may have been rounded up to 2^-126.
+    let exact = f64::from(a) * f64::from(b) + f64::from(c);
+    // Without a branch, which would keep the compiler from vectors.
+    let subnormal = (sum.abs() == f32::MIN_POSITIVE) & (exact.abs() < BELOW);
+    flush(if subnormal { 0.0_f32.copysign(sum) } else { sum })
 }
 
 /// `a + b`, as above. A sum of two f32 that is close to zero needs no rounding.

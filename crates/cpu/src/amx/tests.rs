@@ -427,6 +427,11 @@ fn products_in_registers_are_counted() {
     prepare();
     assert_eq!(products(0), 0.0);
     assert_eq!(products(3), 3.0 * 6.0 * 16_384.0);
+    let isa = crate::isa::Isa::detect();
+    if isa.has_amx() {
+        assert_eq!(crate::peak::tile_multiply_adds(isa, 3), products(3));
+    }
+    assert!(!crate::isa::Isa::at_most_avx2().has_amx());
 }
 
 /// What Sapphire Rapids says of itself, and less of each.
