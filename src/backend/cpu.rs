@@ -167,8 +167,8 @@ impl CpuBackend {
     pub fn instructions(&self) -> &'static str {
         match self.products {
             Products::Bf16Pairs => "AVX512-BF16",
-            Products::Bf16Tiles if self.isa.has_amx() => "AMX",
-            _ => self.isa.name(),
+            Products::Bf16Tiles => "AMX",
+            Products::F32 => self.isa.name(),
         }
     }
 

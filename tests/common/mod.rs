@@ -3,6 +3,9 @@
 //! [`place`] is a folder with images, [`program`] runs the command line there, [`page`] reads its pages.
 #![allow(dead_code, unused_macros)] // each test binary uses a part of it
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+#[path = "../../crates/cpu/src/amx/emulator.rs"]
+mod emulator;
 pub mod page;
 pub mod place;
 #[cfg(feature = "cli")]
@@ -25,17 +28,17 @@ macro_rules! on_every_backend {
         in_f32!($($test),*);
         on_backend!(
             #[cfg_attr(not(has_avx512_bf16), ignore = "needs a CPU with AVX512-BF16")]
-            cpu_bf16_pairs, crate::common::bf16_by(CpuBackend::new, Products::Bf16Pairs),
+            cpu_bf16_pairs, CpuBackend::new(Some(2)).and_then(|cpu| cpu.bf16_by(Products::Bf16Pairs)),
             $($test),*
         );
         on_backend!(
             #[cfg_attr(not(has_avx2), ignore = "needs a CPU with AVX2")]
-            cpu_bf16_widened, crate::common::bf16_by(CpuBackend::new, Products::F32),
+            cpu_bf16, CpuBackend::new(Some(2)).and_then(|cpu| cpu.bf16_by(Products::F32)),
             $($test),*
         );
         on_backend!(
-            #[cfg(all())] // on every machine: in plain loops
-            cpu_bf16_tiles, crate::common::bf16_by(CpuBackend::portable, Products::Bf16Tiles),
+            #[cfg_attr(not(has_avx512), ignore = "needs a CPU with AVX-512")]
+            cpu_bf16_tiles, crate::common::bf16_by_tiles(),
             $($test),*
         );
         on_gpu!(cuda_tf32, Tf32, Fast, $($test),*);
@@ -97,12 +100,15 @@ macro_rules! on_gpu {
     };
 }
 
-/// A CPU backend that stores bf16 and makes products in this way.
-pub fn bf16_by(
-    backend: fn(Option<usize>) -> zfnet::Result<CpuBackend>,
-    products: Products,
-) -> zfnet::Result<CpuBackend> {
-    backend(Some(2))?.bf16_by(products)
+/// A CPU backend that multiplies bf16 by AMX. Where there is none, its instructions are emulated.
+pub fn bf16_by_tiles() -> zfnet::Result<CpuBackend> {
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    if !zfnet_cpu::amx::available() {
+        emulator::install();
+        // SAFETY: the emulator carries the instructions out, in every thread.
+        unsafe { zfnet_cpu::amx::assume() };
+    }
+    CpuBackend::new(Some(2))?.bf16_by(Products::Bf16Tiles)
 }
 
 /// The first GPU. Fully connected layers go through cuBLASLt if it is installed, but with

@@ -48,41 +48,6 @@ pub unsafe fn assume() {
     ASSUMED.store(true, Ordering::Relaxed);
 }
 
-/// What [`tiles::tile`] computes, in plain loops, for tests where there is no AMX: in the same order, but
-/// subnormal numbers are kept.
-///
-/// # Safety
-/// As for [`tiles::tile`], without the instructions.
-pub(crate) unsafe fn portable_tile(
-    out: *mut f32,
-    out_stride: usize,
-    accumulate: bool,
-    depth: usize,
-    a: *const u32,
-    a_stride: usize,
-    b: *const u32,
-    b_stride: usize,
-) {
-    let halves = |word: u32| [word << 16, word & 0xffff_0000].map(f32::from_bits);
-    for (i, j) in (0..BLOCK).flat_map(|i| (0..BLOCK).map(move |j| (i, j))) {
-        // SAFETY: the caller's.
-        unsafe {
-            let out = out.add(i * out_stride + j);
-            let mut sum = if accumulate { *out } else { 0.0 };
-            for from in (0..depth).step_by(STEPS) {
-                let mut sums = [0.0; 2];
-                for k in from..from + STEPS {
-                    let a = halves(*a.add(i * a_stride + k));
-                    let b = halves(*b.add(k * b_stride + j));
-                    sums = [a[0] * b[0] + sums[0], a[1] * b[1] + sums[1]];
-                }
-                sum += sums[0] + sums[1];
-            }
-            *out = sum;
-        }
-    }
-}
-
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 fn detect() -> bool {
     use std::arch::x86_64::{__cpuid_count, _xgetbv, CpuidResult};

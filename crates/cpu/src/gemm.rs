@@ -204,7 +204,7 @@ unsafe fn dispatch(isa: Isa, place: Place, wanted: (usize, usize), operands: Ope
     unsafe {
         match (isa.level(), operands.products) {
             #[cfg(target_arch = "x86_64")]
-            (Level::Avx512, Products::Bf16Tiles) => {
+            (_, Products::Bf16Tiles) => {
                 assert!(
                     isa.has_amx() && rows,
                     "tiles are of rows, and refused where there is no AMX"
@@ -214,21 +214,6 @@ unsafe fn dispatch(isa: Isa, place: Place, wanted: (usize, usize), operands: Ope
                 let (a, b) = (a.as_ptr(), b.as_ptr());
                 amx::tiles::tile(
                     out, stride, accumulate, rows, columns, depth, a, STRIDE, b, b_stride,
-                );
-            }
-            (_, Products::Bf16Tiles) => {
-                assert!(rows, "tiles are of rows");
-                let ((out, stride, accumulate), Operands { depth, a, b, b_stride, .. }) =
-                    (place, operands);
-                amx::portable_tile(
-                    out,
-                    stride,
-                    accumulate,
-                    depth,
-                    a.as_ptr(),
-                    STRIDE,
-                    b.as_ptr(),
-                    b_stride,
                 );
             }
             #[cfg(target_arch = "x86_64")]

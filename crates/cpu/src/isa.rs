@@ -76,8 +76,7 @@ impl Isa {
         match products {
             Products::F32 => true,
             Products::Bf16Pairs => self.has_bf16(),
-            // Or in portable loops, for tests.
-            Products::Bf16Tiles => self.has_amx() || self == Isa::PORTABLE,
+            Products::Bf16Tiles => self.has_amx(),
         }
     }
 

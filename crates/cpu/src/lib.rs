@@ -5,7 +5,7 @@
 //! unit): cut up, vectors are passed through memory between functions that were not inlined. So no
 //! function that others call is generic: all of their code is made here.
 
-mod amx;
+pub mod amx;
 pub mod conv;
 mod gemm;
 pub mod isa;

@@ -12,6 +12,8 @@ use zfnet_core::shape::Shape;
 
 /// Values of one task.
 const CHUNK: usize = 1 << 14;
+/// Pixels or values that are worked on in f32 before they are rounded together.
+const BLOCK: usize = 64;
 
 /// Cuts, mirrors and normalises: see `Backend::input`.
 pub fn input(
@@ -220,16 +222,21 @@ vectorized! {
     ) {
         let [r, g, b] = dims.order;
         let order = [r as usize, g as usize, b as usize];
+        let mut buffer = [0.0; BLOCK * 3];
         for (i, x) in x.chunks_exact_mut(w * 3).enumerate() {
             let start = (crop.y as usize + i) * dims.columns as usize + crop.x as usize;
-            for (j, x) in x.chunks_exact_mut(3).enumerate() {
-                let at = start + if crop.mirror == 0 { j } else { w - 1 - j };
-                let pixel = &image[at * 3..][..3];
-                let mean = if mean.len() == 3 { mean } else { &mean[at * 3..][..3] };
-                for k in 0..3 {
-                    let value = f32::from(pixel[order[k]]) * dims.scale;
-                    x[k] = T::from_f32((value - mean[k]) * inverse_std[k]);
+            for (block, x) in x.chunks_mut(BLOCK * 3).enumerate() {
+                let values = &mut buffer[..x.len()];
+                for (j, value) in (block * BLOCK..).zip(values.chunks_exact_mut(3)) {
+                    let at = start + if crop.mirror == 0 { j } else { w - 1 - j };
+                    let pixel = &image[at * 3..][..3];
+                    let mean = if mean.len() == 3 { mean } else { &mean[at * 3..][..3] };
+                    for k in 0..3 {
+                        let scaled = f32::from(pixel[order[k]]) * dims.scale;
+                        value[k] = (scaled - mean[k]) * inverse_std[k];
+                    }
                 }
+                round_into(x, values);
             }
         }
     }
@@ -258,17 +265,13 @@ vectorized! {
 
     /// Rounds values to what is stored.
     pub(crate) fn narrow<T>(to: &mut [T], from: &[f32]) {
-        for (to, from) in to.iter_mut().zip(from) {
-            *to = T::from_f32(*from);
-        }
+        round_into(to, from);
     }
 
     /// The same of pixels of `c` channels, `step` apart.
     pub(crate) fn spread<T>(to: &mut [T], step: usize, from: &[f32], c: usize) {
         for (to, from) in to.chunks_mut(step).zip(from.chunks_exact(c)) {
-            for (to, from) in to[..c].iter_mut().zip(from) {
-                *to = T::from_f32(*from);
-            }
+            round_into(&mut to[..c], from);
         }
     }
 
@@ -296,12 +299,18 @@ vectorized! {
     /// Dropout of one sample's vector.
     fn dropout_vector<T>(y: &mut [T], x: &[T], dropout: &Dropout, state: &StepState) {
         let (threshold, scale) = (keep_threshold(dropout.rate), 1.0 / (1.0 - dropout.rate));
-        for (group, (y, x)) in (0u32..).zip(y.chunks_mut(4).zip(x.chunks(4))) {
-            let StepState { seed, step, first_sample, .. } = *state;
-            let numbers = dropout_numbers(seed, dropout.layer, step, first_sample, group);
-            for ((y, x), number) in y.iter_mut().zip(x).zip(numbers) {
-                let kept = u64::from(number) < threshold;
-                *y = T::from_f32(if kept { x.to_f32() * scale } else { 0.0 });
+        for (block, (y, x)) in y.chunks_mut(BLOCK).zip(x.chunks(BLOCK)).enumerate() {
+            let mut factors = [0.0; BLOCK];
+            let groups = factors[..y.len().next_multiple_of(4)].chunks_exact_mut(4);
+            for (group, factors) in ((block * BLOCK / 4) as u32..).zip(groups) {
+                let StepState { seed, step, first_sample, .. } = *state;
+                let numbers = dropout_numbers(seed, dropout.layer, step, first_sample, group);
+                for (factor, number) in factors.iter_mut().zip(numbers) {
+                    *factor = if u64::from(number) < threshold { scale } else { 0.0 };
+                }
+            }
+            for ((y, x), factor) in y.iter_mut().zip(x).zip(factors) {
+                *y = T::from_f32(if factor > 0.0 { x.to_f32() * factor } else { 0.0 });
             }
         }
     }
@@ -331,5 +340,13 @@ vectorized! {
                 *sum += value.to_f32();
             }
         }
+    }
+}
+
+/// `to` = `from`, rounded to what is stored.
+#[inline(always)]
+fn round_into<T: Element>(to: &mut [T], from: &[f32]) {
+    for (to, from) in to.iter_mut().zip(from) {
+        *to = T::from_f32(*from);
     }
 }

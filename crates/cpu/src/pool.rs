@@ -162,6 +162,7 @@ impl Cover {
 
 /// `dx`, a pixel, of the windows that cover it. Sums stay in registers and are rounded once.
 #[inline(always)]
+#[allow(clippy::needless_range_loop)] // lanes of several arrays
 fn sum_covers<T: Element>(dx: &mut [T], dy: &[T], switches: &[u8], covers: &[Cover]) {
     let whole = dx.len() / LANES * LANES;
     for at in (0..whole).step_by(LANES) {
@@ -171,11 +172,17 @@ fn sum_covers<T: Element>(dx: &mut [T], dy: &[T], switches: &[u8], covers: &[Cov
             let lanes = cover.at + at..cover.at + at + LANES;
             let dy: &[T; LANES] = dy[lanes.clone()].try_into().expect("lanes");
             let switches: &[u8; LANES] = switches[lanes].try_into().expect("lanes");
+            let mut values = [0.0; LANES];
             for lane in 0..LANES {
-                sum[lane] += cover.take(dy[lane], switches[lane]);
+                values[lane] = dy[lane].to_f32();
+            }
+            for lane in 0..LANES {
+                sum[lane] += cover.take(values[lane], switches[lane]);
             }
         }
-        *dx = sum.map(T::from_f32);
+        for lane in 0..LANES {
+            dx[lane] = T::from_f32(sum[lane]);
+        }
     }
     for at in whole..dx.len() {
         let taken =
