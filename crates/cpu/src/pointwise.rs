@@ -226,7 +226,7 @@ vectorized! {
         for (i, x) in x.chunks_exact_mut(w * 3).enumerate() {
             let start = (crop.y as usize + i) * dims.columns as usize + crop.x as usize;
             for (block, x) in x.chunks_mut(BLOCK * 3).enumerate() {
-                let values = &mut buffer[..x.len()];
+                let values = T::sums(x, &mut buffer);
                 for (j, value) in (block * BLOCK..).zip(values.chunks_exact_mut(3)) {
                     let at = start + if crop.mirror == 0 { j } else { w - 1 - j };
                     let pixel = &image[at * 3..][..3];
@@ -236,7 +236,9 @@ vectorized! {
                         value[k] = (scaled - mean[k]) * inverse_std[k];
                     }
                 }
-                round_into(x, values);
+                if T::bits(x).is_some() {
+                    round_into(x, &buffer);
+                }
             }
         }
     }
