@@ -21,12 +21,15 @@ on_every_backend!(
     normalisation_is_skipped,
     projector_refuses_what_did_not_fire,
     peaks_and_the_strongest,
-    projections_stay_inside_the_receptive_field,
     gradients_reach_all_that_a_unit_sees,
     windows_equal_whole_maps_on_integers,
     windows_are_all_that_descends,
     enlarging_by_hand,
 );
+mod full_size {
+    use super::*;
+    on_fast_backends!(projections_stay_inside_the_receptive_field);
+}
 // The forward passes, and so the switches, agree with the twin's, and with those of another batch, in f32.
 mod in_f32 {
     use super::*;

@@ -20,10 +20,22 @@ use zfnet::model::{Architecture, ConvSpec, FcSpec, LayerSpec, Network, Params, P
 use zfnet::shape::{ConvDims, PoolDims, Rounding, Shape, windows};
 
 /// Makes a `#[test]` of each named function, `fn name<B: Backend>(backend: &B)`, on each backend.
-/// A backend is one line here or in [`in_f32`]. Tests on one that a machine may lack are ignored:
-/// those on a GPU always (`--include-ignored` runs them), those for a kind of CPU where `build.rs`
-/// has not found it.
+/// A backend is one line here, in [`on_fast_backends`] or in [`in_f32`]. Tests on one that a machine may
+/// lack are ignored: those on a GPU always (`--include-ignored` runs them), those for a kind of CPU where
+/// `build.rs` has not found it.
 macro_rules! on_every_backend {
+    ($($test:ident),* $(,)?) => {
+        on_fast_backends!($($test),*);
+        on_backend!(
+            #[cfg_attr(not(has_avx512), ignore = "needs a CPU with AVX-512")]
+            cpu_bf16_tiles, crate::common::bf16_by_tiles(),
+            $($test),*
+        );
+    };
+}
+
+/// As [`on_every_backend`], without AMX, which may be emulated: for networks of full size.
+macro_rules! on_fast_backends {
     ($($test:ident),* $(,)?) => {
         in_f32!($($test),*);
         on_backend!(
@@ -32,13 +44,8 @@ macro_rules! on_every_backend {
             $($test),*
         );
         on_backend!(
-            #[cfg_attr(not(has_avx2), ignore = "needs a CPU with AVX2")]
+            #[cfg(all())] // on every machine
             cpu_bf16, CpuBackend::new(Some(2)).and_then(|cpu| cpu.bf16_by(Products::F32)),
-            $($test),*
-        );
-        on_backend!(
-            #[cfg_attr(not(has_avx512), ignore = "needs a CPU with AVX-512")]
-            cpu_bf16_tiles, crate::common::bf16_by_tiles(),
             $($test),*
         );
         on_gpu!(cuda_tf32, Tf32, Fast, $($test),*);

@@ -2,10 +2,9 @@
 //! inputs that one output pixel sees, so
 //!
 //! - forward: `y [NPQ, K] = patches [NPQ, RSC] * w^T`;
-//! - backward data: forward again, for each parity of row and column of `dx` (its pixels of one parity
-//!   see the same taps of the filters): `dx [NHW, C] = patches of dy [NHW, RSK] * w`; of few channels,
-//!   or where little of the input is seen (windows), the other way round: `patches' = dy [NPQ, K] *
-//!   w [K, RSC]`, each row then *added* to where its inputs lie;
+//! - backward data: `patches' = dy [NPQ, K] * w [K, RSC]`, each row then *added* to where its inputs lie;
+//!   or, by the matrix unit, forward again for each parity of row and column of `dx` (its pixels of one
+//!   parity see the same taps of the filters): `dx [NHW, C] = patches of dy [NHW, RSK] * w`;
 //! - backward filter: `dw [K, RSC] = dy^T [K, NPQ] * patches`.
 //!
 //! The patch matrix never exists: as many rows as a tile has are packed straight from the image, for
@@ -224,15 +223,18 @@ fn chunks(sizes: &Sizes) -> impl Iterator<Item = Range<usize>> + use<> {
     (0..patch).step_by(step).map(move |start| start..(start + step).min(patch))
 }
 
-/// Whether data gradients are made pixel by pixel of `dx`, not pixel by pixel of `dy`.
+/// Whether data gradients are made pixel by pixel of `dx`, not pixel by pixel of `dy`: where products take
+/// so little time that adding patches takes as much again. Otherwise the taps that lie outside the output
+/// make it slower.
 fn gathers(sizes: &Sizes, arithmetic: Arithmetic) -> bool {
     let Sizes { h, w, p, q, channels, filters, stride, .. } = *sizes;
     let (_, columns) = arithmetic.block();
     // Products of either way, each over the taps of all filters; what fills no tile is lost.
     let gathered =
         h.div_ceil(stride[0]) * w.div_ceil(stride[1]) * channels.next_multiple_of(columns);
-    let words_are_whole = arithmetic.products == Products::F32 || filters % 2 == 0;
-    words_are_whole && 4 * gathered <= 5 * p * q * channels
+    arithmetic.products == Products::Bf16Tiles
+        && filters.is_multiple_of(2)
+        && 4 * gathered <= 5 * p * q * channels
 }
 
 /// Rows of `dx` of a task, for each parity.
