@@ -9,8 +9,8 @@ use crate::common::{
 use zfnet::backend::cpu::{CpuBackend, Products};
 use zfnet::backend::philox::philox4x32;
 use zfnet::backend::{
-    Backend, Crop, Dropout, InputDims, Lrn, NOT_POSITIVE, Param, Peak, ReluRule, SeedUnit,
-    SgdConstants, StepState, Update,
+    Backend, Crop, Dropout, InputDims, Lrn, NOT_POSITIVE, Param, Peak, Precision, ReluRule,
+    SeedUnit, SgdConstants, StepState, Update,
 };
 use zfnet::shape::{ConvDims, PoolDims, Rounding, Shape, Windows};
 
@@ -18,6 +18,7 @@ on_every_backend!(
     convolutions_are_exact_on_integers,
     convolutions_of_reals_are_close,
     updates_reach_what_convolutions_read,
+    products_of_what_is_not_finite,
     relu_in_the_epilogue_passes_nan_on,
     pooled_at_once_is_pooled_after,
     pooling_and_its_switches,
@@ -435,6 +436,48 @@ fn relu_in_the_epilogue_passes_nan_on<B: Backend>(backend: &B) {
         let y = values(backend, &y);
         assert!(y[..3].iter().all(|y| y.is_nan()), "NaN must stay: {y:?}");
         assert!(y[3..].iter().all(|y| *y == 0.0), "what does not see it is rectified: {y:?}");
+    }
+}
+
+/// Infinities and NaN are what they are in f64, in every direction that products have; what is subnormal
+/// may count as zero where pairs of bf16 are multiplied.
+fn products_of_what_is_not_finite<B: Backend>(backend: &B) {
+    const INFINITE: f32 = f32::INFINITY;
+    const NAN: f32 = f32::NAN;
+    let subnormal = 2f32.powi(-130);
+    let pixels = [[INFINITE, 1.0], [INFINITE, INFINITE], [NAN, 1.0], [-1.0, -INFINITE], [0.0, 1.0]];
+    let filters = [[1.0, -1.0], [0.0, 2.0], [INFINITE, 1.0]];
+    let product = |a: [f32; 2], b: [f32; 2]| f64::from(a[0] * b[0] + a[1] * b[1]);
+    for spatial in [true, false] {
+        // Pixels of a map, or samples of a fully connected layer.
+        let (n, h) = if spatial { (1, pixels.len()) } else { (pixels.len(), 1) };
+        let conv = Conv { n, input: [h, 1, 2], filters: [filters.len(), 1, 1], ..Conv::SIMPLE };
+        let dims = &conv.dims().unwrap();
+        let weight = weights(backend, dims.filter(), filters.as_flattened());
+        let mut scratch = backend.scratch(&[*dims]).unwrap();
+        let mut forward = |x: &[f32]| {
+            let (x, mut y) = (tensor(backend, dims.input(), x), unwritten(backend, dims.output()));
+            backend.conv_forward(&mut y, &x, &weight, None, false, dims, &mut scratch).unwrap();
+            values(backend, &y)
+        };
+        let found = forward(pixels.as_flattened());
+        let expected = pixels.map(|pixel| filters.map(|filter| product(pixel, filter)));
+        assert_exact(&found, expected.as_flattened(), &format!("spatial {spatial}: forward"));
+        let small = &forward(&[subnormal; 10])[1];
+        let exact = 2.0 * subnormal;
+        let flushes = backend.precision() != Precision::F32 && *small == 0.0;
+        assert!(*small == exact || flushes, "{small} for {exact}");
+        // The same products on the way back.
+        let conv = Conv { n, input: [h, 1, 3], filters: [2, 1, 1], ..Conv::SIMPLE };
+        let dims = &conv.dims().unwrap();
+        let turned = [0, 1].map(|c| filters.map(|filter| filter[c]));
+        let weight = weights(backend, dims.filter(), turned.as_flattened());
+        let mut scratch = backend.scratch(&[*dims]).unwrap();
+        let dy = tensor(backend, dims.output(), pixels.as_flattened());
+        let mut dx = unwritten(backend, dims.input());
+        backend.conv_backward_data(&mut dx, &dy, &weight, dims, &mut scratch).unwrap();
+        let found = values(backend, &dx);
+        assert_exact(&found, expected.as_flattened(), &format!("spatial {spatial}: data"));
     }
 }
 
