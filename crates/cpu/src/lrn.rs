@@ -287,27 +287,37 @@ fn times(mut a: Lanes, b: Lanes) -> Lanes {
 /// Up to [`LANES`] values, then zeros.
 #[inline(always)]
 fn load<T: Element>(values: &[T]) -> Lanes {
-    let stored = <[T; LANES]>::try_from(values).unwrap_or_else(|_| {
-        let mut lanes = [T::zeroed(); LANES];
-        lanes[..values.len()].copy_from_slice(values);
-        lanes
-    });
-    stored.map(T::to_f32)
+    let mut lanes = [0.0; LANES];
+    if let Ok(values) = <&[T; LANES]>::try_from(values) {
+        for (lane, value) in lanes.iter_mut().zip(values) {
+            *lane = value.to_f32();
+        }
+    } else {
+        for (lane, value) in lanes.iter_mut().zip(values) {
+            *lane = value.to_f32();
+        }
+    }
+    lanes
 }
 
 /// As many of the lanes as there is room for.
 #[inline(always)]
 fn store<T: Element>(values: &mut [T], lanes: Lanes) {
-    let lanes = lanes.map(T::from_f32);
     if let Ok(values) = <&mut [T; LANES]>::try_from(&mut *values) {
-        *values = lanes;
+        for (value, lane) in values.iter_mut().zip(lanes) {
+            *value = T::from_f32(lane);
+        }
     } else {
-        values.copy_from_slice(&lanes[..values.len()]);
+        for (value, lane) in values.iter_mut().zip(lanes) {
+            *value = T::from_f32(lane);
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use half::bf16;
+
     use super::*;
 
     #[test]
@@ -327,6 +337,32 @@ mod tests {
                     let zero = i.abs_diff(20) <= 2 || i == 30;
                     assert_eq!(*y == 0.0, zero, "{isa:?}, {beta}: {y} at {i}");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn bf16_is_rounded_once() {
+        for isa in [Isa::detect(), Isa::at_most_avx2(), Isa::PORTABLE] {
+            for c in [5, 40, 600] {
+                let lrn = &Lrn { size: 5, k: 2.0, alpha: 0.1, beta: 0.75 };
+                let stored = |i: usize| <bf16 as Element>::from_f32((i * 37 % 101) as f32 - 50.0);
+                let x: Vec<bf16> = (0..3 * c).map(stored).collect();
+                let dy: Vec<bf16> = (7..3 * c + 7).map(stored).collect();
+                let wide = |values: &[bf16]| -> Vec<f32> {
+                    values.iter().map(|value| value.to_f32()).collect()
+                };
+                let rounded = |values: Vec<f32>| -> Vec<bf16> {
+                    values.into_iter().map(<bf16 as Element>::from_f32).collect()
+                };
+                let (mut y, mut dx) = (vec![bf16::ZERO; 3 * c], vec![bf16::ZERO; 3 * c]);
+                let (mut y_f32, mut dx_f32) = (vec![0.0; 3 * c], vec![0.0; 3 * c]);
+                forward_tasks(isa, &mut y, &x, c, lrn);
+                forward_tasks(isa, &mut y_f32, &wide(&x), c, lrn);
+                assert_eq!(y, rounded(y_f32), "{isa:?}, {c} channels");
+                backward_tasks(isa, &mut dx, &dy, &x, None, 3 * c, c, lrn);
+                backward_tasks(isa, &mut dx_f32, &wide(&dy), &wide(&x), None, 3 * c, c, lrn);
+                assert_eq!(dx, rounded(dx_f32), "{isa:?}, {c} channels");
             }
         }
     }

@@ -71,10 +71,10 @@ pub fn relu_backward(
     len: usize,
     rule: ReluRule,
 ) {
-    by_element!(dy; y => relu_down(isa, dy, y, images, len, rule));
+    by_element!(dy; y => relu_samples(isa, dy, y, images, len, rule));
 }
 
-fn relu_down<T: Element>(
+fn relu_samples<T: Element>(
     isa: Isa,
     dy: &mut [T],
     y: &[T],
@@ -350,5 +350,114 @@ vectorized! {
 fn round_into<T: Element>(to: &mut [T], from: &[f32]) {
     for (to, from) in to.iter_mut().zip(from) {
         *to = T::from_f32(*from);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ISAS: [fn() -> Isa; 3] = [Isa::detect, Isa::at_most_avx2, || Isa::PORTABLE];
+    /// More than a chunk, and no whole vectors.
+    const LEN: usize = CHUNK + 19;
+
+    fn values(seed: usize) -> Vec<f32> {
+        let value = |i: usize| (i * 7919 % 1009) as f32 / 300.0 - 1.7;
+        (seed..seed + LEN).map(value).collect()
+    }
+
+    fn rounded(values: &[f32]) -> Vec<bf16> {
+        values.iter().map(|value| <bf16 as Element>::from_f32(*value)).collect()
+    }
+
+    #[test]
+    fn values_come_back_rounded() {
+        for isa in ISAS.map(|isa| isa()) {
+            let values = values(0);
+            let (mut stored, mut back) = (vec![bf16::ZERO; LEN], vec![0.0; LEN]);
+            store(isa, ValuesMut::Bf16(&mut stored), &values);
+            load(isa, &mut back, Values::Bf16(&stored));
+            assert_eq!(stored, rounded(&values), "{isa:?}");
+            assert_eq!(rounded(&back), stored, "{isa:?}");
+            let mut same = vec![0.0; LEN];
+            store(isa, ValuesMut::F32(&mut same), &values);
+            load(isa, &mut back, Values::F32(&same));
+            assert_eq!(back, values, "{isa:?}");
+        }
+    }
+
+    #[test]
+    fn copies_of_weights_follow_them() {
+        for isa in ISAS.map(|isa| isa()) {
+            let (mut w, mut v, g) = (values(0), values(5), values(11));
+            let (mut alone, mut v_alone) = (w.clone(), v.clone());
+            let mut copy = vec![bf16::ZERO; LEN];
+            let constants = &SgdConstants { momentum: 0.9, weight_decay: 0.01 };
+            sgd_step(isa, &mut w, Some(&mut copy), &mut v, &g, constants, 0.1);
+            sgd_step(isa, &mut alone, None, &mut v_alone, &g, constants, 0.1);
+            assert_eq!((&w, &v), (&alone, &v_alone), "{isa:?}");
+            assert_eq!(copy, rounded(&w), "{isa:?}");
+            // Every other filter is above the limit.
+            let len = LEN.div_ceil(10);
+            w.chunks_mut(len).step_by(2).for_each(|w| w.fill(3.0));
+            store(isa, ValuesMut::Bf16(&mut copy), &w);
+            limit_rms(isa, &mut w, Some(&mut copy), len, 2.5);
+            assert!(w[..len].iter().all(|w| (w - 2.5).abs() < 1e-5), "{isa:?}: {}", w[0]);
+            assert_eq!(w[len..2 * len], alone[len..2 * len], "{isa:?}");
+            assert_eq!(copy, rounded(&w), "{isa:?}");
+        }
+    }
+
+    #[test]
+    fn dropout_and_relu_of_bf16_are_those_of_f32_rounded() {
+        for isa in ISAS.map(|isa| isa()) {
+            let x = rounded(&values(0));
+            let mut wide = vec![0.0; LEN];
+            load(isa, &mut wide, Values::Bf16(&x));
+            let state = &StepState { seed: 3, step: 4, first_sample: 5, learning_rate: 0.0 };
+            let by_half = &Dropout { rate: 0.3, layer: 2 };
+            // A vector and, with as many values, maps.
+            for shape in [Shape::vector(LEN), Shape::new(1, LEN, 1, 1)] {
+                let (mut y, mut y_f32) = (vec![bf16::ZERO; LEN], vec![0.0; LEN]);
+                dropout_samples(isa, &mut y, &x, shape, by_half, state);
+                dropout_samples(isa, &mut y_f32, &wide, shape, by_half, state);
+                assert_eq!(y, rounded(&y_f32), "{isa:?}, {shape}");
+                let kept = y.iter().filter(|y| **y != bf16::ZERO).count();
+                assert!(kept.abs_diff(LEN * 7 / 10) < LEN / 50, "{isa:?}: {kept} of {LEN}");
+            }
+            let (mut y, mut y_f32) = (vec![bf16::ZERO; LEN], vec![0.0; LEN]);
+            relu_chunks(isa, &mut y, &x);
+            relu_chunks(isa, &mut y_f32, &wide);
+            assert_eq!(y, rounded(&y_f32), "{isa:?}");
+            for (forward_mask, relu_down) in [(true, false), (false, true), (true, true)] {
+                let rule = ReluRule { forward_mask, relu_down };
+                let (mut dy, mut dy_f32) = (rounded(&values(7)), vec![0.0; LEN]);
+                load(isa, &mut dy_f32, Values::Bf16(&dy));
+                relu_samples(isa, &mut dy, &y, None, LEN, rule);
+                relu_samples(isa, &mut dy_f32, &y_f32, None, LEN, rule);
+                assert_eq!(dy, rounded(&dy_f32), "{isa:?}, {rule:?}");
+            }
+        }
+    }
+
+    /// Below zero becomes zero; a NaN goes through a relu, and through its mask nothing of one.
+    #[test]
+    fn relu_passes_nan_on() {
+        fn passes<T: Element>(isa: Isa) {
+            let mut values = vec![T::from_f32(-1.0); 40];
+            (values[3], values[37]) = (T::from_f32(f32::NAN), T::from_f32(f32::NAN));
+            relu(isa, &mut values);
+            let mut dy = vec![T::from_f32(1.0); 40];
+            mask(isa, &mut dy, &values);
+            for (i, (value, dy)) in values.iter().zip(&dy).enumerate() {
+                assert_eq!(value.to_f32().is_nan(), i == 3 || i == 37, "{isa:?} at {i}");
+                assert!(value.to_f32().is_nan() || value.to_f32() == 0.0, "{isa:?} at {i}");
+                assert_eq!(dy.to_f32(), 0.0, "{isa:?} at {i}");
+            }
+        }
+        for isa in ISAS.map(|isa| isa()) {
+            passes::<f32>(isa);
+            passes::<bf16>(isa);
+        }
     }
 }

@@ -235,7 +235,12 @@ fn largest_of_nine<T: Element>(y: &mut [T], switches: &mut [u8], x: [&[T]; 9], f
     let whole = y.len() / LANES * LANES;
     for at in (0..whole).step_by(LANES) {
         let stored = x.map(|x| <[T; LANES]>::try_from(&x[at..at + LANES]).expect("lanes"));
-        let x = stored.map(|x| x.map(T::to_f32));
+        let mut x = [[0.0; LANES]; 9];
+        for (x, stored) in x.iter_mut().zip(&stored) {
+            for lane in 0..LANES {
+                x[lane] = stored[lane].to_f32();
+            }
+        }
         let y: &mut [T; LANES] = (&mut y[at..at + LANES]).try_into().expect("lanes");
         let switches: &mut [u8; LANES] = (&mut switches[at..at + LANES]).try_into().expect("lanes");
         let mut sum = [0.0; LANES];
@@ -296,5 +301,101 @@ fn take_larger<T: Element>(best: &mut [T], switch: &mut [u8], x: &[T], index: u8
         let take = (value > largest || value.is_nan()) && !largest.is_nan();
         *best = if take { x } else { *best };
         *switch = if take { index } else { *switch };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::*;
+
+    /// One image, with channels for a group of lanes and some more.
+    fn dims(size: u32, window: u32, stride: u32, pad: u32, any_sign: u32) -> PoolDims {
+        let outputs = (size + 2 * pad - window).div_ceil(stride) + 1;
+        let ([h, w], [p, q]) = ([size; 2], [outputs; 2]);
+        let (window, stride, pad) = ([window; 2], [stride; 2], [pad; 2]);
+        PoolDims { n: 1, h, w, c: 19, p, q, window, stride, pad, any_sign }
+    }
+
+    /// Ties, both signs, both zeros, infinities and some NaN, all of them bf16.
+    fn values(len: usize) -> Vec<f32> {
+        const SOME: [f32; 8] = [-2.0, -0.0, 0.0, 1.5, -1.0, f32::INFINITY, f32::NEG_INFINITY, 0.25];
+        let value = |i: usize| match i.wrapping_mul(0x9E37_79B9) >> 7 & 63 {
+            63 => f32::NAN,
+            other => SOME[other % 8] * if other < 48 { 1.0 } else { 0.5 },
+        };
+        (0..len).map(value).collect()
+    }
+
+    /// Winner and switch of one window, looked for as the rule says it.
+    fn winner(x: &[f32], py: usize, px: usize, c: usize, dims: &PoolDims) -> (f32, u8) {
+        let (window, stride, pad) = windows(dims);
+        let mut best: Option<(f32, u8)> = None;
+        for index in 0..window[0] * window[1] {
+            let row = (py * stride[0] + index / window[1]).wrapping_sub(pad[0]);
+            let column = (px * stride[1] + index % window[1]).wrapping_sub(pad[1]);
+            if row < dims.h as usize && column < dims.w as usize {
+                let value = x[(row * dims.w as usize + column) * dims.c as usize + c];
+                let wins =
+                    best.is_none_or(|(best, _)| value > best || value.is_nan() && !best.is_nan());
+                best = if wins { Some((value, index as u8)) } else { best };
+            }
+        }
+        let (value, index) = best.expect("a window lies in its input");
+        (value, if dims.any_sign == 0 && value <= 0.0 { NOT_POSITIVE } else { index })
+    }
+
+    fn winners_are<T: Element>(isa: Isa, dims: &PoolDims) {
+        let x = values(dims.input().len());
+        let stored: Vec<T> = x.iter().map(|x| T::from_f32(*x)).collect();
+        let len = dims.output().len();
+        let (mut y, mut switches) = (vec![T::zeroed(); len], vec![77; len]);
+        forward_rows(isa, &mut y, &mut switches, &stored, dims);
+        for (at, (y, switch)) in y.iter().zip(switches).enumerate() {
+            let [q, c] = [dims.q, dims.c].map(|v| v as usize);
+            let (value, expected) = winner(&x, at / c / q, at / c % q, at % c, dims);
+            let y = y.to_f32();
+            let place = format!("{isa:?} {dims:?} at {at}: {y}, {value}");
+            assert!(y.to_bits() == value.to_bits() || y.is_nan() && value.is_nan(), "{place}");
+            assert_eq!(switch, expected, "{place}");
+        }
+    }
+
+    #[test]
+    fn winners_are_the_first_of_the_largest_and_nan() {
+        for isa in [Isa::detect(), Isa::at_most_avx2(), Isa::PORTABLE] {
+            for any_sign in [0, 1] {
+                for (size, window, stride, pad) in [(12, 3, 2, 1), (9, 3, 2, 0), (7, 2, 1, 1)] {
+                    let dims = dims(size, window, stride, pad, any_sign);
+                    winners_are::<f32>(isa, &dims);
+                    winners_are::<bf16>(isa, &dims);
+                }
+            }
+        }
+    }
+
+    /// The middle of what four windows cover, all of which point there.
+    fn middle<T: Element>(isa: Isa) -> Vec<f32> {
+        let dims = dims(5, 3, 2, 0, 1);
+        let c = dims.c as usize;
+        let each = |values: [f32; 4]| values.into_iter().flat_map(|v| std::iter::repeat_n(v, c));
+        let dy: Vec<T> = each([256.0, 1.0, 1.0, 1.0]).map(T::from_f32).collect();
+        let switches: Vec<u8> = each([8.0, 6.0, 2.0, 0.0]).map(|switch| switch as u8).collect();
+        let mut dx = vec![T::from_f32(7.0); dims.input().len()];
+        backward_rows(isa, &mut dx, &dy, &switches, None, true, &dims);
+        let (before, rest) = dx.split_at((2 * 5 + 2) * c);
+        let (middle, after) = rest.split_at(c);
+        assert!(before.iter().chain(after).all(|dx| dx.to_f32() == 0.0), "{isa:?}");
+        middle.iter().map(|dx| dx.to_f32()).collect()
+    }
+
+    /// 257 is no bf16, nor is 259: added one by one they would all round to 256.
+    #[test]
+    fn unpooling_rounds_once() {
+        for isa in [Isa::detect(), Isa::at_most_avx2(), Isa::PORTABLE] {
+            assert_eq!(middle::<f32>(isa), [259.0; 19], "{isa:?}");
+            assert_eq!(middle::<bf16>(isa), [260.0; 19], "{isa:?}");
+        }
     }
 }

@@ -137,3 +137,74 @@ impl Element for bf16 {
         unsafe { S::store_bf16(to.cast(), value) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::isa::Isa;
+    use crate::simd::vectors;
+
+    vectors! {
+        /// Whole vectors, whichever they are.
+        unsafe fn load_all<S, T>(to: &mut [f32], from: &[T]) {
+            for (to, from) in to.chunks_exact_mut(S::LANES).zip(from.chunks_exact(S::LANES)) {
+                S::store(to.as_mut_ptr(), T::load::<S>(from.as_ptr()));
+            }
+        }
+
+        /// The same back.
+        unsafe fn store_all<S, T>(to: &mut [T], from: &[f32]) {
+            for (to, from) in to.chunks_exact_mut(S::LANES).zip(from.chunks_exact(S::LANES)) {
+                T::store::<S>(to.as_mut_ptr(), S::load(from.as_ptr()));
+            }
+        }
+    }
+
+    fn bits(values: &[f32]) -> Vec<u32> {
+        values.iter().map(|value| value.to_bits()).collect()
+    }
+
+    #[test]
+    fn every_bf16_is_read_as_it_is() {
+        let stored: Vec<bf16> = (0..=u16::MAX).map(bf16::from_bits).collect();
+        let expected: Vec<u32> = (0..=u16::MAX).map(|bits| u32::from(bits) << 16).collect();
+        for (stored, expected) in stored.iter().zip(&expected) {
+            let (here, half) = (Element::to_f32(*stored), stored.to_f32());
+            assert_eq!(here.to_bits(), *expected, "{stored:?}");
+            assert!(here == half || here.is_nan() && half.is_nan(), "{stored:?}");
+        }
+        for isa in [Isa::detect(), Isa::at_most_avx2(), Isa::PORTABLE] {
+            let mut values = vec![0.0; stored.len()];
+            // SAFETY: both are whole vectors long, and the machine has the instructions.
+            unsafe { load_all::<bf16>(isa, &mut values, &stored) };
+            assert_eq!(bits(&values), expected, "{isa:?}");
+        }
+    }
+
+    /// Every upper half of an f32, so subnormals, infinities and NaN too, with the lower halves beside a
+    /// tie, and beside the values that are stored.
+    #[test]
+    fn rounding_agrees_with_half() {
+        let lower = [0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF];
+        let value = |upper: u16, lower| f32::from_bits(u32::from(upper) << 16 | lower);
+        let values: Vec<f32> =
+            (0..=u16::MAX).flat_map(|upper| lower.map(|lower| value(upper, lower))).collect();
+        let expected: Vec<u16> = values.iter().map(|v| bf16::from_f32(*v).to_bits()).collect();
+        for (value, expected) in values.iter().zip(&expected) {
+            let rounded = <bf16 as Element>::from_f32(*value);
+            assert_eq!(rounded.to_bits(), *expected, "{value:e}");
+            assert_eq!(rounded.is_nan(), value.is_nan(), "{value:e}");
+        }
+        for isa in [Isa::detect(), Isa::at_most_avx2(), Isa::PORTABLE] {
+            let mut stored = vec![bf16::ZERO; values.len()];
+            let mut copied = vec![0.0; values.len()];
+            // SAFETY: all are whole vectors long, and the machine has the instructions.
+            unsafe {
+                store_all::<bf16>(isa, &mut stored, &values);
+                store_all::<f32>(isa, &mut copied, &values);
+            }
+            assert_eq!(bf16::bits(&stored), Some(expected.as_slice()), "{isa:?}");
+            assert_eq!(bits(&copied), bits(&values), "{isa:?}");
+        }
+    }
+}
