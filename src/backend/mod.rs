@@ -17,7 +17,8 @@
 //!   number of neighbours.
 //! - **Storage.** Activations and what goes backward are kept in the backend's [`Precision`]; weights,
 //!   biases, momentum, gradients of weights, logits and losses always in f32. A result is rounded to
-//!   storage once, from an f32 sum; comparisons (relu, winners of a window) are made after that.
+//!   storage once, from an f32 sum; comparisons (relu, winners of a window) are made after that. Where
+//!   bf16 is multiplied in pairs, subnormal numbers may count as zero.
 //! - **A loss that is not finite** halts the updates that read the same state: the weights stay as
 //!   they were, whenever the host comes to know of it.
 //! - **Dropout** keeps a value where [`philox`]'s number for (layer, step, sample, element) is below

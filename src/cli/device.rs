@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
-use zfnet::backend::cpu::CpuBackend;
+use zfnet::backend::cpu::{CpuBackend, Products};
 #[cfg(feature = "cuda")]
 use zfnet::backend::{Precision, cuda};
 use zfnet::bench::Benchmark;
@@ -73,11 +73,11 @@ pub struct DeviceArgs {
     threads: Option<u16>,
     #[cfg_attr(
         feature = "cuda",
-        doc = "Precision of activations and matrix products [default: on a GPU bf16, or f32 before Ampere; on the CPU f32, where bf16 needs AVX512-BF16]"
+        doc = "Precision of activations and matrix products [default: on a GPU bf16, or f32 before Ampere; on the CPU f32: bf16 halves the memory of activations there, and saves time with AMX (Intel) or AVX512-BF16 (AMD)]"
     )]
     #[cfg_attr(
         not(feature = "cuda"),
-        doc = "Precision of activations and matrix products; bf16 needs AVX512-BF16 [default: f32]"
+        doc = "Precision of activations and matrix products; bf16 halves the memory of activations, and saves time with AMX (Intel) or AVX512-BF16 (AMD) [default: f32]"
     )]
     #[arg(long, value_enum)]
     precision: Option<PrecisionName>,
@@ -146,7 +146,15 @@ impl DeviceArgs {
             None | Some(PrecisionName::F32) => {}
             #[cfg(feature = "cuda")]
             Some(PrecisionName::Tf32) => bail!("--precision tf32 is for a GPU"),
-            Some(PrecisionName::Bf16) => backend = backend.bf16(),
+            Some(PrecisionName::Bf16) => {
+                backend = backend.bf16();
+                if backend.products() == Products::F32 {
+                    tracing::info!(
+                        "bf16 saves memory but little time here: this processor has neither AMX nor a fast \
+                         AVX512-BF16, so products are made in f32"
+                    );
+                }
+            }
         }
         say(command, &backend)
     }
