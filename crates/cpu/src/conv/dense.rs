@@ -13,7 +13,7 @@ use super::pack::{pack_across, pack_rows, panels_across, panels_along};
 use super::{Arithmetic, Epilogue, Scratch, ScratchSize, Sizes, with_scratch};
 use crate::gemm::{Ahead, DEPTH, Layout, Operands, Out, STRIDE, Words, block, tile};
 use crate::pointwise::add_rows;
-use crate::simd::{Simd, vectors};
+use crate::simd::{MOST_LANES, Simd, vectors};
 
 /// Most samples for which dot products are faster than tiles.
 const FEW_SAMPLES: usize = 16;
@@ -23,10 +23,13 @@ const DOT_TASK: usize = 16;
 const DOT_VALUES: usize = 1 << 16;
 /// Rows that are multiplied with as many others at a time.
 const DOTS: usize = 4;
-/// Values of the longest vector.
-const MOST_LANES: usize = 16;
 /// Tiles, one under the other, of a forward task.
 const FORWARD_TILES: usize = 4;
+/// Values of a row of weights in a task on the way back to few samples: their sums stay in the first cache.
+const RUN: usize = 512;
+/// Rows of weights that are added to a sample's sums at a time, and to those of [`DOTS`] samples.
+const ROWS_OF_ONE: usize = 8;
+const ROWS_OF_SOME: usize = 4;
 /// Steps of a tile's depth on the way back to the samples: rows of weights.
 const DATA_DEPTH: usize = 96;
 /// Tiles, one under the other, of a task of filter gradients.
@@ -167,7 +170,7 @@ fn forward_by_tiles(
     let panel = words.count(patch) * columns;
     let (packed, transposed) = scratch.shared.split_at_mut(samples * words.count(patch));
     let packed: &mut [u32] = cast_slice_mut(packed);
-    panels_along(packed, words, x, patch, n, patch, columns);
+    panels_along(isa, packed, words, x, patch, n, patch, columns);
     let (packed, threads) = (&*packed, &scratch.threads);
     let transposed = &mut transposed[..k * samples];
     let task = FORWARD_TILES * rows;
@@ -201,8 +204,130 @@ fn forward_by_tiles(
     transpose(y, transposed, k, samples, |y| epilogue.run(isa, y));
 }
 
-/// `dx^T = w^T * dy^T`.
+/// `dx = dy * w`.
 pub fn backward_data(
+    arithmetic: Arithmetic,
+    dx: &mut [f32],
+    dy: &[f32],
+    weight: &[f32],
+    epilogue: &Epilogue<'_>,
+    sizes: &Sizes,
+    scratch: &mut Scratch,
+) {
+    if sizes.n > FEW_SAMPLES || arithmetic.words != Words::F32 {
+        return backward_data_by_tiles(arithmetic, dx, dy, weight, epilogue, sizes, scratch);
+    }
+    let Arithmetic { isa, .. } = arithmetic;
+    let Sizes { n, k, patch, .. } = *sizes;
+    // For each task a run of every sample.
+    let sums = &mut scratch.shared[..n * patch];
+    sums.par_chunks_mut(n * RUN).with_max_len(1).enumerate().for_each(|(task, sums)| {
+        let weight = &weight[task * RUN..];
+        // SAFETY: `k` rows of `weight` have as many values as a sample's sums, and there are `n * k` in
+        // `dy`.
+        unsafe { weighted_rows(isa, sums, weight, dy, n, k, patch) };
+    });
+    let sums = &*sums;
+    dx.par_chunks_mut(patch).enumerate().for_each(|(sample, dx)| {
+        for (dx, sums) in dx.chunks_mut(RUN).zip(sums.chunks(n * RUN)) {
+            dx.copy_from_slice(&sums[sample * dx.len()..][..dx.len()]);
+        }
+        epilogue.run(isa, dx);
+    });
+}
+
+vectors! {
+    /// Row `j` of `sums` = the sum of all `k` rows `i` of `weight` by `dy[j * k + i]`.
+    ///
+    /// # Safety
+    /// Rows of `weight` begin `stride` apart and have as many values as the `n` of `sums`; there are
+    /// `n * k` values in `dy`.
+    unsafe fn weighted_rows<S>(
+        sums: &mut [f32],
+        weight: &[f32],
+        dy: &[f32],
+        n: usize,
+        k: usize,
+        stride: usize,
+    ) {
+        let len = sums.len() / n;
+        sums.fill(0.0);
+        let step = if n < DOTS { ROWS_OF_ONE } else { ROWS_OF_SOME };
+        for i in (0..k).step_by(step) {
+            let weight = weight.as_ptr().add(i * stride);
+            let (sums, dy) = (sums.as_mut_ptr(), dy.as_ptr().add(i));
+            for j in (0..n).step_by(DOTS) {
+                let (sums, dy) = (sums.add(j * len), dy.add(j * k));
+                if k - i < step {
+                    for j in 0..DOTS.min(n - j) {
+                        for i in 0..k - i {
+                            let (weight, dy) = (weight.add(i * stride), dy.add(j * k + i));
+                            add_weighted::<S, 1, 1>(sums.add(j * len), weight, dy, len, k, stride);
+                        }
+                    }
+                } else if n - j >= DOTS {
+                    add_weighted::<S, DOTS, ROWS_OF_SOME>(sums, weight, dy, len, k, stride);
+                } else {
+                    for j in 0..n - j {
+                        let (sums, dy) = (sums.add(j * len), dy.add(j * k));
+                        if n < DOTS {
+                            add_weighted::<S, 1, ROWS_OF_ONE>(sums, weight, dy, len, k, stride);
+                        } else {
+                            add_weighted::<S, 1, ROWS_OF_SOME>(sums, weight, dy, len, k, stride);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Adds `M` rows of `len` values, each by its value of `dy`, to the sums of `N` samples.
+#[inline(always)]
+unsafe fn add_weighted<S: Simd, const N: usize, const M: usize>(
+    sums: *mut f32,
+    weight: *const f32,
+    dy: *const f32,
+    len: usize,
+    k: usize,
+    stride: usize,
+) {
+    // SAFETY: the caller's; what is prefetched is not read.
+    unsafe {
+        let mut factors = [[S::zero(); M]; N];
+        for (j, factors) in factors.iter_mut().enumerate() {
+            for (i, factor) in factors.iter_mut().enumerate() {
+                *factor = S::splat(*dy.add(j * k + i));
+            }
+        }
+        let whole = len - len % S::LANES;
+        for at in (0..whole).step_by(S::LANES) {
+            let mut rows = [S::zero(); M];
+            for (i, row) in rows.iter_mut().enumerate() {
+                *row = S::load(weight.add(i * stride + at));
+                S::prefetch(weight.wrapping_add((i + M) * stride + at));
+            }
+            for (j, factors) in factors.iter().enumerate() {
+                let mut sum = S::load(sums.add(j * len + at));
+                for (row, factor) in rows.iter().zip(factors) {
+                    sum = S::multiply_add(*row, *factor, sum);
+                }
+                S::store(sums.add(j * len + at), sum);
+            }
+        }
+        for at in whole..len {
+            for j in 0..N {
+                let sum = &mut *sums.add(j * len + at);
+                for i in 0..M {
+                    *sum += *weight.add(i * stride + at) * *dy.add(j * k + i);
+                }
+            }
+        }
+    }
+}
+
+/// The same by tiles: `dx^T = w^T * dy^T`.
+fn backward_data_by_tiles(
     arithmetic: Arithmetic,
     dx: &mut [f32],
     dy: &[f32],
@@ -218,7 +343,7 @@ pub fn backward_data(
     let panel = words.count(k) * columns;
     let (packed, transposed) = scratch.shared.split_at_mut(samples * words.count(k));
     let packed: &mut [u32] = cast_slice_mut(packed);
-    panels_along(packed, words, dy, k, n, k, columns);
+    panels_along(isa, packed, words, dy, k, n, k, columns);
     let (packed, threads) = (&*packed, &scratch.threads);
     let transposed = &mut transposed[..patch * samples];
     let task = DEPTH / rows * rows;

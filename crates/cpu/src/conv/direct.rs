@@ -14,15 +14,24 @@ use std::ops::Range;
 use bytemuck::{cast_slice, cast_slice_mut};
 use rayon::prelude::*;
 
-use super::pack::{add_patches, pack_across, pack_patches, pack_rows, panels_across, panels_along};
+use super::pack::{
+    add_patches, pack_across, pack_patches, pack_rows, panel_along, panels_across, panels_along,
+};
 use super::{Arithmetic, Epilogue, Scratch, ScratchSize, Sizes, with_scratch};
 use crate::gemm::{DEPTH, Layout, Operands, Out, STRIDE, Words, block, tile};
+use crate::isa::Isa;
 use crate::pointwise::{add_rows, round};
 use crate::pool;
 use zfnet_core::shape::PoolDims;
 
-/// Tiles, one under the other, of a task.
+/// Tiles, one under the other, of a task, at most.
 const TILES: usize = 8;
+/// Tiles of a task, at least: as often packed filters are used that come from the last cache.
+const FEWEST_TILES: usize = 2;
+/// Tasks that there should be.
+const TASKS: usize = 16;
+/// Filters of a task where pixels are few.
+const FILTERS: usize = 32;
 /// Parts that filter gradients are summed in.
 const PARTS: usize = 16;
 /// Values of patches that are added to their places at a time, a pixel.
@@ -31,6 +40,8 @@ const UNPACKED: usize = 512;
 /// Pool rows of an image that are worked on before the next ones: what they need of the convolution
 /// fits the second cache.
 const POOL_ROWS: usize = 5;
+/// Tasks of convolution and pooling that there should be.
+const POOL_TASKS: usize = 32;
 /// Rows of the convolution that the buffer holds then.
 const POOLED_LINES: usize = 16;
 
@@ -38,7 +49,10 @@ const POOLED_LINES: usize = 16;
 pub fn scratch_size(sizes: &Sizes, arithmetic: Arithmetic) -> ScratchSize {
     let (rows, columns) = block(arithmetic.isa);
     let filters = sizes.filters.next_multiple_of(columns);
-    let forward = sizes.groups * arithmetic.words.count(sizes.patch) * filters;
+    let packed = sizes.groups * arithmetic.words.count(sizes.patch) * filters;
+    // Of fewer images pixels may be few.
+    let few = &Sizes { pixels: sizes.pixels.min(sizes.filters), ..*sizes };
+    let forward = packed.max(packed_patches(arithmetic, few) + sums_by_filters(arithmetic, few));
     let chunks = sizes.groups * chunks(sizes).count();
     let chunk = unpacked_lines(sizes) * sizes.s * sizes.channels;
     let chunk = chunk.next_multiple_of(columns);
@@ -50,7 +64,7 @@ pub fn scratch_size(sizes: &Sizes, arithmetic: Arithmetic) -> ScratchSize {
     let unpacked = rows * STRIDE + TILES * rows * chunk;
     let gradient = pixels * (sizes.k + 2 * STRIDE + filters);
     ScratchSize {
-        thread: pooled.max(unpacked).max(gradient),
+        thread: pooled.max(unpacked).max(gradient).max(DEPTH * columns),
         shared: forward.max(backward).max(parts * partial(sizes)),
     }
 }
@@ -71,16 +85,111 @@ pub fn forward(
     sizes: &Sizes,
     scratch: &mut Scratch,
 ) {
+    if few_pixels(sizes) {
+        return forward_by_filters(arithmetic, y, x, weight, epilogue, sizes, scratch);
+    }
     let isa = arithmetic.isa;
-    let task = TILES * block(isa).0;
+    let rows = block(isa).0;
+    let tiles = sizes.pixels.div_ceil(rows);
+    let task = rows * (tiles / TASKS).clamp(FEWEST_TILES, TILES);
     let packed = pack_filters(arithmetic, &mut scratch.shared, weight, sizes);
-    y.par_chunks_mut(task * sizes.k).enumerate().for_each(|(index, y)| {
+    y.par_chunks_mut(task * sizes.k).with_max_len(1).enumerate().for_each(|(index, y)| {
         with_scratch(&scratch.threads, |buffer| {
             let a = cast_slice_mut(buffer);
             multiply_patches(arithmetic, y, x, packed, index * task, a, sizes);
             epilogue.run(isa, y);
         });
     });
+}
+
+/// Whether there are fewer pixels than filters, and so less to pack of patches than of filters.
+fn few_pixels(sizes: &Sizes) -> bool {
+    sizes.pixels <= sizes.filters
+}
+
+/// Words of all patches of a group, packed in blocks of their depth and of a tile's rows.
+fn packed_patches(arithmetic: Arithmetic, sizes: &Sizes) -> usize {
+    let rows = block(arithmetic.isa).0;
+    arithmetic.depth_blocks(sizes.patch).count() * sizes.pixels.next_multiple_of(rows) * STRIDE
+}
+
+/// Sums of all pixels and of all tasks' filters.
+fn sums_by_filters(arithmetic: Arithmetic, sizes: &Sizes) -> usize {
+    let filters = sizes.filters.next_multiple_of(task_filters(arithmetic.isa));
+    filters * sizes.pixels.next_multiple_of(block(arithmetic.isa).0)
+}
+
+/// Filters of a task where pixels are few.
+fn task_filters(isa: Isa) -> usize {
+    block(isa).1.next_multiple_of(FILTERS)
+}
+
+/// The same for few pixels: all patches are packed at first, and each task packs filters of its own.
+fn forward_by_filters(
+    arithmetic: Arithmetic,
+    y: &mut [f32],
+    x: &[f32],
+    weight: &[f32],
+    epilogue: &Epilogue<'_>,
+    sizes: &Sizes,
+    scratch: &mut Scratch,
+) {
+    let Arithmetic { isa, words, .. } = arithmetic;
+    let (rows, columns) = block(isa);
+    let Sizes { k, filters, patch, pixels, .. } = *sizes;
+    let (task, tiles) = (task_filters(isa), pixels.div_ceil(rows));
+    let Scratch { threads, shared } = scratch;
+    let (patches, sums) = shared.split_at_mut(packed_patches(arithmetic, sizes));
+    let patches: &mut [u32] = cast_slice_mut(patches);
+    let sums = &mut sums[..sums_by_filters(arithmetic, sizes)];
+    for (group, weight) in weight.chunks_exact(filters * patch).enumerate() {
+        patches.par_chunks_mut(rows * STRIDE).enumerate().for_each(|(index, a)| {
+            let depth = arithmetic.depth_blocks(patch).nth(index / tiles).expect("a block");
+            let first = index % tiles * rows;
+            let pixels = first..(first + rows).min(pixels);
+            pack_patches(isa, a, words, x, pixels, group, depth, sizes);
+        });
+        let patches = &*patches;
+        let tasks = sums.par_chunks_mut(task * tiles * rows).zip(weight.par_chunks(task * patch));
+        tasks.with_max_len(1).for_each(|(sums, weight)| {
+            with_scratch(threads, |b| {
+                let b: &mut [u32] = cast_slice_mut(b);
+                let blocks = patches.chunks_exact(tiles * rows * STRIDE);
+                for (depth, patches) in arithmetic.depth_blocks(patch).zip(blocks) {
+                    for (j, weight) in weight.chunks(columns * patch).enumerate() {
+                        let (count, here) = (weight.len() / patch, &weight[depth.start..]);
+                        panel_along(isa, b, words, here, patch, count, depth.len(), columns);
+                        let sums = sums.chunks_exact_mut(rows * task);
+                        for (a, sums) in patches.chunks_exact(rows * STRIDE).zip(sums) {
+                            let values = &mut sums[j * columns..];
+                            let accumulate = depth.start > 0;
+                            let out = Out { values, stride: task, rows, columns, accumulate };
+                            let (depth, layout) = (words.count(depth.len()), Layout::Rows);
+                            let b_stride = columns;
+                            let ahead = None;
+                            tile(
+                                isa,
+                                out,
+                                Operands { words, depth, a, layout, b, b_stride, ahead },
+                            );
+                        }
+                    }
+                }
+            });
+        });
+        let sums = &*sums;
+        y.par_chunks_mut(rows * k).enumerate().for_each(|(index, y)| {
+            for (row, y) in y.chunks_exact_mut(k).enumerate() {
+                let sums = sums[(index * rows + row) * task..].chunks(tiles * rows * task);
+                for (y, sums) in y[group * filters..][..filters].chunks_mut(task).zip(sums) {
+                    y.copy_from_slice(&sums[..y.len()]);
+                }
+            }
+            if group + 1 == sizes.groups {
+                epilogue.run(isa, y);
+            }
+        });
+    }
 }
 
 /// `y = maxpool(epilogue(patches * w^T))`, without keeping the convolution's output.
@@ -97,35 +206,48 @@ pub fn forward_pooled(
     let (k, line) = (sizes.k, sizes.q * sizes.k);
     let [window, stride] = [pool.window[0], pool.stride[0]].map(|v| v as usize);
     let (image, row) = (pool.output().per_image(), pool.q as usize * k);
-    let packed = pack_filters(arithmetic, &mut scratch.shared, weight, sizes);
+    let Scratch { threads, shared } = scratch;
+    let packed = pack_filters(arithmetic, shared, weight, sizes);
+    let task = POOL_ROWS * pool_parts(sizes, pool);
     let images = y.par_chunks_mut(image).zip(switches.par_chunks_mut(image)).enumerate();
     images.for_each(|(image, (y, switches))| {
-        with_scratch(&scratch.threads, |buffer| {
-            let (a, lines) = buffer.split_at_mut(block(isa).0 * STRIDE);
-            let a = cast_slice_mut(a);
-            // The convolution's rows `kept` are at the front of `lines`.
-            let mut kept = 0..0usize;
-            let parts = y.chunks_mut(POOL_ROWS * row).zip(switches.chunks_mut(POOL_ROWS * row));
-            for (part, (y, switches)) in parts.enumerate() {
-                let count = y.len() / row;
-                let start = part * POOL_ROWS * stride;
-                let end = (start + (count - 1) * stride + window).min(sizes.p);
-                let again = kept.end.saturating_sub(start);
-                lines.copy_within((kept.len() - again) * line..kept.len() * line, 0);
-                let new = &mut lines[again * line..(end - start) * line];
-                let first = (image * sizes.p + start + again) * sizes.q;
-                multiply_patches(arithmetic, new, x, packed, first, a, sizes);
-                epilogue.run(isa, new);
-                kept = start..end;
-                let (h, p) = (kept.len() as u32, count as u32);
-                let dims = PoolDims { n: 1, h, p, ..*pool };
-                let rows = y.chunks_exact_mut(row).zip(switches.chunks_exact_mut(row));
-                for (index, (y, switches)) in rows.enumerate() {
-                    pool::forward_row(isa, y, switches, &lines[..kept.len() * line], index, &dims);
+        let tasks = y.par_chunks_mut(task * row).zip(switches.par_chunks_mut(task * row));
+        tasks.with_max_len(1).enumerate().for_each(|(index, (y, switches))| {
+            with_scratch(threads, |buffer| {
+                let (a, lines) = buffer.split_at_mut(block(isa).0 * STRIDE);
+                let a = cast_slice_mut(a);
+                // The convolution's rows `kept` are at the front of `lines`.
+                let mut kept = 0..0usize;
+                let parts = y.chunks_mut(POOL_ROWS * row).zip(switches.chunks_mut(POOL_ROWS * row));
+                for (part, (y, switches)) in parts.enumerate() {
+                    let count = y.len() / row;
+                    let start = (index * task + part * POOL_ROWS) * stride;
+                    let end = (start + (count - 1) * stride + window).min(sizes.p);
+                    let again = kept.end.saturating_sub(start);
+                    lines.copy_within((kept.len() - again) * line..kept.len() * line, 0);
+                    let new = &mut lines[again * line..(end - start) * line];
+                    let first = (image * sizes.p + start + again) * sizes.q;
+                    multiply_patches(arithmetic, new, x, packed, first, a, sizes);
+                    epilogue.run(isa, new);
+                    kept = start..end;
+                    let (h, p) = (kept.len() as u32, count as u32);
+                    let dims = PoolDims { n: 1, h, p, ..*pool };
+                    let rows = y.chunks_exact_mut(row).zip(switches.chunks_exact_mut(row));
+                    for (index, (y, switches)) in rows.enumerate() {
+                        let lines = &lines[..kept.len() * line];
+                        pool::forward_row(isa, y, switches, lines, index, &dims);
+                    }
                 }
-            }
+            });
         });
     });
+}
+
+/// Parts of [`POOL_ROWS`] in a task: those of an image, if there are enough images. Between tasks a few rows
+/// of the convolution are made twice.
+fn pool_parts(sizes: &Sizes, pool: &PoolDims) -> usize {
+    let parts = (pool.p as usize).div_ceil(POOL_ROWS);
+    parts.div_ceil(POOL_TASKS.div_ceil(sizes.n))
 }
 
 /// Packs the filters of each group, one after the other, as panels.
@@ -141,7 +263,7 @@ fn pack_filters<'a>(
     let group = filters.next_multiple_of(columns) * words.count(patch);
     let packed: &mut [u32] = &mut cast_slice_mut(buffer)[..sizes.groups * group];
     for (packed, weight) in packed.chunks_exact_mut(group).zip(weight.chunks(filters * patch)) {
-        panels_along(packed, words, weight, patch, filters, patch, columns);
+        panels_along(isa, packed, words, weight, patch, filters, patch, columns);
     }
     packed
 }

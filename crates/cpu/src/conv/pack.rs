@@ -12,6 +12,7 @@ use super::{Sizes, Visitor};
 use crate::gemm::{STRIDE, Words};
 use crate::isa::{Isa, vectorized};
 use crate::pointwise::bf16;
+use crate::simd::{MOST_LANES, transpose, vectors};
 
 /// Values copied at a time.
 const LANES: usize = 16;
@@ -20,6 +21,7 @@ const STEPS: usize = 64;
 
 /// Packs the columns `rows[j * stride..][..depth]`, `count` of them, into panels of `columns`.
 pub fn panels_along(
+    isa: Isa,
     panels: &mut [u32],
     words: Words,
     rows: &[f32],
@@ -28,23 +30,45 @@ pub fn panels_along(
     depth: usize,
     columns: usize,
 ) {
-    let steps = words.count(depth);
-    panels.par_chunks_mut(steps * columns).enumerate().for_each(|(panel, out)| {
-        for first in (0..steps).step_by(STEPS) {
-            let last = (first + STEPS).min(steps);
-            let out = &mut out[first * columns..last * columns];
-            for j in 0..columns {
-                let row = panel * columns + j;
-                let row = if row < count { &rows[row * stride..][..depth] } else { &[] };
-                let out = out.iter_mut().skip(j).step_by(columns);
-                match words {
-                    _ if row.is_empty() => out.for_each(|out| *out = 0),
-                    Words::F32 => {
-                        for (out, value) in out.zip(&row[first..last]) {
-                            *out = value.to_bits();
-                        }
-                    }
-                    Words::Bf16Pairs => {
+    panels.par_chunks_mut(words.count(depth) * columns).enumerate().for_each(|(panel, out)| {
+        let first = panel * columns;
+        let wanted = columns.min(count - first);
+        panel_along(isa, out, words, &rows[first * stride..], stride, wanted, depth, columns);
+    });
+}
+
+/// Packs the columns `rows[j * stride..][..depth]`, `count` of them, into one panel of `columns`; the
+/// others become zero.
+pub fn panel_along(
+    isa: Isa,
+    out: &mut [u32],
+    words: Words,
+    rows: &[f32],
+    stride: usize,
+    count: usize,
+    depth: usize,
+    columns: usize,
+) {
+    match words {
+        Words::F32 => {
+            assert!((1..=columns).contains(&count) && columns * depth <= out.len());
+            assert!((count - 1) * stride + depth <= rows.len());
+            let out = bytemuck::cast_slice_mut(out);
+            // SAFETY: the assertions say that all that is read and written lies in the slices, and
+            // panels are two vectors wide.
+            unsafe { transpose_rows(isa, out, rows, stride, count, depth, columns) };
+        }
+        Words::Bf16Pairs => {
+            let steps = words.count(depth);
+            for first in (0..steps).step_by(STEPS) {
+                let last = (first + STEPS).min(steps);
+                let out = &mut out[first * columns..last * columns];
+                for j in 0..columns {
+                    let row = if j < count { &rows[j * stride..][..depth] } else { &[] };
+                    let out = out.iter_mut().skip(j).step_by(columns);
+                    if row.is_empty() {
+                        out.for_each(|out| *out = 0);
+                    } else {
                         for (out, two) in out.zip(row[2 * first..].chunks(2)) {
                             *out = pair(two[0], two.get(1).copied().unwrap_or(0.0));
                         }
@@ -52,7 +76,47 @@ pub fn panels_along(
                 }
             }
         }
-    });
+    }
+}
+
+vectors! {
+    /// `out[step * columns + j] = rows[j * stride + step]`, zero from row `count` on, squares of a vector
+    /// at a time.
+    ///
+    /// # Safety
+    /// There are `depth` values in each of the `count` rows, and places for `columns` of each in `out`; a
+    /// multiple of the vectors' values.
+    unsafe fn transpose_rows<S>(
+        out: &mut [f32],
+        rows: &[f32],
+        stride: usize,
+        count: usize,
+        depth: usize,
+        columns: usize,
+    ) {
+        let whole = depth - depth % S::LANES;
+        for first in (0..whole).step_by(STEPS) {
+            for j in (0..columns).step_by(S::LANES) {
+                for step in (first..(first + STEPS).min(whole)).step_by(S::LANES) {
+                    let mut square = [S::zero(); MOST_LANES];
+                    for (i, row) in square.iter_mut().enumerate().take(S::LANES) {
+                        if j + i < count {
+                            *row = S::load(rows.as_ptr().add((j + i) * stride + step));
+                        }
+                    }
+                    let square = transpose::<S>(square);
+                    for (i, column) in square.into_iter().enumerate().take(S::LANES) {
+                        S::store(out.as_mut_ptr().add((step + i) * columns + j), column);
+                    }
+                }
+            }
+        }
+        for step in whole..depth {
+            for (j, out) in out[step * columns..][..columns].iter_mut().enumerate() {
+                *out = if j < count { rows[j * stride + step] } else { 0.0 };
+            }
+        }
+    }
 }
 
 /// Packs the columns `matrix[k * stride + j]` of `depth` steps `k`, `count` of them, into panels of
