@@ -18,7 +18,7 @@ pub const DEPTH: usize = 384;
 pub const STRIDE: usize = DEPTH + 16;
 
 /// Values of a line of a cache.
-const LINE: usize = 16;
+pub const LINE: usize = 16;
 /// Vectors of `b` in a tile.
 const VECTORS: usize = 2;
 /// Rows of a tile that leave room for `b` and a value of `a` among 32 registers, and among 16.

@@ -27,9 +27,8 @@ const DOTS: usize = 4;
 const FORWARD_TILES: usize = 4;
 /// Values of a row of weights in a task on the way back to few samples: their sums stay in the first cache.
 const RUN: usize = 512;
-/// Rows of weights that are added to a sample's sums at a time, and to those of [`DOTS`] samples.
-const ROWS_OF_ONE: usize = 8;
-const ROWS_OF_SOME: usize = 4;
+/// Rows of weights that are added to these sums at a time.
+const ROWS: usize = 8;
 /// Steps of a tile's depth on the way back to the samples: rows of weights.
 const DATA_DEPTH: usize = 96;
 /// Tiles, one under the other, of a task of filter gradients.
@@ -252,30 +251,24 @@ vectors! {
     ) {
         let len = sums.len() / n;
         sums.fill(0.0);
-        let step = if n < DOTS { ROWS_OF_ONE } else { ROWS_OF_SOME };
-        for i in (0..k).step_by(step) {
-            let weight = weight.as_ptr().add(i * stride);
-            let (sums, dy) = (sums.as_mut_ptr(), dy.as_ptr().add(i));
+        for i in (0..k).step_by(ROWS) {
+            let (weight, dy) = (weight.as_ptr().add(i * stride), dy.as_ptr().add(i));
             for j in (0..n).step_by(DOTS) {
-                let (sums, dy) = (sums.add(j * len), dy.add(j * k));
-                if k - i < step {
+                let (sums, dy) = (sums.as_mut_ptr().add(j * len), dy.add(j * k));
+                if k - i < ROWS {
                     for j in 0..DOTS.min(n - j) {
                         for i in 0..k - i {
                             let (weight, dy) = (weight.add(i * stride), dy.add(j * k + i));
                             add_weighted::<S, 1, 1>(sums.add(j * len), weight, dy, len, k, stride);
                         }
                     }
-                } else if n - j >= DOTS {
-                    add_weighted::<S, DOTS, ROWS_OF_SOME>(sums, weight, dy, len, k, stride);
-                } else {
-                    for j in 0..n - j {
-                        let (sums, dy) = (sums.add(j * len), dy.add(j * k));
-                        if n < DOTS {
-                            add_weighted::<S, 1, ROWS_OF_ONE>(sums, weight, dy, len, k, stride);
-                        } else {
-                            add_weighted::<S, 1, ROWS_OF_SOME>(sums, weight, dy, len, k, stride);
-                        }
-                    }
+                    continue;
+                }
+                match n - j {
+                    1 => add_weighted::<S, 1, ROWS>(sums, weight, dy, len, k, stride),
+                    2 => add_weighted::<S, 2, ROWS>(sums, weight, dy, len, k, stride),
+                    3 => add_weighted::<S, 3, ROWS>(sums, weight, dy, len, k, stride),
+                    _ => add_weighted::<S, DOTS, ROWS>(sums, weight, dy, len, k, stride),
                 }
             }
         }

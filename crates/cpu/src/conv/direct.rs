@@ -18,7 +18,7 @@ use super::pack::{
     add_patches, pack_across, pack_patches, pack_rows, panel_along, panels_across, panels_along,
 };
 use super::{Arithmetic, Epilogue, Scratch, ScratchSize, Sizes, with_scratch};
-use crate::gemm::{DEPTH, Layout, Operands, Out, STRIDE, Words, block, tile};
+use crate::gemm::{Ahead, DEPTH, LINE, Layout, Operands, Out, STRIDE, Words, block, tile};
 use crate::isa::Isa;
 use crate::pointwise::{add_rows, round};
 use crate::pool;
@@ -32,6 +32,8 @@ const FEWEST_TILES: usize = 2;
 const TASKS: usize = 16;
 /// Filters of a task where pixels are few.
 const FILTERS: usize = 32;
+/// Rows of filters that memory brings while others are multiplied.
+const AHEAD: usize = 32;
 /// Parts that filter gradients are summed in.
 const PARTS: usize = 16;
 /// Values of patches that are added to their places at a time, a pixel.
@@ -158,15 +160,22 @@ fn forward_by_filters(
                 for (depth, patches) in arithmetic.depth_blocks(patch).zip(blocks) {
                     for (j, weight) in weight.chunks(columns * patch).enumerate() {
                         let (count, here) = (weight.len() / patch, &weight[depth.start..]);
+                        let next = &weight[depth.end..];
                         panel_along(isa, b, words, here, patch, count, depth.len(), columns);
                         let sums = sums.chunks_exact_mut(rows * task);
-                        for (a, sums) in patches.chunks_exact(rows * STRIDE).zip(sums) {
+                        let tiles = patches.chunks_exact(rows * STRIDE).zip(sums);
+                        for (tile_index, (a, sums)) in tiles.enumerate() {
                             let values = &mut sums[j * columns..];
                             let accumulate = depth.start > 0;
                             let out = Out { values, stride: task, rows, columns, accumulate };
                             let (depth, layout) = (words.count(depth.len()), Layout::Rows);
                             let b_stride = columns;
-                            let ahead = None;
+                            let line = tile_index * (depth / AHEAD) * LINE;
+                            let ahead = (line < DEPTH && line < next.len()).then(|| Ahead {
+                                values: &next[line..],
+                                stride: patch,
+                                rows: AHEAD,
+                            });
                             tile(
                                 isa,
                                 out,

@@ -20,11 +20,13 @@
 //!
 //! A value that is not finite spreads over its tile.
 
-use bytemuck::cast_slice;
+use bytemuck::{cast_slice, cast_slice_mut};
 use rayon::prelude::*;
 
+use super::pack::panel_along;
 use super::{Arithmetic, Epilogue, Scratch, ScratchSize, Sizes};
 use crate::gemm::{DEPTH, Layout, Operands, Out, STRIDE, Words, block, tile};
+use crate::isa::Isa;
 use crate::pointwise::add_rows;
 use crate::simd::{Simd, vectors};
 
@@ -41,7 +43,7 @@ const TILES: usize = 112;
 /// Channels and filters are multiples of this, so that they are whole vectors.
 const LANES: usize = 16;
 /// Tiles of pixels below which the filters' transformation does not pay.
-const FEWEST: usize = 64;
+const FEWEST: usize = 48;
 
 /// The points' squares are 1/2 and 2.
 const A: f32 = std::f32::consts::FRAC_1_SQRT_2;
@@ -224,7 +226,7 @@ pub fn forward(
         let bias = epilogue.bias.map(|bias| &bias[to.first..][..filters]);
         let epilogue = &Epilogue { bias, ..*epilogue };
         // Filters side by side, to be worked on together.
-        transpose(by_patch, weight, filters, patch);
+        transpose(arithmetic.isa, by_patch, weight, filters, patch);
         let taps = Taps { weight: by_patch, down: false, sizes };
         correlate(arithmetic, (y, to), (x, from), &taps, epilogue, Grid::new(n, p, q), shared);
     }
@@ -454,16 +456,11 @@ fn filter_gradients(
 }
 
 /// `[k, patch]` to `[patch, k]`.
-fn transpose(out: &mut [f32], weight: &[f32], k: usize, patch: usize) {
-    // What is read for a block of rows stays in a cache until its lines are used up.
-    const ROWS: usize = 16;
+fn transpose(isa: Isa, out: &mut [f32], weight: &[f32], k: usize, patch: usize) {
+    const ROWS: usize = 64;
     out.par_chunks_mut(ROWS * k).enumerate().for_each(|(index, out)| {
-        let first = index * ROWS;
-        for (filter, weight) in weight.chunks_exact(patch).enumerate() {
-            for (row, value) in weight[first..].iter().take(out.len() / k).enumerate() {
-                out[row * k + filter] = *value;
-            }
-        }
+        let (rows, weight) = (out.len() / k, &weight[index * ROWS..]);
+        panel_along(isa, cast_slice_mut(out), Words::F32, weight, patch, k, rows, k);
     });
 }
 
