@@ -28,7 +28,7 @@ const FORWARD_TILES: usize = 4;
 /// Values of a row of weights in a task on the way back to few samples: their sums stay in the first cache.
 const RUN: usize = 512;
 /// Rows of weights that are added to these sums at a time.
-const ROWS: usize = 8;
+const ROWS: usize = 4;
 /// Steps of a tile's depth on the way back to the samples: rows of weights.
 const DATA_DEPTH: usize = 96;
 /// Tiles, one under the other, of a task of filter gradients.

@@ -44,6 +44,8 @@ const UNPACKED: usize = 512;
 const POOL_ROWS: usize = 5;
 /// Tasks of convolution and pooling that there should be.
 const POOL_TASKS: usize = 32;
+/// Most of them in an image.
+const POOL_TASKS_OF_ONE: usize = 8;
 /// Rows of the convolution that the buffer holds then.
 const POOLED_LINES: usize = 16;
 
@@ -217,7 +219,7 @@ pub fn forward_pooled(
     let (image, row) = (pool.output().per_image(), pool.q as usize * k);
     let Scratch { threads, shared } = scratch;
     let packed = pack_filters(arithmetic, shared, weight, sizes);
-    let task = POOL_ROWS * pool_parts(sizes, pool);
+    let task = pool_task(sizes, pool);
     let images = y.par_chunks_mut(image).zip(switches.par_chunks_mut(image)).enumerate();
     images.for_each(|(image, (y, switches))| {
         let tasks = y.par_chunks_mut(task * row).zip(switches.par_chunks_mut(task * row));
@@ -252,11 +254,11 @@ pub fn forward_pooled(
     });
 }
 
-/// Parts of [`POOL_ROWS`] in a task: those of an image, if there are enough images. Between tasks a few rows
-/// of the convolution are made twice.
-fn pool_parts(sizes: &Sizes, pool: &PoolDims) -> usize {
-    let parts = (pool.p as usize).div_ceil(POOL_ROWS);
-    parts.div_ceil(POOL_TASKS.div_ceil(sizes.n))
+/// Pool rows of a task: those of an image, if there are enough images. Between tasks a few rows of the
+/// convolution are made twice, so there are not many in an image.
+fn pool_task(sizes: &Sizes, pool: &PoolDims) -> usize {
+    let tasks = POOL_TASKS.div_ceil(sizes.n).min(POOL_TASKS_OF_ONE);
+    (pool.p as usize).div_ceil(tasks).max(POOL_ROWS)
 }
 
 /// Packs the filters of each group, one after the other, as panels.
