@@ -3,6 +3,10 @@
 //!
 //! Everything here is inlined into functions that [`vectors!`] compiles for an instruction set.
 
+use half::bf16;
+
+use crate::values::Element;
+
 /// The vectors of an instruction set.
 ///
 /// # Safety
@@ -24,6 +28,10 @@ pub trait Simd: Copy {
     unsafe fn load(from: *const f32) -> Self::V;
     /// To memory, in any alignment.
     unsafe fn store(to: *mut f32, value: Self::V);
+    /// The bits of bf16 from memory, in any alignment.
+    unsafe fn load_bf16(from: *const u16) -> Self::V;
+    /// To memory as the bits of bf16, rounded to nearest, ties to even, in any alignment; NaN stays one.
+    unsafe fn store_bf16(to: *mut u16, value: Self::V);
     /// `a + b`.
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
     /// `a - b`.
@@ -87,6 +95,20 @@ impl Simd for Portable {
     unsafe fn store(to: *mut f32, value: [f32; 4]) {
         // SAFETY: the caller's.
         unsafe { to.cast::<[f32; 4]>().write_unaligned(value) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const u16) -> [f32; 4] {
+        // SAFETY: the caller's.
+        let bits = unsafe { from.cast::<[u16; 4]>().read_unaligned() };
+        bits.map(|bits| Element::to_f32(bf16::from_bits(bits)))
+    }
+
+    #[inline(always)]
+    unsafe fn store_bf16(to: *mut u16, value: [f32; 4]) {
+        let bits = value.map(|value| <bf16 as Element>::from_f32(value).to_bits());
+        // SAFETY: the caller's.
+        unsafe { to.cast::<[u16; 4]>().write_unaligned(bits) }
     }
 
     #[inline(always)]
@@ -158,7 +180,7 @@ unsafe fn interleave_8(
 macro_rules! simd {
     ($name:ident, $doc:literal, $v:ident, $lanes:literal, $zero:ident, $splat:ident, $load:ident,
      $store:ident, $add:ident, $sub:ident, $multiply:ident, $multiply_add:ident, $max:ident,
-     $interleave:ident) => {
+     $interleave:ident, $load_bf16:ident, $store_bf16:ident) => {
         #[doc = $doc]
         #[derive(Clone, Copy)]
         pub struct $name;
@@ -193,6 +215,16 @@ macro_rules! simd {
             #[inline(always)]
             unsafe fn store(to: *mut f32, value: Self::V) {
                 unsafe { std::arch::x86_64::$store(to, value) }
+            }
+
+            #[inline(always)]
+            unsafe fn load_bf16(from: *const u16) -> Self::V {
+                unsafe { $load_bf16(from) }
+            }
+
+            #[inline(always)]
+            unsafe fn store_bf16(to: *mut u16, value: Self::V) {
+                unsafe { $store_bf16(to, value) }
             }
 
             #[inline(always)]
@@ -244,7 +276,9 @@ simd!(
     _mm512_mul_ps,
     _mm512_fmadd_ps,
     _mm512_max_ps,
-    interleave_16
+    interleave_16,
+    load_bf16_avx512,
+    store_bf16_avx512
 );
 
 #[cfg(target_arch = "x86_64")]
@@ -262,34 +296,106 @@ simd!(
     _mm256_mul_ps,
     _mm256_fmadd_ps,
     _mm256_max_ps,
-    interleave_8
+    interleave_8,
+    load_bf16_avx2,
+    store_bf16_avx2
 );
 
+/// See [`Simd::load_bf16`].
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn load_bf16_avx512(from: *const u16) -> std::arch::x86_64::__m512 {
+    use std::arch::x86_64::*;
+    // SAFETY: the caller's.
+    unsafe {
+        let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
+        _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))
+    }
+}
+
+/// See [`Simd::store_bf16`]. (The instruction of AVX512-BF16 would flush subnormals.)
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn store_bf16_avx512(to: *mut u16, value: std::arch::x86_64::__m512) {
+    use std::arch::x86_64::*;
+    // SAFETY: the caller's.
+    unsafe {
+        let bits = _mm512_castps_si512(value);
+        let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+        let rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF)));
+        let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(value, value);
+        let quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x0040_0000));
+        let chosen = _mm512_mask_mov_epi32(rounded, nan, quiet);
+        let halves = _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(chosen));
+        _mm256_storeu_si256(to.cast(), halves);
+    }
+}
+
+/// See [`Simd::load_bf16`].
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn load_bf16_avx2(from: *const u16) -> std::arch::x86_64::__m256 {
+    use std::arch::x86_64::*;
+    // SAFETY: the caller's.
+    unsafe {
+        let bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
+        _mm256_castsi256_ps(_mm256_slli_epi32::<16>(bits))
+    }
+}
+
+/// See [`Simd::store_bf16`].
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn store_bf16_avx2(to: *mut u16, value: std::arch::x86_64::__m256) {
+    use std::arch::x86_64::*;
+    // SAFETY: the caller's.
+    unsafe {
+        let bits = _mm256_castps_si256(value);
+        let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+        let rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF)));
+        let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(value, value));
+        let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x0040_0000));
+        let chosen = _mm256_srli_epi32::<16>(_mm256_blendv_epi8(rounded, quiet, nan));
+        // Both halves to one side: values are below 2^16, so nothing saturates.
+        let packed = _mm256_packus_epi32(chosen, chosen);
+        let packed = _mm256_permute4x64_epi64::<0b00_00_10_00>(packed);
+        _mm_storeu_si128(to.cast(), _mm256_castsi256_si128(packed));
+    }
+}
+
 /// Defines `unsafe fn name(isa, ...)` from a body that is generic over its vectors, `S`, compiled for
-/// every instruction set. What the body calls must be `#[inline(always)]`.
+/// every instruction set. What the body calls must be `#[inline(always)]`. Further generic types are
+/// those of stored values.
 macro_rules! vectors {
     ($(
         $(#[$meta:meta])*
-        $visibility:vis unsafe fn $name:ident<$s:ident>($($arg:ident: $type:ty),* $(,)?) $body:block
+        $visibility:vis unsafe fn $name:ident<$s:ident $(, $element:ident)*>(
+            $($arg:ident: $type:ty),* $(,)?
+        ) $body:block
     )*) => { $(
         $(#[$meta])*
-        $visibility unsafe fn $name(isa: $crate::isa::Isa, $($arg: $type),*) {
+        $visibility unsafe fn $name<$($element: $crate::values::Element),*>(
+            isa: $crate::isa::Isa,
+            $($arg: $type),*
+        ) {
             #[inline(always)]
-            unsafe fn body<$s: $crate::simd::Simd>($($arg: $type),*) {
+            unsafe fn body<$s: $crate::simd::Simd, $($element: $crate::values::Element),*>(
+                $($arg: $type),*
+            ) {
                 // SAFETY: the caller's.
                 unsafe { $body }
             }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
-            unsafe fn avx512($($arg: $type),*) {
+            unsafe fn avx512<$($element: $crate::values::Element),*>($($arg: $type),*) {
                 // SAFETY: the caller's.
-                unsafe { body::<$crate::simd::Avx512>($($arg),*) }
+                unsafe { body::<$crate::simd::Avx512, $($element),*>($($arg),*) }
             }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma")]
-            unsafe fn avx2($($arg: $type),*) {
+            unsafe fn avx2<$($element: $crate::values::Element),*>($($arg: $type),*) {
                 // SAFETY: the caller's.
-                unsafe { body::<$crate::simd::Avx2>($($arg),*) }
+                unsafe { body::<$crate::simd::Avx2, $($element),*>($($arg),*) }
             }
             #[cfg(target_arch = "x86_64")]
             use $crate::isa::Level;
@@ -297,10 +403,10 @@ macro_rules! vectors {
             unsafe {
                 match isa.level() {
                     #[cfg(target_arch = "x86_64")]
-                    Level::Avx512 => avx512($($arg),*),
+                    Level::Avx512 => avx512::<$($element),*>($($arg),*),
                     #[cfg(target_arch = "x86_64")]
-                    Level::Avx2 => avx2($($arg),*),
-                    _ => body::<$crate::simd::Portable>($($arg),*),
+                    Level::Avx2 => avx2::<$($element),*>($($arg),*),
+                    _ => body::<$crate::simd::Portable, $($element),*>($($arg),*),
                 }
             }
         }
