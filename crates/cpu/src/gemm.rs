@@ -19,7 +19,7 @@ pub const DEPTH: usize = 384;
 pub const STRIDE: usize = DEPTH + 16;
 
 /// Bytes of a line of a cache.
-const LINE: usize = 64;
+pub const LINE: usize = 64;
 /// Vectors of `b` in a tile.
 const VECTORS: usize = 2;
 /// Rows of a tile that leave room for `b` and a value of `a` among 32 registers, and among 16.

@@ -42,6 +42,29 @@ pub trait Simd: Copy {
     unsafe fn multiply_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// Zero where `a` is below zero, else `a`; NaN stays.
     unsafe fn relu(a: Self::V) -> Self::V;
+    /// Values of `a` and `b` in turn: of their lower halves, and of their upper halves.
+    unsafe fn interleave(a: Self::V, b: Self::V) -> [Self::V; 2];
+}
+
+/// Values of the longest vector.
+pub const MOST_LANES: usize = 16;
+
+/// Rows become columns: of the first [`Simd::LANES`] vectors.
+///
+/// # Safety
+/// As for [`Simd`].
+#[inline(always)]
+pub unsafe fn transpose<S: Simd>(mut rows: [S::V; MOST_LANES]) -> [S::V; MOST_LANES] {
+    let half = S::LANES / 2;
+    for _ in 0..S::LANES.trailing_zeros() {
+        let old = rows;
+        for i in 0..half {
+            // SAFETY: the caller's.
+            let [low, high] = unsafe { S::interleave(old[i], old[half + i]) };
+            (rows[2 * i], rows[2 * i + 1]) = (low, high);
+        }
+    }
+    rows
 }
 
 /// Four values, left to the compiler.
@@ -112,6 +135,44 @@ impl Simd for Portable {
     unsafe fn multiply_add(a: [f32; 4], b: [f32; 4], c: [f32; 4]) -> [f32; 4] {
         std::array::from_fn(|i| a[i] * b[i] + c[i])
     }
+
+    #[inline(always)]
+    unsafe fn interleave(a: [f32; 4], b: [f32; 4]) -> [[f32; 4]; 2] {
+        [[a[0], b[0], a[1], b[1]], [a[2], b[2], a[3], b[3]]]
+    }
+}
+
+/// See [`Simd::interleave`].
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn interleave_16(
+    a: std::arch::x86_64::__m512,
+    b: std::arch::x86_64::__m512,
+) -> [std::arch::x86_64::__m512; 2] {
+    use std::arch::x86_64::{_mm512_permutex2var_ps, _mm512_setr_epi32};
+    // SAFETY: the instructions are the caller's.
+    unsafe {
+        let low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+        let high = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+        [_mm512_permutex2var_ps(a, low, b), _mm512_permutex2var_ps(a, high, b)]
+    }
+}
+
+/// See [`Simd::interleave`].
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn interleave_8(
+    a: std::arch::x86_64::__m256,
+    b: std::arch::x86_64::__m256,
+) -> [std::arch::x86_64::__m256; 2] {
+    use std::arch::x86_64::{_mm256_permute2f128_ps, _mm256_unpackhi_ps, _mm256_unpacklo_ps};
+    // SAFETY: the instructions are the caller's.
+    unsafe {
+        // Each of them of both halves: values 0, 1, 4, 5 and 2, 3, 6, 7.
+        let (first, second) = (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+        let low = _mm256_permute2f128_ps::<0x20>(first, second);
+        [low, _mm256_permute2f128_ps::<0x31>(first, second)]
+    }
 }
 
 /// Implements [`Simd`] by intrinsics.
@@ -119,7 +180,7 @@ impl Simd for Portable {
 macro_rules! simd {
     ($name:ident, $doc:literal, $v:ident, $lanes:literal, $zero:ident, $splat:ident, $load:ident,
      $store:ident, $add:ident, $sub:ident, $multiply:ident, $multiply_add:ident, $max:ident,
-     $load_bf16:ident, $store_bf16:ident) => {
+     $interleave:ident, $load_bf16:ident, $store_bf16:ident) => {
         #[doc = $doc]
         #[derive(Clone, Copy)]
         pub struct $name;
@@ -191,6 +252,11 @@ macro_rules! simd {
             unsafe fn multiply_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
                 unsafe { std::arch::x86_64::$multiply_add(a, b, c) }
             }
+
+            #[inline(always)]
+            unsafe fn interleave(a: Self::V, b: Self::V) -> [Self::V; 2] {
+                unsafe { $interleave(a, b) }
+            }
         }
     };
 }
@@ -210,6 +276,7 @@ simd!(
     _mm512_mul_ps,
     _mm512_fmadd_ps,
     _mm512_max_ps,
+    interleave_16,
     load_bf16_avx512,
     store_bf16_avx512
 );
@@ -229,6 +296,7 @@ simd!(
     _mm256_mul_ps,
     _mm256_fmadd_ps,
     _mm256_max_ps,
+    interleave_8,
     load_bf16_avx2,
     store_bf16_avx2
 );

@@ -14,7 +14,7 @@ use super::{Arithmetic, Epilogue, Scratch, ScratchSize, Sizes, with_scratch};
 use crate::gemm::{Ahead, DEPTH, Layout, Operands, Out, Products, STRIDE, tile};
 use crate::isa::Isa;
 use crate::pointwise::{add_rows, narrow};
-use crate::simd::{Simd, vectors};
+use crate::simd::{MOST_LANES, Simd, vectors};
 use crate::values::Element;
 
 /// Most samples for which dot products are faster than tiles.
@@ -27,10 +27,12 @@ const DOT_VALUES: usize = 1 << 16;
 const DOTS: usize = 4;
 /// Values of a row that are finished together.
 const BLOCK: usize = 64;
-/// Values of the longest vector.
-const MOST_LANES: usize = 16;
 /// Tiles, one under the other, of a forward task.
 const FORWARD_TILES: usize = 4;
+/// Values of a row of weights in a task on the way back to few samples: their sums stay in the first cache.
+const RUN: usize = DEPTH;
+/// Rows of weights that are added to these sums at a time.
+const ROWS: usize = 4;
 /// Steps of a tile's depth on the way back to the samples: rows of weights.
 const DATA_DEPTH: usize = 96;
 /// Tiles, one under the other, of a task of filter gradients.
@@ -53,6 +55,11 @@ pub fn scratch_size(sizes: &Sizes, arithmetic: Arithmetic) -> ScratchSize {
     }
 }
 
+/// Whether the weights, as they lie, are multiplied with each sample: as fast as they come from memory.
+fn few_samples(sizes: &Sizes, arithmetic: Arithmetic) -> bool {
+    sizes.n <= if arithmetic.products == Products::F32 { FEW_SAMPLES } else { DOTS }
+}
+
 /// `y^T = w * x^T`.
 pub fn forward<Y: Element, X: Element>(
     arithmetic: Arithmetic,
@@ -63,8 +70,7 @@ pub fn forward<Y: Element, X: Element>(
     sizes: &Sizes,
     scratch: &mut Scratch,
 ) {
-    let few = if arithmetic.products == Products::F32 { FEW_SAMPLES } else { DOTS };
-    if sizes.n > few {
+    if !few_samples(sizes, arithmetic) {
         return forward_by_tiles(arithmetic, y, x, weight, epilogue, sizes, scratch);
     }
     let Arithmetic { isa, .. } = arithmetic;
@@ -174,7 +180,7 @@ fn forward_by_tiles<Y: Element, X: Element>(
     let panel = products.words(patch) * columns;
     let (packed, transposed) = scratch.shared.split_at_mut(samples * products.words(patch));
     let packed: &mut [u32] = cast_slice_mut(packed);
-    panels_along(packed, products, x, patch, n, patch, columns);
+    panels_along(isa, packed, products, x, patch, n, patch, columns);
     let (packed, threads) = (&*packed, &scratch.threads);
     let transposed = &mut transposed[..k * samples];
     let task = FORWARD_TILES * rows;
@@ -211,7 +217,7 @@ fn forward_by_tiles<Y: Element, X: Element>(
     transpose(isa, y, transposed, k, samples, epilogue);
 }
 
-/// `dx^T = w^T * dy^T`.
+/// `dx = dy * w`.
 pub fn backward_data<T: Element>(
     arithmetic: Arithmetic,
     dx: &mut [T],
@@ -220,9 +226,130 @@ pub fn backward_data<T: Element>(
     sizes: &Sizes,
     scratch: &mut Scratch,
 ) {
-    if arithmetic.products == Products::Bf16Tiles {
-        return data_by_samples(arithmetic, dx, dy, weight, sizes, scratch);
+    if few_samples(sizes, arithmetic) {
+        data_of_few(arithmetic, dx, dy, weight, sizes, scratch);
+    } else if arithmetic.products == Products::Bf16Tiles {
+        data_by_samples(arithmetic, dx, dy, weight, sizes, scratch);
+    } else {
+        data_by_tiles(arithmetic, dx, dy, weight, sizes, scratch);
     }
+}
+
+/// `dx = dy * w` of few samples: rows of weights as they lie, each read once.
+fn data_of_few<T: Element>(
+    arithmetic: Arithmetic,
+    dx: &mut [T],
+    dy: &[T],
+    weight: &[T],
+    sizes: &Sizes,
+    scratch: &mut Scratch,
+) {
+    let Arithmetic { isa, .. } = arithmetic;
+    let Sizes { n, k, patch, .. } = *sizes;
+    let sums = &mut scratch.shared[..n * patch];
+    sums.par_chunks_mut(n * RUN).with_max_len(1).enumerate().for_each(|(task, sums)| {
+        let weight = &weight[task * RUN..];
+        // SAFETY: from there on, each of the `k` rows has as many values left as there are of a sample's
+        // sums; `dy` has `n * k`.
+        unsafe { weighted_rows(isa, sums, weight, dy, n, k, patch) };
+    });
+    keep_runs(isa, dx, sums, sizes);
+}
+
+vectors! {
+    /// Row `j` of `sums` = the sum of all `k` rows `i` of `weight` by `dy[j * k + i]`.
+    ///
+    /// # Safety
+    /// Rows of `weight` begin `stride` apart and have as many values as the `n` of `sums`; there are
+    /// `n * k` values in `dy`.
+    unsafe fn weighted_rows<S, T>(
+        sums: &mut [f32],
+        weight: &[T],
+        dy: &[T],
+        n: usize,
+        k: usize,
+        stride: usize,
+    ) {
+        let len = sums.len() / n;
+        sums.fill(0.0);
+        for i in (0..k).step_by(ROWS) {
+            let (weight, dy) = (weight.as_ptr().add(i * stride), dy.as_ptr().add(i));
+            for j in (0..n).step_by(DOTS) {
+                let (sums, dy) = (sums.as_mut_ptr().add(j * len), dy.add(j * k));
+                if k - i < ROWS {
+                    for j in 0..DOTS.min(n - j) {
+                        for i in 0..k - i {
+                            let (weight, dy) = (weight.add(i * stride), dy.add(j * k + i));
+                            add_weighted::<S, T, 1, 1>(sums.add(j * len), weight, dy, len, k, stride);
+                        }
+                    }
+                    continue;
+                }
+                match n - j {
+                    1 => add_weighted::<S, T, 1, ROWS>(sums, weight, dy, len, k, stride),
+                    2 => add_weighted::<S, T, 2, ROWS>(sums, weight, dy, len, k, stride),
+                    3 => add_weighted::<S, T, 3, ROWS>(sums, weight, dy, len, k, stride),
+                    _ => add_weighted::<S, T, DOTS, ROWS>(sums, weight, dy, len, k, stride),
+                }
+            }
+        }
+    }
+}
+
+/// Adds `M` rows of `len` values, each by its value of `dy`, to the sums of `N` samples.
+#[inline(always)]
+unsafe fn add_weighted<S: Simd, T: Element, const N: usize, const M: usize>(
+    sums: *mut f32,
+    weight: *const T,
+    dy: *const T,
+    len: usize,
+    k: usize,
+    stride: usize,
+) {
+    // SAFETY: the caller's; what is prefetched is not read.
+    unsafe {
+        let mut factors = [[S::zero(); M]; N];
+        for (j, factors) in factors.iter_mut().enumerate() {
+            for (i, factor) in factors.iter_mut().enumerate() {
+                *factor = S::splat((*dy.add(j * k + i)).to_f32());
+            }
+        }
+        let whole = len - len % S::LANES;
+        for at in (0..whole).step_by(S::LANES) {
+            let mut rows = [S::zero(); M];
+            for (i, row) in rows.iter_mut().enumerate() {
+                *row = T::load::<S>(weight.add(i * stride + at));
+                S::prefetch(weight.wrapping_add((i + M) * stride + at).cast());
+            }
+            for (j, factors) in factors.iter().enumerate() {
+                let mut sum = S::load(sums.add(j * len + at));
+                for (row, factor) in rows.iter().zip(factors) {
+                    sum = S::multiply_add(*row, *factor, sum);
+                }
+                S::store(sums.add(j * len + at), sum);
+            }
+        }
+        for at in whole..len {
+            for j in 0..N {
+                let sum = &mut *sums.add(j * len + at);
+                for i in 0..M {
+                    let (weight, dy) = (*weight.add(i * stride + at), *dy.add(j * k + i));
+                    *sum += weight.to_f32() * dy.to_f32();
+                }
+            }
+        }
+    }
+}
+
+/// `dx^T = w^T * dy^T`.
+fn data_by_tiles<T: Element>(
+    arithmetic: Arithmetic,
+    dx: &mut [T],
+    dy: &[T],
+    weight: &[T],
+    sizes: &Sizes,
+    scratch: &mut Scratch,
+) {
     let Arithmetic { isa, products, .. } = arithmetic;
     let (rows, columns) = arithmetic.block();
     let Sizes { n, k, patch, .. } = *sizes;
@@ -230,7 +357,7 @@ pub fn backward_data<T: Element>(
     let panel = products.words(k) * columns;
     let (packed, transposed) = scratch.shared.split_at_mut(samples * products.words(k));
     let packed: &mut [u32] = cast_slice_mut(packed);
-    panels_along(packed, products, dy, k, n, k, columns);
+    panels_along(isa, packed, products, dy, k, n, k, columns);
     let (packed, threads) = (&*packed, &scratch.threads);
     let transposed = &mut transposed[..patch * samples];
     let task = DEPTH / rows * rows;
@@ -274,12 +401,11 @@ fn data_by_samples<T: Element>(
     sizes: &Sizes,
     scratch: &mut Scratch,
 ) {
-    const TASK: usize = DEPTH;
     let Arithmetic { isa, products, .. } = arithmetic;
     let (rows, columns) = arithmetic.block();
     let Sizes { n, k, patch, .. } = *sizes;
     let (sums, threads) = (&mut scratch.shared[..n * patch], &scratch.threads);
-    sums.par_chunks_mut(n * TASK).enumerate().for_each(|(index, sums)| {
+    sums.par_chunks_mut(n * RUN).enumerate().for_each(|(index, sums)| {
         with_scratch(threads, |buffer| {
             let _prepared = arithmetic.prepare();
             let (a, b) = buffer.split_at_mut(rows * STRIDE);
@@ -287,7 +413,7 @@ fn data_by_samples<T: Element>(
             let count = sums.len() / n;
             for first in (0..k).step_by(2 * DATA_DEPTH) {
                 let depth = (2 * DATA_DEPTH).min(k - first);
-                let weight = &weight[first * patch + index * TASK..];
+                let weight = &weight[first * patch + index * RUN..];
                 pack_across(isa, b, STRIDE, products, weight, patch, depth, count);
                 for start in (0..n).step_by(rows) {
                     let rows = rows.min(n - start);
@@ -305,10 +431,14 @@ fn data_by_samples<T: Element>(
             }
         });
     });
-    let sums = &*sums;
-    dx.par_chunks_mut(patch).enumerate().for_each(|(sample, dx)| {
-        for (task, dx) in dx.chunks_mut(TASK).enumerate() {
-            let from = task * n * TASK + sample * dx.len();
+    keep_runs(isa, dx, sums, sizes);
+}
+
+/// Writes sums that were made in runs of [`RUN`] values of every sample as rows.
+fn keep_runs<T: Element>(isa: Isa, dx: &mut [T], sums: &[f32], sizes: &Sizes) {
+    dx.par_chunks_mut(sizes.patch).enumerate().for_each(|(sample, dx)| {
+        for (run, dx) in dx.chunks_mut(RUN).enumerate() {
+            let from = run * sizes.n * RUN + sample * dx.len();
             narrow(isa, dx, &sums[from..][..dx.len()]);
         }
     });

@@ -16,17 +16,26 @@ use bytemuck::{cast_slice, cast_slice_mut};
 use rayon::prelude::*;
 
 use super::pack::{
-    add_patches, pack_across, pack_patches, pack_rows, pack_transposed, panels_across, panels_along,
+    add_patches, pack_across, pack_patches, pack_rows, pack_transposed, panel_along, panels_across,
+    panels_along,
 };
 use super::{Arithmetic, Epilogue, Parity, Scratch, ScratchSize, Sizes, keep, with_scratch};
-use crate::gemm::{DEPTH, Layout, Operands, Out, Products, STRIDE, tile};
+use crate::gemm::{Ahead, DEPTH, LINE, Layout, Operands, Out, Products, STRIDE, tile};
 use crate::pointwise::{add_rows, spread};
 use crate::pool;
 use crate::values::Element;
 use zfnet_core::shape::PoolDims;
 
-/// Tiles, one under the other, of a task.
+/// Tiles, one under the other, of a task, at most.
 const TILES: usize = 8;
+/// Tiles of a task, at least: as often packed filters are used that come from the last cache.
+const FEWEST_TILES: usize = 2;
+/// Tasks that there should be.
+const TASKS: usize = 16;
+/// Filters of a task where pixels are few.
+const FILTERS: usize = 32;
+/// Rows of filters that memory brings while others are multiplied.
+const AHEAD: usize = 32;
 /// Parts that filter gradients are summed in.
 const PARTS: usize = 16;
 /// Values of patches that are added to their places at a time, a pixel.
@@ -35,18 +44,25 @@ const UNPACKED: usize = 512;
 /// Pool rows of an image that are worked on before the next ones: what they need of the convolution
 /// fits the second cache.
 const POOL_ROWS: usize = 5;
+/// Tasks of convolution and pooling that there should be.
+const POOL_TASKS: usize = 32;
+/// Most of them in an image.
+const POOL_TASKS_OF_ONE: usize = 8;
 /// Rows of the convolution that the buffer holds then.
 const POOLED_LINES: usize = 16;
 
 /// What any direction needs.
 pub fn scratch_size(sizes: &Sizes, arithmetic: Arithmetic) -> ScratchSize {
     let (rows, columns) = arithmetic.block();
-    let Sizes { k, q, groups, filters, channels, patch, .. } = *sizes;
+    let Sizes { k, q, groups, filters, channels, .. } = *sizes;
     let words = |values: usize| arithmetic.products.words(values);
     let a = rows * STRIDE;
     let task = TILES * rows;
     // Forward: sums of a task's pixels, or of the rows that are pooled, once in f32 and once as stored.
-    let packed = groups * words(patch) * filters.next_multiple_of(columns);
+    let packed = packed_len(sizes, arithmetic);
+    // Of fewer images pixels may be few.
+    let few = &Sizes { pixels: sizes.pixels.min(filters), ..*sizes };
+    let by_filters = packed_patches(arithmetic, few) + sums_by_filters(arithmetic, few);
     let sums = (task * k).max(2 * POOLED_LINES * q * k);
     // Backward data: the pixels of a task, or patches and an image.
     let (data, packed_data) = if gathers(sizes, arithmetic) {
@@ -63,8 +79,11 @@ pub fn scratch_size(sizes: &Sizes, arithmetic: Arithmetic) -> ScratchSize {
     let (block, rows_of_dy) = gradient_blocks(sizes, arithmetic, pixels);
     let gradient = pixels * (k + STRIDE) + words(pixels) * STRIDE;
     ScratchSize {
-        thread: (a + sums).max(a + data).max(gradient + filters.div_ceil(block) * rows_of_dy),
-        shared: packed.max(packed_data).max(parts * partial(sizes)),
+        thread: (a + sums)
+            .max(DEPTH * columns)
+            .max(a + data)
+            .max(gradient + filters.div_ceil(block) * rows_of_dy),
+        shared: packed.max(by_filters).max(packed_data).max(parts * partial(sizes)),
     }
 }
 
@@ -85,10 +104,14 @@ pub fn forward<Y: Element, X: Element>(
     sizes: &Sizes,
     scratch: &mut Scratch,
 ) {
+    if few_pixels(sizes) {
+        return forward_by_filters(arithmetic, y, x, weight, epilogue, sizes, scratch);
+    }
     let (rows, _) = arithmetic.block();
-    let task = TILES * rows;
+    let tiles = sizes.pixels.div_ceil(rows);
+    let task = rows * (tiles / TASKS).clamp(FEWEST_TILES, TILES);
     let packed = pack_filters(arithmetic, &mut scratch.shared, weight, sizes);
-    y.par_chunks_mut(task * sizes.k).enumerate().for_each(|(index, y)| {
+    y.par_chunks_mut(task * sizes.k).with_max_len(1).enumerate().for_each(|(index, y)| {
         with_scratch(&scratch.threads, |buffer| {
             let (a, buffer) = buffer.split_at_mut(rows * STRIDE);
             let sums = Y::sums(y, buffer);
@@ -96,6 +119,120 @@ pub fn forward<Y: Element, X: Element>(
             epilogue.finish(arithmetic.isa, y, buffer);
         });
     });
+}
+
+/// Whether there are fewer pixels than filters, and so less to pack of patches than of filters.
+fn few_pixels(sizes: &Sizes) -> bool {
+    sizes.pixels <= sizes.filters
+}
+
+/// Words of all patches of a group, packed in blocks of their depth and of a tile's rows.
+fn packed_patches(arithmetic: Arithmetic, sizes: &Sizes) -> usize {
+    let (rows, _) = arithmetic.block();
+    arithmetic.depth_blocks(sizes.patch).count() * sizes.pixels.next_multiple_of(rows) * STRIDE
+}
+
+/// Sums of all tasks where pixels are few: whole tiles.
+fn sums_by_filters(arithmetic: Arithmetic, sizes: &Sizes) -> usize {
+    let (rows, _) = arithmetic.block();
+    let filters = sizes.filters.next_multiple_of(task_filters(arithmetic));
+    sizes.groups * filters * sizes.pixels.next_multiple_of(rows)
+}
+
+/// Filters of a task where pixels are few.
+fn task_filters(arithmetic: Arithmetic) -> usize {
+    let (_, columns) = arithmetic.block();
+    columns.next_multiple_of(FILTERS)
+}
+
+/// The same for few pixels: all patches are packed at first, and each task packs filters of its own.
+fn forward_by_filters<Y: Element, X: Element>(
+    arithmetic: Arithmetic,
+    y: &mut [Y],
+    x: &[X],
+    weight: &[X],
+    epilogue: &Epilogue<'_>,
+    sizes: &Sizes,
+    scratch: &mut Scratch,
+) {
+    let Arithmetic { isa, products, .. } = arithmetic;
+    let (rows, _) = arithmetic.block();
+    let Sizes { k, groups, filters, patch, pixels, .. } = *sizes;
+    let (task, tiles) = (task_filters(arithmetic), pixels.div_ceil(rows));
+    let Scratch { threads, shared } = scratch;
+    let (patches, sums) = shared.split_at_mut(packed_patches(arithmetic, sizes));
+    let patches: &mut [u32] = cast_slice_mut(patches);
+    let sums = &mut sums[..sums_by_filters(arithmetic, sizes)];
+    let group_sums = sums.len() / groups;
+    let weights = weight.chunks_exact(filters * patch);
+    for (group, (sums, weight)) in sums.chunks_exact_mut(group_sums).zip(weights).enumerate() {
+        patches.par_chunks_mut(rows * STRIDE).enumerate().for_each(|(index, a)| {
+            let depth = arithmetic.depth_blocks(patch).nth(index / tiles).expect("a block");
+            let first = index % tiles * rows;
+            let pixels = first..(first + rows).min(pixels);
+            pack_patches(isa, a, products, x, pixels, group, depth, sizes);
+        });
+        let patches = &*patches;
+        let tasks = sums.par_chunks_mut(task * tiles * rows).zip(weight.par_chunks(task * patch));
+        tasks.with_max_len(1).for_each(|(sums, weight)| {
+            with_scratch(threads, |buffer| {
+                multiply_filters(arithmetic, sums, patches, weight, cast_slice_mut(buffer), sizes);
+            });
+        });
+    }
+    let sums = &*sums;
+    y.par_chunks_mut(rows * k).enumerate().for_each(|(index, y)| {
+        with_scratch(threads, |buffer| {
+            let to = Y::sums(y, buffer);
+            for (row, to) in to.chunks_exact_mut(k).enumerate() {
+                let groups = to.chunks_exact_mut(filters).zip(sums.chunks_exact(group_sums));
+                for (to, sums) in groups {
+                    let sums = sums[(index * rows + row) * task..].chunks(tiles * rows * task);
+                    for (to, sums) in to.chunks_mut(task).zip(sums) {
+                        to.copy_from_slice(&sums[..to.len()]);
+                    }
+                }
+            }
+            epilogue.finish(isa, y, buffer);
+        });
+    });
+}
+
+/// `patches * w^T` for the filters of a task and all pixels: a row of sums a pixel. `b` is for a panel.
+fn multiply_filters<X: Element>(
+    arithmetic: Arithmetic,
+    sums: &mut [f32],
+    patches: &[u32],
+    weight: &[X],
+    b: &mut [u32],
+    sizes: &Sizes,
+) {
+    let Arithmetic { isa, products, .. } = arithmetic;
+    let (rows, columns) = arithmetic.block();
+    let (task, tiles) = (task_filters(arithmetic), sizes.pixels.div_ceil(rows));
+    let (patch, stride) = (sizes.patch, sizes.patch * size_of::<X>());
+    let _prepared = arithmetic.prepare();
+    let blocks = patches.chunks_exact(tiles * rows * STRIDE);
+    for (depth, patches) in arithmetic.depth_blocks(patch).zip(blocks) {
+        for (j, weight) in weight.chunks(columns * patch).enumerate() {
+            let (count, here) = (weight.len() / patch, &weight[depth.start..]);
+            panel_along(isa, b, products, here, patch, count, depth.len(), columns);
+            let next: &[u8] = cast_slice(&weight[depth.end..]);
+            let depth_bytes = depth.len() * size_of::<X>();
+            let (accumulate, depth) = (depth.start > 0, products.words(depth.len()));
+            let tiles = patches.chunks_exact(rows * STRIDE).zip(sums.chunks_exact_mut(rows * task));
+            for (tile_index, (a, sums)) in tiles.enumerate() {
+                let values = &mut sums[j * columns..];
+                let out = Out { values, stride: task, rows, columns, accumulate };
+                // A tile's steps ask for some lines of each row of the next block.
+                let at = tile_index * (depth / AHEAD) * LINE;
+                let wanted = at < depth_bytes && at < next.len();
+                let ahead = wanted.then(|| Ahead { bytes: &next[at..], stride, rows: AHEAD });
+                let (layout, b, b_stride) = (Layout::Rows, &*b, columns);
+                tile(isa, out, Operands { products, depth, a, layout, b, b_stride, ahead });
+            }
+        }
+    }
 }
 
 /// `y = maxpool(epilogue(patches * w^T))`, without keeping the convolution's output.
@@ -112,37 +249,50 @@ pub fn forward_pooled<T: Element>(
     let (k, line) = (sizes.k, sizes.q * sizes.k);
     let [window, stride] = [pool.window[0], pool.stride[0]].map(|v| v as usize);
     let (image, row) = (pool.output().per_image(), pool.q as usize * k);
-    let packed = pack_filters(arithmetic, &mut scratch.shared, weight, sizes);
+    let Scratch { threads, shared } = scratch;
+    let packed = pack_filters(arithmetic, shared, weight, sizes);
+    let task = pool_task(sizes, pool);
     let images = y.par_chunks_mut(image).zip(switches.par_chunks_mut(image)).enumerate();
     images.for_each(|(image, (y, switches))| {
-        with_scratch(&scratch.threads, |buffer| {
-            let (a, buffer) = buffer.split_at_mut(arithmetic.block().0 * STRIDE);
-            let (lines, sums) = buffer.split_at_mut(POOLED_LINES * line);
-            let a = cast_slice_mut(a);
-            let lines: &mut [T] = &mut cast_slice_mut(lines)[..POOLED_LINES * line];
-            // The convolution's rows `kept` are at the front of `lines`.
-            let mut kept = 0..0usize;
-            let parts = y.chunks_mut(POOL_ROWS * row).zip(switches.chunks_mut(POOL_ROWS * row));
-            for (part, (y, switches)) in parts.enumerate() {
-                let count = y.len() / row;
-                let start = part * POOL_ROWS * stride;
-                let end = (start + (count - 1) * stride + window).min(sizes.p);
-                let again = kept.end.saturating_sub(start);
-                lines.copy_within((kept.len() - again) * line..kept.len() * line, 0);
-                let new = &mut lines[again * line..(end - start) * line];
-                let first = (image * sizes.p + start + again) * sizes.q;
-                multiply_patches(arithmetic, T::sums(new, sums), x, packed, first, a, sizes);
-                epilogue.finish(isa, new, sums);
-                kept = start..end;
-                let (h, p) = (kept.len() as u32, count as u32);
-                let dims = PoolDims { n: 1, h, p, ..*pool };
-                let rows = y.chunks_exact_mut(row).zip(switches.chunks_exact_mut(row));
-                for (index, (y, switches)) in rows.enumerate() {
-                    pool::forward_row(isa, y, switches, &lines[..kept.len() * line], index, &dims);
+        let tasks = y.par_chunks_mut(task * row).zip(switches.par_chunks_mut(task * row));
+        tasks.with_max_len(1).enumerate().for_each(|(index, (y, switches))| {
+            with_scratch(threads, |buffer| {
+                let (a, buffer) = buffer.split_at_mut(arithmetic.block().0 * STRIDE);
+                let (lines, sums) = buffer.split_at_mut(POOLED_LINES * line);
+                let a = cast_slice_mut(a);
+                let lines: &mut [T] = &mut cast_slice_mut(lines)[..POOLED_LINES * line];
+                // The convolution's rows `kept` are at the front of `lines`.
+                let mut kept = 0..0usize;
+                let parts = y.chunks_mut(POOL_ROWS * row).zip(switches.chunks_mut(POOL_ROWS * row));
+                for (part, (y, switches)) in parts.enumerate() {
+                    let count = y.len() / row;
+                    let start = (index * task + part * POOL_ROWS) * stride;
+                    let end = (start + (count - 1) * stride + window).min(sizes.p);
+                    let again = kept.end.saturating_sub(start);
+                    lines.copy_within((kept.len() - again) * line..kept.len() * line, 0);
+                    let new = &mut lines[again * line..(end - start) * line];
+                    let first = (image * sizes.p + start + again) * sizes.q;
+                    multiply_patches(arithmetic, T::sums(new, sums), x, packed, first, a, sizes);
+                    epilogue.finish(isa, new, sums);
+                    kept = start..end;
+                    let (h, p) = (kept.len() as u32, count as u32);
+                    let dims = PoolDims { n: 1, h, p, ..*pool };
+                    let rows = y.chunks_exact_mut(row).zip(switches.chunks_exact_mut(row));
+                    for (index, (y, switches)) in rows.enumerate() {
+                        let lines = &lines[..kept.len() * line];
+                        pool::forward_row(isa, y, switches, lines, index, &dims);
+                    }
                 }
-            }
+            });
         });
     });
+}
+
+/// Pool rows of a task: those of an image, if there are enough images. Between tasks a few rows of the
+/// convolution are made twice, so there are not many in an image.
+fn pool_task(sizes: &Sizes, pool: &PoolDims) -> usize {
+    let tasks = POOL_TASKS.div_ceil(sizes.n).min(POOL_TASKS_OF_ONE);
+    (pool.p as usize).div_ceil(tasks).max(POOL_ROWS)
 }
 
 /// Words of the filters of all groups as panels.
@@ -164,7 +314,16 @@ fn pack_filters<'a, X: Element>(
     let packed: &mut [u32] = &mut cast_slice_mut(buffer)[..packed_len(sizes, arithmetic)];
     let group = packed.len() / groups;
     for (packed, weight) in packed.chunks_exact_mut(group).zip(weight.chunks(filters * patch)) {
-        panels_along(packed, arithmetic.products, weight, patch, filters, patch, columns);
+        panels_along(
+            arithmetic.isa,
+            packed,
+            arithmetic.products,
+            weight,
+            patch,
+            filters,
+            patch,
+            columns,
+        );
     }
     packed
 }

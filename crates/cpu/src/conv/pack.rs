@@ -12,6 +12,7 @@ use rayon::prelude::*;
 use super::{Sizes, Visitor};
 use crate::gemm::{Layout, Products, STRIDE};
 use crate::isa::{Isa, vectorized};
+use crate::simd::{MOST_LANES, Simd, transpose, vectors};
 use crate::values::Element;
 
 /// Values copied at a time.
@@ -21,6 +22,7 @@ const STEPS: usize = 64;
 
 /// Packs the columns `rows[j * stride..][..depth]`, `count` of them, into panels of `columns`.
 pub fn panels_along<T: Element>(
+    isa: Isa,
     panels: &mut [u32],
     products: Products,
     rows: &[T],
@@ -29,33 +31,108 @@ pub fn panels_along<T: Element>(
     depth: usize,
     columns: usize,
 ) {
-    let steps = products.words(depth);
-    panels.par_chunks_mut(steps * columns).enumerate().for_each(|(panel, out)| {
-        for first in (0..steps).step_by(STEPS) {
-            let last = (first + STEPS).min(steps);
-            let out = &mut out[first * columns..last * columns];
-            for j in 0..columns {
-                let row = panel * columns + j;
-                let row = if row < count { &rows[row * stride..][..depth] } else { &[] };
-                let out = out.iter_mut().skip(j).step_by(columns);
-                match T::bits(row) {
-                    Some(bits) if products != Products::F32 => {
-                        let value = |at: usize| bits.get(at).copied().unwrap_or(0);
-                        for (out, step) in out.zip(first..) {
-                            *out = pair(value(2 * step), value(2 * step + 1));
+    panels.par_chunks_mut(products.words(depth) * columns).enumerate().for_each(|(panel, out)| {
+        let first = panel * columns;
+        let wanted = columns.min(count - first);
+        panel_along(isa, out, products, &rows[first * stride..], stride, wanted, depth, columns);
+    });
+}
+
+/// Packs the columns `rows[j * stride..][..depth]`, `count` of them, into one panel of `columns` (a multiple
+/// of a vector's values); the others become zero.
+pub fn panel_along<T: Element>(
+    isa: Isa,
+    out: &mut [u32],
+    products: Products,
+    rows: &[T],
+    stride: usize,
+    count: usize,
+    depth: usize,
+    columns: usize,
+) {
+    let out = &mut out[..products.words(depth) * columns];
+    assert!((1..=columns).contains(&count) && (count - 1) * stride + depth <= rows.len());
+    let pairs = products != Products::F32;
+    assert!(!pairs || T::bits(rows).is_some(), "pairs are of bf16");
+    // SAFETY: the assertions say that all rows lie in the slice, and what is multiplied in pairs.
+    unsafe { turn_rows(isa, out, pairs, rows, stride, count, depth, columns) };
+}
+
+vectors! {
+    /// Word `step` of row `j` becomes `out[step * columns + j]`, zero beyond the depth and the rows.
+    ///
+    /// # Safety
+    /// There are `count` rows of `depth` values, `stride` apart, of bf16 if words are pairs.
+    unsafe fn turn_rows<S, T>(
+        out: &mut [u32],
+        pairs: bool,
+        rows: &[T],
+        stride: usize,
+        count: usize,
+        depth: usize,
+        columns: usize,
+    ) {
+        if pairs {
+            turn::<S, T, true>(out, rows, stride, count, depth, columns);
+        } else {
+            turn::<S, T, false>(out, rows, stride, count, depth, columns);
+        }
+    }
+}
+
+/// See [`turn_rows`]: squares of a vector at a time, in registers.
+///
+/// # Safety
+/// See there.
+#[inline(always)]
+unsafe fn turn<S: Simd, T: Element, const PAIRS: bool>(
+    out: &mut [u32],
+    rows: &[T],
+    stride: usize,
+    count: usize,
+    depth: usize,
+    columns: usize,
+) {
+    let steps = out.len() / columns;
+    let words = if PAIRS { depth / 2 } else { depth };
+    let whole = words - words % S::LANES;
+    assert!(whole <= steps && columns % S::LANES == 0);
+    for first in (0..whole).step_by(STEPS) {
+        for j in (0..columns).step_by(S::LANES) {
+            for step in (first..(first + STEPS).min(whole)).step_by(S::LANES) {
+                // SAFETY: the caller's; whole vectors of words lie in the rows and in `out`.
+                unsafe {
+                    let mut square = [S::zero(); MOST_LANES];
+                    for (i, row) in square.iter_mut().enumerate().take(S::LANES) {
+                        if j + i < count {
+                            let from = rows.as_ptr().add((j + i) * stride);
+                            *row = if PAIRS {
+                                S::load(from.cast::<f32>().add(step))
+                            } else {
+                                T::load::<S>(from.add(step))
+                            };
                         }
                     }
-                    _ => {
-                        let values = row.get(first..).unwrap_or(&[]).iter();
-                        let values = values.map(|value| value.to_f32().to_bits());
-                        for (out, value) in out.zip(values.chain(std::iter::repeat(0))) {
-                            *out = value;
-                        }
+                    let square = transpose::<S>(square);
+                    for (i, column) in square.into_iter().enumerate().take(S::LANES) {
+                        let out = out.as_mut_ptr().add((step + i) * columns + j);
+                        S::store(out.cast(), column);
                     }
                 }
             }
         }
-    });
+    }
+    for step in whole..steps {
+        for (j, out) in out[step * columns..][..columns].iter_mut().enumerate() {
+            let row = if j < count { &rows[j * stride..][..depth] } else { &[] };
+            *out = if let (true, Some(bits)) = (PAIRS, T::bits(row)) {
+                let value = |at: usize| bits.get(at).copied().unwrap_or(0);
+                pair(value(2 * step), value(2 * step + 1))
+            } else {
+                row.get(step).map_or(0, |value| value.to_f32().to_bits())
+            };
+        }
+    }
 }
 
 /// Packs columns of a matrix, `count` of them, into panels of `columns`. The matrix has `depth` rows,

@@ -23,8 +23,10 @@
 use bytemuck::{cast_slice, cast_slice_mut};
 use rayon::prelude::*;
 
+use super::pack::panel_along;
 use super::{Arithmetic, Epilogue, Scratch, ScratchSize, Sizes};
 use crate::gemm::{DEPTH, Layout, Operands, Out, Products, STRIDE, block, tile};
+use crate::isa::Isa;
 use crate::pointwise::add_rows;
 use crate::simd::{Simd, vectors};
 use crate::values::Element;
@@ -42,7 +44,7 @@ const TILES: usize = 112;
 /// Channels and filters are multiples of this, so that they are whole vectors.
 const LANES: usize = 16;
 /// Tiles of pixels below which the filters' transformation does not pay.
-const FEWEST: usize = 64;
+const FEWEST: usize = 48;
 
 /// The points' squares are 1/2 and 2.
 const A: f32 = std::f32::consts::FRAC_1_SQRT_2;
@@ -220,13 +222,12 @@ pub fn forward<Y: Element, X: Element>(
 ) {
     let Sizes { n, p, q, filters, patch, .. } = *sizes;
     let (by_patch, shared) = scratch.shared.split_at_mut(filters * patch);
-    let by_patch: &mut [X] = &mut cast_slice_mut(by_patch)[..filters * patch];
     for (group, weight) in weight.chunks_exact(filters * patch).enumerate() {
         let (from, to) = (input(sizes, group), output(sizes, group));
         let bias = epilogue.bias.map(|bias| &bias[to.first..][..filters]);
         let epilogue = &Epilogue { bias, ..*epilogue };
         // Filters side by side, to be worked on together.
-        transpose(by_patch, weight, filters, patch);
+        transpose(arithmetic.isa, by_patch, weight, filters, patch);
         let taps = Taps { weight: by_patch, down: false, sizes };
         correlate(arithmetic, (y, to), (x, from), &taps, epilogue, Grid::new(n, p, q), shared);
     }
@@ -301,11 +302,11 @@ impl<T> Taps<'_, T> {
 }
 
 /// The method: `to` from `from`, a block of tiles at a time.
-fn correlate<Y: Element, X: Element>(
+fn correlate<Y: Element, X: Element, W: Element>(
     arithmetic: Arithmetic,
     (y, to): (&mut [Y], Side),
     (x, from): (&[X], Side),
-    taps: &Taps<'_, X>,
+    taps: &Taps<'_, W>,
     epilogue: &Epilogue<'_>,
     grid: Grid,
     shared: &mut [f32],
@@ -458,16 +459,11 @@ fn filter_gradients<T: Element>(
 }
 
 /// `[k, patch]` to `[patch, k]`.
-fn transpose<T: Element>(out: &mut [T], weight: &[T], k: usize, patch: usize) {
-    // What is read for a block of rows stays in a cache until its lines are used up.
-    const ROWS: usize = 16;
+fn transpose<T: Element>(isa: Isa, out: &mut [f32], weight: &[T], k: usize, patch: usize) {
+    const ROWS: usize = 64;
     out.par_chunks_mut(ROWS * k).enumerate().for_each(|(index, out)| {
-        let first = index * ROWS;
-        for (filter, weight) in weight.chunks_exact(patch).enumerate() {
-            for (row, value) in weight[first..].iter().take(out.len() / k).enumerate() {
-                out[row * k + filter] = *value;
-            }
-        }
+        let (rows, weight) = (out.len() / k, &weight[index * ROWS..]);
+        panel_along(isa, cast_slice_mut(out), Products::F32, weight, patch, k, rows, k);
     });
 }
 
