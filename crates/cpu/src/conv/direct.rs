@@ -36,8 +36,9 @@ const TASKS: usize = 16;
 const FILTERS: usize = 32;
 /// Rows of filters that memory brings while others are multiplied.
 const AHEAD: usize = 32;
-/// Parts that filter gradients are summed in.
+/// Parts that filter gradients are summed in, at most, and values of all of them, about.
 const PARTS: usize = 16;
+const PARTIAL_SUMS: usize = 12 << 20;
 /// Values of patches that are added to their places at a time, a pixel.
 const UNPACKED: usize = 512;
 
@@ -51,7 +52,7 @@ const POOL_TASKS_OF_ONE: usize = 8;
 /// Rows of the convolution that the buffer holds then.
 const POOLED_LINES: usize = 16;
 
-/// What any direction needs.
+/// What the directions from and to pixels need.
 pub fn scratch_size(sizes: &Sizes, arithmetic: Arithmetic) -> ScratchSize {
     let (rows, columns) = arithmetic.block();
     let Sizes { k, q, groups, filters, channels, .. } = *sizes;
@@ -73,17 +74,24 @@ pub fn scratch_size(sizes: &Sizes, arithmetic: Arithmetic) -> ScratchSize {
         let chunks = groups * chunks(sizes).count();
         (task * chunk + sizes.h * sizes.w * sizes.c, chunks * words(filters) * chunk)
     };
-    // Backward filter. Whole rows of an image are more than half as many pixels as a block may have.
-    let pixels = task.max(q);
-    let parts = PARTS.min(sizes.pixels.div_ceil(task / 2));
-    let (block, rows_of_dy) = gradient_blocks(sizes, arithmetic, pixels);
-    let gradient = pixels * (k + STRIDE) + words(pixels) * STRIDE;
     ScratchSize {
-        thread: (a + sums)
-            .max(DEPTH * columns)
-            .max(a + data)
-            .max(gradient + filters.div_ceil(block) * rows_of_dy),
-        shared: packed.max(by_filters).max(packed_data).max(parts * partial(sizes)),
+        thread: (a + sums).max(DEPTH * columns).max(a + data),
+        shared: packed.max(by_filters).max(packed_data),
+    }
+}
+
+/// What filter gradients need.
+pub fn filter_scratch_size(sizes: &Sizes, arithmetic: Arithmetic) -> ScratchSize {
+    let Sizes { k, q, filters, .. } = *sizes;
+    let task = TILES * arithmetic.block().0;
+    let pixels = task.max(q);
+    // Whole rows of an image are more than half as many pixels as a block may have.
+    let parts = parts(sizes).min(sizes.pixels.div_ceil(task / 2));
+    let (block, rows_of_dy) = gradient_blocks(sizes, arithmetic, pixels);
+    let packed = pixels * STRIDE + arithmetic.products.words(pixels) * STRIDE;
+    ScratchSize {
+        thread: pixels * k + packed + filters.div_ceil(block) * rows_of_dy,
+        shared: parts * partial(sizes),
     }
 }
 
@@ -609,6 +617,12 @@ fn gradient_blocks(sizes: &Sizes, arithmetic: Arithmetic, pixels: usize) -> (usi
     (block, filters.max(arithmetic.products.words(pixels)) * STRIDE)
 }
 
+/// Parts that a filter gradient is summed in: fewer of large filters, whose sums would take more memory than
+/// activations do.
+fn parts(sizes: &Sizes) -> usize {
+    (PARTIAL_SUMS / partial(sizes)).clamp(PARTS / 2, PARTS)
+}
+
 /// `dw = dy^T * patches`, in parts of the pixels.
 pub fn backward_filter<T: Element>(
     arithmetic: Arithmetic,
@@ -624,7 +638,7 @@ pub fn backward_filter<T: Element>(
     let Sizes { k, patch, .. } = *sizes;
     let block_pixels = dy.pixels(sizes, arithmetic.block().0);
     let blocks = sizes.pixels.div_ceil(block_pixels);
-    let (count, len) = (PARTS.min(blocks), partial(sizes));
+    let (count, len) = (parts(sizes).min(blocks), partial(sizes));
     let Scratch { threads, shared } = scratch;
     let partials = &mut shared[..count * len];
     partials.par_chunks_mut(len).enumerate().for_each(|(part, partial)| {

@@ -97,17 +97,20 @@ impl ScratchSize {
     pub fn of(arithmetic: Arithmetic, convolutions: &[ConvDims]) -> Self {
         let needs = convolutions.iter().map(|dims| {
             let sizes = &Sizes::new(dims);
-            let of = |arithmetic: Arithmetic| match method(sizes, arithmetic) {
-                Method::Dense => dense::scratch_size(sizes, arithmetic),
+            let filters = arithmetic.of_filters(sizes);
+            // Fewer images may not be worth Winograd's method.
+            let fewer = &Sizes::new(&dims.with_n(winograd::most_without(sizes)));
+            let pixels = match method(sizes, arithmetic) {
+                Method::Dense => return dense::scratch_size(sizes, arithmetic),
                 Method::Direct => direct::scratch_size(sizes, arithmetic),
-                Method::Winograd => {
-                    // Fewer images may not be worth it.
-                    let fewer = &Sizes::new(&dims.with_n(winograd::most_without(sizes)));
-                    winograd::scratch_size(sizes, arithmetic)
-                        .or(direct::scratch_size(fewer, arithmetic))
-                }
+                Method::Winograd => winograd::scratch_size(sizes, arithmetic)
+                    .or(direct::scratch_size(fewer, arithmetic)),
             };
-            of(arithmetic).or(of(arithmetic.of_filters(sizes)))
+            pixels.or(match method(sizes, filters) {
+                Method::Winograd => winograd::scratch_size(sizes, filters)
+                    .or(direct::filter_scratch_size(fewer, arithmetic)),
+                _ => direct::filter_scratch_size(sizes, filters),
+            })
         });
         needs.fold(ScratchSize::default(), ScratchSize::or)
     }
