@@ -287,30 +287,21 @@ fn times(mut a: Lanes, b: Lanes) -> Lanes {
 /// Up to [`LANES`] values, then zeros.
 #[inline(always)]
 fn load<T: Element>(values: &[T]) -> Lanes {
-    let mut lanes = [0.0; LANES];
-    if let Ok(values) = <&[T; LANES]>::try_from(values) {
-        for (lane, value) in lanes.iter_mut().zip(values) {
-            *lane = value.to_f32();
-        }
-    } else {
-        for (lane, value) in lanes.iter_mut().zip(values) {
-            *lane = value.to_f32();
-        }
-    }
-    lanes
+    T::to_f32s(<[T; LANES]>::try_from(values).unwrap_or_else(|_| {
+        let mut lanes = [T::zeroed(); LANES];
+        lanes[..values.len()].copy_from_slice(values);
+        lanes
+    }))
 }
 
 /// As many of the lanes as there is room for.
 #[inline(always)]
 fn store<T: Element>(values: &mut [T], lanes: Lanes) {
+    let lanes = T::from_f32s(lanes);
     if let Ok(values) = <&mut [T; LANES]>::try_from(&mut *values) {
-        for (value, lane) in values.iter_mut().zip(lanes) {
-            *value = T::from_f32(lane);
-        }
+        *values = lanes;
     } else {
-        for (value, lane) in values.iter_mut().zip(lanes) {
-            *value = T::from_f32(lane);
-        }
+        values.copy_from_slice(&lanes[..values.len()]);
     }
 }
 

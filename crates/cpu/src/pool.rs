@@ -234,13 +234,8 @@ fn covering(i: usize, kernel: usize, stride: usize, count: usize) -> std::ops::R
 fn largest_of_nine<T: Element>(y: &mut [T], switches: &mut [u8], x: [&[T]; 9], forgotten: f32) {
     let whole = y.len() / LANES * LANES;
     for at in (0..whole).step_by(LANES) {
-        let stored = x.map(|x| <[T; LANES]>::try_from(&x[at..at + LANES]).expect("lanes"));
-        let mut x = [[0.0; LANES]; 9];
-        for (x, stored) in x.iter_mut().zip(&stored) {
-            for lane in 0..LANES {
-                x[lane] = stored[lane].to_f32();
-            }
-        }
+        let lanes = |x: &[T]| <[T; LANES]>::try_from(&x[at..at + LANES]).expect("lanes");
+        let x = x.map(|x| T::to_f32s(lanes(x)));
         let y: &mut [T; LANES] = (&mut y[at..at + LANES]).try_into().expect("lanes");
         let switches: &mut [u8; LANES] = (&mut switches[at..at + LANES]).try_into().expect("lanes");
         let mut sum = [0.0; LANES];
@@ -260,24 +255,26 @@ fn largest_of_nine<T: Element>(y: &mut [T], switches: &mut [u8], x: [&[T]; 9], f
         // Comparisons as above lose a NaN; a sum does not.
         if sum.iter().fold(false, |nan, sum| nan | sum.is_nan()) {
             for lane in 0..LANES {
-                (y[lane], switches[lane]) = largest(stored.map(|x| x[lane]), forgotten);
+                let (best, switch) = largest(x.map(|x| x[lane]), forgotten);
+                (y[lane], switches[lane]) = (T::from_f32(best), switch);
             }
         }
     }
     for at in whole..y.len() {
-        (y[at], switches[at]) = largest(x.map(|x| x[at]), forgotten);
+        let (best, switch) = largest(x.map(|x| x[at].to_f32()), forgotten);
+        (y[at], switches[at]) = (T::from_f32(best), switch);
     }
 }
 
 /// One window's winner and its switch.
 #[inline(always)]
-fn largest<T: Element>(x: [T; 9], forgotten: f32) -> (T, u8) {
+fn largest(x: [f32; 9], forgotten: f32) -> (f32, u8) {
     let (mut best, mut switch) = (x[0], 0);
     for (index, x) in (0..).zip(x) {
         let (best, switch) = (std::slice::from_mut(&mut best), std::slice::from_mut(&mut switch));
         take_larger(best, switch, &[x], index);
     }
-    (best, if best.to_f32() <= forgotten { NOT_POSITIVE } else { switch })
+    (best, if best <= forgotten { NOT_POSITIVE } else { switch })
 }
 
 /// Asks for the lines of `values[from .. from + len]`, as far as there are any.

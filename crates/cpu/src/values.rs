@@ -50,6 +50,10 @@ pub trait Element: sealed::Sealed + Pod + Send + Sync {
     fn to_f32(self) -> f32;
     /// Rounded to nearest, ties to even; NaN stays one.
     fn from_f32(value: f32) -> Self;
+    /// Each exactly. (Of f32 nothing is done: a loop that copies them has cost LRN half of its speed.)
+    fn to_f32s<const N: usize>(values: [Self; N]) -> [f32; N];
+    /// Each rounded as by [`Element::from_f32`].
+    fn from_f32s<const N: usize>(values: [f32; N]) -> [Self; N];
     /// The values' bits, if they are bf16.
     fn bits(values: &[Self]) -> Option<&[u16]>;
     /// Where sums for these values are made: in their own place if they are f32, else in the buffer.
@@ -75,6 +79,16 @@ impl Element for f32 {
     #[inline(always)]
     fn from_f32(value: f32) -> f32 {
         value
+    }
+
+    #[inline(always)]
+    fn to_f32s<const N: usize>(values: [f32; N]) -> [f32; N] {
+        values
+    }
+
+    #[inline(always)]
+    fn from_f32s<const N: usize>(values: [f32; N]) -> [f32; N] {
+        values
     }
 
     #[inline(always)]
@@ -113,6 +127,16 @@ impl Element for bf16 {
         let rounded = bits.wrapping_add(0x7FFF + (bits >> 16 & 1)) >> 16;
         let quiet = bits >> 16 | 0x40;
         bf16::from_bits((if value.is_nan() { quiet } else { rounded }) as u16)
+    }
+
+    #[inline(always)]
+    fn to_f32s<const N: usize>(values: [bf16; N]) -> [f32; N] {
+        values.map(Element::to_f32)
+    }
+
+    #[inline(always)]
+    fn from_f32s<const N: usize>(values: [f32; N]) -> [bf16; N] {
+        values.map(Element::from_f32)
     }
 
     #[inline(always)]
