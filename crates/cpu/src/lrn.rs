@@ -29,6 +29,12 @@ const _: () = assert!(BLOCK + 2 * MAX_LRN_SIZE.next_multiple_of(LANES) <= BUFFER
 const TASK: usize = 1 << 14;
 
 type Buffer = [f32; BUFFER];
+
+/// Begins at a cache line: where the stack happens to begin, vectors that straddle two of them may be
+/// so many that all takes half as long again.
+#[repr(align(64))]
+struct Aligned(Buffer);
+
 type Lanes = [f32; LANES];
 
 /// `y = x s^-beta`, pixels of `c` channels.
@@ -105,14 +111,15 @@ vectorized! {
 fn forward_runs<const USUAL: bool, T: Element>(y: &mut [T], x: &[T], c: usize, lrn: &Lrn) {
     let layout = Layout::new(c, lrn);
     let before = lrn.size as usize / 2;
-    let mut squares = [0.0; BUFFER];
+    let mut squares = Aligned([0.0; BUFFER]);
+    let squares = &mut squares.0;
     for (y, x) in y.chunks_mut(layout.run * c).zip(x.chunks(layout.run * c)) {
         for block in layout.blocks() {
-            fill_squares(&mut squares, x, &block, &layout, lrn);
+            fill_squares(squares, x, &block, &layout, lrn);
             for (pixel, (y, x)) in y.chunks_exact_mut(c).zip(x.chunks_exact(c)).enumerate() {
                 for group in groups(&block) {
                     let at = layout.place(pixel, &block, group.start);
-                    let [power, _] = powers::<USUAL>(scales(&squares, at - before, lrn), lrn.beta);
+                    let [power, _] = powers::<USUAL>(scales(squares, at - before, lrn), lrn.beta);
                     store(&mut y[group.clone()], times(load(&x[group]), power));
                 }
             }
@@ -132,11 +139,13 @@ fn backward_runs<const USUAL: bool, T: Element>(
     let size = lrn.size as usize;
     let (before, after) = (size / 2, (size - 1) / 2);
     let factor = 2.0 * lrn.alpha * lrn.beta;
-    let (mut squares, mut terms, mut direct) = ([0.0; BUFFER], [0.0; BUFFER], [0.0; BUFFER]);
+    let mut buffers = [const { Aligned([0.0; BUFFER]) }; 3];
+    let [squares, terms, direct] = &mut buffers;
+    let (squares, terms, direct) = (&mut squares.0, &mut terms.0, &mut direct.0);
     let run = layout.run * c;
     for ((dx, dy), x) in dx.chunks_mut(run).zip(dy.chunks(run)).zip(x.chunks(run)) {
         for block in layout.blocks() {
-            fill_squares(&mut squares, x, &block, &layout, lrn);
+            fill_squares(squares, x, &block, &layout, lrn);
             if c > BLOCK {
                 terms.fill(0.0);
             }
@@ -145,7 +154,7 @@ fn backward_runs<const USUAL: bool, T: Element>(
             for (pixel, (dy, x)) in dy.chunks_exact(c).zip(x.chunks_exact(c)).enumerate() {
                 for group in groups(&wide) {
                     let at = layout.place(pixel, &block, group.start);
-                    let s = scales(&squares, at - before, lrn);
+                    let s = scales(squares, at - before, lrn);
                     let [power, power_by_s] = powers::<USUAL>(s, lrn.beta);
                     let (dy, x) = (load(&dy[group.clone()]), load(&x[group.clone()]));
                     let here = at..at + group.len();
@@ -157,7 +166,7 @@ fn backward_runs<const USUAL: bool, T: Element>(
                 for group in groups(&block) {
                     let at = layout.place(pixel, &block, group.start);
                     let (x, direct) = (load(&x[group.clone()]), load(&direct[at..at + LANES]));
-                    let sum = sum_of_neighbours(&terms, at - after, size);
+                    let sum = sum_of_neighbours(terms, at - after, size);
                     let mut indirect = times(each(x, |x| factor * x), sum);
                     for (value, direct) in indirect.iter_mut().zip(direct) {
                         *value = direct - *value;
@@ -287,11 +296,13 @@ fn times(mut a: Lanes, b: Lanes) -> Lanes {
 /// Up to [`LANES`] values, then zeros.
 #[inline(always)]
 fn load<T: Element>(values: &[T]) -> Lanes {
-    T::to_f32s(<[T; LANES]>::try_from(values).unwrap_or_else(|_| {
+    if let Ok(values) = <&[T; LANES]>::try_from(values) {
+        T::to_f32s(*values)
+    } else {
         let mut lanes = [T::zeroed(); LANES];
         lanes[..values.len()].copy_from_slice(values);
-        lanes
-    }))
+        T::to_f32s(lanes)
+    }
 }
 
 /// As many of the lanes as there is room for.

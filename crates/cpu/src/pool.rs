@@ -234,8 +234,8 @@ fn covering(i: usize, kernel: usize, stride: usize, count: usize) -> std::ops::R
 fn largest_of_nine<T: Element>(y: &mut [T], switches: &mut [u8], x: [&[T]; 9], forgotten: f32) {
     let whole = y.len() / LANES * LANES;
     for at in (0..whole).step_by(LANES) {
-        let lanes = |x: &[T]| <[T; LANES]>::try_from(&x[at..at + LANES]).expect("lanes");
-        let x = x.map(|x| T::to_f32s(lanes(x)));
+        let stored = x.map(|x| <[T; LANES]>::try_from(&x[at..at + LANES]).expect("lanes"));
+        let x = stored.map(T::to_f32s);
         let y: &mut [T; LANES] = (&mut y[at..at + LANES]).try_into().expect("lanes");
         let switches: &mut [u8; LANES] = (&mut switches[at..at + LANES]).try_into().expect("lanes");
         let mut sum = [0.0; LANES];
@@ -255,7 +255,8 @@ fn largest_of_nine<T: Element>(y: &mut [T], switches: &mut [u8], x: [&[T]; 9], f
         // Comparisons as above lose a NaN; a sum does not.
         if sum.iter().fold(false, |nan, sum| nan | sum.is_nan()) {
             for lane in 0..LANES {
-                let (best, switch) = largest(x.map(|x| x[lane]), forgotten);
+                // Of what is stored: `x` stays in registers.
+                let (best, switch) = largest(stored.map(|x| x[lane].to_f32()), forgotten);
                 (y[lane], switches[lane]) = (T::from_f32(best), switch);
             }
         }
