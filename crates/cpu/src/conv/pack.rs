@@ -96,7 +96,7 @@ unsafe fn turn<S: Simd, T: Element, const PAIRS: bool>(
     let steps = out.len() / columns;
     let words = if PAIRS { depth / 2 } else { depth };
     let whole = words - words % S::LANES;
-    assert!(whole <= steps && columns % S::LANES == 0);
+    assert!(whole <= steps && columns.is_multiple_of(S::LANES));
     for first in (0..whole).step_by(STEPS) {
         for j in (0..columns).step_by(S::LANES) {
             for step in (first..(first + STEPS).min(whole)).step_by(S::LANES) {
