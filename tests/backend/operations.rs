@@ -123,6 +123,13 @@ fn convolutions() -> Vec<Conv> {
         Conv { n: 1, input: [3, 2, 5], filters: [7, 3, 2], ..simple },
         Conv { n: 5, input: [6, 6, 13], filters: [300, 6, 6], ..simple },
         Conv { n: 4, input: [1, 1, 300], filters: [257, 1, 1], ..simple },
+        // Few samples, rows in several parts, and runs of columns of which the last is short.
+        Conv { n: 1, input: [3, 11, 131], filters: [37, 3, 11], ..simple },
+        Conv { n: 3, input: [1, 1, 1500], filters: [70, 1, 1], ..simple },
+        Conv { n: 7, input: [2, 5, 77], filters: [67, 2, 5], ..simple },
+        // Fewer pixels than filters: of several tasks, depths and groups, and not whole tiles of either.
+        Conv { n: 1, input: [7, 6, 45], filters: [75, 3, 3], pad: [1; 4], ..simple },
+        Conv { n: 2, input: [5, 6, 90], filters: [140, 3, 2], groups: 2, ..simple },
         Conv { n: 1025, input: [2, 2, 515], filters: [3, 2, 2], ..simple },
         // The filter covers the input, but with pads or groups.
         Conv { n: 2, input: [3, 3, 4], filters: [5, 3, 3], pad: [1, 0, 1, 0], ..simple },
@@ -340,6 +347,9 @@ fn pooled_at_once_is_pooled_after<B: Backend>(backend: &B) {
     let cases = [
         (Conv { n: 3, input: [30, 27, 3], filters: [40, 3, 3], ..simple }, [3, 3], [2, 2]),
         (Conv { n: 2, input: [9, 130, 3], filters: [5, 3, 3], ..simple }, [3, 2], [2, 2]),
+        // Several tasks to an image, of several parts and of one.
+        (Conv { n: 1, input: [97, 9, 3], filters: [6, 3, 3], ..simple }, [3, 3], [2, 2]),
+        (Conv { n: 9, input: [47, 8, 3], filters: [4, 3, 3], ..simple }, [3, 3], [2, 2]),
         (
             Conv { n: 2, input: [16, 15, 4], filters: [6, 3, 3], groups: 2, ..simple },
             [2, 2],

@@ -29,9 +29,11 @@ const DOTS: usize = 4;
 const BLOCK: usize = 64;
 /// Tiles, one under the other, of a forward task.
 const FORWARD_TILES: usize = 4;
-/// Values of a row of weights in a task on the way back to few samples: their sums stay in the first cache.
-const RUN: usize = DEPTH;
-/// Rows of weights that are added to these sums at a time.
+/// Parts of the weights' rows that are summed apart on the way back to few samples.
+const PARTS: usize = 16;
+/// Sums that some rows of weights are added to before the next rows: half of the first cache.
+const SUMS: usize = 1 << 12;
+/// Those rows.
 const ROWS: usize = 4;
 /// Steps of a tile's depth on the way back to the samples: rows of weights.
 const DATA_DEPTH: usize = 96;
@@ -48,6 +50,7 @@ pub fn scratch_size(sizes: &Sizes, arithmetic: Arithmetic) -> ScratchSize {
     let words = |values: usize| arithmetic.products.words(values);
     let forward = words(patch) * samples + k * samples;
     let data = words(k) * samples + patch * samples;
+    let data = data.max(PARTS * n.min(FEW_SAMPLES) * patch);
     let filter = words(n) * patch.next_multiple_of(columns);
     ScratchSize {
         thread: ((rows + DATA_DEPTH) * STRIDE).max(words(n).max(FILTER_TILES * rows) * STRIDE),
@@ -246,67 +249,93 @@ fn data_of_few<T: Element>(
 ) {
     let Arithmetic { isa, .. } = arithmetic;
     let Sizes { n, k, patch, .. } = *sizes;
-    let sums = &mut scratch.shared[..n * patch];
-    sums.par_chunks_mut(n * RUN).with_max_len(1).enumerate().for_each(|(task, sums)| {
-        let weight = &weight[task * RUN..];
-        // SAFETY: from there on, each of the `k` rows has as many values left as there are of a sample's
-        // sums; `dy` has `n * k`.
+    let rows = k.div_ceil(PARTS);
+    let parts = &mut scratch.shared[..k.div_ceil(rows) * n * patch];
+    let tasks = parts.par_chunks_mut(n * patch).zip(weight.par_chunks(rows * patch)).enumerate();
+    tasks.with_max_len(1).for_each(|(part, (sums, weight))| {
+        let dy = &dy[part * rows..];
+        // SAFETY: there are as many sums as in `n` rows of weights; `dy` has a value for each of these rows,
+        // from sample to sample `k` apart.
         unsafe { weighted_rows(isa, sums, weight, dy, n, k, patch) };
     });
-    keep_runs(isa, dx, sums, sizes);
+    let (sums, others) = parts.split_at_mut(n * patch);
+    let run = run(n);
+    sums.par_chunks_mut(n * run).enumerate().for_each(|(index, sums)| {
+        for other in others.chunks_exact(n * patch) {
+            add_rows(isa, sums, &other[index * n * run..][..sums.len()]);
+        }
+    });
+    let sums = &*sums;
+    dx.par_chunks_mut(patch).enumerate().for_each(|(sample, dx)| {
+        for (dx, sums) in dx.chunks_mut(run).zip(sums.chunks(n * run)) {
+            narrow(isa, dx, &sums[sample * dx.len()..][..dx.len()]);
+        }
+    });
+}
+
+/// Columns of weights that are summed before the next ones: for all samples, so that they stay in a cache.
+fn run(n: usize) -> usize {
+    SUMS / n
 }
 
 vectors! {
-    /// Row `j` of `sums` = the sum of all `k` rows `i` of `weight` by `dy[j * k + i]`.
+    /// `sums` = for each [`run`] of columns, those of each sample `j`: the sum of all rows `i` of `weight` by
+    /// `dy[j * k + i]`.
     ///
     /// # Safety
-    /// Rows of `weight` begin `stride` apart and have as many values as the `n` of `sums`; there are
-    /// `n * k` values in `dy`.
+    /// Rows have `len` values; there are `n` by as many sums, and of `dy` values for all rows of `weight` in
+    /// each of the `n` rows, which begin `k` apart.
     unsafe fn weighted_rows<S, T>(
         sums: &mut [f32],
         weight: &[T],
         dy: &[T],
         n: usize,
         k: usize,
-        stride: usize,
+        len: usize,
     ) {
-        let len = sums.len() / n;
         sums.fill(0.0);
-        for i in (0..k).step_by(ROWS) {
-            let (weight, dy) = (weight.as_ptr().add(i * stride), dy.as_ptr().add(i));
-            for j in (0..n).step_by(DOTS) {
-                let (sums, dy) = (sums.as_mut_ptr().add(j * len), dy.add(j * k));
-                if k - i < ROWS {
-                    for j in 0..DOTS.min(n - j) {
-                        for i in 0..k - i {
-                            let (weight, dy) = (weight.add(i * stride), dy.add(j * k + i));
-                            add_weighted::<S, T, 1, 1>(sums.add(j * len), weight, dy, len, k, stride);
+        let (rows, run) = (weight.len() / len, run(n));
+        for first in (0..len).step_by(run) {
+            let some = run.min(len - first);
+            for i in (0..rows).step_by(ROWS) {
+                let weight = weight.as_ptr().add(i * len + first);
+                for j in (0..n).step_by(DOTS) {
+                    let sums = sums.as_mut_ptr().add(n * first + j * some);
+                    let dy = dy.as_ptr().add(j * k + i);
+                    if rows - i < ROWS {
+                        for j in 0..DOTS.min(n - j) {
+                            for i in 0..rows - i {
+                                let (weight, dy) = (weight.add(i * len), dy.add(j * k + i));
+                                let sums = sums.add(j * some);
+                                add_weighted::<S, T, 1, 1>(sums, weight, dy, some, k, len);
+                            }
                         }
+                        continue;
                     }
-                    continue;
-                }
-                match n - j {
-                    1 => add_weighted::<S, T, 1, ROWS>(sums, weight, dy, len, k, stride),
-                    2 => add_weighted::<S, T, 2, ROWS>(sums, weight, dy, len, k, stride),
-                    3 => add_weighted::<S, T, 3, ROWS>(sums, weight, dy, len, k, stride),
-                    _ => add_weighted::<S, T, DOTS, ROWS>(sums, weight, dy, len, k, stride),
+                    match n - j {
+                        1 => add_weighted::<S, T, 1, ROWS>(sums, weight, dy, some, k, len),
+                        2 => add_weighted::<S, T, 2, ROWS>(sums, weight, dy, some, k, len),
+                        3 => add_weighted::<S, T, 3, ROWS>(sums, weight, dy, some, k, len),
+                        _ => add_weighted::<S, T, DOTS, ROWS>(sums, weight, dy, some, k, len),
+                    }
                 }
             }
         }
     }
 }
 
-/// Adds `M` rows of `len` values, each by its value of `dy`, to the sums of `N` samples.
+/// Adds `M` rows of weights, each by its value of `dy`, to the sums of `N` samples: `some` values of rows
+/// that begin `len` apart.
 #[inline(always)]
 unsafe fn add_weighted<S: Simd, T: Element, const N: usize, const M: usize>(
     sums: *mut f32,
     weight: *const T,
     dy: *const T,
-    len: usize,
+    some: usize,
     k: usize,
-    stride: usize,
+    len: usize,
 ) {
-    // SAFETY: the caller's; what is prefetched is not read.
+    // SAFETY: the caller's.
     unsafe {
         let mut factors = [[S::zero(); M]; N];
         for (j, factors) in factors.iter_mut().enumerate() {
@@ -314,26 +343,25 @@ unsafe fn add_weighted<S: Simd, T: Element, const N: usize, const M: usize>(
                 *factor = S::splat((*dy.add(j * k + i)).to_f32());
             }
         }
-        let whole = len - len % S::LANES;
+        let whole = some - some % S::LANES;
         for at in (0..whole).step_by(S::LANES) {
             let mut rows = [S::zero(); M];
             for (i, row) in rows.iter_mut().enumerate() {
-                *row = T::load::<S>(weight.add(i * stride + at));
-                S::prefetch(weight.wrapping_add((i + M) * stride + at).cast());
+                *row = T::load::<S>(weight.add(i * len + at));
             }
             for (j, factors) in factors.iter().enumerate() {
-                let mut sum = S::load(sums.add(j * len + at));
+                let mut sum = S::load(sums.add(j * some + at));
                 for (row, factor) in rows.iter().zip(factors) {
                     sum = S::multiply_add(*row, *factor, sum);
                 }
-                S::store(sums.add(j * len + at), sum);
+                S::store(sums.add(j * some + at), sum);
             }
         }
-        for at in whole..len {
+        for at in whole..some {
             for j in 0..N {
-                let sum = &mut *sums.add(j * len + at);
+                let sum = &mut *sums.add(j * some + at);
                 for i in 0..M {
-                    let (weight, dy) = (*weight.add(i * stride + at), *dy.add(j * k + i));
+                    let (weight, dy) = (*weight.add(i * len + at), *dy.add(j * k + i));
                     *sum += weight.to_f32() * dy.to_f32();
                 }
             }
@@ -401,11 +429,12 @@ fn data_by_samples<T: Element>(
     sizes: &Sizes,
     scratch: &mut Scratch,
 ) {
+    const TASK: usize = DEPTH;
     let Arithmetic { isa, products, .. } = arithmetic;
     let (rows, columns) = arithmetic.block();
     let Sizes { n, k, patch, .. } = *sizes;
     let (sums, threads) = (&mut scratch.shared[..n * patch], &scratch.threads);
-    sums.par_chunks_mut(n * RUN).enumerate().for_each(|(index, sums)| {
+    sums.par_chunks_mut(n * TASK).enumerate().for_each(|(index, sums)| {
         with_scratch(threads, |buffer| {
             let _prepared = arithmetic.prepare();
             let (a, b) = buffer.split_at_mut(rows * STRIDE);
@@ -413,7 +442,7 @@ fn data_by_samples<T: Element>(
             let count = sums.len() / n;
             for first in (0..k).step_by(2 * DATA_DEPTH) {
                 let depth = (2 * DATA_DEPTH).min(k - first);
-                let weight = &weight[first * patch + index * RUN..];
+                let weight = &weight[first * patch + index * TASK..];
                 pack_across(isa, b, STRIDE, products, weight, patch, depth, count);
                 for start in (0..n).step_by(rows) {
                     let rows = rows.min(n - start);
@@ -431,14 +460,10 @@ fn data_by_samples<T: Element>(
             }
         });
     });
-    keep_runs(isa, dx, sums, sizes);
-}
-
-/// Writes sums that were made in runs of [`RUN`] values of every sample as rows.
-fn keep_runs<T: Element>(isa: Isa, dx: &mut [T], sums: &[f32], sizes: &Sizes) {
-    dx.par_chunks_mut(sizes.patch).enumerate().for_each(|(sample, dx)| {
-        for (run, dx) in dx.chunks_mut(RUN).enumerate() {
-            let from = run * sizes.n * RUN + sample * dx.len();
+    let sums = &*sums;
+    dx.par_chunks_mut(patch).enumerate().for_each(|(sample, dx)| {
+        for (task, dx) in dx.chunks_mut(TASK).enumerate() {
+            let from = task * n * TASK + sample * dx.len();
             narrow(isa, dx, &sums[from..][..dx.len()]);
         }
     });

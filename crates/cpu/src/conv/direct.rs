@@ -46,7 +46,7 @@ const UNPACKED: usize = 512;
 /// fits the second cache.
 const POOL_ROWS: usize = 5;
 /// Tasks of convolution and pooling that there should be.
-const POOL_TASKS: usize = 32;
+const POOL_TASKS: usize = 16;
 /// Most of them in an image.
 const POOL_TASKS_OF_ONE: usize = 8;
 /// Rows of the convolution that the buffer holds then.
