@@ -36,6 +36,11 @@ pub fn block(isa: Isa) -> (usize, usize) {
     }
 }
 
+/// Values of a vector.
+pub fn lanes(isa: Isa) -> usize {
+    block(isa).1 / VECTORS
+}
+
 /// What a tile multiplies: words, each one step of its depth.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Words {

@@ -10,6 +10,7 @@
 mod dense;
 mod direct;
 mod pack;
+mod sparse;
 mod winograd;
 
 use std::ops::Range;
@@ -71,14 +72,16 @@ impl ScratchSize {
         let needs = convolutions.iter().map(|dims| {
             let sizes = &Sizes::new(dims);
             let sizes_of_both = [arithmetic, arithmetic.of_filters()].map(|arithmetic| {
+                let sparse = || sparse::scratch_size(sizes, arithmetic);
                 match method(sizes, arithmetic) {
                     Method::Dense => dense::scratch_size(sizes, arithmetic),
-                    Method::Direct => direct::scratch_size(sizes, arithmetic),
+                    Method::Direct => direct::scratch_size(sizes, arithmetic).or(sparse()),
                     Method::Winograd => {
                         // Fewer images may not be worth it.
                         let fewer = &Sizes::new(&dims.with_n(winograd::most_without(sizes)));
                         winograd::scratch_size(sizes, arithmetic)
                             .or(direct::scratch_size(fewer, arithmetic))
+                            .or(sparse())
                     }
                 }
             });
@@ -160,12 +163,14 @@ pub fn backward_data(
     let sizes = &Sizes::new(dims);
     let run = match method(sizes, arithmetic) {
         Method::Dense => dense::backward_data,
+        _ if sparse::suits(sizes, dy, share()) => sparse::backward_data,
         Method::Winograd => winograd::backward_data,
         Method::Direct => direct::backward_data,
     };
     run(arithmetic, dx, dy, weight, epilogue, sizes, scratch);
 }
 
+fn share() -> f32 { std::env::var("SHARE").map_or(0.6, |s| s.parse().unwrap()) }
 /// `dw = sum over output pixels of dy * patch`, `db = sum of dy`; added to what is there with
 /// `accumulate`.
 pub fn backward_filter(
