@@ -34,6 +34,22 @@ pub trait Simd: Copy {
     unsafe fn multiply_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// Zero where `a` is below zero, else `a`; NaN stays.
     unsafe fn relu(a: Self::V) -> Self::V;
+
+    /// Lists which of a vector's values are not zero, the first of which is number `first`, and says how
+    /// many they are. There is room for a whole vector, any of which may be overwritten.
+    unsafe fn compress(numbers: *mut u32, values: *mut f32, from: *const f32, first: u32) -> usize {
+        let mut found = 0;
+        for (i, number) in (0..Self::LANES).zip(first..) {
+            // SAFETY: the caller's.
+            unsafe {
+                let value = *from.add(i);
+                *numbers.add(found) = number;
+                *values.add(found) = value;
+                found += usize::from(value != 0.0);
+            }
+        }
+        found
+    }
 }
 
 /// Four values, left to the compiler.
@@ -96,7 +112,7 @@ impl Simd for Portable {
 #[cfg(target_arch = "x86_64")]
 macro_rules! simd {
     ($name:ident, $doc:literal, $v:ident, $lanes:literal, $zero:ident, $splat:ident, $load:ident,
-     $store:ident, $add:ident, $sub:ident, $multiply:ident, $multiply_add:ident, $max:ident) => {
+     $store:ident, $add:ident, $sub:ident, $multiply:ident, $multiply_add:ident, $max:ident $(, $more:item)*) => {
         #[doc = $doc]
         #[derive(Clone, Copy)]
         pub struct $name;
@@ -158,6 +174,8 @@ macro_rules! simd {
             unsafe fn multiply_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
                 unsafe { std::arch::x86_64::$multiply_add(a, b, c) }
             }
+
+            $($more)*
         }
     };
 }
@@ -176,7 +194,21 @@ simd!(
     _mm512_sub_ps,
     _mm512_mul_ps,
     _mm512_fmadd_ps,
-    _mm512_max_ps
+    _mm512_max_ps,
+    #[inline(always)]
+    unsafe fn compress(numbers: *mut u32, values: *mut f32, from: *const f32, first: u32) -> usize {
+        use std::arch::x86_64::*;
+        unsafe {
+            let value = _mm512_loadu_ps(from);
+            let wanted = _mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(value, _mm512_setzero_ps());
+            let number = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+            let number = _mm512_add_epi32(number, _mm512_set1_epi32(first as i32));
+            let number = _mm512_maskz_compress_epi32(wanted, number);
+            _mm512_storeu_ps(values, _mm512_maskz_compress_ps(wanted, value));
+            _mm512_storeu_si512(numbers.cast(), number);
+            wanted.count_ones() as usize
+        }
+    }
 );
 
 #[cfg(target_arch = "x86_64")]

@@ -4,6 +4,9 @@
 //! - `winograd`: 3x3 filters, and 5x5 ones with a stride of 2, with a third of the multiplications;
 //! - `direct`: everything else, and everything with `--exact`, as products over patches.
 //!
+//! On the way back from few images to their inputs `sparse` replaces them, if enough of what goes back is
+//! zero: so are the deconvnet's maps.
+//!
 //! All of them pack operands for the tiles of `gemm.rs`. Work is cut by sizes alone, and sums
 //! over pixels are made in a fixed number of parts, added in order: results do not depend on threads.
 
@@ -74,7 +77,7 @@ impl ScratchSize {
             let sizes_of_both = [arithmetic, arithmetic.of_filters()].map(|arithmetic| {
                 let sparse = || sparse::scratch_size(sizes, arithmetic);
                 match method(sizes, arithmetic) {
-                    Method::Dense => dense::scratch_size(sizes, arithmetic),
+                    Method::Dense => dense::scratch_size(sizes, arithmetic).or(sparse()),
                     Method::Direct => direct::scratch_size(sizes, arithmetic).or(sparse()),
                     Method::Winograd => {
                         // Fewer images may not be worth it.
@@ -161,16 +164,16 @@ pub fn backward_data(
     scratch: &mut Scratch,
 ) {
     let sizes = &Sizes::new(dims);
-    let run = match method(sizes, arithmetic) {
+    let method = method(sizes, arithmetic);
+    let run = match method {
+        _ if sparse::suits(sizes, dy, &method) => sparse::backward_data,
         Method::Dense => dense::backward_data,
-        _ if sparse::suits(sizes, dy, share()) => sparse::backward_data,
         Method::Winograd => winograd::backward_data,
         Method::Direct => direct::backward_data,
     };
     run(arithmetic, dx, dy, weight, epilogue, sizes, scratch);
 }
 
-fn share() -> f32 { std::env::var("SHARE").map_or(0.6, |s| s.parse().unwrap()) }
 /// `dw = sum over output pixels of dy * patch`, `db = sum of dy`; added to what is there with
 /// `accumulate`.
 pub fn backward_filter(

@@ -10,91 +10,156 @@
 
 use std::ops::Range;
 
-use bytemuck::{cast_slice, cast_slice_mut};
+use bytemuck::cast_slice_mut;
 use rayon::prelude::*;
 
 use super::pack::add_patches;
-use super::{Arithmetic, Epilogue, Scratch, ScratchSize, Sizes, with_scratch};
+use super::{Arithmetic, Epilogue, Method, Scratch, ScratchSize, Sizes, with_scratch};
 use crate::gemm::{Words, lanes};
-use crate::isa::{Isa, vectorized};
+use crate::isa::Isa;
 use crate::pointwise::round;
 use crate::simd::{Simd, vectors};
 
 /// Vectors of a chunk: with a value and a row of `w` they fit into 16 registers.
-const VECTORS: usize = 10;
+const VECTORS: usize = 6;
+/// Values of the rows of `w` that are multiplied at a time: they fit the first cache.
+const PANEL: usize = 12 << 10;
+/// Filters of a block are a multiple of this, so that they are whole vectors.
+const LANES: usize = 16;
 /// Pixels that are listed, and multiplied by a chunk of `w`, at a time.
 const PIXELS: usize = 256;
+/// How many rows of weights ahead of their use are asked for.
+const AHEAD: usize = 8;
+/// Most images.
+const MOST_IMAGES: usize = 16;
+/// Samples of a fully connected layer that are so few that zeros need not be counted.
+const FEW_SAMPLES: usize = 8;
 /// Pixels that are looked at to learn how many values are zero.
 const SAMPLE: usize = 512;
 
-/// Whether no more than this share of `dy`, so far as a sample of its pixels tells, is not zero.
-pub fn suits(sizes: &Sizes, dy: &[f32], share: f32) -> bool {
-    let Sizes { k, pixels, .. } = *sizes;
+/// Whether this is faster than another method: by the sizes, and by how much of `dy` is zero, so far as a
+/// sample of its pixels tells.
+///
+/// Not for many images: a batch in training keeps to one method.
+pub fn suits(sizes: &Sizes, dy: &[f32], other: &Method) -> bool {
+    let Sizes { n, k, pixels, .. } = *sizes;
+    if n > MOST_IMAGES {
+        return false;
+    }
+    let share = match other {
+        // Whose tiles are of more samples than this.
+        Method::Dense if n <= FEW_SAMPLES => return true,
+        Method::Dense | Method::Direct => 0.55,
+        Method::Winograd => 0.3,
+    };
     let count = SAMPLE.min(pixels);
-    let sample = (0..count).map(|i| i * pixels / count);
-    let values = |pixel: usize| &dy[pixel * k..(pixel + 1) * k];
-    let found: usize =
-        sample.map(|pixel| values(pixel).iter().filter(|value| **value != 0.0).count()).sum();
+    let sample = (0..count).map(|i| &dy[i * pixels / count * k..][..k]);
+    let found = sample.flatten().filter(|value| **value != 0.0).count();
     found as f32 <= share * (count * k) as f32
 }
 
 /// What it needs.
 pub fn scratch_size(sizes: &Sizes, arithmetic: Arithmetic) -> ScratchSize {
-    let Sizes { k, groups, filters, .. } = *sizes;
-    let chunks = Chunks::new(sizes, arithmetic.isa);
+    let blocks = Blocks::new(sizes, arithmetic.isa);
     let pixels = PIXELS.min(sizes.pixels);
-    let lists = pixels * (2 * k + groups);
-    let patches = |count: usize| pixels * count * chunks.width;
-    let panel = filters * chunks.width;
-    ScratchSize { thread: panel + patches(1) + lists, shared: patches(chunks.count()) + lists }
+    let lists = pixels * (2 * sizes.k + blocks.filters.count);
+    let patches = |chunks: usize| pixels * chunks * blocks.width;
+    let panel = blocks.filters.most * blocks.width;
+    let chunks = blocks.chunks.count;
+    ScratchSize { thread: panel + patches(1) + lists, shared: patches(chunks) + lists }
 }
 
-/// How the patches of all groups are cut.
+/// Something of each group, cut.
 #[derive(Clone, Copy)]
-struct Chunks {
-    groups: usize,
-    patch: usize,
-    /// Values of a chunk, whole vectors; of a patch's last one fewer may be wanted.
-    width: usize,
+struct Cut {
+    /// Of a group.
+    len: usize,
+    /// Of a part; a group's last one may have less.
+    most: usize,
+    /// Parts of a group.
+    of_group: usize,
+    /// Of all groups.
+    count: usize,
 }
 
-impl Chunks {
+impl Cut {
+    fn new(groups: usize, len: usize, most: usize) -> Self {
+        let of_group = len.div_ceil(most);
+        Cut { len, most, of_group, count: groups * of_group }
+    }
+
+    /// The group of a part, and what of it.
+    fn at(&self, index: usize) -> (usize, Range<usize>) {
+        let start = index % self.of_group * self.most;
+        (index / self.of_group, start..(start + self.most).min(self.len))
+    }
+}
+
+/// How the work is cut.
+#[derive(Clone, Copy)]
+struct Blocks {
+    /// Patches.
+    chunks: Cut,
+    /// Values of a chunk and what makes it whole vectors.
+    width: usize,
+    /// Filters.
+    filters: Cut,
+}
+
+impl Blocks {
     fn new(sizes: &Sizes, isa: Isa) -> Self {
-        let Sizes { groups, patch, .. } = *sizes;
+        let Sizes { groups, filters, patch, .. } = *sizes;
         let vectors = patch.div_ceil(lanes(isa));
         let width = vectors.div_ceil(vectors.div_ceil(VECTORS)) * lanes(isa);
-        Chunks { groups, patch, width }
-    }
-
-    /// Of all groups.
-    fn count(&self) -> usize {
-        self.groups * self.patch.div_ceil(self.width)
-    }
-
-    /// The group of a chunk, and its part of the patch.
-    fn at(&self, index: usize) -> (usize, Range<usize>) {
-        let count = self.patch.div_ceil(self.width);
-        let start = index % count * self.width;
-        (index / count, start..(start + self.width).min(self.patch))
+        let chunks = Cut::new(groups, patch, width);
+        let most = PANEL / width;
+        let most = filters.div_ceil(filters.div_ceil(most)).next_multiple_of(LANES);
+        let filters = Cut::new(groups, filters, most);
+        Blocks { chunks, width, filters }
     }
 }
 
-/// The values that are not zero, of each group of each pixel: of pixel `i` from `i * k + group * filters`
-/// on, as in `dy`, and their number.
+/// The values that are not zero, of each block of filters of each pixel: of pixel `i` and filter `j` on
+/// from `i * k + j` on, as in `dy`, and their number.
 struct Lists<'a> {
+    /// Counted from the first of the block on.
     filters: &'a mut [u32],
     values: &'a mut [f32],
+    /// Of each block of a pixel.
     counts: &'a mut [u32],
 }
 
 impl<'a> Lists<'a> {
     /// In some scratch, for so many pixels, and what is left of it.
-    fn new(scratch: &'a mut [f32], pixels: usize, sizes: &Sizes) -> (Self, &'a mut [f32]) {
-        let (filters, rest) = scratch.split_at_mut(pixels * sizes.k);
-        let (values, rest) = rest.split_at_mut(pixels * sizes.k);
-        let (counts, rest) = rest.split_at_mut(pixels * sizes.groups);
+    fn new(
+        scratch: &'a mut [f32],
+        pixels: usize,
+        k: usize,
+        blocks: &Blocks,
+    ) -> (Self, &'a mut [f32]) {
+        let (filters, rest) = scratch.split_at_mut(pixels * k);
+        let (values, rest) = rest.split_at_mut(pixels * k);
+        let (counts, rest) = rest.split_at_mut(pixels * blocks.filters.count);
         let (filters, counts) = (cast_slice_mut(filters), cast_slice_mut(counts));
         (Lists { filters, values, counts }, rest)
+    }
+
+    /// Lists the values of rows of all filters.
+    fn fill(&mut self, isa: Isa, dy: &[f32], k: usize, blocks: &Blocks) {
+        let Cut { count, .. } = blocks.filters;
+        let counts = self.counts.chunks_exact_mut(count);
+        let lists = self.filters.chunks_exact_mut(k).zip(self.values.chunks_exact_mut(k));
+        // SAFETY: see there.
+        for ((dy, counts), (filters, values)) in dy.chunks_exact(k).zip(counts).zip(lists) {
+            for (index, found) in counts.iter_mut().enumerate() {
+                let (group, block) = blocks.filters.at(index);
+                let first = group * blocks.filters.len;
+                let block = first + block.start..first + block.end;
+                let (filters, values) = (&mut filters[block.clone()], &mut values[block.clone()]);
+                // SAFETY: the three slices have one length.
+                unsafe { list(isa, filters, values, found, &dy[block]) };
+            }
+        }
     }
 }
 
@@ -109,10 +174,11 @@ pub fn backward_data(
     scratch: &mut Scratch,
 ) {
     let isa = arithmetic.isa;
-    let Sizes { n, h, w, c, p, q, k, filters, .. } = *sizes;
-    let chunks = Chunks::new(sizes, isa);
+    let Sizes { n, h, w, c, p, q, k, .. } = *sizes;
+    let blocks = Blocks::new(sizes, isa);
+    let Blocks { chunks, width, .. } = blocks;
     let (image_values, image_pixels) = (h * w * c, p * q);
-    let panel = filters * chunks.width;
+    let panel = blocks.filters.most * width;
     let Scratch { threads, shared } = scratch;
     let images = PIXELS / image_pixels;
     if images <= 1 && n > 1 || images == 0 {
@@ -124,15 +190,15 @@ pub fn backward_data(
                 let (first, end) = (image * image_pixels, (image + 1) * image_pixels);
                 for start in (first..end).step_by(PIXELS) {
                     let pixels = start..(start + PIXELS).min(end);
-                    let (mut lists, patches) = Lists::new(buffer, pixels.len(), sizes);
-                    list(isa, &mut lists, &dy[pixels.start * k..pixels.end * k], filters);
-                    let patches = &mut patches[..pixels.len() * chunks.width];
-                    for index in 0..chunks.count() {
+                    let (mut lists, patches) = Lists::new(buffer, pixels.len(), k, &blocks);
+                    lists.fill(isa, &dy[pixels.start * k..pixels.end * k], k, &blocks);
+                    let patches = &mut patches[..pixels.len() * width];
+                    for index in 0..chunks.count {
                         let (group, chunk) = chunks.at(index);
                         let pixels = pixels.clone();
                         multiply(arithmetic, patches, &lists, weight, index, panel, sizes);
-                        let (offset, stride) = (image * image_values, chunks.width);
-                        add_patches(isa, dx, offset, patches, stride, pixels, group, chunk, sizes);
+                        let offset = image * image_values;
+                        add_patches(isa, dx, offset, patches, width, pixels, group, chunk, sizes);
                     }
                 }
             });
@@ -144,11 +210,11 @@ pub fn backward_data(
     for first in (0..n).step_by(images) {
         let images = images.min(n - first);
         let pixels = images * image_pixels;
-        let (mut lists, patches) = Lists::new(shared, pixels, sizes);
+        let (mut lists, patches) = Lists::new(shared, pixels, k, &blocks);
         let from = first * image_pixels;
-        list(isa, &mut lists, &dy[from * k..(from + pixels) * k], filters);
-        let patches = &mut patches[..chunks.count() * pixels * chunks.width];
-        patches.par_chunks_mut(pixels * chunks.width).enumerate().for_each(|(index, patches)| {
+        lists.fill(isa, &dy[from * k..(from + pixels) * k], k, &blocks);
+        let patches = &mut patches[..chunks.count * pixels * width];
+        patches.par_chunks_mut(pixels * width).enumerate().for_each(|(index, patches)| {
             with_scratch(threads, |buffer| {
                 multiply(arithmetic, patches, &lists, weight, index, &mut buffer[..panel], sizes);
             });
@@ -156,22 +222,17 @@ pub fn backward_data(
         let dx = &mut dx[first * image_values..][..images * image_values];
         dx.par_chunks_mut(image_values).enumerate().for_each(|(image, dx)| {
             dx.fill(0.0);
-            for (index, patches) in patches.chunks_exact(pixels * chunks.width).enumerate() {
+            for (index, patches) in patches.chunks_exact(pixels * width).enumerate() {
                 let (group, chunk) = chunks.at(index);
-                let patches = &patches[image * image_pixels * chunks.width..];
-                let (offset, stride) = ((first + image) * image_values, chunks.width);
+                let patches = &patches[image * image_pixels * width..];
+                let offset = (first + image) * image_values;
                 let start = (first + image) * image_pixels;
                 let pixels = start..start + image_pixels;
-                add_patches(isa, dx, offset, patches, stride, pixels, group, chunk, sizes);
+                add_patches(isa, dx, offset, patches, width, pixels, group, chunk, sizes);
             }
             epilogue.run(isa, dx);
         });
     }
-}
-
-/// Lists what is not zero in rows of all filters.
-fn list(isa: Isa, lists: &mut Lists<'_>, dy: &[f32], filters: usize) {
-    list_values(isa, lists.filters, lists.values, lists.counts, dy, filters);
 }
 
 /// Chunk `index` of the patches of the listed pixels.
@@ -185,73 +246,90 @@ fn multiply(
     sizes: &Sizes,
 ) {
     let isa = arithmetic.isa;
-    let Sizes { k, filters, patch, groups, .. } = *sizes;
-    let chunks = Chunks::new(sizes, isa);
-    let (group, chunk) = chunks.at(index);
-    // Filters side by side; those that no value asks for are left out.
-    let mut wanted = 0;
-    let counts = lists.counts.iter().skip(group).step_by(groups);
-    for count in counts.clone() {
-        wanted += *count as usize;
-    }
-    let pack = |panel: &mut [f32], filter: usize| {
-        let row = &mut panel[filter * chunks.width..][..chunks.width];
-        let from = (group * filters + filter) * patch;
-        row[..chunk.len()].copy_from_slice(&weight[from + chunk.start..from + chunk.end]);
-        row[chunk.len()..].fill(0.0);
-        if arithmetic.words == Words::Bf16Pairs {
-            round(isa, row);
-        }
-    };
-    if wanted < filters {
-        for (pixel, count) in counts.enumerate() {
-            let listed = &lists.filters[pixel * k + group * filters..][..*count as usize];
-            listed.iter().for_each(|filter| pack(panel, *filter as usize));
-        }
-    } else {
-        (0..filters).for_each(|filter| pack(panel, filter));
-    }
-    // SAFETY: listed filters have a row in the panel.
-    unsafe {
-        sum_rows(
-            isa,
-            patches,
-            chunks.width,
-            cast_slice(lists.filters),
-            lists.values,
-            lists.counts,
-            panel,
-            k,
-            group * filters,
-            group,
-            groups,
-        );
-    }
-}
-
-vectorized! {
-    fn list_values(
-        filters: &mut [u32],
-        values: &mut [f32],
-        counts: &mut [u32],
-        dy: &[f32],
-        group: usize,
-    ) {
-        let lists = filters.chunks_exact_mut(group).zip(values.chunks_exact_mut(group));
-        for (((filters, values), count), dy) in lists.zip(counts).zip(dy.chunks_exact(group)) {
-            let mut found = 0;
-            for (filter, value) in dy.iter().enumerate() {
-                filters[found] = filter as u32;
-                values[found] = *value;
-                found += usize::from(*value != 0.0);
+    let Sizes { k, patch, .. } = *sizes;
+    let blocks = Blocks::new(sizes, isa);
+    let (group, chunk) = blocks.chunks.at(index);
+    let Blocks { width, filters: cut, .. } = blocks;
+    for index in group * cut.of_group..(group + 1) * cut.of_group {
+        let (_, block) = cut.at(index);
+        let first = group * cut.len + block.start;
+        let pack = |panel: &mut [f32], rows: Range<usize>| {
+            let panel = &mut panel[rows.start * width..rows.end * width];
+            let weight = &weight[(first + rows.start) * patch..(first + rows.end) * patch];
+            // SAFETY: panel and weight have as many rows; the chunk lies in those of the weight.
+            unsafe { pack_rows(isa, panel, width, weight, patch, chunk.clone()) };
+            if arithmetic.words == Words::Bf16Pairs {
+                round(isa, panel);
             }
-            *count = found as u32;
+        };
+        let counts = lists.counts.iter().skip(index).step_by(cut.count);
+        // Filters that no value asks for may be left out.
+        let listed: usize = counts.clone().map(|count| *count as usize).sum();
+        if 4 * listed < block.len() {
+            for (pixel, count) in counts.enumerate() {
+                let listed = &lists.filters[pixel * k + first..][..*count as usize];
+                for filter in listed.iter().map(|filter| *filter as usize) {
+                    pack(panel, filter..filter + 1);
+                }
+            }
+        } else {
+            pack(panel, 0..block.len());
         }
+        let (filters, values) = (&lists.filters[first..], &lists.values[first..]);
+        let counts = &lists.counts[index..];
+        let (strides, add) = ([k, cut.count], block.start > 0);
+        // SAFETY: listed filters have a row in the panel.
+        unsafe { sum_rows(isa, patches, width, filters, values, counts, panel, strides, add) };
     }
 }
 
 vectors! {
-    /// Rows of `width` values of `patches`, one for each pixel.
+    /// Lists the values that are not zero, and says how many they are.
+    ///
+    /// # Safety
+    /// All slices have one length.
+    unsafe fn list<S>(filters: &mut [u32], values: &mut [f32], count: &mut u32, dy: &[f32]) {
+        let mut found = 0;
+        let whole = dy.len() / S::LANES * S::LANES;
+        for at in (0..whole).step_by(S::LANES) {
+            let to = (filters.as_mut_ptr().add(found), values.as_mut_ptr().add(found));
+            found += S::compress(to.0, to.1, dy.as_ptr().add(at), at as u32);
+        }
+        for at in whole..dy.len() {
+            filters[found] = at as u32;
+            values[found] = dy[at];
+            found += usize::from(dy[at] != 0.0);
+        }
+        *count = found as u32;
+    }
+
+    /// Copies a chunk of each row of some weights, and makes it whole vectors.
+    ///
+    /// # Safety
+    /// There are as many rows of the panel as of weights, and in those are all of the chunk's values.
+    unsafe fn pack_rows<S>(
+        panel: &mut [f32],
+        width: usize,
+        weight: &[f32],
+        patch: usize,
+        chunk: Range<usize>,
+    ) {
+        let whole = chunk.len() / S::LANES * S::LANES;
+        for (index, row) in panel.chunks_exact_mut(width).enumerate() {
+            let from = weight.as_ptr().add(index * patch + chunk.start);
+            // Rows of weights are too far from each other for the machine to foresee them.
+            let ahead = from.wrapping_add(AHEAD * patch);
+            for at in (0..whole).step_by(S::LANES) {
+                S::prefetch(ahead.wrapping_add(at));
+                S::store(row.as_mut_ptr().add(at), S::load(from.add(at)));
+            }
+            for (at, value) in row.iter_mut().enumerate().skip(whole) {
+                *value = if at < chunk.len() { *from.add(at) } else { 0.0 };
+            }
+        }
+    }
+
+    /// Rows of `width` values of `patches`, one for each pixel; added to what is there with `add`.
     ///
     /// # Safety
     /// `panel` has a row of every listed filter, of `width` values, which are whole vectors.
@@ -262,27 +340,22 @@ vectors! {
         values: &[f32],
         counts: &[u32],
         panel: &[f32],
-        k: usize,
-        first: usize,
-        group: usize,
-        groups: usize,
+        strides: [usize; 2],
+        add: bool,
     ) {
+        let [k, blocks] = strides;
         for (pixel, patch) in patches.chunks_exact_mut(width).enumerate() {
-            let count = counts[pixel * groups + group] as usize;
-            let filters = &filters[pixel * k + first..][..count];
-            let values = &values[pixel * k + first..][..count];
+            let count = counts[pixel * blocks] as usize;
+            let filters = &filters[pixel * k..][..count];
+            let values = &values[pixel * k..][..count];
             let (to, panel) = (patch.as_mut_ptr(), panel.as_ptr());
             match width / S::LANES {
-                1 => sum_row::<S, 1>(to, filters, values, panel),
-                2 => sum_row::<S, 2>(to, filters, values, panel),
-                3 => sum_row::<S, 3>(to, filters, values, panel),
-                4 => sum_row::<S, 4>(to, filters, values, panel),
-                5 => sum_row::<S, 5>(to, filters, values, panel),
-                6 => sum_row::<S, 6>(to, filters, values, panel),
-                7 => sum_row::<S, 7>(to, filters, values, panel),
-                8 => sum_row::<S, 8>(to, filters, values, panel),
-                9 => sum_row::<S, 9>(to, filters, values, panel),
-                _ => sum_row::<S, VECTORS>(to, filters, values, panel),
+                1 => sum_row::<S, 1>(to, filters, values, panel, add),
+                2 => sum_row::<S, 2>(to, filters, values, panel, add),
+                3 => sum_row::<S, 3>(to, filters, values, panel, add),
+                4 => sum_row::<S, 4>(to, filters, values, panel, add),
+                5 => sum_row::<S, 5>(to, filters, values, panel, add),
+                _ => sum_row::<S, VECTORS>(to, filters, values, panel, add),
             }
         }
     }
@@ -295,10 +368,16 @@ unsafe fn sum_row<S: Simd, const N: usize>(
     filters: &[u32],
     values: &[f32],
     panel: *const f32,
+    add: bool,
 ) {
     // SAFETY: the caller's.
     unsafe {
         let mut sums = [S::zero(); N];
+        if add {
+            for (i, sum) in sums.iter_mut().enumerate() {
+                *sum = S::load(to.add(i * S::LANES));
+            }
+        }
         for (filter, value) in filters.iter().zip(values) {
             let row = panel.add(*filter as usize * N * S::LANES);
             let value = S::splat(*value);
