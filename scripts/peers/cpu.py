@@ -2,13 +2,13 @@
 """`zfnet` on the CPU beside its peers: who is how much faster, as Markdown for benches/record/.
 
     python scripts/peers/cpu.py --zfnet target/release/zfnet [--peers DIR] [--threads 2]
-        [--parts step,forward,bf16,project,batches,threads,rust] [--rounds 3] [--minutes 14]
-        [--json FILE] > record.md
+        [--before OTHER/zfnet] [--parts step,forward,bf16,project,batches,threads,rust] [--rounds 3]
+        [--minutes 14] [--json FILE] > record.md
 
 Each contender is a process of its own, whose time is the median over several steps after a warm-up.
 They run in alternation (A B C A B C ...), so that a machine that changes changes for all of them;
 what is compared are the medians over the rounds. Run it with the Python that has PyTorch, ONNX
-Runtime and `onnx`; --peers is the folder with the programs peer-burn, peer-candle and peer-tch
+Runtime and `onnx`; --before is our own program of an earlier time, a contender more; --peers is the folder with the programs peer-burn, peer-candle and peer-tch
 (README.md beside this file). What is missing, or refuses, is left out and named at the end.
 
 Further parts: exact (ours without Winograd), layers (ours beside PyTorch's, pass by pass), and
@@ -66,10 +66,15 @@ class Contenders:
     def __init__(self, args, scratch):
         self.args, self.model = args, str(Path(scratch) / "zfnet.onnx")
 
-    def ours(self, *flags, threads=None, name="zfnet"):
+    def ours(self, *flags, threads=None, name="zfnet", program=None):
         threads = str(threads or self.args.threads)
-        command = [self.args.zfnet, "bench", "--arch", "zfnet", "--device", "cpu", "--json"]
+        command = [program or self.args.zfnet, "bench", "--arch", "zfnet", "--device", "cpu", "--json"]
         return Run(name, (*command, "--threads", threads, *map(str, flags)))
+
+    def before(self, *flags, name="zfnet before"):
+        """Our program of an earlier time, if there is one to compare with."""
+        program = self.args.before
+        return [self.ours(*flags, name=name, program=program)] if program else []
 
     def torch(self, name, command, *flags, batch=None, kept_memory=True):
         flags = [command, "--threads", self.args.threads, *flags]
@@ -93,6 +98,7 @@ class Contenders:
                     f"Training step, batch {batch}",
                     [
                         ours("--step", "--batch", batch),
+                        *self.before("--step", "--batch", batch),
                         torch("PyTorch, default", "step", *DEFAULT, batch=batch, kept_memory=False),
                         torch("PyTorch, best", "step", *BEST, batch=batch),
                     ],
@@ -103,24 +109,30 @@ class Contenders:
                     f"Forward, batch {batch}",
                     [
                         ours("--forward", "--batch", batch),
+                        *self.before("--forward", "--batch", batch),
                         torch("PyTorch, best", "forward", *BEST_FORWARD, batch=batch),
                         torch("PyTorch, compiled", "forward", *COMPILED_FORWARD, batch=batch),
                         torch("ONNX Runtime", "onnx", "--model", self.model, batch=batch),
                     ],
                 )
         elif part == "bf16":
-            yield (
-                "Training step in bf16, batch 32",
-                [
-                    ours("--step", "--batch", 32, "--precision", "bf16"),
-                    torch("PyTorch, autocast, best", "step", *BEST_BF16, batch=32),
-                ],
-            )
+            for batch in (32, 128):
+                flags, bf16 = ("--step", "--batch", batch), ("--precision", "bf16")
+                yield (
+                    f"Training step in bf16, batch {batch}",
+                    [
+                        ours(*flags, *bf16),
+                        *self.before(*flags, *bf16),
+                        *self.before(*flags, name="zfnet before, f32"),
+                        torch("PyTorch, autocast, best", "step", *BEST_BF16, batch=batch),
+                    ],
+                )
         elif part == "project":
             yield (
                 "Nine projections of one image from conv5 to pixels",
                 [
                     ours("--layer", "conv5", "--op", "project"),
+                    *self.before("--layer", "conv5", "--op", "project"),
                     torch("PyTorch, best", "project", "--channels-last"),
                 ],
             )
@@ -295,6 +307,7 @@ def machine(results, args, load):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--zfnet", required=True, help="our program")
+    parser.add_argument("--before", help="our program of an earlier time")
     parser.add_argument("--peers", help="folder of peer-burn, peer-candle and peer-tch")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
@@ -306,6 +319,7 @@ def main():
     if unknown := [part for part in parts if part not in PARTS]:
         parser.error(f"no part {unknown[0]}: expected some of {', '.join(PARTS)}")
     args.zfnet = str(Path(args.zfnet).resolve())
+    args.before = args.before and str(Path(args.before).resolve())
     with tempfile.TemporaryDirectory() as scratch:
         measure(args, parts, Contenders(args, scratch))
 

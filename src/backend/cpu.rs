@@ -7,11 +7,14 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use half::bf16;
 use rayon::prelude::*;
+pub use zfnet_cpu::Products;
 use zfnet_cpu::conv::{self, Arithmetic, Epilogue, ScratchSize};
 use zfnet_cpu::isa::Isa;
 use zfnet_cpu::memory::Storage;
-use zfnet_cpu::{Words, lrn, peak, pointwise, pool, window};
+use zfnet_cpu::values::{Element, Values, ValuesMut};
+use zfnet_cpu::{look, lrn, peak, pointwise, pool, softmax, window};
 
 use super::{
     Backend, BackendId, Batch, Crop, Dropout, InputDims, Lrn, Memory, Param, Peak, Precision,
@@ -24,16 +27,16 @@ use crate::{Error, Result};
 pub struct CpuBackend {
     pool: rayon::ThreadPool,
     isa: Isa,
-    words: Words,
+    precision: Precision,
+    products: Products,
     exact: bool,
     allocated_total: AtomicUsize,
 }
 
-/// A tensor's values.
+/// Storage of a tensor: f32, bf16, or (for weights in bf16) both.
 pub struct Buffer {
-    values: Storage,
-    /// Whether they are rounded to bf16, each in the space of an f32.
-    bf16: bool,
+    f32: Option<Storage<f32>>,
+    bf16: Option<Storage<bf16>>,
 }
 
 /// What operations read of the step.
@@ -79,7 +82,8 @@ impl CpuBackend {
         Ok(CpuBackend {
             pool,
             isa,
-            words: Words::F32,
+            precision: Precision::F32,
+            products: Products::F32,
             exact: false,
             allocated_total: AtomicUsize::new(0),
         })
@@ -91,40 +95,47 @@ impl CpuBackend {
         CpuBackend { exact: true, ..self }
     }
 
-    /// Keeps activations in bf16 and multiplies pairs of them: sums, weights and their gradients stay
-    /// in f32.
+    /// Keeps activations, and the weights that convolutions read, in bf16, which is half of the memory.
+    /// Sums, and weights, their gradients and their momentum, stay in f32. Products are made in the way
+    /// that is fastest on this machine: [`CpuBackend::products`].
+    pub fn bf16(self) -> Self {
+        let products = self.isa.fastest_bf16();
+        CpuBackend { precision: Precision::Bf16, products, ..self }
+    }
+
+    /// [`CpuBackend::bf16`] with products that are made in a certain way: all ways are tested.
     ///
     /// # Errors
-    /// If the machine has no instructions for it (AVX512-BF16).
-    pub fn bf16(self) -> Result<Self> {
-        if !self.isa.has_bf16() {
+    /// If the machine lacks the instructions.
+    pub fn bf16_by(self, products: Products) -> Result<Self> {
+        if !self.isa.has(products) {
             return Err(Error::UnsupportedPrecision {
                 precision: Precision::Bf16,
-                expected: "AVX512-BF16",
+                expected: match products {
+                    Products::F32 => "any",
+                    Products::Bf16Pairs => "AVX512-BF16",
+                    Products::Bf16Tiles => "AMX",
+                },
                 found: format!("a processor of which {} is used", self.instructions()),
             });
         }
-        Ok(CpuBackend { words: Words::Bf16Pairs, ..self })
+        Ok(CpuBackend { precision: Precision::Bf16, products, ..self })
     }
 
-    /// Rounds an operation's result to what its tensor stores.
-    fn round(&self, tensor: &mut Tensor<Self>) {
-        const CHUNK: usize = 1 << 14;
-        if tensor.buffer.bf16 {
-            let chunks = values_mut(tensor).par_chunks_mut(CHUNK);
-            self.pool.install(|| chunks.for_each(|values| pointwise::round(self.isa, values)));
-        }
+    /// How products are made.
+    pub fn products(&self) -> Products {
+        self.products
     }
 
     /// How convolutions multiply.
     fn arithmetic(&self) -> Arithmetic {
-        Arithmetic { isa: self.isa, words: self.words, winograd: !self.exact }
+        Arithmetic { isa: self.isa, products: self.products, winograd: !self.exact }
     }
 
     /// Storage of `len` zeros, or an error where there is not enough memory.
-    fn allocate(&self, len: usize) -> Result<Storage> {
+    fn allocate<T: Element>(&self, len: usize) -> Result<Storage<T>> {
         let storage = self.pool.install(|| Storage::zeros(len));
-        self.count::<f32, _>(len, storage)
+        self.count::<T, _>(len, storage)
     }
 
     /// A list of `len` values, or an error where there is not enough memory.
@@ -154,7 +165,11 @@ impl CpuBackend {
 
     /// The instruction set in use: part of what a bit-identical rerun needs.
     pub fn instructions(&self) -> &'static str {
-        self.isa.name()
+        match self.products {
+            Products::Bf16Pairs => "AVX512-BF16",
+            Products::Bf16Tiles => "AMX",
+            Products::F32 => self.isa.name(),
+        }
     }
 
     /// Copies on all threads: what memory can do, for [`crate::bench`].
@@ -169,19 +184,69 @@ impl CpuBackend {
     /// Multiplies and adds in registers on all threads, `rounds` times, and says how many
     /// floating-point operations that were: what arithmetic can do, for [`crate::bench`].
     pub fn multiply_adds(&self, rounds: usize) -> f64 {
-        self.pool.broadcast(|_| peak::multiply_adds(self.isa, rounds)).iter().sum()
+        let run = match self.products {
+            Products::F32 => peak::multiply_adds,
+            Products::Bf16Pairs => peak::pair_multiply_adds,
+            Products::Bf16Tiles => peak::tile_multiply_adds,
+        };
+        self.pool.broadcast(|_| run(self.isa, rounds)).iter().sum()
     }
 }
 
-/// The values in use of a tensor's storage.
-fn values(tensor: &Tensor<CpuBackend>) -> &[f32] {
-    &tensor.buffer.values[..tensor.shape().len()]
+/// The values in use of a tensor's storage: those that are the truth, f32 where there are such.
+fn values(tensor: &Tensor<CpuBackend>) -> Values<'_> {
+    let len = tensor.shape().len();
+    match &tensor.buffer {
+        Buffer { f32: Some(values), .. } => Values::F32(&values[..len]),
+        Buffer { bf16: Some(values), .. } => Values::Bf16(&values[..len]),
+        Buffer { f32: None, bf16: None } => unreachable!("a tensor has storage"),
+    }
 }
 
-/// As [`values`], to be written.
-fn values_mut(tensor: &mut Tensor<CpuBackend>) -> &mut [f32] {
+/// As [`values`], to be written: not weights, which may have a copy.
+fn values_mut(tensor: &mut Tensor<CpuBackend>) -> ValuesMut<'_> {
     let len = tensor.shape().len();
-    &mut tensor.buffer.values[..len]
+    match &mut tensor.buffer {
+        Buffer { f32: Some(values), bf16: None } => ValuesMut::F32(&mut values[..len]),
+        Buffer { f32: None, bf16: Some(values) } => ValuesMut::Bf16(&mut values[..len]),
+        Buffer { f32: Some(_), bf16: Some(_) } => panic!("weights are written with their copy"),
+        Buffer { f32: None, bf16: None } => unreachable!("a tensor has storage"),
+    }
+}
+
+/// The values that convolutions read: of weights their copy, if they have one.
+fn operand(tensor: &Tensor<CpuBackend>) -> Values<'_> {
+    match &tensor.buffer.bf16 {
+        Some(values) => Values::Bf16(&values[..tensor.shape().len()]),
+        None => values(tensor),
+    }
+}
+
+/// The values of a tensor that is always stored in f32.
+#[track_caller]
+fn f32s(tensor: &Tensor<CpuBackend>) -> &[f32] {
+    match values(tensor) {
+        Values::F32(values) => values,
+        Values::Bf16(_) => panic!("a tensor of {} is stored in bf16, not in f32", tensor.shape()),
+    }
+}
+
+/// As [`f32s`], to be written, with their copy in bf16 if they have one.
+#[track_caller]
+fn weights_mut(tensor: &mut Tensor<CpuBackend>) -> (&mut [f32], Option<&mut [bf16]>) {
+    let shape = tensor.shape();
+    let Buffer { f32, bf16 } = &mut tensor.buffer;
+    let Some(values) = f32 else { panic!("a tensor of {shape} is stored in bf16, not in f32") };
+    (&mut values[..shape.len()], bf16.as_mut().map(|copy| &mut copy[..shape.len()]))
+}
+
+/// As [`f32s`], to be written: not weights, which may have a copy.
+#[track_caller]
+fn f32s_mut(tensor: &mut Tensor<CpuBackend>) -> &mut [f32] {
+    match weights_mut(tensor) {
+        (values, None) => values,
+        (_, Some(_)) => panic!("weights are written with their copy"),
+    }
 }
 
 impl super::sealed::Sealed for CpuBackend {}
@@ -206,10 +271,7 @@ impl Backend for CpuBackend {
     }
 
     fn precision(&self) -> Precision {
-        match self.words {
-            Words::F32 => Precision::F32,
-            Words::Bf16Pairs => Precision::Bf16,
-        }
+        self.precision
     }
 
     fn device(&self) -> &'static str {
@@ -222,16 +284,26 @@ impl Backend for CpuBackend {
     }
 
     fn zeros(&self, shape: Shape) -> Result<Tensor<Self>> {
-        Ok(Tensor::new(shape, Buffer { values: self.allocate(shape.len())?, bf16: false }))
+        let f32 = Some(self.allocate(shape.len())?);
+        Ok(Tensor::new(shape, Buffer { f32, bf16: None }))
     }
 
     fn activations(&self, shape: Shape) -> Result<Tensor<Self>> {
-        let bf16 = self.words == Words::Bf16Pairs;
-        Ok(Tensor::new(shape, Buffer { values: self.allocate(shape.len())?, bf16 }))
+        match self.precision() {
+            Precision::Bf16 => {
+                let bf16 = Some(self.allocate(shape.len())?);
+                Ok(Tensor::new(shape, Buffer { f32: None, bf16 }))
+            }
+            _ => self.zeros(shape),
+        }
     }
 
     fn weights(&self, shape: Shape) -> Result<Tensor<Self>> {
-        self.zeros(shape)
+        let mut tensor = self.zeros(shape)?;
+        if self.precision() == Precision::Bf16 {
+            tensor.buffer.bf16 = Some(self.allocate(shape.len())?);
+        }
+        Ok(tensor)
     }
 
     fn bytes(&self, len: usize) -> Result<Vec<u8>> {
@@ -257,13 +329,23 @@ impl Backend for CpuBackend {
     }
 
     fn upload(&self, dst: &mut Tensor<Self>, src: &[f32]) -> Result<()> {
-        values_mut(dst).copy_from_slice(src);
-        self.round(dst);
+        let shape = dst.shape();
+        assert_eq!(src.len(), shape.len(), "values for {shape}");
+        let Buffer { f32, bf16 } = &mut dst.buffer;
+        self.pool.install(|| {
+            if let Some(values) = f32 {
+                pointwise::store(self.isa, ValuesMut::F32(&mut values[..src.len()]), src);
+            }
+            if let Some(values) = bf16 {
+                pointwise::store(self.isa, ValuesMut::Bf16(&mut values[..src.len()]), src);
+            }
+        });
         Ok(())
     }
 
     fn download(&self, dst: &mut [f32], src: &Tensor<Self>) -> Result<()> {
-        dst.copy_from_slice(values(src));
+        assert_eq!(dst.len(), src.shape().len(), "values of {}", src.shape());
+        self.pool.install(|| pointwise::load(self.isa, dst, values(src)));
         Ok(())
     }
 
@@ -321,7 +403,7 @@ impl Backend for CpuBackend {
     }
 
     fn losses(&self, losses: &mut [f32], batch: &mut Batch<Self>) -> Result<()> {
-        losses.copy_from_slice(&batch.losses.buffer.values[..losses.len()]);
+        losses.copy_from_slice(&f32s(&batch.losses)[..losses.len()]);
         Ok(())
     }
 
@@ -343,12 +425,11 @@ impl Backend for CpuBackend {
         dims: &InputDims,
     ) -> Result<()> {
         let shape = x.shape();
-        let (crops, mean, inverse_std) = (&crops[..shape.n], values(mean), values(inverse_std));
+        let (crops, mean, inverse_std) = (&crops[..shape.n], f32s(mean), f32s(inverse_std));
         self.pool.install(|| {
             let x = values_mut(x);
             pointwise::input(self.isa, x, shape, pixels, crops, mean, inverse_std, dims);
         });
-        self.round(x);
         Ok(())
     }
 
@@ -364,8 +445,8 @@ impl Backend for CpuBackend {
     ) -> Result<()> {
         check(&[(y.shape(), dims.output()), (x.shape(), dims.input())]);
         check(&[(weight.shape(), dims.filter())]);
-        let epilogue = &Epilogue { bias: bias.map(values), relu, round: y.buffer.bf16 };
-        let (y, x, weight) = (values_mut(y), values(x), values(weight));
+        let epilogue = &Epilogue { bias: bias.map(f32s), relu };
+        let (y, x, weight) = (values_mut(y), values(x), operand(weight));
         self.pool.install(|| {
             conv::forward(self.arithmetic(), y, x, weight, epilogue, dims, scratch);
         });
@@ -382,10 +463,9 @@ impl Backend for CpuBackend {
     ) -> Result<()> {
         check(&[(dx.shape(), dims.input()), (dy.shape(), dims.output())]);
         check(&[(weight.shape(), dims.filter())]);
-        let epilogue = &Epilogue { round: dx.buffer.bf16, ..Epilogue::default() };
-        let (dx, dy, weight) = (values_mut(dx), values(dy), values(weight));
+        let (dx, dy, weight) = (values_mut(dx), values(dy), operand(weight));
         self.pool.install(|| {
-            conv::backward_data(self.arithmetic(), dx, dy, weight, epilogue, dims, scratch);
+            conv::backward_data(self.arithmetic(), dx, dy, weight, dims, scratch);
         });
         Ok(())
     }
@@ -401,7 +481,7 @@ impl Backend for CpuBackend {
     ) -> Result<()> {
         check(&[(x.shape(), dims.input()), (dy.shape(), dims.output())]);
         check(&[(gradient.weight.shape(), dims.filter())]);
-        let (dw, db) = (values_mut(&mut gradient.weight), values_mut(&mut gradient.bias));
+        let (dw, db) = (f32s_mut(&mut gradient.weight), f32s_mut(&mut gradient.bias));
         let (dy, x) = (values(dy), values(x));
         self.pool.install(|| {
             conv::backward_filter(self.arithmetic(), dw, db, dy, x, accumulate, dims, scratch);
@@ -426,9 +506,9 @@ impl Backend for CpuBackend {
     ) -> Result<()> {
         check(&[(y.shape(), pool.output()), (x.shape(), dims.input())]);
         check(&[(pool.input(), dims.output()), (weight.shape(), dims.filter())]);
-        let epilogue = &Epilogue { bias: Some(values(bias)), relu: true, round: y.buffer.bf16 };
+        let epilogue = &Epilogue { bias: Some(f32s(bias)), relu: true };
         let y = (values_mut(y), &mut switches[..pool.output().len()]);
-        let (x, weight) = (values(x), values(weight));
+        let (x, weight) = (values(x), operand(weight));
         self.pool.install(|| {
             let sizes = (dims, pool);
             conv::forward_pooled(self.arithmetic(), y, x, weight, epilogue, sizes, scratch);
@@ -449,7 +529,7 @@ impl Backend for CpuBackend {
     ) -> Result<()> {
         check(&[(dy.shape(), pool.output()), (x.shape(), dims.input())]);
         check(&[(pool.input(), dims.output()), (gradient.weight.shape(), dims.filter())]);
-        let (dw, db) = (values_mut(&mut gradient.weight), values_mut(&mut gradient.bias));
+        let (dw, db) = (f32s_mut(&mut gradient.weight), f32s_mut(&mut gradient.bias));
         let (dy, x) = ((values(dy), switches.as_slice()), values(x));
         self.pool.install(|| {
             let (arithmetic, sizes) = (self.arithmetic(), (dims, pool));
@@ -486,7 +566,6 @@ impl Backend for CpuBackend {
         self.pool.install(|| {
             pool::backward(self.isa, values_mut(dx), dy, switches, images, forward_mask, dims);
         });
-        self.round(dx);
         Ok(())
     }
 
@@ -515,7 +594,6 @@ impl Backend for CpuBackend {
         check(&[(y.shape(), x.shape())]);
         let c = x.shape().c;
         self.pool.install(|| lrn::forward(self.isa, values_mut(y), values(x), c, lrn));
-        self.round(y);
         Ok(())
     }
 
@@ -531,7 +609,6 @@ impl Backend for CpuBackend {
         let (len, c) = (dy.shape().per_image(), dy.shape().c);
         let (dy, x, images) = (values(dy), values(x), images.map(Vec::as_slice));
         self.pool.install(|| lrn::backward(self.isa, values_mut(dx), dy, x, images, len, c, lrn));
-        self.round(dx);
         Ok(())
     }
 
@@ -548,7 +625,6 @@ impl Backend for CpuBackend {
             let (y, x) = (values_mut(y), values(x));
             pointwise::dropout(self.isa, y, x, shape, dropout, &state.step);
         });
-        self.round(y);
         Ok(())
     }
 
@@ -562,76 +638,33 @@ impl Backend for CpuBackend {
         state: &mut State,
     ) -> Result<()> {
         check(&[(dlogits.shape(), logits.shape())]);
-        let classes = logits.shape().c;
-        let rows = values_mut(dlogits).chunks_exact_mut(classes).zip(values_mut(losses));
-        let rows = rows.zip(values(logits).chunks_exact(classes)).zip(labels);
-        for (((gradient, loss), logits), &label) in rows {
-            let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            let mut sum = 0.0f64;
-            for (g, logit) in gradient.iter_mut().zip(logits) {
-                *g = (logit - max).exp();
-                sum += f64::from(*g);
-            }
-            *loss = (sum.ln() - f64::from(logits[label as usize] - max)) as f32;
-            state.halted |= !loss.is_finite();
-            let factor = (1.0 / sum) as f32;
-            for (class, g) in gradient.iter_mut().enumerate() {
-                let target = if class == label as usize { 1.0 } else { 0.0 };
-                *g = (*g * factor - target) * scale;
-            }
-        }
-        self.round(dlogits);
+        let (classes, losses) = (logits.shape().c, f32s_mut(losses));
+        let (dlogits, logits) = (values_mut(dlogits), f32s(logits));
+        let finite = self
+            .pool
+            .install(|| softmax::cross_entropy(losses, dlogits, logits, labels, scale, classes));
+        state.halted |= !finite;
         Ok(())
     }
 
     fn channel_max(&self, peaks: &mut [Peak], x: &Tensor<Self>) -> Result<()> {
         let shape = x.shape();
         assert_eq!(peaks.len(), shape.n * shape.c);
-        let x = values(x);
-        self.pool.install(|| {
-            let images = peaks.par_chunks_mut(shape.c).zip(x.par_chunks(shape.per_image()));
-            images.for_each(|(peaks, x)| {
-                for (position, x) in (0u32..).zip(x.chunks_exact(shape.c)) {
-                    for (peak, &value) in peaks.iter_mut().zip(x) {
-                        let larger = value > peak.value || value.is_nan();
-                        if position == 0 || larger && !peak.value.is_nan() {
-                            *peak = Peak { value, position };
-                        }
-                    }
-                }
-            });
-        });
+        self.pool.install(|| look::channel_max(peaks, values(x), shape));
         Ok(())
     }
 
     fn channel_sum(&self, sums: &mut [f32], x: &Tensor<Self>) -> Result<()> {
         let shape = x.shape();
         assert_eq!(sums.len(), shape.n * shape.c);
-        let x = values(x);
-        self.pool.install(|| {
-            let images = sums.par_chunks_mut(shape.c).zip(x.par_chunks(shape.per_image()));
-            images.for_each(|(sums, x)| {
-                sums.fill(0.0);
-                for x in x.chunks_exact(shape.c) {
-                    for (sum, value) in sums.iter_mut().zip(x) {
-                        *sum += value;
-                    }
-                }
-            });
-        });
+        self.pool.install(|| look::channel_sum(self.isa, sums, values(x), shape));
         Ok(())
     }
 
     fn scatter_units(&self, dy: &mut Tensor<Self>, units: &[SeedUnit]) -> Result<()> {
-        let Shape { h, w, c, .. } = dy.shape();
-        assert_eq!(units.len(), dy.shape().n);
-        values_mut(dy).fill(0.0);
-        for (dy, unit) in values_mut(dy).chunks_exact_mut(h * w * c).zip(units) {
-            let [map, y, x] = [unit.map, unit.y, unit.x].map(|v| v as usize);
-            assert!(map < c && y < h && x < w, "unit {unit:?} outside [{h}, {w}, {c}]");
-            dy[(y * w + x) * c + map] = unit.value;
-        }
-        self.round(dy);
+        let shape = dy.shape();
+        assert_eq!(units.len(), shape.n);
+        look::scatter_units(values_mut(dy), units, shape);
         Ok(())
     }
 
@@ -695,9 +728,9 @@ impl Backend for CpuBackend {
         if state.halted {
             return Ok(());
         }
-        let (w, v, g) = (values_mut(w), values_mut(v), values(g));
+        let ((w, copy), v, g) = (weights_mut(w), f32s_mut(v), f32s(g));
         let rate = state.step.learning_rate;
-        self.pool.install(|| pointwise::sgd_step(self.isa, w, v, g, constants, rate));
+        self.pool.install(|| pointwise::sgd_step(self.isa, w, copy, v, g, constants, rate));
         Ok(())
     }
 
@@ -706,8 +739,8 @@ impl Backend for CpuBackend {
             return Ok(());
         }
         let len = weight.shape().per_image();
-        let weight = values_mut(weight);
-        self.pool.install(|| pointwise::limit_rms(weight, len, limit));
+        let (weight, copy) = weights_mut(weight);
+        self.pool.install(|| pointwise::limit_rms(self.isa, weight, copy, len, limit));
         Ok(())
     }
 }

@@ -199,9 +199,9 @@ fn cpu_variants(reference: &Reference, done: &mut impl FnMut(Variant) -> Result<
             let backend = if exact { backend.exact() } else { backend };
             let how = if exact { ", exact" } else { "" };
             done(variant(format!("f32, {name}{how}"), &backend, exact, reference, Vec::new))?;
-            if let Ok(backend) = backend.bf16() {
-                done(variant(format!("bf16, {name}{how}"), &backend, exact, reference, Vec::new))?;
-            }
+            let backend = backend.bf16();
+            let name = backend.instructions();
+            done(variant(format!("bf16, {name}{how}"), &backend, exact, reference, Vec::new))?;
         }
     }
     Ok(())

@@ -6,6 +6,7 @@ use crate::common::{
     pooling, storage_eps, stored, tensor, twin, unwritten, unwritten_in_full, values, weights,
     widen,
 };
+use zfnet::backend::cpu::{CpuBackend, Products};
 use zfnet::backend::philox::philox4x32;
 use zfnet::backend::{
     Backend, Crop, Dropout, InputDims, Lrn, NOT_POSITIVE, Param, Peak, ReluRule, SeedUnit,
@@ -1332,7 +1333,8 @@ fn rms_is_limited<B: Backend>(backend: &B) {
 
 #[test]
 fn bf16_is_refused_without_its_instructions() {
-    let portable = zfnet::backend::cpu::CpuBackend::portable(Some(1)).unwrap();
-    let error = portable.bf16().err().expect("no AVX512-BF16 is used").to_string();
+    let portable = CpuBackend::portable(Some(1)).unwrap();
+    let refused = portable.bf16_by(Products::Bf16Pairs).err();
+    let error = refused.expect("no AVX512-BF16 is used").to_string();
     assert!(error.contains("AVX512-BF16") && error.contains("portable"), "{error}");
 }

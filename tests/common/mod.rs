@@ -3,12 +3,16 @@
 //! [`place`] is a folder with images, [`program`] runs the command line there, [`page`] reads its pages.
 #![allow(dead_code, unused_macros)] // each test binary uses a part of it
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+#[path = "../../crates/cpu/src/amx/emulator.rs"]
+mod emulator;
 pub mod page;
 pub mod place;
 #[cfg(feature = "cli")]
 pub mod program;
 pub mod twin;
 
+use zfnet::backend::cpu::{CpuBackend, Products};
 #[cfg(feature = "cuda")]
 use zfnet::backend::cuda::{Gemm, Kernels, Options};
 use zfnet::backend::{Backend, BackendId, Crop, Param, Precision, Tensor};
@@ -24,7 +28,17 @@ macro_rules! on_every_backend {
         in_f32!($($test),*);
         on_backend!(
             #[cfg_attr(not(has_avx512_bf16), ignore = "needs a CPU with AVX512-BF16")]
-            cpu_bf16, zfnet::backend::cpu::CpuBackend::new(Some(2)).and_then(|cpu| cpu.bf16()),
+            cpu_bf16_pairs, CpuBackend::new(Some(2)).and_then(|cpu| cpu.bf16_by(Products::Bf16Pairs)),
+            $($test),*
+        );
+        on_backend!(
+            #[cfg_attr(not(has_avx2), ignore = "needs a CPU with AVX2")]
+            cpu_bf16, CpuBackend::new(Some(2)).and_then(|cpu| cpu.bf16_by(Products::F32)),
+            $($test),*
+        );
+        on_backend!(
+            #[cfg_attr(not(has_avx512), ignore = "needs a CPU with AVX-512")]
+            cpu_bf16_tiles, crate::common::bf16_by_tiles(),
             $($test),*
         );
         on_gpu!(cuda_tf32, Tf32, Fast, $($test),*);
@@ -60,7 +74,11 @@ macro_rules! on_backend {
             $(
                 #[test]
                 #[$condition]
-                fn $test() { super::$test(&$backend.expect("a backend")) }
+                fn $test() {
+                    #[allow(unused_imports)]
+                    use zfnet::backend::cpu::{CpuBackend, Products};
+                    super::$test(&$backend.expect("a backend"))
+                }
             )*
         }
     };
@@ -80,6 +98,17 @@ macro_rules! on_gpu {
             $($test),*
         );
     };
+}
+
+/// A CPU backend that multiplies bf16 by AMX. Where there is none, its instructions are emulated.
+pub fn bf16_by_tiles() -> zfnet::Result<CpuBackend> {
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    if !zfnet_cpu::amx::available() {
+        emulator::install();
+        // SAFETY: the emulator carries the instructions out, in every thread.
+        unsafe { zfnet_cpu::amx::assume() };
+    }
+    CpuBackend::new(Some(2))?.bf16_by(Products::Bf16Tiles)
 }
 
 /// The first GPU. Fully connected layers go through cuBLASLt if it is installed, but with

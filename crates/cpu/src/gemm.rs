@@ -4,6 +4,7 @@
 //! depth. What surrounds it (which rows, which columns, in which order) is the business of whoever
 //! packs the operands, in [`super::conv`]. The order of a sum depends on its depth alone.
 
+use crate::amx;
 use crate::isa::Isa;
 #[cfg(target_arch = "x86_64")]
 use crate::isa::Level;
@@ -17,17 +18,21 @@ pub const DEPTH: usize = 384;
 /// cache.
 pub const STRIDE: usize = DEPTH + 16;
 
-/// Values of a line of a cache.
-const LINE: usize = 16;
+/// Bytes of a line of a cache.
+const LINE: usize = 64;
 /// Vectors of `b` in a tile.
 const VECTORS: usize = 2;
 /// Rows of a tile that leave room for `b` and a value of `a` among 32 registers, and among 16.
 const ROWS_OF_32: usize = 14;
 const ROWS_OF_16: usize = 6;
+/// Sums of the largest tile.
+const MOST_SUMS: usize = amx::BLOCK * amx::BLOCK;
+const _: () = assert!(ROWS_OF_32 * VECTORS * 16 <= MOST_SUMS);
 
 /// Rows and columns of a tile.
-pub fn block(isa: Isa) -> (usize, usize) {
+pub fn block(isa: Isa, products: Products) -> (usize, usize) {
     match isa.level() {
+        _ if products == Products::Bf16Tiles => (amx::BLOCK, amx::BLOCK),
         #[cfg(target_arch = "x86_64")]
         Level::Avx512 => (ROWS_OF_32, VECTORS * Avx512::LANES),
         #[cfg(target_arch = "x86_64")]
@@ -38,24 +43,37 @@ pub fn block(isa: Isa) -> (usize, usize) {
 
 /// Values of a vector.
 pub fn lanes(isa: Isa) -> usize {
-    block(isa).1 / VECTORS
+    block(isa, Products::F32).1 / VECTORS
 }
 
-/// What a tile multiplies: words, each one step of its depth.
+/// How products are made, and so what a word of packed operands is: one step of a tile's depth.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Words {
-    /// An f32.
+pub enum Products {
+    /// A word is an f32.
     F32,
-    /// Two bf16 that follow each other along the depth, the first in the lower half.
+    /// A word is two bf16 that follow each other along the depth, the first in the lower half; their
+    /// products are added by one instruction (AVX512-BF16).
     Bf16Pairs,
+    /// The same words, multiplied by the matrix unit (AMX), [`amx::STEPS`] at a time.
+    Bf16Tiles,
 }
 
-impl Words {
-    /// Words for so many values along the depth.
-    pub fn count(self, values: usize) -> usize {
+impl Products {
+    /// Values of so many words along the depth, or of the fewest there can be more.
+    pub fn values(self, words: usize) -> usize {
         match self {
-            Words::F32 => values,
-            Words::Bf16Pairs => values.div_ceil(2),
+            Products::F32 => words,
+            Products::Bf16Pairs => 2 * words,
+            Products::Bf16Tiles => 2 * words.next_multiple_of(amx::STEPS),
+        }
+    }
+
+    /// Words for so many values along the depth. What is left of the last ones is zero.
+    pub fn words(self, values: usize) -> usize {
+        match self {
+            Products::F32 => values,
+            Products::Bf16Pairs => values.div_ceil(2),
+            Products::Bf16Tiles => values.div_ceil(2).next_multiple_of(amx::STEPS),
         }
     }
 }
@@ -73,7 +91,7 @@ pub enum Layout {
 #[derive(Clone, Copy)]
 pub struct Operands<'a> {
     /// What a word is.
-    pub words: Words,
+    pub products: Products,
     /// Steps of the sum.
     pub depth: usize,
     /// Rows.
@@ -93,8 +111,8 @@ pub struct Operands<'a> {
 #[derive(Clone, Copy)]
 pub struct Ahead<'a> {
     /// The first row, and what is behind it.
-    pub values: &'a [f32],
-    /// From row to row.
+    pub bytes: &'a [u8],
+    /// Bytes from row to row.
     pub stride: usize,
     /// A power of two.
     pub rows: usize,
@@ -116,8 +134,8 @@ pub struct Out<'a> {
 
 /// `out = a b`, or `out += a b`, for one tile.
 pub fn tile(isa: Isa, out: Out<'_>, operands: Operands<'_>) {
-    let (rows, columns) = block(isa);
-    let Operands { depth, a, b, .. } = operands;
+    let Operands { products, depth, a, b, .. } = operands;
+    let (rows, columns) = block(isa, products);
     assert!(depth > 0 && (1..=rows).contains(&out.rows) && (1..=columns).contains(&out.columns));
     let last_of_a = match operands.layout {
         Layout::Rows => (rows - 1) * STRIDE + depth - 1,
@@ -128,12 +146,12 @@ pub fn tile(isa: Isa, out: Out<'_>, operands: Operands<'_>) {
     if (out.rows, out.columns) == (rows, columns) {
         let place = (out.values.as_mut_ptr(), out.stride, out.accumulate);
         // SAFETY: the assertions say that all that is read and written lies in the slices.
-        unsafe { dispatch(isa, place, operands) };
+        unsafe { dispatch(isa, place, (rows, columns), operands) };
         return;
     }
-    let mut whole = [0.0; ROWS_OF_32 * VECTORS * 16];
+    let (mut whole, wanted) = ([0.0; MOST_SUMS], (out.rows, out.columns));
     // SAFETY: as above, and a tile of any instruction set fits into `whole`.
-    unsafe { dispatch(isa, (whole.as_mut_ptr(), columns, false), operands) };
+    unsafe { dispatch(isa, (whole.as_mut_ptr(), columns, false), wanted, operands) };
     let rows = out.values.chunks_mut(out.stride).zip(whole.chunks(columns)).take(out.rows);
     for (values, sums) in rows {
         for (value, sum) in values.iter_mut().zip(&sums[..out.columns]) {
@@ -142,12 +160,32 @@ pub fn tile(isa: Isa, out: Out<'_>, operands: Operands<'_>) {
     }
 }
 
+/// Keeps what this thread's products need in place while it lives. Where there is none, each of them sees
+/// to it, which takes longer.
+pub struct Prepared {
+    #[cfg(target_arch = "x86_64")]
+    _tiles: Option<amx::tiles::Tiles>,
+}
+
+impl Prepared {
+    /// For many tiles.
+    pub fn new(isa: Isa, products: Products) -> Prepared {
+        let tiles = products == Products::Bf16Tiles && isa.has_amx();
+        Prepared {
+            #[cfg(target_arch = "x86_64")]
+            _tiles: tiles.then(amx::tiles::Tiles::configure),
+        }
+    }
+}
+
 /// Pointer to the first sum, distance of rows, whether to add.
 type Place = (*mut f32, usize, bool);
 
+/// Of the tile at least the `wanted` rows and columns.
+///
 /// # Safety
 /// A whole tile lies in the operands, and behind the place.
-unsafe fn dispatch(isa: Isa, place: Place, operands: Operands<'_>) {
+unsafe fn dispatch(isa: Isa, place: Place, wanted: (usize, usize), operands: Operands<'_>) {
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     unsafe fn avx512_bf16<const A: usize, const STEP: usize>(place: Place, operands: Operands<'_>) {
@@ -169,14 +207,27 @@ unsafe fn dispatch(isa: Isa, place: Place, operands: Operands<'_>) {
     let rows = operands.layout == Layout::Rows;
     // SAFETY: the caller's, and an `Isa` of a level exists only where the running machine has it.
     unsafe {
-        match (isa.level(), operands.words) {
+        match (isa.level(), operands.products) {
             #[cfg(target_arch = "x86_64")]
-            (Level::Avx512, Words::F32) if rows => avx512::<STRIDE, 1>(place, operands),
+            (_, Products::Bf16Tiles) => {
+                assert!(
+                    isa.has_amx() && rows,
+                    "tiles are of rows, and refused where there is no AMX"
+                );
+                let ((rows, columns), (out, stride, accumulate)) = (wanted, place);
+                let Operands { depth, a, b, b_stride, .. } = operands;
+                let (a, b) = (a.as_ptr(), b.as_ptr());
+                amx::tiles::tile(
+                    out, stride, accumulate, rows, columns, depth, a, STRIDE, b, b_stride,
+                );
+            }
             #[cfg(target_arch = "x86_64")]
-            (Level::Avx512, Words::F32) => avx512::<1, STRIDE>(place, operands),
+            (Level::Avx512, Products::F32) if rows => avx512::<STRIDE, 1>(place, operands),
             #[cfg(target_arch = "x86_64")]
-            (_, Words::Bf16Pairs) => {
-                assert!(isa.has_bf16(), "bf16 is refused where there is no AVX512-BF16");
+            (Level::Avx512, Products::F32) => avx512::<1, STRIDE>(place, operands),
+            #[cfg(target_arch = "x86_64")]
+            (_, Products::Bf16Pairs) => {
+                assert!(isa.has_bf16(), "pairs are refused where there is no AVX512-BF16");
                 if rows {
                     avx512_bf16::<STRIDE, 1>(place, operands);
                 } else {
@@ -273,9 +324,10 @@ unsafe fn steps<S: Simd, M: Multiply<S>, const ROWS: usize, const A: usize, cons
             }
         }
         for step in 0..operands.depth {
-            if let Some(Ahead { values, stride, rows }) = ahead {
+            if let Some(Ahead { bytes, stride, rows }) = ahead {
                 let (row, line) = (step & (rows - 1), step >> rows.trailing_zeros());
-                S::prefetch(values.as_ptr().wrapping_add(row * stride + line * LINE));
+                let line = bytes.as_ptr().wrapping_add(row * stride + line * LINE);
+                S::prefetch(line.cast());
             }
             let columns: [S::V; VECTORS] = std::array::from_fn(|j| S::load(b.add(j * S::LANES)));
             for (i, sums) in sums.iter_mut().enumerate() {
@@ -305,7 +357,7 @@ mod tests {
     #[test]
     fn tiles_are_exact_on_integers() {
         for isa in [Isa::PORTABLE, Isa::at_most_avx2(), Isa::detect()] {
-            let (most_rows, most_columns) = block(isa);
+            let (most_rows, most_columns) = block(isa, Products::F32);
             let depth = most_rows + 3;
             let a = |i: usize, k: usize| ((i * 7 + k * 3) % 11) as f32 - 5.0;
             let b = |k: usize, j: usize| ((k * 5 + j * 2) % 13) as f32 - 6.0;
@@ -330,9 +382,8 @@ mod tests {
                         let mut values = vec![2.0; most_rows * stride];
                         let out =
                             Out { values: &mut values, stride, rows, columns: wanted, accumulate };
-                        let words = Words::F32;
                         let operands = Operands {
-                            words,
+                            products: Products::F32,
                             depth,
                             a: &a_words,
                             layout,

@@ -4,6 +4,8 @@
 //! AVX-512, for AVX2 and for whatever the program is compiled for, and calls the right one; so an
 //! ordinary build is fast on x86 and works everywhere.
 
+use crate::gemm::Products;
+
 /// An instruction set that this machine has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Isa(Level);
@@ -64,6 +66,31 @@ impl Isa {
         false
     }
 
+    /// Whether the machine multiplies tiles of bf16 (AMX), this process may, and this is AVX-512.
+    pub fn has_amx(self) -> bool {
+        self.0 == Level::Avx512 && crate::amx::available()
+    }
+
+    /// Whether this machine makes products so.
+    pub fn has(self, products: Products) -> bool {
+        match products {
+            Products::F32 => true,
+            Products::Bf16Pairs => self.has_bf16(),
+            Products::Bf16Tiles => self.has_amx(),
+        }
+    }
+
+    /// How products of bf16 are made in the shortest time. Intel's processors add pairs with one of the
+    /// two units that multiply f32, so that what is packed in pairs gains nothing there; AMD's (Zen 4
+    /// and 5) with both.
+    pub fn fastest_bf16(self) -> Products {
+        match self {
+            _ if self.has_amx() => Products::Bf16Tiles,
+            _ if self.has_bf16() && vendor() == *b"AuthenticAMD" => Products::Bf16Pairs,
+            _ => Products::F32,
+        }
+    }
+
     /// Which of the three versions to call. A level above portable is what [`Isa::detect`] has
     /// found, or below that, so whoever holds one is on a machine that has it.
     pub(crate) fn level(self) -> Level {
@@ -71,25 +98,43 @@ impl Isa {
     }
 }
 
+/// Who made the processor.
+fn vendor() -> [u8; 12] {
+    let mut name = [0; 12];
+    #[cfg(target_arch = "x86_64")]
+    {
+        let leaf = std::arch::x86_64::__cpuid(0);
+        for (name, word) in name.chunks_exact_mut(4).zip([leaf.ebx, leaf.edx, leaf.ecx]) {
+            name.copy_from_slice(&word.to_le_bytes());
+        }
+    }
+    name
+}
+
 /// Defines `fn name(isa, ...)`, compiled for every instruction set. What the body calls must be
-/// `#[inline(always)]` to be compiled with it.
+/// `#[inline(always)]` to be compiled with it. Its generic types are those of stored values.
 macro_rules! vectorized {
     ($(
         $(#[$meta:meta])*
-        $visibility:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $body:block
+        $visibility:vis fn $name:ident$(<$($element:ident),+>)?(
+            $($arg:ident: $type:ty),* $(,)?
+        ) $body:block
     )*) => { $(
         $(#[$meta])*
-        $visibility fn $name(isa: $crate::isa::Isa, $($arg: $type),*) {
+        $visibility fn $name$(<$($element: $crate::values::Element),+>)?(
+            isa: $crate::isa::Isa,
+            $($arg: $type),*
+        ) {
             #[inline(always)]
-            fn body($($arg: $type),*) $body
+            fn body$(<$($element: $crate::values::Element),+>)?($($arg: $type),*) $body
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
-            fn avx512($($arg: $type),*) {
+            fn avx512$(<$($element: $crate::values::Element),+>)?($($arg: $type),*) {
                 body($($arg),*);
             }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma")]
-            fn avx2($($arg: $type),*) {
+            fn avx2$(<$($element: $crate::values::Element),+>)?($($arg: $type),*) {
                 body($($arg),*);
             }
             #[cfg(target_arch = "x86_64")]

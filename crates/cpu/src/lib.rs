@@ -5,15 +5,19 @@
 //! unit): cut up, vectors are passed through memory between functions that were not inlined. So no
 //! function that others call is generic: all of their code is made here.
 
+pub mod amx;
 pub mod conv;
 mod gemm;
 pub mod isa;
+pub mod look;
 pub mod lrn;
 pub mod memory;
 pub mod peak;
 pub mod pointwise;
 pub mod pool;
 mod simd;
+pub mod softmax;
+pub mod values;
 pub mod window;
 
-pub use gemm::Words;
+pub use gemm::Products;

@@ -15,6 +15,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::isa::{Isa, vectorized};
+use crate::values::{Element, Values, ValuesMut, by_element};
 use zfnet_core::operation::{Lrn, MAX_LRN_SIZE};
 
 /// Values that are worked on together: a vector of AVX-512, two of AVX2.
@@ -31,7 +32,11 @@ type Buffer = [f32; BUFFER];
 type Lanes = [f32; LANES];
 
 /// `y = x s^-beta`, pixels of `c` channels.
-pub fn forward(isa: Isa, y: &mut [f32], x: &[f32], c: usize, lrn: &Lrn) {
+pub fn forward(isa: Isa, y: ValuesMut<'_>, x: Values<'_>, c: usize, lrn: &Lrn) {
+    by_element!(y; x => forward_tasks(isa, y, x, c, lrn));
+}
+
+fn forward_tasks<T: Element>(isa: Isa, y: &mut [T], x: &[T], c: usize, lrn: &Lrn) {
     let task = task(c);
     y.par_chunks_mut(task).zip(x.par_chunks(task)).for_each(|(y, x)| {
         forward_pixels(isa, y, x, c, lrn);
@@ -41,9 +46,22 @@ pub fn forward(isa: Isa, y: &mut [f32], x: &[f32], c: usize, lrn: &Lrn) {
 /// `dx` for `dy` at `x`; sample `n` of `dy` uses image `images[n]` of `x`. An image has `len` values.
 pub fn backward(
     isa: Isa,
-    dx: &mut [f32],
-    dy: &[f32],
-    x: &[f32],
+    dx: ValuesMut<'_>,
+    dy: Values<'_>,
+    x: Values<'_>,
+    images: Option<&[u32]>,
+    len: usize,
+    c: usize,
+    lrn: &Lrn,
+) {
+    by_element!(dx; dy, x => backward_tasks(isa, dx, dy, x, images, len, c, lrn));
+}
+
+fn backward_tasks<T: Element>(
+    isa: Isa,
+    dx: &mut [T],
+    dy: &[T],
+    x: &[T],
     images: Option<&[u32]>,
     len: usize,
     c: usize,
@@ -65,26 +83,26 @@ fn task(c: usize) -> usize {
 }
 
 vectorized! {
-    fn forward_pixels(y: &mut [f32], x: &[f32], c: usize, lrn: &Lrn) {
+    fn forward_pixels<T>(y: &mut [T], x: &[T], c: usize, lrn: &Lrn) {
         // A branch for the exponent that everybody uses, here and not in the loops.
         if lrn.beta == 0.75 {
-            forward_runs::<true>(y, x, c, lrn);
+            forward_runs::<true, T>(y, x, c, lrn);
         } else {
-            forward_runs::<false>(y, x, c, lrn);
+            forward_runs::<false, T>(y, x, c, lrn);
         }
     }
 
-    fn backward_pixels(dx: &mut [f32], dy: &[f32], x: &[f32], c: usize, lrn: &Lrn) {
+    fn backward_pixels<T>(dx: &mut [T], dy: &[T], x: &[T], c: usize, lrn: &Lrn) {
         if lrn.beta == 0.75 {
-            backward_runs::<true>(dx, dy, x, c, lrn);
+            backward_runs::<true, T>(dx, dy, x, c, lrn);
         } else {
-            backward_runs::<false>(dx, dy, x, c, lrn);
+            backward_runs::<false, T>(dx, dy, x, c, lrn);
         }
     }
 }
 
 #[inline(always)]
-fn forward_runs<const USUAL: bool>(y: &mut [f32], x: &[f32], c: usize, lrn: &Lrn) {
+fn forward_runs<const USUAL: bool, T: Element>(y: &mut [T], x: &[T], c: usize, lrn: &Lrn) {
     let layout = Layout::new(c, lrn);
     let before = lrn.size as usize / 2;
     let mut squares = [0.0; BUFFER];
@@ -103,7 +121,13 @@ fn forward_runs<const USUAL: bool>(y: &mut [f32], x: &[f32], c: usize, lrn: &Lrn
 }
 
 #[inline(always)]
-fn backward_runs<const USUAL: bool>(dx: &mut [f32], dy: &[f32], x: &[f32], c: usize, lrn: &Lrn) {
+fn backward_runs<const USUAL: bool, T: Element>(
+    dx: &mut [T],
+    dy: &[T],
+    x: &[T],
+    c: usize,
+    lrn: &Lrn,
+) {
     let layout = Layout::new(c, lrn);
     let size = lrn.size as usize;
     let (before, after) = (size / 2, (size - 1) / 2);
@@ -182,7 +206,13 @@ impl Layout {
 
 /// Squares of a block of each pixel's channels and of all that it can reach, forward and back.
 #[inline(always)]
-fn fill_squares(squares: &mut Buffer, x: &[f32], block: &Range<usize>, layout: &Layout, lrn: &Lrn) {
+fn fill_squares<T: Element>(
+    squares: &mut Buffer,
+    x: &[T],
+    block: &Range<usize>,
+    layout: &Layout,
+    lrn: &Lrn,
+) {
     let reach = lrn.size as usize - 1;
     if layout.c > BLOCK {
         squares.fill(0.0);
@@ -256,18 +286,20 @@ fn times(mut a: Lanes, b: Lanes) -> Lanes {
 
 /// Up to [`LANES`] values, then zeros.
 #[inline(always)]
-fn load(values: &[f32]) -> Lanes {
-    <Lanes>::try_from(values).unwrap_or_else(|_| {
-        let mut lanes = [0.0; LANES];
+fn load<T: Element>(values: &[T]) -> Lanes {
+    let stored = <[T; LANES]>::try_from(values).unwrap_or_else(|_| {
+        let mut lanes = [T::zeroed(); LANES];
         lanes[..values.len()].copy_from_slice(values);
         lanes
-    })
+    });
+    stored.map(T::to_f32)
 }
 
 /// As many of the lanes as there is room for.
 #[inline(always)]
-fn store(values: &mut [f32], lanes: Lanes) {
-    if let Ok(values) = <&mut Lanes>::try_from(&mut *values) {
+fn store<T: Element>(values: &mut [T], lanes: Lanes) {
+    let lanes = lanes.map(T::from_f32);
+    if let Ok(values) = <&mut [T; LANES]>::try_from(&mut *values) {
         *values = lanes;
     } else {
         values.copy_from_slice(&lanes[..values.len()]);
@@ -286,8 +318,9 @@ mod tests {
                 let mut x = [1.0; 40];
                 (x[5], x[20], x[30]) = (f32::NAN, 1e30, 0.0);
                 let (mut y, mut dx) = ([7.0; 40], [7.0; 40]);
-                forward(isa, &mut y, &x, 40, lrn);
-                backward(isa, &mut dx, &[1.0; 40], &x, None, 40, 40, lrn);
+                let (ones, x) = (Values::F32(&[1.0; 40]), Values::F32(&x));
+                forward(isa, ValuesMut::F32(&mut y), x, 40, lrn);
+                backward(isa, ValuesMut::F32(&mut dx), ones, x, None, 40, 40, lrn);
                 for (i, (y, dx)) in y.iter().zip(&dx).enumerate() {
                     assert_eq!(y.is_nan(), i.abs_diff(5) <= 2, "{isa:?}, {beta}: {y} at {i}");
                     assert_eq!(dx.is_nan(), i.abs_diff(5) <= 4, "{isa:?}, {beta}: {dx} at {i}");

@@ -1,19 +1,37 @@
-//! Operations value by value: input, relu both ways, dropout, the update, the RMS limit.
+//! Operations value by value: input, relu both ways, dropout, the update, the RMS limit, and values on
+//! their way to tensors and from them.
 
+use half::bf16;
 use rayon::prelude::*;
 
 use crate::isa::{Isa, vectorized};
+use crate::values::{Element, Values, ValuesMut, by_element};
 use zfnet_core::operation::{Crop, Dropout, InputDims, ReluRule, SgdConstants, StepState, luma};
 use zfnet_core::philox::{dropout_numbers, keep_threshold};
 use zfnet_core::shape::Shape;
 
 /// Values of one task.
 const CHUNK: usize = 1 << 14;
+/// Pixels or values that are worked on in f32 before they are rounded together.
+const BLOCK: usize = 64;
 
 /// Cuts, mirrors and normalises: see `Backend::input`.
 pub fn input(
     isa: Isa,
-    x: &mut [f32],
+    x: ValuesMut<'_>,
+    shape: Shape,
+    pixels: &[u8],
+    crops: &[Crop],
+    mean: &[f32],
+    inverse_std: &[f32],
+    dims: &InputDims,
+) {
+    by_element!(x; => cut(isa, x, shape, pixels, crops, mean, inverse_std, dims));
+}
+
+fn cut<T: Element>(
+    isa: Isa,
+    x: &mut [T],
     shape: Shape,
     pixels: &[u8],
     crops: &[Crop],
@@ -27,13 +45,17 @@ pub fn input(
         let inside = crop.y as usize + shape.h <= rows && crop.x as usize + shape.w <= columns;
         assert!(inside, "{crop:?} of {shape} outside {rows}x{columns}");
         let image = &pixels[crop.image as usize * rows * columns * 3..];
-        let of_channels = if shape.c == 1 { grey_image } else { input_image };
+        let of_channels = if shape.c == 1 { grey_image::<T> } else { input_image::<T> };
         of_channels(isa, x, shape.w, image, crop, mean, inverse_std, dims);
     });
 }
 
 /// `y = relu(x)`.
-pub fn relu_forward(isa: Isa, y: &mut [f32], x: &[f32]) {
+pub fn relu_forward(isa: Isa, y: ValuesMut<'_>, x: Values<'_>) {
+    by_element!(y; x => relu_chunks(isa, y, x));
+}
+
+fn relu_chunks<T: Element>(isa: Isa, y: &mut [T], x: &[T]) {
     y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| {
         y.copy_from_slice(x);
         relu(isa, y);
@@ -43,8 +65,19 @@ pub fn relu_forward(isa: Isa, y: &mut [f32], x: &[f32]) {
 /// Lets `dy` down through a relu whose output was `y`; an image has `len` values.
 pub fn relu_backward(
     isa: Isa,
-    dy: &mut [f32],
-    y: &[f32],
+    dy: ValuesMut<'_>,
+    y: Values<'_>,
+    images: Option<&[u32]>,
+    len: usize,
+    rule: ReluRule,
+) {
+    by_element!(dy; y => relu_down(isa, dy, y, images, len, rule));
+}
+
+fn relu_down<T: Element>(
+    isa: Isa,
+    dy: &mut [T],
+    y: &[T],
     images: Option<&[u32]>,
     len: usize,
     rule: ReluRule,
@@ -66,8 +99,19 @@ pub fn relu_backward(
 /// `y = mask * x / (1 - rate)`.
 pub fn dropout(
     isa: Isa,
-    y: &mut [f32],
-    x: &[f32],
+    y: ValuesMut<'_>,
+    x: Values<'_>,
+    shape: Shape,
+    dropout: &Dropout,
+    state: &StepState,
+) {
+    by_element!(y; x => dropout_samples(isa, y, x, shape, dropout, state));
+}
+
+fn dropout_samples<T: Element>(
+    isa: Isa,
+    y: &mut [T],
+    x: &[T],
     shape: Shape,
     dropout: &Dropout,
     state: &StepState,
@@ -84,7 +128,13 @@ pub fn dropout(
 }
 
 /// Dropout of one sample's maps: elements are numbered map by map.
-fn dropout_maps(y: &mut [f32], x: &[f32], shape: Shape, dropout: &Dropout, state: &StepState) {
+fn dropout_maps<T: Element>(
+    y: &mut [T],
+    x: &[T],
+    shape: Shape,
+    dropout: &Dropout,
+    state: &StepState,
+) {
     let (threshold, scale) = (keep_threshold(dropout.rate), 1.0 / (1.0 - dropout.rate));
     for (i, (y, x)) in y.iter_mut().zip(x).enumerate() {
         let element = i % shape.c * (shape.h * shape.w) + i / shape.c;
@@ -92,39 +142,77 @@ fn dropout_maps(y: &mut [f32], x: &[f32], shape: Shape, dropout: &Dropout, state
         let StepState { seed, step, first_sample, .. } = *state;
         let numbers = dropout_numbers(seed, dropout.layer, step, first_sample, group);
         let kept = u64::from(numbers[element % 4]) < threshold;
-        *y = if kept { x * scale } else { 0.0 };
+        *y = T::from_f32(if kept { x.to_f32() * scale } else { 0.0 });
     }
 }
 
-/// `v = momentum v + (g + weight_decay w); w -= learning_rate v`.
+/// `v = momentum v + (g + weight_decay w); w -= learning_rate v`, and `copy = w`.
 pub fn sgd_step(
     isa: Isa,
     w: &mut [f32],
+    copy: Option<&mut [bf16]>,
     v: &mut [f32],
     g: &[f32],
     constants: &SgdConstants,
     rate: f32,
 ) {
     let chunks = w.par_chunks_mut(CHUNK).zip(v.par_chunks_mut(CHUNK)).zip(g.par_chunks(CHUNK));
-    chunks.for_each(|((w, v), g)| update(isa, w, v, g, constants, rate));
+    match copy {
+        None => chunks.for_each(|((w, v), g)| update(isa, w, v, g, constants, rate)),
+        Some(copy) => chunks.zip(copy.par_chunks_mut(CHUNK)).for_each(|(((w, v), g), copy)| {
+            update(isa, w, v, g, constants, rate);
+            narrow(isa, copy, w);
+        }),
+    }
 }
 
-/// Scales filters of `len` values whose root mean square is above `limit` down to it.
-pub fn limit_rms(weight: &mut [f32], len: usize, limit: f32) {
-    weight.par_chunks_mut(len).for_each(|filter| {
-        let squares: f64 = filter.iter().map(|w| f64::from(*w) * f64::from(*w)).sum();
-        let rms = (squares / len as f64).sqrt();
-        if rms > f64::from(limit) {
-            let factor = (f64::from(limit) / rms) as f32;
-            filter.iter_mut().for_each(|w| *w *= factor);
-        }
+/// Scales filters of `len` values whose root mean square is above `limit` down to it, and their `copy`.
+pub fn limit_rms(isa: Isa, weight: &mut [f32], copy: Option<&mut [bf16]>, len: usize, limit: f32) {
+    let filters = weight.par_chunks_mut(len);
+    match copy {
+        None => filters.for_each(|filter| {
+            limit_filter(filter, limit);
+        }),
+        Some(copy) => filters.zip(copy.par_chunks_mut(len)).for_each(|(filter, copy)| {
+            if limit_filter(filter, limit) {
+                narrow(isa, copy, filter);
+            }
+        }),
+    }
+}
+
+/// Whether the filter was scaled.
+fn limit_filter(filter: &mut [f32], limit: f32) -> bool {
+    let squares: f64 = filter.iter().map(|w| f64::from(*w) * f64::from(*w)).sum();
+    let rms = (squares / filter.len() as f64).sqrt();
+    let above = rms > f64::from(limit);
+    if above {
+        let factor = (f64::from(limit) / rms) as f32;
+        filter.iter_mut().for_each(|w| *w *= factor);
+    }
+    above
+}
+
+/// Values into a tensor, rounded to what it stores.
+pub fn store(isa: Isa, to: ValuesMut<'_>, from: &[f32]) {
+    by_element!(to; => {
+        let chunks = to.par_chunks_mut(CHUNK).zip(from.par_chunks(CHUNK));
+        chunks.for_each(|(to, from)| narrow(isa, to, from));
+    });
+}
+
+/// Values out of a tensor.
+pub fn load(isa: Isa, to: &mut [f32], from: Values<'_>) {
+    by_element!(; from => {
+        let chunks = to.par_chunks_mut(CHUNK).zip(from.par_chunks(CHUNK));
+        chunks.for_each(|(to, from)| widen(isa, to, from));
     });
 }
 
 vectorized! {
     /// One crop of rows of `w` pixels.
-    fn input_image(
-        x: &mut [f32],
+    fn input_image<T>(
+        x: &mut [T],
         w: usize,
         image: &[u8],
         crop: &Crop,
@@ -134,23 +222,30 @@ vectorized! {
     ) {
         let [r, g, b] = dims.order;
         let order = [r as usize, g as usize, b as usize];
+        let mut buffer = [0.0; BLOCK * 3];
         for (i, x) in x.chunks_exact_mut(w * 3).enumerate() {
             let start = (crop.y as usize + i) * dims.columns as usize + crop.x as usize;
-            for (j, x) in x.chunks_exact_mut(3).enumerate() {
-                let at = start + if crop.mirror == 0 { j } else { w - 1 - j };
-                let pixel = &image[at * 3..][..3];
-                let mean = if mean.len() == 3 { mean } else { &mean[at * 3..][..3] };
-                for k in 0..3 {
-                    let value = f32::from(pixel[order[k]]) * dims.scale;
-                    x[k] = (value - mean[k]) * inverse_std[k];
+            for (block, x) in x.chunks_mut(BLOCK * 3).enumerate() {
+                let values = T::sums(x, &mut buffer);
+                for (j, value) in (block * BLOCK..).zip(values.chunks_exact_mut(3)) {
+                    let at = start + if crop.mirror == 0 { j } else { w - 1 - j };
+                    let pixel = &image[at * 3..][..3];
+                    let mean = if mean.len() == 3 { mean } else { &mean[at * 3..][..3] };
+                    for k in 0..3 {
+                        let scaled = f32::from(pixel[order[k]]) * dims.scale;
+                        value[k] = (scaled - mean[k]) * inverse_std[k];
+                    }
+                }
+                if T::bits(x).is_some() {
+                    round_into(x, &buffer);
                 }
             }
         }
     }
 
     /// The same of one channel, luma.
-    fn grey_image(
-        x: &mut [f32],
+    fn grey_image<T>(
+        x: &mut [T],
         w: usize,
         image: &[u8],
         crop: &Crop,
@@ -164,40 +259,60 @@ vectorized! {
                 let at = start + if crop.mirror == 0 { j } else { w - 1 - j };
                 let pixel = [image[at * 3], image[at * 3 + 1], image[at * 3 + 2]];
                 let value = f32::from(luma(pixel)) * dims.scale;
-                *x = (value - mean[if mean.len() == 1 { 0 } else { at }]) * inverse_std[0];
+                let mean = mean[if mean.len() == 1 { 0 } else { at }];
+                *x = T::from_f32((value - mean) * inverse_std[0]);
             }
         }
     }
 
-    /// Rounds values to bf16, to nearest, ties to even.
-    pub fn round(values: &mut [f32]) {
-        for value in values {
-            *value = f32::from_bits(u32::from(bf16(*value)) << 16);
+    /// Rounds values to what is stored.
+    pub(crate) fn narrow<T>(to: &mut [T], from: &[f32]) {
+        round_into(to, from);
+    }
+
+    /// The same of pixels of `c` channels, `step` apart.
+    pub(crate) fn spread<T>(to: &mut [T], step: usize, from: &[f32], c: usize) {
+        for (to, from) in to.chunks_mut(step).zip(from.chunks_exact(c)) {
+            round_into(&mut to[..c], from);
+        }
+    }
+
+    /// The values that are stored.
+    fn widen<T>(to: &mut [f32], from: &[T]) {
+        for (to, from) in to.iter_mut().zip(from) {
+            *to = from.to_f32();
         }
     }
 
     /// Below zero becomes zero; NaN stays.
-    pub fn relu(values: &mut [f32]) {
+    pub(crate) fn relu<T>(values: &mut [T]) {
         for value in values {
-            *value = if *value < 0.0 { 0.0 } else { *value };
+            *value = if value.to_f32() < 0.0 { T::zeroed() } else { *value };
         }
     }
 
     /// Lets through where `y` is positive.
-    fn mask(dy: &mut [f32], y: &[f32]) {
+    fn mask<T>(dy: &mut [T], y: &[T]) {
         for (dy, y) in dy.iter_mut().zip(y) {
-            *dy = if *y > 0.0 { *dy } else { 0.0 };
+            *dy = if y.to_f32() > 0.0 { *dy } else { T::zeroed() };
         }
     }
 
     /// Dropout of one sample's vector.
-    fn dropout_vector(y: &mut [f32], x: &[f32], dropout: &Dropout, state: &StepState) {
+    fn dropout_vector<T>(y: &mut [T], x: &[T], dropout: &Dropout, state: &StepState) {
         let (threshold, scale) = (keep_threshold(dropout.rate), 1.0 / (1.0 - dropout.rate));
-        for (group, (y, x)) in (0u32..).zip(y.chunks_mut(4).zip(x.chunks(4))) {
-            let StepState { seed, step, first_sample, .. } = *state;
-            let numbers = dropout_numbers(seed, dropout.layer, step, first_sample, group);
-            for ((y, x), number) in y.iter_mut().zip(x).zip(numbers) {
-                *y = if u64::from(number) < threshold { x * scale } else { 0.0 };
+        for (block, (y, x)) in y.chunks_mut(BLOCK).zip(x.chunks(BLOCK)).enumerate() {
+            let mut factors = [0.0; BLOCK];
+            let groups = factors[..y.len().next_multiple_of(4)].chunks_exact_mut(4);
+            for (group, factors) in ((block * BLOCK / 4) as u32..).zip(groups) {
+                let StepState { seed, step, first_sample, .. } = *state;
+                let numbers = dropout_numbers(seed, dropout.layer, step, first_sample, group);
+                for (factor, number) in factors.iter_mut().zip(numbers) {
+                    *factor = if u64::from(number) < threshold { scale } else { 0.0 };
+                }
+            }
+            for ((y, x), factor) in y.iter_mut().zip(x).zip(factors) {
+                *y = T::from_f32(if factor > 0.0 { x.to_f32() * factor } else { 0.0 });
             }
         }
     }
@@ -211,7 +326,7 @@ vectorized! {
     }
 
     /// Adds the bias to rows of as many values, then relu.
-    pub fn bias_relu(y: &mut [f32], bias: &[f32], relu: bool) {
+    pub(crate) fn bias_relu(y: &mut [f32], bias: &[f32], relu: bool) {
         for y in y.chunks_exact_mut(bias.len()) {
             for (y, bias) in y.iter_mut().zip(bias) {
                 let sum = *y + bias;
@@ -221,20 +336,19 @@ vectorized! {
     }
 
     /// `sums += ` every row of `rows`.
-    pub fn add_rows(sums: &mut [f32], rows: &[f32]) {
+    pub(crate) fn add_rows<T>(sums: &mut [f32], rows: &[T]) {
         for row in rows.chunks_exact(sums.len()) {
             for (sum, value) in sums.iter_mut().zip(row) {
-                *sum += value;
+                *sum += value.to_f32();
             }
         }
     }
 }
 
-/// Rounds to nearest, ties to even; NaN stays one.
+/// `to` = `from`, rounded to what is stored.
 #[inline(always)]
-pub fn bf16(value: f32) -> u16 {
-    let bits = value.to_bits();
-    let rounded = bits.wrapping_add(0x7FFF + (bits >> 16 & 1)) >> 16;
-    let quiet = bits >> 16 | 0x40;
-    (if value.is_nan() { quiet } else { rounded }) as u16
+fn round_into<T: Element>(to: &mut [T], from: &[f32]) {
+    for (to, from) in to.iter_mut().zip(from) {
+        *to = T::from_f32(*from);
+    }
 }

@@ -6,6 +6,7 @@
 use rayon::prelude::*;
 
 use crate::isa::{Isa, vectorized};
+use crate::values::{Element, Values, ValuesMut, by_element};
 use zfnet_core::operation::NOT_POSITIVE;
 use zfnet_core::shape::PoolDims;
 
@@ -13,9 +14,15 @@ use zfnet_core::shape::PoolDims;
 const LANES: usize = 16;
 /// How many windows ahead of their use pixels are asked for.
 const AHEAD: usize = 4;
+/// Most windows that cover a pixel: places of the largest one.
+const MAX_WINDOW: usize = 255;
 
 /// `y`, `switches` = the largest value of each window and its place.
-pub fn forward(isa: Isa, y: &mut [f32], switches: &mut [u8], x: &[f32], dims: &PoolDims) {
+pub fn forward(isa: Isa, y: ValuesMut<'_>, switches: &mut [u8], x: Values<'_>, dims: &PoolDims) {
+    by_element!(y; x => forward_rows(isa, y, switches, x, dims));
+}
+
+fn forward_rows<T: Element>(isa: Isa, y: &mut [T], switches: &mut [u8], x: &[T], dims: &PoolDims) {
     let (p, row) = (dims.p as usize, dims.q as usize * dims.c as usize);
     let image_values = dims.input().per_image();
     let rows = y.par_chunks_mut(row).zip(switches.par_chunks_mut(row)).enumerate();
@@ -28,8 +35,20 @@ pub fn forward(isa: Isa, y: &mut [f32], switches: &mut [u8], x: &[f32], dims: &P
 /// `dx` = every value of `dy` added where its switch points.
 pub fn backward(
     isa: Isa,
-    dx: &mut [f32],
-    dy: &[f32],
+    dx: ValuesMut<'_>,
+    dy: Values<'_>,
+    switches: &[u8],
+    images: Option<&[u32]>,
+    forward_mask: bool,
+    dims: &PoolDims,
+) {
+    by_element!(dx; dy => backward_rows(isa, dx, dy, switches, images, forward_mask, dims));
+}
+
+fn backward_rows<T: Element>(
+    isa: Isa,
+    dx: &mut [T],
+    dy: &[T],
     switches: &[u8],
     images: Option<&[u32]>,
     forward_mask: bool,
@@ -48,7 +67,13 @@ pub fn backward(
 
 vectorized! {
     /// Row `py` of the output of one image.
-    pub fn forward_row(y: &mut [f32], switches: &mut [u8], x: &[f32], py: usize, dims: &PoolDims) {
+    pub(crate) fn forward_row<T>(
+        y: &mut [T],
+        switches: &mut [u8],
+        x: &[T],
+        py: usize,
+        dims: &PoolDims,
+    ) {
         let [h, w, c] = [dims.h, dims.w, dims.c].map(|v| v as usize);
         let (window, stride, pad) = windows(dims);
         let forgotten = forgotten(dims);
@@ -81,15 +106,15 @@ vectorized! {
                 }
             }
             for (switch, y) in switch.iter_mut().zip(y) {
-                *switch = if *y <= forgotten { NOT_POSITIVE } else { *switch };
+                *switch = if y.to_f32() <= forgotten { NOT_POSITIVE } else { *switch };
             }
         }
     }
 
     /// Row `y` of the input of one image.
-    pub fn backward_row(
-        dx: &mut [f32],
-        dy: &[f32],
+    pub(crate) fn backward_row<T>(
+        dx: &mut [T],
+        dy: &[T],
         switches: &[u8],
         y: usize,
         forward_mask: bool,
@@ -97,24 +122,72 @@ vectorized! {
     ) {
         let [c, p, q] = [dims.c, dims.p, dims.q].map(|v| v as usize);
         let (window, stride, pad) = windows(dims);
-        dx.fill(0.0);
+        let mut covers = [Cover { at: 0, index: 0, other: 0 }; MAX_WINDOW];
         for (x, dx) in dx.chunks_exact_mut(c).enumerate() {
+            let mut count = 0;
             for py in covering(y + pad[0], window[0], stride[0], p) {
                 for px in covering(x + pad[1], window[1], stride[1], q) {
                     let (r, s) = (y + pad[0] - py * stride[0], x + pad[1] - px * stride[1]);
-                    let at = (py * q + px) * c;
-                    let (dy, switches) = (&dy[at..at + c], &switches[at..at + c]);
                     let index = (r * window[1] + s) as u8;
                     // The first place of the window inside the image.
                     let first = r == pad[0].saturating_sub(py * stride[0])
                         && s == pad[1].saturating_sub(px * stride[1]);
                     let other = if first && !forward_mask { NOT_POSITIVE } else { index };
-                    for ((dx, &dy), &switch) in dx.iter_mut().zip(dy).zip(switches) {
-                        *dx += if switch == index || switch == other { dy } else { 0.0 };
-                    }
+                    covers[count] = Cover { at: (py * q + px) * c, index, other };
+                    count += 1;
                 }
             }
+            sum_covers(dx, dy, switches, &covers[..count]);
         }
+    }
+}
+
+/// A window that covers a pixel.
+#[derive(Clone, Copy)]
+struct Cover {
+    /// Where its channels begin.
+    at: usize,
+    /// The switches that point at the pixel.
+    index: u8,
+    other: u8,
+}
+
+impl Cover {
+    /// `dy` if the switch points at the pixel.
+    #[inline(always)]
+    fn take<T: Element>(self, dy: T, switch: u8) -> f32 {
+        if switch == self.index || switch == self.other { dy.to_f32() } else { 0.0 }
+    }
+}
+
+/// `dx`, a pixel, of the windows that cover it. Sums stay in registers and are rounded once.
+#[inline(always)]
+#[allow(clippy::needless_range_loop)] // lanes of several arrays
+fn sum_covers<T: Element>(dx: &mut [T], dy: &[T], switches: &[u8], covers: &[Cover]) {
+    let whole = dx.len() / LANES * LANES;
+    for at in (0..whole).step_by(LANES) {
+        let dx: &mut [T; LANES] = (&mut dx[at..at + LANES]).try_into().expect("lanes");
+        let mut sum = [0.0; LANES];
+        for cover in covers {
+            let lanes = cover.at + at..cover.at + at + LANES;
+            let dy: &[T; LANES] = dy[lanes.clone()].try_into().expect("lanes");
+            let switches: &[u8; LANES] = switches[lanes].try_into().expect("lanes");
+            let mut values = [0.0; LANES];
+            for lane in 0..LANES {
+                values[lane] = dy[lane].to_f32();
+            }
+            for lane in 0..LANES {
+                sum[lane] += cover.take(values[lane], switches[lane]);
+            }
+        }
+        for lane in 0..LANES {
+            dx[lane] = T::from_f32(sum[lane]);
+        }
+    }
+    for at in whole..dx.len() {
+        let taken =
+            covers.iter().map(|cover| cover.take(dy[cover.at + at], switches[cover.at + at]));
+        dx[at] = T::from_f32(taken.fold(0.0, |sum, dy| sum + dy));
     }
 }
 
@@ -158,12 +231,12 @@ fn covering(i: usize, kernel: usize, stride: usize, count: usize) -> std::ops::R
 /// foresee: see [`prefetch`].
 #[inline(always)]
 #[allow(clippy::needless_range_loop)] // lanes of several arrays
-fn largest_of_nine(y: &mut [f32], switches: &mut [u8], x: [&[f32]; 9], forgotten: f32) {
+fn largest_of_nine<T: Element>(y: &mut [T], switches: &mut [u8], x: [&[T]; 9], forgotten: f32) {
     let whole = y.len() / LANES * LANES;
     for at in (0..whole).step_by(LANES) {
-        let lanes = |x: &[f32]| <[f32; LANES]>::try_from(&x[at..at + LANES]).expect("lanes");
-        let x = x.map(lanes);
-        let y: &mut [f32; LANES] = (&mut y[at..at + LANES]).try_into().expect("lanes");
+        let stored = x.map(|x| <[T; LANES]>::try_from(&x[at..at + LANES]).expect("lanes"));
+        let x = stored.map(|x| x.map(T::to_f32));
+        let y: &mut [T; LANES] = (&mut y[at..at + LANES]).try_into().expect("lanes");
         let switches: &mut [u8; LANES] = (&mut switches[at..at + LANES]).try_into().expect("lanes");
         let mut sum = [0.0; LANES];
         for lane in 0..LANES {
@@ -176,13 +249,13 @@ fn largest_of_nine(y: &mut [f32], switches: &mut [u8], x: [&[f32]; 9], forgotten
             for i in (0..9u8).rev() {
                 winner = if x[usize::from(i)][lane] == best { i } else { winner };
             }
-            y[lane] = best;
+            y[lane] = T::from_f32(best);
             switches[lane] = if best <= forgotten { NOT_POSITIVE } else { winner };
         }
         // Comparisons as above lose a NaN; a sum does not.
         if sum.iter().fold(false, |nan, sum| nan | sum.is_nan()) {
             for lane in 0..LANES {
-                (y[lane], switches[lane]) = largest(x.map(|x| x[lane]), forgotten);
+                (y[lane], switches[lane]) = largest(stored.map(|x| x[lane]), forgotten);
             }
         }
     }
@@ -193,20 +266,20 @@ fn largest_of_nine(y: &mut [f32], switches: &mut [u8], x: [&[f32]; 9], forgotten
 
 /// One window's winner and its switch.
 #[inline(always)]
-fn largest(x: [f32; 9], forgotten: f32) -> (f32, u8) {
+fn largest<T: Element>(x: [T; 9], forgotten: f32) -> (T, u8) {
     let (mut best, mut switch) = (x[0], 0);
     for (index, x) in (0..).zip(x) {
         let (best, switch) = (std::slice::from_mut(&mut best), std::slice::from_mut(&mut switch));
         take_larger(best, switch, &[x], index);
     }
-    (best, if best <= forgotten { NOT_POSITIVE } else { switch })
+    (best, if best.to_f32() <= forgotten { NOT_POSITIVE } else { switch })
 }
 
 /// Asks for the lines of `values[from .. from + len]`, as far as there are any.
 #[inline(always)]
-fn prefetch(values: &[f32], from: usize, len: usize) {
+fn prefetch<T: Element>(values: &[T], from: usize, len: usize) {
     #[cfg(target_arch = "x86_64")]
-    for value in values.iter().skip(from).take(len).step_by(64 / size_of::<f32>()) {
+    for value in values.iter().skip(from).take(len).step_by(64 / size_of::<T>()) {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         // SAFETY: a hint, which changes nothing; SSE is part of x86-64.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(value).cast()) };
@@ -217,9 +290,10 @@ fn prefetch(values: &[f32], from: usize, len: usize) {
 
 /// Keeps the larger of `best` and `x`, the earlier of equals, a NaN for good.
 #[inline(always)]
-fn take_larger(best: &mut [f32], switch: &mut [u8], x: &[f32], index: u8) {
+fn take_larger<T: Element>(best: &mut [T], switch: &mut [u8], x: &[T], index: u8) {
     for ((best, switch), &x) in best.iter_mut().zip(switch).zip(x) {
-        let take = (x > *best || x.is_nan()) && !best.is_nan();
+        let (value, largest) = (x.to_f32(), best.to_f32());
+        let take = (value > largest || value.is_nan()) && !largest.is_nan();
         *best = if take { x } else { *best };
         *switch = if take { index } else { *switch };
     }

@@ -3,6 +3,13 @@
 //!
 //! Everything here is inlined into functions that [`vectors!`] compiles for an instruction set.
 
+use half::bf16;
+
+use crate::values::Element;
+
+/// Values of the longest vector.
+const MOST_LANES: usize = 16;
+
 /// The vectors of an instruction set.
 ///
 /// # Safety
@@ -24,6 +31,10 @@ pub trait Simd: Copy {
     unsafe fn load(from: *const f32) -> Self::V;
     /// To memory, in any alignment.
     unsafe fn store(to: *mut f32, value: Self::V);
+    /// The bits of bf16 from memory, in any alignment.
+    unsafe fn load_bf16(from: *const u16) -> Self::V;
+    /// To memory as the bits of bf16, rounded to nearest, ties to even, in any alignment; NaN stays one.
+    unsafe fn store_bf16(to: *mut u16, value: Self::V);
     /// `a + b`.
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
     /// `a - b`.
@@ -36,13 +47,14 @@ pub trait Simd: Copy {
     unsafe fn relu(a: Self::V) -> Self::V;
 
     /// Lists which of a vector's values are not zero, the first of which is number `first`, and says how
-    /// many they are. There is room for a whole vector, any of which may be overwritten.
-    unsafe fn compress(numbers: *mut u32, values: *mut f32, from: *const f32, first: u32) -> usize {
-        let mut found = 0;
-        for (i, number) in (0..Self::LANES).zip(first..) {
-            // SAFETY: the caller's.
-            unsafe {
-                let value = *from.add(i);
+    /// many they are. There is room for a whole vector, any part of which may be overwritten.
+    #[inline(always)]
+    unsafe fn compress(numbers: *mut u32, values: *mut f32, from: Self::V, first: u32) -> usize {
+        let (mut lanes, mut found) = ([0.0; MOST_LANES], 0);
+        // SAFETY: a vector of any kind fits; the rest is the caller's.
+        unsafe {
+            Self::store(lanes.as_mut_ptr(), from);
+            for (value, number) in lanes.into_iter().take(Self::LANES).zip(first..) {
                 *numbers.add(found) = number;
                 *values.add(found) = value;
                 found += usize::from(value != 0.0);
@@ -83,6 +95,20 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    unsafe fn load_bf16(from: *const u16) -> [f32; 4] {
+        // SAFETY: the caller's.
+        let bits = unsafe { from.cast::<[u16; 4]>().read_unaligned() };
+        bits.map(|bits| Element::to_f32(bf16::from_bits(bits)))
+    }
+
+    #[inline(always)]
+    unsafe fn store_bf16(to: *mut u16, value: [f32; 4]) {
+        let bits = value.map(|value| <bf16 as Element>::from_f32(value).to_bits());
+        // SAFETY: the caller's.
+        unsafe { to.cast::<[u16; 4]>().write_unaligned(bits) }
+    }
+
+    #[inline(always)]
     unsafe fn add(a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
         std::array::from_fn(|i| a[i] + b[i])
     }
@@ -112,7 +138,8 @@ impl Simd for Portable {
 #[cfg(target_arch = "x86_64")]
 macro_rules! simd {
     ($name:ident, $doc:literal, $v:ident, $lanes:literal, $zero:ident, $splat:ident, $load:ident,
-     $store:ident, $add:ident, $sub:ident, $multiply:ident, $multiply_add:ident, $max:ident $(, $more:item)*) => {
+     $store:ident, $add:ident, $sub:ident, $multiply:ident, $multiply_add:ident, $max:ident,
+     $load_bf16:ident, $store_bf16:ident $(, $compress:ident)?) => {
         #[doc = $doc]
         #[derive(Clone, Copy)]
         pub struct $name;
@@ -150,6 +177,16 @@ macro_rules! simd {
             }
 
             #[inline(always)]
+            unsafe fn load_bf16(from: *const u16) -> Self::V {
+                unsafe { $load_bf16(from) }
+            }
+
+            #[inline(always)]
+            unsafe fn store_bf16(to: *mut u16, value: Self::V) {
+                unsafe { $store_bf16(to, value) }
+            }
+
+            #[inline(always)]
             unsafe fn add(a: Self::V, b: Self::V) -> Self::V {
                 unsafe { std::arch::x86_64::$add(a, b) }
             }
@@ -175,7 +212,17 @@ macro_rules! simd {
                 unsafe { std::arch::x86_64::$multiply_add(a, b, c) }
             }
 
-            $($more)*
+            $(
+                #[inline(always)]
+                unsafe fn compress(
+                    numbers: *mut u32,
+                    values: *mut f32,
+                    from: Self::V,
+                    first: u32,
+                ) -> usize {
+                    unsafe { $compress(numbers, values, from, first) }
+                }
+            )?
         }
     };
 }
@@ -195,20 +242,9 @@ simd!(
     _mm512_mul_ps,
     _mm512_fmadd_ps,
     _mm512_max_ps,
-    #[inline(always)]
-    unsafe fn compress(numbers: *mut u32, values: *mut f32, from: *const f32, first: u32) -> usize {
-        use std::arch::x86_64::*;
-        unsafe {
-            let value = _mm512_loadu_ps(from);
-            let wanted = _mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(value, _mm512_setzero_ps());
-            let number = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-            let number = _mm512_add_epi32(number, _mm512_set1_epi32(first as i32));
-            let number = _mm512_maskz_compress_epi32(wanted, number);
-            _mm512_storeu_ps(values, _mm512_maskz_compress_ps(wanted, value));
-            _mm512_storeu_si512(numbers.cast(), number);
-            wanted.count_ones() as usize
-        }
-    }
+    load_bf16_avx512,
+    store_bf16_avx512,
+    compress_avx512
 );
 
 #[cfg(target_arch = "x86_64")]
@@ -225,34 +261,130 @@ simd!(
     _mm256_sub_ps,
     _mm256_mul_ps,
     _mm256_fmadd_ps,
-    _mm256_max_ps
+    _mm256_max_ps,
+    load_bf16_avx2,
+    store_bf16_avx2
 );
 
+/// See [`Simd::load_bf16`].
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn load_bf16_avx512(from: *const u16) -> std::arch::x86_64::__m512 {
+    use std::arch::x86_64::*;
+    // SAFETY: the caller's.
+    unsafe {
+        let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
+        _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))
+    }
+}
+
+/// See [`Simd::store_bf16`]. (The instruction of AVX512-BF16 would flush subnormals.)
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn store_bf16_avx512(to: *mut u16, value: std::arch::x86_64::__m512) {
+    use std::arch::x86_64::*;
+    // SAFETY: the caller's.
+    unsafe {
+        let bits = _mm512_castps_si512(value);
+        let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+        let rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF)));
+        let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(value, value);
+        let quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x0040_0000));
+        let chosen = _mm512_mask_mov_epi32(rounded, nan, quiet);
+        let halves = _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(chosen));
+        _mm256_storeu_si256(to.cast(), halves);
+    }
+}
+
+/// See [`Simd::load_bf16`].
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn load_bf16_avx2(from: *const u16) -> std::arch::x86_64::__m256 {
+    use std::arch::x86_64::*;
+    // SAFETY: the caller's.
+    unsafe {
+        let bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
+        _mm256_castsi256_ps(_mm256_slli_epi32::<16>(bits))
+    }
+}
+
+/// See [`Simd::store_bf16`].
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn store_bf16_avx2(to: *mut u16, value: std::arch::x86_64::__m256) {
+    use std::arch::x86_64::*;
+    // SAFETY: the caller's.
+    unsafe {
+        let bits = _mm256_castps_si256(value);
+        let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+        let rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF)));
+        let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(value, value));
+        let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x0040_0000));
+        let chosen = _mm256_srli_epi32::<16>(_mm256_blendv_epi8(rounded, quiet, nan));
+        // Both halves to one side: values are below 2^16, so nothing saturates.
+        let packed = _mm256_packus_epi32(chosen, chosen);
+        let packed = _mm256_permute4x64_epi64::<0b00_00_10_00>(packed);
+        _mm_storeu_si128(to.cast(), _mm256_castsi256_si128(packed));
+    }
+}
+
+/// [`Simd::compress`].
+///
+/// # Safety
+/// See there.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn compress_avx512(
+    numbers: *mut u32,
+    values: *mut f32,
+    from: std::arch::x86_64::__m512,
+    first: u32,
+) -> usize {
+    use std::arch::x86_64::*;
+    // SAFETY: the caller's.
+    unsafe {
+        let wanted = _mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(from, _mm512_setzero_ps());
+        let number = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        let number = _mm512_add_epi32(number, _mm512_set1_epi32(first as i32));
+        _mm512_storeu_ps(values, _mm512_maskz_compress_ps(wanted, from));
+        _mm512_storeu_si512(numbers.cast(), _mm512_maskz_compress_epi32(wanted, number));
+        wanted.count_ones() as usize
+    }
+}
+
 /// Defines `unsafe fn name(isa, ...)` from a body that is generic over its vectors, `S`, compiled for
-/// every instruction set. What the body calls must be `#[inline(always)]`.
+/// every instruction set. What the body calls must be `#[inline(always)]`. Further generic types are
+/// those of stored values.
 macro_rules! vectors {
     ($(
         $(#[$meta:meta])*
-        $visibility:vis unsafe fn $name:ident<$s:ident>($($arg:ident: $type:ty),* $(,)?) $body:block
+        $visibility:vis unsafe fn $name:ident<$s:ident $(, $element:ident)*>(
+            $($arg:ident: $type:ty),* $(,)?
+        ) $body:block
     )*) => { $(
         $(#[$meta])*
-        $visibility unsafe fn $name(isa: $crate::isa::Isa, $($arg: $type),*) {
+        $visibility unsafe fn $name<$($element: $crate::values::Element),*>(
+            isa: $crate::isa::Isa,
+            $($arg: $type),*
+        ) {
             #[inline(always)]
-            unsafe fn body<$s: $crate::simd::Simd>($($arg: $type),*) {
+            unsafe fn body<$s: $crate::simd::Simd, $($element: $crate::values::Element),*>(
+                $($arg: $type),*
+            ) {
                 // SAFETY: the caller's.
                 unsafe { $body }
             }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
-            unsafe fn avx512($($arg: $type),*) {
+            unsafe fn avx512<$($element: $crate::values::Element),*>($($arg: $type),*) {
                 // SAFETY: the caller's.
-                unsafe { body::<$crate::simd::Avx512>($($arg),*) }
+                unsafe { body::<$crate::simd::Avx512, $($element),*>($($arg),*) }
             }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma")]
-            unsafe fn avx2($($arg: $type),*) {
+            unsafe fn avx2<$($element: $crate::values::Element),*>($($arg: $type),*) {
                 // SAFETY: the caller's.
-                unsafe { body::<$crate::simd::Avx2>($($arg),*) }
+                unsafe { body::<$crate::simd::Avx2, $($element),*>($($arg),*) }
             }
             #[cfg(target_arch = "x86_64")]
             use $crate::isa::Level;
@@ -260,10 +392,10 @@ macro_rules! vectors {
             unsafe {
                 match isa.level() {
                     #[cfg(target_arch = "x86_64")]
-                    Level::Avx512 => avx512($($arg),*),
+                    Level::Avx512 => avx512::<$($element),*>($($arg),*),
                     #[cfg(target_arch = "x86_64")]
-                    Level::Avx2 => avx2($($arg),*),
-                    _ => body::<$crate::simd::Portable>($($arg),*),
+                    Level::Avx2 => avx2::<$($element),*>($($arg),*),
+                    _ => body::<$crate::simd::Portable, $($element),*>($($arg),*),
                 }
             }
         }

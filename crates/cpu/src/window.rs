@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use crate::values::{Element, Values, ValuesMut, by_element};
 use zfnet_core::operation::NOT_POSITIVE;
 use zfnet_core::shape::{PoolDims, Windows};
 
@@ -34,7 +35,7 @@ impl Row {
     }
 
     /// The row's values, of `c` channels, cut out of those of all images.
-    fn cut<T: Copy + Default>(
+    fn cut<T: bytemuck::Pod>(
         &self,
         dst: &mut [T],
         src: &[T],
@@ -46,8 +47,8 @@ impl Row {
         let image = images.map_or(*sample, |images| images[*sample] as usize);
         let [h, w] = map.map(|v| v as usize);
         let inside = columns.start * c..columns.end * c;
-        dst[..inside.start].fill(T::default());
-        dst[inside.end..].fill(T::default());
+        dst[..inside.start].fill(T::zeroed());
+        dst[inside.end..].fill(T::zeroed());
         let dst = &mut dst[inside];
         if dst.is_empty() {
             return;
@@ -58,8 +59,19 @@ impl Row {
 
 /// Windows of values.
 pub fn gather_windows(
-    dst: &mut [f32],
-    src: &[f32],
+    dst: ValuesMut<'_>,
+    src: Values<'_>,
+    images: Option<&[u32]>,
+    units: &[u32],
+    windows: &Windows,
+    c: usize,
+) {
+    by_element!(dst; src => gather_rows(dst, src, images, units, windows, c));
+}
+
+fn gather_rows<T: Element>(
+    dst: &mut [T],
+    src: &[T],
     images: Option<&[u32]>,
     units: &[u32],
     windows: &Windows,
@@ -106,10 +118,14 @@ pub fn gather_switches(
 }
 
 /// Zeros where a window lies outside the map.
-pub fn zero_out_of_bounds(x: &mut [f32], units: &[u32], windows: &Windows, c: usize) {
+pub fn zero_out_of_bounds(x: ValuesMut<'_>, units: &[u32], windows: &Windows, c: usize) {
+    by_element!(x; => zero_rows(x, units, windows, c));
+}
+
+fn zero_rows<T: Element>(x: &mut [T], units: &[u32], windows: &Windows, c: usize) {
     x.par_chunks_mut(windows.size[1] as usize * c).enumerate().for_each(|(index, x)| {
         let Row { columns, .. } = Row::new(index, units, windows);
-        x[..columns.start * c].fill(0.0);
-        x[columns.end * c..].fill(0.0);
+        x[..columns.start * c].fill(T::zeroed());
+        x[columns.end * c..].fill(T::zeroed());
     });
 }

@@ -9,11 +9,13 @@
 use bytemuck::{cast_slice, cast_slice_mut};
 use rayon::prelude::*;
 
-use super::pack::{pack_across, pack_rows, panels_across, panels_along};
+use super::pack::{pack_across, pack_rows, pack_transposed, panels_across, panels_along};
 use super::{Arithmetic, Epilogue, Scratch, ScratchSize, Sizes, with_scratch};
-use crate::gemm::{Ahead, DEPTH, Layout, Operands, Out, STRIDE, Words, block, tile};
-use crate::pointwise::add_rows;
+use crate::gemm::{Ahead, DEPTH, Layout, Operands, Out, Products, STRIDE, tile};
+use crate::isa::Isa;
+use crate::pointwise::{add_rows, narrow};
 use crate::simd::{Simd, vectors};
+use crate::values::Element;
 
 /// Most samples for which dot products are faster than tiles.
 const FEW_SAMPLES: usize = 16;
@@ -23,6 +25,8 @@ const DOT_TASK: usize = 16;
 const DOT_VALUES: usize = 1 << 16;
 /// Rows that are multiplied with as many others at a time.
 const DOTS: usize = 4;
+/// Values of a row that are finished together.
+const BLOCK: usize = 64;
 /// Values of the longest vector.
 const MOST_LANES: usize = 16;
 /// Tiles, one under the other, of a forward task.
@@ -36,29 +40,31 @@ const FILTER_PANELS: usize = 64;
 
 /// What any direction needs.
 pub fn scratch_size(sizes: &Sizes, arithmetic: Arithmetic) -> ScratchSize {
-    let (rows, columns) = block(arithmetic.isa);
+    let (rows, columns) = arithmetic.block();
     let samples = sizes.n.next_multiple_of(columns);
-    let (k, patch, words) = (sizes.k, sizes.patch, arithmetic.words);
-    let forward = words.count(patch) * samples + k * samples;
-    let data = words.count(k) * samples + patch * samples;
-    let filter = words.count(sizes.n) * patch.next_multiple_of(columns);
+    let (n, k, patch) = (sizes.n, sizes.k, sizes.patch);
+    let words = |values: usize| arithmetic.products.words(values);
+    let forward = words(patch) * samples + k * samples;
+    let data = words(k) * samples + patch * samples;
+    let filter = words(n) * patch.next_multiple_of(columns);
     ScratchSize {
-        thread: (rows.max(DATA_DEPTH) * STRIDE).max(words.count(sizes.n) * STRIDE),
+        thread: ((rows + DATA_DEPTH) * STRIDE).max(words(n).max(FILTER_TILES * rows) * STRIDE),
         shared: forward.max(data).max(filter),
     }
 }
 
 /// `y^T = w * x^T`.
-pub fn forward(
+pub fn forward<Y: Element, X: Element>(
     arithmetic: Arithmetic,
-    y: &mut [f32],
-    x: &[f32],
-    weight: &[f32],
+    y: &mut [Y],
+    x: &[X],
+    weight: &[X],
     epilogue: &Epilogue<'_>,
     sizes: &Sizes,
     scratch: &mut Scratch,
 ) {
-    if sizes.n > FEW_SAMPLES || arithmetic.words != Words::F32 {
+    let few = if arithmetic.products == Products::F32 { FEW_SAMPLES } else { DOTS };
+    if sizes.n > few {
         return forward_by_tiles(arithmetic, y, x, weight, epilogue, sizes, scratch);
     }
     let Arithmetic { isa, .. } = arithmetic;
@@ -69,7 +75,7 @@ pub fn forward(
         // SAFETY: rows of `weight` and `x` have `patch` values, and there is a sum for each pair.
         unsafe { dots(isa, sums, weight, x, n, patch) };
     });
-    transpose(y, transposed, k, n, |y| epilogue.run(isa, y));
+    transpose(isa, y, transposed, k, n, epilogue);
 }
 
 vectors! {
@@ -77,7 +83,7 @@ vectors! {
     ///
     /// # Safety
     /// Rows have `depth` values, and there are `n` of `x` and as many of `weight` as of `sums`.
-    unsafe fn dots<S>(sums: &mut [f32], weight: &[f32], x: &[f32], n: usize, depth: usize) {
+    unsafe fn dots<S, X>(sums: &mut [f32], weight: &[X], x: &[X], n: usize, depth: usize) {
         let count = sums.len() / n;
         sums.fill(0.0);
         let most = DOT_VALUES / n;
@@ -89,18 +95,18 @@ vectors! {
                     let sums = &mut sums[i * n + j..];
                     let (weight, x) = (weight.add(i * depth), x.add(j * depth));
                     if count - i >= DOTS && n - j >= DOTS {
-                        add_dots::<S, DOTS, DOTS>(sums, n, weight, x, depth, len);
+                        add_dots::<S, X, DOTS, DOTS>(sums, n, weight, x, depth, len);
                     } else if count - i >= DOTS {
                         for j in 0..n - j {
                             let x = x.add(j * depth);
-                            add_dots::<S, DOTS, 1>(&mut sums[j..], n, weight, x, depth, len);
+                            add_dots::<S, X, DOTS, 1>(&mut sums[j..], n, weight, x, depth, len);
                         }
                     } else {
                         for i in 0..count - i {
                             for j in 0..DOTS.min(n - j) {
                                 let (weight, x) = (weight.add(i * depth), x.add(j * depth));
                                 let sums = &mut sums[i * n + j..];
-                                add_dots::<S, 1, 1>(sums, n, weight, x, depth, len);
+                                add_dots::<S, X, 1, 1>(sums, n, weight, x, depth, len);
                             }
                         }
                     }
@@ -112,11 +118,11 @@ vectors! {
 
 /// Adds the products of `M` rows with `N` others, of `len` of their values, to `sums[i * n + j]`.
 #[inline(always)]
-unsafe fn add_dots<S: Simd, const M: usize, const N: usize>(
+unsafe fn add_dots<S: Simd, X: Element, const M: usize, const N: usize>(
     sums: &mut [f32],
     n: usize,
-    weight: *const f32,
-    x: *const f32,
+    weight: *const X,
+    x: *const X,
     stride: usize,
     len: usize,
 ) {
@@ -127,10 +133,10 @@ unsafe fn add_dots<S: Simd, const M: usize, const N: usize>(
         for at in (0..whole).step_by(S::LANES) {
             let mut columns = [S::zero(); N];
             for (j, column) in columns.iter_mut().enumerate() {
-                *column = S::load(x.add(j * stride + at));
+                *column = X::load::<S>(x.add(j * stride + at));
             }
             for (i, lanes) in lanes.iter_mut().enumerate() {
-                let row = S::load(weight.add(i * stride + at));
+                let row = X::load::<S>(weight.add(i * stride + at));
                 for (lane, column) in lanes.iter_mut().zip(columns) {
                     *lane = S::multiply_add(row, column, *lane);
                 }
@@ -142,7 +148,8 @@ unsafe fn add_dots<S: Simd, const M: usize, const N: usize>(
                 S::store(values.as_mut_ptr(), lanes);
                 let mut sum: f32 = values.iter().sum();
                 for at in whole..len {
-                    sum += *weight.add(i * stride + at) * *x.add(j * stride + at);
+                    let (weight, x) = (*weight.add(i * stride + at), *x.add(j * stride + at));
+                    sum += weight.to_f32() * x.to_f32();
                 }
                 sums[i * n + j] += sum;
             }
@@ -151,28 +158,29 @@ unsafe fn add_dots<S: Simd, const M: usize, const N: usize>(
 }
 
 /// The same by tiles.
-fn forward_by_tiles(
+fn forward_by_tiles<Y: Element, X: Element>(
     arithmetic: Arithmetic,
-    y: &mut [f32],
-    x: &[f32],
-    weight: &[f32],
+    y: &mut [Y],
+    x: &[X],
+    weight: &[X],
     epilogue: &Epilogue<'_>,
     sizes: &Sizes,
     scratch: &mut Scratch,
 ) {
-    let Arithmetic { isa, words, .. } = arithmetic;
-    let (rows, columns) = block(isa);
+    let Arithmetic { isa, products, .. } = arithmetic;
+    let (rows, columns) = arithmetic.block();
     let Sizes { n, k, patch, .. } = *sizes;
     let samples = n.next_multiple_of(columns);
-    let panel = words.count(patch) * columns;
-    let (packed, transposed) = scratch.shared.split_at_mut(samples * words.count(patch));
+    let panel = products.words(patch) * columns;
+    let (packed, transposed) = scratch.shared.split_at_mut(samples * products.words(patch));
     let packed: &mut [u32] = cast_slice_mut(packed);
-    panels_along(packed, words, x, patch, n, patch, columns);
+    panels_along(packed, products, x, patch, n, patch, columns);
     let (packed, threads) = (&*packed, &scratch.threads);
     let transposed = &mut transposed[..k * samples];
     let task = FORWARD_TILES * rows;
     transposed.par_chunks_mut(task * samples).enumerate().for_each(|(index, sums)| {
         with_scratch(threads, |buffer| {
+            let _prepared = arithmetic.prepare();
             let a: &mut [u32] = cast_slice_mut(buffer);
             let count = sums.len() / samples;
             for depth in arithmetic.depth_blocks(patch) {
@@ -180,143 +188,220 @@ fn forward_by_tiles(
                     let rows = rows.min(count - start);
                     let weight = &weight[index * task * patch..];
                     let here = &weight[start * patch + depth.start..];
-                    pack_rows(isa, a, words, here, patch, depth.len(), rows);
+                    pack_rows(isa, a, products, here, patch, depth.len(), rows);
                     let below = start + rows < count;
                     let next = if below { (start + rows) * patch + depth.start } else { depth.end };
+                    let bytes = cast_slice(&weight[next..]);
+                    let stride = patch * size_of::<X>();
                     // Of 16 rows of memory a tile packs 14.
-                    let ahead = Ahead { values: &weight[next..], stride: patch, rows: 16 };
+                    let ahead = Ahead { bytes, stride, rows: rows.next_power_of_two() };
                     for (j, b) in packed.chunks_exact(panel).enumerate() {
-                        let b = &b[words.count(depth.start) * columns..];
+                        let b = &b[products.words(depth.start) * columns..];
                         let values = &mut sums[start * samples + j * columns..];
                         let accumulate = depth.start > 0;
                         let out = Out { values, stride: samples, rows, columns, accumulate };
-                        let (layout, depth) = (Layout::Rows, words.count(depth.len()));
+                        let (layout, depth) = (Layout::Rows, products.words(depth.len()));
                         let (b_stride, ahead) = (columns, (j == 0).then_some(ahead));
-                        tile(isa, out, Operands { words, depth, a, layout, b, b_stride, ahead });
+                        tile(isa, out, Operands { products, depth, a, layout, b, b_stride, ahead });
                     }
                 }
             }
         });
     });
-    transpose(y, transposed, k, samples, |y| epilogue.run(isa, y));
+    transpose(isa, y, transposed, k, samples, epilogue);
 }
 
 /// `dx^T = w^T * dy^T`.
-pub fn backward_data(
+pub fn backward_data<T: Element>(
     arithmetic: Arithmetic,
-    dx: &mut [f32],
-    dy: &[f32],
-    weight: &[f32],
-    epilogue: &Epilogue<'_>,
+    dx: &mut [T],
+    dy: &[T],
+    weight: &[T],
     sizes: &Sizes,
     scratch: &mut Scratch,
 ) {
-    let Arithmetic { isa, words, .. } = arithmetic;
-    let (rows, columns) = block(isa);
+    if arithmetic.products == Products::Bf16Tiles {
+        return data_by_samples(arithmetic, dx, dy, weight, sizes, scratch);
+    }
+    let Arithmetic { isa, products, .. } = arithmetic;
+    let (rows, columns) = arithmetic.block();
     let Sizes { n, k, patch, .. } = *sizes;
     let samples = n.next_multiple_of(columns);
-    let panel = words.count(k) * columns;
-    let (packed, transposed) = scratch.shared.split_at_mut(samples * words.count(k));
+    let panel = products.words(k) * columns;
+    let (packed, transposed) = scratch.shared.split_at_mut(samples * products.words(k));
     let packed: &mut [u32] = cast_slice_mut(packed);
-    panels_along(packed, words, dy, k, n, k, columns);
+    panels_along(packed, products, dy, k, n, k, columns);
     let (packed, threads) = (&*packed, &scratch.threads);
     let transposed = &mut transposed[..patch * samples];
     let task = DEPTH / rows * rows;
     transposed.par_chunks_mut(task * samples).enumerate().for_each(|(index, sums)| {
         with_scratch(threads, |buffer| {
+            let _prepared = arithmetic.prepare();
             let a: &mut [u32] = cast_slice_mut(buffer);
             let count = sums.len() / samples;
             for first in (0..k).step_by(DATA_DEPTH) {
                 let depth = DATA_DEPTH.min(k - first);
                 let weight = &weight[first * patch + index * task..];
-                pack_across(isa, a, STRIDE, words, weight, patch, depth, count);
+                pack_across(isa, a, STRIDE, products, weight, patch, depth, count);
                 let next = weight.get(DATA_DEPTH * patch..).unwrap_or(&[]);
                 for start in (0..count).step_by(rows) {
-                    let values = next.get(start..).unwrap_or(&[]);
-                    let ahead =
-                        Ahead { values, stride: patch, rows: DATA_DEPTH.next_power_of_two() };
+                    let bytes = cast_slice(next.get(start..).unwrap_or(&[]));
+                    let (stride, lines) = (patch * size_of::<T>(), DATA_DEPTH.next_power_of_two());
+                    let ahead = Ahead { bytes, stride, rows: lines };
                     for (j, b) in packed.chunks_exact(panel).enumerate() {
-                        let b = &b[words.count(first) * columns..];
+                        let b = &b[products.words(first) * columns..];
                         let values = &mut sums[start * samples + j * columns..];
                         let (rows, accumulate) = (rows.min(count - start), first > 0);
                         let out = Out { values, stride: samples, rows, columns, accumulate };
-                        let (layout, depth) = (Layout::Columns, words.count(depth));
+                        let (layout, depth) = (Layout::Columns, products.words(depth));
                         let (a, b_stride, ahead) =
                             (&a[start..], columns, (j == 0).then_some(ahead));
-                        tile(isa, out, Operands { words, depth, a, layout, b, b_stride, ahead });
+                        tile(isa, out, Operands { products, depth, a, layout, b, b_stride, ahead });
                     }
                 }
             }
         });
     });
-    transpose(dx, transposed, patch, samples, |dx| epilogue.run(isa, dx));
+    transpose(isa, dx, transposed, patch, samples, &Epilogue::default());
 }
 
-/// Writes sums of `samples` columns as rows of `len` values, each group of which is then `finish`ed.
-fn transpose(
-    rows: &mut [f32],
+/// `dx = dy * w`: for tiles whose rows are the samples' because weights, as they lie, cannot be rows.
+fn data_by_samples<T: Element>(
+    arithmetic: Arithmetic,
+    dx: &mut [T],
+    dy: &[T],
+    weight: &[T],
+    sizes: &Sizes,
+    scratch: &mut Scratch,
+) {
+    const TASK: usize = DEPTH;
+    let Arithmetic { isa, products, .. } = arithmetic;
+    let (rows, columns) = arithmetic.block();
+    let Sizes { n, k, patch, .. } = *sizes;
+    let (sums, threads) = (&mut scratch.shared[..n * patch], &scratch.threads);
+    sums.par_chunks_mut(n * TASK).enumerate().for_each(|(index, sums)| {
+        with_scratch(threads, |buffer| {
+            let _prepared = arithmetic.prepare();
+            let (a, b) = buffer.split_at_mut(rows * STRIDE);
+            let (a, b): (&mut [u32], &mut [u32]) = (cast_slice_mut(a), cast_slice_mut(b));
+            let count = sums.len() / n;
+            for first in (0..k).step_by(2 * DATA_DEPTH) {
+                let depth = (2 * DATA_DEPTH).min(k - first);
+                let weight = &weight[first * patch + index * TASK..];
+                pack_across(isa, b, STRIDE, products, weight, patch, depth, count);
+                for start in (0..n).step_by(rows) {
+                    let rows = rows.min(n - start);
+                    pack_rows(isa, a, products, &dy[start * k + first..], k, depth, rows);
+                    for j in (0..count).step_by(columns) {
+                        let (values, columns) =
+                            (&mut sums[start * count + j..], columns.min(count - j));
+                        let accumulate = first > 0;
+                        let out = Out { values, stride: count, rows, columns, accumulate };
+                        let (layout, depth) = (Layout::Rows, products.words(depth));
+                        let (a, b, b_stride, ahead) = (&*a, &b[j..], STRIDE, None);
+                        tile(isa, out, Operands { products, depth, a, layout, b, b_stride, ahead });
+                    }
+                }
+            }
+        });
+    });
+    let sums = &*sums;
+    dx.par_chunks_mut(patch).enumerate().for_each(|(sample, dx)| {
+        for (task, dx) in dx.chunks_mut(TASK).enumerate() {
+            let from = task * n * TASK + sample * dx.len();
+            narrow(isa, dx, &sums[from..][..dx.len()]);
+        }
+    });
+}
+
+/// Writes sums of `samples` columns as rows of `len` values, which are then finished.
+fn transpose<Y: Element>(
+    isa: Isa,
+    rows: &mut [Y],
     sums: &[f32],
     len: usize,
     samples: usize,
-    finish: impl Fn(&mut [f32]) + Sync,
+    epilogue: &Epilogue<'_>,
 ) {
     // Samples whose values lie in one line of the cache.
     const ROWS: usize = 16;
     rows.par_chunks_mut(ROWS * len).enumerate().for_each(|(index, rows)| {
         let count = rows.len() / len;
-        for (i, sums) in sums.chunks_exact(samples).enumerate() {
-            for (row, sum) in sums[index * ROWS..][..count].iter().enumerate() {
-                rows[row * len + i] = *sum;
+        let mut turned = [[0.0; BLOCK]; ROWS];
+        for first in (0..len).step_by(BLOCK) {
+            let sums = sums[first * samples..].chunks_exact(samples).take(BLOCK);
+            let wanted = sums.len();
+            for (i, sums) in sums.enumerate() {
+                for (row, sum) in turned.iter_mut().zip(&sums[index * ROWS..][..count]) {
+                    row[i] = *sum;
+                }
+            }
+            let bias = epilogue.bias.map(|bias| &bias[first..][..wanted]);
+            let epilogue = Epilogue { bias, ..*epilogue };
+            for (row, sums) in rows.chunks_exact_mut(len).zip(&mut turned) {
+                epilogue.run(isa, &mut sums[..wanted]);
+                narrow(isa, &mut row[first..][..wanted], &sums[..wanted]);
             }
         }
-        finish(rows);
     });
 }
 
 /// `dw = dy^T * x`.
-pub fn backward_filter(
+pub fn backward_filter<T: Element>(
     arithmetic: Arithmetic,
     dw: &mut [f32],
     db: &mut [f32],
-    dy: &[f32],
-    x: &[f32],
+    dy: &[T],
+    x: &[T],
     accumulate: bool,
     sizes: &Sizes,
     scratch: &mut Scratch,
 ) {
-    let Arithmetic { isa, words, .. } = arithmetic;
-    let (rows, columns) = block(isa);
+    let Arithmetic { isa, products, .. } = arithmetic;
+    let (rows, columns) = arithmetic.block();
     let Sizes { n, k, patch, .. } = *sizes;
-    let depth = words.count(n);
-    let panel = depth * columns;
-    let shared = &mut scratch.shared[..depth * patch.next_multiple_of(columns)];
+    let most = arithmetic.most_transposed();
+    let shared = &mut scratch.shared[..products.words(n) * patch.next_multiple_of(columns)];
     let packed: &mut [u32] = cast_slice_mut(shared);
-    panels_across(isa, packed, words, x, patch, patch, n, columns);
-    let (packed, threads) = (cast_slice::<u32, u32>(packed), &scratch.threads);
     let task = FILTER_TILES * rows;
-    dw.par_chunks_mut(task * patch).enumerate().for_each(|(index, dw)| {
-        with_scratch(threads, |buffer| {
-            let a: &mut [u32] = cast_slice_mut(buffer);
-            let count = dw.len() / patch;
-            pack_across(isa, a, STRIDE, words, &dy[index * task..], k, n, count);
-            for (group, packed) in packed.chunks(FILTER_PANELS * panel).enumerate() {
-                for start in (0..count).step_by(rows) {
-                    for (j, b) in packed.chunks_exact(panel).enumerate() {
-                        let first = (group * FILTER_PANELS + j) * columns;
-                        let values = &mut dw[start * patch + first..];
-                        let (rows, columns) = (rows.min(count - start), columns.min(patch - first));
-                        let out = Out { values, stride: patch, rows, columns, accumulate };
-                        let (layout, a, b_stride) = (Layout::Columns, &a[start..], panel / depth);
-                        tile(
-                            isa,
-                            out,
-                            Operands { words, depth, a, layout, b, b_stride, ahead: None },
-                        );
+    for samples in (0..n).step_by(most) {
+        let (dy, x) = (&dy[samples * k..], &x[samples * patch..]);
+        let (n, accumulate) = (most.min(n - samples), accumulate || samples > 0);
+        let depth = products.words(n);
+        let panel = depth * columns;
+        let packed = &mut packed[..depth * patch.next_multiple_of(columns)];
+        panels_across(isa, packed, products, x, &[0], patch, patch, n, columns);
+        let (packed, threads) = (&*packed, &scratch.threads);
+        dw.par_chunks_mut(task * patch).enumerate().for_each(|(index, dw)| {
+            with_scratch(threads, |buffer| {
+                let _prepared = arithmetic.prepare();
+                let a: &mut [u32] = cast_slice_mut(buffer);
+                let count = dw.len() / patch;
+                let layout = pack_transposed(isa, a, products, &dy[index * task..], k, n, count);
+                for (group, packed) in packed.chunks(FILTER_PANELS * panel).enumerate() {
+                    for start in (0..count).step_by(rows) {
+                        for (j, b) in packed.chunks_exact(panel).enumerate() {
+                            let first = (group * FILTER_PANELS + j) * columns;
+                            let values = &mut dw[start * patch + first..];
+                            let (rows, columns) =
+                                (rows.min(count - start), columns.min(patch - first));
+                            let out = Out { values, stride: patch, rows, columns, accumulate };
+                            let at = match layout {
+                                Layout::Rows => start * STRIDE,
+                                Layout::Columns => start,
+                            };
+                            let (a, b_stride, ahead) = (&a[at..], panel / depth, None);
+                            tile(
+                                isa,
+                                out,
+                                Operands { products, depth, a, layout, b, b_stride, ahead },
+                            );
+                        }
                     }
                 }
-            }
+            });
         });
-    });
+    }
     if !accumulate {
         db.fill(0.0);
     }

@@ -1,10 +1,12 @@
 //! Convolution as products over patches. In words: a row of the patch matrix holds the `R S C`
 //! inputs that one output pixel sees, so
 //!
-//! - forward: `y [NPQ, K] = patches [NPQ, RSC] * w^T`,
-//! - backward data: `patches' = dy [NPQ, K] * w [K, RSC]`, each row then *added* to where its
-//!   inputs lie,
-//! - backward filter: `dw^T [RSC, K] = patches^T * dy`.
+//! - forward: `y [NPQ, K] = patches [NPQ, RSC] * w^T`;
+//! - backward data: forward again, for each parity of row and column of `dx` (its pixels of one parity
+//!   see the same taps of the filters): `dx [NHW, C] = patches of dy [NHW, RSK] * w`; of few channels,
+//!   or where little of the input is seen (windows), the other way round: `patches' = dy [NPQ, K] *
+//!   w [K, RSC]`, each row then *added* to where its inputs lie;
+//! - backward filter: `dw [K, RSC] = dy^T [K, NPQ] * patches`.
 //!
 //! The patch matrix never exists: as many rows as a tile has are packed straight from the image, for
 //! as much of their depth as fits the first cache, and multiplied by all filters.
@@ -14,11 +16,14 @@ use std::ops::Range;
 use bytemuck::{cast_slice, cast_slice_mut};
 use rayon::prelude::*;
 
-use super::pack::{add_patches, pack_across, pack_patches, pack_rows, panels_across, panels_along};
-use super::{Arithmetic, Epilogue, Scratch, ScratchSize, Sizes, with_scratch};
-use crate::gemm::{DEPTH, Layout, Operands, Out, STRIDE, Words, block, tile};
-use crate::pointwise::{add_rows, round};
+use super::pack::{
+    add_patches, pack_across, pack_patches, pack_rows, pack_transposed, panels_across, panels_along,
+};
+use super::{Arithmetic, Epilogue, Parity, Scratch, ScratchSize, Sizes, keep, with_scratch};
+use crate::gemm::{DEPTH, Layout, Operands, Out, Products, STRIDE, tile};
+use crate::pointwise::{add_rows, spread};
 use crate::pool;
+use crate::values::Element;
 use zfnet_core::shape::PoolDims;
 
 /// Tiles, one under the other, of a task.
@@ -36,59 +41,70 @@ const POOLED_LINES: usize = 16;
 
 /// What any direction needs.
 pub fn scratch_size(sizes: &Sizes, arithmetic: Arithmetic) -> ScratchSize {
-    let (rows, columns) = block(arithmetic.isa);
-    let filters = sizes.filters.next_multiple_of(columns);
-    let forward = sizes.groups * arithmetic.words.count(sizes.patch) * filters;
-    let chunks = sizes.groups * chunks(sizes).count();
-    let chunk = unpacked_lines(sizes) * sizes.s * sizes.channels;
-    let chunk = chunk.next_multiple_of(columns);
-    let backward = chunks * arithmetic.words.count(sizes.filters) * chunk;
-    let pixels = (TILES * rows).max(sizes.q);
-    // Whole rows of an image are more than half as many pixels as a block may have.
-    let parts = PARTS.min(sizes.pixels.div_ceil(TILES * rows / 2));
-    let pooled = rows * STRIDE + POOLED_LINES * sizes.q * sizes.k;
-    let unpacked = rows * STRIDE + TILES * rows * chunk;
-    let gradient = pixels * (sizes.k + 2 * STRIDE + filters);
+    let (rows, columns) = arithmetic.block();
+    let Sizes { k, q, groups, filters, channels, patch, .. } = *sizes;
+    let words = |values: usize| arithmetic.products.words(values);
+    let a = rows * STRIDE;
+    let task = TILES * rows;
+    // Forward: sums of a task's pixels, or of the rows that are pooled, once in f32 and once as stored.
+    let packed = groups * words(patch) * filters.next_multiple_of(columns);
+    let sums = (task * k).max(2 * POOLED_LINES * q * k);
+    // Backward data: the pixels of a task, or patches and an image.
+    let (data, packed_data) = if gathers(sizes, arithmetic) {
+        let packed = sizes.parities().map(|parity| packed_len(&parity.sizes, arithmetic));
+        (data_rows(sizes, arithmetic) * sizes.w.div_ceil(sizes.stride[1]) * sizes.c, packed.sum())
+    } else {
+        let chunk = (unpacked_lines(sizes) * sizes.s * channels).next_multiple_of(columns);
+        let chunks = groups * chunks(sizes).count();
+        (task * chunk + sizes.h * sizes.w * sizes.c, chunks * words(filters) * chunk)
+    };
+    // Backward filter. Whole rows of an image are more than half as many pixels as a block may have.
+    let pixels = task.max(q);
+    let parts = PARTS.min(sizes.pixels.div_ceil(task / 2));
+    let (block, rows_of_dy) = gradient_blocks(sizes, arithmetic, pixels);
+    let gradient = pixels * (k + STRIDE) + words(pixels) * STRIDE;
     ScratchSize {
-        thread: pooled.max(unpacked).max(gradient),
-        shared: forward.max(backward).max(parts * partial(sizes)),
+        thread: (a + sums).max(a + data).max(gradient + filters.div_ceil(block) * rows_of_dy),
+        shared: packed.max(packed_data).max(parts * partial(sizes)),
     }
 }
 
 /// Whether pooling can follow at once, on rows that stay in a cache.
-pub fn pools(sizes: &Sizes, pool: &PoolDims) -> bool {
+pub fn pools(sizes: &Sizes, arithmetic: Arithmetic, pool: &PoolDims) -> bool {
     let lines = (POOL_ROWS - 1) * pool.stride[0] as usize + pool.window[0] as usize;
-    !sizes.dense && pool.pad[0] == 0 && lines <= POOLED_LINES
+    let fits = lines <= POOLED_LINES && sizes.q <= arithmetic.most_transposed();
+    !sizes.dense && pool.pad[0] == 0 && fits
 }
 
 /// `y = patches * w^T`.
-pub fn forward(
+pub fn forward<Y: Element, X: Element>(
     arithmetic: Arithmetic,
-    y: &mut [f32],
-    x: &[f32],
-    weight: &[f32],
+    y: &mut [Y],
+    x: &[X],
+    weight: &[X],
     epilogue: &Epilogue<'_>,
     sizes: &Sizes,
     scratch: &mut Scratch,
 ) {
-    let isa = arithmetic.isa;
-    let task = TILES * block(isa).0;
+    let (rows, _) = arithmetic.block();
+    let task = TILES * rows;
     let packed = pack_filters(arithmetic, &mut scratch.shared, weight, sizes);
     y.par_chunks_mut(task * sizes.k).enumerate().for_each(|(index, y)| {
         with_scratch(&scratch.threads, |buffer| {
-            let a = cast_slice_mut(buffer);
-            multiply_patches(arithmetic, y, x, packed, index * task, a, sizes);
-            epilogue.run(isa, y);
+            let (a, buffer) = buffer.split_at_mut(rows * STRIDE);
+            let sums = Y::sums(y, buffer);
+            multiply_patches(arithmetic, sums, x, packed, index * task, cast_slice_mut(a), sizes);
+            epilogue.finish(arithmetic.isa, y, buffer);
         });
     });
 }
 
 /// `y = maxpool(epilogue(patches * w^T))`, without keeping the convolution's output.
-pub fn forward_pooled(
+pub fn forward_pooled<T: Element>(
     arithmetic: Arithmetic,
-    (y, switches): (&mut [f32], &mut [u8]),
-    x: &[f32],
-    weight: &[f32],
+    (y, switches): (&mut [T], &mut [u8]),
+    x: &[T],
+    weight: &[T],
     epilogue: &Epilogue<'_>,
     (sizes, pool): (&Sizes, &PoolDims),
     scratch: &mut Scratch,
@@ -101,8 +117,10 @@ pub fn forward_pooled(
     let images = y.par_chunks_mut(image).zip(switches.par_chunks_mut(image)).enumerate();
     images.for_each(|(image, (y, switches))| {
         with_scratch(&scratch.threads, |buffer| {
-            let (a, lines) = buffer.split_at_mut(block(isa).0 * STRIDE);
+            let (a, buffer) = buffer.split_at_mut(arithmetic.block().0 * STRIDE);
+            let (lines, sums) = buffer.split_at_mut(POOLED_LINES * line);
             let a = cast_slice_mut(a);
+            let lines: &mut [T] = &mut cast_slice_mut(lines)[..POOLED_LINES * line];
             // The convolution's rows `kept` are at the front of `lines`.
             let mut kept = 0..0usize;
             let parts = y.chunks_mut(POOL_ROWS * row).zip(switches.chunks_mut(POOL_ROWS * row));
@@ -114,8 +132,8 @@ pub fn forward_pooled(
                 lines.copy_within((kept.len() - again) * line..kept.len() * line, 0);
                 let new = &mut lines[again * line..(end - start) * line];
                 let first = (image * sizes.p + start + again) * sizes.q;
-                multiply_patches(arithmetic, new, x, packed, first, a, sizes);
-                epilogue.run(isa, new);
+                multiply_patches(arithmetic, T::sums(new, sums), x, packed, first, a, sizes);
+                epilogue.finish(isa, new, sums);
                 kept = start..end;
                 let (h, p) = (kept.len() as u32, count as u32);
                 let dims = PoolDims { n: 1, h, p, ..*pool };
@@ -128,47 +146,54 @@ pub fn forward_pooled(
     });
 }
 
+/// Words of the filters of all groups as panels.
+fn packed_len(sizes: &Sizes, arithmetic: Arithmetic) -> usize {
+    let (_, columns) = arithmetic.block();
+    let filters = sizes.filters.next_multiple_of(columns);
+    sizes.groups * filters * arithmetic.products.words(sizes.patch)
+}
+
 /// Packs the filters of each group, one after the other, as panels.
-fn pack_filters<'a>(
+fn pack_filters<'a, X: Element>(
     arithmetic: Arithmetic,
     buffer: &'a mut [f32],
-    weight: &[f32],
+    weight: &[X],
     sizes: &Sizes,
 ) -> &'a [u32] {
-    let Arithmetic { isa, words, .. } = arithmetic;
-    let (_, columns) = block(isa);
-    let Sizes { filters, patch, .. } = *sizes;
-    let group = filters.next_multiple_of(columns) * words.count(patch);
-    let packed: &mut [u32] = &mut cast_slice_mut(buffer)[..sizes.groups * group];
+    let (_, columns) = arithmetic.block();
+    let Sizes { groups, filters, patch, .. } = *sizes;
+    let packed: &mut [u32] = &mut cast_slice_mut(buffer)[..packed_len(sizes, arithmetic)];
+    let group = packed.len() / groups;
     for (packed, weight) in packed.chunks_exact_mut(group).zip(weight.chunks(filters * patch)) {
-        panels_along(packed, words, weight, patch, filters, patch, columns);
+        panels_along(packed, arithmetic.products, weight, patch, filters, patch, columns);
     }
     packed
 }
 
 /// `y = patches * w^T` for as many output pixels as fit into `y`, the first of which is `first`.
-fn multiply_patches(
+fn multiply_patches<X: Element>(
     arithmetic: Arithmetic,
     y: &mut [f32],
-    x: &[f32],
+    x: &[X],
     packed: &[u32],
     first: usize,
     a: &mut [u32],
     sizes: &Sizes,
 ) {
-    let Arithmetic { isa, words, .. } = arithmetic;
-    let (rows, columns) = block(isa);
+    let Arithmetic { isa, products, .. } = arithmetic;
+    let (rows, columns) = arithmetic.block();
     let Sizes { k, filters, patch, .. } = *sizes;
-    let panel = words.count(patch) * columns;
+    let panel = products.words(patch) * columns;
     let count = y.len() / k;
+    let _prepared = arithmetic.prepare();
     for (group, packed) in packed.chunks_exact(filters.div_ceil(columns) * panel).enumerate() {
         for depth in arithmetic.depth_blocks(patch) {
             for start in (0..count).step_by(rows) {
                 let rows = rows.min(count - start);
                 let pixels = first + start..first + start + rows;
-                pack_patches(isa, a, words, x, pixels, group, depth.clone(), sizes);
+                pack_patches(isa, a, products, x, pixels, group, depth.clone(), sizes);
                 for (j, b) in packed.chunks_exact(panel).enumerate() {
-                    let b = &b[words.count(depth.start) * columns..];
+                    let b = &b[products.words(depth.start) * columns..];
                     let out = Out {
                         values: &mut y[start * k + group * filters + j * columns..],
                         stride: k,
@@ -176,11 +201,11 @@ fn multiply_patches(
                         columns: columns.min(filters - j * columns),
                         accumulate: depth.start > 0,
                     };
-                    let (depth, layout) = (words.count(depth.len()), Layout::Rows);
+                    let (depth, layout) = (products.words(depth.len()), Layout::Rows);
                     tile(
                         isa,
                         out,
-                        Operands { words, depth, a, layout, b, b_stride: columns, ahead: None },
+                        Operands { products, depth, a, layout, b, b_stride: columns, ahead: None },
                     );
                 }
             }
@@ -199,21 +224,106 @@ fn chunks(sizes: &Sizes) -> impl Iterator<Item = Range<usize>> + use<> {
     (0..patch).step_by(step).map(move |start| start..(start + step).min(patch))
 }
 
-/// `patches' = dy * w`, added to where they lie.
-pub fn backward_data(
+/// Whether data gradients are made pixel by pixel of `dx`, not pixel by pixel of `dy`.
+fn gathers(sizes: &Sizes, arithmetic: Arithmetic) -> bool {
+    let Sizes { h, w, p, q, channels, filters, stride, .. } = *sizes;
+    let (_, columns) = arithmetic.block();
+    // Products of either way, each over the taps of all filters; what fills no tile is lost.
+    let gathered =
+        h.div_ceil(stride[0]) * w.div_ceil(stride[1]) * channels.next_multiple_of(columns);
+    let words_are_whole = arithmetic.products == Products::F32 || filters % 2 == 0;
+    words_are_whole && 4 * gathered <= 5 * p * q * channels
+}
+
+/// Rows of `dx` of a task, for each parity.
+fn data_rows(sizes: &Sizes, arithmetic: Arithmetic) -> usize {
+    let (rows, _) = arithmetic.block();
+    (TILES * rows / sizes.w.div_ceil(sizes.stride[1])).max(1)
+}
+
+/// `dx = conv^T(dy, w)`.
+pub fn backward_data<T: Element>(
     arithmetic: Arithmetic,
-    dx: &mut [f32],
-    dy: &[f32],
-    weight: &[f32],
-    epilogue: &Epilogue<'_>,
+    dx: &mut [T],
+    dy: &[T],
+    weight: &[T],
     sizes: &Sizes,
     scratch: &mut Scratch,
 ) {
-    let Arithmetic { isa, words, .. } = arithmetic;
-    let (rows, columns) = block(isa);
+    if gathers(sizes, arithmetic) {
+        gather_data(arithmetic, dx, dy, weight, sizes, scratch);
+    } else {
+        scatter_data(arithmetic, dx, dy, weight, sizes, scratch);
+    }
+}
+
+/// `dx = patches of dy * w`, for each parity.
+fn gather_data<T: Element>(
+    arithmetic: Arithmetic,
+    dx: &mut [T],
+    dy: &[T],
+    weight: &[T],
+    sizes: &Sizes,
+    scratch: &mut Scratch,
+) {
+    let Arithmetic { isa, products, .. } = arithmetic;
+    let (rows, columns) = arithmetic.block();
+    let Sizes { h, w, c, groups, filters, channels, patch, stride, .. } = *sizes;
+    let mut rest: &mut [u32] = cast_slice_mut(&mut scratch.shared);
+    let mut packed = Vec::new();
+    for parity in sizes.parities() {
+        let (panels, left) = rest.split_at_mut(packed_len(&parity.sizes, arithmetic));
+        rest = left;
+        let group = (panels.len() / groups).max(1);
+        for (index, panels) in panels.chunks_exact_mut(group).enumerate() {
+            let weight = &weight[index * filters * patch..];
+            let taps = &parity.taps;
+            panels_across(isa, panels, products, weight, taps, patch, channels, filters, columns);
+        }
+        packed.push((parity, &*panels));
+    }
+    let (packed, threads) = (&packed, &scratch.threads);
+    let task = data_rows(sizes, arithmetic) * stride[0];
+    dx.par_chunks_mut(h * w * c).enumerate().for_each(|(image, dx)| {
+        dx.par_chunks_mut(task * w * c).enumerate().for_each(|(index, dx)| {
+            with_scratch(threads, |buffer| {
+                let (a, buffer) = buffer.split_at_mut(rows * STRIDE);
+                let a: &mut [u32] = cast_slice_mut(a);
+                let first = index * task / stride[0];
+                for (Parity { sizes, offset, .. }, packed) in packed {
+                    let end = dx.len() / (w * c);
+                    let rows = end.saturating_sub(offset[0]).div_ceil(stride[0]);
+                    let pixels = (image * sizes.p + first) * sizes.q;
+                    let sums = &mut buffer[..rows * sizes.q * c];
+                    if sizes.patch == 0 {
+                        sums.fill(0.0);
+                    } else {
+                        multiply_patches(arithmetic, sums, dy, packed, pixels, a, sizes);
+                    }
+                    for (row, sums) in sums.chunks_exact(sizes.q * c).enumerate() {
+                        let row = (row * stride[0] + offset[0]) * w + offset[1];
+                        spread(isa, &mut dx[row * c..], stride[1] * c, sums, c);
+                    }
+                }
+            });
+        });
+    });
+}
+
+/// `patches' = dy * w`, added to where they lie.
+fn scatter_data<T: Element>(
+    arithmetic: Arithmetic,
+    dx: &mut [T],
+    dy: &[T],
+    weight: &[T],
+    sizes: &Sizes,
+    scratch: &mut Scratch,
+) {
+    let Arithmetic { isa, products, .. } = arithmetic;
+    let (rows, columns) = arithmetic.block();
     let Sizes { k, filters, patch, .. } = *sizes;
     // Filters as columns, for each group and each chunk of the patch.
-    let steps = words.count(filters);
+    let steps = products.words(filters);
     let mut rest: &mut [u32] = cast_slice_mut(&mut scratch.shared);
     let mut packed = Vec::new();
     for group in 0..sizes.groups {
@@ -221,8 +331,9 @@ pub fn backward_data(
             let len = steps * chunk.len().next_multiple_of(columns);
             let (panels, left) = rest.split_at_mut(len);
             rest = left;
-            let weight = &weight[group * filters * patch + chunk.start..];
-            panels_across(isa, panels, words, weight, patch, chunk.len(), filters, columns);
+            let places = &[group * filters * patch + chunk.start];
+            let count = chunk.len();
+            panels_across(isa, panels, products, weight, places, patch, count, filters, columns);
             packed.push((group, chunk, &*panels));
         }
     }
@@ -231,10 +342,12 @@ pub fn backward_data(
     let image_values = sizes.h * sizes.w * sizes.c;
     let image_pixels = sizes.p * sizes.q;
     dx.par_chunks_mut(image_values).enumerate().for_each(|(image, dx)| {
-        dx.fill(0.0);
         with_scratch(threads, |buffer| {
-            let (a, patches) = buffer.split_at_mut(rows * STRIDE);
+            let (a, buffer) = buffer.split_at_mut(rows * STRIDE);
+            let (sums, patches) = buffer.split_at_mut(image_values);
             let a: &mut [u32] = cast_slice_mut(a);
+            T::sums(dx, sums).fill(0.0);
+            let _prepared = arithmetic.prepare();
             let (first, end) = (image * image_pixels, (image + 1) * image_pixels);
             for start in (first..end).step_by(TILES * rows) {
                 let pixels = start..(start + TILES * rows).min(end);
@@ -244,42 +357,50 @@ pub fn backward_data(
                         for start in pixels.clone().step_by(rows) {
                             let rows = rows.min(pixels.end - start);
                             let dy = &dy[start * k + group * filters + depth.start..];
-                            pack_rows(isa, a, words, dy, k, depth.len(), rows);
+                            pack_rows(isa, a, products, dy, k, depth.len(), rows);
                             for (j, b) in packed.chunks_exact(steps * columns).enumerate() {
-                                let b = &b[words.count(depth.start) * columns..];
+                                let b = &b[products.words(depth.start) * columns..];
                                 let at = (start - pixels.start) * stride + j * columns;
                                 let (values, accumulate) = (&mut patches[at..], depth.start > 0);
                                 let out = Out { values, stride, rows, columns, accumulate };
-                                let depth = words.count(depth.len());
+                                let depth = products.words(depth.len());
                                 let (layout, b_stride) = (Layout::Rows, columns);
                                 tile(
                                     isa,
                                     out,
-                                    Operands { words, depth, a, layout, b, b_stride, ahead: None },
+                                    Operands {
+                                        products,
+                                        depth,
+                                        a,
+                                        layout,
+                                        b,
+                                        b_stride,
+                                        ahead: None,
+                                    },
                                 );
                             }
                         }
                     }
                     let (pixels, chunk) = (pixels.clone(), chunk.clone());
-                    let offset = image * image_values;
+                    let (dx, offset) = (T::sums(dx, sums), image * image_values);
                     add_patches(isa, dx, offset, patches, stride, pixels, *group, chunk, sizes);
                 }
             }
+            keep(isa, dx, sums);
         });
-        epilogue.run(isa, dx);
     });
 }
 
 /// A gradient of the output.
 #[derive(Clone, Copy)]
-pub enum OutputGradient<'a> {
+pub enum OutputGradient<'a, T> {
     /// As it is.
-    Values(&'a [f32]),
+    Values(&'a [T]),
     /// What a max pooling with these switches lets down of its own.
-    Pooled(&'a [f32], &'a [u8], &'a PoolDims),
+    Pooled(&'a [T], &'a [u8], &'a PoolDims),
 }
 
-impl<'a> OutputGradient<'a> {
+impl<'a, T: Element> OutputGradient<'a, T> {
     /// Pixels that are worked on together: of a pooling whole rows, for that is how they come down.
     fn pixels(self, sizes: &Sizes, rows: usize) -> usize {
         let most = TILES * rows;
@@ -296,20 +417,17 @@ impl<'a> OutputGradient<'a> {
         pixels: Range<usize>,
         buffer: &'a mut [f32],
         sizes: &Sizes,
-    ) -> &'a [f32] {
+    ) -> &'a [T] {
         let Sizes { k, p, q, .. } = *sizes;
         match self {
             OutputGradient::Values(dy) => &dy[pixels.start * k..pixels.end * k],
             OutputGradient::Pooled(dy, switches, pool) => {
                 let image = pool.output().per_image();
-                let rows = &mut buffer[..pixels.len() * k];
+                let rows: &mut [T] = &mut cast_slice_mut(buffer)[..pixels.len() * k];
                 for (row, dx) in (pixels.start / q..).zip(rows.chunks_exact_mut(q * k)) {
                     let from = row / p * image..(row / p + 1) * image;
                     let (dy, switches) = (&dy[from.clone()], &switches[from]);
                     pool::backward_row(arithmetic.isa, dx, dy, switches, row % p, true, pool);
-                }
-                if arithmetic.words == Words::Bf16Pairs {
-                    round(arithmetic.isa, rows);
                 }
                 rows
             }
@@ -317,25 +435,33 @@ impl<'a> OutputGradient<'a> {
     }
 }
 
-/// Values of a part of a filter gradient: all filters, their patches from row to row, then all biases.
+/// Values of a part of a filter gradient: all filters, then all biases.
 fn partial(sizes: &Sizes) -> usize {
     sizes.k * sizes.patch + sizes.k
 }
 
-/// `dw^T = patches^T * dy`, in parts of the pixels.
-pub fn backward_filter(
+/// Rows of `dy`, transposed, that are packed beside each other, and words of them with so many pixels.
+fn gradient_blocks(sizes: &Sizes, arithmetic: Arithmetic, pixels: usize) -> (usize, usize) {
+    let (rows, _) = arithmetic.block();
+    let block = DEPTH / rows * rows;
+    let filters = block.min(sizes.filters.next_multiple_of(rows));
+    (block, filters.max(arithmetic.products.words(pixels)) * STRIDE)
+}
+
+/// `dw = dy^T * patches`, in parts of the pixels.
+pub fn backward_filter<T: Element>(
     arithmetic: Arithmetic,
     dw: &mut [f32],
     db: &mut [f32],
-    dy: OutputGradient<'_>,
-    x: &[f32],
+    dy: OutputGradient<'_, T>,
+    x: &[T],
     accumulate: bool,
     sizes: &Sizes,
     scratch: &mut Scratch,
 ) {
     let isa = arithmetic.isa;
-    let Sizes { k, filters, patch, .. } = *sizes;
-    let block_pixels = dy.pixels(sizes, block(isa).0);
+    let Sizes { k, patch, .. } = *sizes;
+    let block_pixels = dy.pixels(sizes, arithmetic.block().0);
     let blocks = sizes.pixels.div_ceil(block_pixels);
     let (count, len) = (PARTS.min(blocks), partial(sizes));
     let Scratch { threads, shared } = scratch;
@@ -344,6 +470,7 @@ pub fn backward_filter(
         let (first, end) = (part * blocks / count, (part + 1) * blocks / count);
         with_scratch(threads, |buffer| {
             partial.fill(0.0);
+            let _prepared = arithmetic.prepare();
             let (unpooled, buffer) = buffer.split_at_mut(block_pixels * k);
             for index in first..end {
                 let start = index * block_pixels;
@@ -353,81 +480,88 @@ pub fn backward_filter(
             }
         });
     });
-    let (sum, others) = partials.split_at_mut(len);
     const CHUNK: usize = 4096;
-    sum.par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, sum)| {
-        for other in others.chunks_exact(len) {
-            add_rows(isa, sum, &other[chunk * CHUNK..][..sum.len()]);
+    let partials = &*partials;
+    let sum = |from: usize, sum: &mut [f32]| {
+        if !accumulate {
+            sum.fill(0.0);
         }
-    });
-    let (by_patch, sums_of_dy) = sum.split_at(k * patch);
-    // Filters whose values lie in one line of the cache, back from columns to rows.
-    const ROWS: usize = 16;
-    dw.par_chunks_mut(ROWS * patch).enumerate().for_each(|(index, dw)| {
-        for (row, dw) in dw.chunks_exact_mut(patch).enumerate() {
-            let filter = index * ROWS + row;
-            let (group, column) = (filter / filters, filter % filters);
-            let column = by_patch[group * filters * patch..][column..].iter().step_by(filters);
-            for (dw, sum) in dw.iter_mut().zip(column) {
-                *dw = if accumulate { *dw + sum } else { *sum };
-            }
+        for partial in partials.chunks_exact(len) {
+            add_rows(isa, sum, &partial[from..][..sum.len()]);
         }
-    });
-    for (db, sum) in db.iter_mut().zip(sums_of_dy) {
-        *db = if accumulate { *db + sum } else { *sum };
-    }
+    };
+    dw.par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, dw)| sum(chunk * CHUNK, dw));
+    sum(k * patch, db);
 }
 
 /// Adds what some pixels, whose gradient is `dy`, contribute to a part.
-fn add_gradient(
+fn add_gradient<T: Element>(
     arithmetic: Arithmetic,
     partial: &mut [f32],
-    dy: &[f32],
-    x: &[f32],
+    dy: &[T],
+    x: &[T],
     pixels: Range<usize>,
     buffer: &mut [u32],
     sizes: &Sizes,
 ) {
-    let Arithmetic { isa, words, .. } = arithmetic;
-    let (rows, columns) = block(isa);
+    let Arithmetic { isa, products, .. } = arithmetic;
+    let (rows, columns) = arithmetic.block();
     let Sizes { k, filters, patch, .. } = *sizes;
-    let (count, steps) = (pixels.len(), words.count(pixels.len()));
-    let (a, buffer) = buffer.split_at_mut(count * STRIDE);
-    let (pairs, panels) = buffer.split_at_mut(count * STRIDE);
+    let (count, steps) = (pixels.len(), products.words(pixels.len()));
+    let (patches, buffer) = buffer.split_at_mut(count * STRIDE);
+    let (pairs, packed) = buffer.split_at_mut(steps * STRIDE);
     let (dw, db) = partial.split_at_mut(k * patch);
     add_rows(isa, db, dy);
+    let (block_rows, packed_rows) = gradient_blocks(sizes, arithmetic, count);
     for (group, dw) in dw.chunks_exact_mut(filters * patch).enumerate() {
-        let panels = &mut panels[..steps * filters.next_multiple_of(columns)];
-        for (j, panel) in panels.chunks_exact_mut(steps * columns).enumerate() {
-            let wanted = columns.min(filters - j * columns);
-            let dy = &dy[group * filters + j * columns..];
-            pack_across(isa, panel, columns, words, dy, k, count, wanted);
+        let mut layout = Layout::Rows;
+        for (i, packed) in packed.chunks_exact_mut(packed_rows).enumerate() {
+            let first = i * block_rows;
+            if first < filters {
+                let (dy, wanted) =
+                    (&dy[group * filters + first..], block_rows.min(filters - first));
+                layout = pack_transposed(isa, packed, products, dy, k, count, wanted);
+            }
         }
-        let step = DEPTH / rows * rows;
+        let step = DEPTH / columns * columns;
         for from in (0..patch).step_by(step) {
             let depth = from..(from + step).min(patch);
             let (pixels, wanted) = (pixels.clone(), depth.len());
-            // As f32 first: pairs are of neighbouring pixels.
-            pack_patches(isa, a, Words::F32, x, pixels, group, depth, sizes);
-            let a = match words {
-                Words::F32 => &*a,
-                Words::Bf16Pairs => {
-                    pack_across(isa, pairs, STRIDE, words, cast_slice(a), STRIDE, count, wanted);
+            // As rows first: words are of neighbouring pixels.
+            let words = match products {
+                Products::F32 => {
+                    pack_patches(isa, patches, products, x, pixels, group, depth, sizes);
+                    &*patches
+                }
+                _ => {
+                    pack_patches(isa, patches, products, x, pixels, group, depth, sizes);
+                    let rows: &[T] = cast_slice(patches);
+                    let stride = STRIDE * size_of::<u32>() / size_of::<T>();
+                    pack_across(isa, pairs, STRIDE, products, rows, stride, count, wanted);
                     &*pairs
                 }
             };
-            for i in (0..wanted).step_by(rows) {
-                for j in (0..filters).step_by(columns) {
+            for i in (0..filters).step_by(rows) {
+                let (block, row) = (i / block_rows, i % block_rows);
+                let at = match layout {
+                    Layout::Rows => row * STRIDE,
+                    Layout::Columns => row,
+                };
+                let a = &packed[block * packed_rows + at..];
+                for j in (0..wanted).step_by(columns) {
                     let out = Out {
-                        values: &mut dw[(from + i) * filters + j..],
-                        stride: filters,
-                        rows: rows.min(wanted - i),
-                        columns: columns.min(filters - j),
+                        values: &mut dw[i * patch + from + j..],
+                        stride: patch,
+                        rows: rows.min(filters - i),
+                        columns: columns.min(wanted - j),
                         accumulate: true,
                     };
-                    let (a, b) = (&a[i..], &panels[j * steps..]);
-                    let (layout, depth, b_stride) = (Layout::Columns, steps, columns);
-                    tile(isa, out, Operands { words, depth, a, layout, b, b_stride, ahead: None });
+                    let (depth, b, b_stride) = (steps, &words[j..], STRIDE);
+                    tile(
+                        isa,
+                        out,
+                        Operands { products, depth, a, layout, b, b_stride, ahead: None },
+                    );
                 }
             }
         }

@@ -2,12 +2,11 @@
 //!
 //! - `dense`: fully connected layers, whose weights are read once for all samples;
 //! - `winograd`: 3x3 filters, and 5x5 ones with a stride of 2, with a third of the multiplications;
-//! - `direct`: everything else, and everything with `--exact`, as products over patches.
+//! - `direct`: everything else, and everything with `--exact`, as products over patches;
+//! - `sparse`: in the place of any of these, data gradients of few images that are zero for the most part:
+//!   the deconvnet's.
 //!
-//! On the way back from few images to their inputs `sparse` replaces them, if enough of what goes back is
-//! zero: so are the deconvnet's maps.
-//!
-//! All of them pack operands for the tiles of `gemm.rs`. Work is cut by sizes alone, and sums
+//! All but the last pack operands for the tiles of `gemm.rs`. Work is cut by sizes alone, and sums
 //! over pixels are made in a fixed number of parts, added in order: results do not depend on threads.
 
 mod dense;
@@ -19,43 +18,70 @@ mod winograd;
 use std::ops::Range;
 use std::sync::Mutex;
 
-use crate::gemm::{DEPTH, Words};
+use crate::gemm::{self, DEPTH, Prepared, Products};
 use crate::isa::Isa;
 use crate::memory::Storage;
-use crate::pointwise::{bias_relu, relu, round};
+use crate::pointwise::{bias_relu, narrow, relu};
+use crate::values::{Element, Values, ValuesMut, by_element};
 use direct::OutputGradient;
 use zfnet_core::shape::{ConvDims, PoolDims};
 
-/// How products are made.
+/// How convolutions are computed.
 #[derive(Clone, Copy)]
 pub struct Arithmetic {
     /// The instructions.
     pub isa: Isa,
-    /// What is multiplied.
-    pub words: Words,
+    /// How products are made: in pairs only of operands that are stored as bf16.
+    pub products: Products,
     /// Whether Winograd's method may be used.
     pub winograd: bool,
 }
 
 impl Arithmetic {
-    /// For filter gradients by Winograd's method: of operands that are bf16 already it makes, in f32,
-    /// what their products are, faster than pairs of pixels can be packed.
-    fn of_filters(self) -> Self {
-        Arithmetic { words: Words::F32, ..self }
+    /// For filter gradients: by Winograd's method, in f32, if pairs are the alternative. It takes fewer
+    /// products than pairs save time.
+    fn of_filters(self, sizes: &Sizes) -> Self {
+        let widened = Arithmetic { products: Products::F32, ..self };
+        match (self.products, method(sizes, widened)) {
+            (Products::Bf16Pairs, Method::Winograd) => widened,
+            _ => self,
+        }
     }
 
-    /// Values of a block of the depth that fits a packed row.
+    /// Rows and columns of a tile.
+    fn block(self) -> (usize, usize) {
+        gemm::block(self.isa, self.products)
+    }
+
+    /// For a task of many tiles.
+    fn prepare(self) -> Prepared {
+        Prepared::new(self.isa, self.products)
+    }
+
+    /// Values of a block of the depth that fits a packed row, and of such a block's columns.
     fn depth_step(self) -> usize {
-        match self.words {
-            Words::F32 => DEPTH,
-            Words::Bf16Pairs => 2 * DEPTH,
+        match self.products {
+            Products::F32 => DEPTH,
+            Products::Bf16Pairs => 2 * DEPTH,
+            // A block's rows are half of a first cache of 48 KB; the columns come from the second.
+            Products::Bf16Tiles => DEPTH,
+        }
+    }
+
+    /// The largest depth of rows that are packed by [`pack::pack_transposed`].
+    fn most_transposed(self) -> usize {
+        match self.products {
+            Products::Bf16Tiles => self.products.values(DEPTH),
+            _ => usize::MAX,
         }
     }
 
     /// Cuts a depth into blocks of about one size that fit a packed row.
     fn depth_blocks(self, depth: usize) -> impl Iterator<Item = Range<usize>> {
         let count = depth.div_ceil(self.depth_step());
-        let step = depth.div_ceil(count).next_multiple_of(2);
+        // Whole words, and whole steps of the matrix unit.
+        let multiple = self.products.values(1);
+        let step = depth.div_ceil(count).next_multiple_of(multiple);
         (0..depth).step_by(step).map(move |start| start..(start + step).min(depth))
     }
 }
@@ -74,21 +100,18 @@ impl ScratchSize {
     pub fn of(arithmetic: Arithmetic, convolutions: &[ConvDims]) -> Self {
         let needs = convolutions.iter().map(|dims| {
             let sizes = &Sizes::new(dims);
-            let sizes_of_both = [arithmetic, arithmetic.of_filters()].map(|arithmetic| {
-                let sparse = || sparse::scratch_size(sizes, arithmetic);
-                match method(sizes, arithmetic) {
-                    Method::Dense => dense::scratch_size(sizes, arithmetic).or(sparse()),
-                    Method::Direct => direct::scratch_size(sizes, arithmetic).or(sparse()),
-                    Method::Winograd => {
-                        // Fewer images may not be worth it.
-                        let fewer = &Sizes::new(&dims.with_n(winograd::most_without(sizes)));
-                        winograd::scratch_size(sizes, arithmetic)
-                            .or(direct::scratch_size(fewer, arithmetic))
-                            .or(sparse())
-                    }
+            let of = |arithmetic: Arithmetic| match method(sizes, arithmetic) {
+                Method::Dense => dense::scratch_size(sizes, arithmetic),
+                Method::Direct => direct::scratch_size(sizes, arithmetic),
+                Method::Winograd => {
+                    // Fewer images may not be worth it.
+                    let fewer = &Sizes::new(&dims.with_n(winograd::most_without(sizes)));
+                    winograd::scratch_size(sizes, arithmetic)
+                        .or(direct::scratch_size(fewer, arithmetic))
                 }
-            });
-            sizes_of_both[0].or(sizes_of_both[1])
+            };
+            let sparse = sparse::scratch_size(sizes, arithmetic);
+            of(arithmetic).or(of(arithmetic.of_filters(sizes))).or(sparse)
         });
         needs.fold(ScratchSize::default(), ScratchSize::or)
     }
@@ -101,19 +124,19 @@ impl ScratchSize {
 
 /// Storage of a [`ScratchSize`].
 pub struct Scratch {
-    threads: Vec<Mutex<Storage>>,
-    shared: Storage,
+    threads: Vec<Mutex<Storage<f32>>>,
+    shared: Storage<f32>,
 }
 
 impl Scratch {
     /// Of storage for each thread of the pool, and for all of them.
-    pub fn new(threads: Vec<Storage>, shared: Storage) -> Self {
+    pub fn new(threads: Vec<Storage<f32>>, shared: Storage<f32>) -> Self {
         Scratch { threads: threads.into_iter().map(Mutex::new).collect(), shared }
     }
 }
 
 /// Runs `work` with the calling thread's buffer. Each thread of the pool has its own, so it is always free.
-fn with_scratch<T>(threads: &[Mutex<Storage>], work: impl FnOnce(&mut [f32]) -> T) -> T {
+fn with_scratch<T>(threads: &[Mutex<Storage<f32>>], work: impl FnOnce(&mut [f32]) -> T) -> T {
     let thread = rayon::current_thread_index().unwrap_or(0);
     work(&mut threads[thread].lock().expect("a thread panicked while it held its buffer"))
 }
@@ -134,17 +157,36 @@ fn method(sizes: &Sizes, arithmetic: Arithmetic) -> Method {
     }
 }
 
-/// `y = conv(x, w)`, then the epilogue.
+/// `y = conv(x, w)`, then the epilogue. `y` may be f32 where operands are bf16.
 pub fn forward(
     arithmetic: Arithmetic,
-    y: &mut [f32],
-    x: &[f32],
-    weight: &[f32],
+    y: ValuesMut<'_>,
+    x: Values<'_>,
+    weight: Values<'_>,
     epilogue: &Epilogue<'_>,
     dims: &ConvDims,
     scratch: &mut Scratch,
 ) {
     let sizes = &Sizes::new(dims);
+    match y {
+        ValuesMut::F32(y) => by_element!(; x, weight => {
+            forward_of(arithmetic, y, x, weight, epilogue, sizes, scratch);
+        }),
+        ValuesMut::Bf16(y) => by_element!(; x, weight => {
+            forward_of(arithmetic, y, x, weight, epilogue, sizes, scratch);
+        }),
+    }
+}
+
+fn forward_of<Y: Element, X: Element>(
+    arithmetic: Arithmetic,
+    y: &mut [Y],
+    x: &[X],
+    weight: &[X],
+    epilogue: &Epilogue<'_>,
+    sizes: &Sizes,
+    scratch: &mut Scratch,
+) {
     let run = match method(sizes, arithmetic) {
         Method::Dense => dense::forward,
         Method::Winograd => winograd::forward,
@@ -153,25 +195,26 @@ pub fn forward(
     run(arithmetic, y, x, weight, epilogue, sizes, scratch);
 }
 
-/// `dx = conv^T(dy, w)`, then the epilogue, which has no bias.
+/// `dx = conv^T(dy, w)`.
 pub fn backward_data(
     arithmetic: Arithmetic,
-    dx: &mut [f32],
-    dy: &[f32],
-    weight: &[f32],
-    epilogue: &Epilogue<'_>,
+    dx: ValuesMut<'_>,
+    dy: Values<'_>,
+    weight: Values<'_>,
     dims: &ConvDims,
     scratch: &mut Scratch,
 ) {
     let sizes = &Sizes::new(dims);
-    let method = method(sizes, arithmetic);
-    let run = match method {
-        _ if sparse::suits(sizes, dy, &method) => sparse::backward_data,
-        Method::Dense => dense::backward_data,
-        Method::Winograd => winograd::backward_data,
-        Method::Direct => direct::backward_data,
-    };
-    run(arithmetic, dx, dy, weight, epilogue, sizes, scratch);
+    by_element!(dx; dy, weight => {
+        let method = method(sizes, arithmetic);
+        let run = match method {
+            _ if sparse::suits(sizes, arithmetic, dy, &method) => sparse::backward_data,
+            Method::Dense => dense::backward_data,
+            Method::Winograd => winograd::backward_data,
+            Method::Direct => direct::backward_data,
+        };
+        run(arithmetic, dx, dy, weight, sizes, scratch);
+    });
 }
 
 /// `dw = sum over output pixels of dy * patch`, `db = sum of dy`; added to what is there with
@@ -180,46 +223,48 @@ pub fn backward_filter(
     arithmetic: Arithmetic,
     dw: &mut [f32],
     db: &mut [f32],
-    dy: &[f32],
-    x: &[f32],
+    dy: Values<'_>,
+    x: Values<'_>,
     accumulate: bool,
     dims: &ConvDims,
     scratch: &mut Scratch,
 ) {
     let sizes = &Sizes::new(dims);
-    let arithmetic = match method(sizes, arithmetic.of_filters()) {
-        Method::Winograd => arithmetic.of_filters(),
-        _ => arithmetic,
-    };
-    let run = match method(sizes, arithmetic) {
-        Method::Dense => dense::backward_filter,
-        Method::Winograd => winograd::backward_filter,
-        Method::Direct => {
-            let dy = OutputGradient::Values(dy);
-            return direct::backward_filter(arithmetic, dw, db, dy, x, accumulate, sizes, scratch);
-        }
-    };
-    run(arithmetic, dw, db, dy, x, accumulate, sizes, scratch);
+    let arithmetic = arithmetic.of_filters(sizes);
+    by_element!(; dy, x => {
+        let run = match method(sizes, arithmetic) {
+            Method::Dense => dense::backward_filter,
+            Method::Winograd => winograd::backward_filter,
+            Method::Direct => {
+                let dy = OutputGradient::Values(dy);
+                return direct::backward_filter(arithmetic, dw, db, dy, x, accumulate, sizes, scratch);
+            }
+        };
+        run(arithmetic, dw, db, dy, x, accumulate, sizes, scratch);
+    });
 }
 
 /// Whether a convolution and the max pooling of its output can be one operation.
 pub fn pools(arithmetic: Arithmetic, dims: &ConvDims, pool: &PoolDims) -> bool {
     let sizes = &Sizes::new(dims);
-    matches!(method(sizes, arithmetic), Method::Direct) && direct::pools(sizes, pool)
+    matches!(method(sizes, arithmetic), Method::Direct) && direct::pools(sizes, arithmetic, pool)
 }
 
 /// `y = maxpool(epilogue(conv(x, w)))`, with its switches.
 pub fn forward_pooled(
     arithmetic: Arithmetic,
-    y: (&mut [f32], &mut [u8]),
-    x: &[f32],
-    weight: &[f32],
+    y: (ValuesMut<'_>, &mut [u8]),
+    x: Values<'_>,
+    weight: Values<'_>,
     epilogue: &Epilogue<'_>,
     (dims, pool): (&ConvDims, &PoolDims),
     scratch: &mut Scratch,
 ) {
-    let sizes = &Sizes::new(dims);
-    direct::forward_pooled(arithmetic, y, x, weight, epilogue, (sizes, pool), scratch);
+    let (sizes, (y, switches)) = (&Sizes::new(dims), y);
+    by_element!(y; x, weight => {
+        let (y, sizes) = ((y, switches), (sizes, pool));
+        direct::forward_pooled(arithmetic, y, x, weight, epilogue, sizes, scratch);
+    });
 }
 
 /// As [`backward_filter`], where `dy` is the gradient of the pooled output.
@@ -227,15 +272,17 @@ pub fn backward_filter_pooled(
     arithmetic: Arithmetic,
     dw: &mut [f32],
     db: &mut [f32],
-    (dy, switches): (&[f32], &[u8]),
-    x: &[f32],
+    (dy, switches): (Values<'_>, &[u8]),
+    x: Values<'_>,
     accumulate: bool,
     (dims, pool): (&ConvDims, &PoolDims),
     scratch: &mut Scratch,
 ) {
     let sizes = &Sizes::new(dims);
-    let dy = OutputGradient::Pooled(dy, switches, pool);
-    direct::backward_filter(arithmetic, dw, db, dy, x, accumulate, sizes, scratch);
+    by_element!(; dy, x => {
+        let dy = OutputGradient::Pooled(dy, switches, pool);
+        direct::backward_filter(arithmetic, dw, db, dy, x, accumulate, sizes, scratch);
+    });
 }
 
 /// What happens to sums before they are stored.
@@ -245,21 +292,29 @@ pub struct Epilogue<'a> {
     pub bias: Option<&'a [f32]>,
     /// Below zero becomes zero.
     pub relu: bool,
-    /// Round to bf16.
-    pub round: bool,
 }
 
 impl Epilogue<'_> {
     /// Of rows of all filters.
-    fn run(&self, isa: Isa, y: &mut [f32]) {
+    fn run(&self, isa: Isa, sums: &mut [f32]) {
         match self.bias {
-            Some(bias) => bias_relu(isa, y, bias, self.relu),
-            None if self.relu => relu(isa, y),
+            Some(bias) => bias_relu(isa, sums, bias, self.relu),
+            None if self.relu => relu(isa, sums),
             None => {}
         }
-        if self.round {
-            round(isa, y);
-        }
+    }
+
+    /// The same of sums that are where [`Element::sums`] has put them, which are then stored.
+    fn finish<Y: Element>(&self, isa: Isa, y: &mut [Y], buffer: &mut [f32]) {
+        self.run(isa, Y::sums(y, buffer));
+        keep(isa, y, buffer);
+    }
+}
+
+/// Rounds sums from where [`Element::sums`] has put them to where they are stored.
+fn keep<Y: Element>(isa: Isa, y: &mut [Y], buffer: &[f32]) {
+    if size_of::<Y>() < size_of::<f32>() {
+        narrow(isa, y, &buffer[..y.len()]);
     }
 }
 
@@ -276,7 +331,9 @@ struct Sizes {
     p: usize,
     q: usize,
     stride: [usize; 2],
-    pad: [usize; 2],
+    /// Rows above the input and columns left of it; below zero, those of the input that come before the
+    /// first window.
+    pad: [isize; 2],
     groups: usize,
     /// Channels that a filter sees: `c / groups`.
     channels: usize,
@@ -288,6 +345,16 @@ struct Sizes {
     patch: usize,
     /// Whether every filter covers its whole input.
     dense: bool,
+}
+
+/// Pixels of an input that see the same taps of the filters.
+struct Parity {
+    /// The convolution that makes their gradient of the output's.
+    sizes: Sizes,
+    /// The first row and column.
+    offset: [usize; 2],
+    /// Where the taps lie in a filter, in the order of a patch.
+    taps: Vec<usize>,
 }
 
 /// An output pixel: image, row, column.
@@ -311,7 +378,7 @@ impl Sizes {
             p,
             q,
             stride: dims.stride.map(|v| v as usize),
-            pad: dims.pad.map(|v| v as usize),
+            pad: dims.pad.map(|v| v as isize),
             groups,
             channels,
             filters,
@@ -319,6 +386,51 @@ impl Sizes {
             patch: r * s * channels,
             dense: dims.is_fully_connected(),
         }
+    }
+
+    /// The input's pixels of one parity: rows and columns that are `offset` beyond a multiple of the
+    /// stride. `None` if there are none.
+    fn parity(&self, offset: [usize; 2]) -> Option<Parity> {
+        let Sizes { n, h, w, c, k, r, s, p, q, stride, groups, channels, filters, .. } = *self;
+        // Along each axis: pixels, the taps that these see (the last one first), and how many rows of
+        // zeros that takes before the output.
+        let axis = |axis: usize, size: usize, taps: usize| {
+            let padded = offset[axis] + self.pad[axis] as usize;
+            let (first, skipped) = (padded % stride[axis], padded / stride[axis]);
+            let taps: Vec<usize> = (first..taps).step_by(stride[axis]).rev().collect();
+            let pad = taps.len() as isize - 1 - skipped as isize;
+            (size.saturating_sub(offset[axis]).div_ceil(stride[axis]), taps, pad)
+        };
+        let (rows, taps_y, pad_y) = axis(0, h, r);
+        let (columns, taps_x, pad_x) = axis(1, w, s);
+        let places = |y: &usize| taps_x.iter().map(move |x| (y * s + x) * channels).collect();
+        let taps: Vec<Vec<usize>> = taps_y.iter().map(places).collect();
+        let sizes = Sizes {
+            n,
+            h: p,
+            w: q,
+            c: k,
+            k: c,
+            r: taps_y.len(),
+            s: taps_x.len(),
+            p: rows,
+            q: columns,
+            stride: [1, 1],
+            pad: [pad_y, pad_x],
+            groups,
+            channels: filters,
+            filters: channels,
+            pixels: n * rows * columns,
+            patch: taps_y.len() * taps_x.len() * filters,
+            dense: false,
+        };
+        (sizes.pixels > 0).then(|| Parity { sizes, offset, taps: taps.concat() })
+    }
+
+    /// All of them.
+    fn parities(&self) -> impl Iterator<Item = Parity> {
+        let [y, x] = self.stride;
+        (0..y * x).filter_map(move |parity| self.parity([parity / x, parity % x]))
     }
 
     /// Where output pixel `pixel` of all images lies.
@@ -342,13 +454,13 @@ impl Sizes {
     /// Where an output pixel's window begins, if all of it is in the image.
     #[inline(always)]
     fn inside(&self, Place(image, y, x): Place) -> Option<usize> {
-        let (top, left) = (y * self.stride[0], x * self.stride[1]);
-        let within = top >= self.pad[0]
-            && left >= self.pad[1]
-            && top + self.r <= self.h + self.pad[0]
-            && left + self.s <= self.w + self.pad[1];
-        let row = || image * self.h + top - self.pad[0];
-        within.then(|| (row() * self.w + left - self.pad[1]) * self.c)
+        let start = |at: usize, axis: usize| (at * self.stride[axis]) as isize - self.pad[axis];
+        let (top, left) = (start(y, 0), start(x, 1));
+        let within = top >= 0
+            && left >= 0
+            && top + self.r as isize <= self.h as isize
+            && left + self.s as isize <= self.w as isize;
+        within.then(|| ((image * self.h + top as usize) * self.w + left as usize) * self.c)
     }
 
     /// Visits each contiguous run of values `depth` of an output pixel's patch.
@@ -361,12 +473,12 @@ impl Sizes {
         visitor: &mut impl Visitor,
     ) {
         let channels = self.channels;
-        let left = (x * self.stride[1]) as isize - self.pad[1] as isize;
+        let left = (x * self.stride[1]) as isize - self.pad[1];
         let first = (-left).clamp(0, self.s as isize) as usize;
         let last = (self.w as isize - left).clamp(first as isize, self.s as isize) as usize;
         let line = self.s * channels;
         for r in depth.start / line..depth.end.div_ceil(line) {
-            let row = (y * self.stride[0] + r) as isize - self.pad[0] as isize;
+            let row = (y * self.stride[0] + r) as isize - self.pad[0];
             let start = r * line;
             if row < 0 || row >= self.h as isize || first == last {
                 visit(start..start + line, None, depth, visitor);

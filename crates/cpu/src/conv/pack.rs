@@ -6,12 +6,13 @@
 
 use std::ops::Range;
 
+use bytemuck::{cast_slice, cast_slice_mut};
 use rayon::prelude::*;
 
 use super::{Sizes, Visitor};
-use crate::gemm::{STRIDE, Words};
+use crate::gemm::{Layout, Products, STRIDE};
 use crate::isa::{Isa, vectorized};
-use crate::pointwise::bf16;
+use crate::values::Element;
 
 /// Values copied at a time.
 const LANES: usize = 16;
@@ -19,16 +20,16 @@ const LANES: usize = 16;
 const STEPS: usize = 64;
 
 /// Packs the columns `rows[j * stride..][..depth]`, `count` of them, into panels of `columns`.
-pub fn panels_along(
+pub fn panels_along<T: Element>(
     panels: &mut [u32],
-    words: Words,
-    rows: &[f32],
+    products: Products,
+    rows: &[T],
     stride: usize,
     count: usize,
     depth: usize,
     columns: usize,
 ) {
-    let steps = words.count(depth);
+    let steps = products.words(depth);
     panels.par_chunks_mut(steps * columns).enumerate().for_each(|(panel, out)| {
         for first in (0..steps).step_by(STEPS) {
             let last = (first + STEPS).min(steps);
@@ -37,16 +38,18 @@ pub fn panels_along(
                 let row = panel * columns + j;
                 let row = if row < count { &rows[row * stride..][..depth] } else { &[] };
                 let out = out.iter_mut().skip(j).step_by(columns);
-                match words {
-                    _ if row.is_empty() => out.for_each(|out| *out = 0),
-                    Words::F32 => {
-                        for (out, value) in out.zip(&row[first..last]) {
-                            *out = value.to_bits();
+                match T::bits(row) {
+                    Some(bits) if products != Products::F32 => {
+                        let value = |at: usize| bits.get(at).copied().unwrap_or(0);
+                        for (out, step) in out.zip(first..) {
+                            *out = pair(value(2 * step), value(2 * step + 1));
                         }
                     }
-                    Words::Bf16Pairs => {
-                        for (out, two) in out.zip(row[2 * first..].chunks(2)) {
-                            *out = pair(two[0], two.get(1).copied().unwrap_or(0.0));
+                    _ => {
+                        let values = row.get(first..).unwrap_or(&[]).iter();
+                        let values = values.map(|value| value.to_f32().to_bits());
+                        for (out, value) in out.zip(values.chain(std::iter::repeat(0))) {
+                            *out = value;
                         }
                     }
                 }
@@ -55,56 +58,138 @@ pub fn panels_along(
     });
 }
 
-/// Packs the columns `matrix[k * stride + j]` of `depth` steps `k`, `count` of them, into panels of
-/// `columns`.
-pub fn panels_across(
+/// Packs columns of a matrix, `count` of them, into panels of `columns`. The matrix has `depth` rows,
+/// `stride` apart, from each of these places on: those of the first place, then those of the next.
+pub fn panels_across<T: Element>(
     isa: Isa,
     panels: &mut [u32],
-    words: Words,
-    matrix: &[f32],
+    products: Products,
+    matrix: &[T],
+    places: &[usize],
     stride: usize,
     count: usize,
     depth: usize,
     columns: usize,
 ) {
-    panels.par_chunks_mut(words.count(depth) * columns).enumerate().for_each(|(panel, out)| {
+    let steps = products.words(places.len() * depth);
+    panels.par_chunks_mut(steps * columns).enumerate().for_each(|(panel, out)| {
         let first = panel * columns;
         let wanted = columns.min(count - first);
-        pack_across(isa, out, columns, words, &matrix[first..], stride, depth, wanted);
+        // A word belongs to one place, so with pairs and several places the depth is even.
+        let words = if products == Products::F32 { depth } else { depth.div_ceil(2) };
+        for (out, place) in out.chunks_mut(words * columns).zip(places) {
+            pack_across(
+                isa,
+                out,
+                columns,
+                products,
+                &matrix[place + first..],
+                stride,
+                depth,
+                wanted,
+            );
+        }
+        let packed = places.len() * words * columns;
+        out[packed..].fill(0);
     });
+}
+
+/// Packs `depth` rows of `wanted` values each as the rows of tiles (of which each is what lies across),
+/// and says how they lie.
+pub fn pack_transposed<T: Element>(
+    isa: Isa,
+    out: &mut [u32],
+    products: Products,
+    matrix: &[T],
+    stride: usize,
+    depth: usize,
+    wanted: usize,
+) -> Layout {
+    if products == Products::Bf16Tiles {
+        transpose_pairs(isa, out, products, matrix, stride, depth, wanted);
+        return Layout::Rows;
+    }
+    pack_across(isa, out, STRIDE, products, matrix, stride, depth, wanted);
+    Layout::Columns
 }
 
 vectorized! {
     /// Packs `depth` rows of `wanted` values each, a step (or, of pairs, half a step) a row. Steps
-    /// begin `out_stride` apart; what is left of them becomes zero up to the next tile's width.
-    pub fn pack_across(
+    /// begin `out_stride` apart; what is left of them becomes zero.
+    pub fn pack_across<T>(
         out: &mut [u32],
         out_stride: usize,
-        words: Words,
-        matrix: &[f32],
+        products: Products,
+        matrix: &[T],
         stride: usize,
         depth: usize,
         wanted: usize,
     ) {
-        let steps = words.count(depth);
+        let steps = products.words(depth);
         for (step, out) in out.chunks_mut(out_stride).take(steps).enumerate() {
             let (values, rest) = out.split_at_mut(wanted);
             rest.fill(0);
-            match words {
-                Words::F32 => {
-                    copy(bytemuck::cast_slice_mut(values), &matrix[step * stride..][..wanted]);
+            let row = |row: usize| (row < depth).then(|| &matrix[row * stride..][..wanted]);
+            if products == Products::F32 {
+                along(products, values, 0, &matrix[step * stride..][..wanted]);
+                continue;
+            }
+            match (row(2 * step).and_then(T::bits), row(2 * step + 1).and_then(T::bits)) {
+                (Some(first), Some(second)) => {
+                    for ((out, first), second) in values.iter_mut().zip(first).zip(second) {
+                        *out = pair(*first, *second);
+                    }
                 }
-                Words::Bf16Pairs => {
-                    let first = &matrix[2 * step * stride..][..wanted];
-                    if 2 * step + 1 < depth {
-                        let second = &matrix[(2 * step + 1) * stride..][..wanted];
-                        for ((out, first), second) in values.iter_mut().zip(first).zip(second) {
-                            *out = pair(*first, *second);
+                (Some(first), None) => {
+                    for (out, first) in values.iter_mut().zip(first) {
+                        *out = pair(*first, 0);
+                    }
+                }
+                _ => values.fill(0),
+            }
+        }
+    }
+
+    /// Packs `depth` rows of `wanted` values each as `wanted` rows of pairs, [`STRIDE`] apart.
+    fn transpose_pairs<T>(
+        out: &mut [u32],
+        products: Products,
+        matrix: &[T],
+        stride: usize,
+        depth: usize,
+        wanted: usize,
+    ) {
+        const BLOCK: usize = 16;
+        let steps = products.words(depth);
+        for first in (0..wanted).step_by(BLOCK) {
+            let count = BLOCK.min(wanted - first);
+            for start in (0..steps).step_by(BLOCK) {
+                // As they are read, then turned.
+                let mut square = [[0; BLOCK]; BLOCK];
+                for (step, square) in square.iter_mut().enumerate() {
+                    let row = 2 * (start + step);
+                    let bits = |row: usize| {
+                        let values = (row < depth).then(|| &matrix[row * stride + first..][..count]);
+                        values.and_then(T::bits)
+                    };
+                    match (bits(row), bits(row + 1)) {
+                        (Some(one), Some(other)) => {
+                            for ((out, one), other) in square.iter_mut().zip(one).zip(other) {
+                                *out = pair(*one, *other);
+                            }
                         }
-                    } else {
-                        for (out, first) in values.iter_mut().zip(first) {
-                            *out = pair(*first, 0.0);
+                        (Some(one), None) => {
+                            for (out, one) in square.iter_mut().zip(one) {
+                                *out = pair(*one, 0);
+                            }
                         }
+                        _ => {}
+                    }
+                }
+                for j in 0..count {
+                    let out = &mut out[(first + j) * STRIDE + start..][..BLOCK];
+                    for (out, square) in out.iter_mut().zip(&square) {
+                        *out = square[j];
                     }
                 }
             }
@@ -112,18 +197,25 @@ vectorized! {
     }
 
     /// Packs rows of `depth` values, along: [`STRIDE`] apart.
-    pub fn pack_rows(out: &mut [u32], words: Words, rows: &[f32], stride: usize, depth: usize, count: usize) {
+    pub fn pack_rows<T>(
+        out: &mut [u32],
+        products: Products,
+        rows: &[T],
+        stride: usize,
+        depth: usize,
+        count: usize,
+    ) {
         for (row, out) in out.chunks_mut(STRIDE).take(count).enumerate() {
-            along(words, out, 0, &rows[row * stride..][..depth]);
-            end(words, out, depth);
+            along(products, out, 0, &rows[row * stride..][..depth]);
+            end(products, out, depth);
         }
     }
 
     /// Packs values `depth` of the patches of some output pixels, along, a patch a row.
-    pub fn pack_patches(
+    pub fn pack_patches<T>(
         out: &mut [u32],
-        words: Words,
-        x: &[f32],
+        products: Products,
+        x: &[T],
         pixels: Range<usize>,
         group: usize,
         depth: Range<usize>,
@@ -135,22 +227,15 @@ vectorized! {
         for out in out.chunks_mut(STRIDE).take(pixels.len()) {
             match sizes.inside(place) {
                 // The common case, and of a first layer's many pixels the only one that counts.
-                Some(first) if whole && words == Words::F32 => {
-                    let out: &mut [f32] = bytemuck::cast_slice_mut(out);
-                    let rows = x[first..].chunks(sizes.w * sizes.c).take(sizes.r);
-                    for (out, from) in out.chunks_exact_mut(line).zip(rows) {
-                        copy(out, &from[..line]);
-                    }
-                }
                 Some(first) if whole => {
                     let rows = x[first..].chunks(sizes.w * sizes.c).take(sizes.r);
                     for (r, from) in rows.enumerate() {
-                        along(words, out, r * line, &from[..line]);
+                        along(products, out, r * line, &from[..line]);
                     }
                 }
-                _ => sizes.runs(place, group, &depth, &mut Pack { out, words, x }),
+                _ => sizes.runs(place, group, &depth, &mut Pack { out, products, x }),
             }
-            end(words, out, depth.len());
+            end(products, out, depth.len());
             place = sizes.next(place);
         }
     }
@@ -176,18 +261,18 @@ vectorized! {
 }
 
 /// Packs the runs of a patch into a row.
-struct Pack<'a> {
+struct Pack<'a, T> {
     out: &'a mut [u32],
-    words: Words,
-    x: &'a [f32],
+    products: Products,
+    x: &'a [T],
 }
 
-impl Visitor for Pack<'_> {
+impl<T: Element> Visitor for Pack<'_, T> {
     #[inline(always)]
     fn run(&mut self, at: usize, len: usize, input: Option<usize>) {
         match input {
-            Some(input) => along(self.words, self.out, at, &self.x[input..input + len]),
-            None => zeros(self.words, self.out, at, len),
+            Some(input) => along(self.products, self.out, at, &self.x[input..input + len]),
+            None => zeros(self.products, self.out, at, len),
         }
     }
 }
@@ -203,46 +288,68 @@ impl Visitor for Add<'_> {
     #[inline(always)]
     fn run(&mut self, at: usize, len: usize, input: Option<usize>) {
         let Some(input) = input else { return };
-        let to = &mut self.dx[input - self.offset..][..len];
-        for (sum, value) in to.iter_mut().zip(&self.patch[at..at + len]) {
-            *sum += value;
-        }
+        add(&mut self.dx[input - self.offset..][..len], &self.patch[at..at + len]);
     }
 }
 
 /// Writes values from value `at` of a row on.
 #[inline(always)]
-fn along(words: Words, row: &mut [u32], at: usize, values: &[f32]) {
-    match words {
-        Words::F32 => copy(bytemuck::cast_slice_mut(&mut row[at..at + values.len()]), values),
-        Words::Bf16Pairs => {
-            let row: &mut [u16] = bytemuck::cast_slice_mut(row);
+fn along<T: Element>(products: Products, row: &mut [u32], at: usize, values: &[T]) {
+    match (products, T::bits(values)) {
+        (Products::F32, None) => copy(&mut row[at..at + values.len()], cast_slice(values)),
+        (Products::F32, Some(_)) => {
             for (out, value) in row[at..at + values.len()].iter_mut().zip(values) {
-                *out = bf16(*value);
+                *out = value.to_f32().to_bits();
+            }
+        }
+        (_, Some(bits)) => {
+            let row: &mut [u16] = cast_slice_mut(row);
+            copy(&mut row[at..at + bits.len()], bits);
+        }
+        (_, None) => unreachable!("pairs are of stored bf16"),
+    }
+}
+
+#[inline(always)]
+fn zeros(products: Products, row: &mut [u32], at: usize, len: usize) {
+    match products {
+        Products::F32 => row[at..at + len].fill(0),
+        _ => cast_slice_mut::<u32, u16>(row)[at..at + len].fill(0),
+    }
+}
+
+/// Completes the last words of a row of `len` values.
+#[inline(always)]
+fn end(products: Products, row: &mut [u32], len: usize) {
+    let all = 2 * products.words(len);
+    if products != Products::F32 && all > len {
+        zeros(products, row, len, all - len);
+    }
+}
+
+/// Adds; short runs as [`copy`].
+#[inline(always)]
+fn add(to: &mut [f32], from: &[f32]) {
+    match (from.first_chunk::<LANES>(), from.last_chunk::<LANES>()) {
+        (Some(first), Some(last)) if from.len() <= 2 * LANES => {
+            let (to, end) = (&mut to[..from.len()], from.len() - LANES);
+            // Both sums before either is stored: where they overlap they are the same.
+            let first: [f32; LANES] = std::array::from_fn(|i| to[i] + first[i]);
+            let last: [f32; LANES] = std::array::from_fn(|i| to[end + i] + last[i]);
+            to[..LANES].copy_from_slice(&first);
+            to[end..].copy_from_slice(&last);
+        }
+        _ => {
+            for (sum, value) in to.iter_mut().zip(from) {
+                *sum += value;
             }
         }
     }
 }
 
-#[inline(always)]
-fn zeros(words: Words, row: &mut [u32], at: usize, len: usize) {
-    match words {
-        Words::F32 => row[at..at + len].fill(0),
-        Words::Bf16Pairs => bytemuck::cast_slice_mut::<u32, u16>(row)[at..at + len].fill(0),
-    }
-}
-
-/// Completes the last word of a row of `len` values.
-#[inline(always)]
-fn end(words: Words, row: &mut [u32], len: usize) {
-    if words == Words::Bf16Pairs && len % 2 == 1 {
-        zeros(words, row, len, 1);
-    }
-}
-
 /// Copies; short runs as two vectors that overlap, since a call would take longer.
 #[inline(always)]
-fn copy(to: &mut [f32], from: &[f32]) {
+fn copy<T: Copy>(to: &mut [T], from: &[T]) {
     match (from.first_chunk::<LANES>(), from.last_chunk::<LANES>()) {
         (Some(first), Some(last)) if from.len() <= 2 * LANES => {
             let (to, end) = (&mut to[..from.len()], from.len() - LANES);
@@ -253,8 +360,8 @@ fn copy(to: &mut [f32], from: &[f32]) {
     }
 }
 
-/// Two values as one word.
+/// The bits of two bf16 as one word.
 #[inline(always)]
-fn pair(first: f32, second: f32) -> u32 {
-    u32::from(bf16(first)) | u32::from(bf16(second)) << 16
+fn pair(first: u16, second: u16) -> u32 {
+    u32::from(first) | u32::from(second) << 16
 }

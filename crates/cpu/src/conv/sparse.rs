@@ -14,11 +14,11 @@ use bytemuck::cast_slice_mut;
 use rayon::prelude::*;
 
 use super::pack::add_patches;
-use super::{Arithmetic, Epilogue, Method, Scratch, ScratchSize, Sizes, with_scratch};
-use crate::gemm::{Words, lanes};
+use super::{Arithmetic, Method, Scratch, ScratchSize, Sizes, keep, with_scratch};
+use crate::gemm::{Products, lanes};
 use crate::isa::Isa;
-use crate::pointwise::round;
 use crate::simd::{Simd, vectors};
+use crate::values::Element;
 
 /// Vectors of a chunk: with a value and a row of `w` they fit into 16 registers.
 const VECTORS: usize = 6;
@@ -31,7 +31,7 @@ const PIXELS: usize = 256;
 /// How many rows of weights ahead of their use are asked for.
 const AHEAD: usize = 8;
 /// Most images.
-const MOST_IMAGES: usize = 16;
+const MOST_IMAGES: usize = 32;
 /// Samples of a fully connected layer that are so few that zeros need not be counted.
 const FEW_SAMPLES: usize = 8;
 /// Pixels that are looked at to learn how many values are zero.
@@ -40,33 +40,44 @@ const SAMPLE: usize = 512;
 /// Whether this is faster than another method: by the sizes, and by how much of `dy` is zero, so far as a
 /// sample of its pixels tells.
 ///
-/// Not for many images: a batch in training keeps to one method.
-pub fn suits(sizes: &Sizes, dy: &[f32], other: &Method) -> bool {
+/// Not of many images: a batch in training keeps to one method.
+pub fn suits<T: Element>(sizes: &Sizes, arithmetic: Arithmetic, dy: &[T], other: &Method) -> bool {
     let Sizes { n, k, pixels, .. } = *sizes;
     if n > MOST_IMAGES {
         return false;
     }
     let share = match other {
-        // Whose tiles are of more samples than this.
+        // All is read in its order, where a tile would be filled by more samples.
         Method::Dense if n <= FEW_SAMPLES => return true,
         Method::Dense | Method::Direct => 0.55,
         Method::Winograd => 0.3,
     };
+    // How many times as fast other methods multiply, about.
+    let faster = match arithmetic.products {
+        Products::F32 => 1.0,
+        Products::Bf16Pairs => 2.0,
+        Products::Bf16Tiles => 8.0,
+    };
     let count = SAMPLE.min(pixels);
     let sample = (0..count).map(|i| &dy[i * pixels / count * k..][..k]);
-    let found = sample.flatten().filter(|value| **value != 0.0).count();
-    found as f32 <= share * (count * k) as f32
+    let found = sample.flatten().filter(|value| value.to_f32() != 0.0).count();
+    found as f32 * faster <= share * (count * k) as f32
 }
 
 /// What it needs.
 pub fn scratch_size(sizes: &Sizes, arithmetic: Arithmetic) -> ScratchSize {
-    let blocks = Blocks::new(sizes, arithmetic.isa);
-    let pixels = PIXELS.min(sizes.pixels);
-    let lists = pixels * (2 * sizes.k + blocks.filters.count);
-    let patches = |chunks: usize| pixels * chunks * blocks.width;
-    let panel = blocks.filters.most * blocks.width;
-    let chunks = blocks.chunks.count;
-    ScratchSize { thread: panel + patches(1) + lists, shared: patches(chunks) + lists }
+    let Sizes { n, h, w, c, p, q, k, .. } = *sizes;
+    let Blocks { chunks, width, filters } = Blocks::new(sizes, arithmetic.isa);
+    let pixels = PIXELS.min(n.min(MOST_IMAGES) * p * q);
+    let lists = pixels * (2 * k + filters.count);
+    let patches = |chunks: usize| pixels * chunks * width;
+    // Sums of an image have a place of their own where they are not stored as they are.
+    let image = if arithmetic.products == Products::F32 { 0 } else { h * w * c };
+    let panel = filters.most * width;
+    ScratchSize {
+        thread: image + panel + patches(1) + lists,
+        shared: patches(chunks.count) + lists,
+    }
 }
 
 /// Something of each group, cut.
@@ -145,7 +156,7 @@ impl<'a> Lists<'a> {
     }
 
     /// Lists the values of rows of all filters.
-    fn fill(&mut self, isa: Isa, dy: &[f32], k: usize, blocks: &Blocks) {
+    fn fill<T: Element>(&mut self, isa: Isa, dy: &[T], k: usize, blocks: &Blocks) {
         let Cut { count, .. } = blocks.filters;
         let counts = self.counts.chunks_exact_mut(count);
         let lists = self.filters.chunks_exact_mut(k).zip(self.values.chunks_exact_mut(k));
@@ -164,12 +175,11 @@ impl<'a> Lists<'a> {
 }
 
 /// `patches' = dy * w`, added to where they lie.
-pub fn backward_data(
+pub fn backward_data<T: Element>(
     arithmetic: Arithmetic,
-    dx: &mut [f32],
-    dy: &[f32],
-    weight: &[f32],
-    epilogue: &Epilogue<'_>,
+    dx: &mut [T],
+    dy: &[T],
+    weight: &[T],
     sizes: &Sizes,
     scratch: &mut Scratch,
 ) {
@@ -179,14 +189,16 @@ pub fn backward_data(
     let Blocks { chunks, width, .. } = blocks;
     let (image_values, image_pixels) = (h * w * c, p * q);
     let panel = blocks.filters.most * width;
+    let sums = if size_of::<T>() < size_of::<f32>() { image_values } else { 0 };
     let Scratch { threads, shared } = scratch;
     let images = PIXELS / image_pixels;
     if images <= 1 && n > 1 || images == 0 {
         // An image has pixels enough for a task.
         dx.par_chunks_mut(image_values).enumerate().for_each(|(image, dx)| {
-            dx.fill(0.0);
             with_scratch(threads, |buffer| {
                 let (panel, buffer) = buffer.split_at_mut(panel);
+                let (sums, buffer) = buffer.split_at_mut(sums);
+                T::sums(dx, sums).fill(0.0);
                 let (first, end) = (image * image_pixels, (image + 1) * image_pixels);
                 for start in (first..end).step_by(PIXELS) {
                     let pixels = start..(start + PIXELS).min(end);
@@ -196,13 +208,13 @@ pub fn backward_data(
                     for index in 0..chunks.count {
                         let (group, chunk) = chunks.at(index);
                         let pixels = pixels.clone();
-                        multiply(arithmetic, patches, &lists, weight, index, panel, sizes);
-                        let offset = image * image_values;
+                        multiply(isa, patches, &lists, weight, index, panel, sizes);
+                        let (dx, offset) = (T::sums(dx, sums), image * image_values);
                         add_patches(isa, dx, offset, patches, width, pixels, group, chunk, sizes);
                     }
                 }
+                keep(isa, dx, sums);
             });
-            epilogue.run(isa, dx);
         });
         return;
     }
@@ -216,36 +228,37 @@ pub fn backward_data(
         let patches = &mut patches[..chunks.count * pixels * width];
         patches.par_chunks_mut(pixels * width).enumerate().for_each(|(index, patches)| {
             with_scratch(threads, |buffer| {
-                multiply(arithmetic, patches, &lists, weight, index, &mut buffer[..panel], sizes);
+                multiply(isa, patches, &lists, weight, index, &mut buffer[..panel], sizes);
             });
         });
         let dx = &mut dx[first * image_values..][..images * image_values];
         dx.par_chunks_mut(image_values).enumerate().for_each(|(image, dx)| {
-            dx.fill(0.0);
-            for (index, patches) in patches.chunks_exact(pixels * width).enumerate() {
-                let (group, chunk) = chunks.at(index);
-                let patches = &patches[image * image_pixels * width..];
-                let offset = (first + image) * image_values;
-                let start = (first + image) * image_pixels;
-                let pixels = start..start + image_pixels;
-                add_patches(isa, dx, offset, patches, width, pixels, group, chunk, sizes);
-            }
-            epilogue.run(isa, dx);
+            with_scratch(threads, |sums| {
+                T::sums(dx, sums).fill(0.0);
+                for (index, patches) in patches.chunks_exact(pixels * width).enumerate() {
+                    let (group, chunk) = chunks.at(index);
+                    let patches = &patches[image * image_pixels * width..];
+                    let (dx, offset) = (T::sums(dx, sums), (first + image) * image_values);
+                    let start = (first + image) * image_pixels;
+                    let pixels = start..start + image_pixels;
+                    add_patches(isa, dx, offset, patches, width, pixels, group, chunk, sizes);
+                }
+                keep(isa, dx, sums);
+            });
         });
     }
 }
 
 /// Chunk `index` of the patches of the listed pixels.
-fn multiply(
-    arithmetic: Arithmetic,
+fn multiply<T: Element>(
+    isa: Isa,
     patches: &mut [f32],
     lists: &Lists<'_>,
-    weight: &[f32],
+    weight: &[T],
     index: usize,
     panel: &mut [f32],
     sizes: &Sizes,
 ) {
-    let isa = arithmetic.isa;
     let Sizes { k, patch, .. } = *sizes;
     let blocks = Blocks::new(sizes, isa);
     let (group, chunk) = blocks.chunks.at(index);
@@ -258,9 +271,6 @@ fn multiply(
             let weight = &weight[(first + rows.start) * patch..(first + rows.end) * patch];
             // SAFETY: panel and weight have as many rows; the chunk lies in those of the weight.
             unsafe { pack_rows(isa, panel, width, weight, patch, chunk.clone()) };
-            if arithmetic.words == Words::Bf16Pairs {
-                round(isa, panel);
-            }
         };
         let counts = lists.counts.iter().skip(index).step_by(cut.count);
         // Filters that no value asks for may be left out.
@@ -288,17 +298,17 @@ vectors! {
     ///
     /// # Safety
     /// All slices have one length.
-    unsafe fn list<S>(filters: &mut [u32], values: &mut [f32], count: &mut u32, dy: &[f32]) {
+    unsafe fn list<S, T>(filters: &mut [u32], values: &mut [f32], count: &mut u32, dy: &[T]) {
         let mut found = 0;
         let whole = dy.len() / S::LANES * S::LANES;
         for at in (0..whole).step_by(S::LANES) {
             let to = (filters.as_mut_ptr().add(found), values.as_mut_ptr().add(found));
-            found += S::compress(to.0, to.1, dy.as_ptr().add(at), at as u32);
+            found += S::compress(to.0, to.1, T::load::<S>(dy.as_ptr().add(at)), at as u32);
         }
         for at in whole..dy.len() {
-            filters[found] = at as u32;
-            values[found] = dy[at];
-            found += usize::from(dy[at] != 0.0);
+            let value = dy[at].to_f32();
+            (filters[found], values[found]) = (at as u32, value);
+            found += usize::from(value != 0.0);
         }
         *count = found as u32;
     }
@@ -307,10 +317,10 @@ vectors! {
     ///
     /// # Safety
     /// There are as many rows of the panel as of weights, and in those are all of the chunk's values.
-    unsafe fn pack_rows<S>(
+    unsafe fn pack_rows<S, T>(
         panel: &mut [f32],
         width: usize,
-        weight: &[f32],
+        weight: &[T],
         patch: usize,
         chunk: Range<usize>,
     ) {
@@ -320,11 +330,11 @@ vectors! {
             // Rows of weights are too far from each other for the machine to foresee them.
             let ahead = from.wrapping_add(AHEAD * patch);
             for at in (0..whole).step_by(S::LANES) {
-                S::prefetch(ahead.wrapping_add(at));
-                S::store(row.as_mut_ptr().add(at), S::load(from.add(at)));
+                S::prefetch(ahead.wrapping_add(at).cast());
+                S::store(row.as_mut_ptr().add(at), T::load::<S>(from.add(at)));
             }
             for (at, value) in row.iter_mut().enumerate().skip(whole) {
-                *value = if at < chunk.len() { *from.add(at) } else { 0.0 };
+                *value = if at < chunk.len() { (*from.add(at)).to_f32() } else { 0.0 };
             }
         }
     }

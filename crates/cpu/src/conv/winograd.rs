@@ -20,13 +20,14 @@
 //!
 //! A value that is not finite spreads over its tile.
 
-use bytemuck::cast_slice;
+use bytemuck::{cast_slice, cast_slice_mut};
 use rayon::prelude::*;
 
 use super::{Arithmetic, Epilogue, Scratch, ScratchSize, Sizes};
-use crate::gemm::{DEPTH, Layout, Operands, Out, STRIDE, Words, block, tile};
+use crate::gemm::{DEPTH, Layout, Operands, Out, Products, STRIDE, block, tile};
 use crate::pointwise::add_rows;
 use crate::simd::{Simd, vectors};
+use crate::values::Element;
 
 /// Outputs of a tile along an axis.
 const OUT: usize = 4;
@@ -54,7 +55,7 @@ pub fn suits(sizes: &Sizes, arithmetic: Arithmetic) -> bool {
     let channels = c % LANES == 0 && k % LANES == 0 && c >= 2 * LANES && k >= 2 * LANES;
     let tiles = p.div_ceil(OUT) * q.div_ceil(OUT);
     let gains = 3 * tiles * POINTS * stride[0] * stride[1] < 2 * p * q * r * s;
-    arithmetic.words == Words::F32 && geometry && channels && gains && n > most_without(sizes)
+    arithmetic.products == Products::F32 && geometry && channels && gains && n > most_without(sizes)
 }
 
 /// The most images that are too few.
@@ -64,7 +65,7 @@ pub fn most_without(sizes: &Sizes) -> usize {
 
 /// What any direction needs.
 pub fn scratch_size(sizes: &Sizes, arithmetic: Arithmetic) -> ScratchSize {
-    let (rows, columns) = block(arithmetic.isa);
+    let (rows, columns) = block(arithmetic.isa, Products::F32);
     let (k, depth) = (sizes.filters, sizes.channels * sizes.stride[0] * sizes.stride[1]);
     let tiles = TILES.next_multiple_of(rows);
     let [packed_k, packed_depth] = [k, depth].map(|depth| Packed::new(tiles, depth).len());
@@ -194,31 +195,32 @@ impl Packed {
 
 /// Where threads write, each to places of its own.
 #[derive(Clone, Copy)]
-struct Target(*mut f32);
+struct Target<T>(*mut T);
 
 // SAFETY: those who write say why their places are their own.
-unsafe impl Send for Target {}
+unsafe impl<T: Element> Send for Target<T> {}
 // SAFETY: as above.
-unsafe impl Sync for Target {}
+unsafe impl<T: Element> Sync for Target<T> {}
 
-impl Target {
-    fn at(self, offset: usize) -> *mut f32 {
+impl<T> Target<T> {
+    fn at(self, offset: usize) -> *mut T {
         self.0.wrapping_add(offset)
     }
 }
 
 /// `y = conv(x, w)`.
-pub fn forward(
+pub fn forward<Y: Element, X: Element>(
     arithmetic: Arithmetic,
-    y: &mut [f32],
-    x: &[f32],
-    weight: &[f32],
+    y: &mut [Y],
+    x: &[X],
+    weight: &[X],
     epilogue: &Epilogue<'_>,
     sizes: &Sizes,
     scratch: &mut Scratch,
 ) {
     let Sizes { n, p, q, filters, patch, .. } = *sizes;
     let (by_patch, shared) = scratch.shared.split_at_mut(filters * patch);
+    let by_patch: &mut [X] = &mut cast_slice_mut(by_patch)[..filters * patch];
     for (group, weight) in weight.chunks_exact(filters * patch).enumerate() {
         let (from, to) = (input(sizes, group), output(sizes, group));
         let bias = epilogue.bias.map(|bias| &bias[to.first..][..filters]);
@@ -233,7 +235,7 @@ pub fn forward(
 /// `x`, as the method reads it.
 fn input(sizes: &Sizes, group: usize) -> Side {
     let Sizes { h, w, c, channels, stride, pad, .. } = *sizes;
-    let (first, pad) = (group * channels, pad.map(|v| v as isize));
+    let first = group * channels;
     Side { h, w, c: channels, all: c, first, parities: stride[0], pad }
 }
 
@@ -244,17 +246,17 @@ fn output(sizes: &Sizes, group: usize) -> Side {
 }
 
 /// `dx = conv^T(dy, w)`: row `i` of a parity of `dx` sees rows `i - 2 ..= i` of `dy`.
-pub fn backward_data(
+pub fn backward_data<T: Element>(
     arithmetic: Arithmetic,
-    dx: &mut [f32],
-    dy: &[f32],
-    weight: &[f32],
-    epilogue: &Epilogue<'_>,
+    dx: &mut [T],
+    dy: &[T],
+    weight: &[T],
     sizes: &Sizes,
     scratch: &mut Scratch,
 ) {
     let Sizes { n, h, w, filters, patch, stride: [parities, _], pad, .. } = *sizes;
     // Of the rows of padding, those that are whole rows of all parities are left out.
+    let pad = pad.map(|v| v as usize);
     let (skipped, pad) = (pad.map(|v| v / parities), pad.map(|v| v % parities));
     let from_pad = skipped.map(|skipped| (TAPS - 1) as isize - skipped as isize);
     let grid = Grid::new(n, (h + pad[0]).div_ceil(parities), (w + pad[1]).div_ceil(parities));
@@ -262,19 +264,20 @@ pub fn backward_data(
         let from = Side { pad: from_pad, ..output(sizes, group) };
         let to = Side { pad: pad.map(|v| v as isize), ..input(sizes, group) };
         let taps = Taps { weight, down: true, sizes };
+        let epilogue = &Epilogue::default();
         correlate(arithmetic, (dx, to), (dy, from), &taps, epilogue, grid, &mut scratch.shared);
     }
 }
 
 /// Filters of a group as the method reads them.
-struct Taps<'a> {
+struct Taps<'a, T> {
     /// KRSC backward, RSCK forward: what becomes columns is contiguous.
-    weight: &'a [f32],
+    weight: &'a [T],
     down: bool,
     sizes: &'a Sizes,
 }
 
-impl Taps<'_> {
+impl<T> Taps<'_, T> {
     /// Channels that are summed, and channels that come out.
     fn shape(&self) -> (usize, usize) {
         let Sizes { channels: c, filters: k, stride, .. } = *self.sizes;
@@ -298,17 +301,17 @@ impl Taps<'_> {
 }
 
 /// The method: `to` from `from`, a block of tiles at a time.
-fn correlate(
+fn correlate<Y: Element, X: Element>(
     arithmetic: Arithmetic,
-    (y, to): (&mut [f32], Side),
-    (x, from): (&[f32], Side),
-    taps: &Taps<'_>,
+    (y, to): (&mut [Y], Side),
+    (x, from): (&[X], Side),
+    taps: &Taps<'_, X>,
     epilogue: &Epilogue<'_>,
     grid: Grid,
     shared: &mut [f32],
 ) {
     let isa = arithmetic.isa;
-    let (rows, columns) = block(isa);
+    let (rows, columns) = block(isa, Products::F32);
     let (depth, count) = taps.shape();
     let panel = POINTS * depth * columns;
     let (packed_filters, rest) = shared.split_at_mut(count.div_ceil(columns) * panel);
@@ -343,7 +346,7 @@ fn correlate(
                             accumulate: block > 0,
                         };
                         let operands = Operands {
-                            words: Words::F32,
+                            products: Products::F32,
                             depth: range.len(),
                             a: &values[packed.start(point, block) + row * STRIDE..],
                             layout: Layout::Rows,
@@ -367,12 +370,12 @@ fn correlate(
 }
 
 /// `dw = G^T [(A dY A^T)^T (B^T x B)] G`, summed over tiles.
-pub fn backward_filter(
+pub fn backward_filter<T: Element>(
     arithmetic: Arithmetic,
     dw: &mut [f32],
     db: &mut [f32],
-    dy: &[f32],
-    x: &[f32],
+    dy: &[T],
+    x: &[T],
     accumulate: bool,
     sizes: &Sizes,
     scratch: &mut Scratch,
@@ -389,18 +392,18 @@ pub fn backward_filter(
 }
 
 /// The same of one group, without its biases.
-fn filter_gradients(
+fn filter_gradients<T: Element>(
     arithmetic: Arithmetic,
     dw: &mut [f32],
-    (dy, to): (&[f32], Side),
-    (x, from): (&[f32], Side),
+    (dy, to): (&[T], Side),
+    (x, from): (&[T], Side),
     accumulate: bool,
     sizes: &Sizes,
     scratch: &mut Scratch,
 ) {
     let Sizes { n, p, q, filters: k, patch, .. } = *sizes;
     let isa = arithmetic.isa;
-    let (rows, columns) = block(isa);
+    let (rows, columns) = block(isa, Products::F32);
     let (grid, depth, most) = (Grid::new(n, p, q), from.depth(), TILES.next_multiple_of(rows));
     let [packed_x, packed_dy] = [depth, k].map(|depth| Packed::new(most, depth));
     let (sums, rest) = scratch.shared.split_at_mut(POINTS * k * depth);
@@ -433,12 +436,13 @@ fn filter_gradients(
                                 accumulate: first > 0,
                             };
                             let (a, b) = (&a[i..], &b[j..]);
-                            let (words, layout, b_stride) = (Words::F32, Layout::Columns, STRIDE);
+                            let (layout, b_stride) = (Layout::Columns, STRIDE);
+                            let products = Products::F32;
                             let depth = tiles;
                             tile(
                                 isa,
                                 out,
-                                Operands { words, depth, a, layout, b, b_stride, ahead: None },
+                                Operands { products, depth, a, layout, b, b_stride, ahead: None },
                             );
                         }
                     }
@@ -454,7 +458,7 @@ fn filter_gradients(
 }
 
 /// `[k, patch]` to `[patch, k]`.
-fn transpose(out: &mut [f32], weight: &[f32], k: usize, patch: usize) {
+fn transpose<T: Element>(out: &mut [T], weight: &[T], k: usize, patch: usize) {
     // What is read for a block of rows stays in a cache until its lines are used up.
     const ROWS: usize = 16;
     out.par_chunks_mut(ROWS * k).enumerate().for_each(|(index, out)| {
@@ -472,7 +476,12 @@ vectors! {
     ///
     /// # Safety
     /// `out` is as long as that, and every tap lies in the weights.
-    unsafe fn filters<S>(out: &mut [f32], taps: &Taps<'_>, first: usize, columns: usize) {
+    unsafe fn filters<S, T>(
+        out: &mut [f32],
+        taps: &Taps<'_, T>,
+        first: usize,
+        columns: usize,
+    ) {
         let (depth, count) = taps.shape();
         for row in 0..depth {
             for j in (0..columns).step_by(S::LANES) {
@@ -481,7 +490,7 @@ vectors! {
                     for (a, g) in g.iter_mut().enumerate() {
                         for (b, g) in g.iter_mut().enumerate() {
                             if let Some(at) = taps.at(row, first + j, a, b) {
-                                *g = S::load(taps.weight.as_ptr().add(at));
+                                *g = T::load::<S>(taps.weight.as_ptr().add(at));
                             }
                         }
                     }
@@ -498,9 +507,9 @@ vectors! {
     ///
     /// # Safety
     /// Row `tile` of `out`, at every point, is the caller's.
-    unsafe fn inputs<S>(
-        out: Target,
-        x: &[f32],
+    unsafe fn inputs<S, T>(
+        out: Target<f32>,
+        x: &[T],
         side: &Side,
         place: (usize, usize, usize),
         packed: Packed,
@@ -509,7 +518,7 @@ vectors! {
         for parity in 0..side.parities * side.parities {
             let square = side.square::<IN>(place, parity);
             for c in (0..side.c).step_by(S::LANES) {
-                let d = load::<S, IN>(x, &square, c);
+                let d = load::<S, T, IN>(x, &square, c);
                 let v = both_ways::<S, InputToPoints, IN, IN>(d);
                 let first = out.at(packed.at(0, tile, parity * side.c + c));
                 let step = packed.start(1, 0);
@@ -524,9 +533,9 @@ vectors! {
     ///
     /// # Safety
     /// Row `tile` of `out`, at every point, is the caller's.
-    unsafe fn gradients<S>(
-        out: Target,
-        dy: &[f32],
+    unsafe fn gradients<S, T>(
+        out: Target<f32>,
+        dy: &[T],
         side: &Side,
         place: (usize, usize, usize),
         packed: Packed,
@@ -534,7 +543,7 @@ vectors! {
     ) {
         let square = side.square::<OUT>(place, 0);
         for c in (0..side.c).step_by(S::LANES) {
-            let dy = load::<S, OUT>(dy, &square, c);
+            let dy = load::<S, T, OUT>(dy, &square, c);
             let v = both_ways::<S, OutputToPoints, OUT, IN>(dy);
             let first = out.at(packed.at(0, tile, c));
             for (point, v) in v.as_flattened().iter().enumerate() {
@@ -548,8 +557,8 @@ vectors! {
     ///
     /// # Safety
     /// The tile's outputs are the caller's, and `products` holds all channels at every point.
-    unsafe fn outputs<S>(
-        y: Target,
+    unsafe fn outputs<S, T>(
+        y: Target<T>,
         side: &Side,
         place: (usize, usize, usize),
         products: &[f32],
@@ -568,7 +577,7 @@ vectors! {
                         if *at != OUTSIDE {
                             let value = S::add(value, bias);
                             let value = if epilogue.relu { S::relu(value) } else { value };
-                            S::store(y.at(at + c), value);
+                            T::store::<S>(y.at(at + c), value);
                         }
                     }
                 }
@@ -611,8 +620,8 @@ vectors! {
 
 /// Channels from `c` on of what lies at each place of a square; zeros outside the image.
 #[inline(always)]
-unsafe fn load<S: Simd, const N: usize>(
-    x: &[f32],
+unsafe fn load<S: Simd, T: Element, const N: usize>(
+    x: &[T],
     square: &[[usize; N]; N],
     c: usize,
 ) -> [[S::V; N]; N] {
@@ -622,7 +631,7 @@ unsafe fn load<S: Simd, const N: usize>(
         for (values, line) in values.iter_mut().zip(square) {
             for (value, at) in values.iter_mut().zip(line) {
                 if *at != OUTSIDE {
-                    *value = S::load(x.as_ptr().add(at + c));
+                    *value = T::load::<S>(x.as_ptr().add(at + c));
                 }
             }
         }

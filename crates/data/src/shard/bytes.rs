@@ -478,6 +478,62 @@ mod tests {
         assert_eq!(run_child("sent, ignored before").code(), Some(0));
     }
 
+    /// A signal stack of the least size that the system allows is all that Rust gives a thread where
+    /// signal frames are large, as they are with AMX.
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn the_smallest_signal_stack_suffices() {
+        assert_eq!(run_child("guarded, smallest stack").code(), Some(0));
+    }
+
+    /// The same with tiles in use, whose 8 KiB are part of the frame then.
+    #[test]
+    #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+    #[ignore = "needs a CPU with AMX"]
+    fn the_smallest_signal_stack_suffices_with_tiles() {
+        assert_eq!(run_child("guarded, smallest stack, tiles").code(), Some(0));
+    }
+
+    /// Has this thread's signals handled on the smallest stack that the system allows, below which
+    /// is memory that must not be touched.
+    #[cfg(target_os = "linux")]
+    fn use_smallest_signal_stack() {
+        // SAFETY: the memory is this function's own, and stays for as long as the process lives.
+        unsafe {
+            let size = (libc::getauxval(libc::AT_MINSIGSTKSZ) as usize).max(libc::MINSIGSTKSZ);
+            let page = libc::sysconf(libc::_SC_PAGESIZE) as usize;
+            let (access, kind) = (libc::PROT_NONE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+            let memory = libc::mmap(std::ptr::null_mut(), page + size, access, kind, -1, 0);
+            assert_ne!(memory, libc::MAP_FAILED);
+            let start = memory.byte_add(page);
+            assert_eq!(libc::mprotect(start, size, libc::PROT_READ | libc::PROT_WRITE), 0);
+            let stack = libc::stack_t { ss_sp: start, ss_flags: 0, ss_size: size };
+            assert_eq!(libc::sigaltstack(&raw const stack, std::ptr::null_mut()), 0);
+        }
+    }
+
+    /// Puts something into a tile: from then on a signal's frame has the contents of all tiles.
+    #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+    fn use_tiles() {
+        let mut configuration = [0_u8; 64];
+        (configuration[0], configuration[16], configuration[48]) = (1, 64, 16); // palette, bytes of a row, rows
+        let ones = [0x3f80_3f80_u32; 256];
+        // SAFETY: asks for the permission (`ARCH_REQ_XCOMP_PERM`, `XFEATURE_XTILEDATA`), without
+        // which the instructions end this process; they read the arrays. The compiler uses no tiles.
+        unsafe {
+            assert_eq!(libc::syscall(libc::SYS_arch_prctl, 0x1023, 18), 0, "AMX is refused");
+            std::arch::asm!(
+                "ldtilecfg [{configuration}]",
+                "tileloadd tmm0, [{ones} + {stride}]",
+                configuration = in(reg) &raw const configuration,
+                ones = in(reg) &raw const ones,
+                stride = in(reg) 64_usize,
+                out("tmm0") _,
+                options(nostack, readonly),
+            );
+        }
+    }
+
     #[test]
     #[ignore = "only as a process of its own"]
     fn child() {
@@ -522,9 +578,17 @@ mod tests {
             unsafe { libc::raise(libc::SIGBUS) };
             return;
         }
+        #[cfg(target_os = "linux")]
+        if what.contains("smallest stack") {
+            use_smallest_signal_stack();
+        }
+        #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+        if what.contains("tiles") {
+            use_tiles();
+        }
         cut(&path, 0);
         bytes.read_at(0, &mut [0; 10]).unwrap_err();
-        if what == "guarded" {
+        if what.starts_with("guarded") {
             return;
         }
         let whole = shard(&folder, "whole.tar");

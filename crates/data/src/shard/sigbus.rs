@@ -5,6 +5,11 @@
 //! longer has become zeros, the mapping is marked as lost, and the copy runs to its end. Any other
 //! SIGBUS goes to whoever handled it before.
 //!
+//! The handler runs on the thread's alternate stack, if it has one. Those of Rust's threads are as
+//! large as Linux's AT_MINSIGSTKSZ where that is more than 8 KiB, as with AMX: the largest frame that
+//! a signal can have, and a few hundred bytes. So the handler must do with these, which a test in
+//! `bytes` holds, and calls nothing of any depth.
+//!
 //! It needs nothing but POSIX and anonymous memory; it has been tried on Linux.
 
 use std::io;
