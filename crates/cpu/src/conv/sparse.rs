@@ -160,7 +160,6 @@ impl<'a> Lists<'a> {
         let Cut { count, .. } = blocks.filters;
         let counts = self.counts.chunks_exact_mut(count);
         let lists = self.filters.chunks_exact_mut(k).zip(self.values.chunks_exact_mut(k));
-        // SAFETY: see there.
         for ((dy, counts), (filters, values)) in dy.chunks_exact(k).zip(counts).zip(lists) {
             for (index, found) in counts.iter_mut().enumerate() {
                 let (group, block) = blocks.filters.at(index);
