@@ -297,7 +297,8 @@ pub trait Backend: sealed::Sealed + Send + Sync + Sized + 'static {
     ) -> Result<()>;
 
     /// `dx = conv^T(dy, w)`: the transposed convolution, both the gradient and the deconvnet's
-    /// filter step.
+    /// filter step. A zero of `dy` may be left out: whether it makes a NaN of a weight that is not finite
+    /// is unspecified.
     fn conv_backward_data(
         &self,
         dx: &mut Tensor<Self>,

@@ -14,4 +14,5 @@ mod evaluation;
 mod gradients;
 mod networks;
 mod operations;
+mod sparse;
 mod winograd;

@@ -17,6 +17,7 @@ use zfnet::shape::{ConvDims, PoolDims, Rounding, Shape, Windows};
 on_every_backend!(
     convolutions_are_exact_on_integers,
     convolutions_of_reals_are_close,
+    zeros_going_back,
     updates_reach_what_convolutions_read,
     products_of_what_is_not_finite,
     relu_in_the_epilogue_passes_nan_on,
@@ -147,6 +148,7 @@ fn convolutions() -> Vec<Conv> {
         },
         Conv { n: 3, input: [7, 9, 96], filters: [136, 3, 3], pad: [1; 4], ..simple },
         Conv { n: 6, input: [6, 6, 64], filters: [200, 6, 6], ..simple },
+        Conv { n: 12, input: [3, 3, 64], filters: [200, 3, 3], ..simple },
         // First layers: three channels, as ZFNet, its small version and AlexNet have them.
         Conv {
             n: 2,
@@ -492,6 +494,34 @@ fn products_of_what_is_not_finite<B: Backend>(backend: &B) {
 }
 
 /// Where weights are kept twice, an update and the RMS limit write both.
+/// Mostly zeros, as below an unpooling; nothing else; and all but one value.
+fn zeros_going_back<B: Backend>(backend: &B) {
+    let mut random = Random(3);
+    let wide = Conv { n: 7, input: [9, 10, 8], filters: [600, 3, 3], pad: [1; 4], ..Conv::SIMPLE };
+    for conv in convolutions().into_iter().chain([wide]).filter(|conv| conv.n < 100) {
+        let dims = &conv.dims().unwrap();
+        let mut scratch = backend.scratch(&[*dims]).unwrap();
+        let weight = random.integers(dims.filter().len(), 3);
+        let dy = random.integers(dims.output().len(), 3);
+        let some = random.below(dy.len());
+        let kept: [&mut dyn FnMut(usize) -> bool; 3] =
+            [&mut |_| random.below(8) == 0, &mut |_| false, &mut |i| i == some];
+        for kept in kept {
+            let keep = |(i, value): (usize, &f32)| if kept(i) { *value } else { 0.0 };
+            let dy: Vec<f32> = dy.iter().enumerate().map(keep).collect();
+            let mut dx = unwritten(backend, dims.input());
+            let operands =
+                (&tensor(backend, dims.output(), &dy), &weights(backend, dims.filter(), &weight));
+            backend
+                .conv_backward_data(&mut dx, operands.0, operands.1, dims, &mut scratch)
+                .unwrap();
+            let expected = twin::conv_data(dims, &widen(&dy), &widen(&weight));
+            let what = format!("backward data of zeros, {conv:?}");
+            assert_exact(&values(backend, &dx), &stored(backend, &expected), &what);
+        }
+    }
+}
+
 fn updates_reach_what_convolutions_read<B: Backend>(backend: &B) {
     let dims = &Conv { n: 1, filters: [3, 1, 1], ..Conv::SIMPLE }.dims().unwrap();
     let mut weight = weights(backend, dims.filter(), &[4.0, -0.5, 100.0]);

@@ -41,6 +41,11 @@ pub fn block(isa: Isa, products: Products) -> (usize, usize) {
     }
 }
 
+/// Values of a vector.
+pub fn lanes(isa: Isa) -> usize {
+    block(isa, Products::F32).1 / VECTORS
+}
+
 /// How products are made, and so what a word of packed operands is: one step of a tile's depth.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Products {

@@ -44,6 +44,23 @@ pub trait Simd: Copy {
     unsafe fn relu(a: Self::V) -> Self::V;
     /// Values of `a` and `b` in turn: of their lower halves, and of their upper halves.
     unsafe fn interleave(a: Self::V, b: Self::V) -> [Self::V; 2];
+
+    /// Lists which of a vector's values are not zero, the first of which is number `first`, and says how
+    /// many they are. There is room for a whole vector, any part of which may be overwritten.
+    #[inline(always)]
+    unsafe fn compress(numbers: *mut u32, values: *mut f32, from: Self::V, first: u32) -> usize {
+        let (mut lanes, mut found) = ([0.0; MOST_LANES], 0);
+        // SAFETY: a vector of any kind fits; the rest is the caller's.
+        unsafe {
+            Self::store(lanes.as_mut_ptr(), from);
+            for (value, number) in lanes.into_iter().take(Self::LANES).zip(first..) {
+                *numbers.add(found) = number;
+                *values.add(found) = value;
+                found += usize::from(value != 0.0);
+            }
+        }
+        found
+    }
 }
 
 /// Values of the longest vector.
@@ -180,7 +197,7 @@ unsafe fn interleave_8(
 macro_rules! simd {
     ($name:ident, $doc:literal, $v:ident, $lanes:literal, $zero:ident, $splat:ident, $load:ident,
      $store:ident, $add:ident, $sub:ident, $multiply:ident, $multiply_add:ident, $max:ident,
-     $interleave:ident, $load_bf16:ident, $store_bf16:ident) => {
+     $interleave:ident, $load_bf16:ident, $store_bf16:ident $(, $compress:ident)?) => {
         #[doc = $doc]
         #[derive(Clone, Copy)]
         pub struct $name;
@@ -257,6 +274,18 @@ macro_rules! simd {
             unsafe fn interleave(a: Self::V, b: Self::V) -> [Self::V; 2] {
                 unsafe { $interleave(a, b) }
             }
+
+            $(
+                #[inline(always)]
+                unsafe fn compress(
+                    numbers: *mut u32,
+                    values: *mut f32,
+                    from: Self::V,
+                    first: u32,
+                ) -> usize {
+                    unsafe { $compress(numbers, values, from, first) }
+                }
+            )?
         }
     };
 }
@@ -278,7 +307,8 @@ simd!(
     _mm512_max_ps,
     interleave_16,
     load_bf16_avx512,
-    store_bf16_avx512
+    store_bf16_avx512,
+    compress_avx512
 );
 
 #[cfg(target_arch = "x86_64")]
@@ -360,6 +390,30 @@ unsafe fn store_bf16_avx2(to: *mut u16, value: std::arch::x86_64::__m256) {
         let packed = _mm256_packus_epi32(chosen, chosen);
         let packed = _mm256_permute4x64_epi64::<0b00_00_10_00>(packed);
         _mm_storeu_si128(to.cast(), _mm256_castsi256_si128(packed));
+    }
+}
+
+/// [`Simd::compress`].
+///
+/// # Safety
+/// See there.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn compress_avx512(
+    numbers: *mut u32,
+    values: *mut f32,
+    from: std::arch::x86_64::__m512,
+    first: u32,
+) -> usize {
+    use std::arch::x86_64::*;
+    // SAFETY: the caller's.
+    unsafe {
+        let wanted = _mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(from, _mm512_setzero_ps());
+        let number = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        let number = _mm512_add_epi32(number, _mm512_set1_epi32(first as i32));
+        _mm512_storeu_ps(values, _mm512_maskz_compress_ps(wanted, from));
+        _mm512_storeu_si512(numbers.cast(), _mm512_maskz_compress_epi32(wanted, number));
+        wanted.count_ones() as usize
     }
 }
 

@@ -2,14 +2,17 @@
 //!
 //! - `dense`: fully connected layers, whose weights are read once for all samples;
 //! - `winograd`: 3x3 filters, and 5x5 ones with a stride of 2, with a third of the multiplications;
-//! - `direct`: everything else, and everything with `--exact`, as products over patches.
+//! - `direct`: everything else, and everything with `--exact`, as products over patches;
+//! - `sparse`: in the place of any of these, data gradients of few images that are zero for the most part:
+//!   the deconvnet's.
 //!
-//! All of them pack operands for the tiles of `gemm.rs`. Work is cut by sizes alone, and sums
+//! All but the last pack operands for the tiles of `gemm.rs`. Work is cut by sizes alone, and sums
 //! over pixels are made in a fixed number of parts, added in order: results do not depend on threads.
 
 mod dense;
 mod direct;
 mod pack;
+mod sparse;
 mod winograd;
 
 use std::ops::Range;
@@ -106,11 +109,12 @@ impl ScratchSize {
                 Method::Winograd => winograd::scratch_size(sizes, arithmetic)
                     .or(direct::scratch_size(fewer, arithmetic)),
             };
-            pixels.or(match method(sizes, filters) {
+            let filters = match method(sizes, filters) {
                 Method::Winograd => winograd::scratch_size(sizes, filters)
                     .or(direct::filter_scratch_size(fewer, arithmetic)),
                 _ => direct::filter_scratch_size(sizes, filters),
-            })
+            };
+            pixels.or(filters).or(sparse::scratch_size(sizes, arithmetic))
         });
         needs.fold(ScratchSize::default(), ScratchSize::or)
     }
@@ -205,7 +209,9 @@ pub fn backward_data(
 ) {
     let sizes = &Sizes::new(dims);
     by_element!(dx; dy, weight => {
-        let run = match method(sizes, arithmetic) {
+        let method = method(sizes, arithmetic);
+        let run = match method {
+            _ if sparse::suits(sizes, arithmetic, dy, &method) => sparse::backward_data,
             Method::Dense => dense::backward_data,
             Method::Winograd => winograd::backward_data,
             Method::Direct => direct::backward_data,

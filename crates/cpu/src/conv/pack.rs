@@ -365,10 +365,7 @@ impl Visitor for Add<'_> {
     #[inline(always)]
     fn run(&mut self, at: usize, len: usize, input: Option<usize>) {
         let Some(input) = input else { return };
-        let to = &mut self.dx[input - self.offset..][..len];
-        for (sum, value) in to.iter_mut().zip(&self.patch[at..at + len]) {
-            *sum += value;
-        }
+        add(&mut self.dx[input - self.offset..][..len], &self.patch[at..at + len]);
     }
 }
 
@@ -404,6 +401,26 @@ fn end(products: Products, row: &mut [u32], len: usize) {
     let all = 2 * products.words(len);
     if products != Products::F32 && all > len {
         zeros(products, row, len, all - len);
+    }
+}
+
+/// Adds; short runs as [`copy`].
+#[inline(always)]
+fn add(to: &mut [f32], from: &[f32]) {
+    match (from.first_chunk::<LANES>(), from.last_chunk::<LANES>()) {
+        (Some(first), Some(last)) if from.len() <= 2 * LANES => {
+            let (to, end) = (&mut to[..from.len()], from.len() - LANES);
+            // Both sums before either is stored: where they overlap they are the same.
+            let first: [f32; LANES] = std::array::from_fn(|i| to[i] + first[i]);
+            let last: [f32; LANES] = std::array::from_fn(|i| to[end + i] + last[i]);
+            to[..LANES].copy_from_slice(&first);
+            to[end..].copy_from_slice(&last);
+        }
+        _ => {
+            for (sum, value) in to.iter_mut().zip(from) {
+                *sum += value;
+            }
+        }
     }
 }
 
