@@ -32,8 +32,8 @@ const PIXELS: usize = 256;
 const AHEAD: usize = 8;
 /// Most images.
 const MOST_IMAGES: usize = 32;
-/// Samples of a fully connected layer that are so few that zeros need not be counted.
-const FEW_SAMPLES: usize = 8;
+/// Samples of a fully connected layer that are so few that memory is what limits it.
+const FEW_SAMPLES: usize = 16;
 /// Pixels that are looked at to learn how many values are zero.
 const SAMPLE: usize = 512;
 
@@ -47,8 +47,8 @@ pub fn suits<T: Element>(sizes: &Sizes, arithmetic: Arithmetic, dy: &[T], other:
         return false;
     }
     let share = match other {
-        // All is read in its order, where a tile would be filled by more samples.
-        Method::Dense if n <= FEW_SAMPLES => return true,
+        // Weights that are all read come as fast as memory gives them.
+        Method::Dense if n <= FEW_SAMPLES => 0.25,
         Method::Dense | Method::Direct => 0.55,
         Method::Winograd => 0.3,
     };
