@@ -255,7 +255,7 @@ fn largest_of_nine<T: Element>(y: &mut [T], switches: &mut [u8], x: [&[T]; 9], f
         // Comparisons as above lose a NaN; a sum does not.
         if sum.iter().fold(false, |nan, sum| nan | sum.is_nan()) {
             for lane in 0..LANES {
-                // Of what is stored: `x` stays in registers.
+                // Of copies, not of `x`, which would have to lie in memory for it.
                 let (best, switch) = largest(stored.map(|x| x[lane].to_f32()), forgotten);
                 (y[lane], switches[lane]) = (T::from_f32(best), switch);
             }
