@@ -3,7 +3,8 @@
 //!
 //! - forward: `y^T [K, N] = w [K, RSC] * x^T`; of few samples as dot products of rows as they lie, so
 //!   that one takes no longer than its weights take to come;
-//! - backward data: `dx^T [RSC, N] = w^T [RSC, K] * dy^T`,
+//! - backward data: `dx^T [RSC, N] = w^T [RSC, K] * dy^T`; of few samples as sums of rows as they lie,
+//!   in a fixed number of parts;
 //! - backward filter: `dw [K, RSC] = dy^T [K, N] * x`.
 
 use bytemuck::{cast_slice, cast_slice_mut};

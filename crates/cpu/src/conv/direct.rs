@@ -8,7 +8,9 @@
 //! - backward filter: `dw [K, RSC] = dy^T [K, NPQ] * patches`.
 //!
 //! The patch matrix never exists: as many rows as a tile has are packed straight from the image, for
-//! as much of their depth as fits the first cache, and multiplied by all filters.
+//! as much of their depth as fits the first cache, and multiplied by all filters. Only of fewer pixels
+//! than filters all of it is packed, since it is then the smaller operand: filters are packed for a
+//! tile's columns at a time.
 
 use std::ops::Range;
 
