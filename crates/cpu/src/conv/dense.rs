@@ -60,7 +60,7 @@ pub fn scratch_size(sizes: &Sizes, arithmetic: Arithmetic) -> ScratchSize {
 }
 
 /// Whether the weights, as they lie, are multiplied with each sample: as fast as they come from memory.
-fn few_samples(sizes: &Sizes, arithmetic: Arithmetic) -> bool {
+pub fn few_samples(sizes: &Sizes, arithmetic: Arithmetic) -> bool {
     sizes.n <= if arithmetic.products == Products::F32 { FEW_SAMPLES } else { DOTS }
 }
 
@@ -275,8 +275,9 @@ fn data_of_few<T: Element>(
 }
 
 /// Columns of weights that are summed before the next ones: for all samples, so that they stay in a cache.
+/// Whole vectors, so that a column's sum is made in one way for any number of samples.
 fn run(n: usize) -> usize {
-    SUMS / n
+    (SUMS / n).next_multiple_of(MOST_LANES)
 }
 
 vectors! {

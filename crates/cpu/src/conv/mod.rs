@@ -144,6 +144,7 @@ fn with_scratch<T>(threads: &[Mutex<Storage<f32>>], work: impl FnOnce(&mut [f32]
     work(&mut threads[thread].lock().expect("a thread panicked while it held its buffer"))
 }
 
+#[derive(Clone, Copy)]
 enum Method {
     Dense,
     Winograd,
@@ -207,17 +208,44 @@ pub fn backward_data(
     dims: &ConvDims,
     scratch: &mut Scratch,
 ) {
-    let sizes = &Sizes::new(dims);
     by_element!(dx; dy, weight => {
-        let method = method(sizes, arithmetic);
+        data_of(arithmetic, dx, dy, weight, &Sizes::new(dims), scratch);
+    });
+}
+
+fn data_of<T: Element>(
+    arithmetic: Arithmetic,
+    dx: &mut [T],
+    dy: &[T],
+    weight: &[T],
+    sizes: &Sizes,
+    scratch: &mut Scratch,
+) {
+    let method = method(sizes, arithmetic);
+    let [input, output] = [sizes.h * sizes.w * sizes.c, sizes.p * sizes.q * sizes.k];
+    // Each image by itself: its sums do not depend on its neighbours' zeros.
+    let sparse = |image: usize| {
+        let dy = &dy[image * output..][..output];
+        sparse::suits(sizes, arithmetic, dy, &method)
+    };
+    let mut first = 0;
+    while first < sizes.n {
+        let is_sparse = sparse(first);
+        let end = (first + 1..sizes.n).find(|image| sparse(*image) != is_sparse);
+        let images = first..end.unwrap_or(sizes.n);
         let run = match method {
-            _ if sparse::suits(sizes, arithmetic, dy, &method) => sparse::backward_data,
+            _ if is_sparse => sparse::backward_data,
             Method::Dense => dense::backward_data,
             Method::Winograd => winograd::backward_data,
             Method::Direct => direct::backward_data,
         };
+        let n = images.len();
+        let sizes = &Sizes { n, pixels: n * sizes.p * sizes.q, ..*sizes };
+        let dx = &mut dx[images.start * input..images.end * input];
+        let dy = &dy[images.start * output..images.end * output];
         run(arithmetic, dx, dy, weight, sizes, scratch);
-    });
+        first = images.end;
+    }
 }
 
 /// `dw = sum over output pixels of dy * patch`, `db = sum of dy`; added to what is there with

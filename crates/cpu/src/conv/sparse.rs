@@ -14,7 +14,7 @@ use bytemuck::cast_slice_mut;
 use rayon::prelude::*;
 
 use super::pack::add_patches;
-use super::{Arithmetic, Method, Scratch, ScratchSize, Sizes, keep, with_scratch};
+use super::{Arithmetic, Method, Scratch, ScratchSize, Sizes, dense, keep, with_scratch};
 use crate::gemm::{Products, lanes};
 use crate::isa::Isa;
 use crate::simd::{Simd, vectors};
@@ -32,34 +32,32 @@ const PIXELS: usize = 256;
 const AHEAD: usize = 8;
 /// Most images.
 const MOST_IMAGES: usize = 32;
-/// Samples of a fully connected layer that are so few that memory is what limits it.
-const FEW_SAMPLES: usize = 16;
-/// Pixels that are looked at to learn how many values are zero.
-const SAMPLE: usize = 512;
+/// Pixels of an image that are looked at to learn how many values are zero.
+const SAMPLE: usize = 64;
 
-/// Whether this is faster than another method: by the sizes, and by how much of `dy` is zero, so far as a
-/// sample of its pixels tells.
+/// Whether this is faster than another method for an image with this gradient: by the sizes, and by how
+/// much of it is zero, so far as a sample of its pixels tells.
 ///
 /// Not of many images: a batch in training keeps to one method.
 pub fn suits<T: Element>(sizes: &Sizes, arithmetic: Arithmetic, dy: &[T], other: &Method) -> bool {
-    let Sizes { n, k, pixels, .. } = *sizes;
-    if n > MOST_IMAGES {
+    let Sizes { n, k, p, q, .. } = *sizes;
+    let (few, share) = match other {
+        // Weights that are all read come as fast as memory gives them.
+        Method::Dense => (dense::few_samples(sizes, arithmetic), 0.25),
+        Method::Direct => (n <= MOST_IMAGES, 0.55),
+        Method::Winograd => (n <= MOST_IMAGES, 0.3),
+    };
+    if !few {
         return false;
     }
-    let share = match other {
-        // Weights that are all read come as fast as memory gives them.
-        Method::Dense if n <= FEW_SAMPLES => 0.25,
-        Method::Dense | Method::Direct => 0.55,
-        Method::Winograd => 0.3,
-    };
     // How many times as fast other methods multiply, about.
     let faster = match arithmetic.products {
         Products::F32 => 1.0,
         Products::Bf16Pairs => 2.0,
         Products::Bf16Tiles => 8.0,
     };
-    let count = SAMPLE.min(pixels);
-    let sample = (0..count).map(|i| &dy[i * pixels / count * k..][..k]);
+    let count = SAMPLE.min(p * q);
+    let sample = (0..count).map(|i| &dy[i * p * q / count * k..][..k]);
     let found = sample.flatten().filter(|value| value.to_f32() != 0.0).count();
     found as f32 * faster <= share * (count * k) as f32
 }
@@ -304,8 +302,8 @@ vectors! {
             let to = (filters.as_mut_ptr().add(found), values.as_mut_ptr().add(found));
             found += S::compress(to.0, to.1, T::load::<S>(dy.as_ptr().add(at)), at as u32);
         }
-        for at in whole..dy.len() {
-            let value = dy[at].to_f32();
+        for (at, value) in dy.iter().enumerate().skip(whole) {
+            let value = value.to_f32();
             (filters[found], values[found]) = (at as u32, value);
             found += usize::from(value != 0.0);
         }
