@@ -20,7 +20,7 @@ use zfnet::data::shard::Io;
 use zfnet::model::{Canvas, Model, Network, Params, Preprocess, Purpose, Rule, Workspace};
 use zfnet::train::Trainer;
 
-on_every_backend!(steps_and_passes_allocate_no_tensors);
+on_fast_backends!(steps_and_passes_allocate_no_tensors);
 
 /// The system's allocator, counting while it is told to.
 struct Counting;
