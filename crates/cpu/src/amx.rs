@@ -50,7 +50,9 @@ pub unsafe fn assume() {
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 fn detect() -> bool {
-    use std::arch::x86_64::{__cpuid_count, _xgetbv, CpuidResult};
+    use std::arch::x86_64::_xgetbv;
+
+    use crate::isa::cpuid as leaf;
 
     const OSXSAVE: u32 = 1 << 27;
     const AMX_BF16: u32 = 1 << 22;
@@ -61,10 +63,6 @@ fn detect() -> bool {
     const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
     const XFEATURE_XTILEDATA: libc::c_long = 18;
 
-    // Newer compilers know that this is safe.
-    #[allow(unused_unsafe)]
-    // SAFETY: x86-64 processors have the instruction.
-    let leaf = |leaf, part| -> CpuidResult { unsafe { __cpuid_count(leaf, part) } };
     let has = |register: u32, bits: u32| register & bits == bits;
     // Beyond the last leaf, another is given.
     if leaf(0, 0).eax < 0x1e

@@ -169,11 +169,12 @@ pub struct Prepared {
 
 impl Prepared {
     /// For many tiles.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables))]
     pub fn new(isa: Isa, products: Products) -> Prepared {
-        let tiles = products == Products::Bf16Tiles && isa.has_amx();
         Prepared {
             #[cfg(target_arch = "x86_64")]
-            _tiles: tiles.then(amx::tiles::Tiles::configure),
+            _tiles: (products == Products::Bf16Tiles && isa.has_amx())
+                .then(amx::tiles::Tiles::configure),
         }
     }
 }
@@ -185,6 +186,7 @@ type Place = (*mut f32, usize, bool);
 ///
 /// # Safety
 /// A whole tile lies in the operands, and behind the place.
+#[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables))]
 unsafe fn dispatch(isa: Isa, place: Place, wanted: (usize, usize), operands: Operands<'_>) {
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]

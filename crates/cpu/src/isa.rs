@@ -86,7 +86,7 @@ impl Isa {
     pub fn fastest_bf16(self) -> Products {
         match self {
             _ if self.has_amx() => Products::Bf16Tiles,
-            _ if self.has_bf16() && vendor() == *b"AuthenticAMD" => Products::Bf16Pairs,
+            _ if self.has_bf16() && is_amd() => Products::Bf16Pairs,
             _ => Products::F32,
         }
     }
@@ -98,17 +98,28 @@ impl Isa {
     }
 }
 
-/// Who made the processor.
-fn vendor() -> [u8; 12] {
-    let mut name = [0; 12];
-    #[cfg(target_arch = "x86_64")]
-    {
-        let leaf = std::arch::x86_64::__cpuid(0);
-        for (name, word) in name.chunks_exact_mut(4).zip([leaf.ebx, leaf.edx, leaf.ecx]) {
-            name.copy_from_slice(&word.to_le_bytes());
-        }
+/// Whether AMD made the processor.
+#[cfg(target_arch = "x86_64")]
+fn is_amd() -> bool {
+    let leaf = cpuid(0, 0);
+    let name = [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes);
+    name.as_flattened() == b"AuthenticAMD"
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn is_amd() -> bool {
+    false
+}
+
+/// What the processor says of itself.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn cpuid(leaf: u32, part: u32) -> std::arch::x86_64::CpuidResult {
+    // Newer compilers know that this is safe.
+    #[allow(unused_unsafe)]
+    // SAFETY: x86-64 processors have the instruction.
+    unsafe {
+        std::arch::x86_64::__cpuid_count(leaf, part)
     }
-    name
 }
 
 /// Defines `fn name(isa, ...)`, compiled for every instruction set. What the body calls must be

@@ -1,6 +1,8 @@
 //! What the arithmetic units can do at most: independent chains of multiply-adds in registers.
 
-use crate::isa::{Isa, Level};
+use crate::isa::Isa;
+#[cfg(target_arch = "x86_64")]
+use crate::isa::Level;
 
 /// Chains; enough to cover an instruction's latency on both units.
 const CHAINS: usize = 12;
@@ -38,6 +40,7 @@ pub fn pair_multiply_adds(isa: Isa, rounds: usize) -> f64 {
 ///
 /// # Panics
 /// If the machine has no instruction for them ([`Isa::has_amx`]).
+#[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables))]
 pub fn tile_multiply_adds(isa: Isa, rounds: usize) -> f64 {
     assert!(isa.has_amx(), "tiles are refused where there is no AMX");
     #[cfg(target_arch = "x86_64")]
