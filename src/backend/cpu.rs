@@ -112,8 +112,7 @@ impl CpuBackend {
             return Err(Error::UnsupportedPrecision {
                 precision: Precision::Bf16,
                 expected: match products {
-                    Products::F32 => "any",
-                    Products::Bf16Pairs => "AVX512-BF16",
+                    Products::F32 | Products::Bf16Pairs => "AVX512-BF16",
                     Products::Bf16Tiles => "AMX",
                 },
                 found: format!("a processor of which {} is used", self.instructions()),

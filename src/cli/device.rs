@@ -150,7 +150,7 @@ impl DeviceArgs {
                 backend = backend.bf16();
                 if backend.products() == Products::F32 {
                     tracing::info!(
-                        "bf16 saves memory but little time here: this processor has neither AMX nor a fast \
+                        "bf16 saves memory but little time here: no AMX can be used, nor a fast \
                          AVX512-BF16, so products are made in f32"
                     );
                 }

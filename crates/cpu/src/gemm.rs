@@ -150,13 +150,19 @@ pub fn tile(isa: Isa, out: Out<'_>, operands: Operands<'_>) {
         return;
     }
     let (mut whole, wanted) = ([0.0; MOST_SUMS], (out.rows, out.columns));
+    if out.accumulate {
+        let rows = out.values.chunks(out.stride).zip(whole.chunks_mut(columns)).take(out.rows);
+        for (values, sums) in rows {
+            sums[..out.columns].copy_from_slice(&values[..out.columns]);
+        }
+    }
+    // Added to as a whole tile is, for tiles of the matrix unit add step by step.
+    let place = (whole.as_mut_ptr(), columns, out.accumulate);
     // SAFETY: as above, and a tile of any instruction set fits into `whole`.
-    unsafe { dispatch(isa, (whole.as_mut_ptr(), columns, false), wanted, operands) };
+    unsafe { dispatch(isa, place, wanted, operands) };
     let rows = out.values.chunks_mut(out.stride).zip(whole.chunks(columns)).take(out.rows);
     for (values, sums) in rows {
-        for (value, sum) in values.iter_mut().zip(&sums[..out.columns]) {
-            *value = if out.accumulate { *value + sum } else { *sum };
-        }
+        values[..out.columns].copy_from_slice(&sums[..out.columns]);
     }
 }
 

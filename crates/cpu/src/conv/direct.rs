@@ -704,19 +704,15 @@ fn add_gradient<T: Element>(
         for from in (0..patch).step_by(step) {
             let depth = from..(from + step).min(patch);
             let (pixels, wanted) = (pixels.clone(), depth.len());
-            // As rows first: words are of neighbouring pixels.
-            let words = match products {
-                Products::F32 => {
-                    pack_patches(isa, patches, products, x, pixels, group, depth, sizes);
-                    &*patches
-                }
-                _ => {
-                    pack_patches(isa, patches, products, x, pixels, group, depth, sizes);
-                    let rows: &[T] = cast_slice(patches);
-                    let stride = STRIDE * size_of::<u32>() / size_of::<T>();
-                    pack_across(isa, pairs, STRIDE, products, rows, stride, count, wanted);
-                    &*pairs
-                }
+            pack_patches(isa, patches, products, x, pixels, group, depth, sizes);
+            let words = if products == Products::F32 {
+                &*patches
+            } else {
+                // Packed as rows; words are of neighbouring pixels.
+                let rows: &[T] = cast_slice(patches);
+                let stride = STRIDE * size_of::<u32>() / size_of::<T>();
+                pack_across(isa, pairs, STRIDE, products, rows, stride, count, wanted);
+                &*pairs
             };
             for i in (0..filters).step_by(rows) {
                 let (block, row) = (i / block_rows, i % block_rows);

@@ -6,7 +6,7 @@
 //! - `sparse`: in the place of any of these, data gradients of few images that are zero for the most part:
 //!   the deconvnet's.
 //!
-//! All but the last pack operands for the tiles of `gemm.rs`. Work is cut by sizes alone, and sums
+//! Most of them pack operands for the tiles of `gemm.rs`. Work is cut by sizes alone, and sums
 //! over pixels are made in a fixed number of parts, added in order: results do not depend on threads.
 
 mod dense;
@@ -104,7 +104,10 @@ impl ScratchSize {
             // Fewer images may not be worth Winograd's method.
             let fewer = &Sizes::new(&dims.with_n(winograd::most_without(sizes)));
             let pixels = match method(sizes, arithmetic) {
-                Method::Dense => return dense::scratch_size(sizes, arithmetic),
+                Method::Dense => {
+                    return dense::scratch_size(sizes, arithmetic)
+                        .or(sparse::scratch_size(sizes, arithmetic));
+                }
                 Method::Direct => direct::scratch_size(sizes, arithmetic),
                 Method::Winograd => winograd::scratch_size(sizes, arithmetic)
                     .or(direct::scratch_size(fewer, arithmetic)),
@@ -278,7 +281,11 @@ pub fn backward_filter(
 /// Whether a convolution and the max pooling of its output can be one operation.
 pub fn pools(arithmetic: Arithmetic, dims: &ConvDims, pool: &PoolDims) -> bool {
     let sizes = &Sizes::new(dims);
-    matches!(method(sizes, arithmetic), Method::Direct) && direct::pools(sizes, arithmetic, pool)
+    // Filter gradients have a method of their own.
+    [arithmetic, arithmetic.of_filters(sizes)]
+        .iter()
+        .all(|arithmetic| matches!(method(sizes, *arithmetic), Method::Direct))
+        && direct::pools(sizes, arithmetic, pool)
 }
 
 /// `y = maxpool(epilogue(conv(x, w)))`, with its switches.

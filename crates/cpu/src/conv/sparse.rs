@@ -31,14 +31,14 @@ const PIXELS: usize = 256;
 /// How many rows of weights ahead of their use are asked for.
 const AHEAD: usize = 8;
 /// Most images.
-const MOST_IMAGES: usize = 32;
+const MOST_IMAGES: usize = 16;
 /// Pixels of an image that are looked at to learn how many values are zero.
 const SAMPLE: usize = 64;
 
 /// Whether this is faster than another method for an image with this gradient: by the sizes, and by how
 /// much of it is zero, so far as a sample of its pixels tells.
 ///
-/// Not of many images: a batch in training keeps to one method.
+/// Not of many images, as in training, which would be cut into runs of one method or the other.
 pub fn suits<T: Element>(sizes: &Sizes, arithmetic: Arithmetic, dy: &[T], other: &Method) -> bool {
     let Sizes { n, k, p, q, .. } = *sizes;
     let (few, share) = match other {
