@@ -2,8 +2,8 @@
 //! compiled for AVX2 and AVX-512 besides the portable form, the choice made once when the backend is
 //! created.
 //!
-//! All work is cut by sizes alone and no float is added in an order that threads decide, so
-//! results are bit-identical for any number of threads.
+//! Work is cut by sizes, and by the zeros of an image's own gradient; no float is added in an order that
+//! threads decide. So results are bit-identical for any number of threads.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 

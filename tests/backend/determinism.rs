@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::common::place::Place;
 use crate::common::{Random, Samples, all_weights, bits, norm, random_params, values};
-use zfnet::backend::cpu::CpuBackend;
+use zfnet::backend::cpu::{CpuBackend, Products};
 use zfnet::backend::{Backend, StepState};
 use zfnet::data::classes::Classes;
 use zfnet::data::folder::ImageFolder;
@@ -112,6 +112,17 @@ fn threads_do_not_matter_on_cpu() {
 #[test]
 fn threads_do_not_matter_on_cpu_portable() {
     threads_do_not_matter(CpuBackend::portable);
+}
+
+#[test]
+fn threads_do_not_matter_in_bf16() {
+    threads_do_not_matter(|threads| CpuBackend::new(threads)?.bf16_by(Products::F32));
+}
+
+#[test]
+#[cfg_attr(not(has_avx512_bf16), ignore = "needs a CPU with AVX512-BF16")]
+fn threads_do_not_matter_in_bf16_pairs() {
+    threads_do_not_matter(|threads| CpuBackend::new(threads)?.bf16_by(Products::Bf16Pairs));
 }
 
 /// What is hashed for the parts of a study that are finished does not change with the threads either.

@@ -12,7 +12,7 @@ thread_local! {
 
 /// This thread's tiles, configured: eight of 16 rows of 64 bytes.
 ///
-/// Configuring takes some hundred cycles, as much as a few products of tiles. Whoever calls [`tile`]
+/// Configuring takes as long as a few products of tiles. Whoever calls [`tile`]
 /// many times holds one of these meanwhile; those that are made within it, as by [`tile`] itself,
 /// do nothing. When the outermost is dropped the tiles are released: the system then has nothing of
 /// them to save when it switches threads or delivers a signal, and the core can sleep deeply.
@@ -98,9 +98,8 @@ fn release() {
 ///
 /// It is at its fastest where a row of a tile is a line of a cache: with `a` and `b` at multiples of
 /// 64 bytes, and strides of an odd number of lines (or one line), so that the 16 rows of a tile do
-/// not fall into the same sets. Four tiles are loaded for four products, which take twice as long as
-/// loads from the nearest cache do. No prefetches: while `a` and `b` are in the second cache they
-/// cost others more than they gained.
+/// not fall into the same sets. Four tiles are loaded for four products, which by Intel's manual take twice
+/// as long as loads from the first cache do.
 ///
 /// # Safety
 /// The machine has AMX ([`available`]). `a` and `b` may be read, `out` read and written, for
@@ -230,8 +229,8 @@ unsafe fn block<const ROWS: usize, const COLUMNS: usize>(
 /// `rounds` of products of tiles in registers, each onto sums of its own; how many operations on
 /// floating-point numbers they were.
 pub(crate) fn products(rounds: usize) -> f64 {
-    /// As many as there is room for. An instruction's sums take about 52 cycles, and there can be one
-    /// every 16: four would do.
+    /// As many as there is room for: by Intel's manual sums are there after 52 cycles, and there can be an
+    /// instruction every 16.
     const SUMS: usize = 6;
     // Pairs of 0.5 and 2^-20: sums stay small, and no bits are all zero, which would save power.
     let factors = [0x3580_3f00_u32; SIDE * SIDE];

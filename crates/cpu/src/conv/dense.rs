@@ -32,7 +32,7 @@ const BLOCK: usize = 64;
 const FORWARD_TILES: usize = 4;
 /// Parts of the weights' rows that are summed apart on the way back to few samples.
 const PARTS: usize = 16;
-/// Sums that some rows of weights are added to before the next rows: half of the first cache.
+/// Sums that some rows of weights are added to before the next rows: half of a first cache of 32 KB.
 const SUMS: usize = 1 << 12;
 /// Those rows.
 const ROWS: usize = 4;
@@ -51,7 +51,7 @@ pub fn scratch_size(sizes: &Sizes, arithmetic: Arithmetic) -> ScratchSize {
     let words = |values: usize| arithmetic.products.words(values);
     let forward = words(patch) * samples + k * samples;
     let data = words(k) * samples + patch * samples;
-    let data = data.max(PARTS * n.min(FEW_SAMPLES) * patch);
+    let data = data.max(PARTS * n.min(most_few(arithmetic)) * patch);
     let filter = words(n) * patch.next_multiple_of(columns);
     ScratchSize {
         thread: ((rows + DATA_DEPTH) * STRIDE).max(words(n).max(FILTER_TILES * rows) * STRIDE),
@@ -61,7 +61,11 @@ pub fn scratch_size(sizes: &Sizes, arithmetic: Arithmetic) -> ScratchSize {
 
 /// Whether the weights, as they lie, are multiplied with each sample: as fast as they come from memory.
 pub fn few_samples(sizes: &Sizes, arithmetic: Arithmetic) -> bool {
-    sizes.n <= if arithmetic.products == Products::F32 { FEW_SAMPLES } else { DOTS }
+    sizes.n <= most_few(arithmetic)
+}
+
+fn most_few(arithmetic: Arithmetic) -> usize {
+    if arithmetic.products == Products::F32 { FEW_SAMPLES } else { DOTS }
 }
 
 /// `y^T = w * x^T`.

@@ -6,7 +6,7 @@
 //! - `sparse`: in the place of any of these, data gradients of few images that are zero for the most part:
 //!   the deconvnet's.
 //!
-//! Most of them pack operands for the tiles of `gemm.rs`. Work is cut by sizes alone, and sums
+//! Most of them pack operands for the tiles of `gemm.rs`. Work is cut by sizes (and by the zeros of an image), and sums
 //! over pixels are made in a fixed number of parts, added in order: results do not depend on threads.
 
 mod dense;

@@ -22,7 +22,7 @@ use crate::values::Element;
 
 /// Vectors of a chunk: with a value and a row of `w` they fit into 16 registers.
 const VECTORS: usize = 6;
-/// Values of the rows of `w` that are multiplied at a time: they fit the first cache.
+/// Values of the rows of `w` that are multiplied at a time: about a first cache of 48 KB.
 const PANEL: usize = 12 << 10;
 /// Filters of a block are a multiple of this, so that they are whole vectors.
 const LANES: usize = 16;
