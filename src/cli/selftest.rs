@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use clap::Args;
 use serde::Serialize;
 use zfnet::backend::Backend;
-use zfnet::backend::cpu::CpuBackend;
+use zfnet::backend::cpu::{CpuBackend, Products};
 #[cfg(feature = "cuda")]
 use zfnet::backend::{
     Precision,
@@ -184,7 +184,8 @@ fn reference(settings: Settings) -> Result<Reference> {
     Ok(Reference::new(&CpuBackend::portable(None)?.exact(), settings)?)
 }
 
-/// The instruction sets of this processor, with Winograd's method and without, and bf16.
+/// The instruction sets of this processor, with Winograd's method and without, and bf16 in all the ways that it
+/// has.
 fn cpu_variants(reference: &Reference, done: &mut impl FnMut(Variant) -> Result<()>) -> Result<()> {
     let levels = [CpuBackend::portable, CpuBackend::at_most_avx2, CpuBackend::new];
     let mut seen = Vec::new();
@@ -195,13 +196,16 @@ fn cpu_variants(reference: &Reference, done: &mut impl FnMut(Variant) -> Result<
         }
         seen.push(name);
         for exact in [true, false] {
-            let backend = level(None)?;
-            let backend = if exact { backend.exact() } else { backend };
+            let backend =
+                || level(None).map(|backend| if exact { backend.exact() } else { backend });
             let how = if exact { ", exact" } else { "" };
-            done(variant(format!("f32, {name}{how}"), &backend, exact, reference, Vec::new))?;
-            let backend = backend.bf16();
-            let name = backend.instructions();
-            done(variant(format!("bf16, {name}{how}"), &backend, exact, reference, Vec::new))?;
+            done(variant(format!("f32, {name}{how}"), &backend()?, exact, reference, Vec::new))?;
+            for products in [Products::F32, Products::Bf16Pairs, Products::Bf16Tiles] {
+                // What the machine lacks is not computed with.
+                let Ok(backend) = backend()?.bf16_by(products) else { continue };
+                let name = format!("bf16, {}{how}", backend.instructions());
+                done(variant(name, &backend, exact, reference, Vec::new))?;
+            }
         }
     }
     Ok(())
