@@ -54,7 +54,7 @@ pub enum Products {
     /// A word is two bf16 that follow each other along the depth, the first in the lower half; their
     /// products are added by one instruction (AVX512-BF16).
     Bf16Pairs,
-    /// The same words, multiplied by the matrix unit (AMX), [`amx::STEPS`] at a time.
+    /// The same words, multiplied by the matrix unit (AMX), 16 at a time.
     Bf16Tiles,
 }
 

@@ -61,12 +61,12 @@ pub trait Element: sealed::Sealed + Pod + Send + Sync {
     /// Exactly, from memory in any alignment.
     ///
     /// # Safety
-    /// As for [`Simd::load`].
+    /// As for `Simd::load`.
     unsafe fn load<S: Simd>(from: *const Self) -> S::V;
     /// Rounded as by [`Element::from_f32`], to memory in any alignment.
     ///
     /// # Safety
-    /// As for [`Simd::store`].
+    /// As for `Simd::store`.
     unsafe fn store<S: Simd>(to: *mut Self, value: S::V);
 }
 
