@@ -405,7 +405,7 @@ mod unix {
         many(&place, 6000);
         let begun = Instant::now();
         place.run(&format!("{EXTRACT} whole.safetensors")).ok();
-        let time = begun.elapsed();
+        let mut time = begun.elapsed();
         let mut random = Random(5);
         let (mut kills, mut gone_on) = (0, 0);
         loop {
@@ -423,7 +423,13 @@ mod unix {
             let stderr = String::from_utf8(output.stderr).unwrap();
             gone_on += usize::from(stderr.contains("going on after"));
             if output.status.success() {
-                break;
+                if kills >= 30 || kills >= 3 && gone_on >= 2 {
+                    break;
+                }
+                // The machine has less to do than when the time was taken.
+                fs::remove_file(place.path("killed.safetensors")).unwrap();
+                time /= 2;
+                continue;
             }
             assert_eq!(output.status.code(), None, "ended by an error, not by a kill: {stderr}");
             kills += 1;
