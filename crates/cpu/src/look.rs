@@ -9,7 +9,7 @@ use crate::values::{Element, Values, ValuesMut, by_element};
 use zfnet_core::operation::{Peak, SeedUnit};
 use zfnet_core::shape::Shape;
 
-/// The strongest value of every map in every image: the first of equals, a NaN above all.
+/// The strongest value of every map in every image: the first of several equal values; NaN wins over any.
 pub fn channel_max(peaks: &mut [Peak], x: Values<'_>, shape: Shape) {
     by_element!(; x => {
         let images = peaks.par_chunks_mut(shape.c).zip(x.par_chunks(shape.per_image()));

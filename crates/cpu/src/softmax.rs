@@ -25,7 +25,7 @@ pub fn cross_entropy(
     })
 }
 
-/// One row's loss. Exponentials are made twice, for there may be no room for them in the gradient.
+/// One row's loss. Exponentials are computed twice, since a gradient stored in bf16 would round them.
 fn of_row<T: Element>(gradient: &mut [T], logits: &[f32], label: usize, scale: f32) -> f32 {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = logits.iter().map(|logit| f64::from((logit - max).exp())).sum();
