@@ -42,6 +42,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         save_steps: None,
         save_interval: Duration::from_secs(600),
         keep: 2,
+        watch: true,
         workers: 2,
         stop: &stop,
     };

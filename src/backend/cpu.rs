@@ -7,6 +7,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use bytemuck::Zeroable;
 use half::bf16;
 use rayon::prelude::*;
 pub use zfnet_cpu::Products;
@@ -17,8 +18,8 @@ use zfnet_cpu::values::{Element, Values, ValuesMut};
 use zfnet_cpu::{look, lrn, peak, pointwise, pool, softmax, window};
 
 use super::{
-    Backend, BackendId, Batch, Crop, Dropout, InputDims, Lrn, Memory, Param, Peak, Precision,
-    ReluRule, SeedUnit, SgdConstants, StepState, Tensor,
+    Backend, BackendId, Batch, Crop, Dropout, InputDims, Lrn, MapMoments, Memory, Param, Peak,
+    Precision, ReluRule, SeedUnit, SgdConstants, StepState, Tensor,
 };
 use crate::shape::{ConvDims, PoolDims, Shape, Windows};
 use crate::{Error, Result};
@@ -44,6 +45,12 @@ pub struct Buffer {
 pub struct State {
     step: StepState,
     halted: bool,
+}
+
+/// Moments of maps, and what they are summed in.
+pub struct Moments {
+    of_maps: Vec<MapMoments>,
+    sums: look::MomentSums,
 }
 
 impl CpuBackend {
@@ -259,6 +266,7 @@ impl Backend for CpuBackend {
     type State = State;
     type Staging = ();
     type Recording = ();
+    type Moments = Moments;
 
     fn id(&self) -> BackendId {
         let instructions = self.instructions().into();
@@ -657,6 +665,26 @@ impl Backend for CpuBackend {
         let shape = x.shape();
         assert_eq!(sums.len(), shape.n * shape.c);
         self.pool.install(|| look::channel_sum(self.isa, sums, values(x), shape));
+        Ok(())
+    }
+
+    fn moments(&self, maps: usize, most: usize) -> Result<Moments> {
+        Ok(Moments { of_maps: vec![MapMoments::zeroed(); maps], sums: look::MomentSums::new(most) })
+    }
+
+    fn map_moments(&self, dst: &mut Moments, first: usize, x: &Tensor<Self>) -> Result<()> {
+        let (shape, Moments { of_maps, sums }) = (x.shape(), dst);
+        let of_maps = &mut of_maps[first..][..shape.c];
+        self.pool.install(|| look::map_moments(self.isa, of_maps, values(x), shape, sums));
+        Ok(())
+    }
+
+    fn send_moments(&self, _moments: &mut Moments) -> Result<()> {
+        Ok(())
+    }
+
+    fn received_moments(&self, dst: &mut [MapMoments], moments: &Moments) -> Result<()> {
+        dst.copy_from_slice(&moments.of_maps[..dst.len()]);
         Ok(())
     }
 

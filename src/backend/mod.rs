@@ -168,6 +168,8 @@ pub trait Backend: sealed::Sealed + Send + Sync + Sized + 'static {
     type Staging: Send + Sync;
     /// Operations that were recorded to be run again.
     type Recording;
+    /// Moments of maps, made by operations, on their way to the host.
+    type Moments: Send;
 
     /// What it is, as far as the bits of its results depend on it.
     fn id(&self) -> BackendId;
@@ -440,6 +442,20 @@ pub trait Backend: sealed::Sealed + Send + Sync + Sized + 'static {
 
     /// The sum of every map in every image, `sums[n * maps + map]`. Ends in the host's memory.
     fn channel_sum(&self, sums: &mut [f32], x: &Tensor<Self>) -> Result<()>;
+
+    /// Memory for the moments of `maps` maps in all, of tensors with up to `most` maps each.
+    fn moments(&self, maps: usize, most: usize) -> Result<Self::Moments>;
+
+    /// The moments of every map, over all places and images, into the places from `first` on. Sums are made in
+    /// one order, and a NaN makes them NaN; the largest value leaves it out.
+    fn map_moments(&self, dst: &mut Self::Moments, first: usize, x: &Tensor<Self>) -> Result<()>;
+
+    /// Sends all moments so far on their way to the host.
+    fn send_moments(&self, moments: &mut Self::Moments) -> Result<()>;
+
+    /// Copies out the first `dst.len()` moments of those that were sent last, without waiting: the caller has
+    /// waited for an operation that came after ([`Backend::losses`] of a batch that has ended after them).
+    fn received_moments(&self, dst: &mut [MapMoments], moments: &Self::Moments) -> Result<()>;
 
     /// All zeros but one value a sample: sample `n` gets `units[n]`.
     fn scatter_units(&self, dy: &mut Tensor<Self>, units: &[SeedUnit]) -> Result<()>;

@@ -182,6 +182,7 @@ fn learn<B: Backend>(
         save_steps: None,
         save_interval: Duration::MAX,
         keep: 1,
+        watch: true,
         workers: 1,
         stop,
         architecture,

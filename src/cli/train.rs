@@ -16,6 +16,7 @@ use zfnet::data::shard::manifest::Form;
 use zfnet::import::ExternalConfig;
 use zfnet::model::{Architecture, Canvas, LayerSpec, Network};
 use zfnet::study::learnt::changes;
+use zfnet::train::alarm::Remedy;
 use zfnet::train::checkpoint::{architecture_of, load_model, newest};
 use zfnet::train::{Crops, Event, Init, Job, Needs, Outcome, ScheduleKind, dry_run, train};
 use zfnet::{human_bytes, size_text};
@@ -74,6 +75,9 @@ pub struct Train {
     /// Number of checkpoints to keep, besides the best
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..))]
     keep: u16,
+    /// Do not look for signs that something is wrong, nor write down what each layer shows
+    #[arg(long)]
+    no_watch: bool,
     #[command(flatten)]
     evolution: EvolutionArgs,
     #[command(flatten)]
@@ -217,6 +221,7 @@ impl OnDevice for Train {
             save_steps: self.save_steps,
             save_interval: Duration::from_secs(60 * u64::from(self.save_minutes)),
             keep: usize::from(self.keep),
+            watch: !self.no_watch,
             workers: self.read.workers(backend),
             stop: &stop,
         };
@@ -412,17 +417,21 @@ pub struct Display {
     epochs: u32,
     steps_per_epoch: usize,
     samples: usize,
-    classes: usize,
 }
 
-/// Epochs after which something should have been learnt.
-const PATIENCE: u32 = 3;
-/// Share of the loss of guessing, ln(classes), above which nothing was.
-const GUESSING: f64 = 0.995;
+/// The flag by which a remedy is tried, if there is one.
+fn flag_of(remedy: &Remedy) -> String {
+    match remedy {
+        Remedy::LearningRate(rate) => format!(" (--learning-rate {rate})"),
+        Remedy::HeInitialization => " (--init-weights he)".into(),
+        Remedy::RmsLimit(limit) => format!(" (--rms-limit {limit})"),
+        _ => String::new(),
+    }
+}
 
 impl Display {
     pub fn new(epochs: u32) -> Self {
-        Display { progress: Progress::new(), epochs, steps_per_epoch: 0, samples: 0, classes: 0 }
+        Display { progress: Progress::new(), epochs, steps_per_epoch: 0, samples: 0 }
     }
 
     pub fn event(&mut self, event: &Event<'_>) {
@@ -430,7 +439,6 @@ impl Display {
             Event::Mean(done, total) => self.progress.show("mean image", *done, *total, ""),
             Event::Start { network, state, steps_per_epoch, notes } => {
                 self.steps_per_epoch = *steps_per_epoch;
-                self.classes = network.classes();
                 for note in *notes {
                     self.progress.line(&format!("note: {note}"));
                 }
@@ -493,14 +501,9 @@ impl Display {
                         .line(&format!("learning rate: {learning_rate} -> {next_learning_rate}"));
                 }
                 self.samples = 0;
-                let guessing = (self.classes as f64).ln();
-                if state.epoch == PATIENCE && *train_loss > GUESSING * guessing {
-                    self.progress.line(&format!(
-                        "note: the loss is still that of guessing, ln {} = {guessing:.4}; if it stays there, try \
-                         larger initial weights (--init-weights he), a larger --batch-size or another --learning-rate",
-                        self.classes
-                    ));
-                }
+            }
+            Event::Alarm(alarm) => {
+                self.progress.line(&format!("alarm: {alarm}{}", flag_of(&alarm.remedy)))
             }
             _ => {}
         }

@@ -10,6 +10,7 @@ mod network;
 mod params;
 mod plan;
 mod rule;
+mod watch;
 #[doc(hidden)] // what users need of it is exported here; the rest is for the program and tests
 pub mod weights;
 mod window_buffers;
@@ -28,6 +29,7 @@ pub use network::Network;
 pub use params::Params;
 pub use plan::Purpose;
 pub use rule::{LrnRule, Rule};
+pub use watch::{LayerSigns, StepSigns};
 pub use weights::Model;
 pub use workspace::{BackwardOptions, Workspace};
 pub use zfnet_core::{Canvas, Fit, Interpolation, Preprocess};

@@ -6,6 +6,7 @@
 use super::layer::{Backward, Common, Forward, Output};
 use super::plan::{Block, Purpose, plan};
 use super::rule::Rule;
+use super::watch::Watch;
 use super::window_buffers::WindowBuffers;
 use super::{Network, Params};
 use crate::Result;
@@ -32,6 +33,10 @@ pub struct Workspace<B: Backend> {
     pub(super) scratch: B::Scratch,
     /// Where the sums go that a filter gradient takes for a bias's, of layers that have none.
     pub(super) no_bias: Tensor<B>,
+    /// What makes the moments of a pass, while it is watched.
+    pub(crate) watch: Option<Watch<B>>,
+    /// Whether the coming passes are watched.
+    pub(crate) is_watched: bool,
     /// Whether dropout drops: one that is the first of all layers is run for other purposes too.
     training: bool,
 }
@@ -100,8 +105,19 @@ impl<B: Backend> Workspace<B> {
             windows,
             scratch,
             no_bias: backend.zeros(Shape::vector(sums.unwrap_or(0) as usize))?,
+            watch: None,
+            is_watched: false,
             training: purpose == Purpose::Train,
         })
+    }
+
+    /// Makes ready to watch passes: see [`Watch`].
+    ///
+    /// # Errors
+    /// If the backend is out of memory.
+    pub(crate) fn prepare_watch(&mut self, backend: &B, network: &Network) -> Result<()> {
+        self.watch = Some(Watch::new(backend, network, &self.blocks)?);
+        Ok(())
     }
 
     /// The forward pass: from `self.input` to the logits.
@@ -129,7 +145,10 @@ impl<B: Backend> Workspace<B> {
                 },
             })?;
         }
-        Ok(())
+        match &mut self.watch {
+            Some(watch) if self.is_watched => watch.forward(backend, &self.input, &self.outputs),
+            _ => Ok(()),
+        }
     }
 
     /// The backward pass: from what [`Workspace::signal`] holds for `options.from`, to the pixels
@@ -162,6 +181,11 @@ impl<B: Backend> Workspace<B> {
             if self.has_relu_to_undo(index, &options) {
                 let (dy, y) = (&mut self.signal[0], &self.outputs[index]);
                 backend.relu_backward(dy, y, options.images, options.rule.relu())?;
+            }
+            if self.is_watched
+                && let Some(watch) = &mut self.watch
+            {
+                watch.backward(backend, index, &self.signal[0])?;
             }
             let block = &self.blocks[index];
             let [dy, dx] = &mut self.signal;

@@ -244,7 +244,7 @@ fn training(run: &Run<'_>, out: &Path) -> io::Result<Figure> {
             Metric::Epoch {
                 epoch, train_loss, val_loss, val_top1_error, val_top5_error, ..
             } => Some((f64::from(epoch), [train_loss, val_loss, val_top1_error, val_top5_error])),
-            Metric::Step { .. } => None,
+            _ => None,
         })
         .collect();
     let line = |name: &str, column: usize, scale: f64| Line {
@@ -296,7 +296,7 @@ fn step_losses(metrics: &[Metric]) -> Line {
         .iter()
         .filter_map(|metric| match *metric {
             Metric::Step { step, epoch, loss, .. } => Some((step, epoch, loss)),
-            Metric::Epoch { .. } => None,
+            _ => None,
         })
         .collect();
     // All epochs but perhaps the last have as many steps.

@@ -419,6 +419,7 @@ pub fn run<B: Backend>(
             save_steps: None,
             save_interval: SAVE_INTERVAL,
             keep: KEEP,
+            watch: false,
             workers: session.workers,
             stop,
         };

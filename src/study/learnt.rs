@@ -300,13 +300,7 @@ pub fn percent(share: f64) -> String {
 /// The initial share of filters of so many weights each, median and 90th percentile over those that are not
 /// zero; none if that is unknown.
 fn initial_share(weights: &[f32], initial: Option<Initial>, per_filter: usize) -> Option<[f64; 2]> {
-    let start = initial?.values(weights.len());
-    let pairs = weights.par_chunks_exact(per_filter).zip(start.par_chunks_exact(per_filter));
-    let share = |(now, then)| {
-        let size = dot(now, now) * dot(then, then);
-        (size > 0.0).then(|| dot(now, then).powi(2) / size)
-    };
-    let mut shares: Vec<f64> = pairs.filter_map(share).collect();
+    let mut shares = initial?.shares(weights, per_filter, usize::MAX);
     (!shares.is_empty()).then(|| [0.5, 0.9].map(|q| quantile(&mut shares, q)))
 }
 

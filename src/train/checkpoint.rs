@@ -20,6 +20,7 @@ use serde_json::error::Category;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::schedule::Schedule;
+use super::watcher::WatchState;
 use crate::backend::{Backend, BackendId, Param, Precision};
 use crate::disk::{sync_folder, write_synced};
 use crate::import::{self, ExternalConfig};
@@ -83,6 +84,9 @@ pub struct State {
     /// The validation images likewise; earlier versions did not say. Others may be gone on with.
     #[serde(default)]
     pub val: Option<String>,
+    /// What the run has been watched for so far.
+    #[serde(default)]
+    pub watch: WatchState,
     /// Size and xxh3 of each other file.
     pub files: BTreeMap<String, FileMark>,
 }
@@ -566,6 +570,7 @@ impl State {
             program: concat!("zfnet ", env!("CARGO_PKG_VERSION")).into(),
             data,
             val: None,
+            watch: WatchState::default(),
             files: BTreeMap::new(),
         }
     }

@@ -164,7 +164,19 @@ pub fn evaluate<B: Backend>(
     members: &mut [Member<'_, B>],
     workers: usize,
     stop: &AtomicUsize,
+    progress: impl FnMut(usize),
+) -> Result<Option<Evaluation>> {
+    evaluate_each(backend, members, workers, stop, progress, |_, _| {})
+}
+
+/// The same; `each` is called with every image's class and the most probable one.
+pub(super) fn evaluate_each<B: Backend>(
+    backend: &B,
+    members: &mut [Member<'_, B>],
+    workers: usize,
+    stop: &AtomicUsize,
     mut progress: impl FnMut(usize),
+    mut each: impl FnMut(usize, usize),
 ) -> Result<Option<Evaluation>> {
     let Some(first) = members.first() else {
         return Err(Error::Data("no model to evaluate".into()));
@@ -211,6 +223,8 @@ pub fn evaluate<B: Backend>(
         for (row, &label) in sums.chunks_exact(classes).zip(&labels) {
             let label = label as usize;
             let rank = rank(row, label);
+            let first = row.iter().copied().enumerate().rev().max_by(|a, b| a.1.total_cmp(&b.1));
+            each(label, first.map_or(label, |(class, _)| class));
             result.images += 1;
             result.top1_error += f64::from(u8::from(rank >= 1));
             result.top5_error += f64::from(u8::from(rank >= 5));

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
+use super::alarm::Alarm;
 use super::checkpoint::State;
 use super::evaluate::Evaluation;
 use crate::data::classes::Classes;
@@ -43,6 +44,8 @@ pub struct Job<'a> {
     pub save_interval: Duration,
     /// Checkpoints that are kept, besides the best.
     pub keep: usize,
+    /// Look for signs that something is wrong, and write down what each layer shows.
+    pub watch: bool,
     /// Threads that decode.
     pub workers: usize,
     /// Becomes non-zero when the run is to save and stop.
@@ -80,6 +83,8 @@ pub enum Event<'a> {
     },
     /// Validation images done, of how many.
     Validation(usize, usize),
+    /// Something seems to be wrong. Each sign is told once in a run.
+    Alarm(&'a Alarm),
     /// An epoch is over and its checkpoint written.
     Epoch {
         /// Where training stands.

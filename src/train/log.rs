@@ -1,6 +1,6 @@
 //! What a run writes down beside its checkpoints.
 //!
-//! `metrics.jsonl`: one line a step and one an epoch, all of it a function of seed and data. Times are
+//! `metrics.jsonl`: one line a step, two an epoch and one an alarm, all of it a function of seed and data. Times are
 //! not in it, so that an interrupted and continued run leaves the very same file.
 //!
 //! `quarantine.tsv`: images that could not be used, one a line: file or shard, which image of the
@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::alarm::Alarm;
+use super::watcher::LayerOfEpoch;
 use crate::data::images::{BadImage, Images};
 use crate::disk::write_durable;
 use crate::{Error, Result};
@@ -54,12 +56,37 @@ pub enum Metric {
         /// Learning rate of the next epoch.
         rate: f32,
     },
+    /// What an epoch's watched steps have shown; behind the line of its end.
+    Layers {
+        /// Updates so far.
+        step: u32,
+        /// Epochs so far.
+        epoch: u32,
+        /// Images of the watched steps.
+        images: usize,
+        /// Standard deviation of the network's input, mean over them.
+        input_std: f64,
+        /// Layers with weights, from below.
+        layers: Vec<LayerOfEpoch>,
+    },
+    /// Something seems to be wrong.
+    Alarm {
+        /// Updates so far.
+        step: u32,
+        /// The epoch in hand, from 1, or the one that has ended.
+        epoch: u32,
+        /// What.
+        alarm: Alarm,
+    },
 }
 
 impl Metric {
     fn step(&self) -> u32 {
         match self {
-            Metric::Step { step, .. } | Metric::Epoch { step, .. } => *step,
+            Metric::Step { step, .. }
+            | Metric::Epoch { step, .. }
+            | Metric::Layers { step, .. }
+            | Metric::Alarm { step, .. } => *step,
         }
     }
 }
@@ -123,8 +150,8 @@ impl MetricsLog {
                 .take_while(|line| {
                     let metric = serde_json::from_str::<Metric>(line);
                     metric.is_ok_and(|metric| match metric {
-                        Metric::Step { .. } => metric.step() <= step,
                         Metric::Epoch { epoch, .. } => epoch <= epochs,
+                        _ => metric.step() <= step,
                     })
                 })
                 .collect(),

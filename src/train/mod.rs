@@ -1,5 +1,6 @@
 //! Training: the recipe, the loop, what it keeps on disk and what it says.
 
+pub mod alarm;
 mod begin;
 pub mod checkpoint;
 mod dry_run;
@@ -10,10 +11,12 @@ mod memory;
 mod run;
 mod schedule;
 mod trainer;
+mod watcher;
 
 pub use dry_run::{Needs, dry_run};
 pub use job::{Event, Job, Outcome};
 pub use run::train;
 pub use schedule::Schedule;
 pub use trainer::{Finished, Trainer};
+pub use watcher::{LayerOfEpoch, WatchState};
 pub use zfnet_core::{Crops, Init, Recipe, ScheduleKind};

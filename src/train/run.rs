@@ -3,19 +3,22 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use super::alarm::Alarm;
 use super::begin::begin;
 use super::checkpoint::{self, Resumed, State};
-use super::evaluate::{Classifier, Evaluation, Member, evaluate};
+use super::evaluate::{Classifier, Evaluation, Member, evaluate_each};
 use super::job::{Event, Job, Outcome};
 use super::log::{Metric, MetricsLog, quarantine};
 use super::memory::{validator, with_memory_hint};
 use super::trainer::{Finished, Trainer};
-use crate::Result;
-use crate::backend::{Backend, StepState};
+use super::watcher::{Confusion, EpochNumbers, Task, is_watched};
+use crate::backend::{Backend, Param, StepState};
+use crate::data::images::Images;
 use crate::data::loader::{Bad, BatchPlan, Loader};
 use crate::data::order::{epoch_order, training_crop};
 use crate::disk::{create_folder, lock};
-use crate::model::{Architecture, Model, Network};
+use crate::model::{Architecture, Initial, Model, Network};
+use crate::{Error, Result};
 use zfnet_core::Recipe;
 
 /// Trains a network, from the start or from the run's last checkpoint.
@@ -57,6 +60,12 @@ fn run<B: Backend>(
     let mut classifier = validator(backend, &trainer.model, job.accumulate)
         .map(Some)
         .map_err(|error| with_memory_hint(backend, &planned, job.accumulate, error))?;
+    let task = task(job, &planned);
+    if job.watch {
+        trainer
+            .prepare_watch()
+            .map_err(|error| with_memory_hint(backend, &planned, job.accumulate, error))?;
+    }
     let mut log = MetricsLog::open(&job.out, state.step, state.epoch)?;
     let steps_per_epoch = job.train.len().div_ceil(recipe.batch_size);
     let network = &trainer.model.network;
@@ -69,15 +78,23 @@ fn run<B: Backend>(
 
     while state.epoch < recipe.epochs {
         let mut session = Session::begin(backend, job, &recipe, &state)?;
+        let around = Around { backend, job, task: &task };
         let stopped =
-            epoch(backend, job, &mut trainer, &mut log, &mut state, &mut session, &mut observe)?;
+            epoch(&around, &mut trainer, &mut log, &mut state, &mut session, &mut observe)?;
         let enough = job.max_steps.is_some_and(|max| state.step >= max);
         if stopped || (enough && state.batch < steps_per_epoch) {
             save(backend, job, &trainer, &mut log, &mut state)?;
             return Ok(if stopped { Outcome::Stopped } else { Outcome::Done });
         }
-        let validation = match validate(backend, job, &trainer.model, &mut classifier, &mut observe)
-        {
+        let mut confusion = Confusion::new(planned.classes());
+        let validation = match validate(
+            backend,
+            job,
+            &trainer.model,
+            &mut classifier,
+            &mut confusion,
+            &mut observe,
+        ) {
             Ok(Some(validation)) => validation,
             // The epoch is kept, and validated when the run goes on.
             unfinished => {
@@ -105,6 +122,25 @@ fn run<B: Backend>(
             val_top5_error: validation.top5_error,
             rate: next_rate,
         })?;
+        let mut alarms = Vec::new();
+        if job.watch {
+            let shares = initial_shares(backend, &trainer.model)?;
+            if let Some(EpochNumbers { input_std, images, layers, alarms: of_layers }) =
+                state.watch.end_epoch(&shares)
+            {
+                let (step, epoch) = (state.step, state.epoch);
+                log.write(&Metric::Layers { step, epoch, images, input_std, layers })?;
+                alarms = of_layers;
+            }
+            alarms.extend(state.watch.validated(&task, train_loss, error, &confusion));
+        }
+        for alarm in &alarms {
+            log.write(&Metric::Alarm {
+                step: state.step,
+                epoch: state.epoch,
+                alarm: alarm.clone(),
+            })?;
+        }
         save(backend, job, &trainer, &mut log, &mut state)?;
         observe(Event::Epoch {
             state: &state,
@@ -115,11 +151,58 @@ fn run<B: Backend>(
             elapsed: session.elapsed,
             waiting: session.loader.waited(),
         })?;
+        for alarm in &alarms {
+            observe(Event::Alarm(alarm))?;
+        }
         if enough {
             break;
         }
     }
     Ok(Outcome::Done)
+}
+
+/// What alarms depend on beside what training shows.
+fn task<'a>(job: &'a Job<'_>, network: &'a Network) -> Task<'a> {
+    let counts = |images: &Images| {
+        let mut counts = vec![0; network.classes()];
+        (0..images.len()).for_each(|index| counts[images.class(index) as usize] += 1);
+        counts
+    };
+    Task {
+        network,
+        classes: &job.classes.names,
+        guessing: Task::entropy(&counts(&job.train)),
+        val_counts: counts(&job.val),
+        pixel_std: f64::from(network.architecture.input.std),
+    }
+}
+
+/// For each layer with weights the median share of a filter's energy along its initial weights, over some filters.
+fn initial_shares<B: Backend>(backend: &B, model: &Model<B>) -> Result<Vec<Option<f64>>> {
+    let layers = model.params.layers.iter().zip(&model.params.initial);
+    let share = |(param, initial): (&Option<Param<B>>, &Option<Initial>)| {
+        let param = param.as_ref()?;
+        Some((|| {
+            let Some(initial) = initial else { return Ok(None) };
+            let mut weights = vec![0.0; param.weight.shape().len()];
+            backend.download(&mut weights, &param.weight)?;
+            let mut shares =
+                initial.shares(&weights, weights.len() / param.weight.shape().n, FILTERS);
+            shares.sort_by(f64::total_cmp);
+            Ok(shares.get(shares.len() / 2).copied())
+        })())
+    };
+    layers.filter_map(share).collect()
+}
+
+/// Filters of a layer of which the share of their initial weights is worked out at each epoch's end.
+const FILTERS: usize = 64;
+
+/// What stays the same while a run is trained.
+struct Around<'a, B: Backend> {
+    backend: &'a B,
+    job: &'a Job<'a>,
+    task: &'a Task<'a>,
 }
 
 /// What one epoch needs while it runs.
@@ -146,15 +229,16 @@ impl Session {
 
 /// Runs what is left of an epoch; says whether it was stopped.
 fn epoch<B: Backend>(
-    backend: &B,
-    job: &Job<'_>,
+    around: &Around<'_, B>,
     trainer: &mut Trainer<'_, B>,
     log: &mut MetricsLog,
     state: &mut State,
     session: &mut Session,
     observe: &mut impl FnMut(Event<'_>) -> Result<()>,
 ) -> Result<bool> {
+    let &Around { backend, job, task } = around;
     let start = Instant::now();
+    let steps_per_epoch = job.train.len().div_ceil(task.network.architecture.recipe.batch_size);
     let recipe = trainer.model.network.architecture.recipe.clone();
     let rate = state.schedule.rate(&recipe);
     let mut crops = Vec::with_capacity(recipe.batch_size);
@@ -181,6 +265,7 @@ fn epoch<B: Backend>(
                 first_sample: 0,
                 learning_rate: rate,
             };
+            trainer.watches = job.watch && is_watched(begun_steps, steps_per_epoch);
             begun = trainer.enqueue_batch(&mut batch, &crops, step);
             session.loader.recycle(batch);
             begun_steps += 1;
@@ -190,7 +275,7 @@ fn epoch<B: Backend>(
         if begun.is_ok() && (over || due) {
             begun = trainer.wait();
         }
-        while let Some(Finished { loss_sum, samples, .. }) = trainer.finished() {
+        while let Some(Finished { loss_sum, samples, signs, .. }) = trainer.finished() {
             state.step += 1;
             state.batch += 1;
             state.loss_sum += loss_sum;
@@ -200,6 +285,25 @@ fn epoch<B: Backend>(
             session.elapsed = start.elapsed();
             let (elapsed, waiting) = (session.elapsed, session.loader.waited());
             observe(Event::Step { state, loss, samples, elapsed, waiting })?;
+            if let Some(signs) = &signs {
+                state.watch.look(task, signs, samples);
+            }
+            if job.watch
+                && let Some(alarm) = state.watch.step(task, state.step, loss, rate)
+            {
+                tell(log, state, &alarm, observe)?;
+            }
+        }
+        if let Err(error @ Error::Diverged { .. }) = begun {
+            if job.watch
+                && let Some(signs) = trainer.examine_failed()?
+            {
+                let files = files_of_batch(job, state, recipe.batch_size)?;
+                let alarm = state.watch.failed(task, &signs, files, rate);
+                tell(log, state, &alarm, observe)?;
+                log.sync()?;
+            }
+            return Err(error);
         }
         begun?;
         if due {
@@ -210,6 +314,25 @@ fn epoch<B: Backend>(
             return Ok(stopped);
         }
     }
+}
+
+/// Writes an alarm down, and tells it.
+fn tell(
+    log: &mut MetricsLog,
+    state: &State,
+    alarm: &Alarm,
+    observe: &mut impl FnMut(Event<'_>) -> Result<()>,
+) -> Result<()> {
+    let (step, epoch) = (state.step, state.epoch + 1);
+    log.write(&Metric::Alarm { step, epoch, alarm: alarm.clone() })?;
+    observe(Event::Alarm(alarm))
+}
+
+/// The images of the batch that comes next, some of which a bad image's substitute may stand for.
+fn files_of_batch(job: &Job<'_>, state: &State, batch_size: usize) -> Result<Vec<String>> {
+    let order = epoch_order(&job.train, job.shuffle_window, state.seed, state.epoch)?;
+    let batch = order.iter().skip(state.batch * batch_size).take(batch_size);
+    Ok(batch.map(|index| job.train.path(*index as usize).display().to_string()).collect())
 }
 
 fn save<B: Backend>(
@@ -231,6 +354,7 @@ fn validate<B: Backend>(
     job: &Job<'_>,
     model: &Model<B>,
     classifier: &mut Option<Classifier<B>>,
+    confusion: &mut Confusion,
     observe: &mut impl FnMut(Event<'_>) -> Result<()>,
 ) -> Result<Option<Evaluation>> {
     let Model { network, params, .. } = model;
@@ -239,12 +363,14 @@ fn validate<B: Backend>(
     let mut members = [Member { network, params, classifier: lent, images }];
     let (mut done, all) = (0, job.val.len());
     let mut failed = None;
-    let result = evaluate(backend, &mut members, job.workers, job.stop, |images| {
+    let progress = |images| {
         done += images;
         if let Err(error) = observe(Event::Validation(done, all)) {
             failed = Some(error);
         }
-    })?;
+    };
+    let each = |class, predicted| confusion.add(class, predicted);
+    let result = evaluate_each(backend, &mut members, job.workers, job.stop, progress, each)?;
     let [Member { classifier: lent, .. }] = members;
     *classifier = Some(lent);
     failed.map_or(Ok(result), Err)

@@ -4,7 +4,9 @@ use std::collections::VecDeque;
 
 use crate::backend::{Backend, Batch, Crop, SgdConstants, StepState, Update};
 use crate::data::loader;
-use crate::model::{BackwardOptions, Model, Normaliser, Params, Purpose, Rule, Workspace};
+use crate::model::{
+    BackwardOptions, Model, Normaliser, Params, Purpose, Rule, StepSigns, Workspace,
+};
 use crate::shape::Shape;
 use crate::{Error, Result};
 
@@ -20,6 +22,8 @@ pub struct Trainer<'a, B: Backend> {
     pub model: Model<B>,
     /// Whether steps are recorded, where the backend can.
     pub records: bool,
+    /// Whether the coming steps are watched: [`Trainer::prepare_watch`] comes first.
+    pub watches: bool,
     /// The velocities of the weights.
     pub(super) momentum: Params<B>,
     gradients: Params<B>,
@@ -33,6 +37,8 @@ pub struct Trainer<'a, B: Backend> {
     /// Losses of the parts of the step whose end is waited for.
     loss_sum: f64,
     finished: VecDeque<Finished>,
+    /// The slot of a step whose loss was not finite.
+    failed: Option<usize>,
     host_losses: Vec<f32>,
     host_crops: Vec<Crop>,
     micro_batch: usize,
@@ -45,10 +51,13 @@ struct Slot<B: Backend> {
     whole_batches: usize,
     state: StepState,
     ends_step: bool,
+    /// Factor of every sample's gradient.
+    scale: f32,
+    is_watched: bool,
 }
 
 /// A step whose losses are known.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Finished {
     /// What was told of the step.
     pub state: StepState,
@@ -56,6 +65,8 @@ pub struct Finished {
     pub loss_sum: f64,
     /// Number of samples.
     pub samples: usize,
+    /// What it tells, if it was watched; of a batch in parts, what the last part tells.
+    pub signs: Option<StepSigns>,
 }
 
 /// What is done with a part of a batch beside adding up its gradients.
@@ -87,7 +98,15 @@ impl<'a, B: Backend> Trainer<'a, B> {
         let slot = |_| {
             let batch = Batch::new(backend, bytes, micro_batch)?;
             let state = StepState::default();
-            Ok(Slot { batch, recording: None, whole_batches: 0, state, ends_step: false })
+            Ok(Slot {
+                batch,
+                recording: None,
+                whole_batches: 0,
+                state,
+                ends_step: false,
+                scale: 1.0,
+                is_watched: false,
+            })
         };
         Ok(Trainer {
             gradients: Params::zeros(backend, network)?,
@@ -98,9 +117,11 @@ impl<'a, B: Backend> Trainer<'a, B> {
             under_way: VecDeque::new(),
             loss_sum: 0.0,
             finished: VecDeque::new(),
+            failed: None,
             host_losses: vec![0.0; micro_batch],
             host_crops: Vec::with_capacity(micro_batch),
             records: true,
+            watches: false,
             backend,
             model,
             momentum,
@@ -199,6 +220,8 @@ impl<'a, B: Backend> Trainer<'a, B> {
         let index = self.next;
         let slot = &mut self.slots[index];
         (slot.state, slot.ends_step) = (state, part.update);
+        (slot.scale, slot.is_watched) = (part.scale, part.update && self.watches);
+        self.workspace.is_watched = slot.is_watched;
         self.workspace.set_state(self.backend, state)?;
         self.run(index, part)?;
         self.backend.end_batch(&mut self.slots[index].batch)?;
@@ -236,6 +259,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
         self.loss_sum += losses.iter().map(|loss| f64::from(*loss)).sum::<f64>();
         let (state, loss_sum) = (slot.state, self.loss_sum);
         if !loss_sum.is_finite() {
+            self.failed = Some(index);
             return Err(Error::Diverged {
                 what: format!("the loss is {loss_sum}"),
                 step: state.step + 1,
@@ -245,10 +269,52 @@ impl<'a, B: Backend> Trainer<'a, B> {
         if slot.ends_step {
             let samples = state.first_sample as usize + n;
             let state = StepState { first_sample: 0, ..state };
-            self.finished.push_back(Finished { state, loss_sum, samples });
+            let signs = if self.slots[index].is_watched { Some(self.signs(index)?) } else { None };
+            self.finished.push_back(Finished { state, loss_sum, samples, signs });
             self.loss_sum = 0.0;
         }
         Ok(())
+    }
+
+    /// Makes ready to watch steps.
+    ///
+    /// # Errors
+    /// If the backend is out of memory.
+    pub fn prepare_watch(&mut self) -> Result<()> {
+        self.workspace.prepare_watch(self.backend, &self.model.network)
+    }
+
+    /// What the watched part in a slot tells, once it has been waited for.
+    fn signs(&mut self, index: usize) -> Result<StepSigns> {
+        let Slot { batch, scale, state, .. } = &self.slots[index];
+        let (samples, rate) = (batch.losses.shape().len(), f64::from(state.learning_rate));
+        let watch = self.workspace.watch.as_mut().expect("a watched step was prepared for");
+        watch.signs(self.backend, &self.model.network, samples, f64::from(*scale), rate)
+    }
+
+    /// What the step tells whose loss was not finite, with the weights that it had. `None` if there was none, or
+    /// nothing was made ready to watch.
+    ///
+    /// # Errors
+    /// If a backend operation fails.
+    pub fn examine_failed(&mut self) -> Result<Option<StepSigns>> {
+        let Some(index) = self.failed else { return Ok(None) };
+        if self.workspace.watch.is_none() {
+            return Ok(None);
+        }
+        self.backend.synchronize()?;
+        let Slot { state, scale, .. } = self.slots[index];
+        self.workspace.is_watched = true;
+        self.workspace.set_state(self.backend, state)?;
+        self.operations(index, Part { scale, accumulate: false, update: false })?;
+        self.send_signs()?;
+        self.backend.synchronize()?;
+        self.signs(index).map(Some)
+    }
+
+    fn send_signs(&mut self) -> Result<()> {
+        let watch = self.workspace.watch.as_mut().expect("a watched step was prepared for");
+        watch.update(self.backend, &self.model.params, &self.momentum)
     }
 
     /// Runs a part, or replays it where the same was recorded.
@@ -257,7 +323,8 @@ impl<'a, B: Backend> Trainer<'a, B> {
             && !part.accumulate
             && self.slots[index].batch.losses.shape().len() == self.micro_batch;
         self.slots[index].whole_batches += usize::from(whole);
-        if !whole || !self.records || self.slots[index].whole_batches == 1 {
+        let is_recorded = self.records && !self.slots[index].is_watched;
+        if !whole || !is_recorded || self.slots[index].whole_batches == 1 {
             return self.operations(index, part);
         }
         let backend = self.backend;
@@ -290,7 +357,13 @@ impl<'a, B: Backend> Trainer<'a, B> {
             to_pixels: false,
         };
         self.workspace.backward(backend, params, options)?;
-        if part.update { self.update() } else { Ok(()) }
+        if part.update {
+            self.update()?;
+            if self.workspace.is_watched {
+                self.send_signs()?;
+            }
+        }
+        Ok(())
     }
 
     /// Moves the weights. Several ranks would exchange their gradients first, here.

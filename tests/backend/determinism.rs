@@ -166,6 +166,7 @@ fn a_run_continued_on_other_instructions_says_so() {
             save_steps: None,
             save_interval: Duration::MAX,
             keep: 1,
+            watch: true,
             workers: 1,
             stop: &AtomicUsize::new(0),
         };

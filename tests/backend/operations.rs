@@ -9,8 +9,8 @@ use crate::common::{
 use zfnet::backend::cpu::{CpuBackend, Products};
 use zfnet::backend::philox::philox4x32;
 use zfnet::backend::{
-    Backend, BackendId, Crop, Dropout, InputDims, Lrn, NOT_POSITIVE, Param, Peak, Precision,
-    ReluRule, SeedUnit, SgdConstants, StepState, Update,
+    Backend, BackendId, Crop, Dropout, InputDims, Lrn, MapMoments, NOT_POSITIVE, Param, Peak,
+    Precision, ReluRule, SeedUnit, SgdConstants, StepState, Update,
 };
 use zfnet::shape::{ConvDims, PoolDims, Rounding, Shape, Windows};
 
@@ -1126,7 +1126,9 @@ fn input_of_reals_is_close<B: Backend>(backend: &B) {
 
 fn peaks_sums_and_seeds<B: Backend>(backend: &B) {
     let mut random = Random(11);
-    for shape in [Shape::new(3, 5, 4, 7), Shape::new(1, 13, 13, 65), Shape::new(2, 1, 1, 9)] {
+    let shapes = [[3, 5, 4, 7], [1, 13, 13, 65], [2, 1, 1, 9], [5, 21, 20, 5]]
+        .map(|[n, h, w, c]| Shape::new(n, h, w, c));
+    for shape in shapes {
         let mut x = random.integers(shape.len(), 5);
         x[1] = f32::NAN;
         if shape.h > 1 {
@@ -1152,6 +1154,22 @@ fn peaks_sums_and_seeds<B: Backend>(backend: &B) {
             assert!(peak.value == value || peak.value.is_nan() && value.is_nan(), "map {map}");
             assert_eq!(peak.position as usize, first, "map {map} of image {image} of {shape}");
             assert_exact(&[*sum], &[(0..area).map(|place| f64::from(at(place))).sum()], "sum");
+        }
+
+        // Integers, so that sums are exact in whatever order; the largest leaves out what is no number.
+        let mut moments = backend.moments(2 + shape.c, shape.c).unwrap();
+        backend.map_moments(&mut moments, 2, &x_tensor).unwrap();
+        backend.send_moments(&mut moments).unwrap();
+        backend.synchronize().unwrap();
+        let mut found = vec![MapMoments { sum: 7.0, squares: 7.0, largest: 7.0 }; 2 + shape.c];
+        backend.received_moments(&mut found, &moments).unwrap();
+        for (map, found) in found[2..].iter().enumerate() {
+            let values: Vec<f64> =
+                x.iter().skip(map).step_by(shape.c).map(|value| f64::from(*value)).collect();
+            let expected = [values.iter().sum(), values.iter().map(|value| value * value).sum()];
+            assert_exact(&[found.sum, found.squares], &expected, "moments");
+            let largest = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            assert_eq!(f64::from(found.largest), largest, "map {map} of {shape}");
         }
 
         let mut dy = unwritten(backend, shape);

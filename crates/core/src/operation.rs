@@ -137,6 +137,18 @@ pub struct Peak {
     pub position: u32,
 }
 
+/// What is summed of the values of one map, over all places and images.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct MapMoments {
+    /// Their sum.
+    pub sum: f32,
+    /// The sum of their squares.
+    pub squares: f32,
+    /// The largest that is a number.
+    pub largest: f32,
+}
+
 impl Peak {
     /// The unit of map `map` that it is, in a layer whose maps are `width` wide.
     pub fn unit(self, map: usize, width: usize) -> SeedUnit {

@@ -182,6 +182,7 @@ impl Trainer {
             save_steps: Some(2),
             save_interval: Duration::from_secs(600),
             keep: 1,
+            watch: true,
             workers: 1,
             stop: &AtomicUsize::new(0),
         };
