@@ -48,8 +48,8 @@ fn on(error: &Error) -> Vec<String> {
         }
         Error::Diverged { .. } => {
             return [
-                "try a lower --learning-rate with another --out, there perhaps with --init from an earlier \
-                 checkpoint of this run",
+                "try what an alarm above says, or a lower --learning-rate with another --out, there perhaps with \
+                 --init from an earlier checkpoint of this run",
                 "ask for more images with --per-class, or do without these networks with --no-scratch",
             ]
             .map(str::to_owned)

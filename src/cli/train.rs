@@ -437,6 +437,7 @@ impl Display {
     pub fn event(&mut self, event: &Event<'_>) {
         match event {
             Event::Mean(done, total) => self.progress.show("mean image", *done, *total, ""),
+            Event::Compare(done, total) => self.progress.show("compare splits", *done, *total, ""),
             Event::Start { network, state, steps_per_epoch, notes } => {
                 self.steps_per_epoch = *steps_per_epoch;
                 for note in *notes {

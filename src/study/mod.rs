@@ -8,7 +8,6 @@ pub mod ablation;
 pub mod activations;
 pub mod boxes;
 pub mod correspondence;
-pub(crate) mod duplicates;
 pub mod ensemble;
 pub mod evolution;
 pub mod extractor;

@@ -14,7 +14,6 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::activations::{Rows, rows, union};
-use super::duplicates::{Pair, pairs, thumbnails};
 use super::folds::{Fold, by_class, folds, shared};
 use super::linear::{Loss, Problem, mean_class_accuracy};
 use super::parts::Parts;
@@ -24,6 +23,7 @@ use crate::Result;
 use crate::backend::Backend;
 use crate::data::images::Images;
 use crate::model::Model;
+use crate::train::duplicates::{Pair, pairs, thumbnails};
 
 /// See [`super::STUDIES`].
 pub const STUDY: Study = Study {

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 /// Files, classes or pairs that a line names; of the others it says how many.
-const NAMED: usize = 8;
+const NAMED: usize = 4;
 
 /// One alarm, for a line.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -296,8 +296,9 @@ fn named(names: &[String]) -> String {
 /// A number with two digits, whatever its size.
 fn short(value: f64) -> String {
     match value.abs() {
-        size if size == 0.0 || (0.01..1000.0).contains(&size) => {
-            let digits = (1.0 - size.max(0.01).log10().floor()).clamp(0.0, 3.0);
+        0.0 => "0".into(),
+        size if (0.01..1000.0).contains(&size) => {
+            let digits = (1.0 - size.log10().floor()).clamp(0.0, 3.0);
             format!("{value:.0$}", digits as usize)
         }
         _ => format!("{value:.1e}"),

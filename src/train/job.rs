@@ -57,6 +57,8 @@ pub struct Job<'a> {
 pub enum Event<'a> {
     /// The mean image is being worked out: images done, of how many.
     Mean(usize, usize),
+    /// The splits are being compared, for images that both have: images done, of how many.
+    Compare(usize, usize),
     /// All is ready; training starts or goes on at this state.
     Start {
         /// The network.

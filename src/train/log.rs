@@ -137,14 +137,16 @@ pub(super) struct MetricsLog {
 }
 
 impl MetricsLog {
-    /// Opens `run/metrics.jsonl`, cut back to what happened up to a checkpoint: steps until `step`,
-    /// and epochs until `epochs`.
+    /// Opens `run/metrics.jsonl`, cut back to what happened up to a checkpoint, which has so many steps and epochs
+    /// behind it; to nothing, where there is none.
     ///
     /// # Errors
     /// If the file cannot be read or written.
-    pub(super) fn open(run: &Path, step: u32, epochs: u32) -> Result<Self> {
+    pub(super) fn open(run: &Path, reached: Option<(u32, u32)>) -> Result<Self> {
         let path = run.join(METRICS);
+        let (step, epochs) = reached.unwrap_or_default();
         let kept: String = match fs::read_to_string(&path) {
+            Ok(_) if reached.is_none() => String::new(),
             Ok(text) => text
                 .split_inclusive('\n')
                 .take_while(|line| {

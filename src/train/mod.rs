@@ -4,6 +4,7 @@ pub mod alarm;
 mod begin;
 pub mod checkpoint;
 mod dry_run;
+pub(crate) mod duplicates;
 pub mod evaluate;
 mod job;
 pub mod log;

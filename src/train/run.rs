@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::alarm::Alarm;
 use super::begin::begin;
 use super::checkpoint::{self, Resumed, State};
+use super::duplicates::shared_images;
 use super::evaluate::{Classifier, Evaluation, Member, evaluate_each};
 use super::job::{Event, Job, Outcome};
 use super::log::{Metric, MetricsLog, quarantine};
@@ -66,13 +67,21 @@ fn run<B: Backend>(
             .prepare_watch()
             .map_err(|error| with_memory_hint(backend, &planned, job.accumulate, error))?;
     }
-    let mut log = MetricsLog::open(&job.out, state.step, state.epoch)?;
+    let is_new = state.files.is_empty(); // no checkpoint has been written or read
+    let reached = (!is_new).then_some((state.step, state.epoch));
+    let mut log = MetricsLog::open(&job.out, reached)?;
     let steps_per_epoch = job.train.len().div_ceil(recipe.batch_size);
     let network = &trainer.model.network;
     observe(Event::Start { network, state: &state, steps_per_epoch, notes: &notes })?;
     checkpoint::prune(&job.out, job.keep, &state)?;
     // Saved first of all, so that a folder that cannot be written is known before the work is done.
     if state.step == 0 {
+        if is_new && job.watch {
+            let alarm = shared_images(job, &mut observe)?;
+            if let Some(alarm) = alarm.and_then(|alarm| state.watch.tell(alarm)) {
+                tell(&mut log, &state, &alarm, &mut observe)?;
+            }
+        }
         save(backend, job, &trainer, &mut log, &mut state)?;
     }
 
@@ -332,7 +341,7 @@ fn tell(
 fn files_of_batch(job: &Job<'_>, state: &State, batch_size: usize) -> Result<Vec<String>> {
     let order = epoch_order(&job.train, job.shuffle_window, state.seed, state.epoch)?;
     let batch = order.iter().skip(state.batch * batch_size).take(batch_size);
-    Ok(batch.map(|index| job.train.path(*index as usize).display().to_string()).collect())
+    Ok(batch.map(|index| job.train.name(*index as usize)).collect())
 }
 
 fn save<B: Backend>(

@@ -21,6 +21,10 @@ const WATCHED: usize = 16;
 const BETWEEN: [usize; 2] = [6, 16];
 /// Share of a layer's maps that may be dead.
 const DEAD: f64 = 0.25;
+/// Share of the highest layer's gradient that the lowest one's has, below which it has vanished.
+const VANISHED: f64 = 1e-6;
+/// Share of a layer's maps without which nothing passes it.
+const ALL_DEAD: f64 = 0.9;
 /// Fewest dead maps that are worth an alarm.
 const FEWEST_DEAD: usize = 4;
 /// Share of a layer's energy that one map may have, and fewest maps that share it.
@@ -80,6 +84,8 @@ impl Task<'_> {
 struct Numbers {
     input_std: f64,
     layers: Vec<LayerNumbers>,
+    /// Share of each layer's maps that fired for no image of the step.
+    dead: Vec<f64>,
 }
 
 impl Numbers {
@@ -92,7 +98,15 @@ impl Numbers {
             weight_rms: signs.weight_rms,
             update: signs.update,
         };
-        Numbers { input_std: signs.input_std, layers: signs.layers.iter().map(numbers).collect() }
+        let dead = |layer: &LayerSigns| {
+            let dead = layer.fired.iter().filter(|fired| !**fired).count();
+            dead as f64 / layer.fired.len().max(1) as f64
+        };
+        Numbers {
+            input_std: signs.input_std,
+            layers: signs.layers.iter().map(numbers).collect(),
+            dead: signs.layers.iter().map(dead).collect(),
+        }
     }
 
     fn is_finite(&self) -> bool {
@@ -251,7 +265,7 @@ impl WatchState {
     }
 
     /// The alarm, if it is the first of its kind.
-    fn tell(&mut self, alarm: Alarm) -> Option<Alarm> {
+    pub(super) fn tell(&mut self, alarm: Alarm) -> Option<Alarm> {
         self.told.insert(alarm.sign.key()).then_some(alarm)
     }
 
@@ -270,18 +284,13 @@ impl WatchState {
         let (Some(first), Some(last)) = (&self.first, &self.last) else {
             return ("nothing was watched".into(), Remedy::CheckLabels);
         };
-        let dead = |layer: &&OfEpoch| {
-            layer.maps > 0 && layer.silent.len() as f64 >= 0.9 * layer.maps as f64
-        };
-        if let Some(place) = self.layers.iter().position(|layer| dead(&layer)) {
-            let layer = &self.layers[place];
+        if let Some(place) = last.dead.iter().position(|dead| *dead >= ALL_DEAD) {
             let cause = format!(
-                "{} of {} maps of {} are dead, so nothing passes it",
-                layer.silent.len(),
-                layer.maps,
+                "{:.0} % of {} is dead, so nothing passes it",
+                100.0 * last.dead[place],
                 last.layers[place].layer
             );
-            return match first.layers[place].activation_std > 0.0 {
+            return match first.dead[place] < ALL_DEAD {
                 true => (format!("{cause}: updates too large"), self.lower_rate(rate)),
                 false => (cause, Remedy::HeInitialization),
             };
@@ -295,13 +304,19 @@ impl WatchState {
             );
             return (cause, Remedy::ZeroBiases);
         }
-        if let (Some(logits), Some((gain, weakest))) = (last.logits(), last.weakest_link())
-            && logits.activation_std < 1e-2
+        if let (Some(lowest), Some(highest)) = (last.layers.first(), last.layers.last())
+            && let Some((gain, weakest)) = last.weakest_link()
+            && (lowest.gradient_std < VANISHED * highest.gradient_std)
         {
             let cause = format!(
-                "the signal dies on its way: logits have a standard deviation of {:.1e}; {} gives {:.4} of what it \
-                 gets",
-                logits.activation_std, weakest.layer, gain
+                "the signal dies on its way: what goes back has a standard deviation of {:.1e} in {} and of {:.1e} in \
+                 {}; {} gives {:.3} of the deviation that it gets",
+                highest.gradient_std,
+                highest.layer,
+                lowest.gradient_std,
+                lowest.layer,
+                weakest.layer,
+                gain
             );
             return (cause, Remedy::HeInitialization);
         }
@@ -553,4 +568,246 @@ impl Confusion {
 /// A number to try: with one digit.
 fn rounded(value: f64) -> f32 {
     format!("{value:.0e}").parse().unwrap_or(value as f32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Architecture;
+
+    fn network() -> Network {
+        Network::new(Architecture { classes: 10, ..Architecture::find("zfnet-mini").unwrap() })
+            .unwrap()
+    }
+
+    fn names() -> Vec<String> {
+        (0..10).map(|class| format!("class {class}")).collect()
+    }
+
+    fn task<'a>(network: &'a Network, classes: &'a [String]) -> Task<'a> {
+        let val_counts = vec![50; 10];
+        Task { network, classes, guessing: 10f64.ln(), val_counts, pixel_std: 64.0 }
+    }
+
+    /// What a training shows that goes well.
+    fn healthy(network: &Network) -> StepSigns {
+        let layers =
+            network.layers.iter().enumerate().filter(|(_, layer)| layer.convolution().is_some());
+        let sign = |(index, _)| LayerSigns {
+            layer: index,
+            activation_mean: 0.2,
+            activation_std: 0.5,
+            gradient_std: 0.01,
+            weight_rms: 0.02,
+            update: 0.003,
+            fired: vec![true; 16],
+            shares: vec![1.0 / 16.0; 16],
+        };
+        StepSigns { input_std: 1.0, layers: layers.map(sign).collect() }
+    }
+
+    /// Losses of so many steps, after one watched step with these signs; the alarms.
+    fn alarms_of(
+        state: &mut WatchState,
+        task: &Task<'_>,
+        signs: &StepSigns,
+        losses: impl IntoIterator<Item = f64>,
+    ) -> Vec<(u32, Alarm)> {
+        state.look(task, signs, 32);
+        let tell = |(step, loss)| Some((step, state.step(task, step, loss, 0.01)?));
+        (1..).zip(losses).filter_map(tell).collect()
+    }
+
+    #[test]
+    fn the_loss_of_guessing_is_the_entropy_of_the_labels() {
+        assert!((Task::entropy(&[7; 10]) - 10f64.ln()).abs() < 1e-12);
+        assert!(
+            (Task::entropy(&[3, 1, 0]) - (0.25 * 4f64.ln() + 0.75 * (4.0 / 3.0f64).ln())).abs()
+                < 1e-12
+        );
+        assert_eq!(Task::entropy(&[5, 0]), 0.0);
+    }
+
+    #[test]
+    fn a_loss_that_stays_is_told_once_and_one_that_falls_is_not() {
+        let (network, classes) = (network(), names());
+        let task = task(&network, &classes);
+        let signs = healthy(&network);
+        let told = alarms_of(&mut WatchState::default(), &task, &signs, vec![2.301; 900]);
+        assert_eq!(told.iter().map(|(step, _)| *step).collect::<Vec<_>>(), [300]);
+        let Sign::Stuck { updates, layers, .. } = &told[0].1.sign else { panic!("{:?}", told[0]) };
+        assert_eq!((*updates, layers.len(), &told[0].1.remedy), (300, 8, &Remedy::CheckLabels));
+
+        let falling = (0..900).map(|step| 2.35 - 0.001 * f64::from(step));
+        assert_eq!(alarms_of(&mut WatchState::default(), &task, &signs, falling), []);
+        // With many classes more updates are waited for.
+        let many: Vec<String> = (0..1000).map(|class| class.to_string()).collect();
+        assert_eq!(Task { classes: &many, ..task }.patience(), 2000);
+    }
+
+    #[test]
+    fn the_cause_follows_from_the_numbers() {
+        let (network, classes) = (network(), names());
+        let task = task(&network, &classes);
+        let good = healthy(&network);
+        let stuck = |first: &StepSigns, last: &StepSigns| {
+            let mut state = WatchState::default();
+            state.look(&task, first, 32);
+            let told = alarms_of(&mut state, &task, last, vec![2.3026; 300]);
+            let [(300, alarm)] = told.as_slice() else { panic!("{told:?}") };
+            (alarm.cause.clone(), alarm.remedy.clone())
+        };
+        let changed = |change: &dyn Fn(usize, &mut LayerSigns)| {
+            let mut signs = good.clone();
+            signs.layers.iter_mut().enumerate().for_each(|(place, layer)| change(place, layer));
+            signs
+        };
+        // A hundredth of the usual update asks for ten times the rate, a fifth of it for five times.
+        let slow = changed(&|_, layer| layer.update = 2e-5);
+        let (cause, remedy) = stuck(&slow, &slow);
+        assert!(cause.contains("too small"), "{cause}");
+        assert_eq!(remedy, Remedy::LearningRate(0.1));
+        // What goes back to the first layer is a billionth of what there was.
+        let vanishing = changed(&|place, layer| {
+            layer.gradient_std = 10f64.powi(place as i32 - 8);
+            layer.activation_std = 0.1f64.powi(place as i32);
+        });
+        let (cause, remedy) = stuck(&vanishing, &vanishing);
+        assert!(cause.contains("the signal dies"), "{cause}");
+        assert_eq!(remedy, Remedy::HeInitialization);
+        // Dead now, alive at first.
+        let dead = changed(&|place, layer| {
+            if place == 4 {
+                layer.fired.fill(false);
+                layer.activation_std = 0.0;
+            }
+        });
+        let (cause, remedy) = stuck(&good, &dead);
+        assert!(cause.contains("100 % of conv5 is dead") && cause.contains("updates"), "{cause}");
+        assert!(matches!(remedy, Remedy::LearningRate(rate) if rate < 0.01), "{remedy:?}");
+        assert_eq!(stuck(&dead, &dead).1, Remedy::HeInitialization);
+        let biased =
+            changed(&|_, layer| (layer.activation_mean, layer.activation_std) = (1.0, 0.01));
+        assert_eq!(stuck(&biased, &biased).1, Remedy::ZeroBiases);
+    }
+
+    #[test]
+    fn a_loss_that_rises_again_is_told_with_a_lower_rate() {
+        let (network, classes) = (network(), names());
+        let task = task(&network, &classes);
+        let mut signs = healthy(&network);
+        signs.layers[2].update = 0.4;
+        let losses = (0..300).map(|step| if step < 150 { 1.0 } else { 4.0 });
+        let told = alarms_of(&mut WatchState::default(), &task, &signs, losses);
+        let [(_, alarm)] = told.as_slice() else { panic!("{told:?}") };
+        assert!(matches!(alarm.sign, Sign::Rose { lowest, .. } if lowest == 1.0));
+        assert!(alarm.cause.contains("conv3 was 40.0 %"), "{}", alarm.cause);
+        assert_eq!(alarm.remedy, Remedy::LearningRate(1e-4));
+    }
+
+    #[test]
+    fn dead_and_dominating_maps_are_told_at_the_end_of_an_epoch() {
+        let (network, classes) = (network(), names());
+        let task = task(&network, &classes);
+        let mut signs = healthy(&network);
+        signs.layers[1].fired[..5].fill(false); // 5 of 16
+        signs.layers[3].fired[..3].fill(false); // few
+        signs.layers[0].shares = [vec![0.7], vec![0.02; 15]].concat();
+        let mut state = WatchState::default();
+        state.look(&task, &signs, 32);
+        state.look(&task, &signs, 30);
+        let found = state.end_epoch(&[Some(0.5); 8]).unwrap();
+        assert_eq!((found.images, found.layers.len()), (62, 8));
+        assert_eq!((found.layers[1].dead, found.layers[1].maps), (5, 16));
+        let told: Vec<&Sign> = found.alarms.iter().map(|alarm| &alarm.sign).collect();
+        assert!(
+            matches!(told[0], Sign::Dominated { map: 0, share, .. } if (share - 0.7).abs() < 1e-12)
+        );
+        assert!(matches!(told[1], Sign::Dead { dead: 5, maps: 16, images: 62, .. }));
+        assert_eq!(told.len(), 2);
+        // A map that fires once in an epoch is not dead, and what has been told is not told again.
+        state.look(&task, &signs, 32);
+        state.look(&task, &healthy(&network), 32);
+        let found = state.end_epoch(&[None; 8]).unwrap();
+        assert!(found.alarms.is_empty() && found.layers[1].dead == 0);
+        assert!(state.end_epoch(&[None; 8]).is_none(), "nothing was watched");
+    }
+
+    #[test]
+    fn exchanged_classes_are_named_and_confused_ones_are_not() {
+        let names = names();
+        let mut confusion = Confusion::new(10);
+        for class in 0..10 {
+            let taken_for = match class {
+                2 => 5,
+                5 => 7,
+                7 => 2,
+                3 => 4, // 4 is taken for itself
+                other => other,
+            };
+            (0..9).for_each(|_| confusion.add(class, taken_for));
+            (0..4).for_each(|_| confusion.add(class, (class + 1) % 10));
+        }
+        let found = confusion.exchanged(&names).unwrap();
+        let expected = [(2, 5), (5, 7), (7, 2)].map(|(a, b)| [names[a].clone(), names[b].clone()]);
+        assert_eq!(found, expected);
+        let mut half = Confusion::new(2);
+        for (class, predicted) in [(0, 1), (0, 0), (1, 0), (1, 1)] {
+            half.add(class, predicted);
+        }
+        assert_eq!(half.exchanged(&names), None);
+    }
+
+    #[test]
+    fn a_class_that_is_never_predicted_is_told_after_three_epochs() {
+        let (network, classes) = (network(), names());
+        let task = task(&network, &classes);
+        let mut confusion = Confusion::new(10);
+        for class in 0..10 {
+            (0..50).for_each(|_| confusion.add(class, if class == 6 { 1 } else { class }));
+        }
+        let mut state = WatchState::default();
+        let told: Vec<usize> =
+            (0..5).map(|_| state.validated(&task, 1.0, 0.1, &confusion).len()).collect();
+        assert_eq!(told, [0, 0, 1, 0, 0]);
+        // Before anything is learnt it tells nothing.
+        let mut state = WatchState::default();
+        assert!((0..5).all(|_| state.validated(&task, 2.2, 0.1, &confusion).is_empty()));
+    }
+
+    #[test]
+    fn validation_at_chance_is_told_when_the_training_loss_has_fallen() {
+        let (network, classes) = (network(), names());
+        let task = task(&network, &classes);
+        let mut confusion = Confusion::new(10);
+        for class in 0..10 {
+            (0..50).for_each(|image| confusion.add(class, image % 10));
+        }
+        assert!(WatchState::default().validated(&task, 2.0, 0.9, &confusion).is_empty());
+        let told = WatchState::default().validated(&task, 1.0, 0.9, &confusion);
+        assert!(
+            matches!(told[0].sign, Sign::ValidationAtChance { guessing_error, .. } if guessing_error == 0.9)
+        );
+        assert!(WatchState::default().validated(&task, 1.0, 0.5, &confusion).is_empty());
+    }
+
+    #[test]
+    fn what_is_kept_goes_on_as_if_it_had_not_been_interrupted() {
+        let (network, classes) = (network(), names());
+        let task = task(&network, &classes);
+        let mut signs = healthy(&network);
+        signs.layers[1].fired[..9].fill(false);
+        let mut whole = WatchState::default();
+        whole.look(&task, &signs, 7);
+        (1..=150)
+            .for_each(|step| drop(whole.step(&task, step, 2.31 - 1e-5 / f64::from(step), 0.1)));
+        let mut again: WatchState =
+            serde_json::from_str(&serde_json::to_string_pretty(&whole).unwrap()).unwrap();
+        assert_eq!(again, whole);
+        for state in [&mut whole, &mut again] {
+            (151..=400).for_each(|step| drop(state.step(&task, step, 2.3, 0.1)));
+            state.end_epoch(&[None; 8]);
+        }
+        assert_eq!(again, whole);
+    }
 }

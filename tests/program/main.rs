@@ -4,6 +4,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod alarms;
 mod bad_input;
 mod commands;
 mod extract;

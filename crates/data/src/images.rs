@@ -228,6 +228,15 @@ impl Images {
         }
     }
 
+    /// The image as `CLASS/FILE`, for messages.
+    pub fn name(&self, index: usize) -> String {
+        let path = self.path(index);
+        let mut parts: Vec<_> =
+            path.iter().rev().take(2).map(|part| part.to_string_lossy()).collect();
+        parts.reverse();
+        parts.join("/")
+    }
+
     /// The shards, if the images are in such.
     pub fn shards(&self) -> Option<&Shards> {
         match &self.origin {

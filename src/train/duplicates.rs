@@ -4,13 +4,27 @@
 //! An image becomes a grey thumbnail `t` of 16 x 16 means, shifted to zero mean and scaled to unit norm;
 //! the correlation of two is the product `t . u`, from -1 to 1. All pairs are a product of two matrices.
 
+use std::sync::atomic::Ordering;
+
 use ndarray::ArrayView2;
 use rayon::prelude::*;
 use serde::Serialize;
 
+use super::alarm::{Alarm, Remedy, Sign};
+use super::job::{Event, Job};
 use crate::data::images::{Images, Scratch};
 use crate::{Error, Result};
 use zfnet_core::size_text;
+
+/// Correlation from which on two images are one: two photographs of like composition may have 0.96.
+const SAME: f32 = 0.99;
+/// Images of each split that are compared before a training, at most, in even steps.
+const MOST_TRAIN: usize = 20_000;
+const MOST_VAL: usize = 2_000;
+/// Images whose thumbnails are made between two looks at whether to stop.
+const AT_ONCE: usize = 256;
+/// Share of the validation images from which on it is worth an alarm that they are among the training images.
+const WORTH: f64 = 0.01;
 
 /// Rows and columns of a thumbnail.
 const SIDE: usize = 16;
@@ -74,6 +88,49 @@ fn thumbnail(square: &[u8], [rows, columns]: [usize; 2]) -> Vec<f32> {
     // Below a hundredth of a grey level, what is left is rounding.
     let scale = if norm < 0.01 * SIDE as f64 { 0.0 } else { 1.0 / norm };
     grey.iter().map(|v| ((v - mean) * scale) as f32).collect()
+}
+
+/// Looks for validation images that a network will be trained on, before it is. `None` if there are hardly any, or
+/// it was stopped.
+pub(super) fn shared_images(
+    job: &Job<'_>,
+    observe: &mut impl FnMut(Event<'_>) -> Result<()>,
+) -> Result<Option<Alarm>> {
+    if job.train.canvas().size().iter().any(|side| *side < SIDE) {
+        return Ok(None);
+    }
+    let some = |images: &Images, most: usize| -> Vec<u32> {
+        (0..images.len() as u32).step_by(images.len().div_ceil(most).max(1)).collect()
+    };
+    let (train, val) = (some(&job.train, MOST_TRAIN), some(&job.val, MOST_VAL));
+    let (mut done, total) = (0, train.len() + val.len());
+    let mut of = |images: &Images, wanted: &[u32]| -> Result<Option<Vec<f32>>> {
+        let mut all = Vec::with_capacity(wanted.len() * WIDTH);
+        for wanted in wanted.chunks(AT_ONCE) {
+            if job.stop.load(Ordering::Relaxed) != 0 {
+                return Ok(None);
+            }
+            all.extend(thumbnails(images, wanted)?);
+            done += wanted.len();
+            observe(Event::Compare(done, total))?;
+        }
+        Ok(Some(all))
+    };
+    let Some(of_val) = of(&job.val, &val)? else { return Ok(None) };
+    let Some(of_train) = of(&job.train, &train)? else { return Ok(None) };
+    let found = pairs(&of_val, &of_train, SAME);
+    if (found.len() as f64) < WORTH * val.len() as f64 {
+        return Ok(None);
+    }
+    let named = |pair: &Pair| {
+        let (val, train) = (val[pair.first] as usize, train[pair.second] as usize);
+        [job.val.name(val), job.train.name(train)]
+    };
+    Ok(Some(Alarm {
+        sign: Sign::SharedImages { pairs: found.iter().map(named).collect(), compared: val.len() },
+        cause: "the splits were not drawn from different photographs".into(),
+        remedy: Remedy::RemoveShared,
+    }))
 }
 
 fn mirrored(thumbnails: &[f32]) -> Vec<f32> {
