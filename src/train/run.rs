@@ -135,13 +135,13 @@ fn run<B: Backend>(
         if job.watch {
             let shares = initial_shares(backend, &trainer.model)?;
             if let Some(EpochNumbers { input_std, images, layers, alarms: of_layers }) =
-                state.watch.end_epoch(&shares)
+                state.watch.end_epoch(&shares, rate)
             {
                 let (step, epoch) = (state.step, state.epoch);
                 log.write(&Metric::Layers { step, epoch, images, input_std, layers })?;
                 alarms = of_layers;
             }
-            alarms.extend(state.watch.validated(&task, train_loss, error, &confusion));
+            alarms.extend(state.watch.validated(&task, state.step, train_loss, error, &confusion));
         }
         for alarm in &alarms {
             log.write(&Metric::Alarm {

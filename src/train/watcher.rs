@@ -12,8 +12,11 @@ use crate::model::{LayerSigns, Network, StepSigns};
 
 /// Losses whose mean is looked at.
 const WINDOW: usize = 100;
-/// Share of the loss of guessing above which nothing was learnt.
+/// Share of the loss of guessing above which nothing was learnt; below which something has been; and below which
+/// validation should not be guessing any more.
 const GUESSING: f64 = 0.99;
+const LEARNT: f64 = 0.8;
+const WELL_LEARNT: f64 = 0.6;
 /// Watched steps of an epoch, if it has enough of them.
 const WATCHED: usize = 16;
 /// Steps from one watched one to the next: at least so that watching costs little, at most so that a run of long
@@ -25,13 +28,15 @@ const DEAD: f64 = 0.25;
 const VANISHED: f64 = 1e-6;
 /// Share of a layer's maps without which nothing passes it.
 const ALL_DEAD: f64 = 0.9;
-/// Fewest dead maps that are worth an alarm.
+/// Fewest dead maps that are worth an alarm, and fewest images for which they were silent.
 const FEWEST_DEAD: usize = 4;
+const FEWEST_LOOKED_AT: usize = 256;
 /// Share of a layer's energy that one map may have, and fewest maps that share it.
 const DOMINATED: f64 = 0.6;
 const FEWEST_MAPS: usize = 8;
-/// Epochs in which a class may be predicted for no image.
+/// Epochs, and updates, in which a class may be predicted for no image.
 const NEVER: u32 = 3;
+const NEVER_UPDATES: u32 = 100;
 /// Fewest validation images of a class that tell something.
 const FEWEST_IMAGES: u32 = 5;
 /// Share of a class's images that are taken for one other class, if the classes are exchanged.
@@ -144,15 +149,19 @@ impl Numbers {
     }
 }
 
+/// Maps of a layer that have not fired so far.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+struct Silent {
+    /// All of the layer's; 0 where no relu follows.
+    maps: usize,
+    silent: Vec<u32>,
+}
+
 /// What is kept of a layer over an epoch.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 struct OfEpoch {
     /// Sums over watched steps of mean, standard deviation, gradient, weights, update.
     sums: [f64; 5],
-    /// Maps in all; 0 where no relu follows.
-    maps: usize,
-    /// Maps that have not fired so far.
-    silent: Vec<u32>,
     /// For each map its share of the layer's sum of squares, summed; only of convolutions.
     shares: Vec<f64>,
 }
@@ -190,8 +199,11 @@ pub struct WatchState {
     images: usize,
     input_stds: f64,
     layers: Vec<OfEpoch>,
-    /// Classes that have been predicted for no image, and in how many epochs one after the other.
-    never: BTreeMap<u32, u32>,
+    /// Maps that have fired for none of so many images: of an epoch, or of several until they are enough to tell.
+    silent: Vec<Silent>,
+    silent_for: usize,
+    /// Classes that have been predicted for no image: in how many epochs one after the other, and since which update.
+    never: BTreeMap<u32, (u32, u32)>,
 }
 
 impl WatchState {
@@ -215,14 +227,20 @@ impl WatchState {
             } = *numbers;
             let values = [activation_mean, activation_std, gradient_std, weight_rms, update];
             kept.sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
-            if self.watched == 0 {
-                kept.maps = layer.fired.len();
-                kept.silent = (0..layer.fired.len() as u32).collect();
-                kept.shares = vec![0.0; layer.shares.len()];
-            }
-            kept.silent.retain(|map| !layer.fired[*map as usize]);
+            kept.shares.resize(layer.shares.len(), 0.0);
             kept.shares.iter_mut().zip(&layer.shares).for_each(|(sum, share)| *sum += share);
         }
+        if self.silent_for == 0 {
+            let all = |layer: &LayerSigns| Silent {
+                maps: layer.fired.len(),
+                silent: (0..layer.fired.len() as u32).collect(),
+            };
+            self.silent = signs.layers.iter().map(all).collect();
+        }
+        for (kept, layer) in self.silent.iter_mut().zip(&signs.layers) {
+            kept.silent.retain(|map| !layer.fired[*map as usize]);
+        }
+        self.silent_for += images;
         self.watched += 1;
         self.images += images;
         self.input_stds += numbers.input_std;
@@ -255,7 +273,7 @@ impl WatchState {
         }
         // A training that has learnt something and forgets it, or leaves guessing upwards.
         let rose =
-            mean > 2.0 * guessing.max(lowest) || (lowest < 0.8 * guessing && mean > guessing);
+            mean > 2.0 * guessing.max(lowest) || (lowest < LEARNT * guessing && mean > guessing);
         if rose {
             let sign = Sign::Rose { loss: mean, lowest, guessing };
             let (cause, remedy) = self.too_far(task, rate);
@@ -378,7 +396,7 @@ impl WatchState {
         let numbers = [&self.first, &self.last].into_iter().flatten();
         let largest = numbers.filter_map(|numbers| Some(numbers.largest_update()?.update));
         let times = largest.fold(0.0, f64::max) / (2.0 * USUAL_UPDATE);
-        Remedy::LearningRate(rounded(f64::from(rate) / times.clamp(3.0, 100.0)))
+        Remedy::LearningRate(rounded(f64::from(rate) / times.max(3.0)))
     }
 
     /// The alarm of a step whose loss was not finite; `signs` are its own.
@@ -397,16 +415,20 @@ impl WatchState {
 
     /// Ends an epoch: what was seen of each layer, and how many images were looked at; `initial_shares` holds one
     /// for each.
-    pub(super) fn end_epoch(&mut self, initial_shares: &[Option<f64>]) -> Option<EpochNumbers> {
+    pub(super) fn end_epoch(
+        &mut self,
+        initial_shares: &[Option<f64>],
+        rate: f32,
+    ) -> Option<EpochNumbers> {
         let watched = std::mem::take(&mut self.watched);
         let images = std::mem::take(&mut self.images);
         let input_std = std::mem::take(&mut self.input_stds) / f64::from(watched.max(1));
         let layers = std::mem::take(&mut self.layers);
         let last = self.last.as_ref().filter(|_| watched > 0)?;
-        let layer = |((kept, last), initial_share): ((&OfEpoch, &LayerNumbers), &Option<f64>)| {
+        let layer = |(place, kept): (usize, &OfEpoch)| {
             let [activation_mean, activation_std, gradient_std, weight_rms, update] =
                 kept.sums.map(|sum| sum / f64::from(watched));
-            let layer = last.layer.clone();
+            let layer = last.layers[place].layer.clone();
             LayerOfEpoch {
                 numbers: LayerNumbers {
                     layer,
@@ -416,33 +438,37 @@ impl WatchState {
                     weight_rms,
                     update,
                 },
-                dead: kept.silent.len(),
-                maps: kept.maps,
-                initial_share: *initial_share,
+                dead: self.silent[place].silent.len(),
+                maps: self.silent[place].maps,
+                initial_share: initial_shares[place],
             }
         };
-        let of_layers = layers.iter().zip(&last.layers).zip(initial_shares).map(layer).collect();
+        let of_layers: Vec<LayerOfEpoch> = layers.iter().enumerate().map(layer).collect();
         let mut alarms = Vec::new();
-        for (kept, numbers) in layers.iter().zip(&last.layers) {
-            let name = || numbers.layer.clone();
-            let dead = kept.silent.len();
-            if dead >= FEWEST_DEAD && dead as f64 > DEAD * kept.maps as f64 {
-                alarms.push(Alarm {
-                    sign: Sign::Dead { layer: name(), dead, maps: kept.maps, images },
-                    cause: format!(
-                        "updates that threw their weights to where no image reaches them (the last was {:.1} % of \
-                         the layer’s weights)",
-                        100.0 * numbers.update
-                    ),
-                    remedy: Remedy::HeInitialization,
-                });
+        if self.silent_for >= FEWEST_LOOKED_AT {
+            let images = std::mem::take(&mut self.silent_for);
+            for (Silent { maps, silent }, numbers) in self.silent.iter().zip(&last.layers) {
+                let dead = silent.len();
+                if dead >= FEWEST_DEAD && dead as f64 > DEAD * *maps as f64 {
+                    alarms.push(Alarm {
+                        sign: Sign::Dead { layer: numbers.layer.clone(), dead, maps: *maps, images },
+                        cause: format!(
+                            "updates that threw their weights to where no image reaches them (the last was {:.1} % of \
+                             the layer’s weights)",
+                            100.0 * numbers.update
+                        ),
+                        remedy: self.lower_rate(rate),
+                    });
+                }
             }
+        }
+        for (kept, numbers) in layers.iter().zip(&last.layers) {
             let shares = kept.shares.iter().enumerate();
             if let Some((map, sum)) = shares.max_by(|a, b| a.1.total_cmp(b.1)) {
                 let share = sum / f64::from(watched);
                 if share > DOMINATED && kept.shares.len() >= FEWEST_MAPS {
                     alarms.push(Alarm {
-                        sign: Sign::Dominated { layer: name(), map, share },
+                        sign: Sign::Dominated { layer: numbers.layer.clone(), map, share },
                         cause:
                             "one filter has grown beyond all others, as in the paper’s Figure 6(a)"
                                 .into(),
@@ -455,45 +481,51 @@ impl WatchState {
         Some(EpochNumbers { input_std, images, layers: of_layers, alarms })
     }
 
-    /// Takes in what was validated: `confusion[class][predicted]` counts images.
+    /// Takes in what was validated after so many steps.
     pub(super) fn validated(
         &mut self,
         task: &Task<'_>,
+        step: u32,
         train_loss: f64,
         error: f64,
         confusion: &Confusion,
     ) -> Vec<Alarm> {
         let mut alarms = Vec::new();
         let guessing_error = task.guessing_error();
-        let has_learnt = train_loss < 0.8 * task.guessing;
+        let has_learnt = train_loss < LEARNT * task.guessing;
         if has_learnt && let Some(classes) = confusion.exchanged(task.classes) {
             alarms.push(Alarm {
                 sign: Sign::Permuted { classes },
                 cause: "these classes do not stand for the same in both splits".into(),
                 remedy: Remedy::CheckClasses,
             });
-        } else if has_learnt && error > guessing_error - 0.02 {
+        } else if train_loss < WELL_LEARNT * task.guessing && error > guessing_error - 0.02 {
             alarms.push(Alarm {
                 sign: Sign::ValidationAtChance { error, guessing_error, train_loss },
                 cause: "the labels of the two splits do not mean the same, or training images are learnt by heart".into(),
                 remedy: Remedy::CheckClasses,
             });
         }
-        let silent: BTreeSet<u32> = confusion.never_predicted(FEWEST_IMAGES).into_iter().collect();
-        self.never.retain(|class, _| silent.contains(class));
-        for class in silent {
-            *self.never.entry(class).or_default() += 1;
-        }
-        let lasting = self.never.iter().filter(|(_, epochs)| **epochs >= NEVER);
-        let classes: Vec<String> =
-            lasting.map(|(class, _)| task.classes[*class as usize].clone()).collect();
-        if has_learnt && !classes.is_empty() {
-            alarms.push(Alarm {
-                sign: Sign::NeverPredicted { classes, epochs: NEVER },
-                cause: "too few training images of it, or images that belong to other classes"
-                    .into(),
-                remedy: Remedy::CheckImages,
-            });
+        if train_loss < WELL_LEARNT * task.guessing {
+            let silent: BTreeSet<u32> =
+                confusion.never_predicted(FEWEST_IMAGES).into_iter().collect();
+            self.never.retain(|class, _| silent.contains(class));
+            for class in silent {
+                self.never.entry(class).or_insert((0, step)).0 += 1;
+            }
+            let lasting = self
+                .never
+                .iter()
+                .filter(|&(_, &(epochs, since))| epochs >= NEVER && step - since >= NEVER_UPDATES);
+            let classes: Vec<String> =
+                lasting.map(|(class, _)| task.classes[*class as usize].clone()).collect();
+            if !classes.is_empty() {
+                alarms.push(Alarm {
+                    sign: Sign::NeverPredicted { classes, epochs: NEVER },
+                    cause: "too few training images, or images that belong to other classes".into(),
+                    remedy: Remedy::CheckImages,
+                });
+            }
         }
         alarms.into_iter().filter_map(|alarm| self.tell(alarm)).collect()
     }
@@ -714,23 +746,30 @@ mod tests {
         signs.layers[3].fired[..3].fill(false); // few
         signs.layers[0].shares = [vec![0.7], vec![0.02; 15]].concat();
         let mut state = WatchState::default();
-        state.look(&task, &signs, 32);
-        state.look(&task, &signs, 30);
-        let found = state.end_epoch(&[Some(0.5); 8]).unwrap();
-        assert_eq!((found.images, found.layers.len()), (62, 8));
+        state.look(&task, &signs, 200);
+        state.look(&task, &signs, 62);
+        let found = state.end_epoch(&[Some(0.5); 8], 0.01).unwrap();
+        assert_eq!((found.images, found.layers.len()), (262, 8));
         assert_eq!((found.layers[1].dead, found.layers[1].maps), (5, 16));
         let told: Vec<&Sign> = found.alarms.iter().map(|alarm| &alarm.sign).collect();
         assert!(
             matches!(told[0], Sign::Dominated { map: 0, share, .. } if (share - 0.7).abs() < 1e-12)
         );
-        assert!(matches!(told[1], Sign::Dead { dead: 5, maps: 16, images: 62, .. }));
+        assert!(matches!(told[1], Sign::Dead { dead: 5, maps: 16, images: 262, .. }));
         assert_eq!(told.len(), 2);
         // A map that fires once in an epoch is not dead, and what has been told is not told again.
-        state.look(&task, &signs, 32);
-        state.look(&task, &healthy(&network), 32);
-        let found = state.end_epoch(&[None; 8]).unwrap();
+        state.look(&task, &signs, 200);
+        state.look(&task, &healthy(&network), 200);
+        let found = state.end_epoch(&[None; 8], 0.01).unwrap();
         assert!(found.alarms.is_empty() && found.layers[1].dead == 0);
-        assert!(state.end_epoch(&[None; 8]).is_none(), "nothing was watched");
+        assert!(state.end_epoch(&[None; 8], 0.01).is_none(), "nothing was watched");
+        // Epochs of few images tell only together.
+        let mut state = WatchState::default();
+        let told = (0..3).map(|_| {
+            state.look(&task, &signs, 100);
+            state.end_epoch(&[None; 8], 0.01).unwrap().alarms.len()
+        });
+        assert_eq!(told.collect::<Vec<_>>(), [1, 0, 1]); // the dominating map at once
     }
 
     #[test]
@@ -767,12 +806,18 @@ mod tests {
             (0..50).for_each(|_| confusion.add(class, if class == 6 { 1 } else { class }));
         }
         let mut state = WatchState::default();
-        let told: Vec<usize> =
-            (0..5).map(|_| state.validated(&task, 1.0, 0.1, &confusion).len()).collect();
+        let told: Vec<usize> = (1..6)
+            .map(|epoch| state.validated(&task, 50 * epoch, 1.0, 0.1, &confusion).len())
+            .collect();
         assert_eq!(told, [0, 0, 1, 0, 0]);
+        // Epochs of ten updates are short.
+        let mut state = WatchState::default();
+        let told =
+            (1..14).map(|epoch| state.validated(&task, 10 * epoch, 1.0, 0.1, &confusion).len());
+        assert_eq!(told.collect::<Vec<_>>(), [[0; 10].as_slice(), &[1, 0, 0]].concat());
         // Before anything is learnt it tells nothing.
         let mut state = WatchState::default();
-        assert!((0..5).all(|_| state.validated(&task, 2.2, 0.1, &confusion).is_empty()));
+        assert!((0..5).all(|_| state.validated(&task, 900, 1.5, 0.1, &confusion).is_empty()));
     }
 
     #[test]
@@ -783,12 +828,12 @@ mod tests {
         for class in 0..10 {
             (0..50).for_each(|image| confusion.add(class, image % 10));
         }
-        assert!(WatchState::default().validated(&task, 2.0, 0.9, &confusion).is_empty());
-        let told = WatchState::default().validated(&task, 1.0, 0.9, &confusion);
+        assert!(WatchState::default().validated(&task, 900, 1.5, 0.9, &confusion).is_empty());
+        let told = WatchState::default().validated(&task, 900, 1.0, 0.9, &confusion);
         assert!(
             matches!(told[0].sign, Sign::ValidationAtChance { guessing_error, .. } if guessing_error == 0.9)
         );
-        assert!(WatchState::default().validated(&task, 1.0, 0.5, &confusion).is_empty());
+        assert!(WatchState::default().validated(&task, 900, 1.0, 0.5, &confusion).is_empty());
     }
 
     #[test]
@@ -806,7 +851,7 @@ mod tests {
         assert_eq!(again, whole);
         for state in [&mut whole, &mut again] {
             (151..=400).for_each(|step| drop(state.step(&task, step, 2.3, 0.1)));
-            state.end_epoch(&[None; 8]);
+            state.end_epoch(&[None; 8], 0.01);
         }
         assert_eq!(again, whole);
     }
