@@ -359,26 +359,13 @@ impl WatchState {
     /// Why a loss has risen, by the numbers of the first and the last watched step.
     fn too_far(&self, task: &Task<'_>, rate: f32) -> (String, Remedy) {
         let (Some(first), Some(last)) = (&self.first, &self.last) else {
-            return (
-                "updates too large".into(),
-                Remedy::LearningRate(rounded(f64::from(rate) / 10.0)),
-            );
+            return ("updates too large".into(), self.lower_rate(rate));
         };
         if let Some(logits) = first.logits()
             && logits.activation_std > 10.0
         {
-            let cause = format!(
-                "the signal was too large from the start: logits with a standard deviation of {:.3}, of an input \
-                 with {:.3}",
-                logits.activation_std, first.input_std
-            );
-            return match first.input_std > 10.0 {
-                true => {
-                    let std = task.pixel_std * first.input_std;
-                    (cause, Remedy::InputStd(rounded(std)))
-                }
-                false => (cause, Remedy::HeInitialization),
-            };
+            let found = format!("logits with a standard deviation of {:.3}", logits.activation_std);
+            return Self::too_large(task, &found, first.input_std);
         }
         let cause = match last.largest_update() {
             Some(layer) => format!(
@@ -389,6 +376,18 @@ impl WatchState {
             None => "updates too large".into(),
         };
         (cause, self.lower_rate(rate))
+    }
+
+    /// The cause where the first step has shown a signal that was too large already.
+    fn too_large(task: &Task<'_>, found: &str, input_std: f64) -> (String, Remedy) {
+        let cause = format!(
+            "the signal was too large from the start: {found}, of an input with one of {input_std:.3}"
+        );
+        let remedy = match input_std > 10.0 {
+            true => Remedy::InputStd(rounded(task.pixel_std * input_std)),
+            false => Remedy::HeInitialization,
+        };
+        (cause, remedy)
     }
 
     /// A learning rate that would have held, by the updates of the first and the last watched step.
@@ -409,7 +408,18 @@ impl WatchState {
     ) -> Alarm {
         let broken = signs.layers.iter().find(|layer| !layer.activation_std.is_finite());
         let layer = broken.map(|layer| task.network.layers[layer.layer].name.clone());
-        let (cause, remedy) = self.too_far(task, rate);
+        // The last update may have been many times as large as the last that was watched.
+        let known = self.last.iter_mut().flat_map(|last| &mut last.layers).zip(&signs.layers);
+        known
+            .filter(|(_, now)| now.update.is_finite())
+            .for_each(|(last, now)| last.update = now.update);
+        let (cause, remedy) = match &self.first {
+            Some(_) => self.too_far(task, rate),
+            None => {
+                let found = "activations that have no finite standard deviation";
+                Self::too_large(task, found, signs.input_std)
+            }
+        };
         Alarm { sign: Sign::NotFinite { layer, files }, cause, remedy }
     }
 

@@ -110,7 +110,7 @@ fn a_loss_that_is_no_number_is_told_with_layer_and_files() {
 
     let ran = place.run(&format!("{FAST} --init-std 1e12 --epochs 60 --out large"));
     let found = alarms(&place, &ran.refused(&["training diverged"]).stderr, "large");
-    only(&found, &["diverged: the output of ", "colour-"]);
+    only(&found, &["diverged: the output of ", "colour-", "from the start", "--init-weights he"]);
 }
 
 #[test]
