@@ -224,12 +224,12 @@ fn steps_are_repeatable<B: Backend>(backend: &B) {
     assert!(one.1.windows(2).all(|pair| pair[0] != pair[1]), "each step's masks are its own");
 }
 
-/// Weights and losses of eleven steps are the same bits if some of them are watched, also two in a row and where a
+/// Weights and losses of nine steps are the same bits if some of them are watched, also two in a row and where a
 /// GPU replays the others; and what those tell is the same whether the next ones are begun before they have ended.
 fn watched_steps_are_the_same<B: Backend>(backend: &B) {
     let network = small(7);
     let batch = Samples::random(&network, 7);
-    let watched = |step: u32| matches!(step, 0 | 1 | 4 | 8 | 9 | 10);
+    let watched = |step: u32| matches!(step, 0 | 1 | 4 | 7 | 8);
     let train = |accumulate: usize, watches: bool, waits: bool| {
         let params = random_params(backend, &network, 1);
         let classes = Classes::unknown(network.classes());
@@ -240,7 +240,7 @@ fn watched_steps_are_the_same<B: Backend>(backend: &B) {
         if watches {
             trainer.prepare_watch().unwrap();
         }
-        for step in 0..11 {
+        for step in 0..9 {
             trainer.watches = watches && watched(step);
             let state = StepState { seed: 5, step, first_sample: 0, learning_rate: 0.01 };
             trainer.enqueue(&batch.pixels, &batch.crops, &batch.labels, state).unwrap();
@@ -256,7 +256,7 @@ fn watched_steps_are_the_same<B: Backend>(backend: &B) {
         let (weights, finished) = train(accumulate, false, false);
         let (watched_weights, watched_finished) = train(accumulate, true, false);
         assert!(watched_weights == weights, "weights, in {accumulate} parts");
-        assert_eq!(finished.len(), 11);
+        assert_eq!(finished.len(), 9);
         for (plain, other) in finished.iter().zip(&watched_finished) {
             assert_eq!(plain.loss_sum.to_bits(), other.loss_sum.to_bits());
             assert!(plain.signs.is_none());
