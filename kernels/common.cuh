@@ -50,6 +50,7 @@ struct Crop { unsigned image, y, x, mirror; };
 struct InputDims { unsigned rows, columns; float scale; unsigned order[3]; };
 struct SeedUnit { unsigned map, y, x; float value; };
 struct Peak { float value; unsigned position; };
+struct MapMoments { float sum, squares, largest; };
 
 // What a step's kernels read, in device memory, so that a recorded step replays truthfully.
 // `halted` is ours alone: set by a loss that is not finite, it keeps the weights as they are.

@@ -7,7 +7,7 @@
 
 use crate::Result;
 use crate::backend::{
-    Backend, Crop, Dropout, InputDims, Lrn, Param, Peak, Precision, ReluRule, SeedUnit,
+    Backend, Crop, Dropout, InputDims, Lrn, MapMoments, Param, Peak, Precision, ReluRule, SeedUnit,
     SgdConstants, StepState, Tensor, Update,
 };
 use crate::model::{Architecture, Kind, Network};
@@ -583,6 +583,9 @@ impl<B: Backend, F: FnMut(Outcome) -> Result<()>> Session<'_, B, F> {
         let mut sums = vec![0.0; images * 256];
         backend.channel_sum(&mut sums, &x)?;
         self.report("channel_sum", sums, Compared::Exact)?;
+        self.moments("map_moments", &x)?;
+        let few = self.integers.tensor(backend, Shape::new(images, 65, 63, 3))?;
+        self.moments("map_moments of few maps", &few)?;
         let units: Vec<SeedUnit> = (0..images as u32)
             .map(|n| SeedUnit { map: n * 31 % 256, y: n % 13, x: n * 5 % 13, value: 3.0 })
             .collect();
@@ -629,6 +632,18 @@ impl<B: Backend, F: FnMut(Outcome) -> Result<()>> Session<'_, B, F> {
         let mut cut = self.integers.tensor(backend, windows.shape(images, 256))?;
         backend.zero_out_of_bounds(&mut cut, &corners, &windows)?;
         self.activation("zero_out_of_bounds", &cut)
+    }
+
+    fn moments(&mut self, what: &'static str, x: &Tensor<B>) -> Result<()> {
+        let (backend, maps) = (self.backend, x.shape().c);
+        let mut moments = backend.moments(maps, maps)?;
+        backend.map_moments(&mut moments, 0, x)?;
+        backend.send_moments(&mut moments)?;
+        backend.synchronize()?;
+        let mut found = vec![MapMoments { sum: 0.0, squares: 0.0, largest: 0.0 }; maps];
+        backend.received_moments(&mut found, &moments)?;
+        let values = found.iter().flat_map(|of| [of.sum, of.squares, of.largest]).collect();
+        self.report(what, values, Compared::Exact)
     }
 
     /// An update of many tensors, with constants of which every product is exact; and a convolution by the

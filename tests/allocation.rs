@@ -186,7 +186,7 @@ fn steps_and_passes_allocate_no_tensors<B: Backend>(backend: &B) {
         }
     }
 
-    for accumulate in [1, 3] {
+    for (accumulate, watches) in [(1, false), (3, false), (1, true), (3, true)] {
         let model = Model {
             network: network.clone(),
             params: random_params(backend, &network, 1),
@@ -195,13 +195,18 @@ fn steps_and_passes_allocate_no_tensors<B: Backend>(backend: &B) {
         };
         let momentum = Params::zeros(backend, &network).unwrap();
         let mut trainer = Trainer::new(backend, model, momentum, accumulate).unwrap();
+        if watches {
+            trainer.prepare_watch().unwrap();
+            trainer.watches = true;
+        }
         let mut step = |step| {
             let state = StepState { seed: 1, step, first_sample: 0, learning_rate: 1e-4 };
             trainer.step(&pixels, &crops, &labels, state).unwrap();
         };
         step(0);
         let (largest, total) = counted(|| step(1));
-        let what = format!("a step in {accumulate} parts allocates");
+        let kind = if watches { "watched" } else { "usual" };
+        let what = format!("a {kind} step in {accumulate} parts allocates");
         assert!(largest <= LARGEST_ALLOWED, "{what} {largest} bytes at once");
         assert!(total <= TOTAL_ALLOWED, "{what} {total} bytes");
     }

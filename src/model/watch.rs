@@ -18,7 +18,8 @@ pub struct LayerSigns {
     pub activation_mean: f64,
     /// Its standard deviation.
     pub activation_std: f64,
-    /// Standard deviation of the gradient of one sample's loss by the output, where the relu lets it through.
+    /// Standard deviation of the gradient of one sample's loss by the output, where the relu lets it through; where
+    /// the output is that of the pooling, of all that goes back to it.
     pub gradient_std: f64,
     /// Root mean square of the weights.
     pub weight_rms: f64,

@@ -218,9 +218,14 @@ impl<'a, B: Backend> Trainer<'a, B> {
     /// Begins the work on what is in the next slot, and ends older work until a slot is free.
     fn begin(&mut self, state: StepState, part: Part) -> Result<()> {
         let index = self.next;
+        // A workspace holds the moments of one step: those of the last have to be read before they are written over.
+        let watches = part.update && self.watches;
+        while watches && self.under_way.iter().any(|other| self.slots[*other].is_watched) {
+            self.end_oldest()?;
+        }
         let slot = &mut self.slots[index];
         (slot.state, slot.ends_step) = (state, part.update);
-        (slot.scale, slot.is_watched) = (part.scale, part.update && self.watches);
+        (slot.scale, slot.is_watched) = (part.scale, watches);
         self.workspace.is_watched = slot.is_watched;
         self.workspace.set_state(self.backend, state)?;
         self.run(index, part)?;

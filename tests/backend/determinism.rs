@@ -17,12 +17,13 @@ use zfnet::model::{
     Architecture, Canvas, Model, Network, Params, Projector, Rule, Seed, strongest,
 };
 use zfnet::study::fingerprint;
-use zfnet::train::{Event, Job, Outcome, Trainer};
+use zfnet::train::{Event, Finished, Job, Outcome, Trainer};
 use zfnet::{Error, Result};
 
 on_every_backend!(
     a_batch_in_parts_is_close,
     steps_are_repeatable,
+    watched_steps_are_the_same,
     batches_in_the_backends_own_memory_are_the_same,
     a_step_without_a_finite_loss_changes_nothing,
     a_dropout_below_all_layers_is_only_for_training,
@@ -221,6 +222,52 @@ fn steps_are_repeatable<B: Backend>(backend: &B) {
     let one = train(backend, &network, 1, 4);
     assert!(one == train(backend, &network, 1, 4));
     assert!(one.1.windows(2).all(|pair| pair[0] != pair[1]), "each step's masks are its own");
+}
+
+/// Weights and losses of nine steps are the same bits if some of them are watched, also two in a row and where a
+/// GPU replays the others; and what those tell is the same whether the next ones are begun before they have ended.
+fn watched_steps_are_the_same<B: Backend>(backend: &B) {
+    let network = small(7);
+    let batch = Samples::random(&network, 7);
+    let watched = |step: u32| matches!(step, 0 | 1 | 4 | 7 | 8);
+    let train = |accumulate: usize, watches: bool, waits: bool| {
+        let params = random_params(backend, &network, 1);
+        let classes = Classes::unknown(network.classes());
+        let preprocess = batch.preprocess.clone();
+        let model = Model { network: network.clone(), params, preprocess, classes };
+        let momentum = Params::zeros(backend, &network).unwrap();
+        let mut trainer = Trainer::new(backend, model, momentum, accumulate).unwrap();
+        if watches {
+            trainer.prepare_watch().unwrap();
+        }
+        for step in 0..9 {
+            trainer.watches = watches && watched(step);
+            let state = StepState { seed: 5, step, first_sample: 0, learning_rate: 0.01 };
+            trainer.enqueue(&batch.pixels, &batch.crops, &batch.labels, state).unwrap();
+            if waits {
+                trainer.wait().unwrap();
+            }
+        }
+        trainer.wait().unwrap();
+        let finished: Vec<Finished> = std::iter::from_fn(|| trainer.finished()).collect();
+        (bits(&all_weights(backend, &trainer.model.params)), finished)
+    };
+    for accumulate in [1, 3] {
+        let (weights, finished) = train(accumulate, false, false);
+        let (watched_weights, watched_finished) = train(accumulate, true, false);
+        assert!(watched_weights == weights, "weights, in {accumulate} parts");
+        assert_eq!(finished.len(), 9);
+        for (plain, other) in finished.iter().zip(&watched_finished) {
+            assert_eq!(plain.loss_sum.to_bits(), other.loss_sum.to_bits());
+            assert!(plain.signs.is_none());
+            assert_eq!(other.signs.is_some(), watched(plain.state.step), "{:?}", plain.state);
+        }
+        let signs: Vec<_> = watched_finished.iter().filter_map(|of| of.signs.as_ref()).collect();
+        let each_its_own = signs.windows(2).all(|pair| pair[0] != pair[1]);
+        assert!(each_its_own, "in {accumulate} parts: {signs:?}");
+        let (_, one_by_one) = train(accumulate, true, true);
+        assert!(one_by_one == watched_finished, "signs, in {accumulate} parts");
+    }
 }
 
 /// Read into memory that the backend exchanges for that of the batch before, and written over as soon

@@ -3,12 +3,13 @@
 
 use std::collections::BTreeSet;
 
-use crate::common::{network, values, widen};
+use crate::common::{Samples, host_params, network, twin, values, widen};
 use crate::deconvnet::{EDGES, rounding_down};
-use zfnet::backend::{Backend, StepState};
+use zfnet::backend::{Backend, Precision, ReluRule, StepState};
 use zfnet::data::classes::Classes;
 use zfnet::model::{
-    Architecture, Conv, Dropout, Kind, MaxPool, Model, Network, Params, Preprocess,
+    Architecture, Conv, Dropout, Kind, LayerSigns, MaxPool, Model, Network, Normaliser, Params,
+    Preprocess, Purpose, Workspace,
 };
 use zfnet::study::learnt::changes;
 use zfnet::train::Trainer;
@@ -22,6 +23,7 @@ on_every_backend!(
     saved_weights_lie_as_pytorch_has_them,
     transposed_weights_lie_as_pytorch_has_them_and_return,
     no_bias_is_learnt_without_one,
+    a_watched_step_tells_what_it_did,
 );
 
 // ---- published networks ----
@@ -612,4 +614,155 @@ fn no_bias_is_learnt_without_one<B: Backend>(backend: &B) {
     let up = trainer.model.params.layers[2].as_ref().unwrap();
     assert_ne!(values(backend, &up.weight), before);
     assert!(values(backend, &up.bias).iter().all(|bias| *bias == 0.0));
+}
+
+/// Mean, standard deviation, and root mean square.
+fn spread(values: &[f64]) -> [f64; 3] {
+    let mean = |of: &dyn Fn(f64) -> f64| {
+        values.iter().map(|value| of(*value)).sum::<f64>() / values.len() as f64
+    };
+    let middle = mean(&|value| value);
+    [middle, mean(&|value| (value - middle).powi(2)).sqrt(), mean(&|value| value * value).sqrt()]
+}
+
+/// What some samples of a batch tell of [`a_watched_step_tells_what_it_did`]'s network, by its twin: of each layer
+/// with weights its output, the gradient of one sample's loss by it, and the maps of both.
+fn twins_signs(
+    network: &Network,
+    params: &twin::HostParams,
+    input: &[f64],
+    labels: &[u32],
+    pooled_at_once: bool,
+) -> Vec<[Vec<f64>; 2]> {
+    let n = labels.len();
+    let pass = twin::forward(network, params, n, input.to_vec());
+    let below = |layer: usize, dy: &[f64]| {
+        let dims = network.layers[layer].convolution().unwrap().with_n(n);
+        twin::conv_data(&dims, dy, &params[layer].as_ref().unwrap()[0])
+    };
+    let gradient = ReluRule { forward_mask: true, relu_down: false };
+    let output = |layer: usize| pass.values[layer + 1].clone();
+    let [_, dlogits] = twin::softmax_cross_entropy(pass.logits(), 4, labels, 1.0);
+    let fc3 = twin::relu_down(&below(7, &dlogits), &output(6), gradient);
+    let conv2 = twin::relu_down(&below(5, &fc3), &output(4), gradient);
+    let pool = below(3, &conv2);
+    let conv1 = if pooled_at_once {
+        [output(2), pool]
+    } else {
+        let Kind::MaxPool(MaxPool { dims }) = &network.layers[2].kind else { panic!("a pool") };
+        let own: Vec<u32> = (0..n as u32).collect();
+        let unpooled = twin::unpool(&dims.with_n(n), &pool, &pass.switches[2], &own, true);
+        [output(1), twin::relu_down(&unpooled, &output(1), gradient)]
+    };
+    vec![conv1, [output(4), conv2], [output(6), fc3], [output(7), dlogits]]
+}
+
+/// Two updates, whole and in parts, beside the twin in f64: activations and gradients as they are by definition, the
+/// update as the weights' difference. Two maps have such biases that they never fire.
+fn a_watched_step_tells_what_it_did<B: Backend>(backend: &B) {
+    let layers = r#"
+        { type = "conv", name = "conv1", channels = 6, kernel = 3 }, { type = "relu" },
+        { type = "maxpool", kernel = 2, stride = 2 },
+        { type = "conv", name = "conv2", channels = 5, kernel = 2 }, { type = "relu" },
+        { type = "fc", name = "fc3", outputs = 12 }, { type = "relu" },
+        { type = "fc", name = "fc4" }"#;
+    let recipe = "[recipe]\ninit = \"he\"\nbatch_size = 8\nrms_limit = 0.0";
+    let toml = small(&layers.replace('\n', " ")).replace("resize = 9", "resize = 9, std = 64.0");
+    let network = network(&format!("{toml}\n{recipe}"));
+    let samples = Samples::random(&network, 8);
+    let input = {
+        let mut pixels = backend.bytes(samples.pixels.len()).unwrap();
+        backend.upload_bytes(&mut pixels, &samples.pixels).unwrap();
+        let mut crops = backend.crops(8).unwrap();
+        backend.upload_crops(&mut crops, &samples.crops).unwrap();
+        let mut input = backend.activations(network.input().with_n(8)).unwrap();
+        let normaliser = Normaliser::new(backend, &samples.preprocess).unwrap();
+        normaliser.fill(backend, &mut input, &pixels, &crops).unwrap();
+        widen(&values(backend, &input))
+    };
+    let training = Workspace::new(backend, &network, Purpose::Train, 8).unwrap();
+    let pooled_at_once = training.output(0).shape().h == network.layers[2].output.h;
+    // Roundings of operands and of what is stored, of which a value near zero may turn a mask.
+    let limit = match backend.precision() {
+        Precision::F32 => 1e-4,
+        Precision::Tf32 => 5e-3,
+        Precision::Bf16 => 3e-2,
+    };
+    for accumulate in [1, 3] {
+        let mut params = Params::init(backend, &network, 3).unwrap();
+        for (layer, map) in [(0, 1), (5, 2)] {
+            let bias = &mut params.layers[layer].as_mut().unwrap().bias;
+            let mut never = vec![0.0; bias.shape().len()];
+            never[map] = -1e3;
+            backend.upload(bias, &never).unwrap();
+        }
+        let classes = Classes::named(["a", "b", "c", "d"].map(String::from).into());
+        let preprocess = samples.preprocess.clone();
+        let model = Model { network: network.clone(), params, preprocess, classes };
+        let momentum = Params::zeros(backend, &network).unwrap();
+        let mut trainer = Trainer::new(backend, model, momentum, accumulate).unwrap();
+        trainer.prepare_watch().unwrap();
+        trainer.watches = true;
+        // Parts of 3, 3 and 2.
+        let part = if accumulate == 1 { 0..8 } else { 6..8 };
+        let inputs = &input[part.start * network.input().len()..part.end * network.input().len()];
+        for step in 0..2 {
+            let before = host_params(backend, &trainer.model.params);
+            let state = StepState { seed: 1, step, first_sample: 0, learning_rate: 0.05 };
+            trainer.enqueue(&samples.pixels, &samples.crops, &samples.labels, state).unwrap();
+            trainer.wait().unwrap();
+            let after = host_params(backend, &trainer.model.params);
+            let signs = trainer.finished().unwrap().signs.expect("watched");
+            let what = format!("step {step} in {accumulate} parts");
+            let close = |found: f64, expected: f64, limit: f64, of: &str| {
+                let error = (found - expected).abs();
+                assert!(error <= limit * expected, "{what}: {found} for {expected}, {of}");
+            };
+            close(signs.input_std, spread(inputs)[1], 1e-4, "input");
+            let labels = &samples.labels[part.clone()];
+            let expected = twins_signs(&network, &before, inputs, labels, pooled_at_once);
+            assert_eq!(signs.layers.len(), 4);
+            let layers = [0, 3, 5, 7].into_iter().zip([6, 5, 12, 4]).zip(&expected);
+            for (((layer, maps), [output, gradient]), found) in layers.zip(&signs.layers) {
+                let name = &network.layers[layer].name;
+                assert_eq!(found.layer, layer);
+                let LayerSigns { activation_mean, activation_std, gradient_std, .. } = *found;
+                let [mean, std, rms] = spread(output);
+                assert!((activation_mean - mean).abs() <= limit * rms, "{name}: {activation_mean}");
+                close(activation_std, std, limit, name);
+                close(gradient_std, spread(gradient)[1], limit, name);
+
+                let [before, after] =
+                    [&before, &after].map(|params| &params[layer].as_ref().unwrap()[0]);
+                let moved: Vec<f64> = before.iter().zip(after).map(|(b, a)| b - a).collect();
+                close(found.weight_rms, spread(after)[2], 1e-5, name);
+                close(found.update, spread(&moved)[2] / spread(after)[2], 1e-3, name);
+                assert!(found.update > 1e-4, "{name} has hardly moved: {}", found.update);
+
+                let of_map = |map: usize| output.iter().copied().skip(map).step_by(maps);
+                let strongest: Vec<f64> =
+                    (0..maps).map(|map| of_map(map).fold(0.0, f64::max)).collect();
+                if layer == 7 {
+                    assert!(found.fired.is_empty(), "no relu follows");
+                } else {
+                    let is_clear = |strongest: &f64| *strongest == 0.0 || *strongest > 0.05;
+                    assert!(strongest.iter().all(is_clear), "{name}, {what}: {strongest:?}");
+                    let fired: Vec<bool> = strongest.iter().map(|value| *value > 0.0).collect();
+                    assert_eq!(found.fired, fired, "{name}");
+                }
+                if layer < 5 {
+                    let squares = |map: usize| of_map(map).map(|value| value * value).sum::<f64>();
+                    let all: f64 = (0..maps).map(squares).sum();
+                    assert_eq!(found.shares.len(), maps);
+                    for (map, share) in found.shares.iter().enumerate() {
+                        let error = (share - squares(map) / all).abs();
+                        assert!(error <= limit, "{name}: {share} of map {map}");
+                    }
+                } else {
+                    assert!(found.shares.is_empty(), "one place a map");
+                }
+            }
+            assert!(!signs.layers[0].fired[1] && !signs.layers[2].fired[2], "{what}");
+        }
+    }
 }

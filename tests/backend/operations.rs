@@ -35,6 +35,7 @@ on_every_backend!(
     input_is_exact,
     input_of_reals_is_close,
     peaks_sums_and_seeds,
+    moments_of_maps,
     windows_are_cut_and_put_back,
     unpooling_of_windows,
     sgd_over_several_steps,
@@ -1126,9 +1127,7 @@ fn input_of_reals_is_close<B: Backend>(backend: &B) {
 
 fn peaks_sums_and_seeds<B: Backend>(backend: &B) {
     let mut random = Random(11);
-    let shapes = [[3, 5, 4, 7], [1, 13, 13, 65], [2, 1, 1, 9], [5, 21, 20, 5]]
-        .map(|[n, h, w, c]| Shape::new(n, h, w, c));
-    for shape in shapes {
+    for shape in [Shape::new(3, 5, 4, 7), Shape::new(1, 13, 13, 65), Shape::new(2, 1, 1, 9)] {
         let mut x = random.integers(shape.len(), 5);
         x[1] = f32::NAN;
         if shape.h > 1 {
@@ -1156,22 +1155,6 @@ fn peaks_sums_and_seeds<B: Backend>(backend: &B) {
             assert_exact(&[*sum], &[(0..area).map(|place| f64::from(at(place))).sum()], "sum");
         }
 
-        // Integers, so that sums are exact in whatever order; the largest leaves out what is no number.
-        let mut moments = backend.moments(2 + shape.c, shape.c).unwrap();
-        backend.map_moments(&mut moments, 2, &x_tensor).unwrap();
-        backend.send_moments(&mut moments).unwrap();
-        backend.synchronize().unwrap();
-        let mut found = vec![MapMoments { sum: 7.0, squares: 7.0, largest: 7.0 }; 2 + shape.c];
-        backend.received_moments(&mut found, &moments).unwrap();
-        for (map, found) in found[2..].iter().enumerate() {
-            let values: Vec<f64> =
-                x.iter().skip(map).step_by(shape.c).map(|value| f64::from(*value)).collect();
-            let expected = [values.iter().sum(), values.iter().map(|value| value * value).sum()];
-            assert_exact(&[found.sum, found.squares], &expected, "moments");
-            let largest = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-            assert_eq!(f64::from(found.largest), largest, "map {map} of {shape}");
-        }
-
         let mut dy = unwritten(backend, shape);
         let unit = |n: usize| SeedUnit {
             map: (n % shape.c) as u32,
@@ -1187,6 +1170,49 @@ fn peaks_sums_and_seeds<B: Backend>(backend: &B) {
             expected[((n * shape.h + y) * shape.w + x) * shape.c + map] = f64::from(unit.value);
         }
         assert_exact(&values(backend, &dy), &expected, "seed");
+    }
+}
+
+/// Integers, so that sums are exact in whatever order; the largest leaves out what is no number. Of maps that are
+/// few, one, or more than a block has threads; of an activation and of weights, which may be stored in other ways.
+fn moments_of_maps<B: Backend>(backend: &B) {
+    let mut random = Random(13);
+    let shapes = [
+        [3, 5, 4, 7],
+        [1, 13, 13, 65],
+        [2, 1, 1, 9],
+        [5, 21, 20, 5],
+        [5, 43, 41, 1],
+        [4, 33, 32, 3],
+        [2, 9, 7, 1030],
+    ]
+    .map(|[n, h, w, c]| Shape::new(n, h, w, c));
+    for shape in shapes {
+        let [mut x, w] = [(); 2].map(|()| random.integers(shape.len(), 5));
+        if shape.c > 4 {
+            x[shape.len() - shape.c + 1] = f32::NAN;
+            // Map 2 holds no number at all, and map 3 none above zero.
+            x.iter_mut().skip(2).step_by(shape.c).for_each(|value| *value = f32::NAN);
+            x.iter_mut().skip(3).step_by(shape.c).for_each(|value| *value -= 6.0);
+        }
+        let mut moments = backend.moments(1 + 2 * shape.c, shape.c).unwrap();
+        backend.map_moments(&mut moments, 1, &tensor(backend, shape, &x)).unwrap();
+        let w_tensor = weights(backend, shape, &w);
+        backend.map_moments(&mut moments, 1 + shape.c, &w_tensor).unwrap();
+        backend.send_moments(&mut moments).unwrap();
+        backend.synchronize().unwrap();
+        let mut found = vec![MapMoments { sum: 7.0, squares: 7.0, largest: 7.0 }; 1 + 2 * shape.c];
+        backend.received_moments(&mut found, &moments).unwrap();
+        let maps = (0..shape.c).map(|map| (&x, map)).chain((0..shape.c).map(|map| (&w, map)));
+        for ((x, map), found) in maps.zip(&found[1..]) {
+            let values: Vec<f64> =
+                x.iter().skip(map).step_by(shape.c).map(|value| f64::from(*value)).collect();
+            let expected = [values.iter().sum(), values.iter().map(|value| value * value).sum()];
+            let what = format!("moments of map {map} of {shape}");
+            assert_exact(&[found.sum, found.squares], &expected, &what);
+            let largest = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            assert_eq!(f64::from(found.largest), largest, "{what}");
+        }
     }
 }
 

@@ -50,6 +50,7 @@ bugs() {
 a barrier between the tiles of a convolution|conv.cu|/carrier_b\.store\(/{n;s/__syncthreads\(\);/;/}
 a barrier in a sum over channels|lrn.cu|/terms\[i\] = scaled/,/__syncthreads/s/__syncthreads\(\);//
 a barrier before a block's strongest values are joined|look.cu|0,/__syncthreads\(\);/s///
+a barrier before the moments of a block's rows are joined|look.cu|/found\[i\]\[thread\] = moments/,/__syncthreads/s/__syncthreads\(\);//
 a barrier between the stages of the tensor cores|conv_tensor.cu|/else wait_copies<0>/,/__syncthreads/s/__syncthreads\(\);//
 a wait for asynchronous copies|conv_tensor.cu|s/wait_copies<MOST_STAGES - 2>\(\);/;/
 a store one column too far|conv.cu|s/if \(column \+ j < columns\) y\[at/if (column + j <= columns) y[at/
@@ -61,6 +62,8 @@ the last of equal values wins a window|pool.cu|s/value > best\[i\]/value >= best
 a neighbour counted twice|lrn.cu|s/pairs\[i \+ 2\]/pairs[i + 1]/
 a switch of the wrong half of a word|pool.cu|s/winners\[i\] >> 16/winners[i] >> 8/
 a group of pixels one too early|conv_tensor.cu|s/4 \* \(place - row \* per_row\.divisor\)\)/4 * (place - row * per_row.divisor) - 1)/
+moments of a rest that every stretch adds|look.cu|s/blockIdx\.y == 0 && threadIdx\.y == 0/threadIdx.y == 0/
+moments of stretches that overlap|look.cu|s/\(blockIdx\.y \+ 1\) \* share, periods/(blockIdx.y + 1) * share + 1, periods/
 the last of equal values is the peak|look.cu|s/(a\.value == b\.value .. a\.position) < /\1 > /
 LIST
     [ "$tried" -gt 0 ] || { echo "no bug is called $ONLY" >&2; exit 1; }

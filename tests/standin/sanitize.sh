@@ -20,7 +20,7 @@ case $kind in
         export ASAN_OPTIONS=detect_leaks=0:${ASAN_OPTIONS:-}
         ;;
     thread)
-        default="operations::cuda_f32::relu operations::cuda_bf16::relu_in operations::cuda_bf16::updates operations::cuda_f32::peaks operations::cuda_f32::rms operations::cuda_f32::softmax"
+        default="operations::cuda_f32::relu operations::cuda_bf16::relu_in operations::cuda_bf16::updates operations::cuda_f32::peaks operations::cuda_f32::moments operations::cuda_f32::rms operations::cuda_f32::softmax"
         library=libtsan.so
         # Rust's own synchronisation is not instrumented: only what kernels do is looked at.
         export TSAN_OPTIONS=ignore_noninstrumented_modules=1:halt_on_error=1:${TSAN_OPTIONS:-}

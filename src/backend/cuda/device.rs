@@ -512,12 +512,12 @@ impl Pinned {
     pub fn download(&mut self, src: &Memory, len: usize, stream: &CudaStream) -> Result<()> {
         assert!(len <= self.bytes && len <= src.bytes);
         self.device.bind()?;
-        // SAFETY: as for `upload`; the host reads after the event recorded next.
+        // SAFETY: as for `upload`; the host reads after an event that is recorded behind this copy.
         unsafe {
             let target = std::slice::from_raw_parts_mut(self.pointer, len);
             result::memcpy_dtoh_async(target, src.pointer, stream.cu_stream())
         }
-        .map_err(failed("copy losses from the GPU"))
+        .map_err(failed("copy results from the GPU"))
     }
 }
 

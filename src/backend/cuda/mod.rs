@@ -8,6 +8,7 @@ mod blas;
 mod conv;
 mod device;
 mod measure;
+mod moments;
 mod plan;
 mod update;
 
@@ -33,6 +34,7 @@ pub fn build() -> String {
         include_str!("conv.rs"),
         include_str!("device.rs"),
         include_str!("mod.rs"),
+        include_str!("moments.rs"),
         include_str!("plan.rs"),
         include_str!("update.rs"),
         include_str!("../mod.rs"),
@@ -44,8 +46,8 @@ pub fn build() -> String {
 
 use super::philox::keep_threshold;
 use super::{
-    Backend, BackendId, Batch, Crop, Dropout, HostMemory, InputDims, Lrn, Param, Peak, Precision,
-    ReluRule, SeedUnit, SgdConstants, StepState, Tensor, Update,
+    Backend, BackendId, Batch, Crop, Dropout, HostMemory, InputDims, Lrn, MapMoments, Param, Peak,
+    Precision, ReluRule, SeedUnit, SgdConstants, StepState, Tensor, Update,
 };
 use crate::shape::{ConvDims, PoolDims, Shape, Windows};
 use crate::{Error, Result};
@@ -293,6 +295,7 @@ impl Backend for CudaBackend {
     type State = Memory;
     type Staging = Staging;
     type Recording = CudaGraph;
+    type Moments = moments::Moments;
 
     fn id(&self) -> BackendId {
         BackendId::Cuda {
@@ -875,6 +878,28 @@ impl Backend for CudaBackend {
 
     fn channel_sum(&self, sums: &mut [f32], x: &Tensor<Self>) -> Result<()> {
         self.per_map(by(x.buffer.storage(), "channel_sum_f32", "channel_sum_bf16"), sums, x)
+    }
+
+    fn moments(&self, maps: usize, most: usize) -> Result<moments::Moments> {
+        moments::allocate(self, maps, most)
+    }
+
+    fn map_moments(
+        &self,
+        dst: &mut moments::Moments,
+        first: usize,
+        x: &Tensor<Self>,
+    ) -> Result<()> {
+        moments::make(self, dst, first, x)
+    }
+
+    fn send_moments(&self, moments: &mut moments::Moments) -> Result<()> {
+        moments::send(self, moments)
+    }
+
+    fn received_moments(&self, dst: &mut [MapMoments], moments: &moments::Moments) -> Result<()> {
+        moments::received(dst, moments);
+        Ok(())
     }
 
     fn scatter_units(&self, dy: &mut Tensor<Self>, units: &[SeedUnit]) -> Result<()> {
