@@ -8,6 +8,7 @@ pub mod ablation;
 pub mod activations;
 pub mod boxes;
 pub mod correspondence;
+pub mod diagnose;
 pub(crate) mod duplicates;
 pub mod ensemble;
 pub mod evolution;
@@ -62,7 +63,8 @@ pub struct Study {
 }
 
 /// All studies, in the order of a run's report.
-pub const STUDIES: [Study; 12] = [
+pub const STUDIES: [Study; 13] = [
+    diagnose::STUDY,
     learnt::STUDY,
     features::STUDY,
     evolution::STUDY,
