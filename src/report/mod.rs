@@ -8,6 +8,7 @@
 
 pub mod ablation;
 pub mod correspondence;
+pub mod diagnose;
 pub mod ensemble;
 pub mod evolution;
 pub mod figure;

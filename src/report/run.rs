@@ -16,20 +16,18 @@ use maud::{Markup, html};
 
 use super::figure::{self, Figure, Picture, Section, Table};
 use super::plot::{self, Line, curves};
-use super::{by, facts, grouped, page, top9};
+use super::{by, diagnose, facts, grouped, page, top9};
 use crate::disk::write_atomic;
 use crate::model::Architecture;
+use crate::study::diagnose::{Record, STUDY as DIAGNOSE};
 use crate::study::{STUDIES, features};
 use crate::train::checkpoint::State;
-use crate::train::log::Metric;
 use crate::{Error, Result};
 
 /// The study with pages of its own kind.
 const FEATURES: &str = features::STUDY.name;
 /// The folder of the curves.
 const TRAINING: &str = "training";
-/// Points of the curve of single steps.
-const STEP_POINTS: usize = 200;
 
 /// A run as its folder tells it.
 pub struct Run<'a> {
@@ -40,7 +38,7 @@ pub struct Run<'a> {
     /// Its network.
     pub architecture: &'a Architecture,
     /// All that it has written down.
-    pub metrics: &'a [Metric],
+    pub record: &'a Record,
 }
 
 /// What one page shows, and what was wrong with what it could not show.
@@ -81,9 +79,9 @@ pub fn write(run: &Run<'_>) -> Result<Written> {
             @for study in &studies { a href={ "#study." (study) } { (study) } }
         }
         main {
-            (section(TRAINING, &training))
+            (section(TRAINING, &alarms(run.record, there(DIAGNOSE.name)), &training))
             @if let Some(features) = &features { (maps(features)) }
-            @for (folder, figure) in &figures { (section(folder, figure)) }
+            @for (folder, figure) in &figures { (section(folder, &html! {}, figure)) }
             @if !missing.is_empty() {
                 section.study id="study.missing" {
                     h2 { "Not made yet" }
@@ -177,16 +175,36 @@ fn figure_in(folder: &Path) -> io::Result<Figure> {
     Ok(figure)
 }
 
-fn section(folder: &str, figure: &Figure) -> Markup {
+/// A figure as a part of the page; `above` stands under its title.
+fn section(folder: &str, above: &Markup, figure: &Figure) -> Markup {
     let at = format!("{folder}/");
     html! {
         section.study id={ "study." (folder) } {
             h2 { (figure.title) }
+            (above)
             (figure.about())
             (figure.sections(&at, 3))
             (figure.numbers(&at))
             @if folder != TRAINING {
                 p { a href={ (at) "index.html" } { "This on a page of its own" } }
+            }
+        }
+    }
+}
+
+/// What training has said is wrong, and where more of it is.
+fn alarms(record: &Record, is_diagnosed: bool) -> Markup {
+    html! {
+        @if !record.alarms.is_empty() {
+            @for (number, told) in (1..).zip(&record.alarms) {
+                p.alarm role="note" { (diagnose::short_line(number, told)) }
+            }
+            p {
+                @if is_diagnosed {
+                    a href={ "#study." (DIAGNOSE.name) } { "What was seen, layer by layer" }
+                } @else {
+                    code { "zfnet study " (DIAGNOSE.name) } " shows what was seen, layer by layer."
+                }
             }
         }
     }
@@ -238,13 +256,12 @@ fn about(run: &Run<'_>) -> Vec<(&'static str, String)> {
 /// Curves of loss and error, and the best epoch beside the paper's numbers.
 fn training(run: &Run<'_>, out: &Path) -> io::Result<Figure> {
     let epochs: Vec<(f64, [f64; 4])> = run
-        .metrics
+        .record
+        .epochs
         .iter()
-        .filter_map(|metric| match *metric {
-            Metric::Epoch {
-                epoch, train_loss, val_loss, val_top1_error, val_top5_error, ..
-            } => Some((f64::from(epoch), [train_loss, val_loss, val_top1_error, val_top5_error])),
-            _ => None,
+        .map(|e| {
+            let values = [e.train_loss, e.val_loss, e.val_top1_error, e.val_top5_error];
+            (f64::from(e.epoch), values)
         })
         .collect();
     let line = |name: &str, column: usize, scale: f64| Line {
@@ -252,7 +269,7 @@ fn training(run: &Run<'_>, out: &Path) -> io::Result<Figure> {
         points: epochs.iter().map(|(epoch, values)| (*epoch, values[column] * scale)).collect(),
     };
     let losses = [
-        step_losses(run.metrics),
+        step_losses(run.record),
         line("training, mean of an epoch", 0, 1.0),
         line("validation, centre crop", 1, 1.0),
     ];
@@ -291,20 +308,9 @@ fn training(run: &Run<'_>, out: &Path) -> io::Result<Figure> {
 }
 
 /// Losses of single steps, each point the mean of neighbours.
-fn step_losses(metrics: &[Metric]) -> Line {
-    let steps: Vec<(u32, u32, f64)> = metrics
-        .iter()
-        .filter_map(|metric| match *metric {
-            Metric::Step { step, epoch, loss, .. } => Some((step, epoch, loss)),
-            _ => None,
-        })
-        .collect();
-    // All epochs but perhaps the last have as many steps.
-    let per_epoch = steps.iter().filter(|(_, epoch, _)| *epoch == 1).count().max(1);
-    let points = steps.chunks(steps.len().div_ceil(STEP_POINTS).max(1)).map(|some| {
-        let mean = some.iter().map(|(.., loss)| loss).sum::<f64>() / some.len() as f64;
-        (f64::from(some[some.len() / 2].0) / per_epoch as f64, mean)
-    });
+fn step_losses(record: &Record) -> Line {
+    let per_epoch = record.steps_per_epoch().unwrap_or(f64::from(record.updates.max(1)));
+    let points = record.losses.iter().map(|loss| (f64::from(loss.step) / per_epoch, loss.loss));
     Line { name: "training, some steps at a time".into(), points: points.collect() }
 }
 

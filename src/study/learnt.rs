@@ -235,7 +235,7 @@ pub fn run<B: Backend>(
 }
 
 /// A layer's weights and biases, if it has weights.
-fn values_of<B: Backend>(
+pub(super) fn values_of<B: Backend>(
     backend: &B,
     params: &Params<B>,
     layer: usize,
@@ -273,7 +273,7 @@ fn without_component(weights: &[f32], start: &[f32], per_filter: usize) -> Vec<f
 }
 
 /// Rows and columns of the first layer's filters, if it is a convolution that sees all colours.
-fn kernel_of_first(network: &Network) -> Option<[usize; 2]> {
+pub(super) fn kernel_of_first(network: &Network) -> Option<[usize; 2]> {
     match network.layers[0].kind {
         Kind::Conv(Conv { dims, .. }) if dims.groups == 1 => {
             Some([dims.r as usize, dims.s as usize])

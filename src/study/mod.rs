@@ -8,6 +8,7 @@ pub mod ablation;
 pub mod activations;
 pub mod boxes;
 pub mod correspondence;
+pub mod diagnose;
 pub mod ensemble;
 pub mod evolution;
 pub mod extractor;
@@ -61,7 +62,8 @@ pub struct Study {
 }
 
 /// All studies, in the order of a run's report.
-pub const STUDIES: [Study; 12] = [
+pub const STUDIES: [Study; 13] = [
+    diagnose::STUDY,
     learnt::STUDY,
     features::STUDY,
     evolution::STUDY,

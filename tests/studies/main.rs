@@ -6,6 +6,7 @@ mod common;
 
 mod ablation;
 mod by_hand;
+mod diagnose;
 mod evolution;
 mod inputs;
 mod invariance;

@@ -2,6 +2,7 @@
 
 mod ablation;
 mod correspondence;
+mod diagnose;
 mod ensemble;
 pub mod evolution;
 pub mod features;
@@ -40,6 +41,8 @@ pub struct StudyCommand {
 #[derive(Subcommand)]
 #[allow(clippy::large_enum_variant)] // there is one of them in a program's life
 enum Command {
+    #[command(about = about(&study::diagnose::STUDY))]
+    Diagnose(diagnose::Diagnose),
     #[command(about = about(&study::learnt::STUDY))]
     Learnt(learnt::Learnt),
     #[command(about = about(&study::features::STUDY))]
@@ -76,6 +79,7 @@ fn about(study: &Study) -> String {
 
 pub fn run(StudyCommand { command }: StudyCommand) -> Result<ExitCode> {
     match command {
+        Command::Diagnose(args) => diagnose::run(args),
         Command::Learnt(args) => args.study.device.clone().run(args),
         Command::Features(args) => args.study.device.clone().run(args),
         Command::Evolution(args) => args.device.clone().run(args),

@@ -7,8 +7,8 @@ use anyhow::Result;
 use clap::Args;
 use zfnet::Error;
 use zfnet::report::run::{Run, Written, write};
+use zfnet::study::diagnose::Record;
 use zfnet::train::checkpoint::{architecture_of, newest, read_state};
-use zfnet::train::log::read_metrics;
 
 use crate::cli::output;
 
@@ -23,9 +23,8 @@ pub fn run(Report { run: folder }: Report) -> Result<ExitCode> {
     let none =
         || Error::file(&folder, "is no run: expected checkpoints in it (step-N), found none");
     let (state, architecture) = newest.ok_or_else(none)?.read;
-    let metrics = read_metrics(&folder)?;
-    let run =
-        Run { folder: &folder, state: &state, architecture: &architecture, metrics: &metrics };
+    let record = Record::read(&folder)?;
+    let run = Run { folder: &folder, state: &state, architecture: &architecture, record: &record };
     let Written { page, studies, left_out } = write(&run)?;
     for reason in left_out {
         tracing::warn!("left out: {reason}");

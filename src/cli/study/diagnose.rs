@@ -1,0 +1,41 @@
+//! `zfnet study diagnose`: what was watched while a network was trained.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Args;
+use zfnet::backend::cpu::CpuBackend;
+use zfnet::report;
+use zfnet::study::diagnose::{STUDY, run as diagnose};
+
+use super::{finish, watched};
+use crate::cli::progress::Progress;
+use crate::cli::{make_folder, output, shown};
+
+#[derive(Args)]
+pub struct Diagnose {
+    /// Folder of the run
+    run: PathBuf,
+    /// Folder for the page, its pictures and numbers [default: RUN/report/diagnose]
+    #[arg(long)]
+    out: Option<PathBuf>,
+}
+
+pub fn run(Diagnose { run, out }: Diagnose) -> Result<ExitCode> {
+    let out = out.unwrap_or_else(|| run.join("report").join(STUDY.name));
+    // Weights are read, and nothing is computed with them.
+    let backend = CpuBackend::new(Some(1))?;
+    let mut progress = Progress::new();
+    let mut session = watched(&backend, &out, &mut progress);
+    session.fact("Run", shown(&run));
+    let found = diagnose(&mut session, &run)?;
+    make_folder(&out)?; // now that it is known to be a run
+    let page = finish(session, &out, report::diagnose::write(&out, &found))?;
+    progress.end();
+    for reason in &found.left_out {
+        tracing::warn!("left out: {reason}");
+    }
+    output::line(page.display())?;
+    Ok(ExitCode::SUCCESS)
+}
