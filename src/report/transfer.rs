@@ -8,9 +8,11 @@ use super::figure::{Page, Picture, Section, Table};
 use super::plot::Line;
 use super::{csv, fact};
 use crate::disk::write_atomic;
+use crate::study::linear::STRENGTHS;
 use crate::study::numbers::mean_and_std;
 use crate::study::small_data::Start;
 use crate::study::transfer::{Duplicate, STUDY, Transfer, TransferScore};
+use crate::train::Crops;
 
 /// From scratch, and pretrained, in %.
 type Accuracies = Option<[f64; 2]>;
@@ -34,7 +36,7 @@ pub fn write(out: &Path, found: &Transfer) -> io::Result<PathBuf> {
     let mut facts = facts.clone();
     facts.extend([
         fact("Classes", found.classes.to_string()),
-        fact("Layer", &found.layer),
+        fact("Layers", found.layers.join(", ")),
         fact("Folds", settings.folds.to_string()),
         fact("Test images of each class, at most", settings.test_per_class.to_string()),
         fact("Seed", settings.seed.to_string()),
@@ -42,17 +44,21 @@ pub fn write(out: &Path, found: &Transfer) -> io::Result<PathBuf> {
     let title = "Features put to use on other classes".into();
     let mut page = Page::new(out, &STUDY, title, facts)?;
     page.figure.how = vec![
-        "The network is frozen. Of every image the outputs of one layer are taken (centre crop), and a \
-         new softmax is trained on those of the training images; how much it is regularised is chosen \
-         on a held-out fifth of them. Accuracy is the mean over the classes of the share of test \
-         images that is right."
+        "Frozen: the network stays as it is. The outputs of one layer are taken, and a new softmax is \
+         trained on those of the training images. Accuracy is the mean over the classes of the share \
+         of test images that is right, on the centre crop."
             .into(),
-        "Beside it stands the same network trained on the same images from random weights, all of it, \
-         by the checkpoint’s recipe but for the number of updates; and, if asked for, one that starts \
-         with the checkpoint’s weights, at a tenth of the learning rate."
+        "Beside it stand whole networks of the same layers, trained on the same images by the \
+         checkpoint’s recipe but for the number of updates and the learning rate: from random weights \
+         or, if asked for, fine-tuned from the checkpoint’s."
             .into(),
         "Each fold takes the next stretch of one order of a class's images; a smaller number of \
          training images is a part of a larger one."
+            .into(),
+        "All methods choose one setting in the same way: for each number of images what is best on the \
+         centre crops of a held-out fifth of the first fold’s training images; all folds are then \
+         trained on all their images with it. Nothing is chosen by test images. With few images that \
+         fifth is few, and ties go to the middle value."
             .into(),
     ];
     if let Some(duplicates) = duplicates {
@@ -116,14 +122,28 @@ pub fn write(out: &Path, found: &Transfer) -> io::Result<PathBuf> {
         pictures: vec![plot],
         tables: vec![table],
     });
+    page.figure.sections.push(Section {
+        title: "What each method had".into(),
+        tables: vec![given(found), chosen(found, &methods)],
+        ..Section::default()
+    });
     let cells = scored.iter().map(|of| {
         let [k, fold, train, test] = [of.per_class, of.fold, of.train, of.test];
         let mut row = vec![of.method.clone()];
         row.extend([k, fold, train, test].map(|v| v.to_string()));
-        row.push(of.accuracy.to_string());
+        row.extend([of.accuracy, of.accuracy_in_training, of.setting].map(|v| v.to_string()));
         row
     });
-    let head = ["method", "per_class", "fold", "train", "test", "accuracy"];
+    let head = [
+        "method",
+        "per_class",
+        "fold",
+        "train",
+        "test",
+        "accuracy",
+        "accuracy_in_training",
+        "setting",
+    ];
     page.csv("transfer.csv", "every number of images and fold", &head, cells)?;
     page.file("transfer.json", "the same", &serde_json::to_vec_pretty(scored)?)?;
     page.finish()
@@ -142,19 +162,17 @@ fn notes(found: &Transfer) -> Vec<String> {
             all.iter().filter(|of| of.test.is_some()).count()
         ),
     }];
-    notes.extend(settings.starts.iter().map(|start| {
-        format!(
-            "Networks {}: {} updates of at most {} images, whatever the number of images.",
-            start.name(),
-            settings.updates,
-            found.batch_size
-        )
-    }));
-    let lower = found.scored.iter().filter(|of| of.rate < 1.0);
+    if found.crops < settings.crops && found.cut != Crops::Centre {
+        notes.push(format!(
+            "Of each training image {} crops are used, not {}: more do not fit.",
+            found.crops, settings.crops
+        ));
+    }
+    let lower = found.scored.iter().filter(|of| of.lowered < 1.0);
     let lower: Vec<String> = lower
         .map(|of| {
             let (per_class, fold) = (of.per_class, of.fold + 1);
-            format!("{}, {per_class} a class, fold {fold} ({} of it)", of.method, of.rate)
+            format!("{}, {per_class} a class, fold {fold} ({} of it)", of.method, of.lowered)
         })
         .collect();
     if !lower.is_empty() {
@@ -176,6 +194,92 @@ fn notes(found: &Transfer) -> Vec<String> {
             .into(),
     );
     notes
+}
+
+/// What each method was trained on, with what, and how it was measured.
+fn given(found: &Transfer) -> Table {
+    let Transfer { settings, .. } = found;
+    let of_each = |count: usize| match found.cut {
+        Crops::Centre => "the centre crop of each image".to_owned(),
+        Crops::Ten => format!("{count} of the ten crops of each image (corners, centre; mirrored)"),
+        Crops::Random => format!("{count} random crops of each image, mirrored or not"),
+    };
+    let softmax = vec![
+        "frozen".to_owned(),
+        of_each(found.crops),
+        "the softmax".to_owned(),
+        "zero".to_owned(),
+        "to the optimum".to_owned(),
+        format!("C, one of {}", STRENGTHS.map(|c| c.to_string()).join(", ")),
+        "centre crop".to_owned(),
+    ];
+    let rates: Vec<String> = settings.rates.iter().map(f32::to_string).collect();
+    let network = |start: &Start| {
+        let crop = match found.cut {
+            Crops::Centre => of_each(1),
+            Crops::Ten => "in each epoch one of the ten crops of each image".to_owned(),
+            Crops::Random => {
+                "in each epoch a new random crop of each image, mirrored or not".to_owned()
+            }
+        };
+        let weights = match start {
+            Start::Scratch => "drawn (He), all layers",
+            Start::FineTune => "the checkpoint’s; the last layer drawn (He)",
+        };
+        let rate = match &rates[..] {
+            [rate] => format!("nothing: {rate} of the recipe’s learning rate"),
+            rates => format!("learning rate, {} of the recipe’s", rates.join(", ")),
+        };
+        vec![
+            start.name().to_owned(),
+            crop,
+            "all layers, at one rate".to_owned(),
+            weights.to_owned(),
+            format!("{} updates of at most {} images", settings.updates, found.batch_size),
+            rate,
+            "centre crop".to_owned(),
+        ]
+    };
+    let head = ["", "trained on", "what is trained", "starts at", "budget", "chosen", "tested on"];
+    Table {
+        caption: "What each method is given".into(),
+        head: head.map(String::from).into(),
+        rows: [softmax].into_iter().chain(settings.starts.iter().map(network)).collect(),
+        notes: vec![
+            "The rate of the networks falls to a tenth for the last quarter of the updates. Weight \
+             decay, momentum, dropout and limits are the recipe’s, and were not chosen for so few images."
+                .into(),
+        ],
+    }
+}
+
+/// What was chosen with each number of images, and how well the training images were learnt.
+fn chosen(found: &Transfer, methods: &[&str]) -> Table {
+    let cell = |method: &str, k: usize| {
+        let same = |of: &&TransferScore| of.method == method && of.per_class == k;
+        let all: Vec<&TransferScore> = found.scored.iter().filter(same).collect();
+        let learnt: Vec<f64> = all.iter().map(|of| 100.0 * of.accuracy_in_training).collect();
+        let setting = all.first().map_or(f64::NAN, |of| of.setting) as f32;
+        format!("{setting}; {:.1} %", mean_and_std(&learnt)[0])
+    };
+    let row = |&k: &usize| {
+        let cells = methods.iter().map(|method| cell(method, k));
+        [k.to_string()].into_iter().chain(cells).collect()
+    };
+    let head = ["images a class"].iter().chain(methods);
+    Table {
+        caption:
+            "What was chosen (C, or the share of the recipe’s learning rate); accuracy on the \
+                  training images themselves, mean over the folds"
+                .into(),
+        head: head.map(|name| (*name).to_owned()).collect(),
+        rows: found.settings.per_class.iter().map(row).collect(),
+        notes: vec![
+            "A network whose accuracy on its own training images is far below 100 % had too few \
+             updates, or too small a rate: its accuracy on test images says little of its start."
+                .into(),
+        ],
+    }
 }
 
 /// Whether what was pretrained beats training from scratch, and from how many images, in words.

@@ -19,6 +19,7 @@
 //! ```text
 //! OUT/runs/SLUG/               the run of a row: `base`, or the variant's name made fit for a path
 //! OUT/runs/SLUG/variant.json   what it was begun with, to be compared when it goes on
+//! OUT/seed-SEED/SLUG/          the same of every seed but the first
 //! ```
 //!
 //! Every run is one that `zfnet train` could have made. Errors are those of its last weights with the
@@ -33,6 +34,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::ensemble::{Candidate, Errors, error_rates};
+use super::numbers::mean;
 use super::{Facts, Session, Splits, Study};
 use crate::backend::{Backend, Precision};
 use crate::data::classes::Classes;
@@ -292,7 +294,7 @@ pub struct Ablation {
     pub facts: Facts,
     /// The unchanged network, for the images' number of classes; the recipe is that of all.
     pub base: Architecture,
-    /// Seed of every run.
+    /// Seed of the first run of each row; the others follow it.
     pub seed: u64,
     /// How activations were stored.
     pub precision: Precision,
@@ -306,12 +308,14 @@ pub struct Ablation {
 pub enum Event<'a> {
     /// A row's training begins, goes on, or turns out to be finished.
     Row {
-        /// Its place, from 0.
+        /// Its place, from 0, among the rows of all seeds.
         index: usize,
         /// How many there are.
         rows: usize,
         /// Its name.
         name: &'a str,
+        /// Its seed.
+        seed: u64,
         /// Share of the whole work that it takes.
         share: f64,
     },
@@ -320,7 +324,7 @@ pub enum Event<'a> {
     /// Its errors are being measured: images done, of how many.
     Measuring(usize, usize),
     /// It is finished.
-    Finished(&'a TrainedVariant),
+    Finished(&'a TrainedVariant, &'a TrainedRun),
 }
 
 /// A finished row.
@@ -328,16 +332,77 @@ pub enum Event<'a> {
 pub struct TrainedVariant {
     /// Its name.
     pub name: String,
-    /// The run, relative to the page.
-    pub run: String,
     /// Weights and biases.
     pub parameters: usize,
+    /// With each seed.
+    pub runs: Vec<TrainedRun>,
+    /// The paper's row.
+    pub paper: Option<Paper>,
+}
+
+/// A network trained with one seed.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct TrainedRun {
+    /// The seed.
+    pub seed: u64,
+    /// The run, relative to the page.
+    pub run: String,
     /// On the training images, centre crop.
     pub train: Errors,
     /// On the validation images, centre crop.
     pub val: Errors,
-    /// The paper's row.
-    pub paper: Option<Paper>,
+}
+
+impl TrainedVariant {
+    /// The mean over the seeds of an error.
+    pub fn mean(&self, error: impl Fn(&TrainedRun) -> f64) -> f64 {
+        mean(&self.runs.iter().map(error).collect::<Vec<_>>())
+    }
+}
+
+/// What seeds leave open of the differences between rows, if all have the same spread.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Spread {
+    /// The standard deviation of an error over seeds, pooled over all rows.
+    pub deviation: f64,
+    /// What it is estimated from: rows x (seeds - 1).
+    pub degrees_of_freedom: usize,
+    /// The least difference between the means of two rows that is significant at 5 %: Student's t of both sides times
+    /// `deviation * sqrt(2 / seeds)`.
+    pub least_difference: f64,
+}
+
+impl Spread {
+    /// Of an error of all rows, one list of seeds each; `None` if a row has fewer than two seeds.
+    pub fn of(rows: &[Vec<f64>]) -> Option<Self> {
+        let seeds = rows.iter().map(Vec::len).min().filter(|seeds| *seeds > 1)?;
+        let squares = |errors: &Vec<f64>| {
+            let mean = mean(errors);
+            errors.iter().map(|error| (error - mean).powi(2)).sum::<f64>()
+        };
+        let degrees_of_freedom = rows.iter().map(|errors| errors.len() - 1).sum();
+        let squares: f64 = rows.iter().map(squares).sum();
+        let deviation = (squares / degrees_of_freedom as f64).sqrt();
+        let least_difference =
+            student_t(degrees_of_freedom) * deviation * (2.0 / seeds as f64).sqrt();
+        Some(Spread { deviation, degrees_of_freedom, least_difference })
+    }
+}
+
+/// The 97.5 % quantile of Student's t distribution, from tables up to 10 degrees of freedom (at least one), above by
+/// Fisher and Cornish's expansion, whose error there is below 0.001.
+fn student_t(degrees_of_freedom: usize) -> f64 {
+    const TABLE: [f64; 10] =
+        [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228];
+    match TABLE.get(degrees_of_freedom.saturating_sub(1)) {
+        Some(t) => *t,
+        None => {
+            let (z, n) = (1.959_964f64, degrees_of_freedom as f64);
+            let first = (z.powi(3) + z) / 4.0;
+            let second = (5.0 * z.powi(5) + 16.0 * z.powi(3) + 3.0 * z) / 96.0;
+            z + first / n + second / (n * n)
+        }
+    }
 }
 
 /// What a run was begun with: it goes on with nothing else.
@@ -352,9 +417,9 @@ struct RunSettings {
     architecture: Architecture,
 }
 
-/// Trains and measures every row, for the images' classes and with one seed; a row that was finished before
-/// is not trained again, one that was begun goes on. The runs are in the folder `runs` of `out`. A non-zero
-/// `stop` saves the run in hand and ends with `None`.
+/// Trains and measures every row, for the images' classes, with `seeds` seeds from `seed` on: all rows with the first,
+/// then all with the next. A row that was finished before is not trained again, one that was begun goes on, so that
+/// seeds can be added later. The runs are in `out`. A non-zero `stop` saves the run in hand and ends with `None`.
 ///
 /// # Errors
 /// If a network does not fit, a run was begun with something else (both before anything is trained),
@@ -364,44 +429,63 @@ pub fn run<B: Backend>(
     variants: &Variants,
     data: &Splits,
     seed: u64,
+    seeds: usize,
     out: &Path,
     stop: &AtomicUsize,
     mut observe: impl FnMut(Event<'_>),
 ) -> Result<Option<Ablation>> {
     let (backend, rows) = (session.backend, &variants.rows);
+    let seeds: Vec<u64> = (0..seeds as u64).map(|i| seed.wrapping_add(i)).collect();
     let [of_train, of_val] = data.fingerprints();
     let mut networks = Vec::new();
-    let mut records = Vec::new();
     for row in rows {
         let classes = data.classes.len();
         let architecture = Architecture { classes, ..row.architecture.clone() };
-        let network = Network::new(architecture.clone());
+        let network = Network::new(architecture);
         networks.push(network.map_err(|error| of_variant(&row.name, error))?);
-        records.push(RunSettings {
-            seed,
-            train: of_train.clone(),
-            val: of_val.clone(),
-            classes: data.classes.folders().unwrap_or(&data.classes.names).to_vec(),
-            precision: format!("{:?}", backend.precision()),
-            architecture: Architecture { description: String::new(), ..architecture },
-        });
     }
-    let run_of = |row: &VariantPlan| Path::new("runs").join(&row.slug);
-    let mut known = Vec::new();
-    for (row, record) in rows.iter().zip(&records) {
-        known.push(same(&out.join(run_of(row)).join(BEGUN), record, &data.classes)?);
+    let record_of = |seed: u64, network: &Network| RunSettings {
+        seed,
+        train: of_train.clone(),
+        val: of_val.clone(),
+        classes: data.classes.folders().unwrap_or(&data.classes.names).to_vec(),
+        precision: format!("{:?}", backend.precision()),
+        architecture: Architecture { description: String::new(), ..network.architecture.clone() },
+    };
+    // The first seed's runs are where those of a single seed would be, so that others can be added.
+    let folder_of = |of: u64, row: &VariantPlan| match of == seed {
+        true => Path::new("runs").join(&row.slug),
+        false => Path::new(&format!("seed-{of}")).join(&row.slug),
+    };
+    let mut plans = Vec::new();
+    for &seed in &seeds {
+        for (place, (row, network)) in rows.iter().zip(&networks).enumerate() {
+            let (folder, record) = (folder_of(seed, row), record_of(seed, network));
+            let known = same(&out.join(&folder).join(BEGUN), &record, &data.classes)?;
+            plans.push((seed, place, folder, record, known));
+        }
     }
     // The key names no model: weights follow from the records and the backend.
+    let records: Vec<&RunSettings> =
+        plans[..rows.len()].iter().map(|(.., record, _)| record).collect();
     let parts = session.parts(&[], &(&records, backend.id()))?;
     let work = |network: &Network| network.multiply_adds() as f64;
-    let total: f64 = networks.iter().map(work).sum();
-    let mut measured = Vec::new();
-    for (index, (row, network)) in rows.iter().zip(&networks).enumerate() {
+    let total: f64 = seeds.len() as f64 * networks.iter().map(work).sum::<f64>();
+    let finished = |(row, network): (&VariantPlan, &Network)| TrainedVariant {
+        name: row.name.clone(),
+        parameters: network.parameters(),
+        runs: Vec::new(),
+        paper: row.paper.clone(),
+    };
+    let mut measured: Vec<_> = rows.iter().zip(&networks).map(finished).collect();
+    for (index, (seed, place, folder, record, known)) in plans.iter().enumerate() {
+        let (row, network) = (&rows[*place], &networks[*place]);
         let share = work(network) / total;
-        observe(Event::Row { index, rows: rows.len(), name: &row.name, share });
-        let run = out.join(run_of(row));
-        if !known[index] {
-            let json = serde_json::to_vec_pretty(&records[index]).expect("plain data");
+        let (name, count) = (&row.name, plans.len());
+        observe(Event::Row { index, rows: count, name, seed: *seed, share });
+        let run = out.join(folder);
+        if !known {
+            let json = serde_json::to_vec_pretty(record).expect("plain data");
             write_atomic(&run.join(BEGUN), &json).map_err(Error::io("write", &run))?;
         }
         let job = Job {
@@ -410,11 +494,11 @@ pub fn run<B: Backend>(
             val: data.val.clone(),
             classes: data.classes.clone(),
             out: run.clone(),
-            seed,
+            seed: *seed,
             shuffle_window: None,
             accumulate: 1,
             max_steps: None,
-            resume: known[index],
+            resume: *known,
             init: None,
             save_steps: None,
             save_interval: SAVE_INTERVAL,
@@ -430,7 +514,7 @@ pub fn run<B: Backend>(
         if outcome? == Outcome::Stopped {
             return Ok(None);
         }
-        let part = format!("row-{index}");
+        let part = format!("row-{place}-seed-{seed}");
         let [train, val] = match parts.get::<[Errors; 2]>(&part) {
             Some(known) => known,
             None => {
@@ -440,16 +524,15 @@ pub fn run<B: Backend>(
                 errors
             }
         };
-        let name = row.name.clone();
-        let run = format!("runs/{}", row.slug);
-        let (parameters, paper) = (network.parameters(), row.paper.clone());
-        let row = TrainedVariant { name, run, parameters, train, val, paper };
-        observe(Event::Finished(&row));
-        measured.push(row);
+        let run = folder.to_string_lossy().replace('\\', "/");
+        measured[*place].runs.push(TrainedRun { seed: *seed, run, train, val });
+        let row = &measured[*place];
+        observe(Event::Finished(row, &row.runs[row.runs.len() - 1]));
     }
+    let (.., base, _) = plans.swap_remove(0);
     Ok(Some(Ablation {
         facts: session.facts.clone(),
-        base: records.swap_remove(0).architecture,
+        base: base.architecture,
         seed,
         precision: backend.precision(),
         note: variants.note.clone(),
@@ -526,7 +609,32 @@ impl RunSettings {
 
 #[cfg(test)]
 mod tests {
-    use super::slug;
+    use super::{Spread, slug, student_t};
+
+    /// By hand: deviations from the means are 1, 1, 2 and 2, squared 10 in all; 10 / 2 = 5.
+    #[test]
+    fn what_seeds_leave_open() {
+        let spread = Spread::of(&[vec![3.0, 5.0], vec![10.0, 14.0]]).unwrap();
+        assert_eq!((spread.deviation, spread.degrees_of_freedom), (5f64.sqrt(), 2));
+        assert!((spread.least_difference - 4.303 * 5f64.sqrt()).abs() < 1e-12);
+        // Four seeds halve the variance of a mean: (0.5 + 0.5) x 2 squares of 1, 6 degrees of freedom.
+        let four = vec![vec![1.0, 3.0, 1.0, 3.0]; 2];
+        let spread = Spread::of(&four).unwrap();
+        assert_eq!((spread.deviation, spread.degrees_of_freedom), ((8f64 / 6.0).sqrt(), 6));
+        let least = 2.447 * (8f64 / 6.0).sqrt() * 0.5f64.sqrt();
+        assert!((spread.least_difference - least).abs() < 1e-12);
+        assert_eq!(Spread::of(&[vec![1.0], vec![2.0]]), None);
+        assert_eq!(Spread::of(&[]), None);
+    }
+
+    /// Tabulated values beyond the table in the code.
+    #[test]
+    fn quantiles_are_students() {
+        for (n, t) in [(1, 12.706), (9, 2.262), (11, 2.201), (15, 2.131), (30, 2.042), (120, 1.980)]
+        {
+            assert!((student_t(n) - t).abs() < 1e-3, "{n}: {}", student_t(n));
+        }
+    }
 
     #[test]
     fn names_are_made_fit_for_a_path() {

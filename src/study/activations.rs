@@ -1,4 +1,4 @@
-//! What layers make of many images: one row of numbers an image, computed once and kept on disk.
+//! What layers make of many images: a row of numbers for each crop, computed once and kept on disk.
 //!
 //! Linear classifiers (Tables 4 to 7 of the paper) are trained on such rows. A kept file has this
 //! layout, in the machine's own order of bytes:
@@ -18,11 +18,14 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::extractor::FeatureExtractor;
 use super::fingerprint;
-use crate::backend::Backend;
+use crate::backend::{Backend, Crop};
 use crate::data::images::Images;
 use crate::data::loader::{Bad, BatchPlan, Loader};
+use crate::data::order::training_crop;
 use crate::data::shard::manifest::Form;
-use crate::model::{Canvas, Model};
+use crate::model::{Canvas, Model, Preprocess};
+use crate::train::Crops;
+use crate::train::evaluate::TestCrops;
 use crate::{Error, Result, human_bytes};
 
 /// Bytes that the rows of one call may take: images x (sum of the layers' widths) x 4.
@@ -35,16 +38,53 @@ const MAGIC: u64 = u64::from_le_bytes(*b"zfnrows1");
 /// Bytes read, written and hashed at a time.
 const PIECE: usize = 1 << 20;
 
-/// The outputs of a layer, one row an image.
+/// The crops of an image that rows are made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Views {
+    /// The centre alone.
+    Centre,
+    /// As many as `count` that training might have seen.
+    Training {
+        /// Where they are cut.
+        crops: Crops,
+        /// Of each image, at least one. Of a smaller number all are among those of a larger one.
+        count: usize,
+        /// What they are drawn by, together with the image's index.
+        seed: u64,
+    },
+}
+
+impl Views {
+    /// Rows of each image.
+    pub fn count(self) -> usize {
+        match self {
+            Views::Centre => 1,
+            Views::Training { count, .. } => count,
+        }
+    }
+
+    /// The crops of the image `index` of a split, which is the `place`-th of a batch.
+    fn of(self, preprocess: &Preprocess, index: u32, place: u32) -> Vec<Crop> {
+        match self {
+            Views::Centre => TestCrops::One.of(preprocess, place),
+            // A view stands for an epoch of a training in which the image has its own place.
+            Views::Training { crops, count, seed } => (0..count as u32)
+                .map(|view| training_crop(crops, preprocess, seed, view, index as usize, place))
+                .collect(),
+        }
+    }
+}
+
+/// The outputs of a layer, a row for each crop; those of an image follow each other.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Rows {
     /// Numbers in a row.
     pub width: usize,
-    /// `[images, width]`.
+    /// `[rows, width]`.
     pub values: Vec<f32>,
-    /// The class of each image.
+    /// The class of each row's image.
     pub classes: Vec<u32>,
-    /// The index of each image in its split.
+    /// The index of each row's image in its split.
     pub images: Vec<u32>,
 }
 
@@ -67,9 +107,11 @@ impl Rows {
         &self.values[index * self.width..(index + 1) * self.width]
     }
 
-    /// Where images are among the rows, which are ascending by image; bad ones are not.
+    /// Where all rows of images are, if rows are ascending by image; bad ones have none.
     pub(super) fn positions(&self, images: &[u32]) -> Vec<usize> {
-        images.iter().filter_map(|image| self.images.binary_search(image).ok()).collect()
+        let first = |image: u32| self.images.partition_point(|other| *other < image);
+        let end = |image: u32| self.images.partition_point(|other| *other <= image);
+        images.iter().flat_map(|&image| first(image)..end(image)).collect()
     }
 }
 
@@ -82,10 +124,10 @@ pub(super) fn union(lists: &[Vec<u32>]) -> Vec<u32> {
 }
 
 /// The outputs of `layers` for the images `wanted` of `images`, in that order, one [`Rows`] a layer:
-/// flattened as (row, column, map), of the centre crop; a layer with weights is taken after its relu.
+/// flattened as (row, column, map), of these `views`; a layer with weights is taken after its relu.
 /// Bad images are left out.
 ///
-/// They take images x width x 4 bytes of memory for each layer, and as much on disk in the folder `keep`, if
+/// They take images x views x width x 4 bytes of memory for each layer, and as much on disk in the folder `keep`, if
 /// one is given, where the next call for the same finds them. `progress` is called with the number of images
 /// seen so far and of all.
 ///
@@ -99,6 +141,7 @@ pub fn rows<B: Backend>(
     images: &Arc<Images>,
     wanted: &[u32],
     layers: &[usize],
+    views: Views,
     keep: Option<&Path>,
     workers: usize,
     progress: impl FnMut(usize, usize),
@@ -109,22 +152,22 @@ pub fn rows<B: Backend>(
     let bytes = layers
         .iter()
         .fold(0usize, |sum, &layer| sum.saturating_add(width(layer)))
-        .saturating_mul(4)
+        .saturating_mul(4 * views.count())
         .saturating_mul(wanted.len());
     if bytes > LIMIT {
         let names: Vec<&str> =
             layers.iter().map(|&layer| network.layers[layer].name.as_str()).collect();
         return Err(Error::Data(format!(
-            "the outputs of {} for {} images take {}, more than the {} there may be: take fewer \
+            "the outputs of {} for {} crops take {}, more than the {} there may be: take fewer \
              images a class, or other layers",
             names.join(", "),
-            wanted.len(),
+            wanted.len() * views.count(),
             human_bytes(bytes),
             human_bytes(LIMIT)
         )));
     }
     let kept = match keep {
-        Some(folder) => Some((folder, hash(backend, model, images, wanted)?)),
+        Some(folder) => Some((folder, hash(backend, model, images, wanted, views)?)),
         None => None,
     };
     let file = |layer: usize| {
@@ -133,14 +176,14 @@ pub fn rows<B: Backend>(
     let mut found: Vec<Option<Rows>> = layers
         .iter()
         .map(|&layer| {
-            let rows = read(&file(layer)?, width(layer), wanted.len())?;
-            belong(&rows, images, wanted).then_some(rows)
+            let rows = read(&file(layer)?, width(layer), wanted.len() * views.count())?;
+            belong(&rows, images, wanted, views).then_some(rows)
         })
         .collect();
     let missing: Vec<usize> = (0..layers.len()).filter(|&i| found[i].is_none()).collect();
     if !missing.is_empty() {
         let new: Vec<usize> = missing.iter().map(|&i| layers[i]).collect();
-        let made = extract(backend, model, images, wanted, &new, workers, progress)?;
+        let made = extract(backend, model, images, wanted, &new, views, workers, progress)?;
         for (i, rows) in missing.into_iter().zip(made) {
             if let Some(file) = file(layers[i]) {
                 write(&file, &rows)?;
@@ -171,6 +214,7 @@ fn extract<B: Backend>(
     images: &Arc<Images>,
     wanted: &[u32],
     layers: &[usize],
+    views: Views,
     workers: usize,
     mut progress: impl FnMut(usize, usize),
 ) -> Result<Vec<Rows>> {
@@ -179,7 +223,7 @@ fn extract<B: Backend>(
         .iter()
         .map(|&layer| {
             let width = model.network.layers[layer].output.per_image();
-            let values = Vec::with_capacity(width * wanted.len());
+            let values = Vec::with_capacity(width * wanted.len() * views.count());
             Rows { width, values, ..Rows::default() }
         })
         .collect();
@@ -189,11 +233,17 @@ fn extract<B: Backend>(
     while let Some(batch) = loader.next_batch()? {
         // If there are none, all files of the batch are bad.
         if !batch.labels.is_empty() {
-            extractor.forward(batch.pixels())?;
-            for (rows, &layer) in made.iter_mut().zip(layers) {
-                extractor.append_output(layer, &mut rows.values)?;
-                rows.classes.extend(&batch.labels);
-                rows.images.extend(&batch.indices);
+            let of_image =
+                |(place, &index): (usize, &u32)| views.of(&model.preprocess, index, place as u32);
+            let crops: Vec<Crop> = batch.indices.iter().enumerate().flat_map(of_image).collect();
+            for crops in crops.chunks(BATCH) {
+                extractor.forward_crops(batch.pixels(), crops)?;
+                for (rows, &layer) in made.iter_mut().zip(layers) {
+                    extractor.append_output(layer, &mut rows.values)?;
+                    let places = crops.iter().map(|crop| crop.image as usize);
+                    rows.classes.extend(places.clone().map(|place| batch.labels[place]));
+                    rows.images.extend(places.map(|place| batch.indices[place]));
+                }
             }
         }
         seen = (seen + BATCH).min(wanted.len());
@@ -212,6 +262,7 @@ fn hash<B: Backend>(
     model: &Model<B>,
     images: &Images,
     wanted: &[u32],
+    views: Views,
 ) -> Result<String> {
     let mut hash = Xxh3::new();
     hash.update(env!("CARGO_PKG_VERSION").as_bytes());
@@ -222,16 +273,22 @@ fn hash<B: Backend>(
         None => hash.update(&serde_json::to_vec(&images.canvas()).expect("plain data")),
     }
     hash.update(cast_slice(wanted));
+    if let Views::Training { crops, count, seed } = views {
+        hash.update(format!("{crops:?} {count} {seed}").as_bytes());
+    }
     Ok(format!("{:016x}", hash.digest()))
 }
 
 /// Whether rows read from a disk are of images that were asked for, in that order.
-fn belong(rows: &Rows, images: &Images, wanted: &[u32]) -> bool {
+fn belong(rows: &Rows, images: &Images, wanted: &[u32], views: Views) -> bool {
     let mut wanted = wanted.iter();
-    let mut pairs = rows.images.iter().zip(&rows.classes);
-    pairs.all(|(image, class)| {
-        wanted.any(|other| other == image) && images.class(*image as usize) == *class
-    })
+    let mut of_images = rows.images.chunks(views.count()).zip(rows.classes.chunks(views.count()));
+    of_images.all(|(indices, classes)| {
+        let class = images.class(indices[0] as usize);
+        wanted.any(|other| *other == indices[0])
+            && indices.iter().all(|index| *index == indices[0])
+            && classes.iter().all(|other| *other == class)
+    }) && rows.len().is_multiple_of(views.count())
 }
 
 /// Reads kept rows; `None` if there are none, or they are damaged.

@@ -1,7 +1,7 @@
 //! What the layers of a network make of images: the forward pass that studies share.
 
 use crate::Result;
-use crate::backend::{Backend, Peak, Tensor};
+use crate::backend::{Backend, Crop, Peak, Tensor};
 use crate::model::{InputStage, Model, Purpose, Workspace};
 use crate::shape::Shape;
 use crate::train::evaluate::TestCrops;
@@ -36,12 +36,21 @@ impl<'a, B: Backend> FeatureExtractor<'a, B> {
     /// # Errors
     /// If a backend operation fails.
     pub fn forward(&mut self, pixels: &[u8]) -> Result<()> {
-        let Model { params, preprocess, .. } = self.model;
+        let preprocess = &self.model.preprocess;
         let images = (pixels.len() / preprocess.bytes()) as u32;
         let crops: Vec<_> =
             (0..images).flat_map(|image| TestCrops::One.of(preprocess, image)).collect();
-        self.stage.fill(self.backend, &mut self.workspace.input, pixels, &crops)?;
-        self.workspace.forward(self.backend, params)
+        self.forward_crops(pixels, &crops)
+    }
+
+    /// The same on these crops of the images; there may be several of one image. Neither images nor crops may
+    /// be more than were planned for.
+    ///
+    /// # Errors
+    /// If a backend operation fails.
+    pub fn forward_crops(&mut self, pixels: &[u8], crops: &[Crop]) -> Result<()> {
+        self.stage.fill(self.backend, &mut self.workspace.input, pixels, crops)?;
+        self.workspace.forward(self.backend, &self.model.params)
     }
 
     /// A layer's output, `[images, rows, columns, maps]`.

@@ -10,9 +10,11 @@
 //! - SVM: `loss = sum_c max(0, 1 - t_c score_c)^2` with `t_c` = 1 for the row's class and -1 for the
 //!   others: one linear SVM a class against the rest, with the squared hinge, as in liblinear.
 //!
+//! An image may have several rows, its crops: `C` counts images, so that each row has its share of it.
+//!
 //! Rows are multiplied by one factor for the whole layer, so that their mean squared norm over the
 //! training rows is 1; the bias is the weight of one more feature, always 1, and regularised like the
-//! others. `C` is the best of [`STRENGTHS`] on a held-out fifth of the *training* rows of each class,
+//! others. `C` is the best of [`STRENGTHS`] on a held-out fifth of the *training* images of each class,
 //! by mean accuracy per class, ties go to the middle value; then all of them are trained on.
 //!
 //! Both objectives are strictly convex and smooth, so one method finds the only optimum of either:
@@ -105,6 +107,49 @@ pub fn mean_class_accuracy(truth: &[u32], predicted: &[u32], classes: usize) -> 
     shares.iter().sum::<f64>() / shares.len() as f64
 }
 
+/// Splits the images of each class, whose classes are given, into those to fit and a fifth that is held out,
+/// drawn by `seed`: their positions, class by class. Of a class with one image none is held out.
+///
+/// # Panics
+/// If a class is none of `0 .. classes`.
+pub fn held_out(of_images: &[u32], classes: usize, seed: u64) -> [Vec<usize>; 2] {
+    let mut of_class = vec![Vec::new(); classes];
+    for (position, class) in of_images.iter().enumerate() {
+        of_class[*class as usize].push(position);
+    }
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    let [mut fitted, mut held] = [Vec::new(), Vec::new()];
+    for mut of_class in of_class {
+        shuffle(&mut random, &mut of_class);
+        let out = if of_class.len() < 2 { 0 } else { of_class.len().div_ceil(5) };
+        held.extend(of_class.drain(..out));
+        fitted.extend(of_class);
+    }
+    [fitted, held]
+}
+
+/// The best of `values` by what `judge` says of each, NaN and a tie being no better; ties go to those nearest to
+/// the middle, where an extreme value would be no choice of anybody's.
+///
+/// # Errors
+/// Those of `judge`.
+///
+/// # Panics
+/// If there are no values.
+pub fn best_of<T: Copy>(values: &[T], mut judge: impl FnMut(T) -> Result<f64>) -> Result<T> {
+    let middle = values.len() / 2;
+    let mut from_the_middle: Vec<usize> = (0..values.len()).collect();
+    from_the_middle.sort_by_key(|place| place.abs_diff(middle));
+    let mut best = (f64::NEG_INFINITY, values[middle]);
+    for place in from_the_middle {
+        let found = judge(values[place])?;
+        if found > best.0 {
+            best = (found, values[place]);
+        }
+    }
+    Ok(best.1)
+}
+
 /// A trained classifier, and how it came about.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Fit {
@@ -128,12 +173,15 @@ pub struct Problem<'a> {
     fitted: usize,
     /// What rows are multiplied by.
     scale: f64,
+    /// What `C` is multiplied by for a row: the images' share of the number of rows.
+    share: f64,
     /// `[order, order]`: products of scaled rows, plus 1 for the bias.
     gram: Vec<f32>,
 }
 
 impl<'a> Problem<'a> {
-    /// Takes the rows `picked`, and draws by `seed` which fifth of them is held out.
+    /// Takes the rows `picked`, those of an image one after another, and draws by `seed` which fifth of the images
+    /// is held out ([`held_out`]).
     ///
     /// # Errors
     /// If there are none or more than [`ROWS`], a class is none of `0 .. classes`, or a feature is not
@@ -147,16 +195,19 @@ impl<'a> Problem<'a> {
                 human_bytes(picked.len().saturating_mul(picked.len()).saturating_mul(4))
             )));
         }
-        let mut of_class = vec![Vec::new(); classes];
+        let mut images: Vec<Vec<usize>> = Vec::new();
         let mut squares = 0.0;
         for &i in picked {
             let class = rows.classes[i] as usize;
-            let Some(of_class) = of_class.get_mut(class) else {
+            if class >= classes {
                 return Err(Error::Data(format!(
                     "expected {classes} classes, found class {class}"
                 )));
-            };
-            of_class.push(i);
+            }
+            match images.last_mut() {
+                Some(image) if rows.images[image[0]] == rows.images[i] => image.push(i),
+                _ => images.push(vec![i]),
+            }
             squares += rows.row(i).iter().map(|v| f64::from(*v).powi(2)).sum::<f64>();
         }
         if !squares.is_finite() {
@@ -164,43 +215,53 @@ impl<'a> Problem<'a> {
                 "the network's outputs are not numbers: the checkpoint has diverged".into(),
             ));
         }
-        let mut random = ChaCha8Rng::seed_from_u64(seed);
-        let (mut order, mut held) = (Vec::new(), Vec::new());
-        for mut of_class in of_class {
-            shuffle(&mut random, &mut of_class);
-            let out = if of_class.len() < 2 { 0 } else { of_class.len().div_ceil(5) };
-            held.extend(of_class.drain(..out));
-            order.extend(of_class);
-        }
+        let of_images: Vec<u32> = images.iter().map(|image| rows.classes[image[0]]).collect();
+        let [mut order, held] = held_out(&of_images, classes, seed).map(|places| {
+            places.into_iter().flat_map(|place| images[place].clone()).collect::<Vec<_>>()
+        });
         let fitted = order.len();
         order.extend(held);
+        let share = images.len() as f64 / picked.len() as f64;
         let scale = if squares > 0.0 { (picked.len() as f64 / squares).sqrt() } else { 1.0 };
         let gram = gram(rows, &order, scale);
-        Ok(Problem { rows, classes, order, fitted, scale, gram })
+        Ok(Problem { rows, classes, order, fitted, scale, share, gram })
     }
 
-    /// The classifier with the best `C`.
+    /// The classifier with the best `C` on the rows that are held out.
     pub fn best(&self, loss: Loss) -> Fit {
         let held: Vec<u32> =
             self.order[self.fitted..].iter().map(|&i| self.rows.classes[i]).collect();
-        // Without a row to judge by, the middle one; with few many do equally well, and an extreme one
-        // would be no choice of theirs.
-        let middle = STRENGTHS.len() / 2;
-        let mut from_the_middle: Vec<usize> = (0..STRENGTHS.len()).collect();
-        from_the_middle.sort_by_key(|place| place.abs_diff(middle));
-        let mut best = (f64::NEG_INFINITY, STRENGTHS[middle]);
-        for place in from_the_middle.into_iter().filter(|_| !held.is_empty()) {
-            let strength = STRENGTHS[place];
-            let coefficients = self.solve(loss, strength, self.fitted).coefficients;
-            let scores = self.times(self.fitted..self.order.len(), self.fitted, &coefficients);
+        let strength = self.choose(loss, |coefficients| {
+            let scores = self.times(self.fitted..self.order.len(), self.fitted, coefficients);
             let predicted: Vec<u32> =
                 scores.chunks_exact(self.classes).map(|row| argmax(row) as u32).collect();
-            let accuracy = mean_class_accuracy(&held, &predicted, self.classes);
-            if accuracy > best.0 {
-                best = (accuracy, strength);
-            }
+            mean_class_accuracy(&held, &predicted, self.classes)
+        });
+        self.fit(loss, strength)
+    }
+
+    /// The best `C` on other rows of the images that are held out, as on their centre crops. `others` are ascending
+    /// by image.
+    pub fn best_on(&self, loss: Loss, others: &Rows) -> f64 {
+        let mut images: Vec<u32> =
+            self.order[self.fitted..].iter().map(|&i| self.rows.images[i]).collect();
+        images.dedup();
+        let held = others.positions(&images);
+        let truth: Vec<u32> = held.iter().map(|&i| others.classes[i]).collect();
+        self.choose(loss, |coefficients| {
+            let predicted = self.linear(coefficients).predict(others, &held);
+            mean_class_accuracy(&truth, &predicted, self.classes)
+        })
+    }
+
+    /// The value of `C` whose coefficients, of the rows that are not held out, have the best `accuracy`; the middle
+    /// one if none are held out.
+    fn choose(&self, loss: Loss, accuracy: impl Fn(&[f64]) -> f64) -> f64 {
+        if self.fitted == self.order.len() {
+            return STRENGTHS[STRENGTHS.len() / 2];
         }
-        self.fit(loss, best.1)
+        let judge = |strength| Ok(accuracy(&self.solve(loss, strength, self.fitted).coefficients));
+        best_of(&STRENGTHS, judge).expect("nothing that fails")
     }
 
     /// The classifier with a given `C`, on all rows.
@@ -259,7 +320,7 @@ impl<'a> Problem<'a> {
 
     /// Minimises over the coefficients of the first `n` rows.
     fn solve(&self, loss: Loss, strength: f64, n: usize) -> Solution {
-        let classes = self.classes;
+        let (classes, weight) = (self.classes, strength * self.share);
         let labels: Vec<usize> =
             self.order[..n].iter().map(|&i| self.rows.classes[i] as usize).collect();
         let slopes = |scores: &[f64]| {
@@ -267,7 +328,7 @@ impl<'a> Problem<'a> {
             let rows = slopes.par_chunks_mut(classes).zip(scores.par_chunks(classes));
             rows.zip(&labels).for_each(|((slopes, scores), &label)| {
                 loss.slopes(scores, label, slopes);
-                slopes.iter_mut().for_each(|slope| *slope *= strength);
+                slopes.iter_mut().for_each(|slope| *slope *= weight);
             });
             slopes
         };
@@ -712,6 +773,58 @@ mod tests {
             assert_eq!(fit.linear.predict(&dead, &all(&dead)), [0; 3]);
             assert_eq!(fit.strength, 1.0);
         }
+    }
+
+    /// Every row twice, as two crops of an image: the same objective, hence the same classifier, and an image is
+    /// held out with all of its rows.
+    #[test]
+    fn rows_of_an_image_share_its_weight_and_are_held_out_together() {
+        let once = corners(10, 4, 1.0, 1);
+        let twice = Rows {
+            width: 4,
+            values: (0..30).flat_map(|i| once.row(i).repeat(2)).collect(),
+            classes: once.classes.iter().flat_map(|class| [*class; 2]).collect(),
+            images: once.images.iter().flat_map(|image| [*image; 2]).collect(),
+        };
+        let [alone, both] =
+            [&once, &twice].map(|rows| Problem::new(rows, &all(rows), 3, 4).unwrap());
+        assert_eq!((both.fitted, both.order.len()), (2 * alone.fitted, 60));
+        for (pair, &i) in both.order.chunks_exact(2).zip(&alone.order) {
+            assert_eq!(pair, [2 * i, 2 * i + 1]);
+        }
+        for loss in BOTH {
+            let [alone, both] = [&alone, &both].map(|problem| problem.fit(loss, 1.0).linear);
+            for (a, b) in alone.weights.iter().zip(&both.weights) {
+                assert!((a - b).abs() < 1e-3, "{loss:?}: {a} for {b}");
+            }
+            // Judged by the same rows, the same C.
+            let problem = Problem::new(&twice, &all(&twice), 3, 4).unwrap();
+            assert_eq!(problem.best_on(loss, &once), problem.best(loss).strength);
+        }
+        assert_eq!(twice.positions(&[0, 7]), [0, 1, 14, 15]);
+    }
+
+    #[test]
+    fn a_fifth_of_each_class_is_held_out() {
+        let classes: Vec<u32> = [0; 11].into_iter().chain([1; 5]).chain([2]).collect();
+        let [fitted, held] = held_out(&classes, 3, 5);
+        let count = |of: &[usize], class| of.iter().filter(|i| classes[**i] == class).count();
+        assert_eq!([0, 1, 2].map(|class| count(&held, class)), [3, 1, 0]);
+        assert_eq!([0, 1, 2].map(|class| count(&fitted, class)), [8, 4, 1]);
+        let mut both = [fitted, held].concat();
+        both.sort_unstable();
+        assert!(both.into_iter().eq(0..17));
+    }
+
+    #[test]
+    fn the_best_value_is_chosen_and_ties_go_to_the_middle() {
+        let best = |scores: [f64; 3]| best_of(&[0, 1, 2], |i: usize| Ok(scores[i])).unwrap();
+        assert_eq!(best([0.1, 0.2, 0.3]), 2);
+        assert_eq!(best([0.3, 0.2, 0.3]), 0);
+        assert_eq!(best([0.2, 0.2, 0.2]), 1);
+        assert_eq!(best([f64::NAN, f64::NEG_INFINITY, 0.1]), 2);
+        assert_eq!(best_of(&[7], |_| Ok(f64::NAN)).unwrap(), 7);
+        assert!(best_of(&[7], |_| Err(Error::Data("no".into()))).is_err());
     }
 
     #[test]

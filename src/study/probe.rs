@@ -15,7 +15,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use serde::{Deserialize, Serialize};
 
-use super::activations::{LIMIT, Rows, rows, union};
+use super::activations::{LIMIT, Rows, Views, rows, union};
 use super::folds::by_class;
 use super::linear::{Fit, Loss, Problem, ROWS, mean_class_accuracy};
 use super::{Facts, Session, Splits, Study};
@@ -257,9 +257,19 @@ pub fn run<B: Backend>(
             let said = format!(", {name}: features");
             let (backend, workers) = (session.backend, session.workers);
             let mut features = |images: &Arc<Images>, wanted: &[u32], before: usize| {
-                rows(backend, model, images, wanted, &[layer], None, workers, |now, _| {
-                    session.progress(STUDY.name, before + now, total, &said);
-                })
+                rows(
+                    backend,
+                    model,
+                    images,
+                    wanted,
+                    &[layer],
+                    Views::Centre,
+                    None,
+                    workers,
+                    |now, _| {
+                        session.progress(STUDY.name, before + now, total, &said);
+                    },
+                )
                 .map(|mut rows| rows.remove(0))
             };
             let train = features(&data.train, &all_train, done)?;

@@ -7,22 +7,29 @@
 //! same architecture ([`super::small_data`]), trained on the same images from random weights or from the
 //! checkpoint's. Test images that are nearly the same as one that the network was trained on
 //! (`duplicates.rs`) are left out.
+//!
+//! All methods see the same: in training crops as the checkpoint's recipe cuts them (a network a new one in each
+//! epoch, a softmax [`Settings::crops`] of each image), in tests the centre. And all choose one setting in the
+//! same way: for each number of images what is best on the centre crops of a held-out fifth of the *first*
+//! fold's training images (the softmax its `C`, networks their learning rate), which then holds for all folds.
+//! Nothing is chosen by test images.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::activations::{Rows, rows, union};
+use super::activations::{LIMIT, Rows, Views, rows, union};
 use super::folds::{Fold, by_class, folds, shared};
-use super::linear::{Loss, Problem, mean_class_accuracy};
+use super::linear::{Loss, Problem, ROWS, mean_class_accuracy};
 use super::parts::Parts;
-use super::small_data::{Squares, Start, accuracy, train_few};
+use super::small_data::{Squares, Start, Training, accuracy, choose_rate, train_few};
 use super::{Facts, Session, Splits, Study};
 use crate::Result;
 use crate::backend::Backend;
 use crate::data::images::Images;
 use crate::model::Model;
+use crate::train::Crops;
 use crate::train::duplicates::{Pair, pairs, thumbnails};
 
 /// See [`super::STUDIES`].
@@ -33,26 +40,33 @@ pub const STUDY: Study = Study {
     of_one_run: true,
 };
 
-/// The method of frozen features.
-pub const FROZEN: &str = "pretrained, frozen";
+/// The method of frozen features of a layer.
+pub fn frozen_name(layer: &str) -> String {
+    format!("frozen, {layer}")
+}
 
 /// What is trained, on how many images.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Settings {
-    /// Index of the layer whose outputs are used.
-    pub layer: usize,
+    /// Indices of the layers whose outputs are used, one after another.
+    pub layers: Vec<usize>,
     /// Numbers of training images of each class, ascending, at least one.
     pub per_class: Vec<usize>,
     /// How often images are drawn, at least once.
     pub folds: usize,
     /// Test images of each class, at most.
     pub test_per_class: usize,
-    /// Seed of the folds.
+    /// Seed of the folds and of the crops.
     pub seed: u64,
+    /// Training crops of each image that a softmax is trained on, at least one. Fewer are taken where so many would be
+    /// too many rows ([`Transfer::crops`]).
+    pub crops: usize,
     /// How the whole networks start that are trained beside the softmax.
     pub starts: Vec<Start>,
     /// Updates of the weights of each of these.
     pub updates: u32,
+    /// Learning rates that they choose from, as shares of the recipe's, ascending; at least one.
+    pub rates: Vec<f32>,
     /// Correlation of thumbnails from which on two images are near-duplicates.
     pub duplicate_threshold: f32,
 }
@@ -71,8 +85,12 @@ pub struct Transfer {
     pub facts: Facts,
     /// Number of classes of the images.
     pub classes: usize,
-    /// The name of the layer whose outputs were used.
-    pub layer: String,
+    /// The names of the layers whose outputs were used.
+    pub layers: Vec<String>,
+    /// Training crops of each image that a softmax was trained on.
+    pub crops: usize,
+    /// Where all training crops were cut.
+    pub cut: Crops,
     /// Images of an update of a whole network, at most.
     pub batch_size: usize,
     /// What was asked for.
@@ -105,7 +123,7 @@ pub struct Duplicate {
 /// What one fold gave with so many images a class.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TransferScore {
-    /// What was trained: [`FROZEN`], or [`Start::name`].
+    /// What was trained: [`frozen_name`], or [`Start::name`].
     pub method: String,
     /// Training images of each class.
     pub per_class: usize,
@@ -117,17 +135,21 @@ pub struct TransferScore {
     pub test: usize,
     /// Mean over the classes of the share of test images that is right.
     pub accuracy: f64,
-    /// Share of the usual learning rate that a network was trained at: below 1 if its loss ran away before.
-    #[serde(default = "whole")]
-    pub rate: f32,
+    /// The same of the training images, centre crop: what is far below 1 was not trained to its end.
+    pub accuracy_in_training: f64,
+    /// What was chosen in the first fold: a softmax's `C`, a network's share of the recipe's learning rate.
+    pub setting: f64,
+    /// Share of that rate at which a network was trained: below 1 if its loss ran away before.
+    pub lowered: f32,
 }
 
-fn whole() -> f32 {
-    1.0
+/// What a method has given.
+struct Measured {
+    images: [usize; 2],
+    accuracy: [f64; 2],
+    setting: f64,
+    lowered: f32,
 }
-
-/// What a method has given: training and test images, accuracy, share of the learning rate.
-type Measured = (usize, usize, f64, f32);
 
 /// Draws the folds.
 ///
@@ -152,7 +174,7 @@ pub fn run<B: Backend>(
     data: &Splits,
     pretrained_on: Option<&Images>,
 ) -> Result<Transfer> {
-    let Settings { layer, folds: count, test_per_class, seed, updates, .. } = *settings;
+    let Settings { folds: count, test_per_class, seed, updates, .. } = *settings;
     let folds = draw(settings, data)?;
     let of_folds =
         |of: &dyn Fn(&Fold) -> Vec<u32>| union(&folds.iter().map(of).collect::<Vec<_>>());
@@ -164,7 +186,7 @@ pub fn run<B: Backend>(
     let excluded: Vec<u32> = duplicates.iter().flatten().filter_map(|found| found.test).collect();
     let fingerprints = data.fingerprints();
     let indices = (&trained, &tested, &excluded, seed, count, test_per_class, most);
-    let parts = session.parts(&[model], &(fingerprints, layer, indices))?;
+    let parts = session.parts(&[model], &(fingerprints, indices))?;
     let trials = Trials {
         folds: &folds,
         per_class: &settings.per_class,
@@ -173,35 +195,62 @@ pub fn run<B: Backend>(
     };
 
     let kept = session.out().map(|out| out.join(".features"));
-    let (backend, workers) = (session.backend, session.workers);
-    let mut features = |name: &str, images: &Arc<Images>, wanted: &[u32]| {
-        rows(backend, model, images, wanted, &[layer], kept.as_deref(), workers, |done, of| {
-            session.progress(name, done, of, "");
-        })
-        .map(|mut rows| rows.remove(0))
+    let (backend, workers, classes) = (session.backend, session.workers, &data.classes);
+    let cut = model.network.architecture.recipe.crops;
+    let crops = crops_of(settings, model, trained.len(), classes.len());
+    let mut scored = Vec::new();
+    for &layer in &settings.layers {
+        let name = &model.network.layers[layer].name;
+        let mut features = |of: &str, images: &Arc<Images>, wanted: &[u32], views| {
+            let kept = kept.as_deref();
+            rows(backend, model, images, wanted, &[layer], views, kept, workers, |done, all| {
+                session.progress(&format!("{of} features of {name}"), done, all, "");
+            })
+            .map(|mut rows| rows.remove(0))
+        };
+        let views = Views::Training { crops: cut, count: crops, seed };
+        let features = Features {
+            train: features("training", &data.train, &trained, views)?,
+            centre: features("centre", &data.train, &trained, Views::Centre)?,
+            test: features("test", &data.val, &tested, Views::Centre)?,
+            classes: classes.len(),
+        };
+        scored.extend(trials.score(
+            &frozen_name(name),
+            &format!("frozen-{layer}-{crops}"),
+            |trained, tested, fold, known| features.measure(trained, tested, fold, known),
+            |done, of| session.progress(&format!("softmax on {name}"), done, of, ""),
+        )?);
+    }
+    let read = |images: &Images, wanted: &[u32]| match settings.starts.is_empty() {
+        true => Ok(Squares::default()),
+        false => Squares::read(images, wanted),
     };
-    let train = features("training features", &data.train, &trained)?;
-    let test = features("test features", &data.val, &tested)?;
-    let classes = &data.classes;
-    let mut scored = trials.score(
-        FROZEN,
-        "frozen",
-        |trained, tested, fold| frozen(&train, &test, classes.len(), trained, tested, fold),
-        |done, of| session.progress("softmax", done, of, ""),
-    )?;
-    for start in &settings.starts {
-        let (train, test) =
-            (Squares::read(&data.train, &trained)?, Squares::read(&data.val, &tested)?);
+    let (train, test) = (read(&data.train, &trained)?, read(&data.val, &tested)?);
+    let rates: Vec<String> = settings.rates.iter().map(f32::to_string).collect();
+    for &start in &settings.starts {
         let name = start.name();
         scored.extend(trials.score(
             name,
-            &format!("{name}-{updates}"),
-            |trained, tested, fold| {
+            &format!("{name}-{updates}-{}", rates.join("_")),
+            |trained, tested, fold, known| {
                 let (train, test) = (train.part(trained), test.part(tested));
-                let (model, rate) =
-                    train_few(backend, model, classes, &train, *start, updates, fold)?;
-                let accuracy = accuracy(backend, &model, &test)?;
-                Ok((train.labels.len(), test.labels.len(), accuracy, rate))
+                let training = Training { start, updates, rate: 1.0, seed: fold };
+                let rate = match known {
+                    Some(rate) => rate as f32,
+                    None => {
+                        choose_rate(backend, model, classes, &train, training, &settings.rates)?
+                    }
+                };
+                let training = Training { rate, ..training };
+                let (model, lowered) = train_few(backend, model, classes, &train, training)?;
+                let accuracy = |squares| accuracy(backend, &model, squares);
+                Ok(Measured {
+                    images: [train.labels.len(), test.labels.len()],
+                    accuracy: [accuracy(&train)?, accuracy(&test)?],
+                    setting: f64::from(rate),
+                    lowered,
+                })
             },
             |done, of| session.progress(&format!("networks {name}"), done, of, ""),
         )?);
@@ -210,7 +259,9 @@ pub fn run<B: Backend>(
     Ok(Transfer {
         facts: session.facts.clone(),
         classes: classes.len(),
-        layer: model.network.layers[layer].name.clone(),
+        layers: settings.layers.iter().map(|&i| model.network.layers[i].name.clone()).collect(),
+        crops,
+        cut,
         batch_size: model.network.architecture.recipe.batch_size,
         settings: settings.clone(),
         duplicates,
@@ -218,6 +269,24 @@ pub fn run<B: Backend>(
             .map(|(images, each)| shared(&by_class(images, classes.len()), each, count).len()),
         scored,
     })
+}
+
+/// Training crops of each image: as many as are asked for, unless that makes more rows than a classifier or the memory
+/// for features takes, and one if all are the same.
+fn crops_of<B: Backend>(
+    settings: &Settings,
+    model: &Model<B>,
+    images: usize,
+    classes: usize,
+) -> usize {
+    if model.network.architecture.recipe.crops == Crops::Centre {
+        return 1;
+    }
+    let width = |&layer: &usize| model.network.layers[layer].output.per_image();
+    let widest = settings.layers.iter().map(width).max().unwrap_or(1);
+    let of_classifier = ROWS / settings.most().saturating_mul(classes).max(1);
+    let of_memory = LIMIT / 4 / widest.saturating_mul(images).max(1);
+    settings.crops.min(of_classifier).min(of_memory).max(1)
 }
 
 /// An image as `SPLIT/CLASS/FILE`, wherever its set is.
@@ -265,29 +334,39 @@ struct Trials<'a> {
 
 impl Trials<'_> {
     /// Scores a method with every number of images and every fold. `measure` is given indices of images
-    /// to train and to test on, and the number of the fold. What there is of it under the name `part` is not measured again.
-    /// `progress` is called with how much is done, and of how much.
+    /// to train and to test on, the number of the fold, and what was chosen in the first one, which is itself given none.
+    /// What there is of it under the name `part` is not measured again. `progress` is called with how much is done, and of how much.
     fn score(
         &self,
         method: &str,
         part: &str,
-        measure: impl Fn(&[u32], &[u32], u64) -> Result<Measured>,
+        measure: impl Fn(&[u32], &[u32], u64, Option<f64>) -> Result<Measured>,
         mut progress: impl FnMut(usize, usize),
     ) -> Result<Vec<TransferScore>> {
-        let mut all = Vec::new();
+        let mut all: Vec<TransferScore> = Vec::new();
         for &per_class in self.per_class {
+            let mut chosen = None;
             for (number, fold) in self.folds.iter().enumerate() {
                 let scored =
                     self.parts.get_or_make(&format!("{part}-{per_class}-{number}"), || {
                         let mut tested = fold.test();
                         tested.retain(|image| self.excluded.binary_search(image).is_err());
-                        let (train, test, accuracy, rate) =
-                            measure(&fold.train(per_class), &tested, number as u64)?;
-                        let method = method.to_owned();
-                        let fold = number;
-                        Ok(TransferScore { method, per_class, fold, train, test, accuracy, rate })
-                    });
-                all.push(scored?);
+                        let Measured { images, accuracy, setting, lowered } =
+                            measure(&fold.train(per_class), &tested, number as u64, chosen)?;
+                        Ok(TransferScore {
+                            method: method.to_owned(),
+                            per_class,
+                            fold: number,
+                            train: images[0],
+                            test: images[1],
+                            accuracy: accuracy[1],
+                            accuracy_in_training: accuracy[0],
+                            setting,
+                            lowered,
+                        })
+                    })?;
+                chosen = Some(scored.setting);
+                all.push(scored);
                 progress(all.len(), self.per_class.len() * self.folds.len());
             }
         }
@@ -295,21 +374,44 @@ impl Trials<'_> {
     }
 }
 
-/// Trains a softmax on the rows of some images, and measures it on those of others; images that have no
-/// row, as bad ones, are left out. Returns how many were not, and the accuracy.
-fn frozen(
-    train: &Rows,
-    test: &Rows,
+/// What a layer makes of the images of all folds.
+struct Features {
+    /// Of training crops of the training images.
+    train: Rows,
+    /// Of their centre crops.
+    centre: Rows,
+    /// Of the centre crops of the test images.
+    test: Rows,
     classes: usize,
-    trained: &[u32],
-    tested: &[u32],
-    seed: u64,
-) -> Result<Measured> {
-    let (picked, tested) = (train.positions(trained), test.positions(tested));
-    let softmax = Problem::new(train, &picked, classes, seed)?.best(Loss::Softmax).linear;
-    let truth: Vec<u32> = tested.iter().map(|&i| test.classes[i]).collect();
-    let found = softmax.predict(test, &tested);
-    Ok((picked.len(), tested.len(), mean_class_accuracy(&truth, &found, classes), 1.0))
+}
+
+impl Features {
+    /// Trains a softmax on the rows of some images, and measures it on those of others; images that have no
+    /// row, as bad ones, are left out. `C` is chosen unless it is known.
+    fn measure(
+        &self,
+        trained: &[u32],
+        tested: &[u32],
+        seed: u64,
+        known: Option<f64>,
+    ) -> Result<Measured> {
+        let Features { train, centre, test, classes } = self;
+        let problem = Problem::new(train, &train.positions(trained), *classes, seed)?;
+        let setting = known.unwrap_or_else(|| problem.best_on(Loss::Softmax, centre));
+        let softmax = problem.fit(Loss::Softmax, setting).linear;
+        let measured = [(centre, trained), (test, tested)].map(|(rows, images)| {
+            let picked = rows.positions(images);
+            let truth: Vec<u32> = picked.iter().map(|&i| rows.classes[i]).collect();
+            let found = softmax.predict(rows, &picked);
+            (picked.len(), mean_class_accuracy(&truth, &found, *classes))
+        });
+        Ok(Measured {
+            images: measured.map(|of| of.0),
+            accuracy: measured.map(|of| of.1),
+            setting,
+            lowered: 1.0,
+        })
+    }
 }
 
 #[cfg(test)]
@@ -353,11 +455,30 @@ mod tests {
         excluded: &[u32],
         parts: &Parts,
     ) -> Vec<TransferScore> {
-        let one = |trained: &[u32], tested: &[u32], fold| {
-            frozen(train, test, CLASSES, trained, tested, fold)
+        let [train, centre, test] = [train, train, test].map(Rows::clone);
+        let features = Features { train, centre, test, classes: CLASSES };
+        let one = |trained: &[u32], tested: &[u32], fold, known| {
+            features.measure(trained, tested, fold, known)
         };
         let trials = Trials { folds, per_class, excluded, parts };
-        trials.score(FROZEN, "frozen", one, |_, _| ()).unwrap()
+        trials.score("frozen", "frozen", one, |_, _| ()).unwrap()
+    }
+
+    /// Each fold is given what the first has chosen, and the first nothing.
+    #[test]
+    fn a_setting_is_chosen_in_the_first_fold() {
+        let folds = drawn(60, 120);
+        let trials =
+            Trials { folds: &folds, per_class: &[5, 20], excluded: &[], parts: &Parts::none() };
+        let measure = |trained: &[u32], _: &[u32], fold, known: Option<f64>| {
+            assert_eq!(known.is_none(), fold == 0);
+            let setting = known.unwrap_or(trained.len() as f64);
+            Ok(Measured { images: [1; 2], accuracy: [1.0, 0.5], setting, lowered: 1.0 })
+        };
+        let all = trials.score("m", "m", measure, |_, _| ()).unwrap();
+        let settings: Vec<f64> = all.iter().map(|of| of.setting).collect();
+        assert_eq!(settings, [15.0, 15.0, 15.0, 60.0, 60.0, 60.0]);
+        assert!(all.iter().all(|of| (of.accuracy, of.accuracy_in_training) == (0.5, 1.0)));
     }
 
     #[test]

@@ -26,6 +26,8 @@ const BETWEEN: [usize; 2] = [6, 16];
 const DEAD: f64 = 0.25;
 /// Share of the highest layer's gradient that the lowest one's has, below which it has vanished.
 const VANISHED: f64 = 1e-6;
+/// Mean of a layer's output, by its standard deviation, above which biases make it; without them it is about 0.7.
+const BIASED: f64 = 3.0;
 /// Share of a layer's maps without which nothing passes it.
 const ALL_DEAD: f64 = 0.9;
 /// Fewest dead maps that are worth an alarm, and fewest images for which they were silent.
@@ -302,6 +304,18 @@ impl WatchState {
         let (Some(first), Some(last)) = (&self.first, &self.last) else {
             return ("nothing was watched".into(), Remedy::CheckLabels);
         };
+        let biased = |layer: &&LayerNumbers| layer.activation_mean.abs() > BIASED * layer.activation_std;
+        let inner = &first.layers[..first.layers.len().saturating_sub(1)];
+        if let Some(layer) = inner.iter().rfind(biased)
+            && 2 * inner.iter().filter(biased).count() > inner.len()
+        {
+            let cause = format!(
+                "from the first step on {} gave {:.3} for every image, with a standard deviation of {:.4}: biases hide \
+                 the signal",
+                layer.layer, layer.activation_mean, layer.activation_std
+            );
+            return (cause, Remedy::ZeroBiases);
+        }
         if let Some(place) = last.dead.iter().position(|dead| *dead >= ALL_DEAD) {
             let cause = format!(
                 "{:.0} % of {} is dead, so nothing passes it",
@@ -312,15 +326,6 @@ impl WatchState {
                 true => (format!("{cause}: updates too large"), self.lower_rate(rate)),
                 false => (cause, Remedy::HeInitialization),
             };
-        }
-        if let Some(layer) = last.layers.iter().find(|layer| {
-            layer.activation_mean.abs() > 20.0 * layer.activation_std && layer.activation_std > 0.0
-        }) {
-            let cause = format!(
-                "{} gives {:.3} for every image, with a standard deviation of {:.4}: biases hide the signal",
-                layer.layer, layer.activation_mean, layer.activation_std
-            );
-            return (cause, Remedy::ZeroBiases);
         }
         if let (Some(lowest), Some(highest)) = (last.layers.first(), last.layers.last())
             && let Some((gain, weakest)) = last.weakest_link()

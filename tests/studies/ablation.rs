@@ -6,8 +6,10 @@ use std::path::Path;
 use crate::common::page::check_links;
 use crate::common::program::{Place, VARIANTS};
 use serde_json::Value;
-use zfnet::model::Network;
-use zfnet::study::ablation::read;
+use zfnet::backend::Precision;
+use zfnet::model::{Architecture, Network};
+use zfnet::study::ablation::{Ablation, TrainedRun, TrainedVariant, read};
+use zfnet::study::ensemble::Errors;
 
 const ABLATION: &str = "study ablation --config variants.toml --data data --out out";
 
@@ -41,7 +43,8 @@ fn rows_are_what_train_and_eval_say() {
     assert_eq!(place.results("out/runs/base"), place.results("whole"));
     // Each row as `eval` measures it.
     for (row, run) in rows.iter().zip(["base", "without-2", "wider"]) {
-        assert_eq!(row["run"], format!("runs/{run}"));
+        let row = &row["runs"][0];
+        assert_eq!((row["seed"].as_u64(), &row["run"]), (Some(5), &format!("runs/{run}").into()));
         for split in ["train", "val"] {
             let eval =
                 format!("eval --checkpoint out/runs/{run}/last --data data --crops 1 --json");
@@ -71,6 +74,31 @@ fn rows_are_what_train_and_eval_say() {
     assert_eq!(stamp().unwrap(), stamped);
     assert_eq!(pages(&place.path("out")), before);
 
+    // Another seed is added to what there is.
+    assert!(!String::from_utf8(before[0].clone()).unwrap().contains("What the seeds leave open"));
+    let added = place.run(&format!("{ABLATION} --seed 5 --seeds 2")).ok();
+    assert!(added.stderr.contains("4 of 6: tiny (base), seed 6"), "{}", added.stderr);
+    assert_eq!(stamp().unwrap(), stamped);
+    place.run(&train.replace("--out whole --seed 5", "--out other --seed 6")).ok();
+    assert_eq!(place.results("out/seed-6/base"), place.results("other"));
+    let json = read_json(&place.path("out/ablation.json"));
+    assert_eq!(json["seeds"], serde_json::json!([5, 6]));
+    for (row, now) in rows.iter().zip(json["rows"].as_array().unwrap()) {
+        assert_eq!(row["runs"][0], now["runs"][0]);
+        assert_eq!(
+            (now["runs"].as_array().unwrap().len(), &now["runs"][1]["seed"]),
+            (2, &6.into())
+        );
+    }
+    let html = fs::read_to_string(place.path("out/index.html")).unwrap();
+    check_links(&place.path("out"), &html);
+    assert!(html.contains("What the seeds leave open") && html.contains("Means over 2 seeds"));
+    let csv = fs::read_to_string(place.path("out/ablation.csv")).unwrap();
+    assert_eq!(csv.lines().count(), 1 + 3 * 2);
+    // One seed again says what it said.
+    place.run(&format!("{ABLATION} --seed 5")).ok();
+    assert_eq!(pages(&place.path("out")), before);
+
     // With anything else nothing goes on, and nothing is touched.
     let refused = |flags: &str, words: &[&str]| {
         place.run(&format!("{ABLATION} {flags}")).refused(words);
@@ -86,6 +114,48 @@ fn rows_are_what_train_and_eval_say() {
     fs::remove_file(place.images(val.to_str().unwrap()).remove(0)).unwrap();
     refused("--seed 5", &["another set of validation images", "20 files", "19 files"]);
     assert_eq!(pages(&place.path("out")), before);
+}
+
+/// By hand: squares of deviations 2 x 4, 2 x 4 and 2 x 1, in all 18 points squared of 3 degrees of freedom; the standard
+/// deviation is 2.45 points, Student's t 3.182, and two means of two differ by more than 7.79 points.
+#[test]
+fn differences_are_set_against_those_between_seeds() {
+    let run = |seed: u64, error: f64| {
+        let of = |top1_error: f64| Errors { top1_error, top5_error: 0.0, images: 100 };
+        TrainedRun { seed, run: format!("runs/{seed}"), train: of(error / 2.0), val: of(error) }
+    };
+    let row = |name: &str, errors: [f64; 2]| TrainedVariant {
+        name: name.into(),
+        parameters: 1,
+        runs: vec![run(3, errors[0]), run(4, errors[1])],
+        paper: None,
+    };
+    let found = Ablation {
+        facts: Vec::new(),
+        base: Architecture::find("zfnet-mini").unwrap(),
+        seed: 3,
+        precision: Precision::F32,
+        note: String::new(),
+        rows: vec![row("base", [0.30, 0.34]), row("v", [0.54, 0.50]), row("w", [0.33, 0.35])],
+    };
+    let out = tempfile::tempdir().unwrap();
+    zfnet::report::ablation::write(out.path(), &found).unwrap();
+    let figure = read_json(&out.path().join("figure.json"));
+    let main = &figure["sections"][0]["tables"][0]["rows"];
+    assert_eq!((&main[1][3], &main[1][2]), (&"52.0".into(), &"26.0".into()));
+    let table = &figure["sections"][1]["tables"][0];
+    let expected = serde_json::json!([
+        ["1. base", "30.0", "34.0", "32.0", "–", "–", "3"],
+        ["2. v", "54.0", "50.0", "52.0", "+20.0", "yes", "–"],
+        ["3. w", "33.0", "35.0", "34.0", "+2.0", "no", "1"],
+    ]);
+    assert_eq!(table["rows"], expected);
+    let note = table["notes"][0].as_str().unwrap();
+    for said in ["2.45 points", "3 degrees", "7.79 points"] {
+        assert!(note.contains(said), "{note}");
+    }
+    let caption = &figure["sections"][1]["tables"][1]["caption"];
+    assert!(caption.as_str().unwrap().contains("training images"));
 }
 
 /// Ctrl-C saves the run in hand and ends the program as `train` does.
@@ -227,6 +297,26 @@ fn the_shipped_files_are_the_papers_rows() {
             (convolutions + 2_098_176 + 1_049_600 + 10_250, [22.0, 38.8, 17.0]),
             (maps + 2_097_664 + fc7 + fc8, [18.8, 37.5, 16.0]),
             (maps + 4_195_328 + 1_049_600 + 10_250, [10.0, 38.3, 16.9]),
+        ]
+    );
+    // Half of all these widths, and 3x3 places.
+    let low = 3_552 + 28_848;
+    let convolutions = low + 41_568 + 83_040 + 55_360;
+    let short = low + 27_712;
+    let maps = low + 55_424 + 295_168 + 295_040;
+    let (fc6, fc7, fc8, straight) = (147_712, 65_792, 2_570, 5_770);
+    assert_eq!(
+        file("../benches/record/ablation-48.toml"),
+        [
+            (convolutions + fc6 + fc7 + fc8, [33.1, 38.4, 16.5]),
+            (short + fc6 + fc7 + fc8, [41.8, 45.4, 22.1]),
+            (convolutions + fc6 + fc8, [27.4, 40.0, 18.4]),
+            (convolutions + straight, [27.4, 44.8, 22.4]),
+            (short + straight, [71.1, 71.3, 50.1]),
+            (convolutions + 73_856 + 16_512 + 1_290, [38.2, 40.2, 17.6]),
+            (convolutions + 295_424 + 262_656 + 5_130, [22.0, 38.8, 17.0]),
+            (maps + 295_168 + fc7 + fc8, [18.8, 37.5, 16.0]),
+            (maps + 590_336 + 262_656 + 5_130, [10.0, 38.3, 16.9]),
         ]
     );
 }

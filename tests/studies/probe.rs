@@ -11,11 +11,13 @@ use zfnet::backend::{Backend, Precision};
 use zfnet::data::Split;
 use zfnet::data::classes::Classes;
 use zfnet::data::images::{Images, ReadOptions, Scratch};
+use zfnet::data::order::training_crop;
 use zfnet::data::set::DataSet;
 use zfnet::model::{
     Architecture, Canvas, InputStage, Model, Network, Params, Preprocess, Purpose, Workspace,
 };
-use zfnet::study::activations::{Rows, rows};
+use zfnet::study::activations::{Rows, Views, rows};
+use zfnet::train::Crops;
 
 on_every_backend!(rows_are_what_single_images_give, rows_are_kept_and_damage_is_seen);
 
@@ -49,7 +51,7 @@ fn rows_are_what_single_images_give<B: Backend>(backend: &B) {
         name => model.network.layer(name).unwrap(),
     });
     let mut seen = Vec::new();
-    let found = rows(backend, &model, &all, &wanted, &layers, None, 3, |now, of| {
+    let found = rows(backend, &model, &all, &wanted, &layers, Views::Centre, None, 3, |now, of| {
         seen.push((now, of));
     })
     .unwrap();
@@ -85,9 +87,37 @@ fn rows_are_what_single_images_give<B: Backend>(backend: &B) {
             }
         }
     }
+    // Several crops of each image: those that training would cut.
+    let (crops, count, seed) = (Crops::Random, 3, 7);
+    let training = Views::Training { crops, count, seed };
+    let fc3 = &layers[2..3];
+    let several = rows(backend, &model, &all, &good, fc3, training, None, 2, |_, _| ()).unwrap();
+    assert_eq!(several[0].len(), 3 * good.len());
+    let mut differ = false;
+    for (i, &image) in good.iter().enumerate().step_by(5) {
+        let mut square = vec![0; all.bytes_per_image()];
+        all.read(image as usize, &mut Scratch::default(), &mut square).unwrap().unwrap();
+        for view in 0..count {
+            let place = image as usize;
+            let crop = training_crop(crops, &model.preprocess, seed, view as u32, place, 0);
+            stage.fill(backend, &mut workspace.input, &square, &[crop]).unwrap();
+            workspace.forward(backend, &model.params).unwrap();
+            let row = 3 * i + view;
+            let expected = values(backend, workspace.output(fc3[0]));
+            let size = expected.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+            for (found, expected) in several[0].row(row).iter().zip(&expected) {
+                assert!((found - expected).abs() <= eps * size, "{found} for {expected}");
+            }
+            assert_eq!(several[0].images[row], image);
+            assert_eq!(several[0].classes[row], all.class(place));
+            differ |= several[0].row(row) != found[2].row(i);
+        }
+    }
+    assert!(differ, "not all are centre crops");
     // No number of threads that read changes a bit.
-    let with =
-        |workers| rows(backend, &model, &all, &good, &layers[1..2], None, workers, |_, _| ());
+    let with = |workers| {
+        rows(backend, &model, &all, &good, &layers[1..2], Views::Centre, None, workers, |_, _| ())
+    };
     let [one, three] = [1, 3].map(|workers| with(workers).unwrap().remove(0));
     assert_eq!((one.images, one.values), (three.images, three.values));
 }
@@ -104,9 +134,10 @@ fn rows_are_kept_and_damage_is_seen<B: Backend>(backend: &B) {
     // Whether the network had to be asked, and what there is.
     let call = |model: &Model<B>, wanted: &[u32]| -> (bool, Vec<Rows>) {
         let mut computed = false;
-        let found = rows(backend, model, &all, wanted, &layers, Some(&keep), 2, |_, _| {
-            computed = true;
-        });
+        let found =
+            rows(backend, model, &all, wanted, &layers, Views::Centre, Some(&keep), 2, |_, _| {
+                computed = true;
+            });
         (computed, found.unwrap())
     };
     let files = || {
@@ -122,6 +153,23 @@ fn rows_are_kept_and_damage_is_seen<B: Backend>(backend: &B) {
     assert!(computed && files().len() == 2);
     let (computed, second) = call(&model, &wanted);
     assert!(!computed && same(&second, &first));
+    // Other views have files of their own, which are found again.
+    let views = |views: Views| {
+        let mut computed = false;
+        let found =
+            rows(backend, &model, &all, &wanted, &layers[1..], views, Some(&keep), 2, |_, _| {
+                computed = true;
+            });
+        (computed, found.unwrap(), files().len())
+    };
+    let training = |count| Views::Training { crops: Crops::Ten, count, seed: 1 };
+    let (computed, made, kept) = views(training(2));
+    assert!(computed && kept == 3 && made[0].len() == 20);
+    let (computed, again, kept) = views(training(2));
+    assert!(!computed && kept == 3 && same(&again, &made));
+    assert!(views(training(3)).0);
+    fs::remove_dir_all(&keep).unwrap();
+    assert!(call(&model, &wanted).0);
     // Another model, or other images, have files of their own.
     let of_all = files();
     assert!(call(&other, &wanted).0 && files().len() == 4);

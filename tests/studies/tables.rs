@@ -48,7 +48,7 @@ fn an_interruption_changes_nothing<B: Backend>(backend: &B) {
         let mut session = Session::new(backend).kept_in(&out);
         session.fact("Data", "data");
         let (mut row, mut steps) = (0, 0);
-        let found = run(&session, &variants, &data, 1, &out, &stop, |event| {
+        let found = run(&session, &variants, &data, 1, 1, &out, &stop, |event| {
             let now = match event {
                 Event::Row { index, .. } => {
                     row = index;

@@ -9,7 +9,7 @@ use serde_json::Value;
 use zfnet::backend::Backend;
 use zfnet::data::classes::Classes;
 use zfnet::model::{Architecture, Model, Network, Params, Preprocess};
-use zfnet::study::small_data::{Squares, Start, accuracy, train_few};
+use zfnet::study::small_data::{Squares, Start, Training, accuracy, choose_rate, train_few};
 
 on_every_backend!(few_images_are_learnt);
 
@@ -38,8 +38,10 @@ fn few_images_are_learnt<B: Backend>(backend: &B) {
     let (train, test) = (squares(40), squares(42));
     let named = Classes::named(vec!["dark".to_owned(), "bright".to_owned()]);
     for start in [Start::Scratch, Start::FineTune] {
-        let model =
-            |updates| train_few(backend, &checkpoint, &named, &train, start, updates, 1).unwrap().0;
+        let model = |updates| {
+            let training = Training { start, updates, rate: 1.0, seed: 1 };
+            train_few(backend, &checkpoint, &named, &train, training).unwrap().0
+        };
         let learnt = model(150);
         assert_eq!(accuracy(backend, &learnt, &test).unwrap(), 1.0, "{start:?}");
         assert_eq!((learnt.network.classes(), &learnt.classes), (2, &named));
@@ -59,10 +61,35 @@ fn few_images_are_learnt<B: Backend>(backend: &B) {
             Start::FineTune => assert_eq!(mean, &[128.0; 3]),
         }
     }
+    // Of rates at which nothing moves, and one that learns, the last is chosen, though it is not in the middle.
+    let choose = |images: &Squares, rates: &[f32]| {
+        let training = Training { start: Start::Scratch, updates: 150, rate: 1.0, seed: 1 };
+        choose_rate(backend, &checkpoint, &named, images, training, rates).unwrap()
+    };
+    assert_eq!(choose(&train, &[1e-9, 1e-8, 1.0]), 1.0);
+    assert_eq!(choose(&train, &[0.5]), 0.5);
+    // With one image of each class none can be held out.
+    assert_eq!(choose(&train.part(&[0, 1]), &[1e-9, 0.7, 1.0]), 0.7);
+    // Whatever small weights the network was begun with, these begin with He's.
+    let initial = |share: f32| {
+        let mut small = checkpoint.network.architecture.clone();
+        small.recipe.init_std *= share;
+        let network = Network::new(small).unwrap();
+        let params = Params::init(backend, &network, 3).unwrap();
+        let (preprocess, classes) = (checkpoint.preprocess.clone(), checkpoint.classes.clone());
+        let small = Model { network, params, preprocess, classes };
+        let training = Training { start: Start::Scratch, updates: 0, rate: 1.0, seed: 1 };
+        all_weights(
+            backend,
+            &train_few(backend, &small, &named, &train, training).unwrap().0.params,
+        )
+    };
+    assert_eq!(initial(0.01), initial(1.0));
     // Among ever higher rates there is one at which the loss runs away, and at a tenth or a hundredth of it does not.
     let lowered = (2..36).any(|power| {
         checkpoint.network.architecture.recipe.learning_rate = 10f32.powi(power);
-        let trained = train_few(backend, &checkpoint, &named, &train, Start::Scratch, 9, 1);
+        let training = Training { start: Start::Scratch, updates: 9, rate: 1.0, seed: 1 };
+        let trained = train_few(backend, &checkpoint, &named, &train, training);
         trained.is_ok_and(|(_, rate)| rate < 1.0)
     });
     assert!(lowered);
@@ -93,22 +120,49 @@ fn two_sets() -> Place {
 fn from_six_classes_to_four_others() {
     let place = two_sets();
     let few = "--per-class 1,2 --folds 2 --test-per-class 1 --updates 8";
-    let all = format!("study transfer --checkpoint run --data four {few} --fine-tune");
+    let all = format!(
+        "study transfer --checkpoint run --data four {few} --fine-tune --layer conv2,fc3,conv2 --rates 1,0.5"
+    );
     let ran = place.run(&format!("{all} --pretrained-on six")).ok();
     assert_eq!(ran.stdout.trim(), "run/report/transfer/index.html");
     let out = place.path("run/report/transfer");
     let html = fs::read_to_string(out.join("index.html")).unwrap();
     check_links(&out, &html);
     assert_eq!(attributes(&html, "src"), ["accuracy.svg"]);
-    assert_eq!(html.matches("In the mean, ").count(), 2);
+    assert_eq!(html.matches("In the mean, ").count(), 3);
+    for said in [
+        "10 random crops of each image, mirrored or not",
+        "0.5, 1 of the recipe’s",
+        "8 updates of at most",
+    ] {
+        assert!(html.contains(said), "`{said}` is not in {html}");
+    }
     let found = json(&place, "run/report/transfer/transfer.json");
     let found = found.as_array().unwrap();
     let of = |method: &str| found.iter().filter(|f| f["method"] == method).count();
-    assert_eq!(["pretrained, frozen", "from scratch", "fine-tuned"].map(of), [4; 3]);
+    let methods = ["frozen, conv2", "frozen, fc3", "from scratch", "fine-tuned"];
+    assert_eq!(methods.map(of), [4; 4]);
+    // What the first fold has chosen holds for the second.
+    for method in methods {
+        let settings: Vec<f64> = found
+            .iter()
+            .filter(|f| f["method"] == method)
+            .map(|f| f["setting"].as_f64().unwrap())
+            .collect();
+        assert_eq!(settings[0], settings[1]);
+        assert_eq!(settings[2], settings[3]);
+        if !method.starts_with("frozen") {
+            // One image a class leaves none to choose by: the middle of two is the second.
+            assert_eq!(settings[0], 1.0);
+            assert!([0.5, 1.0].contains(&settings[2]));
+        }
+    }
     for f in found {
         let k = f["per_class"].as_u64().unwrap();
         assert_eq!((f["train"].as_u64(), f["test"].as_u64()), (Some(4 * k), Some(4)));
-        assert!((0.0..=1.0).contains(&f["accuracy"].as_f64().unwrap()));
+        for accuracy in ["accuracy", "accuracy_in_training"] {
+            assert!((0.0..=1.0).contains(&f[accuracy].as_f64().unwrap()));
+        }
     }
     let duplicates = fs::read_to_string(out.join("duplicates.csv")).unwrap();
     assert_eq!(duplicates.lines().next(), Some("image,trained_on,correlation,mirrored"));
@@ -161,6 +215,8 @@ fn what_cannot_be_transferred_is_said() {
     refused("--data four --per-class 7", &["four", "found 6 training", "at least 7"]);
     refused("--data four --per-class 1 --layer conv9", &["conv9", "conv2"]);
     refused("--data nowhere", &["nowhere"]);
+    refused("--data four --rates 1,0", &["--rates", "above 0", "found 0"]);
+    refused("--data four --per-class 1 --train-crops 0", &["--train-crops"]);
     refused("--data four --duplicate-threshold 1.5", &["--duplicate-threshold", "1.5"]);
     refused("--data four --per-class 1 --pretrained-on nowhere", &["nowhere"]);
     place

@@ -28,9 +28,13 @@ pub struct Ablation {
     /// Folder for the page, its numbers and all runs; the same command goes on where it was
     #[arg(long)]
     out: PathBuf,
-    /// Seed of every run
+    /// Seed of every run; with --seeds of the first
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Train every network with so many seeds, and say which differences are larger than those between seeds; more
+    /// can be added later
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
+    seeds: u32,
     #[command(flatten)]
     recipe: RecipeArgs,
     #[command(flatten)]
@@ -57,11 +61,13 @@ impl OnDevice for Ablation {
         session.fact("Data", shown(&self.data));
         let mut display = Display::new(epochs);
         let mut left = Left { begun: None, before: 0.0, share: 0.0 };
-        let found = run(&session, &variants, &data, self.seed, &out, &stop, |event| match event {
-            Event::Row { index, rows, name, share } => {
+        let seeds = self.seeds as usize;
+        let observe = |event: Event<'_>| match event {
+            Event::Row { index, rows, name, seed, share } => {
                 display.progress.end();
                 display = Display::new(epochs);
-                display.progress.line(&format!("{} of {rows}: {name}", index + 1));
+                let with = if seeds > 1 { format!(", seed {seed}") } else { String::new() };
+                display.progress.line(&format!("{} of {rows}: {name}{with}", index + 1));
                 left = Left { before: left.before + left.share, share, ..left };
             }
             Event::Training(event) => {
@@ -79,14 +85,15 @@ impl OnDevice for Ablation {
                 }
             }
             Event::Measuring(done, total) => display.progress.show("measure", done, total, ""),
-            Event::Finished(row) => display.progress.line(&format!(
+            Event::Finished(row, run) => display.progress.line(&format!(
                 "{}: top-1 error {:.2} % in training, {:.2} % in validation, top-5 error {:.2} %",
                 row.name,
-                100.0 * row.train.top1_error,
-                100.0 * row.val.top1_error,
-                100.0 * row.val.top5_error
+                100.0 * run.train.top1_error,
+                100.0 * run.val.top1_error,
+                100.0 * run.val.top5_error
             )),
-        });
+        };
+        let found = run(&session, &variants, &data, self.seed, seeds, &out, &stop, observe);
         display.progress.end();
         match found? {
             Some(found) => {
