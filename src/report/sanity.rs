@@ -279,7 +279,10 @@ fn components(facts: &Facts, learnt: Option<&Path>) -> Section {
     let bytes = file.as_deref().map(fs::read).transpose();
     let read = match bytes {
         Ok(None) => {
-            return told(section, format!("Not known of this checkpoint; `{command}` measures it."));
+            return told(
+                section,
+                format!("Not known of this checkpoint; `{command}` measures it."),
+            );
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return told(

@@ -32,6 +32,7 @@ on_every_backend!(
     equal_weights_give_equal_pictures,
     a_cascade_of_two_layers_is_known,
     weights_above_a_unit_have_no_part_in_it,
+    a_unit_below_all_weights_stays_as_it_is,
     dead_filters_and_dead_maps_are_counted,
 );
 
@@ -333,6 +334,45 @@ fn weights_above_a_unit_have_no_part_in_it<B: Backend>(backend: &B) {
     }
 }
 
+fn a_unit_below_all_weights_stays_as_it_is<B: Backend>(backend: &B) {
+    let network = network(
+        r#"
+        name = "pooled"
+        classes = 2
+        input = { size = 8, resize = 8 }
+        layers = [
+          { type = "maxpool", name = "pool1", kernel = 2, stride = 2 },
+          { type = "fc", name = "fc2" },
+        ]
+        "#,
+    );
+    let [params, random] = [1, 2].map(|seed| Params::init(backend, &network, seed).unwrap());
+    let layer = network.layer("pool1").unwrap();
+    let preprocess = Preprocess::paper([8; 2], 8, 1.0, vec![0.0; 3]);
+    let classes = Classes::named(vec!["a".into(), "b".into()]);
+    let model = Model { network, params, preprocess, classes };
+    let settings = sanity::Settings { units: vec![Wanted { layer, map: Some(0) }] };
+    let mut session = Session::new(backend);
+    let found = sanity::run(&mut session, model, random, &settings, &[image()]).unwrap();
+    assert!(found.cascade.iter().all(|layer| layer.initial_is_known));
+    let compared: Vec<&Comparison> = found.compared().collect();
+    assert_eq!(compared.len(), 3);
+    for c in compared {
+        let likeness = [c.trained_random, c.magnitudes, c.ssim];
+        assert_eq!((likeness, c.randomised, c.down_to.as_str()), ([1.0; 3], 0, ""));
+    }
+    // Without a curve, and with a logit whose weights are others.
+    let logit: Vec<f64> =
+        found.stages().filter(|c| c.of == "logit").map(|c| c.trained_random).collect();
+    assert!(logit[..2] == [1.0; 2] && logit[2..].iter().all(|r| r.abs() < 0.9), "{logit:?}");
+    let folder = tempfile::tempdir().unwrap();
+    report::sanity::write(folder.path(), &found, None).unwrap();
+    let html = fs::read_to_string(folder.path().join("index.html")).unwrap();
+    check_links(folder.path(), &html);
+    assert!(html.contains("No layer with weights has a part in it.") && !html.contains(".svg"));
+    assert!(!html.contains("It is not known"));
+}
+
 /// conv1 has four filters: one passes red on, one is far too small, one is never above zero, one looks for
 /// green; conv2 passes the first one's map on, and once more with the wrong sign.
 fn dead_filters_and_dead_maps_are_counted<B: Backend>(backend: &B) {
@@ -626,7 +666,10 @@ fn pictures_of_random_weights_stand_beside() {
     }
     let layers: Vec<&str> = compared
         .iter()
-        .filter(|c| (&c["of"], &c["rule"], &c["image"]) == (&"logit".into(), &"gradient".into(), &compared[0]["image"]))
+        .filter(|c| {
+            (&c["of"], &c["rule"], &c["image"])
+                == (&"logit".into(), &"gradient".into(), &compared[0]["image"])
+        })
         .map(|c| c["down_to"].as_str().unwrap())
         .collect();
     assert_eq!(layers, ["", "fc4", "fc3", "conv2", "conv1"]);
