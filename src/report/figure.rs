@@ -70,7 +70,30 @@ pub struct Section {
     /// Side by side, as many in a row as fit.
     pub pictures: Vec<Picture>,
     /// Below the pictures.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub grids: Vec<Grid>,
+    /// Below them.
     pub tables: Vec<Table>,
+}
+
+/// Pictures in rows and columns that have names, scrolled where the page is too narrow.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Grid {
+    /// What it shows.
+    pub caption: String,
+    /// Names of its columns; the first is that of the rows' names.
+    pub head: Vec<String>,
+    /// A name, and a cell for each of the other columns.
+    pub rows: Vec<(String, Vec<Cell>)>,
+}
+
+/// A cell of a [`Grid`].
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Cell {
+    /// None where there is nothing to show.
+    pub picture: Option<Picture>,
+    /// Under it: a few words or numbers, line by line.
+    pub text: Vec<String>,
 }
 
 /// A picture with its caption.
@@ -155,6 +178,7 @@ impl Figure {
                     @if !section.pictures.is_empty() {
                         div.pictures { @for picture in &section.pictures { (shown(picture, folder)) } }
                     }
+                    @for grid in &section.grids { (grid_of(grid, folder)) }
                     @for table in &section.tables { (table_of(table)) }
                 }
             }
@@ -179,7 +203,10 @@ impl Figure {
 
     /// Its pictures and numbers, relative to its folder.
     pub(super) fn all_files(&self) -> impl Iterator<Item = &str> {
+        let grids = self.sections.iter().flat_map(|section| &section.grids);
+        let cells = grids.flat_map(|grid| &grid.rows).flat_map(|(_, cells)| cells);
         let pictures = self.sections.iter().flat_map(|section| &section.pictures);
+        let pictures = pictures.chain(cells.filter_map(|cell| cell.picture.as_ref()));
         let files = self.files.iter().map(|(file, _)| file.as_str());
         pictures.map(|picture| picture.file.as_str()).chain(files)
     }
@@ -294,6 +321,40 @@ fn shown(picture: &Picture, folder: &str) -> Markup {
                 }
             }
         }
+    }
+}
+
+fn grid_of(grid: &Grid, folder: &str) -> Markup {
+    html! {
+        p.caption { (grid.caption) }
+        div.table {
+            table.grid aria-label=(grid.caption) {
+                thead { tr { @for name in &grid.head { th scope="col" { (name) } } } }
+                tbody {
+                    @for (name, cells) in &grid.rows {
+                        tr {
+                            th scope="row" { (name) }
+                            @for cell in cells { td { (cell_of(cell, folder)) } }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn cell_of(Cell { picture, text }: &Cell, folder: &str) -> Markup {
+    let lines = html! { @for line in text { span { (line) } } };
+    match picture {
+        None => lines,
+        Some(Picture { file, size: [width, height], title, .. }) => html! {
+            figure.picture {
+                a href={ (folder) (file) } {
+                    img src={ (folder) (file) } width=(width) height=(height) alt=(title) loading="lazy";
+                }
+                figcaption { (lines) }
+            }
+        },
     }
 }
 

@@ -31,6 +31,7 @@ pub mod sanity;
 mod session;
 #[doc(hidden)] // for tests and the program
 pub mod small_data;
+mod ssim;
 pub mod transfer;
 
 pub use session::{Facts, Session};

@@ -12,7 +12,7 @@ use zfnet::backend::{Backend, SeedUnit};
 use zfnet::data::classes::Classes;
 use zfnet::data::folder::ImageFolder;
 use zfnet::data::images::{Images, ReadOptions};
-use zfnet::model::{Canvas, Model, Params, Preprocess, Projector, Rule, Seed};
+use zfnet::model::{Canvas, Model, Network, Params, Preprocess, Projector, Rule, Seed};
 use zfnet::picture::Image;
 use zfnet::report;
 use zfnet::report::figure::{self, Figure};
@@ -30,6 +30,9 @@ on_every_backend!(
     a_square_over_everything_shows_what_it_is_filled_with,
     a_changed_feature_counts_for_each_pair,
     equal_weights_give_equal_pictures,
+    a_cascade_of_two_layers_is_known,
+    weights_above_a_unit_have_no_part_in_it,
+    a_unit_below_all_weights_stays_as_it_is,
     dead_filters_and_dead_maps_are_counted,
 );
 
@@ -197,20 +200,26 @@ fn equal_weights_give_equal_pictures<B: Backend>(backend: &B) {
     let folder = tempfile::tempdir().unwrap();
     let layer = model.network.layer("fc2").unwrap();
     let settings = sanity::Settings { units: vec![Wanted { layer, map: Some(0) }] };
-    // What was compared, and the page's sections under its table.
-    let run = |random: &Params<B>| {
+    // What was compared, and the page's sections of the unit.
+    let run = |random: Params<B>| {
         let mut session = Session::new(backend);
-        let found = sanity::run(&mut session, &model, random, &settings, &[image()]).unwrap();
-        report::sanity::write(folder.path(), &found).unwrap();
+        let trained = by_hand(backend);
+        let found = sanity::run(&mut session, trained, random, &settings, &[image()]).unwrap();
+        for c in found.stages().filter(|c| c.randomised == 0) {
+            assert_eq!([c.trained_random, c.magnitudes, c.ssim], [1.0; 3], "{c:?}");
+        }
+        report::sanity::write(folder.path(), &found, None).unwrap();
         let figure = fs::read(folder.path().join(figure::FILE)).unwrap();
         let figure: Figure = serde_json::from_slice(&figure).unwrap();
         let compared: Vec<Comparison> = found.compared().cloned().collect();
-        (compared, figure.sections[1..].to_vec())
+        let of_unit = |section: &&figure::Section| section.title == "fc2 in image";
+        (compared, figure.sections.iter().filter(of_unit).cloned().collect::<Vec<_>>())
     };
-    let (compared, sections) = run(&model.params);
+    let (compared, sections) = run(by_hand(backend).params);
     assert_eq!((compared.len(), sections.len(), sections[0].pictures.len()), (3, 1, 7));
     for c in &compared {
         assert_eq!((c.trained_random, c.unit[0]), (1.0, c.random_map));
+        assert_eq!((c.magnitudes, c.ssim, c.randomised), (1.0, 1.0, 2), "{c:?}");
         assert!(c.trained_image > 0.9, "{c:?}"); // all but one pixel of red is nearly black
     }
     // The deconvnet's is that of the projector: 2 from the logit, through one weight of a 64th.
@@ -229,9 +238,139 @@ fn equal_weights_give_equal_pictures<B: Backend>(backend: &B) {
         })
         .unwrap();
     // Without weights nothing fires, and nothing is compared.
-    let (compared, sections) = run(&Params::weights(backend, network).unwrap());
+    let (compared, sections) = run(Params::weights(backend, network).unwrap());
     assert_eq!((compared.len(), sections[0].pictures.len()), (0, 4));
     assert!(sections[0].text[0].contains("nothing fires"), "{:?}", sections[0].text);
+}
+
+/// The by-hand network's weights with signs and places changed: conv1 passes blue on as its first map and red with
+/// the wrong sign as its second, and the logit of red looks at row 6, column 5 of the first, with the wrong sign.
+fn other_weights<B: Backend>(backend: &B, network: &Network) -> Params<B> {
+    let mut params = Params::weights(backend, network).unwrap();
+    let mut set = |layer: &str, values: &[f32]| {
+        let param = params.layers[network.layer(layer).unwrap()].as_mut().unwrap();
+        backend.upload(&mut param.weight, values).unwrap();
+    };
+    set("conv1", &[0.0, 0.0, 1.0, -1.0, 0.0, 0.0]);
+    let mut weights = vec![0.0; 2 * 8 * 8 * 2];
+    weights[(6 * 8 + 5) * 2] = -1.0 / 64.0;
+    set("fc2", &weights);
+    params
+}
+
+/// Of two linear layers (but for a relu that all of red passes) the gradient of a logit is the product of their
+/// weights: one value of one pixel at each stage.
+fn a_cascade_of_two_layers_is_known<B: Backend>(backend: &B) {
+    let model = by_hand(backend);
+    let random = other_weights(backend, &model.network);
+    let settings = sanity::Settings { units: Vec::new() };
+    // Blue is 1, so that conv1's first map passes its relu also when it looks at blue.
+    let mut image = image();
+    image.square.chunks_exact_mut(3).for_each(|pixel| pixel[2] = 1);
+    let mut said = Vec::new();
+    let mut session = Session::new(backend).watched(|_, done, total, _| said.push((done, total)));
+    let found = sanity::run(&mut session, model, random, &settings, &[image]).unwrap();
+    drop(session);
+    assert_eq!(said, [(1, 3), (2, 3), (3, 3)]);
+    let order: Vec<(&str, bool)> =
+        found.cascade.iter().map(|r| (r.layer.as_str(), r.initial_is_known)).collect();
+    assert_eq!(order, [("fc2", false), ("conv1", false)]);
+    let logit = found.images[0].logit.as_ref().unwrap();
+    assert_eq!(logit.stages.len(), 3);
+    // 128/64, -2/64 and -1/64: also where nothing fires it is followed.
+    let values: Vec<f32> =
+        logit.stages.iter().map(|stage| stage.projected.as_ref().unwrap().unit.value).collect();
+    assert_eq!(values, [2.0, -2.0 / 64.0, -1.0 / 64.0]);
+    let compared: Vec<&Comparison> = found.stages().collect();
+    assert_eq!(compared.len(), 6);
+    assert!(compared.iter().all(|c| (c.of, c.random_map, c.unit) == ("logit", 0, [0; 3])));
+    // One value of 192, v at one place, beside w at another: r = -1/191 for equal signs, whatever their sizes.
+    let apart = 1.0 / 191.0;
+    let gradient: Vec<[f64; 2]> = compared
+        .iter()
+        .filter(|c| c.rule == "gradient")
+        .map(|c| [c.trained_random, c.magnitudes])
+        .collect();
+    for (found, expected) in gradient.iter().zip([[1.0, 1.0], [apart, -apart], [apart, -apart]]) {
+        for (found, expected) in found.iter().zip(expected) {
+            assert!((found - expected).abs() < 1e-9, "{gradient:?}");
+        }
+    }
+    // What is negative is stopped at the relu, so that the guided picture is empty: it does not vary.
+    let guided: Vec<f64> =
+        compared.iter().filter(|c| c.rule == "guided").map(|c| c.trained_random).collect();
+    assert_eq!(guided, [1.0, 0.0, 0.0]);
+}
+
+fn weights_above_a_unit_have_no_part_in_it<B: Backend>(backend: &B) {
+    let model = by_hand(backend);
+    let layer = model.network.layer("conv1").unwrap();
+    let random = other_weights(backend, &model.network);
+    let settings = sanity::Settings { units: vec![Wanted { layer, map: Some(0) }] };
+    let mut session = Session::new(backend);
+    let mut image = image();
+    image.square.chunks_exact_mut(3).for_each(|pixel| pixel[2] = 1);
+    let found = sanity::run(&mut session, model, random, &settings, &[image]).unwrap();
+    let unit = found.images[0].units[0].fired.as_ref().unwrap();
+    let stages: Vec<(usize, Option<&str>)> =
+        unit.stages.iter().map(|stage| (stage.randomised, stage.down_to.as_deref())).collect();
+    assert_eq!(stages, [(0, None), (1, Some("conv1"))]);
+    // Red of one pixel became blue of it: of three values (v, 0, 0) and (0, 0, w) r is -1/2.
+    for c in &unit.random().unwrap().compared {
+        assert!((c.trained_random + 0.5).abs() < 1e-9, "{c:?}");
+        assert_eq!(c.random_map, 0);
+    }
+    let folder = tempfile::tempdir().unwrap();
+    report::sanity::write(folder.path(), &found, None).unwrap();
+    let html = fs::read_to_string(folder.path().join("index.html")).unwrap();
+    check_links(folder.path(), &html);
+    for words in [
+        "It is not known how the weights of fc2, conv1 were drawn",
+        "it alone has a part in its projection",
+        "zfnet study learnt",
+        "+ conv1 (all)",
+    ] {
+        assert!(html.contains(words), "{words}");
+    }
+}
+
+fn a_unit_below_all_weights_stays_as_it_is<B: Backend>(backend: &B) {
+    let network = network(
+        r#"
+        name = "pooled"
+        classes = 2
+        input = { size = 8, resize = 8 }
+        layers = [
+          { type = "maxpool", name = "pool1", kernel = 2, stride = 2 },
+          { type = "fc", name = "fc2" },
+        ]
+        "#,
+    );
+    let [params, random] = [1, 2].map(|seed| Params::init(backend, &network, seed).unwrap());
+    let layer = network.layer("pool1").unwrap();
+    let preprocess = Preprocess::paper([8; 2], 8, 1.0, vec![0.0; 3]);
+    let classes = Classes::named(vec!["a".into(), "b".into()]);
+    let model = Model { network, params, preprocess, classes };
+    let settings = sanity::Settings { units: vec![Wanted { layer, map: Some(0) }] };
+    let mut session = Session::new(backend);
+    let found = sanity::run(&mut session, model, random, &settings, &[image()]).unwrap();
+    assert!(found.cascade.iter().all(|layer| layer.initial_is_known));
+    let compared: Vec<&Comparison> = found.compared().collect();
+    assert_eq!(compared.len(), 3);
+    for c in compared {
+        let likeness = [c.trained_random, c.magnitudes, c.ssim];
+        assert_eq!((likeness, c.randomised, c.down_to.as_str()), ([1.0; 3], 0, ""));
+    }
+    // Without a curve, and with a logit whose weights are others.
+    let logit: Vec<f64> =
+        found.stages().filter(|c| c.of == "logit").map(|c| c.trained_random).collect();
+    assert!(logit[..2] == [1.0; 2] && logit[2..].iter().all(|r| r.abs() < 0.9), "{logit:?}");
+    let folder = tempfile::tempdir().unwrap();
+    report::sanity::write(folder.path(), &found, None).unwrap();
+    let html = fs::read_to_string(folder.path().join("index.html")).unwrap();
+    check_links(folder.path(), &html);
+    assert!(html.contains("No layer with weights has a part in it.") && !html.contains(".svg"));
+    assert!(!html.contains("It is not known"));
 }
 
 /// conv1 has four filters: one passes red on, one is far too small, one is never above zero, one looks for
@@ -517,10 +656,33 @@ fn pictures_of_random_weights_stand_beside() {
     let found = json(&place.path("run/report/sanity/sanity.json"));
     let compared = found.as_array().unwrap();
     assert!(compared.len() >= 6);
-    for c in compared {
+    let stage = |c: &Value| c["randomised"].as_u64().unwrap();
+    for c in compared.iter().filter(|c| stage(c) > 0) {
         let value = c["trained_random"].as_f64().unwrap();
         assert!((-1.0..1.0).contains(&value), "other weights, the same picture: {c}");
     }
+    for c in compared.iter().filter(|c| stage(c) == 0 && c["of"] == "logit") {
+        assert_eq!((&c["trained_random"], &c["ssim"]), (&1.0.into(), &1.0.into()), "{c}");
+    }
+    let layers: Vec<&str> = compared
+        .iter()
+        .filter(|c| {
+            (&c["of"], &c["rule"], &c["image"])
+                == (&"logit".into(), &"gradient".into(), &compared[0]["image"])
+        })
+        .map(|c| c["down_to"].as_str().unwrap())
+        .collect();
+    assert_eq!(layers, ["", "fc4", "fc3", "conv2", "conv1"]);
+    let html = || fs::read_to_string(place.path("run/report/sanity/index.html")).unwrap();
+    assert!(html().contains("Not measured yet"));
+    let study = "study sanity --checkpoint run --data data --split train";
+    place.run("study learnt --checkpoint run --data data").ok();
+    place.run(&format!("{study} --threads 1")).ok();
+    assert!(html().contains("Top-1 accuracy by") && !html().contains("Not measured yet"));
+    assert_eq!(json(&place.path("run/report/sanity/sanity.json")), found, "for any threads");
+    fs::write(place.path("run/report/learnt/learnt.json"), "{").unwrap();
+    place.run(study).ok();
+    assert!(html().contains("cannot be read"));
     let again = "study sanity --checkpoint run --data data --split train --out s";
     place.run(again).ok();
     assert_eq!(json(&place.path("s/sanity.json")), found);

@@ -134,14 +134,19 @@ impl StudyArgs {
         if let Some(out) = &self.out {
             return make_folder(out);
         }
-        let is_run = |folder: &&Path| folder.join("metrics.jsonl").is_file();
-        match self.checkpoint.ancestors().take(2).find(is_run) {
+        match self.run_folder() {
             Some(run) => make_folder(&run.join("report").join(study.name)),
             None => bail!(
                 "{} is not of a run: say with --out where the pages shall be",
                 self.checkpoint.display()
             ),
         }
+    }
+
+    /// The folder of the run that the checkpoint is of, if it is of one.
+    fn run_folder(&self) -> Option<&Path> {
+        let is_run = |folder: &&Path| folder.join("metrics.jsonl").is_file();
+        self.checkpoint.ancestors().take(2).find(is_run)
     }
 
     /// Network, checkpoint and how much of it are its initial weights, as the first facts of a figure.

@@ -1,4 +1,4 @@
-//! `zfnet study sanity`: projections beside those of random weights.
+//! `zfnet study sanity`: projections beside those of random weights, all at once and layer by layer.
 
 use std::process::ExitCode;
 
@@ -7,6 +7,7 @@ use clap::Args;
 use zfnet::bench::Benchmark;
 use zfnet::model::Params;
 use zfnet::report;
+use zfnet::study::learnt;
 use zfnet::study::sanity::{STUDY, Settings, Wanted, default_units, run};
 use zfnet::study::unit_named;
 
@@ -33,12 +34,11 @@ pub struct Sanity {
 impl OnDevice for Sanity {
     fn run<B: Benchmark>(self, backend: &B) -> Result<ExitCode> {
         let model = self.study.load(backend)?;
-        let network = &model.network;
         let units = match self.units.as_slice() {
-            [] => default_units(network),
+            [] => default_units(&model.network),
             names => {
                 let unit = |name: &String| {
-                    let (layer, map) = unit_named(network, name)?;
+                    let (layer, map) = unit_named(&model.network, name)?;
                     Ok(Wanted { layer, map: Some(map) })
                 };
                 names.iter().map(unit).collect::<Result<Vec<_>>>()?
@@ -46,7 +46,7 @@ impl OnDevice for Sanity {
         };
         let mut progress = Progress::new();
         let images = with_shown_names(self.pick.pick(backend, &model, &[], &mut progress)?);
-        let random = Params::untrained(backend, network, self.seed)?;
+        let random = Params::untrained(backend, &model.network, self.seed)?;
         let out = self.study.out(&STUDY)?;
         let mut session = self.study.session(backend, &model, &out, &mut progress)?;
         session.fact("Images", self.pick.source());
@@ -54,8 +54,9 @@ impl OnDevice for Sanity {
             "Random weights",
             format!("drawn like those that training begins with, but others; seed {}", self.seed),
         );
-        let found = run(&mut session, &model, &random, &Settings { units }, &images)?;
-        let page = finish(session, &out, report::sanity::write(&out, &found))?;
+        let found = run(&mut session, model, random, &Settings { units }, &images)?;
+        let learnt = self.study.run_folder().map(|run| run.join("report").join(learnt::STUDY.name));
+        let page = finish(session, &out, report::sanity::write(&out, &found, learnt.as_deref()))?;
         progress.end();
         output::line(page.display())?;
         Ok(ExitCode::SUCCESS)
