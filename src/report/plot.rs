@@ -238,7 +238,7 @@ impl Plot<'_> {
             match dashes {
                 None => whole.draw(&PathElement::new(sample, style))?,
                 Some((length, gap)) => {
-                    whole.draw(&DashedPathElement::new(sample.into_iter(), length, gap, style))?;
+                    whole.draw(&DashedPathElement::new(sample, length, gap, style))?;
                 }
             }
             let name = plain(&self.lines[number].name);
@@ -393,7 +393,7 @@ fn legend<'a>(root: &Area<'a>, lines: &[Line]) -> Result<Area<'a>, Box<dyn std::
         match dashes {
             None => top.draw(&PathElement::new(sample, style))?,
             Some((length, gap)) => {
-                top.draw(&DashedPathElement::new(sample.into_iter(), length, gap, style))?;
+                top.draw(&DashedPathElement::new(sample, length, gap, style))?;
             }
         }
         let name: String = plain(&line.name).chars().take(30).collect();

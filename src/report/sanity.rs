@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use super::figure::{Cell, Grid, Page, Picture, Section, Table, projection_contrast};
 use super::plot::Line;
-use super::{plural, short};
+use super::{fact_named, plural, short};
 use crate::backend::SeedUnit;
 use crate::picture::Image;
 use crate::study::Facts;
@@ -307,9 +307,8 @@ fn components(facts: &Facts, learnt: Option<&Path>) -> Section {
             return section;
         }
     };
-    let fact = |facts: &Facts, name| super::fact_named(facts, name).to_owned();
-    let is_same = |name: &&str| fact(facts, name) == fact(&read.facts, name);
-    if !["Network", "Initial weights"].iter().all(is_same) {
+    let is_same = |name: &str| fact_named(facts, name) == fact_named(&read.facts, name);
+    if !["Network", "Initial weights"].into_iter().all(is_same) {
         return told(
             section,
             format!(

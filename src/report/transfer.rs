@@ -118,9 +118,9 @@ pub fn write(out: &Path, found: &Transfer) -> io::Result<PathBuf> {
     page.figure.sections.push(Section {
         title: "Accuracy by training images".into(),
         text: comparison(&methods, per_class, &of),
-        alarms: Vec::new(),
         pictures: vec![plot],
         tables: vec![table],
+        ..Section::default()
     });
     page.figure.sections.push(Section {
         title: "What each method had".into(),

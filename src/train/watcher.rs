@@ -304,7 +304,8 @@ impl WatchState {
         let (Some(first), Some(last)) = (&self.first, &self.last) else {
             return ("nothing was watched".into(), Remedy::CheckLabels);
         };
-        let biased = |layer: &&LayerNumbers| layer.activation_mean.abs() > BIASED * layer.activation_std;
+        let biased =
+            |layer: &&LayerNumbers| layer.activation_mean.abs() > BIASED * layer.activation_std;
         let inner = &first.layers[..first.layers.len().saturating_sub(1)];
         if let Some(layer) = inner.iter().rfind(biased)
             && 2 * inner.iter().filter(biased).count() > inner.len()
@@ -700,7 +701,7 @@ mod tests {
         let stuck = |first: &StepSigns, last: &StepSigns| {
             let mut state = WatchState::default();
             state.look(&task, first, 32);
-            let told = alarms_of(&mut state, &task, last, vec![2.3026; 300]);
+            let told = alarms_of(&mut state, &task, last, vec![2.305; 300]);
             let [(300, alarm)] = told.as_slice() else { panic!("{told:?}") };
             (alarm.cause.clone(), alarm.remedy.clone())
         };
