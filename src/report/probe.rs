@@ -86,6 +86,7 @@ pub fn write(out: &Path, found: &Probe) -> io::Result<PathBuf> {
         alarms: alarms.collect(),
         pictures: vec![plot],
         tables: vec![table(found), details(probed)],
+        ..Section::default()
     });
     write_numbers(&mut page, found)?;
     page.finish()

@@ -307,7 +307,7 @@ fn components(facts: &Facts, learnt: Option<&Path>) -> Section {
             return section;
         }
     };
-    let fact = |facts: &Facts, name| super::fact_named(facts, name).to_owned();
+    let fact = super::fact_named;
     let is_same = |name: &&str| fact(facts, name) == fact(&read.facts, name);
     if !["Network", "Initial weights"].iter().all(is_same) {
         return told(

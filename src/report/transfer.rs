@@ -115,6 +115,7 @@ pub fn write(out: &Path, found: &Transfer) -> io::Result<PathBuf> {
         alarms: Vec::new(),
         pictures: vec![plot],
         tables: vec![table],
+        ..Section::default()
     });
     let cells = scored.iter().map(|of| {
         let [k, fold, train, test] = [of.per_class, of.fold, of.train, of.test];
