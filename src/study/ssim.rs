@@ -26,6 +26,9 @@ const K: [f64; 2] = [0.01, 0.03];
 /// If one of them is not of this size.
 pub(crate) fn ssim(a: &[f32], b: &[f32], [rows, columns, channels]: [usize; 3], range: f64) -> f64 {
     assert_eq!([a.len(), b.len()], [rows * columns * channels; 2], "two pictures of this size");
+    if a.is_empty() {
+        return 0.0;
+    }
     let [c1, c2] = K.map(|k| (k * range).powi(2));
     let windows = [rows, columns].map(window);
     let mut sum = 0.0;
@@ -49,7 +52,7 @@ pub(crate) fn ssim(a: &[f32], b: &[f32], [rows, columns, channels]: [usize; 3], 
             sum += luminance * ((2.0 * cov + c2) / (var_a + var_b + c2));
         }
     }
-    if places > 0 && sum.is_finite() { sum / places as f64 } else { 0.0 }
+    if sum.is_finite() { sum / places as f64 } else { 0.0 }
 }
 
 /// The weights of the window along an axis of so many pixels.
@@ -64,9 +67,6 @@ fn window(pixels: usize) -> Vec<f64> {
 /// Weighted means of a picture of one channel, wherever the windows (along rows' numbers, along columns')
 /// lie inside.
 fn filtered(values: &[f64], columns: usize, [down, across]: &[Vec<f64>; 2]) -> Vec<f64> {
-    if values.is_empty() {
-        return Vec::new();
-    }
     let dot = |weights: &[f64], values: &[f64]| -> f64 {
         weights.iter().zip(values).map(|(w, v)| w * v).sum()
     };
