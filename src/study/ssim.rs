@@ -52,7 +52,7 @@ pub(crate) fn ssim(a: &[f32], b: &[f32], [rows, columns, channels]: [usize; 3], 
             sum += luminance * ((2.0 * cov + c2) / (var_a + var_b + c2));
         }
     }
-    if places > 0 && sum.is_finite() { sum / places as f64 } else { 0.0 }
+    if sum.is_finite() { sum / places as f64 } else { 0.0 }
 }
 
 /// The weights of the window along an axis of so many pixels.
