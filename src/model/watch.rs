@@ -42,6 +42,8 @@ impl LayerSigns {
 /// What a watched step tells.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepSigns {
+    /// Samples that it tells of: of a batch in parts, those of the last part.
+    pub samples: usize,
     /// Standard deviation of the network's input.
     pub input_std: f64,
     /// Layers with weights, from below.
@@ -189,7 +191,7 @@ impl<B: Backend> Watch<B> {
             }
         });
         let input = of(0, self.input_maps, samples * network.input().len());
-        Ok(StepSigns { input_std: input.std(), layers: layers.collect() })
+        Ok(StepSigns { samples, input_std: input.std(), layers: layers.collect() })
     }
 }
 

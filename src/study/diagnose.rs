@@ -419,7 +419,10 @@ mod tests {
         let record = Record::of(&format!("{}\n{}\n{}\n", line(known), line(newer), line("3")));
         let [dead, asleep, nothing] = &record.alarms[..] else { panic!("{record:?}") };
         assert_eq!((dead.step, dead.epoch, dead.name.as_str()), (7, 2, "dead"));
-        assert_eq!(dead.seen, "9 of 10 maps of conv2 fired for none of 64 images of an epoch");
+        assert_eq!(
+            dead.seen,
+            "9 of 10 maps of conv2 fired for none of the 64 images looked at lately"
+        );
         assert!(dead.remedy.contains("He et al.") && dead.cause == "why");
         assert_eq!((asleep.name.as_str(), asleep.cause.as_str()), ("asleep", "late"));
         assert_eq!(asleep.seen, r#"{"layer":"fc","loss":null}"#);

@@ -94,10 +94,12 @@ pub enum Sign {
     },
     /// Validation images that are also among the training images.
     SharedImages {
-        /// The validation image, and the training image that it is most like.
+        /// How many.
+        shared: usize,
+        /// The validation image, and the training image that it is most like, of some.
         pairs: Vec<[String; 2]>,
-        /// Validation images that were compared.
-        compared: usize,
+        /// Validation and training images that were compared.
+        compared: [usize; 2],
     },
 }
 
@@ -170,14 +172,10 @@ impl Sign {
 
 impl fmt::Display for Alarm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{}: {}; likely: {}; try {}",
-            self.sign.name(),
-            self.sign,
-            self.cause,
-            self.remedy
-        )
+        let Alarm { sign, cause, remedy } = self;
+        let line = format!("{}: {sign}; likely: {cause}; try {remedy}", sign.name());
+        // Names of files and classes may hold anything.
+        f.write_str(&line.replace(char::is_control, "\u{fffd}"))
     }
 }
 
@@ -212,7 +210,7 @@ impl fmt::Display for Sign {
             }
             Sign::Dead { layer, dead, maps, images } => write!(
                 f,
-                "{dead} of {maps} maps of {layer} fired for none of {images} images of an epoch"
+                "{dead} of {maps} maps of {layer} fired for none of the {images} images looked at lately"
             ),
             Sign::Dominated { layer, map, share } => {
                 write!(f, "map {map} alone makes {:.0} % of what {layer} gives", 100.0 * share)
@@ -240,13 +238,12 @@ impl fmt::Display for Sign {
                     format!("{} were", named(classes))
                 }
             ),
-            Sign::SharedImages { pairs, compared } => {
+            Sign::SharedImages { shared, pairs, compared: [val, train] } => {
                 let names: Vec<String> =
-                    pairs.iter().map(|[val, train]| format!("{val} is {train}")).collect();
+                    pairs.iter().map(|[val, train]| format!("{val} and {train}")).collect();
                 write!(
                     f,
-                    "{} of {compared} validation images are training images, too: {}",
-                    pairs.len(),
+                    "{shared} of {val} validation images look like one of {train} training images: {}",
                     named(&names)
                 )
             }

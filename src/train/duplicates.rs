@@ -21,6 +21,8 @@ const SAME: f32 = 0.99;
 /// Images of each split that are compared before a training, at most, in even steps.
 const MOST_TRAIN: usize = 20_000;
 const MOST_VAL: usize = 2_000;
+/// Pairs that are named.
+const NAMED: usize = 16;
 /// Images whose thumbnails are made between two looks at whether to stop.
 const AT_ONCE: usize = 256;
 /// Share of the validation images from which on it is worth an alarm that they are among the training images.
@@ -90,14 +92,14 @@ fn thumbnail(square: &[u8], [rows, columns]: [usize; 2]) -> Vec<f32> {
     grey.iter().map(|v| ((v - mean) * scale) as f32).collect()
 }
 
-/// Looks for validation images that a network will be trained on, before it is. `None` if there are hardly any, or
-/// it was stopped.
+/// Looks for validation images that a network will be trained on, before it is: an alarm, unless there are hardly
+/// any. `None` if it was stopped.
 pub(super) fn shared_images(
     job: &Job<'_>,
     observe: &mut impl FnMut(Event<'_>) -> Result<()>,
-) -> Result<Option<Alarm>> {
+) -> Result<Option<Option<Alarm>>> {
     if job.train.canvas().size().iter().any(|side| *side < SIDE) {
-        return Ok(None);
+        return Ok(Some(None));
     }
     let some = |images: &Images, most: usize| -> Vec<u32> {
         (0..images.len() as u32).step_by(images.len().div_ceil(most).max(1)).collect()
@@ -119,18 +121,24 @@ pub(super) fn shared_images(
     let Some(of_val) = of(&job.val, &val)? else { return Ok(None) };
     let Some(of_train) = of(&job.train, &train)? else { return Ok(None) };
     let found = pairs(&of_val, &of_train, SAME);
-    if (found.len() as f64) < WORTH * val.len() as f64 {
-        return Ok(None);
+    // Of the training images only so many were looked at.
+    let looked_at = train.len() as f64 / job.train.len().max(1) as f64;
+    if found.is_empty() || (found.len() as f64) < WORTH * looked_at * val.len() as f64 {
+        return Ok(Some(None));
     }
     let named = |pair: &Pair| {
         let (val, train) = (val[pair.first] as usize, train[pair.second] as usize);
         [job.val.name(val), job.train.name(train)]
     };
-    Ok(Some(Alarm {
-        sign: Sign::SharedImages { pairs: found.iter().map(named).collect(), compared: val.len() },
+    Ok(Some(Some(Alarm {
+        sign: Sign::SharedImages {
+            shared: found.len(),
+            pairs: found.iter().take(NAMED).map(named).collect(),
+            compared: [val.len(), train.len()],
+        },
         cause: "the splits were not drawn from different photographs".into(),
         remedy: Remedy::RemoveShared,
-    }))
+    })))
 }
 
 fn mirrored(thumbnails: &[f32]) -> Vec<f32> {

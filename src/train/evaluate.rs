@@ -169,7 +169,7 @@ pub fn evaluate<B: Backend>(
     evaluate_each(backend, members, workers, stop, progress, |_, _| {})
 }
 
-/// The same; `each` is called with every image's class and the most probable one.
+/// The same; `each` is called with every image's class and the most probable one, unless a probability is NaN.
 pub(super) fn evaluate_each<B: Backend>(
     backend: &B,
     members: &mut [Member<'_, B>],
@@ -223,8 +223,10 @@ pub(super) fn evaluate_each<B: Backend>(
         for (row, &label) in sums.chunks_exact(classes).zip(&labels) {
             let label = label as usize;
             let rank = rank(row, label);
-            let first = row.iter().copied().enumerate().rev().max_by(|a, b| a.1.total_cmp(&b.1));
-            each(label, first.map_or(label, |(class, _)| class));
+            if row.iter().all(|p| !p.is_nan()) {
+                let first = row.iter().enumerate().rev().max_by(|a, b| a.1.total_cmp(b.1));
+                each(label, first.expect("a class").0);
+            }
             result.images += 1;
             result.top1_error += f64::from(u8::from(rank >= 1));
             result.top5_error += f64::from(u8::from(rank >= 5));

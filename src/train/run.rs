@@ -14,7 +14,6 @@ use super::memory::{validator, with_memory_hint};
 use super::trainer::{Finished, Trainer};
 use super::watcher::{Confusion, EpochNumbers, Task, is_watched};
 use crate::backend::{Backend, Param, StepState};
-use crate::data::images::Images;
 use crate::data::loader::{Bad, BatchPlan, Loader};
 use crate::data::order::{epoch_order, training_crop};
 use crate::disk::{create_folder, lock};
@@ -77,8 +76,10 @@ fn run<B: Backend>(
     // Saved first of all, so that a folder that cannot be written is known before the work is done.
     if state.step == 0 {
         if is_new && job.watch {
-            let alarm = shared_images(job, &mut observe)?;
-            if let Some(alarm) = alarm.and_then(|alarm| state.watch.tell(alarm)) {
+            let Some(found) = shared_images(job, &mut observe)? else {
+                return Ok(Outcome::Stopped);
+            };
+            if let Some(alarm) = found.and_then(|alarm| state.watch.tell(alarm)) {
                 tell(&mut log, &state, &alarm, &mut observe)?;
             }
         }
@@ -95,7 +96,7 @@ fn run<B: Backend>(
             save(backend, job, &trainer, &mut log, &mut state)?;
             return Ok(if stopped { Outcome::Stopped } else { Outcome::Done });
         }
-        let mut confusion = Confusion::new(planned.classes());
+        let mut confusion = Confusion::default();
         let validation = match validate(
             backend,
             job,
@@ -141,7 +142,7 @@ fn run<B: Backend>(
                 log.write(&Metric::Layers { step, epoch, images, input_std, layers })?;
                 alarms = of_layers;
             }
-            alarms.extend(state.watch.validated(&task, state.step, train_loss, error, &confusion));
+            alarms.extend(state.watch.validated(&task, state.step, train_loss, &confusion));
         }
         for alarm in &alarms {
             log.write(&Metric::Alarm {
@@ -172,16 +173,12 @@ fn run<B: Backend>(
 
 /// What alarms depend on beside what training shows.
 fn task<'a>(job: &'a Job<'_>, network: &'a Network) -> Task<'a> {
-    let counts = |images: &Images| {
-        let mut counts = vec![0; network.classes()];
-        (0..images.len()).for_each(|index| counts[images.class(index) as usize] += 1);
-        counts
-    };
+    let mut counts = vec![0; network.classes()];
+    (0..job.train.len()).for_each(|index| counts[job.train.class(index) as usize] += 1);
     Task {
         network,
         classes: &job.classes.names,
-        guessing: Task::entropy(&counts(&job.train)),
-        val_counts: counts(&job.val),
+        guessing: Task::entropy(&counts),
         pixel_std: f64::from(network.architecture.input.std),
     }
 }
@@ -295,7 +292,7 @@ fn epoch<B: Backend>(
             let (elapsed, waiting) = (session.elapsed, session.loader.waited());
             observe(Event::Step { state, loss, samples, elapsed, waiting })?;
             if let Some(signs) = &signs {
-                state.watch.look(task, signs, samples);
+                state.watch.look(task, signs);
             }
             if job.watch
                 && let Some(alarm) = state.watch.step(task, state.step, loss, rate)
@@ -309,6 +306,7 @@ fn epoch<B: Backend>(
             {
                 let files = files_of_batch(job, state, recipe.batch_size)?;
                 let alarm = state.watch.failed(task, &signs, files, rate);
+                state.step += 1; // the one that failed: not of any checkpoint, and cut when the run goes on
                 tell(log, state, &alarm, observe)?;
                 log.sync()?;
             }

@@ -17,6 +17,8 @@ const WINDOW: usize = 100;
 const GUESSING: f64 = 0.99;
 const LEARNT: f64 = 0.8;
 const WELL_LEARNT: f64 = 0.6;
+/// Standard errors by which a mean loss has to lie above another.
+const FORGOTTEN: f64 = 4.0;
 /// Watched steps of an epoch, if it has enough of them.
 const WATCHED: usize = 16;
 /// Steps from one watched one to the next: at least so that watching costs little, at most so that a run of long
@@ -39,7 +41,9 @@ const FEWEST_MAPS: usize = 8;
 /// Epochs, and updates, in which a class may be predicted for no image.
 const NEVER: u32 = 3;
 const NEVER_UPDATES: u32 = 100;
-/// Fewest validation images of a class that tell something.
+/// Images that would be taken for a class, by the accuracy over all, so that none at all tells something.
+const EXPECTED: f64 = 5.0;
+/// Fewest validation images of a class that tell what it is taken for.
 const FEWEST_IMAGES: u32 = 5;
 /// Share of a class's images that are taken for one other class, if the classes are exchanged.
 const EXCHANGED: f64 = 0.5;
@@ -60,8 +64,6 @@ pub(super) struct Task<'a> {
     pub classes: &'a [String],
     /// Loss of who knows only how frequent each class is in the training split.
     pub guessing: f64,
-    /// Validation images of each class.
-    pub val_counts: Vec<u32>,
     /// Pixels are divided by this.
     pub pixel_std: f64,
 }
@@ -77,12 +79,6 @@ impl Task<'_> {
     /// Updates after which the loss should have left that of guessing: more for more classes.
     fn patience(&self) -> u32 {
         (2 * self.classes.len()).clamp(300, 2000) as u32
-    }
-
-    /// Validation error of who always says the most frequent class.
-    fn guessing_error(&self) -> f64 {
-        let all: u32 = self.val_counts.iter().sum();
-        1.0 - f64::from(self.val_counts.iter().copied().max().unwrap_or(0)) / f64::from(all.max(1))
     }
 }
 
@@ -159,6 +155,13 @@ struct Silent {
     silent: Vec<u32>,
 }
 
+impl Silent {
+    /// The share of the layer's maps.
+    fn share(&self) -> f64 {
+        self.silent.len() as f64 / self.maps.max(1) as f64
+    }
+}
+
 /// What is kept of a layer over an epoch.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 struct OfEpoch {
@@ -191,8 +194,9 @@ pub struct WatchState {
     told: BTreeSet<String>,
     /// The last losses.
     losses: VecDeque<f64>,
-    /// Their lowest mean.
+    /// Their lowest mean, and the largest standard error that their mean has had.
     lowest: Option<f64>,
+    largest_error: f64,
     /// What the first watched step has shown, and the last.
     first: Option<Numbers>,
     last: Option<Numbers>,
@@ -209,8 +213,9 @@ pub struct WatchState {
 }
 
 impl WatchState {
-    /// Takes in what a watched step of so many images shows.
-    pub(super) fn look(&mut self, task: &Task<'_>, signs: &StepSigns, images: usize) {
+    /// Takes in what a watched step shows.
+    pub(super) fn look(&mut self, task: &Task<'_>, signs: &StepSigns) {
+        let images = signs.samples;
         let numbers = Numbers::of(task.network, signs);
         if !numbers.is_finite() {
             return; // the loss will tell
@@ -229,7 +234,9 @@ impl WatchState {
             } = *numbers;
             let values = [activation_mean, activation_std, gradient_std, weight_rms, update];
             kept.sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
-            kept.shares.resize(layer.shares.len(), 0.0);
+            if kept.shares.len() < layer.shares.len() {
+                kept.shares.resize(layer.shares.len(), 0.0); // none are told of an output that is all zero
+            }
             kept.shares.iter_mut().zip(&layer.shares).for_each(|(sum, share)| *sum += share);
         }
         if self.silent_for == 0 {
@@ -273,9 +280,14 @@ impl WatchState {
         if step >= task.patience() && stuck {
             return self.tell(self.stuck(task, step, mean, rate));
         }
-        // A training that has learnt something and forgets it, or leaves guessing upwards.
-        let rose =
-            mean > 2.0 * guessing.max(lowest) || (lowest < LEARNT * guessing && mean > guessing);
+        // A training that has learnt something and forgets it, or leaves guessing upwards: by more than the losses of
+        // single batches tell.
+        let spread = self.losses.iter().map(|loss| (loss - mean).powi(2)).sum::<f64>();
+        let error = (spread / (WINDOW * (WINDOW - 1)) as f64).sqrt();
+        self.largest_error = self.largest_error.max(error);
+        let clear = mean - FORGOTTEN * self.largest_error.max(error);
+        let rose = clear > 2.0 * guessing.max(lowest)
+            || (lowest + FORGOTTEN * self.largest_error < LEARNT * guessing && clear > guessing);
         if rose {
             let sign = Sign::Rose { loss: mean, lowest, guessing };
             let (cause, remedy) = self.too_far(task, rate);
@@ -317,20 +329,10 @@ impl WatchState {
             );
             return (cause, Remedy::ZeroBiases);
         }
-        if let Some(place) = last.dead.iter().position(|dead| *dead >= ALL_DEAD) {
-            let cause = format!(
-                "{:.0} % of {} is dead, so nothing passes it",
-                100.0 * last.dead[place],
-                last.layers[place].layer
-            );
-            return match first.dead[place] < ALL_DEAD {
-                true => (format!("{cause}: updates too large"), self.lower_rate(rate)),
-                false => (cause, Remedy::HeInitialization),
-            };
-        }
         if let (Some(lowest), Some(highest)) = (last.layers.first(), last.layers.last())
             && let Some((gain, weakest)) = last.weakest_link()
-            && (lowest.gradient_std < VANISHED * highest.gradient_std)
+            && lowest.gradient_std > 0.0
+            && lowest.gradient_std < VANISHED * highest.gradient_std
         {
             let cause = format!(
                 "the signal dies on its way: what goes back has a standard deviation of {:.1e} in {} and of {:.1e} in \
@@ -343,6 +345,23 @@ impl WatchState {
                 gain
             );
             return (cause, Remedy::HeInitialization);
+        }
+        if let Some(place) = self
+            .silent
+            .iter()
+            .position(|silent| self.silent_for >= FEWEST_LOOKED_AT && silent.share() >= ALL_DEAD)
+        {
+            let cause = format!(
+                "{:.0} % of {} is dead, so nothing passes it",
+                100.0 * self.silent[place].share(),
+                last.layers[place].layer
+            );
+            return self.dead(cause, first.dead[place] >= ALL_DEAD, rate);
+        }
+        if let Some(place) = last.layers.iter().position(|layer| layer.activation_std == 0.0) {
+            let layer = &last.layers[place].layer;
+            let cause = format!("{layer} gives the same for all, so nothing passes it");
+            return self.dead(cause, first.dead[place] >= ALL_DEAD, rate);
         }
         match last.largest_update() {
             Some(layer) if layer.update < USUAL_UPDATE / 5.0 => {
@@ -359,6 +378,22 @@ impl WatchState {
                     .to_owned();
                 (cause, Remedy::CheckLabels)
             }
+        }
+    }
+
+    /// What to do about what is dead: since updates that were too large, or as drawn.
+    fn dead(&self, cause: String, from_the_start: bool, rate: f32) -> (String, Remedy) {
+        let largest = [&self.first, &self.last].into_iter().flatten();
+        let largest = largest.filter_map(|numbers| Some(numbers.largest_update()?.update));
+        match from_the_start {
+            true => (format!("{cause}: so it was drawn"), Remedy::HeInitialization),
+            false if largest.fold(0.0, f64::max) > 10.0 * USUAL_UPDATE => {
+                (format!("{cause}: updates too large"), self.lower_rate(rate))
+            }
+            false => (
+                format!("{cause}: updates moved it to where no image reaches it"),
+                self.lower_rate(rate),
+            ),
         }
     }
 
@@ -421,10 +456,11 @@ impl WatchState {
             .for_each(|(last, now)| last.update = now.update);
         let (cause, remedy) = match &self.first {
             Some(_) => self.too_far(task, rate),
-            None => {
-                let found = "activations that have no finite standard deviation";
+            None if signs.input_std.is_finite() && layer.is_some() => {
+                let found = "activations that are not finite";
                 Self::too_large(task, found, signs.input_std)
             }
+            None => ("updates too large".into(), self.lower_rate(rate)),
         };
         Alarm { sign: Sign::NotFinite { layer, files }, cause, remedy }
     }
@@ -466,15 +502,19 @@ impl WatchState {
             for (Silent { maps, silent }, numbers) in self.silent.iter().zip(&last.layers) {
                 let dead = silent.len();
                 if dead >= FEWEST_DEAD && dead as f64 > DEAD * *maps as f64 {
-                    alarms.push(Alarm {
-                        sign: Sign::Dead { layer: numbers.layer.clone(), dead, maps: *maps, images },
-                        cause: format!(
-                            "updates that threw their weights to where no image reaches them (the last was {:.1} % of \
-                             the layer’s weights)",
-                            100.0 * numbers.update
-                        ),
-                        remedy: self.lower_rate(rate),
+                    let was_dead = self.first.as_ref().is_some_and(|first| {
+                        let place =
+                            first.layers.iter().position(|layer| layer.layer == numbers.layer);
+                        place.is_some_and(|place| first.dead[place] > DEAD)
                     });
+                    let cause = format!(
+                        "their last update was {:.2} % of the weights",
+                        100.0 * numbers.update
+                    );
+                    let (cause, remedy) = self.dead(cause, was_dead, rate);
+                    let sign =
+                        Sign::Dead { layer: numbers.layer.clone(), dead, maps: *maps, images };
+                    alarms.push(Alarm { sign, cause, remedy });
                 }
             }
         }
@@ -503,11 +543,9 @@ impl WatchState {
         task: &Task<'_>,
         step: u32,
         train_loss: f64,
-        error: f64,
         confusion: &Confusion,
     ) -> Vec<Alarm> {
         let mut alarms = Vec::new();
-        let guessing_error = task.guessing_error();
         let has_learnt = train_loss < LEARNT * task.guessing;
         if has_learnt && let Some(classes) = confusion.exchanged(task.classes) {
             alarms.push(Alarm {
@@ -515,7 +553,9 @@ impl WatchState {
                 cause: "these classes do not stand for the same in both splits".into(),
                 remedy: Remedy::CheckClasses,
             });
-        } else if train_loss < WELL_LEARNT * task.guessing && error > guessing_error - 0.02 {
+        } else if train_loss < WELL_LEARNT * task.guessing
+            && let Some((error, guessing_error)) = confusion.at_chance()
+        {
             alarms.push(Alarm {
                 sign: Sign::ValidationAtChance { error, guessing_error, train_loss },
                 cause: "the labels of the two splits do not mean the same, or training images are learnt by heart".into(),
@@ -523,8 +563,7 @@ impl WatchState {
             });
         }
         if train_loss < WELL_LEARNT * task.guessing {
-            let silent: BTreeSet<u32> =
-                confusion.never_predicted(FEWEST_IMAGES).into_iter().collect();
+            let silent: BTreeSet<u32> = confusion.never_predicted(EXPECTED).into_iter().collect();
             self.never.retain(|class, _| silent.contains(class));
             for class in silent {
                 self.never.entry(class).or_insert((0, step)).0 += 1;
@@ -556,58 +595,82 @@ pub(super) struct EpochNumbers {
 }
 
 /// How many images of each class were taken for which.
+#[derive(Default)]
 pub(super) struct Confusion {
-    classes: usize,
-    counts: Vec<u32>,
+    /// For each class that has images, those taken for each class.
+    counts: BTreeMap<usize, BTreeMap<usize, u32>>,
 }
 
 impl Confusion {
-    pub fn new(classes: usize) -> Self {
-        Confusion { classes, counts: vec![0; classes * classes] }
-    }
-
     pub fn add(&mut self, class: usize, predicted: usize) {
-        self.counts[class * self.classes + predicted] += 1;
+        *self.counts.entry(class).or_default().entry(predicted).or_default() += 1;
     }
 
-    fn of(&self, class: usize) -> &[u32] {
-        &self.counts[class * self.classes..][..self.classes]
+    /// Mean over classes of the error on their images, and that of guessing, if it is no better than that, or a
+    /// luckier one. Means over classes, because the most frequent one may be nearly all.
+    fn at_chance(&self) -> Option<(f64, f64)> {
+        let classes = self.counts.len() as f64;
+        let mut error = 0.0;
+        let mut variance = 0.0;
+        let by_chance = 1.0 - 1.0 / classes;
+        for (class, counts) in &self.counts {
+            let all = f64::from(counts.values().sum::<u32>());
+            let right = f64::from(counts.get(class).copied().unwrap_or(0));
+            error += (1.0 - right / all) / classes;
+            variance += by_chance * (1.0 - by_chance) / all / (classes * classes);
+        }
+        let is_enough = classes > 1.0 && variance.sqrt() < by_chance / 10.0;
+        (is_enough && error > by_chance - 2.0 * variance.sqrt()).then_some((error, by_chance))
     }
 
-    /// Classes with at least so many images, none of which, nor of any other class, is taken for them.
-    fn never_predicted(&self, images: u32) -> Vec<u32> {
-        let is_silent = |class: &usize| {
-            let predicted: u32 = (0..self.classes).map(|other| self.of(other)[*class]).sum();
-            predicted == 0 && self.of(*class).iter().sum::<u32>() >= images
+    /// Classes that no image is taken for, though so many of their own would be by the error over all images.
+    fn never_predicted(&self, expected: f64) -> Vec<u32> {
+        let mut predicted: BTreeSet<usize> = BTreeSet::new();
+        let [mut right, mut all] = [0; 2];
+        for (class, counts) in &self.counts {
+            predicted.extend(counts.keys());
+            right += counts.get(class).copied().unwrap_or(0);
+            all += counts.values().sum::<u32>();
+        }
+        let accuracy = f64::from(right) / f64::from(all.max(1));
+        let is_silent = |(class, counts): &(&usize, &BTreeMap<usize, u32>)| {
+            !predicted.contains(class)
+                && f64::from(counts.values().sum::<u32>()) * accuracy >= expected
         };
-        (0..self.classes).filter(is_silent).map(|class| class as u32).collect()
+        self.counts.iter().filter(is_silent).map(|(class, _)| *class as u32).collect()
     }
 
     /// Classes most of whose images are taken for one other class, that class's for another one of them, and so on
     /// until the circle is closed; with what each is taken for.
     fn exchanged(&self, names: &[String]) -> Option<Vec<[String; 2]>> {
-        let mostly: Vec<usize> = (0..self.classes)
-            .map(|class| {
-                let counts = self.of(class);
-                let all: u32 = counts.iter().sum();
-                let most = (0..self.classes).max_by_key(|other| counts[*other]).unwrap_or(class);
-                let is_most = all > 0 && f64::from(counts[most]) > EXCHANGED * f64::from(all);
-                if is_most { most } else { class }
-            })
-            .collect();
-        let in_circle = |class: &usize| {
-            let mut at = mostly[*class];
-            for _ in 0..self.classes {
-                if at == *class {
-                    return mostly[*class] != *class;
+        let mostly = |class: &usize| -> usize {
+            let Some(counts) = self.counts.get(class) else { return *class };
+            let all: u32 = counts.values().sum();
+            let most = counts.iter().max_by_key(|(_, count)| **count);
+            match most {
+                Some((most, count))
+                    if all >= FEWEST_IMAGES && f64::from(*count) > EXCHANGED * f64::from(all) =>
+                {
+                    *most
                 }
-                at = mostly[at];
+                _ => *class,
+            }
+        };
+        let in_circle = |class: &&usize| {
+            let mut at = mostly(class);
+            for _ in 0..self.counts.len() {
+                if at == **class {
+                    return mostly(class) != **class;
+                }
+                at = mostly(&at);
             }
             false
         };
-        let circle: Vec<[String; 2]> = (0..self.classes)
+        let circle: Vec<[String; 2]> = self
+            .counts
+            .keys()
             .filter(in_circle)
-            .map(|class| [names[class].clone(), names[mostly[class]].clone()])
+            .map(|class| [names[*class].clone(), names[mostly(class)].clone()])
             .collect();
         (!circle.is_empty()).then_some(circle)
     }
@@ -633,8 +696,7 @@ mod tests {
     }
 
     fn task<'a>(network: &'a Network, classes: &'a [String]) -> Task<'a> {
-        let val_counts = vec![50; 10];
-        Task { network, classes, guessing: 10f64.ln(), val_counts, pixel_std: 64.0 }
+        Task { network, classes, guessing: 10f64.ln(), pixel_std: 64.0 }
     }
 
     /// What a training shows that goes well.
@@ -651,7 +713,7 @@ mod tests {
             fired: vec![true; 16],
             shares: vec![1.0 / 16.0; 16],
         };
-        StepSigns { input_std: 1.0, layers: layers.map(sign).collect() }
+        StepSigns { samples: 32, input_std: 1.0, layers: layers.map(sign).collect() }
     }
 
     /// Losses of so many steps, after one watched step with these signs; the alarms.
@@ -661,7 +723,7 @@ mod tests {
         signs: &StepSigns,
         losses: impl IntoIterator<Item = f64>,
     ) -> Vec<(u32, Alarm)> {
-        state.look(task, signs, 32);
+        state.look(task, signs);
         let tell = |(step, loss)| Some((step, state.step(task, step, loss, 0.01)?));
         (1..).zip(losses).filter_map(tell).collect()
     }
@@ -700,7 +762,7 @@ mod tests {
         let good = healthy(&network);
         let stuck = |first: &StepSigns, last: &StepSigns| {
             let mut state = WatchState::default();
-            state.look(&task, first, 32);
+            state.look(&task, &StepSigns { samples: 32, ..first.clone() });
             let told = alarms_of(&mut state, &task, last, vec![2.305; 300]);
             let [(300, alarm)] = told.as_slice() else { panic!("{told:?}") };
             (alarm.cause.clone(), alarm.remedy.clone())
@@ -732,7 +794,7 @@ mod tests {
             }
         });
         let (cause, remedy) = stuck(&good, &dead);
-        assert!(cause.contains("100 % of conv5 is dead") && cause.contains("updates"), "{cause}");
+        assert!(cause.contains("conv5 gives the same for all"), "{cause}");
         assert!(matches!(remedy, Remedy::LearningRate(rate) if rate < 0.01), "{remedy:?}");
         assert_eq!(stuck(&dead, &dead).1, Remedy::HeInitialization);
         let biased =
@@ -763,8 +825,8 @@ mod tests {
         signs.layers[3].fired[..3].fill(false); // few
         signs.layers[0].shares = [vec![0.7], vec![0.02; 15]].concat();
         let mut state = WatchState::default();
-        state.look(&task, &signs, 200);
-        state.look(&task, &signs, 62);
+        state.look(&task, &StepSigns { samples: 200, ..signs.clone() });
+        state.look(&task, &StepSigns { samples: 62, ..signs.clone() });
         let found = state.end_epoch(&[Some(0.5); 8], 0.01).unwrap();
         assert_eq!((found.images, found.layers.len()), (262, 8));
         assert_eq!((found.layers[1].dead, found.layers[1].maps), (5, 16));
@@ -775,15 +837,15 @@ mod tests {
         assert!(matches!(told[0], Sign::Dead { dead: 5, maps: 16, images: 262, .. }));
         assert_eq!(told.len(), 2);
         // A map that fires once in an epoch is not dead, and what has been told is not told again.
-        state.look(&task, &signs, 200);
-        state.look(&task, &healthy(&network), 200);
+        state.look(&task, &StepSigns { samples: 200, ..signs.clone() });
+        state.look(&task, &StepSigns { samples: 200, ..healthy(&network) });
         let found = state.end_epoch(&[None; 8], 0.01).unwrap();
         assert!(found.alarms.is_empty() && found.layers[1].dead == 0);
         assert!(state.end_epoch(&[None; 8], 0.01).is_none(), "nothing was watched");
         // Epochs of few images tell only together.
         let mut state = WatchState::default();
         let told = (0..3).map(|_| {
-            state.look(&task, &signs, 100);
+            state.look(&task, &StepSigns { samples: 100, ..signs.clone() });
             state.end_epoch(&[None; 8], 0.01).unwrap().alarms.len()
         });
         assert_eq!(told.collect::<Vec<_>>(), [1, 0, 1]); // the dominating map at once
@@ -792,7 +854,7 @@ mod tests {
     #[test]
     fn exchanged_classes_are_named_and_confused_ones_are_not() {
         let names = names();
-        let mut confusion = Confusion::new(10);
+        let mut confusion = Confusion::default();
         for class in 0..10 {
             let taken_for = match class {
                 2 => 5,
@@ -807,50 +869,65 @@ mod tests {
         let found = confusion.exchanged(&names).unwrap();
         let expected = [(2, 5), (5, 7), (7, 2)].map(|(a, b)| [names[a].clone(), names[b].clone()]);
         assert_eq!(found, expected);
-        let mut half = Confusion::new(2);
+        let mut half = Confusion::default();
         for (class, predicted) in [(0, 1), (0, 0), (1, 0), (1, 1)] {
             half.add(class, predicted);
         }
         assert_eq!(half.exchanged(&names), None);
+        let mut few = Confusion::default();
+        few.add(0, 1);
+        few.add(1, 0);
+        assert_eq!(few.exchanged(&names), None);
     }
 
     #[test]
     fn a_class_that_is_never_predicted_is_told_after_three_epochs() {
         let (network, classes) = (network(), names());
         let task = task(&network, &classes);
-        let mut confusion = Confusion::new(10);
+        let mut confusion = Confusion::default();
         for class in 0..10 {
             (0..50).for_each(|_| confusion.add(class, if class == 6 { 1 } else { class }));
         }
         let mut state = WatchState::default();
-        let told: Vec<usize> = (1..6)
-            .map(|epoch| state.validated(&task, 50 * epoch, 1.0, 0.1, &confusion).len())
-            .collect();
+        let told: Vec<usize> =
+            (1..6).map(|epoch| state.validated(&task, 50 * epoch, 1.0, &confusion).len()).collect();
         assert_eq!(told, [0, 0, 1, 0, 0]);
         // Epochs of ten updates are short.
         let mut state = WatchState::default();
-        let told =
-            (1..14).map(|epoch| state.validated(&task, 10 * epoch, 1.0, 0.1, &confusion).len());
+        let told = (1..14).map(|epoch| state.validated(&task, 10 * epoch, 1.0, &confusion).len());
         assert_eq!(told.collect::<Vec<_>>(), [[0; 10].as_slice(), &[1, 0, 0]].concat());
         // Before anything is learnt it tells nothing.
         let mut state = WatchState::default();
-        assert!((0..5).all(|_| state.validated(&task, 900, 1.5, 0.1, &confusion).is_empty()));
+        assert!((0..5).all(|_| state.validated(&task, 900, 1.5, &confusion).is_empty()));
     }
 
     #[test]
     fn validation_at_chance_is_told_when_the_training_loss_has_fallen() {
         let (network, classes) = (network(), names());
         let task = task(&network, &classes);
-        let mut confusion = Confusion::new(10);
+        let mut confusion = Confusion::default();
         for class in 0..10 {
             (0..50).for_each(|image| confusion.add(class, image % 10));
         }
-        assert!(WatchState::default().validated(&task, 900, 1.5, 0.9, &confusion).is_empty());
-        let told = WatchState::default().validated(&task, 900, 1.0, 0.9, &confusion);
+        assert!(WatchState::default().validated(&task, 900, 1.5, &confusion).is_empty());
+        let told = WatchState::default().validated(&task, 900, 1.0, &confusion);
         assert!(
             matches!(told[0].sign, Sign::ValidationAtChance { guessing_error, .. } if guessing_error == 0.9)
         );
-        assert!(WatchState::default().validated(&task, 900, 1.0, 0.5, &confusion).is_empty());
+        // Better than guessing; one class alone; so few images that they tell nothing.
+        let told = |images: &[(usize, usize, u32)]| {
+            let mut confusion = Confusion::default();
+            for &(class, predicted, count) in images {
+                (0..count).for_each(|_| confusion.add(class, predicted));
+            }
+            WatchState::default().validated(&task, 900, 1.0, &confusion).len()
+        };
+        assert_eq!(told(&[(0, 0, 30), (0, 1, 20), (1, 0, 20), (1, 1, 30)]), 0);
+        assert_eq!(told(&[(0, 0, 50)]), 0);
+        assert_eq!(told(&[(0, 0, 1), (1, 0, 1)]), 0);
+        // Always the class that is nearly all, and nearly all right where the other class is, too.
+        assert_eq!(told(&[(0, 0, 980), (1, 0, 200)]), 1);
+        assert_eq!(told(&[(0, 0, 950), (0, 1, 30), (1, 1, 20)]), 0);
     }
 
     #[test]
@@ -860,7 +937,7 @@ mod tests {
         let mut signs = healthy(&network);
         signs.layers[1].fired[..9].fill(false);
         let mut whole = WatchState::default();
-        whole.look(&task, &signs, 7);
+        whole.look(&task, &StepSigns { samples: 7, ..signs.clone() });
         (1..=150)
             .for_each(|step| drop(whole.step(&task, step, 2.31 - 1e-5 / f64::from(step), 0.1)));
         let mut again: WatchState =

@@ -153,7 +153,7 @@ fn images_of_both_splits_are_named() {
     let image = place.path("colours/train/colour-3/7.png");
     fs::copy(&image, place.path("colours/val/colour-3/again.png")).unwrap();
     let ran = place.run(&format!("{FAST} --epochs 1 --out run")).ok();
-    let words = ["shared images: 1 of 61 validation", "colour-3/again.png is colour-3/7.png"];
+    let words = ["shared images: 1 of 61 validation", "colour-3/again.png and colour-3/7.png"];
     only(&alarms(&place, &ran.stderr, "run"), &words);
     // Nothing is looked for where nothing is watched, and what is learnt is the same.
     let ran = place.run(&format!("{FAST} --epochs 1 --no-watch --out unwatched")).ok();

@@ -309,25 +309,6 @@ fn folders_that_cannot_be_written() {
 }
 
 #[test]
-fn a_loss_that_does_not_fall() {
-    let place = Place::new();
-    let hint = "loss is still that of guessing, ln 10 = 2.3026";
-    let still = place.run(&format!("{COMMAND} --lr 0 --init-std 0.0001 --epochs 3")).ok();
-    assert!(
-        still.stderr.contains(hint) && still.stderr.contains("--init-weights he"),
-        "{}",
-        still.stderr
-    );
-    fs::remove_dir_all(place.path("run")).unwrap();
-    let falls = place
-        .run(&format!(
-            "{COMMAND} --epochs 3 --batch-size 1 --lr 0.003 --dropout 0 --train-crops centre"
-        ))
-        .ok();
-    assert!(!falls.stderr.contains(hint), "{}", falls.stderr);
-}
-
-#[test]
 fn a_loss_that_runs_away() {
     let place = Place::new();
     place.run(&format!("{COMMAND} --lr 1e12")).refused(&["loss", "step", "--learning-rate"]);

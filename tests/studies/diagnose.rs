@@ -95,7 +95,7 @@ fn what_was_written_down_is_what_is_shown() {
     assert_eq!(json["epochs"][1]["val_loss"], Value::Null);
 
     // Alarms say when, what, why and what to do; nothing of a file is markup, nor a control character.
-    let dead = "1. Epoch 2, update 4: dead. Seen: 3 of 4 maps of conv1 fired for none of 8 images of an epoch. \
+    let dead = "1. Epoch 2, update 4: dead. Seen: 3 of 4 maps of conv1 fired for none of the 8 images looked at lately. \
                 Likely: &lt;i&gt;cause&lt;/i&gt;. Try initial weights by He et al.";
     assert!(html.contains(dead), "{html}");
     assert!(
