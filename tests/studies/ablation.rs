@@ -38,7 +38,8 @@ fn rows_are_what_train_and_eval_say() {
     assert_eq!(rows[1]["paper"]["val"], 45.4);
 
     // The base as `train` makes it, with the flags that stand for the file's recipe.
-    let train = "train --data data --arch tiny.toml --out whole --seed 5 --epochs 2 --steps 1";
+    let train =
+        "train --data data --arch tiny.toml --out whole --seed 5 --epochs 2 --steps 1 --no-watch";
     place.run(train).ok();
     assert_eq!(place.results("out/runs/base"), place.results("whole"));
     // Each row as `eval` measures it.

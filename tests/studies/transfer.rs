@@ -216,7 +216,6 @@ fn what_cannot_be_transferred_is_said() {
     refused("--data four --per-class 1 --layer conv9", &["conv9", "conv2"]);
     refused("--data nowhere", &["nowhere"]);
     refused("--data four --rates 1,0", &["--rates", "above 0", "found 0"]);
-    refused("--data four --per-class 1 --train-crops 0", &["--train-crops"]);
     refused("--data four --duplicate-threshold 1.5", &["--duplicate-threshold", "1.5"]);
     refused("--data four --per-class 1 --pretrained-on nowhere", &["nowhere"]);
     place
