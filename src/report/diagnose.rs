@@ -10,9 +10,10 @@ use super::plot::{self, Line, Mark, Names, Plot, Scale};
 use super::{fact, grouped, plural, short};
 use crate::disk::write_atomic;
 use crate::study::diagnose::{
-    Diagnosis, Filters, FirstFilters, Record, STUDY, Told, USUAL_UPDATE, Watched, WatchedLayer,
+    Diagnosis, Filters, FirstFilters, Record, STUDY, Told, Watched, WatchedLayer,
 };
 use crate::study::learnt::percent;
+use crate::train::USUAL_UPDATES;
 
 /// Losses that differ by more than this factor are drawn on a logarithmic scale.
 const FAR: f64 = 30.0;
@@ -136,7 +137,7 @@ fn course(out: &Path, record: &Record) -> io::Result<Section> {
     };
     let single = record.losses.iter().map(|loss| (f64::from(loss.step) / steps, loss.loss));
     let losses = [
-        Line { name: "training, some updates at a time".into(), points: single.collect() },
+        Line { name: "training, some updates".into(), points: single.collect() },
         of_epochs("training, mean of an epoch", |epoch| epoch.train_loss),
         of_epochs("validation, centre crop", |epoch| epoch.val_loss),
     ];
@@ -248,13 +249,13 @@ fn layers(out: &Path, record: &Record) -> io::Result<Section> {
             &format!(
                 "RMS of an update over that of the weights; shaded: {} to {} %, as in trainings that go well; above \
                  it weights are thrown about, below it nothing moves",
-                100.0 * USUAL_UPDATE[0],
-                100.0 * USUAL_UPDATE[1]
+                100.0 * USUAL_UPDATES[0],
+                100.0 * USUAL_UPDATES[1]
             ),
             &Plot {
                 y: "update (% of the weights)",
                 lines: &updates,
-                band: Some(USUAL_UPDATE.map(|share| 100.0 * share)),
+                band: Some(USUAL_UPDATES.map(|share| 100.0 * share)),
                 ..logarithmic
             },
         )?,

@@ -201,7 +201,9 @@ fn given(found: &Transfer) -> Table {
     let Transfer { settings, .. } = found;
     let of_each = |count: usize| match found.cut {
         Crops::Centre => "the centre crop of each image".to_owned(),
-        Crops::Ten => format!("{count} of the ten crops of each image (corners, centre; mirrored)"),
+        Crops::Ten => {
+            format!("{count} draws of the ten crops of each image (corners, centre; mirrored)")
+        }
         Crops::Random => format!("{count} random crops of each image, mirrored or not"),
     };
     let softmax = vec![

@@ -33,10 +33,6 @@ pub const STUDY: Study = Study {
     of_one_run: true,
 };
 
-/// Shares of weights by which updates move them in trainings that go well. Training takes a largest update below the
-/// first for too small where nothing is learnt, and one above the second for too large.
-pub const USUAL_UPDATE: [f64; 2] = [4e-4, 2e-2];
-
 /// Points of the curve of single updates.
 const POINTS: usize = 200;
 /// Letters of an alarm that this version cannot read.

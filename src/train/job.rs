@@ -85,7 +85,7 @@ pub enum Event<'a> {
     },
     /// Validation images done, of how many.
     Validation(usize, usize),
-    /// Something seems to be wrong. Each sign is told once in a run.
+    /// Something seems to be wrong. Each sign is told once in a run; a loss that is not finite whenever it ends one.
     Alarm(&'a Alarm),
     /// An epoch is over and its checkpoint written.
     Epoch {

@@ -1,7 +1,7 @@
 //! What a run writes down beside its checkpoints.
 //!
-//! `metrics.jsonl`: one line a step, two an epoch and one an alarm, all of it a function of seed and data. Times are
-//! not in it, so that an interrupted and continued run leaves the very same file.
+//! `metrics.jsonl`: one line a step, one an epoch, one with what its watched steps show, and one an alarm, all of it
+//! a function of seed and data. Times are not in it, so that an interrupted and continued run leaves the very same file.
 //!
 //! `quarantine.tsv`: images that could not be used, one a line: file or shard, which image of the
 //! shard, what is wrong with it.

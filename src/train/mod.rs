@@ -19,5 +19,6 @@ pub use job::{Event, Job, Outcome};
 pub use run::train;
 pub use schedule::Schedule;
 pub use trainer::{Finished, Trainer};
+pub(crate) use watcher::USUAL_UPDATES;
 pub use watcher::{LayerOfEpoch, WatchState};
 pub use zfnet_core::{Crops, Init, Recipe, ScheduleKind};

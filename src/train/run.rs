@@ -143,6 +143,8 @@ fn run<B: Backend>(
                 alarms = of_layers;
             }
             alarms.extend(state.watch.validated(&task, state.step, train_loss, &confusion));
+        } else {
+            state.watch.not_watched();
         }
         for alarm in &alarms {
             log.write(&Metric::Alarm {

@@ -50,6 +50,8 @@ const EXCHANGED: f64 = 0.5;
 /// Share of weights by which an update moves them, in trainings that go well: far below this nothing is learnt,
 /// far above nothing stays.
 const USUAL_UPDATE: f64 = 2e-3;
+/// Below the first where nothing is learnt, the largest update is taken for too small; above the second for too large.
+pub(crate) const USUAL_UPDATES: [f64; 2] = [USUAL_UPDATE / 5.0, 10.0 * USUAL_UPDATE];
 
 /// Whether a step is a watched one, by its number from 0.
 pub(super) fn is_watched(step: u32, steps_per_epoch: usize) -> bool {
@@ -364,7 +366,7 @@ impl WatchState {
             return self.dead(cause, first.dead[place] >= ALL_DEAD, rate);
         }
         match last.largest_update() {
-            Some(layer) if layer.update < USUAL_UPDATE / 5.0 => {
+            Some(layer) if layer.update < USUAL_UPDATES[0] => {
                 let cause = format!(
                     "updates are too small: the largest, of {}, moves its weights by {:.1e} of their size",
                     layer.layer, layer.update
@@ -372,7 +374,7 @@ impl WatchState {
                 let wanted = USUAL_UPDATE / layer.update.max(1e-12);
                 (cause, Remedy::LearningRate(rounded(f64::from(rate) * wanted.min(10.0))))
             }
-            Some(layer) if layer.update > 10.0 * USUAL_UPDATE => self.too_far(task, rate),
+            Some(layer) if layer.update > USUAL_UPDATES[1] => self.too_far(task, rate),
             _ => {
                 let cause = "signal and updates are as they should be, so the labels may tell nothing of the images"
                     .to_owned();
@@ -387,7 +389,7 @@ impl WatchState {
         let largest = largest.filter_map(|numbers| Some(numbers.largest_update()?.update));
         match from_the_start {
             true => (format!("{cause}: so it was drawn"), Remedy::HeInitialization),
-            false if largest.fold(0.0, f64::max) > 10.0 * USUAL_UPDATE => {
+            false if largest.fold(0.0, f64::max) > USUAL_UPDATES[1] => {
                 (format!("{cause}: updates too large"), self.lower_rate(rate))
             }
             false => (
@@ -535,6 +537,11 @@ impl WatchState {
         }
         let alarms = alarms.into_iter().filter_map(|alarm| self.tell(alarm)).collect();
         Some(EpochNumbers { input_std, images, layers: of_layers, alarms })
+    }
+
+    /// Forgets all but what has been told: an epoch has ended that was not watched.
+    pub(super) fn not_watched(&mut self) {
+        *self = WatchState { told: std::mem::take(&mut self.told), ..WatchState::default() };
     }
 
     /// Takes in what was validated after so many steps.
