@@ -12,7 +12,7 @@ use super::job::{Event, Job, Outcome};
 use super::log::{Metric, MetricsLog, quarantine};
 use super::memory::{validator, with_memory_hint};
 use super::trainer::{Finished, Trainer};
-use super::watcher::{Confusion, EpochNumbers, Task, is_watched};
+use super::watcher::{Confusion, EpochNumbers, Task, WatchState, is_watched};
 use crate::backend::{Backend, Param, StepState};
 use crate::data::loader::{Bad, BatchPlan, Loader};
 use crate::data::order::{epoch_order, training_crop};
@@ -61,6 +61,9 @@ fn run<B: Backend>(
         .map(Some)
         .map_err(|error| with_memory_hint(backend, &planned, job.accumulate, error))?;
     let task = task(job, &planned);
+    if !state.watch.fits(&planned) {
+        state.watch = WatchState::default();
+    }
     if job.watch {
         trainer
             .prepare_watch()

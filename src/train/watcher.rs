@@ -216,6 +216,24 @@ pub struct WatchState {
 }
 
 impl WatchState {
+    /// Whether it is of this network, as what a checkpoint's file says need not be.
+    pub(super) fn fits(&self, network: &Network) -> bool {
+        let with_weights = network.layers.iter().filter(|layer| layer.convolution().is_some());
+        let maps: Vec<usize> = with_weights.map(|layer| layer.output.c).collect();
+        let numbers = [&self.first, &self.last].into_iter().flatten();
+        let silent_fit = |(silent, maps): (&Silent, &usize)| {
+            let known = silent.maps == 0 || silent.maps == *maps;
+            known && silent.silent.iter().all(|map| (*map as usize) < silent.maps)
+        };
+        let as_many = |len: usize| len == maps.len();
+        numbers.into_iter().all(|n| as_many(n.layers.len()) && as_many(n.dead.len()))
+            && (as_many(self.layers.len()) || self.watched == 0)
+            && (as_many(self.silent.len()) || self.silent_for == 0 && self.watched == 0)
+            && self.silent.iter().zip(&maps).all(silent_fit)
+            && self.never.keys().all(|class| (*class as usize) < network.classes())
+            && self.losses.len() <= WINDOW
+    }
+
     /// Takes in what a watched step shows.
     pub(super) fn look(&mut self, task: &Task<'_>, signs: &StepSigns) {
         let images = signs.samples;
@@ -951,6 +969,8 @@ mod tests {
         let mut again: WatchState =
             serde_json::from_str(&serde_json::to_string_pretty(&whole).unwrap()).unwrap();
         assert_eq!(again, whole);
+        // These signs have 16 maps a layer, which is not what the network has.
+        assert!(WatchState::default().fits(&network) && !whole.fits(&network));
         for state in [&mut whole, &mut again] {
             (151..=400).for_each(|step| drop(state.step(&task, step, 2.3, 0.1)));
             state.end_epoch(&[None; 8], 0.01);
