@@ -19,6 +19,5 @@ pub use job::{Event, Job, Outcome};
 pub use run::train;
 pub use schedule::Schedule;
 pub use trainer::{Finished, Trainer};
-pub(crate) use watcher::USUAL_UPDATES;
-pub use watcher::{LayerOfEpoch, WatchState};
+pub use watcher::{LayerOfEpoch, USUAL_UPDATES, WatchState};
 pub use zfnet_core::{Crops, Init, Recipe, ScheduleKind};

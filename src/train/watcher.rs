@@ -52,7 +52,7 @@ const EXCHANGED: f64 = 0.5;
 /// far above nothing stays.
 const USUAL_UPDATE: f64 = 2e-3;
 /// Below the first where nothing is learnt, the largest update is taken for too small; above the second for too large.
-pub(crate) const USUAL_UPDATES: [f64; 2] = [USUAL_UPDATE / 5.0, 10.0 * USUAL_UPDATE];
+pub const USUAL_UPDATES: [f64; 2] = [USUAL_UPDATE / 5.0, 10.0 * USUAL_UPDATE];
 
 /// Whether a step is a watched one, by its number from 0.
 pub(super) fn is_watched(step: u32, steps_per_epoch: usize) -> bool {
