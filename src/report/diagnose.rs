@@ -4,11 +4,10 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::figure::{Page, Picture, Section, Table, contrast_of};
+use super::figure::{Page, Picture, Section, Table, contrast_of, plotted};
 use super::filters::sheet;
-use super::plot::{self, Line, Mark, Names, Plot, Scale};
+use super::plot::{Line, Mark, Names, Plot, Scale};
 use super::{fact, grouped, plural, short};
-use crate::disk::write_atomic;
 use crate::study::diagnose::{
     Diagnosis, Filters, FirstFilters, Record, STUDY, Told, Watched, WatchedLayer,
 };
@@ -172,15 +171,8 @@ fn scale_of(lines: &[Line]) -> Scale {
 
 /// Writes a plot, and describes it.
 fn plot(out: &Path, file: &str, title: &str, method: &str, plot: &Plot<'_>) -> io::Result<Picture> {
-    write_atomic(&out.join(file), plot.svg().as_bytes())?;
-    Ok(Picture {
-        file: file.into(),
-        size: plot::SIZE,
-        title: title.into(),
-        method: method.into(),
-        wide: true,
-        ..Picture::default()
-    })
+    let picture = Picture { title: title.into(), method: method.into(), ..Picture::default() };
+    plotted(out, file.into(), plot, picture)
 }
 
 /// Names of all layers that were watched, from below.

@@ -14,7 +14,7 @@ use std::path::{Component, Path, PathBuf};
 use maud::{Markup, PreEscaped, html};
 use serde::{Deserialize, Serialize};
 
-use super::plot::{self, Line, curves};
+use super::plot::{self, Line, Plot};
 use super::{csv, facts, page, top9};
 use crate::disk::write_atomic;
 use crate::picture::Image;
@@ -226,6 +226,12 @@ pub(super) struct Page<'a> {
     pub figure: Figure,
 }
 
+/// Draws a plot into a file of the folder `out`, and completes its description.
+pub fn plotted(out: &Path, file: String, plot: &Plot<'_>, picture: Picture) -> io::Result<Picture> {
+    write_atomic(&out.join(&file), plot.svg().as_bytes())?;
+    Ok(Picture { file, size: plot::SIZE, wide: true, ..picture })
+}
+
 impl<'a> Page<'a> {
     /// Begins the page of a study in the folder `out`, and takes back what an earlier one said
     /// there, so that no report shows new pictures under old words.
@@ -249,8 +255,7 @@ impl<'a> Page<'a> {
         lines: &[Line],
         picture: Picture,
     ) -> io::Result<Picture> {
-        write_atomic(&self.out.join(&file), curves(x, y, lines).as_bytes())?;
-        Ok(Picture { file, size: plot::SIZE, wide: true, ..picture })
+        plotted(self.out, file, &Plot { x, y, lines, ..Plot::default() }, picture)
     }
 
     /// Writes a file of numbers, and names it under the page with what it holds.

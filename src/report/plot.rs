@@ -33,11 +33,6 @@ pub const COLOURS: [([u8; 3], &str); 7] = [
     ([90, 90, 90], "grey"),
 ];
 
-/// Curves over a common axis, as the text of an SVG.
-pub fn curves(x: &str, y: &str, lines: &[Line]) -> String {
-    Plot { x, y, lines, ..Plot::default() }.svg()
-}
-
 /// Curves over a common axis, and what is drawn beside them.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Plot<'a> {
@@ -430,6 +425,10 @@ mod tests {
 
     fn line(name: &str, points: &[(f64, f64)]) -> Line {
         Line { name: name.into(), points: points.to_vec() }
+    }
+
+    fn curves(x: &str, y: &str, lines: &[Line]) -> String {
+        Plot { x, y, lines, ..Plot::default() }.svg()
     }
 
     #[test]

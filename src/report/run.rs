@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 
 use maud::{Markup, html};
 
-use super::figure::{self, Figure, Picture, Section, Table};
-use super::plot::{self, Line, curves};
+use super::figure::{self, Figure, Picture, Section, Table, plotted};
+use super::plot::{Line, Plot};
 use super::{by, diagnose, facts, grouped, page, top9};
 use crate::disk::write_atomic;
 use crate::model::Architecture;
@@ -274,32 +274,20 @@ fn training(run: &Run<'_>, out: &Path) -> io::Result<Figure> {
         line("validation, centre crop", 1, 1.0),
     ];
     let errors = [line("top-1", 2, 100.0), line("top-5", 3, 100.0)];
-    write_atomic(&out.join("loss.svg"), curves("epoch", "cross-entropy", &losses).as_bytes())?;
-    write_atomic(
-        &out.join("error.svg"),
-        curves("epoch", "validation error, centre crop (%)", &errors).as_bytes(),
-    )?;
-    let plot = |file: &str, title: &str, method: &str| Picture {
-        file: file.into(),
-        size: plot::SIZE,
-        title: title.into(),
-        method: method.into(),
-        wide: true,
-        ..Picture::default()
+    let plot = |file: &str, y: &str, lines: &[Line], title: &str, method: &str| {
+        let picture = Picture { title: title.into(), method: method.into(), ..Picture::default() };
+        plotted(out, file.into(), &Plot { x: "epoch", y, lines, ..Plot::default() }, picture)
     };
     let with_dropout = "training losses are those of the steps, with dropout and training crops";
+    let loss = plot("loss.svg", "cross-entropy", &losses, "Loss by epoch", with_dropout)?;
+    let y = "validation error, centre crop (%)";
+    let one_crop = "one crop of each image, the centre";
+    let error = plot("error.svg", y, &errors, "Validation error by epoch", one_crop)?;
     Ok(Figure {
         study: TRAINING.into(),
         title: "Training".into(),
         sections: vec![Section {
-            pictures: vec![
-                plot("loss.svg", "Loss by epoch", with_dropout),
-                plot(
-                    "error.svg",
-                    "Validation error by epoch",
-                    "one crop of each image, the centre",
-                ),
-            ],
+            pictures: vec![loss, error],
             tables: vec![beside_the_paper(run, &epochs)],
             ..Section::default()
         }],

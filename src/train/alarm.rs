@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 
 /// Files, classes or pairs that a line names; of the others it says how many.
 const NAMED: usize = 4;
+/// Layers of which a line has numbers: of more, so many of the lowest and of the highest half.
+const LAYERS: usize = 10;
 
 /// One alarm, for a line.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -134,12 +136,16 @@ pub enum Remedy {
     ZeroBiases,
     /// A limit of filters' root mean square.
     RmsLimit(f32),
+    /// See what weights and layers a training begins with.
+    CheckStart,
     /// See whether images lie under the right classes.
     CheckLabels,
     /// See whether classes stand for the same in both splits.
     CheckClasses,
-    /// More, or other, images.
+    /// See what the class's training images show.
     CheckImages,
+    /// More training images.
+    MoreImages,
     /// Take away what both splits share.
     RemoveShared,
 }
@@ -186,7 +192,12 @@ impl fmt::Display for Sign {
                 let numbers = |of: fn(&LayerNumbers) -> f64| {
                     let one =
                         |layer: &LayerNumbers| format!("{} {}", layer.layer, short(of(layer)));
-                    layers.iter().map(one).collect::<Vec<_>>().join(", ")
+                    let half = if layers.len() > LAYERS { LAYERS / 2 } else { layers.len() };
+                    let (lowest, others) = layers.split_at(half);
+                    let highest = &others[others.len() - others.len().min(half)..];
+                    let gap = (highest.len() < others.len()).then(|| "...".to_owned());
+                    let all = lowest.iter().map(one).chain(gap).chain(highest.iter().map(one));
+                    all.collect::<Vec<_>>().join(", ")
                 };
                 write!(
                     f,
@@ -270,9 +281,13 @@ impl fmt::Display for Remedy {
                 f,
                 "to look at some images of these classes in both splits: does a class mean the same in both?"
             ),
-            Remedy::CheckImages => {
-                write!(f, "to look at how many images the class has in each split")
-            }
+            Remedy::CheckStart => write!(
+                f,
+                "to look at what the layers begin with: weights from elsewhere, or a layer that makes its input small \
+                 or large"
+            ),
+            Remedy::CheckImages => write!(f, "to look at the class's training images"),
+            Remedy::MoreImages => write!(f, "more training images of the class"),
             Remedy::RemoveShared => {
                 write!(
                     f,

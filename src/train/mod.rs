@@ -3,6 +3,7 @@
 pub mod alarm;
 mod begin;
 pub mod checkpoint;
+mod confusion;
 mod dry_run;
 pub(crate) mod duplicates;
 pub mod evaluate;

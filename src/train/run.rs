@@ -6,13 +6,14 @@ use std::time::{Duration, Instant};
 use super::alarm::Alarm;
 use super::begin::begin;
 use super::checkpoint::{self, Resumed, State};
+use super::confusion::Confusion;
 use super::duplicates::shared_images;
 use super::evaluate::{Classifier, Evaluation, Member, evaluate_each};
 use super::job::{Event, Job, Outcome};
 use super::log::{Metric, MetricsLog, quarantine};
 use super::memory::{validator, with_memory_hint};
 use super::trainer::{Finished, Trainer};
-use super::watcher::{Confusion, EpochNumbers, Task, WatchState, is_watched};
+use super::watcher::{EpochNumbers, Task, WatchState, is_watched};
 use crate::backend::{Backend, Param, StepState};
 use crate::data::loader::{Bad, BatchPlan, Loader};
 use crate::data::order::{epoch_order, training_crop};
@@ -137,14 +138,7 @@ fn run<B: Backend>(
         })?;
         let mut alarms = Vec::new();
         if job.watch {
-            let shares = initial_shares(backend, &trainer.model)?;
-            if let Some(EpochNumbers { input_std, images, layers, alarms: of_layers }) =
-                state.watch.end_epoch(&shares, rate)
-            {
-                let (step, epoch) = (state.step, state.epoch);
-                log.write(&Metric::Layers { step, epoch, images, input_std, layers })?;
-                alarms = of_layers;
-            }
+            alarms = log_layers(backend, &trainer, &mut log, &mut state, &task, rate)?;
             alarms.extend(state.watch.validated(&task, state.step, train_loss, &confusion));
         } else {
             state.watch.not_watched();
@@ -180,12 +174,27 @@ fn run<B: Backend>(
 fn task<'a>(job: &'a Job<'_>, network: &'a Network) -> Task<'a> {
     let mut counts = vec![0; network.classes()];
     (0..job.train.len()).for_each(|index| counts[job.train.class(index) as usize] += 1);
-    Task {
-        network,
-        classes: &job.classes.names,
-        guessing: Task::entropy(&counts),
-        pixel_std: f64::from(network.architecture.input.std),
-    }
+    Task::new(network, &job.classes.names, counts)
+}
+
+/// Writes down what the watched steps of the epoch that has ended show of the layers; alarms that follow from it.
+fn log_layers<B: Backend>(
+    backend: &B,
+    trainer: &Trainer<'_, B>,
+    log: &mut MetricsLog,
+    state: &mut State,
+    task: &Task<'_>,
+    rate: f32,
+) -> Result<Vec<Alarm>> {
+    let shares = initial_shares(backend, &trainer.model)?;
+    let Some(EpochNumbers { input_std, images, layers, alarms }) =
+        state.watch.end_epoch(task, &shares, rate)
+    else {
+        return Ok(Vec::new());
+    };
+    let (step, epoch) = (state.step, state.epoch);
+    log.write(&Metric::Layers { step, epoch, images, input_std, layers })?;
+    Ok(alarms)
 }
 
 /// For each layer with weights the median share of a filter's energy along its initial weights, over some filters.
@@ -313,6 +322,8 @@ fn epoch<B: Backend>(
                 let alarm = state.watch.failed(task, &signs, files, rate);
                 state.step += 1; // the one that failed: not of any checkpoint, and cut when the run goes on
                 tell(log, state, &alarm, observe)?;
+                state.epoch += 1; // what was seen of it is all that there will be
+                log_layers(backend, trainer, log, state, task, rate)?;
                 log.sync()?;
             }
             return Err(error);

@@ -4,11 +4,14 @@
 //! function of the steps, and a part of the checkpoint, so that a run that is interrupted says the same.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 
 use super::alarm::{Alarm, LayerNumbers, Remedy, Sign};
+use super::confusion::Confusion;
 use crate::model::{LayerSigns, Network, StepSigns};
+use zfnet_core::{Init, Recipe};
 
 /// Losses whose mean is looked at.
 const WINDOW: usize = 100;
@@ -42,12 +45,10 @@ const FEWEST_MAPS: usize = 8;
 /// Epochs, and updates, in which a class may be predicted for no image.
 const NEVER: u32 = 3;
 const NEVER_UPDATES: u32 = 100;
-/// Images that would be taken for a class, by the accuracy over all, so that none at all tells something.
-const EXPECTED: f64 = 5.0;
-/// Fewest validation images of a class that tell what it is taken for.
-const FEWEST_IMAGES: u32 = 5;
-/// Share of a class's images that are taken for one other class, if the classes are exchanged.
-const EXCHANGED: f64 = 0.5;
+/// Training images of a class, as a share of a class's mean, below which they are few.
+const FEW_OF_CLASS: f64 = 0.25;
+/// Standard deviation that the network's input should have.
+const USUAL_INPUT: RangeInclusive<f64> = 0.1..=10.0;
 /// Share of weights by which an update moves them, in trainings that go well: far below this nothing is learnt,
 /// far above nothing stays.
 const USUAL_UPDATE: f64 = 2e-3;
@@ -65,18 +66,50 @@ pub(super) struct Task<'a> {
     pub network: &'a Network,
     /// Names of the classes.
     pub classes: &'a [String],
-    /// Loss of who knows only how frequent each class is in the training split.
-    pub guessing: f64,
-    /// Pixels are divided by this.
-    pub pixel_std: f64,
+    /// Training images of each class.
+    images: Vec<u32>,
+    /// Loss of who knows only how frequent each class is in the training split: the entropy of its labels.
+    guessing: f64,
 }
 
-impl Task<'_> {
-    /// The loss of guessing by frequencies of classes: their entropy.
-    pub fn entropy(counts: &[u32]) -> f64 {
-        let all: f64 = counts.iter().map(|count| f64::from(*count)).sum();
-        let shares = counts.iter().filter(|count| **count > 0).map(|count| f64::from(*count) / all);
-        -shares.map(|share| share * share.ln()).sum::<f64>()
+impl<'a> Task<'a> {
+    pub fn new(network: &'a Network, classes: &'a [String], images: Vec<u32>) -> Self {
+        let all: f64 = images.iter().map(|count| f64::from(*count)).sum();
+        let shares = images.iter().filter(|count| **count > 0).map(|count| f64::from(*count) / all);
+        let guessing = -shares.map(|share| share * share.ln()).sum::<f64>();
+        Task { network, classes, images, guessing }
+    }
+
+    /// What makes the signal of a first step smaller or larger: the divisor of pixels, if the input is to blame; else
+    /// how weights are drawn, if that is not He's way already.
+    fn other_start(&self, input_std: f64) -> Remedy {
+        let architecture = &self.network.architecture;
+        if !USUAL_INPUT.contains(&input_std) && input_std > 0.0 {
+            Remedy::InputStd(rounded(f64::from(architecture.input.std) * input_std))
+        } else if architecture.recipe.init == Init::He {
+            Remedy::CheckStart
+        } else {
+            Remedy::HeInitialization
+        }
+    }
+
+    /// A limit of the filters' RMS that is lower than the one there is.
+    fn rms_limit(&self) -> Remedy {
+        let limit = self.network.architecture.recipe.rms_limit;
+        let usual = Recipe::default().rms_limit;
+        Remedy::RmsLimit(if limit > 0.0 && limit <= usual { limit / 2.0 } else { usual })
+    }
+
+    /// Why a class is never predicted, by how many training images it has.
+    fn never_predicted(&self, class: usize) -> (String, Remedy) {
+        let mean = self.images.iter().sum::<u32>() as f64 / self.images.len() as f64;
+        let of = format!("{} training images of {}", self.images[class], self.classes[class]);
+        match f64::from(self.images[class]) < FEW_OF_CLASS * mean {
+            true => {
+                (format!("only {of}, where a class has {mean:.0} on average"), Remedy::MoreImages)
+            }
+            false => (format!("{of} are enough, but may show something else"), Remedy::CheckImages),
+        }
     }
 
     /// Updates after which the loss should have left that of guessing: more for more classes.
@@ -365,7 +398,7 @@ impl WatchState {
                 weakest.layer,
                 gain
             );
-            return (cause, Remedy::HeInitialization);
+            return (cause, task.other_start(last.input_std));
         }
         if let Some(place) = self
             .silent
@@ -377,12 +410,12 @@ impl WatchState {
                 100.0 * self.silent[place].share(),
                 last.layers[place].layer
             );
-            return self.dead(cause, first.dead[place] >= ALL_DEAD, rate);
+            return self.dead(task, cause, first.dead[place] >= ALL_DEAD, rate);
         }
         if let Some(place) = last.layers.iter().position(|layer| layer.activation_std == 0.0) {
             let layer = &last.layers[place].layer;
             let cause = format!("{layer} gives the same for all, so nothing passes it");
-            return self.dead(cause, first.dead[place] >= ALL_DEAD, rate);
+            return self.dead(task, cause, first.dead[place] >= ALL_DEAD, rate);
         }
         match last.largest_update() {
             Some(layer) if layer.update < USUAL_UPDATES[0] => {
@@ -403,11 +436,20 @@ impl WatchState {
     }
 
     /// What to do about what is dead: since updates that were too large, or as drawn.
-    fn dead(&self, cause: String, from_the_start: bool, rate: f32) -> (String, Remedy) {
+    fn dead(
+        &self,
+        task: &Task<'_>,
+        cause: String,
+        from_the_start: bool,
+        rate: f32,
+    ) -> (String, Remedy) {
         let largest = [&self.first, &self.last].into_iter().flatten();
         let largest = largest.filter_map(|numbers| Some(numbers.largest_update()?.update));
         match from_the_start {
-            true => (format!("{cause}: so it was drawn"), Remedy::HeInitialization),
+            true => {
+                let input_std = self.first.as_ref().map_or(1.0, |first| first.input_std);
+                (format!("{cause}: so it was drawn"), task.other_start(input_std))
+            }
             false if largest.fold(0.0, f64::max) > USUAL_UPDATES[1] => {
                 (format!("{cause}: updates too large"), self.lower_rate(rate))
             }
@@ -445,11 +487,7 @@ impl WatchState {
         let cause = format!(
             "the signal was too large from the start: {found}, of an input with one of {input_std:.3}"
         );
-        let remedy = match input_std > 10.0 {
-            true => Remedy::InputStd(rounded(task.pixel_std * input_std)),
-            false => Remedy::HeInitialization,
-        };
-        (cause, remedy)
+        (cause, task.other_start(input_std))
     }
 
     /// A learning rate that would have held, by the updates of the first and the last watched step.
@@ -490,6 +528,7 @@ impl WatchState {
     /// for each.
     pub(super) fn end_epoch(
         &mut self,
+        task: &Task<'_>,
         initial_shares: &[Option<f64>],
         rate: f32,
     ) -> Option<EpochNumbers> {
@@ -532,7 +571,7 @@ impl WatchState {
                         "their last update was {:.2} % of the weights",
                         100.0 * numbers.update
                     );
-                    let (cause, remedy) = self.dead(cause, was_dead, rate);
+                    let (cause, remedy) = self.dead(task, cause, was_dead, rate);
                     let sign =
                         Sign::Dead { layer: numbers.layer.clone(), dead, maps: *maps, images };
                     alarms.push(Alarm { sign, cause, remedy });
@@ -549,7 +588,7 @@ impl WatchState {
                         cause:
                             "one filter has grown beyond all others, as in the paper’s Figure 6(a)"
                                 .into(),
-                        remedy: Remedy::RmsLimit(0.1),
+                        remedy: task.rms_limit(),
                     });
                 }
             }
@@ -589,7 +628,7 @@ impl WatchState {
             });
         }
         if train_loss < WELL_LEARNT * task.guessing {
-            let silent: BTreeSet<u32> = confusion.never_predicted(EXPECTED).into_iter().collect();
+            let silent: BTreeSet<u32> = confusion.never_predicted().into_iter().collect();
             self.never.retain(|class, _| silent.contains(class));
             for class in silent {
                 self.never.entry(class).or_insert((0, step)).0 += 1;
@@ -598,14 +637,13 @@ impl WatchState {
                 .never
                 .iter()
                 .filter(|&(_, &(epochs, since))| epochs >= NEVER && step - since >= NEVER_UPDATES);
-            let classes: Vec<String> =
-                lasting.map(|(class, _)| task.classes[*class as usize].clone()).collect();
-            if !classes.is_empty() {
-                alarms.push(Alarm {
-                    sign: Sign::NeverPredicted { classes, epochs: NEVER },
-                    cause: "too few training images, or images that belong to other classes".into(),
-                    remedy: Remedy::CheckImages,
-                });
+            let classes: Vec<usize> = lasting.map(|(class, _)| *class as usize).collect();
+            // The one with the fewest training images stands for all.
+            if let Some(first) = classes.iter().min_by_key(|class| task.images[**class]) {
+                let (cause, remedy) = task.never_predicted(*first);
+                let classes = classes.iter().map(|class| task.classes[*class].clone()).collect();
+                let sign = Sign::NeverPredicted { classes, epochs: NEVER };
+                alarms.push(Alarm { sign, cause, remedy });
             }
         }
         alarms.into_iter().filter_map(|alarm| self.tell(alarm)).collect()
@@ -618,88 +656,6 @@ pub(super) struct EpochNumbers {
     pub images: usize,
     pub layers: Vec<LayerOfEpoch>,
     pub alarms: Vec<Alarm>,
-}
-
-/// How many images of each class were taken for which.
-#[derive(Default)]
-pub(super) struct Confusion {
-    /// For each class that has images, those taken for each class.
-    counts: BTreeMap<usize, BTreeMap<usize, u32>>,
-}
-
-impl Confusion {
-    pub fn add(&mut self, class: usize, predicted: usize) {
-        *self.counts.entry(class).or_default().entry(predicted).or_default() += 1;
-    }
-
-    /// Mean over classes of the error on their images, and that of guessing, if it is no better than that, or a
-    /// luckier one. Means over classes, because the most frequent one may be nearly all.
-    fn at_chance(&self) -> Option<(f64, f64)> {
-        let classes = self.counts.len() as f64;
-        let mut error = 0.0;
-        let mut variance = 0.0;
-        let by_chance = 1.0 - 1.0 / classes;
-        for (class, counts) in &self.counts {
-            let all = f64::from(counts.values().sum::<u32>());
-            let right = f64::from(counts.get(class).copied().unwrap_or(0));
-            error += (1.0 - right / all) / classes;
-            variance += by_chance * (1.0 - by_chance) / all / (classes * classes);
-        }
-        let is_enough = classes > 1.0 && variance.sqrt() < by_chance / 10.0;
-        (is_enough && error > by_chance - 2.0 * variance.sqrt()).then_some((error, by_chance))
-    }
-
-    /// Classes that no image is taken for, though so many of their own would be by the error over all images.
-    fn never_predicted(&self, expected: f64) -> Vec<u32> {
-        let mut predicted: BTreeSet<usize> = BTreeSet::new();
-        let [mut right, mut all] = [0; 2];
-        for (class, counts) in &self.counts {
-            predicted.extend(counts.keys());
-            right += counts.get(class).copied().unwrap_or(0);
-            all += counts.values().sum::<u32>();
-        }
-        let accuracy = f64::from(right) / f64::from(all.max(1));
-        let is_silent = |(class, counts): &(&usize, &BTreeMap<usize, u32>)| {
-            !predicted.contains(class)
-                && f64::from(counts.values().sum::<u32>()) * accuracy >= expected
-        };
-        self.counts.iter().filter(is_silent).map(|(class, _)| *class as u32).collect()
-    }
-
-    /// Classes most of whose images are taken for one other class, that class's for another one of them, and so on
-    /// until the circle is closed; with what each is taken for.
-    fn exchanged(&self, names: &[String]) -> Option<Vec<[String; 2]>> {
-        let mostly = |class: &usize| -> usize {
-            let Some(counts) = self.counts.get(class) else { return *class };
-            let all: u32 = counts.values().sum();
-            let most = counts.iter().max_by_key(|(_, count)| **count);
-            match most {
-                Some((most, count))
-                    if all >= FEWEST_IMAGES && f64::from(*count) > EXCHANGED * f64::from(all) =>
-                {
-                    *most
-                }
-                _ => *class,
-            }
-        };
-        let in_circle = |class: &&usize| {
-            let mut at = mostly(class);
-            for _ in 0..self.counts.len() {
-                if at == **class {
-                    return mostly(class) != **class;
-                }
-                at = mostly(&at);
-            }
-            false
-        };
-        let circle: Vec<[String; 2]> = self
-            .counts
-            .keys()
-            .filter(in_circle)
-            .map(|class| [names[*class].clone(), names[mostly(class)].clone()])
-            .collect();
-        (!circle.is_empty()).then_some(circle)
-    }
 }
 
 /// A number to try: with one digit.
@@ -722,7 +678,7 @@ mod tests {
     }
 
     fn task<'a>(network: &'a Network, classes: &'a [String]) -> Task<'a> {
-        Task { network, classes, guessing: 10f64.ln(), pixel_std: 64.0 }
+        Task::new(network, classes, vec![50; classes.len()])
     }
 
     /// What a training shows that goes well.
@@ -756,12 +712,12 @@ mod tests {
 
     #[test]
     fn the_loss_of_guessing_is_the_entropy_of_the_labels() {
-        assert!((Task::entropy(&[7; 10]) - 10f64.ln()).abs() < 1e-12);
-        assert!(
-            (Task::entropy(&[3, 1, 0]) - (0.25 * 4f64.ln() + 0.75 * (4.0 / 3.0f64).ln())).abs()
-                < 1e-12
-        );
-        assert_eq!(Task::entropy(&[5, 0]), 0.0);
+        let (network, classes) = (network(), names());
+        let guessing = |images: &[u32]| Task::new(&network, &classes, images.into()).guessing;
+        assert!((guessing(&[7; 10]) - 10f64.ln()).abs() < 1e-12);
+        let uneven = 0.25 * 4f64.ln() + 0.75 * (4.0 / 3.0f64).ln();
+        assert!((guessing(&[3, 1, 0]) - uneven).abs() < 1e-12);
+        assert_eq!(guessing(&[5, 0]), 0.0);
     }
 
     #[test]
@@ -778,7 +734,7 @@ mod tests {
         assert_eq!(alarms_of(&mut WatchState::default(), &task, &signs, falling), []);
         // With many classes more updates are waited for.
         let many: Vec<String> = (0..1000).map(|class| class.to_string()).collect();
-        assert_eq!(Task { classes: &many, ..task }.patience(), 2000);
+        assert_eq!(Task::new(&network, &many, vec![1; 1000]).patience(), 2000);
     }
 
     #[test]
@@ -811,7 +767,7 @@ mod tests {
         });
         let (cause, remedy) = stuck(&vanishing, &vanishing);
         assert!(cause.contains("the signal dies"), "{cause}");
-        assert_eq!(remedy, Remedy::HeInitialization);
+        assert_eq!(remedy, Remedy::CheckStart, "it is drawn by He's way already");
         // Dead now, alive at first.
         let dead = changed(&|place, layer| {
             if place == 4 {
@@ -822,10 +778,29 @@ mod tests {
         let (cause, remedy) = stuck(&good, &dead);
         assert!(cause.contains("conv5 gives the same for all"), "{cause}");
         assert!(matches!(remedy, Remedy::LearningRate(rate) if rate < 0.01), "{remedy:?}");
-        assert_eq!(stuck(&dead, &dead).1, Remedy::HeInitialization);
+        assert_eq!(stuck(&dead, &dead).1, Remedy::CheckStart);
         let biased =
             changed(&|_, layer| (layer.activation_mean, layer.activation_std) = (1.0, 0.01));
         assert_eq!(stuck(&biased, &biased).1, Remedy::ZeroBiases);
+    }
+
+    #[test]
+    fn remedies_heed_the_recipe() {
+        let mut architecture = Architecture::find("zfnet-mini").unwrap();
+        architecture.recipe.init = Init::Normal;
+        architecture.input.std = 1.0;
+        let remedies = |rms_limit: f32| {
+            let mut architecture = architecture.clone();
+            architecture.recipe.rms_limit = rms_limit;
+            let (network, classes) = (Network::new(architecture).unwrap(), names());
+            let task = task(&network, &classes);
+            [task.other_start(1.0), task.other_start(62.0), task.rms_limit()]
+        };
+        let [he, std, limit] = remedies(0.0);
+        assert_eq!((he, std), (Remedy::HeInitialization, Remedy::InputStd(60.0)));
+        assert_eq!(limit, Remedy::RmsLimit(0.1));
+        assert_eq!(remedies(0.1)[2], Remedy::RmsLimit(0.05));
+        assert_eq!(remedies(3.0)[2], Remedy::RmsLimit(0.1));
     }
 
     #[test]
@@ -853,7 +828,7 @@ mod tests {
         let mut state = WatchState::default();
         state.look(&task, &StepSigns { samples: 200, ..signs.clone() });
         state.look(&task, &StepSigns { samples: 62, ..signs.clone() });
-        let found = state.end_epoch(&[Some(0.5); 8], 0.01).unwrap();
+        let found = state.end_epoch(&task, &[Some(0.5); 8], 0.01).unwrap();
         assert_eq!((found.images, found.layers.len()), (262, 8));
         assert_eq!((found.layers[1].dead, found.layers[1].maps), (5, 16));
         let told: Vec<&Sign> = found.alarms.iter().map(|alarm| &alarm.sign).collect();
@@ -865,45 +840,16 @@ mod tests {
         // A map that fires once in an epoch is not dead, and what has been told is not told again.
         state.look(&task, &StepSigns { samples: 200, ..signs.clone() });
         state.look(&task, &StepSigns { samples: 200, ..healthy(&network) });
-        let found = state.end_epoch(&[None; 8], 0.01).unwrap();
+        let found = state.end_epoch(&task, &[None; 8], 0.01).unwrap();
         assert!(found.alarms.is_empty() && found.layers[1].dead == 0);
-        assert!(state.end_epoch(&[None; 8], 0.01).is_none(), "nothing was watched");
+        assert!(state.end_epoch(&task, &[None; 8], 0.01).is_none(), "nothing was watched");
         // Epochs of few images tell only together.
         let mut state = WatchState::default();
         let told = (0..3).map(|_| {
             state.look(&task, &StepSigns { samples: 100, ..signs.clone() });
-            state.end_epoch(&[None; 8], 0.01).unwrap().alarms.len()
+            state.end_epoch(&task, &[None; 8], 0.01).unwrap().alarms.len()
         });
         assert_eq!(told.collect::<Vec<_>>(), [1, 0, 1]); // the dominating map at once
-    }
-
-    #[test]
-    fn exchanged_classes_are_named_and_confused_ones_are_not() {
-        let names = names();
-        let mut confusion = Confusion::default();
-        for class in 0..10 {
-            let taken_for = match class {
-                2 => 5,
-                5 => 7,
-                7 => 2,
-                3 => 4, // 4 is taken for itself
-                other => other,
-            };
-            (0..9).for_each(|_| confusion.add(class, taken_for));
-            (0..4).for_each(|_| confusion.add(class, (class + 1) % 10));
-        }
-        let found = confusion.exchanged(&names).unwrap();
-        let expected = [(2, 5), (5, 7), (7, 2)].map(|(a, b)| [names[a].clone(), names[b].clone()]);
-        assert_eq!(found, expected);
-        let mut half = Confusion::default();
-        for (class, predicted) in [(0, 1), (0, 0), (1, 0), (1, 1)] {
-            half.add(class, predicted);
-        }
-        assert_eq!(half.exchanged(&names), None);
-        let mut few = Confusion::default();
-        few.add(0, 1);
-        few.add(1, 0);
-        assert_eq!(few.exchanged(&names), None);
     }
 
     #[test]
@@ -918,6 +864,12 @@ mod tests {
         let told: Vec<usize> =
             (1..6).map(|epoch| state.validated(&task, 50 * epoch, 1.0, &confusion).len()).collect();
         assert_eq!(told, [0, 0, 1, 0, 0]);
+        let mut images = vec![50; 10];
+        assert_eq!(task.never_predicted(6).1, Remedy::CheckImages);
+        images[6] = 7;
+        let (cause, remedy) = Task::new(&network, &classes, images).never_predicted(6);
+        assert!(cause.starts_with("only 7 training images of class 6, where"), "{cause}");
+        assert_eq!(remedy, Remedy::MoreImages);
         // Epochs of ten updates are short.
         let mut state = WatchState::default();
         let told = (1..14).map(|epoch| state.validated(&task, 10 * epoch, 1.0, &confusion).len());
@@ -973,7 +925,7 @@ mod tests {
         assert!(WatchState::default().fits(&network) && !whole.fits(&network));
         for state in [&mut whole, &mut again] {
             (151..=400).for_each(|step| drop(state.step(&task, step, 2.3, 0.1)));
-            state.end_epoch(&[None; 8], 0.01);
+            state.end_epoch(&task, &[None; 8], 0.01);
         }
         assert_eq!(again, whole);
     }

@@ -107,6 +107,9 @@ fn a_loss_that_is_no_number_is_told_with_layer_and_files() {
     let ran = place.run(&format!("{FAST} --learning-rate 1e9 --epochs 60 --out fast"));
     let found = alarms(&place, &ran.refused(&["training diverged"]).stderr, "fast");
     only(&found, &["diverged: ", "updates too large", "colour-", ".png", "--learning-rate"]);
+    let metrics = fs::read_to_string(place.path("fast/metrics.jsonl")).unwrap();
+    let last = metrics.lines().last().unwrap();
+    assert!(last.starts_with(r#"{"kind":"layers""#), "what was seen before: {last}");
 
     let ran = place.run(&format!("{FAST} --init-std 1e12 --epochs 60 --out large"));
     let found = alarms(&place, &ran.refused(&["training diverged"]).stderr, "large");
