@@ -75,7 +75,7 @@
 //!
 //! [`data`] reads images and orders them; [`backend`] runs the operations; [`model`] is the chain
 //! with its forward and backward passes; [`train`] is the loop around it, with what it keeps on disk;
-//! [`study`] looks into trained networks; [`picture`] and [`report`] show what it finds; [`extract`] hands what
+//! [`study`] looks into trained networks; [`picture`] and [`report`] show what it finds, `explore` while a person asks; [`extract`] hands what
 //! layers make of images to other programs, [`export`] the networks;
 //! [`mod@bench`] says how fast all that is, and [`selftest`] whether this machine computes it right.
 //! [`shape`] is the arithmetic of sizes under all of them.
@@ -87,6 +87,8 @@
 
 pub mod backend;
 pub mod bench;
+#[cfg(feature = "cli")]
+pub mod explore;
 pub mod export;
 pub mod extract;
 pub mod import;

@@ -44,7 +44,7 @@ pub fn contrast(projection: &[f32]) -> Vec<u8> {
 }
 
 /// The magnitude that is shown as full black or white; 0 if there is nothing to show.
-fn scale(projection: &[f32]) -> f32 {
+pub(crate) fn scale(projection: &[f32]) -> f32 {
     let mut magnitudes: Vec<f32> =
         projection.iter().map(|x| x.abs()).filter(|x| x.is_finite() && *x > 0.0).collect();
     if magnitudes.is_empty() {

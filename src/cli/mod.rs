@@ -7,6 +7,7 @@ mod classify;
 mod demo;
 mod device;
 mod eval;
+mod explore;
 mod export;
 mod extract;
 mod import;
@@ -67,6 +68,8 @@ enum Command {
     Extract(extract::Extract),
     /// Show what made units fire in an image: their projections down to pixels
     Project(project::Project),
+    /// Look into a network in the browser: its maps, what made a unit fire, what covering parts of an image changes
+    Explore(explore::Explore),
     /// The same as `study features`
     Top9(study::features::Features),
     /// The paper's pictures, for a network of one's own
@@ -323,6 +326,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Export(args) => args.device.clone().run(args),
         Command::Extract(args) => args.device.clone().run(args),
         Command::Project(args) => args.device.clone().run(args),
+        Command::Explore(args) => args.device.clone().run(args),
         Command::Top9(args) => args.study.device.clone().run(args),
         Command::Study(args) => study::run(args),
         Command::Import(args) => args.device.clone().run(args),

@@ -126,7 +126,8 @@ impl Searched {
 }
 
 /// One streaming pass: for each chosen layer and map, the `count` strongest peaks over all images.
-/// `searched` says how far it is; `progress` is told of it after each batch.
+/// `size` images are looked at at a time, for which the projector must have memory. `searched` says how far it is;
+/// `progress` is told of it after each batch.
 ///
 /// # Errors
 /// If images cannot be read, a backend operation fails, or `progress` fails.
@@ -137,11 +138,12 @@ pub fn search<B: Backend>(
     chosen: &[Chosen],
     count: usize,
     workers: usize,
+    size: usize,
     searched: &mut Searched,
     mut progress: impl FnMut(&Searched) -> Result<()>,
 ) -> Result<()> {
     let order: Vec<u32> = (searched.done as u32..images.len() as u32).collect();
-    let plan = BatchPlan::new(order, BATCH, Bad::Skip);
+    let plan = BatchPlan::new(order, size, Bad::Skip);
     let mut loader = Loader::new(images.clone(), plan, workers);
     while let Some(batch) = loader.next_batch()? {
         let crops: Vec<_> = (0..batch.labels.len() as u32)
@@ -164,7 +166,7 @@ pub fn search<B: Backend>(
                 }
             }
         }
-        searched.done = (searched.done + BATCH).min(images.len());
+        searched.done = (searched.done + size).min(images.len());
         progress(searched)?;
         loader.recycle(batch);
     }

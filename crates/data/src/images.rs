@@ -352,6 +352,17 @@ impl Images {
         }
     }
 
+    /// An image as it is stored.
+    ///
+    /// # Errors
+    /// If it is bad or cannot be read.
+    pub fn stored(&self, index: usize, scratch: &mut Scratch) -> Result<Rgb> {
+        match self.original(index, scratch)? {
+            Ok((image, _)) => Ok(image.clone()),
+            Err(reason) => Err(Error::file(self.path(index), reason)),
+        }
+    }
+
     /// Decodes an image as it is stored; why it is bad, in the inner result.
     fn original<'s>(
         &self,

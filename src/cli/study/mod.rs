@@ -134,19 +134,13 @@ impl StudyArgs {
         if let Some(out) = &self.out {
             return make_folder(out);
         }
-        match self.run_folder() {
+        match run_folder(&self.checkpoint) {
             Some(run) => make_folder(&run.join("report").join(study.name)),
             None => bail!(
                 "{} is not of a run: say with --out where the pages shall be",
                 self.checkpoint.display()
             ),
         }
-    }
-
-    /// The folder of the run that the checkpoint is of, if it is of one.
-    fn run_folder(&self) -> Option<&Path> {
-        let is_run = |folder: &&Path| folder.join("metrics.jsonl").is_file();
-        self.checkpoint.ancestors().take(2).find(is_run)
     }
 
     /// Network, checkpoint and how much of it are its initial weights, as the first facts of a figure.
@@ -156,6 +150,12 @@ impl StudyArgs {
         let facts = vec![("Network".into(), network), ("Checkpoint".into(), checkpoint)];
         Ok([facts, vec![initial_weights(backend, model)?]].concat())
     }
+}
+
+/// The folder of the run that a checkpoint is of, if it is of one.
+pub fn run_folder(checkpoint: &Path) -> Option<&Path> {
+    let is_run = |folder: &&Path| folder.join("metrics.jsonl").is_file();
+    checkpoint.ancestors().take(2).find(is_run)
 }
 
 /// How much of a model are its initial weights, as a fact of a figure.

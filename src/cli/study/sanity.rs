@@ -11,7 +11,7 @@ use zfnet::study::learnt;
 use zfnet::study::sanity::{STUDY, Settings, Wanted, default_units, run};
 use zfnet::study::unit_named;
 
-use super::{PickArgs, StudyArgs, finish, with_shown_names};
+use super::{PickArgs, StudyArgs, finish, run_folder, with_shown_names};
 use crate::cli::OnDevice;
 use crate::cli::output;
 use crate::cli::progress::Progress;
@@ -55,7 +55,8 @@ impl OnDevice for Sanity {
             format!("drawn like those that training begins with, but others; seed {}", self.seed),
         );
         let found = run(&mut session, model, random, &Settings { units }, &images)?;
-        let learnt = self.study.run_folder().map(|run| run.join("report").join(learnt::STUDY.name));
+        let learnt = run_folder(&self.study.checkpoint)
+            .map(|run| run.join("report").join(learnt::STUDY.name));
         let page = finish(session, &out, report::sanity::write(&out, &found, learnt.as_deref()))?;
         progress.end();
         output::line(page.display())?;

@@ -1,0 +1,190 @@
+//! `zfnet explore`: a network's features in the browser, while it runs.
+
+use std::cell::OnceCell;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use zfnet::bench::Benchmark;
+use zfnet::data::Split;
+use zfnet::data::classes::Classes;
+use zfnet::data::images::{Images, ReadOptions};
+use zfnet::data::set::KeyedImages;
+use zfnet::disk::lock;
+use zfnet::explore::{Engine, Guard, Listening, Pictures, Settings, listen};
+use zfnet::model::Canvas;
+
+use super::study::run_folder;
+use super::{DeviceArgs, ExternalArgs, OnDevice, output, shown};
+
+/// The port that is tried first.
+const PORT: u16 = 8877;
+
+#[derive(Args)]
+pub struct Explore {
+    /// RUN, RUN/step-N, RUN/best, a safetensors file or another program's network
+    checkpoint: PathBuf,
+    /// Images: a folder with train/CLASS/* and val/CLASS/*, of whatever classes, or of images alone, or shards made by
+    /// `zfnet pack`
+    #[arg(long)]
+    data: Option<PathBuf>,
+    /// Port to listen on [default: 8877, or another if that is in use]
+    #[arg(long)]
+    port: Option<u16>,
+    /// Address to listen on; with any but this machine's own, the link that is printed has a token in it
+    #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
+    host: IpAddr,
+    /// Host names that a browser may call this machine by, separated by commas (a proxy's, say)
+    #[arg(long, value_delimiter = ',')]
+    allow_host: Vec<String>,
+    /// What a proxy leaves before all addresses, as /user/ada/explore
+    #[arg(long, default_value = "")]
+    base_path: String,
+    /// Open the page in a browser
+    #[arg(long)]
+    open: bool,
+    #[command(flatten)]
+    external: ExternalArgs,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
+impl OnDevice for Explore {
+    fn run<B: Benchmark>(self, backend: &B) -> Result<ExitCode> {
+        let base_path = base_path(&self.base_path)?;
+        let model = self.external.load(backend, &self.checkpoint)?;
+        let (splits, data_classes) = match &self.data {
+            Some(root) => open_splits(root, model.preprocess.resize)?,
+            None => (Vec::new(), None),
+        };
+        let token = match self.host.is_loopback() {
+            true => None,
+            false => Some(token()?),
+        };
+        let guard = Guard { hosts: self.allow_host, token: token.clone() };
+        let settings = Settings {
+            checkpoint: shown(&self.checkpoint),
+            pictures: Pictures::new(&model.preprocess, &splits),
+            data_classes,
+            guard,
+            base_path: base_path.clone(),
+        };
+        let untrained = OnceCell::new();
+        let engine = Engine::new(backend, &model, &untrained)?;
+        let socket = bind(self.host, self.port)?;
+        let Listening { address, jobs } =
+            listen(socket, &model, settings).context("cannot serve the page")?;
+        // A link for a browser on this machine; from others its name or address stands there.
+        let query = token.map_or_else(String::new, |token| format!("?token={token}"));
+        let link = format!("http://{}{base_path}/{query}", reachable(address));
+        output::line(&link)?;
+        output::message(format_args!(
+            "the page is served until Ctrl-C; from another machine: ssh -L {0}:localhost:{0} THIS-MACHINE, and the same \
+             link there",
+            address.port()
+        ));
+        if self.open && open::that_detached(&link).is_err() {
+            output::message("no browser could be started: open the link by hand");
+        }
+        // What a search finds is kept beside the run, unless another explorer keeps it there.
+        let folder = run_folder(&self.checkpoint).map(|run| run.join("report/explore"));
+        let held = folder.as_deref().map(|folder| {
+            std::fs::create_dir_all(folder).is_ok().then(|| lock(folder, "another command").ok())
+        });
+        let folder = folder.filter(|_| matches!(held, Some(Some(Some(_)))));
+        engine.run(jobs, search_in(&splits), folder.as_deref())?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// The images that are searched for what excites a map: `val`, if there are any.
+fn search_in(splits: &[(Split, Arc<Images>)]) -> Option<&Arc<Images>> {
+    splits.iter().find(|(split, _)| *split == Split::Val).map(|(_, images)| images)
+}
+
+/// The splits that a data set has; images of a folder without any are taken for `val`.
+#[allow(clippy::type_complexity)]
+fn open_splits(
+    root: &Path,
+    canvas: Canvas,
+) -> Result<(Vec<(Split, Arc<Images>)>, Option<Classes>)> {
+    // Nothing is averaged over images, so that bad ones are no reason to stop.
+    let options = ReadOptions { canvas, max_bad: 1.0, cache_bytes: 0, io: None };
+    let found = KeyedImages::open(root, None, options);
+    if let Ok(KeyedImages { images, classes: None, .. }) = found {
+        return Ok((vec![(Split::Val, images)], None));
+    }
+    let train = KeyedImages::open(root, Some(Split::Train), options);
+    let (mut splits, mut classes) = (Vec::new(), None);
+    let both = match (found, train) {
+        (Err(error), Err(_)) => return Err(error.into()),
+        (val, train) => [(Split::Val, val), (Split::Train, train)],
+    };
+    for (split, keyed) in both {
+        match keyed {
+            Ok(keyed) => {
+                classes = keyed.classes;
+                splits.push((split, keyed.images));
+            }
+            Err(error) => output::message(format_args!("note: without {}: {error}", split.name())),
+        }
+    }
+    Ok((splits, classes))
+}
+
+fn bind(host: IpAddr, port: Option<u16>) -> Result<TcpListener> {
+    let try_port = |port| TcpListener::bind(SocketAddr::new(host, port));
+    match (try_port(port.unwrap_or(PORT)), port) {
+        (Err(error), None) if error.kind() == io::ErrorKind::AddrInUse => {
+            try_port(0).with_context(|| format!("cannot listen on {host}"))
+        }
+        (Err(error), Some(port)) if error.kind() == io::ErrorKind::AddrInUse => {
+            bail!("--port: {port} is in use by another program; leave it out for a free one")
+        }
+        (bound, _) => {
+            bound.with_context(|| format!("cannot listen on {host}, port {}", port.unwrap_or(PORT)))
+        }
+    }
+}
+
+/// An address that a browser can open: that of all of a machine's is this machine's own here.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    match address.ip().is_unspecified() {
+        true => SocketAddr::new(Ipv4Addr::LOCALHOST.into(), address.port()),
+        false => address,
+    }
+}
+
+/// With a slash before it and none behind it.
+fn base_path(given: &str) -> Result<String> {
+    let parts: Vec<&str> = given.split('/').filter(|part| !part.is_empty()).collect();
+    let is_fit = |c: char| c.is_ascii_alphanumeric() || "-_.~@%".contains(c);
+    if !parts.iter().all(|part| part.chars().all(is_fit)) {
+        bail!("--base-path: expected a path of an address, as /user/ada/explore, found {given}");
+    }
+    Ok(parts.iter().map(|part| format!("/{part}")).collect())
+}
+
+/// 128 random bits.
+fn token() -> Result<String> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).context("the system gives no random numbers")?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::base_path;
+
+    #[test]
+    fn a_base_path_begins_with_a_slash_and_ends_without() {
+        for (given, expected) in [("", ""), ("/", ""), ("a/b/", "/a/b"), ("/a", "/a")] {
+            assert_eq!(base_path(given).unwrap(), expected);
+        }
+        assert!(base_path("/a b").is_err() && base_path("/{x}").is_err());
+    }
+}
