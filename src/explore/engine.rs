@@ -16,6 +16,7 @@ use crate::model::{Kind, Layer, Model, Network, Params, Preprocess, Projector, R
 use crate::picture::scale;
 use crate::shape::Shape;
 use crate::study::Session;
+use crate::study::parts::Parts;
 use crate::study::peaks::{Activation, Chosen, Maps, Searched, search};
 use crate::study::pixels::{field_box, to_rgb};
 use crate::train::evaluate::{TestCrops, softmax};
@@ -29,6 +30,8 @@ const PEAKS: usize = 9;
 const SEARCHED_AT_ONCE: usize = 4;
 /// Between two times that the search is kept.
 const KEEP: Duration = Duration::from_secs(30);
+/// What is kept of it.
+const SEARCH: &str = "search";
 /// Seed of the untrained weights, as in `study sanity`.
 const UNTRAINED_SEED: u64 = 0;
 
@@ -231,7 +234,7 @@ impl<'a, B: Backend> Engine<'a, B> {
     /// `kept_in`.
     ///
     /// # Errors
-    /// If the backend is out of memory, or the folder cannot be written.
+    /// If the backend is out of memory, or the folder is none that can be written.
     pub fn run(
         mut self,
         mut jobs: mpsc::Receiver<Job>,
@@ -249,7 +252,7 @@ impl<'a, B: Backend> Engine<'a, B> {
         let fingerprint = images.map(|images| images.fingerprint());
         let parts = session.parts(&[model], &(fingerprint, &chosen))?;
         let total = images.map_or(0, |images| images.len());
-        let mut found = parts.get("search").unwrap_or_else(|| Searched::nothing(&chosen));
+        let mut found = parts.get(SEARCH).unwrap_or_else(|| Searched::nothing(&chosen));
         let mut failed: Option<String> = None;
         while let Some(job) = jobs.blocking_recv() {
             let is_searching = matches!(job.ask, Ask::Top { .. });
@@ -266,7 +269,7 @@ impl<'a, B: Backend> Engine<'a, B> {
                     self.answer(&Search { chosen: &chosen, found, total, failed: None }, job);
                 }
                 if kept.elapsed() > KEEP {
-                    parts.put("search", found)?;
+                    keep(&parts, found);
                     kept = Instant::now();
                 }
                 Ok(())
@@ -284,7 +287,7 @@ impl<'a, B: Backend> Engine<'a, B> {
                 between,
             );
             failed = searched.err().map(|error| error.to_string());
-            parts.put("search", &found)?;
+            keep(&parts, &found);
         }
         Ok(())
     }
@@ -405,6 +408,13 @@ impl<'a, B: Backend> Engine<'a, B> {
             random: untrained,
         };
         Ok(Answer::Projection(about, pixels))
+    }
+}
+
+/// Keeps what a search has found, if it can be kept.
+fn keep(parts: &Parts, found: &Searched) {
+    if let Err(error) = parts.put(SEARCH, found) {
+        tracing::warn!("what the search has found is not kept: {error}");
     }
 }
 

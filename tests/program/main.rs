@@ -7,6 +7,7 @@ mod common;
 mod alarms;
 mod bad_input;
 mod commands;
+mod explore;
 mod extract;
 mod import;
 #[cfg(target_os = "linux")]

@@ -1,0 +1,369 @@
+//! The server behind `zfnet explore`: what it answers is what the commands print, and nobody else comes in.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use zfnet::picture::Image;
+
+use crate::common::program::Place;
+
+/// An explorer, killed when it goes out of scope.
+struct Explorer {
+    program: Child,
+    /// The link that it has printed.
+    link: String,
+}
+
+impl Explorer {
+    fn start(place: &Place, arguments: &str) -> Self {
+        let mut command = place.command(&format!("explore {arguments}"));
+        let mut program = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut link = String::new();
+        BufReader::new(program.stdout.as_mut().unwrap()).read_line(&mut link).unwrap();
+        assert!(link.starts_with("http://"), "{link}");
+        Explorer { program, link: link.trim().into() }
+    }
+
+    /// Host and port.
+    fn host(&self) -> &str {
+        self.link["http://".len()..].split('/').next().unwrap()
+    }
+
+    fn connect(&self) -> TcpStream {
+        let port = self.host().rsplit(':').next().unwrap();
+        let stream = TcpStream::connect(format!("127.0.0.1:{port}")).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        stream
+    }
+
+    /// Sends a request with these headers in place of the usual ones.
+    fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+        let mut all = BTreeMap::from([("host", self.host()), ("connection", "close")]);
+        all.extend(headers);
+        let mut head = format!("{method} {path} HTTP/1.1\r\ncontent-length: {}\r\n", body.len());
+        all.iter().for_each(|(name, value)| head += &format!("{name}: {value}\r\n"));
+        let mut stream = self.connect();
+        stream.write_all(format!("{head}\r\n").as_bytes()).unwrap();
+        let _ = stream.write_all(body); // which may have been refused by its length
+        let mut bytes = Vec::new();
+        let _ = stream.read_to_end(&mut bytes);
+        Answer::new(&bytes)
+    }
+
+    fn get(&self, path: &str) -> Answer {
+        self.send("GET", path, &[], &[])
+    }
+
+    fn json(&self, path: &str) -> Value {
+        self.get(path).json()
+    }
+}
+
+impl Drop for Explorer {
+    fn drop(&mut self) {
+        let _ = self.program.kill();
+        let _ = self.program.wait();
+    }
+}
+
+struct Answer {
+    status: u16,
+    headers: String,
+    body: Vec<u8>,
+}
+
+impl Answer {
+    fn new(bytes: &[u8]) -> Self {
+        let end = bytes.windows(4).position(|four| four == b"\r\n\r\n").expect("headers");
+        let headers = String::from_utf8(bytes[..end].into()).unwrap();
+        let status = headers.split(' ').nth(1).unwrap().parse().unwrap();
+        Answer { status, headers, body: bytes[end + 4..].into() }
+    }
+
+    fn ok(self) -> Self {
+        assert_eq!(self.status, 200, "{}: {}", self.headers, String::from_utf8_lossy(&self.body));
+        self
+    }
+
+    fn json(self) -> Value {
+        serde_json::from_slice(&self.ok().body).unwrap()
+    }
+
+    /// The JSON and the numbers of a frame.
+    fn frame(self) -> (Value, Vec<u8>) {
+        let body = self.ok().body;
+        let length = u32::from_le_bytes(body[..4].try_into().unwrap()) as usize;
+        (serde_json::from_slice(&body[4..4 + length]).unwrap(), body[4 + length..].into())
+    }
+
+    /// Asserts that it was refused with a sentence that holds these words.
+    fn refused(&self, status: u16, words: &str) {
+        let text = String::from_utf8_lossy(&self.body);
+        assert_eq!(self.status, status, "{}: {text}", self.headers);
+        let json: Value = serde_json::from_str(&text).expect("a sentence as JSON");
+        assert!(json["error"].as_str().unwrap().contains(words), "`{words}` is not in {text}");
+    }
+}
+
+/// A run of a small network.
+fn trained() -> Place {
+    let place = Place::new();
+    place.run("train --data data --arch tiny.toml --epochs 2 --out run").ok();
+    place
+}
+
+#[test]
+fn answers_are_what_the_commands_print() {
+    let place = trained();
+    let explorer = Explorer::start(&place, "run --data data --port 0");
+    let network = explorer.json("/api/network");
+    let names: Vec<&str> =
+        network["layers"].as_array().unwrap().iter().map(|l| l["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["conv1", "maxpool1", "lrn1", "conv2", "fc3", "fc4"]);
+    assert_eq!(network["splits"][0]["count"], 20);
+
+    let listed = explorer.json("/api/images?split=val&from=3&count=2");
+    assert_eq!(listed["total"], 20);
+    assert_eq!(listed["images"][1]["id"], "val/4");
+    let image = place.path("data").join("val").join(listed["images"][1]["name"].as_str().unwrap());
+    assert!(image.is_file(), "{}", image.display());
+    let searched = explorer.json("/api/images?split=train&count=500&search=CLASS-NOBODY");
+    assert_eq!((searched["total"].as_u64(), searched["images"][0].is_null()), (Some(0), true));
+    let of_class = explorer.json("/api/images?split=train&count=500&class=3");
+    assert_eq!(of_class["total"], 6);
+
+    // What it takes the image for.
+    let printed = place.run(&format!("classify run {} --json", image.display())).json();
+    let classes = explorer.json("/api/classes/val/4");
+    assert_eq!(classes["classes"].as_array().unwrap().len(), 5);
+    let found = (&classes["classes"][0]["name"], classes["classes"][0]["probability"].as_f64());
+    let text = printed.to_string();
+    assert!(text.contains(found.0.as_str().unwrap()), "{found:?} in {text}");
+
+    // A projection, to the last bit, where the map is strongest.
+    let (maps, values) = explorer.get("/api/maps/val/4/conv2").frame();
+    let peaks = maps["peaks"].as_array().unwrap();
+    assert_eq!((peaks.len(), values.len()), (12, 12 * 4));
+    let strength = |map: &usize| peaks[*map][0].as_f64().unwrap();
+    let map = (0..12).max_by(|a, b| strength(a).total_cmp(&strength(b))).unwrap();
+    let (y, x) = (&peaks[map][1], &peaks[map][2]);
+    let at = 4 * map + 2 * y.as_u64().unwrap() as usize + x.as_u64().unwrap() as usize;
+    assert_eq!(values[at] as i8, 127, "the strongest of a layer has the whole scale");
+    for rule in ["deconvnet", "gradient", "guided"] {
+        let flags = format!("--unit conv2:{map} --rule {rule} --save-arrays arrays.safetensors");
+        place.run(&format!("project run {} {flags}", image.display())).ok();
+        let bytes = fs::read(place.path("arrays.safetensors")).unwrap();
+        let arrays = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let path = format!("/api/project/val/4/conv2/{map}/{y},{x}?rule={rule}");
+        let (about, values) = explorer.get(&path).frame();
+        assert_eq!(values, arrays.tensor("projection").unwrap().data(), "{rule}");
+        assert_eq!(about["activation"], peaks[map][0]);
+        let (other, others) = explorer.get(&format!("{path}&weights=random")).frame();
+        assert!(other["random"] == true && others != values);
+    }
+
+    // A file, uploaded, is the same image; a cover changes it where it lies, and nothing elsewhere.
+    let bytes = fs::read(&image).unwrap();
+    let uploaded = explorer.send("POST", "/api/upload", &[], &bytes).json();
+    let id = uploaded["id"].as_str().unwrap();
+    let input = |path: &str| explorer.get(path).ok().body;
+    let whole = input("/api/input/val/4");
+    assert_eq!(input(&format!("/api/input/{id}")), whole);
+    let decoded = |bytes: &[u8]| zfnet::data::decode::decode(bytes).unwrap();
+    let covered = decoded(&input("/api/input/val/4?cover=2,3,6,5&fill=grey"));
+    let whole = decoded(&whole);
+    for (i, (new, old)) in covered.pixels.chunks(3).zip(whole.pixels.chunks(3)).enumerate() {
+        let (y, x) = (i / 16, i % 16);
+        let inside = (3..5).contains(&y) && (2..6).contains(&x);
+        assert_eq!(new, if inside { &[128; 3] } else { old }, "{y}, {x}");
+    }
+    // The middle 16 of 20 pixels are what the network sees by itself.
+    let part = decoded(&input("/api/input/val/4?view=0.1,0.1,0.8"));
+    assert_eq!((part.width, part.pixels), (whole.width, whole.pixels));
+    let thumb = decoded(&explorer.get("/api/thumb/val/4").ok().body);
+    assert_eq!((thumb.width, thumb.height), (20, 20));
+}
+
+#[test]
+fn the_strongest_activations_are_those_of_the_study() {
+    let place = trained();
+    place.run("study features --checkpoint run --data data --units conv2:5").ok();
+    let study = fs::read_to_string(place.path("run/report/features/top9.json")).unwrap();
+    let study: Value = serde_json::from_str(&study).unwrap();
+    let explorer = Explorer::start(&place, "run --data data --port 0");
+    let begun = Instant::now();
+    let top = loop {
+        let top = explorer.json("/api/top/conv2/5");
+        if top["searched"] == top["total"] {
+            break top;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(60), "{top}");
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    let found = top["peaks"].as_array().unwrap();
+    let text = study.to_string();
+    assert!(!found.is_empty());
+    for (place_in_list, peak) in found.iter().enumerate() {
+        let value = peak["value"].to_string();
+        assert!(text.contains(&value[..value.len().min(6)]), "{value} in {text}");
+        for what in ["photo", "projection"] {
+            let path = format!("/api/top/conv2/5/{place_in_list}.png?what={what}");
+            let png = explorer.get(&path).ok().body;
+            let picture = zfnet::data::decode::decode(&png).unwrap();
+            let field: Vec<i64> =
+                peak["field"].as_array().unwrap().iter().map(|v| v.as_i64().unwrap()).collect();
+            assert_eq!(picture.width as i64, field[2] - field[0]);
+        }
+    }
+    explorer.get("/api/top/conv2/5/9.png").refused(404, "no such peak");
+    // What has been searched is kept beside the run.
+    drop(explorer);
+    let again = Explorer::start(&place, "run --data data --port 0");
+    assert_eq!(again.json("/api/status")["searched"], 20);
+    assert_eq!(again.json("/api/top/conv2/5")["peaks"], top["peaks"]);
+}
+
+#[test]
+fn nobody_else_comes_in() {
+    let place = trained();
+    let explorer = Explorer::start(&place, "run --data data --port 0 --allow-host lab.example");
+    let with = |headers: &[(&str, &str)]| explorer.send("GET", "/api/status", headers, &[]);
+    with(&[]).ok();
+    with(&[("host", "lab.example:99")]).ok();
+    with(&[("host", "evil.example")]).refused(403, "--allow-host");
+    with(&[("origin", "http://evil.example")]).refused(403, "other sites");
+    with(&[("origin", "null")]).refused(403, "other sites");
+    with(&[("sec-fetch-site", "cross-site")]).refused(403, "other sites");
+    with(&[("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "navigate")]).ok();
+    with(&[("sec-fetch-site", "same-origin")]).ok();
+    let page = explorer.get("/").ok();
+    assert!(page.headers.contains("content-security-policy: default-src 'none'"));
+    assert!(!page.headers.to_lowercase().contains("access-control"), "{}", page.headers);
+
+    // Nothing but what is listed has an address.
+    for path in [
+        "/Cargo.toml",
+        "/../tiny.toml",
+        "/%2e%2e/tiny.toml",
+        "/api/thumb/val/..%2f..%2f..%2ftiny.toml",
+        "/api/thumb/..%2f../0",
+        "/api/picture/upload/..%2f..%2fx",
+        "/api/input/val/99999999",
+        "/api/input/val/-1",
+        "/api/maps/val/0/conv99",
+        "/api/maps/val/0/dropout1",
+        "/api/project/val/0/conv2/12/0,0",
+        "/api/project/val/0/conv2/0/2,0",
+        "/api/project/val/0/conv2/0/0",
+        "/api/project/val/0/conv2/0/0,0?rule=none",
+        "/api/classes/val/0?view=NaN,0,1",
+        "/api/classes/val/0?cover=1",
+        "/api/images",
+        "/api/top/conv2/99",
+    ] {
+        let answer = explorer.get(path);
+        assert!((400..500).contains(&answer.status), "{path}: {}", answer.headers);
+    }
+    explorer.send("DELETE", "/api/status", &[], &[]);
+
+    // Uploads that are none, that are too large, or that would be.
+    let upload = |bytes: &[u8]| explorer.send("POST", "/api/upload", &[], bytes);
+    upload(b"GIF89a").refused(422, "GIF");
+    upload(&[]).refused(422, "empty");
+    assert_eq!(upload(&vec![0; (32 << 20) + 1]).status, 413);
+    let png = Image::filled(8, 8, 3).png().unwrap();
+    let mut bomb = png.clone();
+    bomb[16..24].copy_from_slice(&[0, 0, 0xea, 0x60, 0, 0, 0xea, 0x60]); // 60,000 pixels a side
+    upload(&bomb).refused(422, "60000");
+    upload(&png[..40]).refused(422, "PNG");
+    explorer.get("/api/input/upload/0123456789abcdef").refused(422, "upload it again");
+    explorer.json("/api/status");
+}
+
+#[test]
+fn on_a_network_the_link_has_a_token() {
+    let place = trained();
+    let explorer = Explorer::start(&place, "run --port 0 --host 0.0.0.0 --base-path /lab/x");
+    let (_, query) = explorer.link.split_once('?').expect("a token");
+    assert!(explorer.link.contains("/lab/x/?token=") && query.len() == "token=".len() + 32);
+    explorer.get("/lab/x/").refused(403, "token");
+    explorer.get("/lab/x/api/status?token=0123").refused(403, "token");
+    let opened = explorer.get(&format!("/lab/x/?{query}"));
+    assert_eq!(opened.status, 303, "{}", opened.headers);
+    assert!(opened.headers.contains("location: ./") && opened.headers.contains("HttpOnly"));
+    let cookie = format!("other=1; zfnet-{query}");
+    let page = explorer.send("GET", "/lab/x/", &[("cookie", &cookie)], &[]).ok();
+    assert!(String::from_utf8_lossy(&page.body).contains("<html"));
+    explorer.send("GET", "/api/status", &[("cookie", &cookie)], &[]).refused(404, "no such page");
+    let status = explorer.send("GET", "/lab/x/api/status", &[("cookie", &cookie)], &[]).json();
+    assert_eq!(status["total"], 0, "there is no data");
+}
+
+#[test]
+fn slow_and_broken_requests_hold_nothing_up() {
+    let place = trained();
+    let explorer = Explorer::start(&place, "run --data data --port 0");
+    let mut half = explorer.connect();
+    half.write_all(b"GET / HTTP/1.1\r\nhost: local").unwrap();
+    let mut noise = explorer.connect();
+    noise.write_all(b"\x16\x03\x01\x02\x00\x01\r\n\r\n").unwrap();
+    // Two hundred questions that nobody waits for.
+    for number in 0..200 {
+        let mut stream = explorer.connect();
+        let path = format!("/api/maps/train/{}/conv1?cover=0,0,{number},9", number % 60);
+        write!(stream, "GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n").unwrap();
+    }
+    let begun = Instant::now();
+    while explorer.get("/api/classes/val/0").status == 503 {
+        assert!(begun.elapsed() < Duration::from_secs(30), "still busy");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let mut rest = Vec::new();
+    half.read_to_end(&mut rest).unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(40), "the half request was waited for");
+}
+
+#[test]
+#[cfg(unix)]
+fn a_port_in_use_is_told_and_an_interrupt_ends_at_once() {
+    let place = trained();
+    let mut explorer = Explorer::start(&place, "run --port 0");
+    let port = explorer.host().rsplit(':').next().unwrap().to_owned();
+    place.run(&format!("explore run --port {port}")).refused(&["--port", "in use"]);
+    place.run("explore nowhere --port 0").refused(&["nowhere"]);
+    place.run("explore run --data nowhere --port 0").refused(&["nowhere"]);
+    place.run("explore run --base-path {x} --port 0").refused(&["--base-path"]);
+    let pid = explorer.program.id().to_string();
+    let begun = Instant::now();
+    assert!(std::process::Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+    explorer.program.wait().unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(5));
+}
+
+#[test]
+fn images_of_any_folder_can_be_looked_at() {
+    let place = trained();
+    let aside = place.path("aside/deep");
+    fs::create_dir_all(&aside).unwrap();
+    let from = &place.images("data/val")[0];
+    let copied = |path: &Path| fs::copy(&path, aside.join(path.file_name().unwrap())).unwrap();
+    fs::read_dir(from).unwrap().for_each(|entry| drop(copied(&entry.unwrap().path())));
+    let explorer = Explorer::start(&place, "run --data aside --port 0");
+    let network = explorer.json("/api/network");
+    assert_eq!(network["splits"][0]["count"], 2);
+    assert_eq!(network["data_classes"].as_array().unwrap().len(), 0);
+    // An image that vanishes is a sentence.
+    let listed = explorer.json("/api/images?split=val&count=9");
+    let name = listed["images"][0]["name"].as_str().unwrap();
+    let gone = place.path("aside").join(name);
+    fs::remove_file(if gone.is_file() { gone } else { aside.join(name) }).unwrap();
+    let answer = explorer.get("/api/input/val/0");
+    assert_eq!(answer.status, 422, "{}", answer.headers);
+    explorer.get("/api/input/val/1").ok();
+}
