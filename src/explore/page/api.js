@@ -107,7 +107,8 @@ export const maps = async (address, signal) => {
 /** The projection of a unit: `values` f32 [rows, columns, channels]. */
 export const project = async (address, signal) => {
   const { head, buffer, at } = await frame(address, signal)
-  const count = head.rows * head.columns * head.channels
+  // A unit that did not fire has no values.
+  const count = head.activation > 0 ? head.rows * head.columns * head.channels : 0
   if (at + 4 * count > buffer.byteLength) throw new Refused(0, 'The projection is cut short.')
   return { of: address, head, values: new Float32Array(buffer, at, count) }
 }

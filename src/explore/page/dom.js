@@ -37,6 +37,9 @@ export const short = v => {
   return signed(v.toFixed(size >= 100 ? 0 : size >= 10 ? 1 : size >= 1 ? 2 : size > 0 ? 3 : 0))
 }
 
+/** A whole number with a proper minus. */
+export const whole = n => signed(n)
+
 export const many = n => n.toLocaleString('en')
 
 /** A probability in percent, with more digits where there is less of it. @param {number} p */

@@ -58,11 +58,11 @@ const unitOf = (layer, map, y, x) => {
   return fits ? { map: m, y: row, x: column } : null
 }
 
-/** The layer to begin with: the last that has maps in two dimensions and is not a first convolution's. */
+/** The layer to begin with: the last with maps to look at that is not a pooling, where the parts of objects are. */
 const firstLayer = network => {
   const spatial = network.layers.filter(layer => layer.rows > 1)
-  const rectified = spatial.filter(layer => layer.kind === 'relu')
-  return (rectified.at(-1) ?? spatial.at(-1) ?? network.layers[0])?.name ?? null
+  const telling = spatial.filter(layer => !layer.kind.endsWith('pool'))
+  return (telling.at(-1) ?? spatial.at(-1) ?? network.layers[0])?.name ?? null
 }
 
 /**

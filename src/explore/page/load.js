@@ -3,6 +3,7 @@
 // whether what it draws is of the present state or still of the last.
 
 import * as api from './api.js'
+import { short } from './dom.js'
 import { any, change, fail, layerOf, listen, state } from './state.js'
 
 /** Answers that are worth keeping: going back to a layer or flipping the weights should cost nothing. */
@@ -60,6 +61,8 @@ const want = (lane, part, follow, job) => lane.ask(async signal => {
   } catch (error) {
     if (signal.aborted) return
     fail(part, error)
+    // A fault of the page itself belongs on the console too.
+    if (!(error instanceof api.Refused)) reportError(error)
   }
 }, follow)
 
@@ -142,12 +145,14 @@ const wantPictures = follow => {
       arrive(wanted.key, kept)
       continue
     }
-    const part = 'unit'
-    want(lane, part, follow, async signal => {
+    const { layer } = state
+    want(lane, 'unit', follow, async signal => {
       let picture
       try {
         picture = await api.project(of, signal)
-        learnOffset(state.layer, of, picture)
+        learnOffset(layer, of, picture)
+        // A server may also say so in an answer without values.
+        if (!(picture.head.activation > 0)) picture = { of, refused: `This unit did not fire: its activation is ${short(picture.head.activation)}.`, silent: true }
       } catch (error) {
         // A unit that did not fire is an answer, and belongs where its picture would be.
         if (signal.aborted || !(error instanceof api.Refused)) throw error

@@ -168,11 +168,12 @@ const read = under => {
   const maps = mapsHere()
   $('reading').textContent = under && maps
     ? `map ${under.map}, y ${under.unit[0]}, x ${under.unit[1]}: ${short(valueOf(maps, under.map, ...under.unit))} (over the image: 0 to ${short(rangeOf(maps, under.map, true))})`
-    : ''
+    : 'Click any place of any map.'
 }
 
 export const startMaps = () => {
   const box = $('maps')
+  read(null)
   box.addEventListener('scroll', () => show(false), { passive: true })
   box.addEventListener('click', event => {
     const under = unitUnder(event)

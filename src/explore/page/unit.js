@@ -1,6 +1,6 @@
 // One unit: its map enlarged, its receptive field, and its projections by the rules and weights asked for.
 
-import { $, button, make, press, short } from './dom.js'
+import { $, button, make, press, short, whole } from './dom.js'
 import { mapPixels, projectionPixels, put, rangeOf, valueOf } from './draw.js'
 import { GAINS } from './link.js'
 import { fieldHere, inputAddress, mapsHere, pictureAddress, pictureKeys } from './load.js'
@@ -72,17 +72,26 @@ export const rangeText = scale => (scale > 0 ? `−${short(scale / state.gain)} 
 const figure = key => {
   const element = make('figure', { 'data-picture': key },
     make('div', { class: 'frame' }, make('canvas', { role: 'img' }), make('p', { class: 'instead', hidden: true })),
-    make('figcaption', {}, make('b', { class: 'what' }), make('span', { class: 'range', 'data-range': key }), make('span', { class: 'gain' }),
+    make('figcaption', {}, make('span', { class: 'text' }, make('b', { class: 'what' }), make('span', { class: 'range' }), make('span', { class: 'gain' })),
       button('PNG', { class: 'save', 'data-save': key, 'aria-label': `Save this picture as PNG: ${key}` })))
   return element
 }
 
 const drawnOf = new WeakMap()
 
+/** Whether cutting makes anything larger: not where the receptive field is as large as the image. */
+const cuts = () => {
+  const layer = layerOf(state.layer), { rows, columns } = state.network.input
+  return state.cut && !!layer && layer.field < Math.min(rows, columns)
+}
+const cutTo = field => (cuts() ? field : null)
+
 const renderPictures = () => {
   const box = $('pictures')
   const all = state.image && state.map !== null ? pictures() : []
-  const keys = all.length ? ['photo', ...all.map(p => p.key)] : []
+  // Beside all rules there is no room for the image; its receptive field is drawn on the stage anyway.
+  const photo = !state.all
+  const keys = all.length ? [...(photo ? ['photo'] : []), ...all.map(p => p.key)] : []
   if (box.dataset.keys !== keys.join(' ')) {
     box.dataset.keys = keys.join(' ')
     const before = new Map([...box.children].map(child => [child.dataset.picture, child]))
@@ -94,7 +103,7 @@ const renderPictures = () => {
   if (!all.length) return
   let complete = true
   all.forEach((entry, i) => {
-    const element = box.children[i + 1]
+    const element = box.children[i + (photo ? 1 : 0)]
     const [holder, caption] = element.children
     const [canvas, instead] = holder.children
     element.setAttribute('aria-busy', String(!entry.current && !!state.unit))
@@ -121,14 +130,15 @@ const renderPictures = () => {
     const scale = scaleOf(entry, all)
     caption.querySelector('.range').textContent = rangeText(scale)
     canvas.setAttribute('aria-label', `Projection of the unit by ${nameOf(entry)}, values ${rangeText(scale)}, zero is grey`)
-    const key = [picture.of, scale, state.gain, state.cut].join(' ')
+    const part = cutTo(picture.head.field)
+    const key = [picture.of, scale, state.gain, part].join(' ')
     if (drawnOf.get(canvas) !== key) {
-      put(canvas, projectionPixels(picture, scale, state.gain, state.cut ? picture.head.field : null))
+      put(canvas, projectionPixels(picture, scale, state.gain, part))
       drawnOf.set(canvas, key)
       canvas.classList.toggle('tiny', canvas.width < 120)
     }
   })
-  renderPhoto(box.children[0])
+  if (photo) renderPhoto(box.children[0])
   if (complete) drawn()
 }
 
@@ -137,14 +147,15 @@ const renderPhoto = element => {
   const [holder, caption] = element.children
   const canvas = holder.firstChild
   const field = fieldHere()
-  caption.querySelector('.what').textContent = state.cut ? 'receptive field' : 'image'
+  const cut = cuts()
+  caption.querySelector('.what').textContent = cut ? 'receptive field' : 'image'
   caption.querySelector('.gain').hidden = true
   element.setAttribute('aria-busy', String(!state.input || state.input.of !== inputAddress()))
-  if (!state.input || (state.cut && !field)) return
+  if (!state.input || (cut && !field)) return
   const { rows, columns } = state.network.input
-  const [x0, y0, x1, y1] = state.cut ? field : [0, 0, columns, rows]
-  caption.querySelector('.range').textContent = state.cut ? `${x1 - x0} × ${y1 - y0} pixels` : ''
-  canvas.setAttribute('aria-label', 'The image within the receptive field')
+  const [x0, y0, x1, y1] = cut ? field : [0, 0, columns, rows]
+  caption.querySelector('.range').textContent = `${x1 - x0} × ${y1 - y0}`
+  canvas.setAttribute('aria-label', cut ? 'The image within the receptive field' : 'The image')
   const key = [state.input.of, x0, y0, x1, y1].join(' ')
   if (drawnOf.get(canvas) === key) return
   drawnOf.set(canvas, key)
@@ -167,7 +178,7 @@ const renderMap = () => {
   $('unit-title').textContent = state.map === null || !layer ? 'Unit' : `${layer.name}, map ${state.map}`
   $('unit-place').textContent = state.unit && !single ? `y ${state.unit[0]}, x ${state.unit[1]}` : ''
   const field = fieldHere()
-  $('unit-field').textContent = field ? `x ${short(field[0])} to ${short(field[2])}, y ${short(field[1])} to ${short(field[3])}` : layer ? `${layer.field} pixels` : ''
+  $('unit-field').textContent = field ? `x ${whole(field[0])} to ${whole(field[2])}, y ${whole(field[1])} to ${whole(field[3])}` : layer ? `${layer.field} pixels` : ''
   const value = activation()
   $('activation').textContent = value === null ? '' : short(value)
   $('activation').dataset.value = value ?? ''
@@ -195,6 +206,7 @@ const renderControls = () => {
   press($('random'), state.random)
   press($('shared'), state.shared)
   press($('cut'), state.cut)
+  $('cut').disabled = state.cut && !cuts()
   press($('overlay'), state.overlay)
   $('shared').hidden = !state.all && !state.random
   $('gain').textContent = state.gain
@@ -225,7 +237,7 @@ export const startUnit = () => {
   $('gain-less').addEventListener('click', () => stepGain(-1))
   $('gain-more').addEventListener('click', () => stepGain(1))
   listen(changed => {
-    if (any(changed, 'network', 'rule', 'all', 'random', 'shared', 'cut', 'overlay', 'gain')) renderControls()
+    if (any(changed, 'network', 'layer', 'rule', 'all', 'random', 'shared', 'cut', 'overlay', 'gain')) renderControls()
     const moved = any(changed, 'network', 'image', 'view', 'cover', 'fill', 'layer', 'map', 'unit')
     if (moved || any(changed, 'pictures', 'rule', 'all', 'random', 'shared', 'cut', 'gain', 'input', 'top')) renderPictures()
     if (moved || any(changed, 'maps', 'pictures', 'ownScale', 'errors', 'top')) renderMap()
