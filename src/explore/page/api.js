@@ -25,7 +25,7 @@ const ask = async (path, options = {}) => {
   for (let again = true; ; again = false) {
     let response
     try {
-      response = await fetch('./api/' + path, options)
+      response = await fetch('./api/' + path, { priority: 'high', ...options })
     } catch (error) {
       if (options.signal?.aborted) throw error
       throw new Refused(0, 'The server of this page does not answer. Is it still running?')
@@ -37,7 +37,7 @@ const ask = async (path, options = {}) => {
   }
 }
 
-const json = async (path, signal) => (await ask(path, { signal })).json()
+const json = async (path, signal, priority = 'high') => (await ask(path, { signal, priority })).json()
 
 const segments = text => text.split('/').map(encodeURIComponent).join('/')
 
@@ -72,7 +72,7 @@ export const thumbAt = image => './api/thumb/' + segments(image)
 
 export const network = () => json('network')
 export const classes = (address, signal) => json(address, signal)
-export const top = (address, signal) => json(address, signal)
+export const top = (address, signal) => json(address, signal, 'low')
 export const status = signal => json('status', signal)
 
 /** @param {{split: string, from: number, count: number, class?: number | null, search?: string}} want */

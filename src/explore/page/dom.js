@@ -45,7 +45,9 @@ export const many = n => n.toLocaleString('en')
 /** A probability in percent, with more digits where there is less of it. @param {number} p */
 export const percent = p => {
   const v = p * 100
-  return v > 0 && v < 0.1 ? '< 0.1%' : `${v.toFixed(v < 10 ? 1 : 0)}%`
+  if (v > 0 && v < 0.1) return '< 0.1%'
+  if (v > 99.9 && v < 100) return '> 99.9%'
+  return `${v.toFixed(v < 10 || (v > 99 && v < 100) ? 1 : 0)}%`
 }
 
 export const clamp = (v, low, high) => Math.min(Math.max(v, low), high)

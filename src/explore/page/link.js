@@ -136,7 +136,10 @@ export const parse = (hash, network) => {
 /** Keeps the address as the state is, and takes up what people put there. @param {(problems: string[]) => void} tell */
 export const followLinks = tell => {
   let written = location.hash
+  let timer = 0
   const write = push => {
+    clearTimeout(timer)
+    timer = 0
     const hash = hashOf(state)
     if (!hash || hash === written) return
     try { history[push ? 'pushState' : 'replaceState'](null, '', hash) } catch { /* too often for this browser */ }
@@ -152,7 +155,10 @@ export const followLinks = tell => {
     write(false)
   }
   listen((changed, how) => {
-    if (any(changed, ...KEPT)) write(how.push)
+    if (!any(changed, ...KEPT)) return
+    // A hand that moves, or a camera, would write more often than browsers take.
+    if (!how.follow) write(how.push)
+    else if (!timer) timer = setTimeout(write, 250, false)
   })
   // Both happen for one step back, and either may be the only one.
   addEventListener('popstate', read)

@@ -202,6 +202,7 @@ let topSeen = false
 const topLane = new api.Lane()
 const wantTop = () => {
   clearTimeout(topTimer)
+  topTimer = 0
   if (state.layer === null || state.map === null) return
   const of = api.topAt(state.layer, state.map)
   const at = state.layer
@@ -297,7 +298,11 @@ export const startLoading = () => listen((changed, how) => {
   }
   if (shown || changed.has('layer')) wantMaps(how.follow)
   if (shown || any(changed, 'held', 'layer')) wantHeld(how.follow)
-  if (any(changed, 'layer', 'map')) wantTop()
+  // A little later: the projection asked for by the same click comes first, and maps passed by are left out.
+  if (any(changed, 'layer', 'map')) {
+    clearTimeout(topTimer)
+    topTimer = setTimeout(wantTop, 150)
+  }
   if (changed.has('image')) wantInfo()
   if (changed.has('mode') && state.mode === 'crop' || changed.has('image') && state.mode === 'crop') wantPicture()
 })

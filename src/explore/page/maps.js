@@ -13,9 +13,12 @@ const LABEL = 17
 /** @type {number[]} The maps in the order shown. */
 let order = []
 let orderOf = ''
+let viewOf = ''
 
 /** @type {Map<number, HTMLElement>} Tiles by their place in the order. */
 const tiles = new Map()
+/** What a tile's pixels are of: a click changes marks alone. @type {WeakMap<HTMLElement, string>} */
+const tileOf = new WeakMap()
 let layout = { columns: 1, width: 1, height: 1 }
 
 const arrange = () => {
@@ -40,7 +43,7 @@ const measure = () => {
   const width = box.clientWidth - 2 * GAP
   if (!layer || width <= 0) return
   const single = layer.rows === 1 && layer.columns === 1
-  const least = single ? 46 : 74
+  const least = single ? 64 : 74
   const columns = Math.max(1, Math.floor((width + GAP) / (least + GAP)))
   const tile = (width - (columns - 1) * GAP) / columns
   layout = { columns, width: tile, height: (single ? 18 : tile * layer.rows / layer.columns) + LABEL }
@@ -65,13 +68,15 @@ const fill = (tile, place) => {
   tile.setAttribute('aria-label', `map ${map}, peak ${short(peaks[map][0])} at y ${peaks[map][1]}, x ${peaks[map][2]}`)
   const single = rows === 1 && columns === 1
   canvas.style.height = `${layout.height - LABEL}px`
-  if (single) {
+  const key = `${maps.of} ${map} ${state.ownScale}`
+  if (tileOf.get(tile) === key) { /* the pixels are those */ } else if (single) {
     canvas.width = canvas.height = 1
     const context = canvas.getContext('2d')
     const high = rangeOf(maps, map, state.ownScale)
     context.fillStyle = `rgb(${colour(peaks[map][0], high).join(' ')})`
     context.fillRect(0, 0, 1, 1)
   } else put(canvas, mapPixels(maps, map, state.ownScale))
+  tileOf.set(tile, key)
   label.children[0].textContent = map
   label.children[1].textContent = short(peaks[map][0])
   const marked = map === state.map && state.unit && !single
@@ -192,10 +197,11 @@ export const startMaps = () => {
   $('own-scale').addEventListener('click', () => change({ ownScale: !state.ownScale }))
   new ResizeObserver(() => { measure(); show(true); reveal() }).observe(box)
   listen(changed => {
-    if (!any(changed, 'network', 'layer', 'image', 'view', 'cover', 'fill', 'map', 'unit', 'maps', 'order', 'firing', 'ownScale', 'errors')) return
+    if (!any(changed, 'network', 'layer', 'image', 'view', 'cover', 'fill', 'map', 'unit', 'maps', 'mode', 'order', 'firing', 'ownScale', 'errors')) return
     const maps = mapsHere()
     // The order stays while a square moves or the camera runs: a grid that is shuffled under the eyes cannot be read.
-    const key = maps ? [state.layer, state.camera ? 'camera' : maps.image, state.order, state.firing].join(' ') : ''
+    if (state.mode !== 'crop') viewOf = String(state.view)
+    const key = maps ? [state.layer, state.camera ? 'camera' : maps.image, viewOf, state.order, state.firing].join(' ') : ''
     if (key !== orderOf || (maps && state.map !== null && state.firing && !order.includes(state.map))) {
       const other = !orderOf.startsWith(`${state.layer} `)
       orderOf = key

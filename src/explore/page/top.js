@@ -10,7 +10,7 @@ const here = () => (state.top && state.map !== null && state.top.of === api.topA
 const visit = peak => change({ image: peak.id, info: null, view: null, cover: null, unit: [peak.y, peak.x] }, { push: true })
 
 const item = (peak, i) => {
-  const picture = what => make('img', { src: api.topPictureAt(state.layer, state.map, i, what, peak), alt: '', loading: 'lazy', decoding: 'async' })
+  const picture = what => make('img', { src: api.topPictureAt(state.layer, state.map, i, what, peak), alt: '', loading: 'lazy', decoding: 'async', fetchpriority: 'low' })
   const label = `Strongest ${i + 1}: ${short(peak.value)} in ${peak.id} at y ${peak.y}, x ${peak.x}. Go there.`
   return make('li', {}, make('button', { type: 'button', class: 'peak', 'data-peak': i, 'data-image': peak.id, 'aria-label': label, title: `${peak.id}, y ${peak.y}, x ${peak.x}`, onclick: () => visit(peak) },
     picture('photo'), picture('projection'), make('span', {}, short(peak.value))))

@@ -182,7 +182,8 @@ const renderMap = () => {
   const value = activation()
   $('activation').textContent = value === null ? '' : short(value)
   $('activation').dataset.value = value ?? ''
-  $('peak').textContent = here ? `${short(maps.head.peaks[state.map][0])} at y ${maps.head.peaks[state.map][1]}, x ${maps.head.peaks[state.map][2]}` : ''
+  $('overlay').hidden = !!single
+  $('peak').textContent = !here ? '' : single ? short(maps.head.peaks[state.map][0]) : `${short(maps.head.peaks[state.map][0])} at y ${maps.head.peaks[state.map][1]}, x ${maps.head.peaks[state.map][2]}`
   $('unit-error').textContent = state.errors.unit ?? ''
   if (!here || single) return
   put(canvas, mapPixels(maps, state.map, state.ownScale))
