@@ -1,0 +1,162 @@
+// Requests. Addresses are relative to the page, so that it works behind any prefix.
+
+/** An answer that is not the one asked for; `status` 0 is no answer at all. */
+export class Refused extends Error {
+  constructor(status, sentence) {
+    super(sentence)
+    this.status = status
+  }
+}
+
+const pause = (ms, signal) => new Promise((resolve, reject) => {
+  const timer = setTimeout(resolve, ms)
+  signal?.addEventListener('abort', () => { clearTimeout(timer); reject(signal.reason) }, { once: true })
+})
+
+const sentence = async response => {
+  try {
+    const { error } = await response.json()
+    if (typeof error === 'string' && error) return error
+  } catch { /* not JSON: said below */ }
+  return `The server answered with status ${response.status}.`
+}
+
+const ask = async (path, options = {}) => {
+  for (let again = true; ; again = false) {
+    let response
+    try {
+      response = await fetch('./api/' + path, { priority: 'high', ...options })
+    } catch (error) {
+      if (options.signal?.aborted) throw error
+      throw new Refused(0, 'The server of this page does not answer. Is it still running?')
+    }
+    if (response.ok) return response
+    if (response.status !== 503 || !again) throw new Refused(response.status, await sentence(response))
+    // Busy, not broken: once more.
+    await pause(200, options.signal)
+  }
+}
+
+const json = async (path, signal, priority = 'high') => (await ask(path, { signal, priority })).json()
+
+const segments = text => text.split('/').map(encodeURIComponent).join('/')
+
+/**
+ * What the network is shown of an image, as a query.
+ * @param {{view?: number[] | null, cover?: number[] | null, fill?: string}} shown
+ * @param {Record<string, string>} more
+ */
+const query = ({ view, cover, fill }, more = {}) => {
+  const words = []
+  if (view) words.push('view=' + view.map(v => +v.toFixed(4)).join(','))
+  if (cover) words.push('cover=' + cover.join(','), 'fill=' + encodeURIComponent(fill ?? 'mean'))
+  for (const [name, value] of Object.entries(more)) words.push(`${name}=${encodeURIComponent(value)}`)
+  return words.length ? '?' + words.join('&') : ''
+}
+
+/** @typedef {{image: string, view?: number[] | null, cover?: number[] | null, fill?: string}} Shown */
+
+// The addresses are also the keys under which answers are kept and known to be of the present state.
+export const inputAt = (/** @type {Shown} */ s) => `input/${segments(s.image)}${query(s)}`
+export const classesAt = s => `classes/${segments(s.image)}${query(s)}`
+export const mapsAt = (s, layer) => `maps/${segments(s.image)}/${encodeURIComponent(layer)}${query(s)}`
+export const projectAt = (s, layer, map, [y, x], rule, random) =>
+  `project/${segments(s.image)}/${encodeURIComponent(layer)}/${map}/${y},${x}`
+  + query(s, random ? { rule, weights: 'random' } : { rule })
+export const pictureAt = image => `picture/${segments(image)}`
+export const topAt = (layer, map) => `top/${encodeURIComponent(layer)}/${map}`
+/** `peak` is told apart in the address, since the N-th of a search that goes on is soon another one. */
+export const topPictureAt = (layer, map, n, what, peak) =>
+  `./api/top/${encodeURIComponent(layer)}/${map}/${n}.png?what=${what}&of=${encodeURIComponent(`${peak.id},${peak.y},${peak.x}`)}`
+export const thumbAt = image => './api/thumb/' + segments(image)
+
+export const network = () => json('network')
+export const classes = (address, signal) => json(address, signal)
+export const top = (address, signal) => json(address, signal, 'low')
+export const status = signal => json('status', signal)
+
+/** @param {{split: string, from: number, count: number, class?: number | null, search?: string}} want */
+export const images = ({ split, from, count, class: kind, search }, signal) => json(
+  `images?split=${encodeURIComponent(split)}&from=${from}&count=${count}`
+  + (kind === null || kind === undefined ? '' : `&class=${kind}`)
+  + (search ? `&search=${encodeURIComponent(search)}` : ''), signal)
+
+export const upload = async (/** @type {Blob} */ blob, signal) =>
+  (await ask('upload', { method: 'POST', body: blob, signal })).json()
+
+/** A picture, decoded. */
+export const bitmap = async (address, signal) => createImageBitmap(await (await ask(address, { signal })).blob())
+
+/** A frame: JSON, then numbers. */
+const frame = async (address, signal) => {
+  const buffer = await (await ask(address, { signal })).arrayBuffer()
+  if (buffer.byteLength < 4) throw new Refused(0, 'The answer is cut short.')
+  const length = new DataView(buffer).getUint32(0, true)
+  if (4 + length > buffer.byteLength) throw new Refused(0, 'The answer is cut short.')
+  return { buffer, at: 4 + length, head: JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, length))) }
+}
+
+/** The maps of a layer: `head` as in the interface, `values` i8 [maps, rows, columns]. */
+export const maps = async (address, signal) => {
+  const { head, buffer, at } = await frame(address, signal)
+  const count = head.maps * head.rows * head.columns
+  if (at + count > buffer.byteLength) throw new Refused(0, 'The maps are cut short.')
+  return { of: address, head, values: new Int8Array(buffer, at, count) }
+}
+
+/** The projection of a unit: `values` f32 [rows, columns, channels]. */
+export const project = async (address, signal) => {
+  const { head, buffer, at } = await frame(address, signal)
+  // A unit that did not fire has no values.
+  const count = head.activation > 0 ? head.rows * head.columns * head.channels : 0
+  if (at + 4 * count > buffer.byteLength) throw new Refused(0, 'The projection is cut short.')
+  return { of: address, head, values: new Float32Array(buffer, at, count) }
+}
+
+/**
+ * One kind of request: at most one in flight. While a hand moves (`follow`) the one in flight may finish,
+ * so that something is seen on the way, and only the newest of those behind it waits; a jump to
+ * something else aborts it.
+ */
+export class Lane {
+  constructor() {
+    this.controller = null
+    this.waiting = null
+  }
+
+  get busy() { return this.controller !== null }
+
+  /** @param {(signal: AbortSignal) => Promise<void>} job handles its own answer and errors */
+  ask(job, follow = false) {
+    if (this.controller && follow) {
+      this.waiting = job
+      return
+    }
+    this.stop()
+    this.run(job)
+  }
+
+  stop() {
+    this.waiting = null
+    this.controller?.abort()
+    this.controller = null
+  }
+
+  async run(job) {
+    const controller = new AbortController()
+    this.controller = controller
+    try {
+      await job(controller.signal)
+    } catch (error) {
+      if (!controller.signal.aborted) throw error
+    } finally {
+      // An aborted one has been replaced: the lane is no longer its own.
+      if (this.controller === controller) {
+        this.controller = null
+        const next = this.waiting
+        this.waiting = null
+        if (next) this.run(next)
+      }
+    }
+  }
+}

@@ -1,0 +1,99 @@
+// A held unit stays while images change or the camera runs; its best of the session are kept.
+
+import { $, button, make, press, short } from './dom.js'
+import { canvasOf, valueOf } from './draw.js'
+import { heldMapsHere, inputAddress } from './load.js'
+import { any, change, listen, state } from './state.js'
+import { pictures } from './unit.js'
+
+const KEPT = 6
+
+/** @type {{of: string, value: number, thumb: HTMLCanvasElement, shown: any}[]} Strongest first. */
+let best = []
+let bestOf = ''
+
+const nameOf = held => `${held.layer}, map ${held.map}, y ${held.y}, x ${held.x}`
+
+export const toggleHold = () => {
+  if (state.held) change({ held: null })
+  else if (state.image && state.unit) change({ held: { layer: state.layer, map: state.map, y: state.unit[0], x: state.unit[1] } })
+}
+
+/** The held unit's activation now; the projection's own where that unit is the chosen one. */
+const value = () => {
+  const { held, unit } = state
+  if (!held) return null
+  if (held.layer === state.layer && held.map === state.map && unit?.[0] === held.y && unit?.[1] === held.x) {
+    const exact = pictures().find(p => p.current && !p.random && p.picture.head)
+    if (exact) return exact.picture.head.activation
+  }
+  const maps = heldMapsHere()
+  return maps ? valueOf(maps, held.map, held.y, held.x) : null
+}
+
+const thumb = () => {
+  const { bitmap } = state.input
+  const canvas = canvasOf(new ImageData(96, 96))
+  const context = canvas.getContext('2d')
+  context.imageSmoothingQuality = 'high'
+  context.drawImage(bitmap, 0, 0, 96, 96)
+  return canvas
+}
+
+/** Takes up an image once both its pixels and the unit's value are here. */
+const note = now => {
+  const key = nameOf(state.held)
+  if (key !== bestOf) {
+    bestOf = key
+    best = []
+  }
+  const of = inputAddress()
+  if (now === null || !(now > 0) || state.input?.of !== of) return
+  const known = best.find(entry => entry.of === of)
+  if (known) known.value = now
+  else {
+    if (best.length === KEPT && now <= best.at(-1).value) return
+    best.push({ of, value: now, thumb: thumb(), shown: { image: state.image, view: state.view, cover: state.cover, fill: state.fill } })
+  }
+  best.sort((a, b) => b.value - a.value)
+  best.length = Math.min(best.length, KEPT)
+}
+
+const visit = entry => {
+  const { held } = state
+  change({ ...entry.shown, layer: held.layer, map: held.map, unit: [held.y, held.x] }, { push: true })
+}
+
+const render = () => {
+  const { held } = state
+  press($('hold'), !!held)
+  $('hold').textContent = held ? 'Release' : 'Hold'
+  $('held').hidden = !held
+  if (!held) return
+  const now = value()
+  note(now)
+  $('held-name').textContent = nameOf(held)
+  $('held-error').textContent = state.errors.held ?? ''
+  const most = Math.max(best[0]?.value ?? 0, now ?? 0)
+  $('held-value').textContent = now === null ? '' : short(now)
+  $('held-value').dataset.value = now ?? ''
+  $('held-best').textContent = most > 0 ? `best ${short(most)}` : ''
+  $('held-fill').style.width = `${most > 0 && now > 0 ? now / most * 100 : 0}%`
+  const key = best.map(entry => `${entry.of} ${entry.value}`).join(' ')
+  const list = $('held-list')
+  if (list.dataset.key === key) return
+  list.dataset.key = key
+  list.replaceChildren(...best.map((entry, i) => {
+    const go = button('', { class: 'best', 'data-best': i, 'aria-label': `Best ${i + 1} of the session: ${short(entry.value)} in ${entry.shown.image}. Go there.`, title: entry.shown.image, onclick: () => visit(entry) })
+    go.append(entry.thumb, make('span', {}, short(entry.value)))
+    return make('li', {}, go)
+  }))
+}
+
+export const startHold = () => {
+  $('hold').addEventListener('click', toggleHold)
+  $('held-go').addEventListener('click', () => change({ layer: state.held.layer, map: state.held.map, unit: [state.held.y, state.held.x] }, { push: true }))
+  listen(changed => {
+    if (any(changed, 'network', 'held', 'image', 'view', 'cover', 'fill', 'layer', 'map', 'unit', 'maps', 'heldMaps', 'pictures', 'input', 'errors')) render()
+  })
+}

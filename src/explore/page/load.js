@@ -1,0 +1,313 @@
+// What the present state needs from the server, asked for as soon as the state changes: one lane for each kind
+// of request. Answers go into the state under the address that they came from (`of`), so that a part knows
+// whether what it draws is of the present state or still of the last.
+
+import * as api from './api.js'
+import { short } from './dom.js'
+import { any, change, fail, layerOf, listen, state } from './state.js'
+
+/** Answers that are worth keeping: going back to a layer or flipping the weights should cost nothing. */
+class Kept {
+  constructor(most) {
+    this.most = most
+    this.answers = new Map()
+  }
+
+  get(key) {
+    const answer = this.answers.get(key)
+    if (answer) {
+      this.answers.delete(key)
+      this.answers.set(key, answer)
+    }
+    return answer
+  }
+
+  set(key, answer) {
+    this.answers.set(key, answer)
+    if (this.answers.size > this.most) this.answers.delete(this.answers.keys().next().value)
+  }
+}
+
+const keptMaps = new Kept(8)
+const keptPictures = new Kept(36)
+
+const lanes = { input: new api.Lane(), classes: new api.Lane(), open: new api.Lane(), maps: new api.Lane(), heldMaps: new api.Lane(), picture: new api.Lane(), info: new api.Lane() }
+/** @type {Map<string, api.Lane>} One for each rule and each kind of weights. */
+const pictureLanes = new Map()
+
+/** The pictures of the unit that are wanted, in their order. */
+export const pictureKeys = () => {
+  const rules = state.all ? state.network.rules : [state.rule]
+  const weights = state.random ? ['trained', 'random'] : ['trained']
+  return weights.flatMap(w => rules.map(rule => ({ key: `${rule}:${w}`, rule, random: w === 'random' })))
+}
+
+/** The address of a picture in the present state, or null where no unit is chosen. */
+export const pictureAddress = ({ rule, random }) => (state.image && state.layer && state.map !== null && state.unit
+  ? api.projectAt(state, state.layer, state.map, state.unit, rule, random) : null)
+
+export const inputAddress = () => (state.image ? api.inputAt(state) : null)
+export const classesAddress = () => (state.image ? api.classesAt(state) : null)
+export const mapsAddress = () => (state.image && state.layer ? api.mapsAt(state, state.layer) : null)
+
+/** The maps, if they are those of the present layer (even of a square or image just left). */
+export const mapsHere = () => (state.maps?.layer === state.layer ? state.maps : null)
+
+/** Runs a request in its lane; errors are said in the part's place. */
+const want = (lane, part, follow, job) => lane.ask(async signal => {
+  try {
+    await job(signal)
+    fail(part, null)
+  } catch (error) {
+    if (signal.aborted) return
+    fail(part, error)
+    // A fault of the page itself belongs on the console too.
+    if (!(error instanceof api.Refused)) reportError(error)
+  }
+}, follow)
+
+const wantInput = follow => {
+  const of = inputAddress()
+  want(lanes.input, 'input', follow, async signal => {
+    const bitmap = await api.bitmap(of, signal)
+    change({ input: { of, bitmap } })
+  })
+}
+
+const wantClasses = follow => {
+  const of = classesAddress()
+  const { cover } = state
+  want(lanes.classes, 'classes', follow, async signal => {
+    const { classes } = await api.classes(of, signal)
+    change(cover ? { classes: { of, classes } } : { classes: { of, classes }, open: { of, classes } })
+  })
+  // What the network thought before the square is what makes the bars worth looking at.
+  const open = { ...state, cover: null }
+  const openAt = api.classesAt(open)
+  if (!cover) lanes.open.stop()
+  else if (state.open?.of !== openAt && !(follow && lanes.open.busy)) {
+    lanes.open.ask(async signal => {
+      const { classes } = await api.classes(openAt, signal).catch(() => ({ classes: null }))
+      if (classes) change({ open: { of: openAt, classes } })
+    })
+  }
+}
+
+const wantMaps = follow => {
+  const of = mapsAddress()
+  const { layer, image } = state
+  const kept = keptMaps.get(of)
+  if (kept) {
+    lanes.maps.stop()
+    fail('maps', null)
+    change({ maps: kept })
+    choose(kept)
+    return
+  }
+  want(lanes.maps, 'maps', follow, async signal => {
+    const maps = { ...(await api.maps(of, signal)), layer, image }
+    keptMaps.set(of, maps)
+    change({ maps })
+    choose(maps)
+  })
+}
+
+/** Where a link or a new image leaves the unit open, it is the map's strongest; without a map, the layer's. */
+const choose = maps => {
+  if (maps.layer !== state.layer || maps.image !== state.image) return
+  const { peaks } = maps.head
+  let { map } = state
+  // A map that the last image made fire may be silent here.
+  if (map !== null && !state.unit && !state.held && !state.camera && lastMapsImage !== null && lastMapsImage !== maps.image && !(peaks[map][0] > 0)) map = null
+  lastMapsImage = maps.image
+  if (map === null) {
+    map = 0
+    peaks.forEach(([value], i) => { if (value > peaks[map][0]) map = i })
+  }
+  const peak = [peaks[map][1], peaks[map][2]]
+  if (state.camera && !state.held) {
+    change({ map, unit: peak }, { follow: true })
+    wantPictures(true)
+  } else if (map !== state.map || !state.unit) change({ map, unit: peak })
+}
+let lastMapsImage = null
+
+const wantPictures = follow => {
+  for (const wanted of pictureKeys()) {
+    const of = pictureAddress(wanted)
+    if (!of) continue
+    if (!pictureLanes.has(wanted.key)) pictureLanes.set(wanted.key, new api.Lane())
+    const lane = pictureLanes.get(wanted.key)
+    if (state.pictures[wanted.key]?.of === of && !lane.busy) continue
+    const kept = keptPictures.get(of)
+    if (kept) {
+      lane.stop()
+      arrive(wanted.key, kept)
+      continue
+    }
+    const { layer } = state
+    want(lane, 'unit', follow, async signal => {
+      let picture
+      try {
+        picture = await api.project(of, signal)
+        learnOffset(layer, of, picture)
+        // A server may also say so in an answer without values.
+        if (!(picture.head.activation > 0)) picture = { of, refused: `This unit did not fire: its activation is ${short(picture.head.activation)}.`, silent: true }
+      } catch (error) {
+        // A unit that did not fire is an answer, and belongs where its picture would be.
+        if (signal.aborted || !(error instanceof api.Refused)) throw error
+        picture = { of, refused: error.message, silent: error.status === 409 }
+      }
+      if (!picture.refused || picture.silent) keptPictures.set(of, picture)
+      arrive(wanted.key, picture)
+    })
+  }
+}
+
+const arrive = (key, picture) => change({ pictures: { ...state.pictures, [key]: picture } })
+
+// Receptive fields of one layer are one square moved by the stride: known once, its place is known for all
+// units, before their projections have come.
+const offsets = new Map()
+const learn = (name, [y, x], field) => {
+  const layer = layerOf(name)
+  if (!layer || !field || offsets.has(name)) return
+  const [x0, y0, x1, y1] = field
+  // One that was clipped to the input tells nothing.
+  if (x1 - x0 !== layer.field || y1 - y0 !== layer.field) return
+  offsets.set(name, [x0 - x * layer.stride, y0 - y * layer.stride])
+}
+const learnOffset = (layer, of, picture) => {
+  const place = of.match(/\/(\d+),(\d+)\?/)
+  if (place) learn(layer, [Number(place[1]), Number(place[2])], picture.head.field)
+}
+
+/** The receptive field of the chosen unit, or null while it is not known. */
+export const fieldHere = () => {
+  if (!state.unit) return null
+  for (const wanted of pictureKeys()) {
+    const picture = state.pictures[wanted.key]
+    if (picture?.head && picture.of === pictureAddress(wanted)) return picture.head.field
+  }
+  const layer = layerOf(state.layer), offset = offsets.get(state.layer)
+  if (!layer || !offset) return null
+  const [y, x] = state.unit
+  const [x0, y0] = [offset[0] + x * layer.stride, offset[1] + y * layer.stride]
+  return [x0, y0, x0 + layer.field, y0 + layer.field]
+}
+
+/** The map's strongest over the data; asked again while the search goes on and somebody looks. */
+let topTimer = 0
+let topSeen = false
+const topLane = new api.Lane()
+const wantTop = () => {
+  clearTimeout(topTimer)
+  topTimer = 0
+  if (state.layer === null || state.map === null) return
+  const of = api.topAt(state.layer, state.map)
+  const at = state.layer
+  if (!topSeen || document.hidden) return
+  topLane.ask(async signal => {
+    try {
+      const found = await api.top(of, signal)
+      for (const peak of found.peaks) learn(at, [peak.y, peak.x], peak.field)
+      change({ top: { of, ...found } })
+      fail('top', null)
+      if (found.searched < found.total) topTimer = setTimeout(wantTop, 1000)
+    } catch (error) {
+      if (signal.aborted) return
+      fail('top', error)
+      topTimer = setTimeout(wantTop, 5000)
+    }
+  })
+}
+export const topOnScreen = seen => {
+  if (seen === topSeen) return
+  topSeen = seen
+  if (seen) wantTop()
+  else clearTimeout(topTimer)
+}
+document.addEventListener('visibilitychange', () => { if (!document.hidden) wantTop() })
+
+const wantInfo = () => {
+  const [split, number] = state.image.split('/')
+  if (state.info?.id === state.image) return
+  if (split === 'upload') {
+    lanes.info.stop()
+    change({ info: null })
+    return
+  }
+  const id = state.image
+  lanes.info.ask(async signal => {
+    const { images } = await api.images({ split, from: Number(number), count: 1 }, signal).catch(() => ({ images: [] }))
+    const info = images.find(image => image.id === id) ?? null
+    if (state.image === id) change({ info })
+  })
+}
+
+/** The whole stored picture, for choosing a part of it. @returns {Promise<void>} */
+export const wantPicture = () => new Promise(resolve => {
+  const of = api.pictureAt(state.image)
+  if (state.picture?.of === of) return resolve()
+  want(lanes.picture, 'input', false, async signal => {
+    const bitmap = await api.bitmap(of, signal)
+    if (of === api.pictureAt(state.image)) change({ picture: { of, bitmap } })
+    resolve()
+  })
+})
+
+const wantHeld = follow => {
+  if (!state.held || !state.image || state.held.layer === state.layer) {
+    lanes.heldMaps.stop()
+    return
+  }
+  const of = api.mapsAt(state, state.held.layer)
+  const { layer } = state.held
+  if (state.heldMaps?.of === of) return
+  const kept = keptMaps.get(of)
+  if (kept) return change({ heldMaps: kept })
+  want(lanes.heldMaps, 'held', follow, async signal => {
+    const maps = { ...(await api.maps(of, signal)), layer, image: state.image }
+    keptMaps.set(of, maps)
+    change({ heldMaps: maps })
+  })
+}
+
+/** The held unit's activation as shown now: null while it is not known. */
+export const heldMapsHere = () => {
+  const of = state.held && state.image ? api.mapsAt(state, state.held.layer) : null
+  return [state.maps, state.heldMaps].find(maps => maps?.of === of) ?? null
+}
+
+const busy = () => [lanes.input, lanes.classes, lanes.maps, lanes.heldMaps, ...pictureLanes.values()].some(lane => lane.busy)
+/** When all that is asked for now has come (or failed). */
+export const settled = async () => {
+  do await new Promise(resolve => setTimeout(resolve, 10))
+  while (busy())
+}
+
+export const startLoading = () => listen((changed, how) => {
+  if (!state.image) return
+  const shown = any(changed, 'image', 'view', 'cover', 'fill')
+  // Under a running camera a unit that is not held follows its map's strongest place, which comes with the maps.
+  const later = state.camera && !state.held && changed.has('image')
+  if (!later && (shown || any(changed, 'map', 'unit', 'layer', 'rule', 'all', 'random'))) wantPictures(how.follow)
+  if (shown) {
+    wantInput(how.follow)
+    wantClasses(how.follow)
+  }
+  if (shown || changed.has('layer')) wantMaps(how.follow)
+  if (shown || any(changed, 'held', 'layer')) wantHeld(how.follow)
+  // A little later: the projection asked for by the same click comes first, and maps passed by are left out.
+  if (any(changed, 'layer', 'map')) {
+    clearTimeout(topTimer)
+    topTimer = setTimeout(wantTop, 150)
+  }
+  if (changed.has('image')) wantInfo()
+  if (changed.has('mode') && state.mode === 'crop' || changed.has('image') && state.mode === 'crop') wantPicture()
+})
+
+/** Goes to an image. The unit stays where it is held; else it moves to the map's strongest place. */
+export const goTo = (image, info = null, how = { push: true }) => {
+  change({ image, info, view: null, cover: null, ...(state.held ? {} : { unit: null }) }, how)
+}

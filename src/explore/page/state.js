@@ -1,0 +1,83 @@
+// What the page shows: one object, one way to change it, and those who want to know.
+//
+// The first block is in the link (link.js), the second is the page's own, the third came from the server.
+// A part reads what it likes and writes through `change` alone, so that every picture can be made again
+// from this object, and a further part (a second checkpoint, say) needs fields here and a listener.
+
+export const state = {
+  /** @type {string | null} */ image: null,
+  /** @type {number[] | null} The part shown to the network: x, y, side; see api.js. */ view: null,
+  /** @type {number[] | null} x0, y0, x1, y1 in pixels of the network's input. */ cover: null,
+  fill: 'mean',
+  /** @type {string | null} */ layer: null,
+  /** @type {number | null} */ map: null,
+  /** @type {number[] | null} y, x; null is the map's strongest unit, once the map is known. */ unit: null,
+  rule: 'deconvnet',
+  /** All rules side by side. */ all: false,
+  /** The random start beside the trained weights. */ random: false,
+  /** One scale for all projections shown. */ shared: false,
+  gain: 1,
+  /** Pictures cut to the receptive field. */ cut: true,
+  /** The chosen map laid over the image. */ overlay: false,
+  /** @type {{layer: string, map: number, y: number, x: number} | null} */ held: null,
+
+  /** What a drag upon the image does. @type {'look' | 'cover' | 'crop'} */ mode: 'look',
+  /** @type {number | null} The map under the pointer. */ hover: null,
+  camera: false,
+  /** All maps in one scale, or each in its own. */ ownScale: false,
+  /** Strongest maps first, or by number. @type {'strength' | 'number'} */ order: 'strength',
+  /** Only maps that fire. */ firing: true,
+  /** @type {any} A run of the covered square over the whole input (sweep.js). */ sweep: null,
+  sweepOver: true,
+
+  /** @type {any} api/network */ network: null,
+  /** @type {{id: string, name: string, class: number} | null} The data's own words on the image. */ info: null,
+  /** @type {{of: string, bitmap: ImageBitmap} | null} */ input: null,
+  /** @type {{of: string, bitmap: ImageBitmap} | null} The whole stored picture. */ picture: null,
+  /** @type {{of: string, classes: any[]} | null} */ classes: null,
+  /** @type {{of: string, classes: any[]} | null} The classes of the same view with nothing covered. */ open: null,
+  /** @type {any} */ maps: null,
+  /** @type {any} Maps of the held unit's layer where that is another. */ heldMaps: null,
+  /** @type {Record<string, any>} By rule and weights, see `pictureKeys` in load.js. */ pictures: {},
+  /** @type {any} */ top: null,
+  /** @type {Record<string, string>} What went wrong, by part. */ errors: {},
+}
+
+/** @typedef {{push?: boolean, follow?: boolean}} How  push: a new entry of the history; follow: a hand moves. */
+
+const listeners = []
+
+/** Listeners run in the order of their registration: what asks the server comes before what draws. */
+export const listen = listener => { listeners.push(listener) }
+
+const same = (a, b) => a === b
+  || (Array.isArray(a) && Array.isArray(b) && a.length === b.length && a.every((v, i) => v === b[i]))
+
+/**
+ * Writes fields and tells whoever listens which of them are new.
+ * @param {Partial<typeof state>} patch
+ * @param {How} [how]
+ */
+export const change = (patch, how = {}) => {
+  const changed = new Set()
+  for (const [name, value] of Object.entries(patch)) {
+    if (same(state[name], value)) continue
+    state[name] = value
+    changed.add(name)
+  }
+  if (changed.size) for (const listener of listeners) listener(changed, how)
+}
+
+/** Whether any of these names is among the changed. */
+export const any = (changed, ...names) => names.some(name => changed.has(name))
+
+export const layerOf = name => state.network?.layers.find(layer => layer.name === name) ?? null
+
+/** Says or clears what went wrong in a part. */
+export const fail = (part, error) => {
+  if (!error && !(part in state.errors)) return
+  const errors = { ...state.errors }
+  if (error) errors[part] = error.message ?? String(error)
+  else delete errors[part]
+  change({ errors })
+}

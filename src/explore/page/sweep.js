@@ -1,0 +1,146 @@
+// Figure 7: the covered square stands at each place of the input in turn, and the map shows the probability of
+// a class with it there.
+
+import * as api from './api.js'
+import { $, make, percent, press } from './dom.js'
+import { put, viridis } from './draw.js'
+import * as cover from './cover.js'
+import { any, change, listen, state } from './state.js'
+
+/** @type {AbortController | null} */
+let running = null
+let classWanted = null
+
+const steps = () => Number($('sweep-steps').value)
+
+/** The box of the place (row, column): the square about the middle of its cell. */
+export const boxAt = (sweep, row, column) => {
+  const { rows, columns } = state.network.input
+  const x = Math.round((column + 0.5) * columns / sweep.steps - sweep.side / 2)
+  const y = Math.round((row + 0.5) * rows / sweep.steps - sweep.side / 2)
+  return [x, y, x + sweep.side, y + sweep.side]
+}
+
+/** The ends of the scale: the least and the largest probability met. */
+export const rangeOf = sweep => {
+  let low = Infinity, high = -Infinity
+  for (const v of sweep.values) if (!Number.isNaN(v)) { low = Math.min(low, v); high = Math.max(high, v) }
+  return low <= high ? { low, high } : { low: 0, high: 0 }
+}
+
+/** The heat map as pixels, one a place; what is not known yet lets the page through. */
+export const sweepPixels = sweep => {
+  const image = new ImageData(sweep.steps, sweep.steps)
+  const { low, high } = rangeOf(sweep)
+  sweep.values.forEach((v, i) => {
+    if (Number.isNaN(v)) return
+    image.data.set([...viridis(high > low ? (v - low) / (high - low) : 1), 255], i * 4)
+  })
+  return image
+}
+
+export const stopSweep = () => {
+  running?.abort()
+  running = null
+  if (state.sweep?.running) change({ sweep: { ...state.sweep, running: false } })
+}
+
+const run = async () => {
+  stopSweep()
+  const controller = new AbortController()
+  running = controller
+  const { image, view, fill } = state
+  const chosen = state.classes?.classes.find(c => c.class === classWanted) ?? state.classes?.classes[0]
+  if (!image || !chosen) return
+  const n = steps()
+  const side = state.cover ? state.cover[2] - state.cover[0] : cover.usual()
+  let sweep = { image, view, fill, side, steps: n, class: chosen.class, name: chosen.name, values: new Float32Array(n * n).fill(NaN), bounds: 0, done: 0, running: true, error: '' }
+  change({ sweep, mode: 'cover' })
+  for (let i = 0; i < n * n; i++) {
+    try {
+      const box = boxAt(sweep, Math.floor(i / n), i % n)
+      const { classes } = await api.classes(api.classesAt({ image, view, fill, cover: box }), controller.signal)
+      const found = classes.find(c => c.class === sweep.class)
+      // The answer has five classes; of another, all that is known is that it has at most the fifth's.
+      sweep.values[i] = found?.probability ?? classes.at(-1)?.probability ?? 0
+      sweep = { ...sweep, done: i + 1, bounds: sweep.bounds + (found ? 0 : 1) }
+    } catch (error) {
+      if (controller.signal.aborted) return
+      change({ sweep: { ...sweep, running: false, error: error.message } })
+      return
+    }
+    if (controller.signal.aborted) return
+    change({ sweep })
+  }
+  running = null
+  change({ sweep: { ...sweep, running: false } })
+}
+
+export const sweepCaption = sweep => {
+  const { low, high } = rangeOf(sweep)
+  return `Probability of ${sweep.name} with a square of ${sweep.side} pixels (${sweep.fill}) at each of ${sweep.steps} × ${sweep.steps} places: ${percent(low)} to ${percent(high)}`
+    + (sweep.bounds ? `; at ${sweep.bounds} places the class was not among the five, and the fifth's probability is shown, which is at least as large` : '')
+}
+
+const render = () => {
+  const { sweep } = state
+  const going = !!sweep?.running
+  $('sweep-run').hidden = going
+  $('sweep-stop').hidden = !going
+  $('sweep-run').disabled = !state.classes || !state.image
+  $('sweep-result').hidden = !sweep
+  const select = $('sweep-class')
+  const classes = state.classes?.classes ?? []
+  const key = classes.map(c => c.class).join(' ')
+  if (select.dataset.key !== key && !going) {
+    select.dataset.key = key
+    select.replaceChildren(...classes.map(c => make('option', { value: c.class }, c.name)))
+    if (classes.some(c => c.class === classWanted)) select.value = classWanted
+  }
+  select.disabled = going
+  $('sweep-steps').disabled = going
+  press($('sweep-over'), state.sweepOver)
+  if (!sweep) return
+  put($('heat'), sweepPixels(sweep))
+  $('heat').setAttribute('aria-label', sweepCaption(sweep))
+  const { low, high } = rangeOf(sweep)
+  $('heat-low').textContent = percent(low)
+  $('heat-high').textContent = percent(high)
+  const bar = $('heat-bar')
+  if (bar.width !== 64) {
+    bar.width = 64
+    bar.height = 1
+    const context = bar.getContext('2d')
+    for (let i = 0; i < 64; i++) {
+      context.fillStyle = `rgb(${viridis(i / 63).join(' ')})`
+      context.fillRect(i, 0, 1, 1)
+    }
+  }
+  $('sweep-progress').max = sweep.steps ** 2
+  $('sweep-progress').value = sweep.done
+  $('sweep-progress').hidden = !going
+  $('sweep-caption').textContent = sweep.error || (sweep.done ? sweepCaption(sweep) + (going || sweep.done === sweep.steps ** 2 ? '.' : `; stopped after ${sweep.done}.`) : '')
+}
+
+export const startSweep = () => {
+  $('sweep-run').addEventListener('click', run)
+  $('sweep-stop').addEventListener('click', stopSweep)
+  $('sweep-over').addEventListener('click', () => change({ sweepOver: !state.sweepOver }))
+  $('sweep-class').addEventListener('change', event => { classWanted = Number(event.target.value) })
+  $('heat').addEventListener('click', event => {
+    const { sweep } = state
+    if (!sweep) return
+    const box = event.target.getBoundingClientRect()
+    const row = Math.min(sweep.steps - 1, Math.floor((event.clientY - box.top) / box.height * sweep.steps))
+    const column = Math.min(sweep.steps - 1, Math.floor((event.clientX - box.left) / box.width * sweep.steps))
+    change({ cover: boxAt(sweep, row, column), fill: sweep.fill })
+  })
+  listen(changed => {
+    // It is of one image and one view; another makes it a lie.
+    if (any(changed, 'image', 'view') && state.sweep) {
+      stopSweep()
+      change({ sweep: null })
+    }
+    if (any(changed, 'network', 'sweep', 'sweepOver', 'classes', 'image')) render()
+  })
+}

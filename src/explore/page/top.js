@@ -1,0 +1,44 @@
+// The chosen map's nine strongest places over the data: patches beside projections.
+
+import * as api from './api.js'
+import { $, make, many, short } from './dom.js'
+import { topOnScreen } from './load.js'
+import { any, change, listen, state } from './state.js'
+
+const here = () => (state.top && state.map !== null && state.top.of === api.topAt(state.layer, state.map) ? state.top : null)
+
+const visit = peak => change({ image: peak.id, info: null, view: null, cover: null, unit: [peak.y, peak.x] }, { push: true })
+
+const item = (peak, i) => {
+  const picture = what => make('img', { src: api.topPictureAt(state.layer, state.map, i, what, peak), alt: '', loading: 'lazy', decoding: 'async', fetchpriority: 'low' })
+  const label = `Strongest ${i + 1}: ${short(peak.value)} in ${peak.id} at y ${peak.y}, x ${peak.x}. Go there.`
+  return make('li', {}, make('button', { type: 'button', class: 'peak', 'data-peak': i, 'data-image': peak.id, 'aria-label': label, title: `${peak.id}, y ${peak.y}, x ${peak.x}`, onclick: () => visit(peak) },
+    picture('photo'), picture('projection'), make('span', {}, short(peak.value))))
+}
+
+const render = () => {
+  const found = here()
+  const list = $('top-list')
+  $('top-error').textContent = state.errors.top ?? ''
+  $('top').hidden = !state.network?.splits.length
+  const words = !found ? '' : !found.total ? 'There is no data to search.'
+    : found.searched < found.total ? `after ${many(found.searched)} of ${many(found.total)} images`
+      : `of ${many(found.total)} images`
+  $('top-progress').textContent = words
+  $('top-bar').hidden = !found || found.searched >= found.total
+  if (found?.total) {
+    $('top-bar').max = found.total
+    $('top-bar').value = found.searched
+  }
+  const key = found ? found.peaks.map(p => [p.id, p.y, p.x, p.value]).join(' ') + found.of : ''
+  if (list.dataset.key === key) return
+  list.dataset.key = key
+  list.replaceChildren(...(found?.peaks ?? []).map(item))
+  $('top-none').hidden = !found || found.peaks.length > 0 || found.total === 0
+  $('top-none').textContent = found && found.searched >= found.total ? 'This map was not above zero anywhere in the data.' : 'Nothing found yet.'
+}
+
+export const startTop = () => {
+  new IntersectionObserver(entries => topOnScreen(entries.at(-1).isIntersecting)).observe($('top'))
+  listen(changed => { if (any(changed, 'network', 'top', 'layer', 'map', 'errors')) render() })
+}

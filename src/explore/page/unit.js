@@ -1,0 +1,246 @@
+// One unit: its map enlarged, its receptive field, and its projections by the rules and weights asked for.
+
+import { $, button, make, press, short, whole } from './dom.js'
+import { mapPixels, projectionPixels, put, rangeOf, valueOf } from './draw.js'
+import { GAINS } from './link.js'
+import { fieldHere, inputAddress, mapsHere, pictureAddress, pictureKeys } from './load.js'
+import { neighbour } from './maps.js'
+import { any, change, layerOf, listen, state } from './state.js'
+import { clicked, drawn } from './timing.js'
+
+/**
+ * Chooses a unit. `click` is for a single act of the reader, whose time until the picture is measured.
+ * @param {number} map
+ * @param {number[]} unit y, x
+ * @param {{push?: boolean, follow?: boolean, click?: boolean}} how
+ */
+export const selectUnit = (map, unit, how = { push: true }) => {
+  if (how.click) clicked()
+  change({ map, unit }, how)
+  if (how.click) renderPictures()
+}
+
+export const moveUnit = (dx, dy, again) => {
+  const layer = layerOf(state.layer)
+  if (!layer || state.map === null || !state.unit) return
+  const [y, x] = state.unit
+  const next = [y + dy, x + dx]
+  if (next[0] < 0 || next[1] < 0 || next[0] >= layer.rows || next[1] >= layer.columns) return
+  // A key held down is one walk: one entry of the history, and requests that follow it.
+  selectUnit(state.map, next, again ? { follow: true } : { push: true, click: true })
+}
+
+/** Another map, at its strongest place. */
+export const stepMap = (by, again) => {
+  const map = neighbour(by)
+  const maps = mapsHere()
+  if (map === null || map === state.map || !maps) return
+  selectUnit(map, [maps.head.peaks[map][1], maps.head.peaks[map][2]], again ? { follow: true } : { push: true, click: true })
+}
+
+export const stepRule = rule => { if (rule) change({ rule, all: false }) }
+export const toggleRandom = () => { if (state.network.random) change({ random: !state.random }) }
+export const stepGain = by => {
+  const gain = GAINS[Math.min(Math.max(GAINS.indexOf(state.gain) + by, 0), GAINS.length - 1)]
+  change({ gain })
+}
+
+/** The pictures wanted, each with what has come for it, and whether that is of the present state. */
+export const pictures = () => pictureKeys().map(wanted => {
+  const picture = state.pictures[wanted.key] ?? null
+  return { ...wanted, picture, current: !!picture && picture.of === pictureAddress(wanted) }
+})
+
+/** The activation as exactly as it is known. */
+export const activation = () => {
+  const exact = pictures().find(p => p.current && !p.random && p.picture.head)
+  if (exact) return exact.picture.head.activation
+  const maps = mapsHere()
+  return maps && state.map !== null && state.unit ? valueOf(maps, state.map, ...state.unit) : null
+}
+
+const nameOf = ({ rule, random }) => (random ? `${rule}, random weights` : state.random ? `${rule}, trained` : rule)
+
+/** One scale for all that can be compared, or the picture's own. */
+export const scaleOf = (entry, all) => (state.shared
+  ? Math.max(0, ...all.filter(p => p.picture?.head).map(p => p.picture.head.scale))
+  : entry.picture.head.scale)
+
+/** The words under a picture: what full white and full black stand for, and the gain. */
+export const rangeText = scale => (scale > 0 ? `−${short(scale / state.gain)} to ${short(scale / state.gain)}` : 'all zero')
+
+const figure = key => {
+  const element = make('figure', { 'data-picture': key },
+    make('div', { class: 'frame' }, make('canvas', { role: 'img' }), make('p', { class: 'instead', hidden: true })),
+    make('figcaption', {}, make('span', { class: 'text' }, make('b', { class: 'what' }), make('span', { class: 'range' }), make('span', { class: 'gain' })),
+      button('PNG', { class: 'save', 'data-save': key, 'aria-label': `Save this picture as PNG: ${key}` })))
+  return element
+}
+
+const drawnOf = new WeakMap()
+
+/** Whether cutting makes anything larger: not where the receptive field is as large as the image. */
+const cuts = () => {
+  const layer = layerOf(state.layer), { rows, columns } = state.network.input
+  return state.cut && !!layer && layer.field < Math.min(rows, columns)
+}
+const cutTo = field => (cuts() ? field : null)
+
+const renderPictures = () => {
+  const box = $('pictures')
+  const all = state.image && state.map !== null ? pictures() : []
+  // Beside all rules there is no room for the image; its receptive field is drawn on the stage anyway.
+  const photo = !state.all
+  const keys = all.length ? [...(photo ? ['photo'] : []), ...all.map(p => p.key)] : []
+  if (box.dataset.keys !== keys.join(' ')) {
+    box.dataset.keys = keys.join(' ')
+    const before = new Map([...box.children].map(child => [child.dataset.picture, child]))
+    box.replaceChildren(...keys.map(key => before.get(key) ?? figure(key)))
+    const rules = state.all ? state.network.rules.length : 1
+    box.dataset.layout = state.all ? 'rules' : state.random ? 'three' : 'two'
+    box.style.setProperty('--rules', rules)
+  }
+  if (!all.length) return
+  let complete = true
+  all.forEach((entry, i) => {
+    const element = box.children[i + (photo ? 1 : 0)]
+    const [holder, caption] = element.children
+    const [canvas, instead] = holder.children
+    element.setAttribute('aria-busy', String(!entry.current && !!state.unit))
+    complete &&= entry.current
+    caption.querySelector('.what').textContent = nameOf(entry)
+    const gain = caption.querySelector('.gain')
+    gain.hidden = state.gain === 1
+    gain.textContent = `gain ${state.gain}`
+    const { picture } = entry
+    if (!picture) {
+      // Nothing has come yet: grey, which is zero.
+      put(canvas, new ImageData(new Uint8ClampedArray([128, 128, 128, 255]), 1, 1))
+      caption.querySelector('.range').textContent = ''
+      instead.hidden = true
+      return
+    }
+    canvas.hidden = !!picture.refused
+    instead.hidden = !picture.refused
+    if (picture.refused) {
+      instead.textContent = picture.refused
+      caption.querySelector('.range').textContent = ''
+      return
+    }
+    const scale = scaleOf(entry, all)
+    caption.querySelector('.range').textContent = rangeText(scale)
+    canvas.setAttribute('aria-label', `Projection of the unit by ${nameOf(entry)}, values ${rangeText(scale)}, zero is grey`)
+    const part = cutTo(picture.head.field)
+    const key = [picture.of, scale, state.gain, part].join(' ')
+    if (drawnOf.get(canvas) !== key) {
+      put(canvas, projectionPixels(picture, scale, state.gain, part))
+      drawnOf.set(canvas, key)
+      canvas.classList.toggle('tiny', canvas.width < 120)
+    }
+  })
+  if (photo) renderPhoto(box.children[0])
+  if (complete) drawn()
+}
+
+/** The image within the receptive field, beside the projection of it. */
+const renderPhoto = element => {
+  const [holder, caption] = element.children
+  const canvas = holder.firstChild
+  const field = fieldHere()
+  const cut = cuts()
+  caption.querySelector('.what').textContent = cut ? 'receptive field' : 'image'
+  caption.querySelector('.gain').hidden = true
+  element.setAttribute('aria-busy', String(!state.input || state.input.of !== inputAddress()))
+  if (!state.input || (cut && !field)) return
+  const { rows, columns } = state.network.input
+  const [x0, y0, x1, y1] = cut ? field : [0, 0, columns, rows]
+  caption.querySelector('.range').textContent = `${x1 - x0} × ${y1 - y0}`
+  canvas.setAttribute('aria-label', cut ? 'The image within the receptive field' : 'The image')
+  const key = [state.input.of, x0, y0, x1, y1].join(' ')
+  if (drawnOf.get(canvas) === key) return
+  drawnOf.set(canvas, key)
+  canvas.width = Math.max(1, x1 - x0)
+  canvas.height = Math.max(1, y1 - y0)
+  canvas.classList.toggle('tiny', canvas.width < 120)
+  const context = canvas.getContext('2d')
+  context.fillStyle = 'rgb(128 128 128)'
+  context.fillRect(0, 0, canvas.width, canvas.height)
+  context.drawImage(state.input.bitmap, -x0, -y0)
+}
+
+const renderMap = () => {
+  const maps = mapsHere()
+  const layer = layerOf(state.layer)
+  const canvas = $('map-large'), spot = $('map-spot')
+  const here = maps && state.map !== null && state.map < maps.head.maps
+  const single = layer && layer.rows === 1 && layer.columns === 1
+  $('map-figure').hidden = !here || single
+  $('unit-title').textContent = state.map === null || !layer ? 'Unit' : `${layer.name}, map ${state.map}`
+  $('unit-place').textContent = state.unit && !single ? `y ${state.unit[0]}, x ${state.unit[1]}` : ''
+  const field = fieldHere()
+  $('unit-field').textContent = field ? `x ${whole(field[0])} to ${whole(field[2])}, y ${whole(field[1])} to ${whole(field[3])}` : layer ? `${layer.field} pixels` : ''
+  const value = activation()
+  $('activation').textContent = value === null ? '' : short(value)
+  $('activation').dataset.value = value ?? ''
+  $('overlay').hidden = !!single
+  $('peak').textContent = !here ? '' : single ? short(maps.head.peaks[state.map][0]) : `${short(maps.head.peaks[state.map][0])} at y ${maps.head.peaks[state.map][1]}, x ${maps.head.peaks[state.map][2]}`
+  $('unit-error').textContent = state.errors.unit ?? ''
+  if (!here || single) return
+  put(canvas, mapPixels(maps, state.map, state.ownScale))
+  canvas.setAttribute('aria-label', `Map ${state.map} of ${layer.name}, ${layer.rows} by ${layer.columns}. Click or use the arrow keys to choose a unit.`)
+  $('map-range').textContent = `0 to ${short(rangeOf(maps, state.map, state.ownScale))}`
+  spot.hidden = !state.unit
+  if (state.unit) {
+    Object.assign(spot.style, { left: `${state.unit[1] / layer.columns * 100}%`, top: `${state.unit[0] / layer.rows * 100}%`, width: `${100 / layer.columns}%`, height: `${100 / layer.rows}%` })
+  }
+}
+
+const renderControls = () => {
+  const { network } = state
+  const rules = $('rules')
+  if (rules.children.length !== network.rules.length) {
+    rules.replaceChildren(...network.rules.map((rule, i) => button(rule, { 'data-rule': rule, 'aria-keyshortcuts': i < 9 ? String(i + 1) : null, title: i < 9 ? `Key ${i + 1}` : null, onclick: () => stepRule(rule) })))
+    if (network.rules.length > 1) rules.append(button('all', { id: 'rules-all', 'aria-keyshortcuts': 'a', title: 'All rules side by side. Key A', onclick: () => change({ all: !state.all }) }))
+    $('weights').hidden = !network.random
+  }
+  for (const entry of rules.children) press(entry, entry.id === 'rules-all' ? state.all : !state.all && entry.dataset.rule === state.rule)
+  press($('random'), state.random)
+  press($('shared'), state.shared)
+  press($('cut'), state.cut)
+  $('cut').disabled = state.cut && !cuts()
+  press($('overlay'), state.overlay)
+  $('shared').hidden = !state.all && !state.random
+  $('gain').textContent = state.gain
+  $('gain').classList.toggle('turned', state.gain !== 1)
+  $('gain-less').disabled = state.gain === GAINS[0]
+  $('gain-more').disabled = state.gain === GAINS.at(-1)
+}
+
+const pick = (event, how) => {
+  const layer = layerOf(state.layer)
+  const box = $('map-large').getBoundingClientRect()
+  const x = Math.floor((event.clientX - box.left) / box.width * layer.columns), y = Math.floor((event.clientY - box.top) / box.height * layer.rows)
+  if (x >= 0 && y >= 0 && x < layer.columns && y < layer.rows) selectUnit(state.map, [y, x], how)
+}
+
+export const startUnit = () => {
+  const canvas = $('map-large')
+  canvas.addEventListener('pointerdown', event => {
+    if (event.button !== 0) return
+    canvas.setPointerCapture(event.pointerId)
+    pick(event, { push: true, click: true })
+  })
+  canvas.addEventListener('pointermove', event => { if (canvas.hasPointerCapture(event.pointerId)) pick(event, { follow: true }) })
+  $('random').addEventListener('click', toggleRandom)
+  $('shared').addEventListener('click', () => change({ shared: !state.shared }))
+  $('cut').addEventListener('click', () => change({ cut: !state.cut }))
+  $('overlay').addEventListener('click', () => change({ overlay: !state.overlay }))
+  $('gain-less').addEventListener('click', () => stepGain(-1))
+  $('gain-more').addEventListener('click', () => stepGain(1))
+  listen(changed => {
+    if (any(changed, 'network', 'layer', 'rule', 'all', 'random', 'shared', 'cut', 'overlay', 'gain')) renderControls()
+    const moved = any(changed, 'network', 'image', 'view', 'cover', 'fill', 'layer', 'map', 'unit')
+    if (moved || any(changed, 'pictures', 'rule', 'all', 'random', 'shared', 'cut', 'gain', 'input', 'top')) renderPictures()
+    if (moved || any(changed, 'maps', 'pictures', 'ownScale', 'errors', 'top')) renderMap()
+  })
+}
