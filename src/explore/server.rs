@@ -66,9 +66,43 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; i
                       connect-src 'self'; media-src 'self' blob:; base-uri 'none'; form-action 'none'; \
                       frame-ancestors 'self'";
 
+/// A file of the page: its name, its type, what is in it.
+type File = (&'static str, &'static str, &'static str);
+
+const fn script(name: &'static str, text: &'static str) -> File {
+    (name, "text/javascript; charset=utf-8", text)
+}
+
 /// The files of the page.
-const FILES: &[(&str, &str, &str)] =
-    &[("", "text/html; charset=utf-8", include_str!("page/index.html"))];
+const FILES: &[File] = &[
+    ("", "text/html; charset=utf-8", include_str!("page/index.html")),
+    ("explore.css", "text/css; charset=utf-8", include_str!("page/explore.css")),
+    script("api.js", include_str!("page/api.js")),
+    script("camera.js", include_str!("page/camera.js")),
+    script("chooser.js", include_str!("page/chooser.js")),
+    script("classes.js", include_str!("page/classes.js")),
+    script("cover.js", include_str!("page/cover.js")),
+    script("dom.js", include_str!("page/dom.js")),
+    script("draw.js", include_str!("page/draw.js")),
+    script("hold.js", include_str!("page/hold.js")),
+    script("keys.js", include_str!("page/keys.js")),
+    script("link.js", include_str!("page/link.js")),
+    script("load.js", include_str!("page/load.js")),
+    script("main.js", include_str!("page/main.js")),
+    script("maps.js", include_str!("page/maps.js")),
+    script("save.js", include_str!("page/save.js")),
+    script("square.js", include_str!("page/square.js")),
+    script("stage.js", include_str!("page/stage.js")),
+    script("state.js", include_str!("page/state.js")),
+    script("strip.js", include_str!("page/strip.js")),
+    script("sweep.js", include_str!("page/sweep.js")),
+    script("timing.js", include_str!("page/timing.js")),
+    script("top.js", include_str!("page/top.js")),
+    script("tour.js", include_str!("page/tour.js")),
+    script("unit.js", include_str!("page/unit.js")),
+    script("upload.js", include_str!("page/upload.js")),
+    script("view.js", include_str!("page/view.js")),
+];
 
 /// What a server is given.
 pub struct Settings {
