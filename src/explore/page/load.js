@@ -299,6 +299,8 @@ export const startLoading = () => listen((changed, how) => {
   if (shown || changed.has('layer')) wantMaps(how.follow)
   if (shown || any(changed, 'held', 'layer')) wantHeld(how.follow)
   // A little later: the projection asked for by the same click comes first, and maps passed by are left out.
+  // A link that leaves the unit open, to maps that are here already.
+  else if (any(changed, 'map', 'unit') && !state.unit && state.maps?.of === mapsAddress()) choose(state.maps)
   if (any(changed, 'layer', 'map')) {
     clearTimeout(topTimer)
     topTimer = setTimeout(wantTop, 150)

@@ -4,7 +4,7 @@
 //   #notice-text, #title, #checkpoint, #live (aria-live), #open-help, #help, #help-close, #copy-link, #save-state
 //   image    #choose #previous #next #upload #file #camera; #chooser with #splits [data-split], #class-wanted, #search,
 //            #chooser-count, #thumbs [data-image], #chooser-close
-//            #stage (canvas; data-mode look, cover, crop; aria-busy while pixels are not of the state), #image-name,
+//            #stage (canvas; data-mode look, cover, crop; aria-busy while pixels are not of the state), #image-name[data-shown],
 //            #image-class, #image-error; #mode-look #mode-cover #mode-crop; #view-in #view-out #view-reset #view-state
 //   classes  #classes li[data-class][data-probability], .label is the data's own; aria-busy; #classes-error
 //   layers   #layers [data-layer], aria-current="true" is the chosen

@@ -1,7 +1,7 @@
 // What is kept: any picture as PNG with its caption under it, the state as JSON, the link.
 
 import * as api from './api.js'
-import { $, percent, short } from './dom.js'
+import { $, percent, short, whole } from './dom.js'
 import { fieldHere, mapsHere } from './load.js'
 import { hashOf } from './link.js'
 import { state } from './state.js'
@@ -76,7 +76,7 @@ const programText = () => `${state.network.title} (${state.network.checkpoint}),
 const contents = key => {
   if (key === 'image') {
     const best = state.classes?.classes[0]
-    return [$('stage'), [state.image, shownText(), ...(best ? [`${best.name} ${percent(best.probability)}`] : [])]]
+    return [$('stage'), ['The image as the network sees it', shownText(), ...(best ? [`${best.name} ${percent(best.probability)}`] : [])]]
   }
   if (key === 'map') {
     const maps = mapsHere()
@@ -92,8 +92,8 @@ const contents = key => {
   const field = fieldHere()
   return [canvas, [`Projection by ${entry.rule}${entry.random ? ', random weights' : ''}`,
     `${unitText()}; activation ${short(entry.picture.head.activation)}`,
-    `values ${rangeText(scale)}, zero is grey${state.gain === 1 ? '' : `, gain ${state.gain}`}${state.shared ? ', one scale for all shown' : ''}`,
-    ...(field ? [`receptive field x ${field[0]} to ${field[2]}, y ${field[1]} to ${field[3]}`] : []), shownText()]]
+    `black to white ${rangeText(scale)}, zero is grey${state.gain === 1 ? '' : `, gain ${state.gain}`}${state.shared ? ', one scale for all shown' : ''}`,
+    ...(field ? [`receptive field x ${whole(field[0])} to ${whole(field[2])}, y ${whole(field[1])} to ${whole(field[3])}`] : []), shownText()]]
 }
 
 const savePicture = key => {

@@ -1,7 +1,7 @@
 // One unit: its map enlarged, its receptive field, and its projections by the rules and weights asked for.
 
 import { $, button, make, press, short, whole } from './dom.js'
-import { mapPixels, projectionPixels, put, rangeOf, valueOf } from './draw.js'
+import { isSigned, mapPixels, projectionPixels, put, rangeOf, valueOf } from './draw.js'
 import { GAINS } from './link.js'
 import { fieldHere, inputAddress, mapsHere, pictureAddress, pictureKeys } from './load.js'
 import { neighbour } from './maps.js'
@@ -59,7 +59,7 @@ export const activation = () => {
   return maps && state.map !== null && state.unit ? valueOf(maps, state.map, ...state.unit) : null
 }
 
-const nameOf = ({ rule, random }) => (random ? `${rule}, random weights` : state.random ? `${rule}, trained` : rule)
+const nameOf = ({ rule, random }) => (random ? `${rule}, random` : state.random ? `${rule}, trained` : rule)
 
 /** One scale for all that can be compared, or the picture's own. */
 export const scaleOf = (entry, all) => (state.shared
@@ -67,12 +67,12 @@ export const scaleOf = (entry, all) => (state.shared
   : entry.picture.head.scale)
 
 /** The words under a picture: what full white and full black stand for, and the gain. */
-export const rangeText = scale => (scale > 0 ? `−${short(scale / state.gain)} to ${short(scale / state.gain)}` : 'all zero')
+export const rangeText = scale => (scale > 0 ? `± ${short(scale / state.gain)}` : 'all zero')
 
 const figure = key => {
   const element = make('figure', { 'data-picture': key },
     make('div', { class: 'frame' }, make('canvas', { role: 'img' }), make('p', { class: 'instead', hidden: true })),
-    make('figcaption', {}, make('span', { class: 'text' }, make('b', { class: 'what' }), make('span', { class: 'range' }), make('span', { class: 'gain' })),
+    make('figcaption', {}, make('b', { class: 'what' }), make('span', { class: 'text' }, make('span', { class: 'range' }), make('span', { class: 'gain' })),
       button('PNG', { class: 'save', 'data-save': key, 'aria-label': `Save this picture as PNG: ${key}` })))
   return element
 }
@@ -128,8 +128,9 @@ const renderPictures = () => {
       return
     }
     const scale = scaleOf(entry, all)
-    caption.querySelector('.range').textContent = rangeText(scale)
-    canvas.setAttribute('aria-label', `Projection of the unit by ${nameOf(entry)}, values ${rangeText(scale)}, zero is grey`)
+    // Another network's unit: how strongly that fires is part of the comparison.
+    caption.querySelector('.range').textContent = rangeText(scale) + (entry.random ? `, activation ${short(picture.head.activation)}` : '')
+    canvas.setAttribute('aria-label', `Projection of the unit by ${nameOf(entry)}, black to white ${rangeText(scale)}, zero is grey`)
     const part = cutTo(picture.head.field)
     const key = [picture.of, scale, state.gain, part].join(' ')
     if (drawnOf.get(canvas) !== key) {
@@ -188,7 +189,8 @@ const renderMap = () => {
   if (!here || single) return
   put(canvas, mapPixels(maps, state.map, state.ownScale))
   canvas.setAttribute('aria-label', `Map ${state.map} of ${layer.name}, ${layer.rows} by ${layer.columns}. Click or use the arrow keys to choose a unit.`)
-  $('map-range').textContent = `0 to ${short(rangeOf(maps, state.map, state.ownScale))}`
+  const high = short(rangeOf(maps, state.map, state.ownScale))
+  $('map-range').textContent = isSigned(maps) ? `−${high} to ${high}` : `0 to ${high}`
   spot.hidden = !state.unit
   if (state.unit) {
     Object.assign(spot.style, { left: `${state.unit[1] / layer.columns * 100}%`, top: `${state.unit[0] / layer.rows * 100}%`, width: `${100 / layer.columns}%`, height: `${100 / layer.rows}%` })
