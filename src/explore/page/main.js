@@ -18,7 +18,7 @@
 //            #sweep-class #sweep-steps #sweep-run #sweep-stop #sweep-progress #heat #heat-low #heat-high #sweep-over #sweep-caption
 //   hold     #hold #held #held-name #held-value[data-value] #held-best #held-list [data-best] #held-go
 //   top      #top-list [data-peak][data-image], #top-progress
-//   saving   [data-save="image" | "map" | "heat" | a data-picture]
+//   saving   [data-save="image" | "map" | "heat" | "top" | a data-picture]
 // The link follows at once, but a quarter of a second after the last move of a drag, a held key or the camera.
 // Performance: mark `zfnet:click`, measure `zfnet:unit` (timing.js). `html[data-ready]` once the network is known.
 

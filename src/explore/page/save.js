@@ -72,6 +72,23 @@ const shownText = () => {
 const unitText = () => `${state.layer}, map ${state.map}, y ${state.unit[0]}, x ${state.unit[1]}`
 const programText = () => `${state.network.title} (${state.network.checkpoint}), ${state.network.program}`
 
+/** The nine pairs as one picture. */
+const nine = () => {
+  const side = 112, gap = 6
+  const canvas = document.createElement('canvas')
+  const pairs = [...document.querySelectorAll('#top-list .peak')]
+  canvas.width = 3 * (2 * side + 2 + gap) - gap
+  canvas.height = Math.ceil(pairs.length / 3) * (side + gap) - gap
+  const context = canvas.getContext('2d')
+  context.fillStyle = PAPER
+  context.fillRect(0, 0, canvas.width, canvas.height)
+  context.imageSmoothingEnabled = false
+  pairs.forEach((pair, i) => [...pair.querySelectorAll('img')].forEach((image, which) => {
+    if (image.naturalWidth) context.drawImage(image, (i % 3) * (2 * side + 2 + gap) + which * (side + 2), Math.floor(i / 3) * (side + gap), side, side)
+  }))
+  return canvas
+}
+
 /** Canvas and caption of what `data-save` names. */
 const contents = key => {
   if (key === 'image') {
@@ -83,6 +100,7 @@ const contents = key => {
     return [$('map-large'), [`${state.layer}, map ${state.map}`, `${$('map-range').textContent}; peak ${short(maps.head.peaks[state.map][0])}`, shownText()]]
   }
   if (key === 'heat') return [$('heat'), [`Where the network looks: ${state.sweep.name}`, sweepCaption(state.sweep), shownText()]]
+  if (key === 'top') return state.top && [nine(), [`The nine strongest of ${state.layer}, map ${state.map}`, `patches and projections (each in its own scale), ${$('top-progress').textContent}: ${state.top.peaks.map(peak => `${short(peak.value)} in ${peak.id}`).join(', ')}`]]
   const canvas = document.querySelector(`[data-picture="${CSS.escape(key)}"] canvas`)
   if (key === 'photo') return [canvas, [`Receptive field of ${unitText()}`, shownText()]]
   const all = pictures()

@@ -30,6 +30,12 @@ export const moveUnit = (dx, dy, again) => {
   selectUnit(state.map, next, again ? { follow: true } : { push: true, click: true })
 }
 
+/** The map's strongest unit in this image. */
+export const goToPeak = () => {
+  const maps = mapsHere()
+  if (maps && state.map !== null) selectUnit(state.map, [maps.head.peaks[state.map][1], maps.head.peaks[state.map][2]], { push: true, click: true })
+}
+
 /** Another map, at its strongest place. */
 export const stepMap = (by, again) => {
   const map = neighbour(by)
@@ -109,10 +115,11 @@ const renderPictures = () => {
     element.setAttribute('aria-busy', String(!entry.current && !!state.unit))
     complete &&= entry.current
     caption.querySelector('.what').textContent = nameOf(entry)
-    const gain = caption.querySelector('.gain')
-    gain.hidden = state.gain === 1
-    gain.textContent = `gain ${state.gain}`
     const { picture } = entry
+    const gain = caption.querySelector('.gain')
+    gain.hidden = state.gain === 1 || !picture?.head
+    caption.querySelector('.save').hidden = !picture?.head
+    gain.textContent = `gain ${state.gain}`
     if (!picture) {
       // Nothing has come yet: grey, which is zero.
       put(canvas, new ImageData(new Uint8ClampedArray([128, 128, 128, 255]), 1, 1))
@@ -233,6 +240,7 @@ export const startUnit = () => {
     pick(event, { push: true, click: true })
   })
   canvas.addEventListener('pointermove', event => { if (canvas.hasPointerCapture(event.pointerId)) pick(event, { follow: true }) })
+  $('peak').addEventListener('click', goToPeak)
   $('random').addEventListener('click', toggleRandom)
   $('shared').addEventListener('click', () => change({ shared: !state.shared }))
   $('cut').addEventListener('click', () => change({ cut: !state.cut }))
