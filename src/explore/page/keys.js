@@ -37,7 +37,7 @@ const HELP = [
   ['x', 'crop; arrows then move the square'], ['+ −', 'zoom, or the size of the cover'], ['0', "the network's own preparation"], ['v', 'the camera'], ['Esc', 'back to looking'], ['?', 'this help'],
 ]
 
-export const openHelp = () => { if (!$('help').open) $('help').showModal() }
+const openHelp = () => { if (!$('help').open) $('help').showModal() }
 
 // Where text is written, or a list is chosen from, letters and arrows are that element's own.
 const typing = element => !!element?.closest?.('input, textarea, select, [contenteditable]')

@@ -4,7 +4,7 @@
 import { $, make, many, press, short } from './dom.js'
 import { colour, isSigned, mapPixels, put, rangeOf, valueOf, viridis } from './draw.js'
 import { mapsAddress, mapsHere } from './load.js'
-import { any, change, layerOf, listen, state } from './state.js'
+import { any, change, classOf, layerOf, listen, state } from './state.js'
 import { selectUnit } from './unit.js'
 
 const GAP = 8
@@ -65,7 +65,10 @@ const fill = (tile, place) => {
   tile.setAttribute('aria-setsize', order.length)
   tile.setAttribute('aria-posinset', place + 1)
   tile.setAttribute('aria-selected', String(map === state.map))
-  tile.setAttribute('aria-label', `map ${map}, peak ${short(peaks[map][0])} at y ${peaks[map][1]}, x ${peaks[map][2]}`)
+  const name = classOf(state.layer, map)
+  tile.setAttribute('aria-label', `map ${map}${name ? `, ${name}` : ''}, peak ${short(peaks[map][0])} at y ${peaks[map][1]}, x ${peaks[map][2]}`)
+  if (name) tile.title = name
+  else tile.removeAttribute('title')
   const single = rows === 1 && columns === 1
   canvas.style.height = `${layout.height - LABEL}px`
   const key = `${maps.of} ${map} ${state.ownScale}`

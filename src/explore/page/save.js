@@ -36,7 +36,7 @@ const wrap = (context, text, width) => {
 }
 
 /** A canvas at a size to be looked at, its pixels repeated, with a caption; the first line of it is the title. */
-export const captioned = (source, caption) => {
+const captioned = (source, caption) => {
   const k = Math.max(1, Math.round(512 / Math.max(source.width, source.height)))
   const width = Math.max(360, source.width * k), margin = 16, line = 19
   const out = document.createElement('canvas')
@@ -124,7 +124,7 @@ const savePicture = key => {
 }
 
 /** All that is shown, in numbers. */
-export const stateJson = () => ({
+const stateJson = () => ({
   program: state.network.program, title: state.network.title, checkpoint: state.network.checkpoint,
   link: hashOf(state), image: state.image, name: state.info?.name ?? null,
   label: state.info ? state.network.data_classes?.[state.info.class] ?? null : null,

@@ -10,7 +10,7 @@ import { sweepPixels } from './sweep.js'
 import { selectUnit } from './unit.js'
 import * as view from './view.js'
 
-export const FIELD = '#ff7a29'
+const FIELD = '#ff7a29'
 
 const canvas = () => $('stage')
 
@@ -24,7 +24,7 @@ const place = () => {
 }
 
 let asked = false
-export const redraw = () => {
+const redraw = () => {
   if (asked) return
   asked = true
   requestAnimationFrame(() => { asked = false; draw() })

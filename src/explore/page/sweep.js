@@ -14,7 +14,7 @@ let classWanted = null
 const steps = () => Number($('sweep-steps').value)
 
 /** The box of the place (row, column): the square about the middle of its cell. */
-export const boxAt = (sweep, row, column) => {
+const boxAt = (sweep, row, column) => {
   const { rows, columns } = state.network.input
   const x = Math.round((column + 0.5) * columns / sweep.steps - sweep.side / 2)
   const y = Math.round((row + 0.5) * rows / sweep.steps - sweep.side / 2)
@@ -39,7 +39,7 @@ export const sweepPixels = sweep => {
   return image
 }
 
-export const stopSweep = () => {
+const stopSweep = () => {
   running?.abort()
   running = null
   if (state.sweep?.running) change({ sweep: { ...state.sweep, running: false } })

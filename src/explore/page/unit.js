@@ -5,7 +5,7 @@ import { isSigned, mapPixels, projectionPixels, put, rangeOf, valueOf } from './
 import { GAINS } from './link.js'
 import { fieldHere, inputAddress, mapsHere, pictureAddress, pictureKeys } from './load.js'
 import { neighbour } from './maps.js'
-import { any, change, layerOf, listen, state } from './state.js'
+import { any, change, classOf, layerOf, listen, state } from './state.js'
 import { clicked, drawn } from './timing.js'
 
 /**
@@ -184,7 +184,7 @@ const renderMap = () => {
   const single = layer && layer.rows === 1 && layer.columns === 1
   $('map-figure').hidden = !here || single
   $('unit-title').textContent = state.map === null || !layer ? 'Unit' : `${layer.name}, map ${state.map}`
-  $('unit-place').textContent = state.unit && !single ? `y ${state.unit[0]}, x ${state.unit[1]}` : ''
+  $('unit-place').textContent = state.unit && !single ? `y ${state.unit[0]}, x ${state.unit[1]}` : layer && state.map !== null ? classOf(layer.name, state.map) ?? '' : ''
   const field = fieldHere()
   $('unit-field').textContent = field ? `x ${whole(field[0])} to ${whole(field[2])}, y ${whole(field[1])} to ${whole(field[3])}` : layer ? `${layer.field} pixels` : ''
   const value = activation()
