@@ -112,7 +112,7 @@ const renderPictures = () => {
     const element = box.children[i + (photo ? 1 : 0)]
     const [holder, caption] = element.children
     const [canvas, instead] = holder.children
-    element.setAttribute('aria-busy', String(!entry.current && !!state.unit))
+    element.setAttribute('aria-busy', String(!entry.current))
     complete &&= entry.current
     caption.querySelector('.what').textContent = nameOf(entry)
     const { picture } = entry
