@@ -73,7 +73,6 @@ export const thumbAt = image => './api/thumb/' + segments(image)
 export const network = () => json('network')
 export const classes = (address, signal) => json(address, signal)
 export const top = (address, signal) => json(address, signal, 'low')
-export const status = signal => json('status', signal)
 
 /** @param {{split: string, from: number, count: number, class?: number | null, search?: string}} want */
 export const images = ({ split, from, count, class: kind, search }, signal) => json(

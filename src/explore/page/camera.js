@@ -14,7 +14,7 @@ let stream = null
 /** The image that the camera itself has put there: any other was chosen by the reader, and ends the run. */
 let last = null
 
-export const stopCamera = () => {
+const stopCamera = () => {
   stream?.getTracks().forEach(track => track.stop())
   stream = null
   if (state.camera) change({ camera: false })

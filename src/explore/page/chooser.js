@@ -88,7 +88,7 @@ export const stepImage = async by => {
 
 const prepare = () => {
   const { splits, data_classes: classes } = state.network
-  for (const id of ['choose', 'previous', 'next']) $(id).hidden = !splits.length
+  $('data-images').hidden = !splits.length
   if (!splits.length) return
   list.split = splits[0].name
   $('splits').replaceChildren(...splits.map(split => button(`${split.name} (${many(split.count)})`, { 'data-split': split.name, onclick: () => restart({ split: split.name }) })))

@@ -65,6 +65,9 @@ export const valueOf = (maps, map, y, x) => {
   return maps.values[(map * rows + y) * columns + x] / 127 * scale
 }
 
+/** Whether anything lies below zero: so in a layer before its relu. */
+export const isSigned = maps => (maps.signed ??= maps.values.some(v => v < 0))
+
 /** The last value that q stands for, as the page prints ranges. */
 export const rangeOf = (maps, map, own) => {
   if (!own) return maps.head.scale

@@ -8,7 +8,7 @@ import { pictures } from './unit.js'
 
 const KEPT = 6
 
-/** @type {{of: string, value: number, thumb: HTMLCanvasElement, shown: any}[]} Strongest first. */
+/** @type {{of: string, value: number, time: number, camera: boolean, thumb: HTMLCanvasElement, shown: any}[]} Strongest first. */
 let best = []
 let bestOf = ''
 
@@ -40,6 +40,8 @@ const thumb = () => {
   return canvas
 }
 
+const entry = (of, value, time) => ({ of, value, time, camera: state.camera, thumb: thumb(), shown: { image: state.image, view: state.view, cover: state.cover, fill: state.fill } })
+
 /** Takes up an image once both its pixels and the unit's value are here. */
 const note = now => {
   const key = nameOf(state.held)
@@ -49,11 +51,18 @@ const note = now => {
   }
   const of = inputAddress()
   if (now === null || !(now > 0) || state.input?.of !== of) return
+  // Frames of one moment look alike: of those the strongest stands for all.
+  const time = performance.now()
   const known = best.find(entry => entry.of === of)
+  const moment = state.camera ? best.find(entry => entry.camera && time - entry.time < 1500) : null
   if (known) known.value = now
+  else if (moment) {
+    if (now <= moment.value) return
+    best.splice(best.indexOf(moment), 1, entry(of, now, moment.time))
+  }
   else {
     if (best.length === KEPT && now <= best.at(-1).value) return
-    best.push({ of, value: now, thumb: thumb(), shown: { image: state.image, view: state.view, cover: state.cover, fill: state.fill } })
+    best.push(entry(of, now, time))
   }
   best.sort((a, b) => b.value - a.value)
   best.length = Math.min(best.length, KEPT)

@@ -7,7 +7,7 @@ import { $, make } from './dom.js'
 import { toggleHold } from './hold.js'
 import { change, state } from './state.js'
 import { stepLayer } from './strip.js'
-import { moveUnit, stepGain, stepMap, stepRule, toggleRandom } from './unit.js'
+import { goToPeak, moveUnit, stepGain, stepMap, stepRule, toggleRandom } from './unit.js'
 import * as view from './view.js'
 
 const larger = () => (state.mode === 'cover' && state.cover ? cover.resize(1.25) : view.zoom(1 / 1.25))
@@ -22,7 +22,7 @@ const ACTS = {
   ',': again => stepLayer(-1, again ? walk : once), '.': again => stepLayer(1, again ? walk : once),
   n: () => stepImage(1), p: () => stepImage(-1), i: openChooser,
   r: toggleRandom, a: () => state.network.rules.length > 1 && change({ all: !state.all }), s: () => change({ shared: !state.shared }),
-  h: toggleHold, g: () => stepGain(1), G: () => stepGain(-1), f: () => change({ cut: !state.cut }), o: () => change({ overlay: !state.overlay }),
+  h: toggleHold, m: goToPeak, g: () => stepGain(1), G: () => stepGain(-1), f: () => change({ cut: !state.cut }), o: () => change({ overlay: !state.overlay }),
   c: cover.toggle, x: () => { change({ mode: state.mode === 'crop' ? 'look' : 'crop' }); $('stage').focus({ preventScroll: true }) },
   '+': larger, '=': larger, '-': smaller, 0: view.reset,
   Escape: () => change({ mode: 'look' }),
@@ -30,14 +30,14 @@ const ACTS = {
 }
 
 const HELP = [
-  ['← → ↑ ↓', 'move the unit within its map'], ['[ ]', 'the map before, the next (in the order shown)'], [', .', 'the layer before, the next'],
+  ['← → ↑ ↓', 'move the unit within its map'], ['m', "the map's strongest unit"], ['[ ]', 'the map before, the next (in the order shown)'], [', .', 'the layer before, the next'],
   ['p n', 'the image before, the next'], ['i', 'choose an image'], ['1 2 3', 'the rule of the projection'], ['a', 'all rules side by side'],
   ['r', 'the same unit under random weights'], ['s', 'one scale for all projections shown'], ['g G', 'more gain, less gain'], ['f', 'cut to the receptive field, or the whole image'],
   ['o', 'the map over the image'], ['h', 'hold the unit, or release it'], ['c', 'cover with a square, or take it away; arrows then move it (Shift: one pixel)'],
   ['x', 'crop; arrows then move the square'], ['+ −', 'zoom, or the size of the cover'], ['0', "the network's own preparation"], ['v', 'the camera'], ['Esc', 'back to looking'], ['?', 'this help'],
 ]
 
-export const openHelp = () => { if (!$('help').open) $('help').showModal() }
+const openHelp = () => { if (!$('help').open) $('help').showModal() }
 
 // Where text is written, or a list is chosen from, letters and arrows are that element's own.
 const typing = element => !!element?.closest?.('input, textarea, select, [contenteditable]')

@@ -61,10 +61,25 @@ const want = (lane, part, follow, job) => lane.ask(async signal => {
   } catch (error) {
     if (signal.aborted) return
     fail(part, error)
+    if (error.status === 0) againSoon()
     // A fault of the page itself belongs on the console too.
     if (!(error instanceof api.Refused)) reportError(error)
   }
 }, follow)
+
+/** The server is away, perhaps for a moment: what is missing is asked for again until it is back. */
+let againTimer = 0
+const againSoon = () => {
+  clearTimeout(againTimer)
+  againTimer = setTimeout(() => {
+    if (!state.image) return
+    wantInput(false)
+    wantClasses(false)
+    wantMaps(false)
+    wantPictures(false)
+    wantHeld(false)
+  }, 2000)
+}
 
 const wantInput = follow => {
   const of = inputAddress()
@@ -155,7 +170,7 @@ const wantPictures = follow => {
         if (!(picture.head.activation > 0)) picture = { of, refused: `This unit did not fire: its activation is ${short(picture.head.activation)}.`, silent: true }
       } catch (error) {
         // A unit that did not fire is an answer, and belongs where its picture would be.
-        if (signal.aborted || !(error instanceof api.Refused)) throw error
+        if (signal.aborted || !(error instanceof api.Refused) || error.status === 0) throw error
         picture = { of, refused: error.message, silent: error.status === 409 }
       }
       if (!picture.refused || picture.silent) keptPictures.set(of, picture)
@@ -299,6 +314,8 @@ export const startLoading = () => listen((changed, how) => {
   if (shown || changed.has('layer')) wantMaps(how.follow)
   if (shown || any(changed, 'held', 'layer')) wantHeld(how.follow)
   // A little later: the projection asked for by the same click comes first, and maps passed by are left out.
+  // A link that leaves the unit open, to maps that are here already.
+  else if (any(changed, 'map', 'unit') && !state.unit && state.maps?.of === mapsAddress()) choose(state.maps)
   if (any(changed, 'layer', 'map')) {
     clearTimeout(topTimer)
     topTimer = setTimeout(wantTop, 150)

@@ -4,7 +4,7 @@
 //   #notice-text, #title, #checkpoint, #live (aria-live), #open-help, #help, #help-close, #copy-link, #save-state
 //   image    #choose #previous #next #upload #file #camera; #chooser with #splits [data-split], #class-wanted, #search,
 //            #chooser-count, #thumbs [data-image], #chooser-close
-//            #stage (canvas; data-mode look, cover, crop; aria-busy while pixels are not of the state), #image-name,
+//            #stage (canvas; data-mode look, cover, crop; aria-busy while pixels are not of the state), #image-name[data-shown],
 //            #image-class, #image-error; #mode-look #mode-cover #mode-crop; #view-in #view-out #view-reset #view-state
 //   classes  #classes li[data-class][data-probability], .label is the data's own; aria-busy; #classes-error
 //   layers   #layers [data-layer], aria-current="true" is the chosen
@@ -18,7 +18,7 @@
 //            #sweep-class #sweep-steps #sweep-run #sweep-stop #sweep-progress #heat #heat-low #heat-high #sweep-over #sweep-caption
 //   hold     #hold #held #held-name #held-value[data-value] #held-best #held-list [data-best] #held-go
 //   top      #top-list [data-peak][data-image], #top-progress
-//   saving   [data-save="image" | "map" | "heat" | a data-picture]
+//   saving   [data-save="image" | "map" | "heat" | "top" | a data-picture]
 // The link follows at once, but a quarter of a second after the last move of a drag, a held key or the camera.
 // Performance: mark `zfnet:click`, measure `zfnet:unit` (timing.js). `html[data-ready]` once the network is known.
 

@@ -2,9 +2,9 @@
 // thousand maps scrolls as one of forty does.
 
 import { $, make, many, press, short } from './dom.js'
-import { colour, mapPixels, put, rangeOf, valueOf, viridis } from './draw.js'
+import { colour, isSigned, mapPixels, put, rangeOf, valueOf, viridis } from './draw.js'
 import { mapsAddress, mapsHere } from './load.js'
-import { any, change, layerOf, listen, state } from './state.js'
+import { any, change, classOf, layerOf, listen, state } from './state.js'
 import { selectUnit } from './unit.js'
 
 const GAP = 8
@@ -65,7 +65,10 @@ const fill = (tile, place) => {
   tile.setAttribute('aria-setsize', order.length)
   tile.setAttribute('aria-posinset', place + 1)
   tile.setAttribute('aria-selected', String(map === state.map))
-  tile.setAttribute('aria-label', `map ${map}, peak ${short(peaks[map][0])} at y ${peaks[map][1]}, x ${peaks[map][2]}`)
+  const name = classOf(state.layer, map)
+  tile.setAttribute('aria-label', `map ${map}${name ? `, ${name}` : ''}, peak ${short(peaks[map][0])} at y ${peaks[map][1]}, x ${peaks[map][2]}`)
+  if (name) tile.title = name
+  else tile.removeAttribute('title')
   const single = rows === 1 && columns === 1
   canvas.style.height = `${layout.height - LABEL}px`
   const key = `${maps.of} ${map} ${state.ownScale}`
@@ -139,10 +142,9 @@ const renderHead = () => {
   press($('own-scale'), state.ownScale)
   $('maps').setAttribute('aria-busy', String(!!state.image && state.maps?.of !== mapsAddress()))
   const scale = maps?.head.scale ?? 0
-  // Whether anything lies below zero: a layer before its relu.
-  const signed = maps ? maps.head.signed ??= maps.values.some(v => v < 0) : false
-  $('maps-low').textContent = signed ? (state.ownScale ? 'lowest' : short(-scale)) : '0'
-  $('maps-high').textContent = state.ownScale ? "each map's own peak" : short(scale)
+  const signed = !!maps && isSigned(maps)
+  $('maps-low').textContent = !signed ? '0' : state.ownScale ? '−' : short(-scale)
+  $('maps-high').textContent = !state.ownScale ? short(scale) : signed ? 'own magnitude of each' : 'own peak of each'
   const bar = $('maps-bar')
   if (bar.dataset.signed !== String(signed)) {
     bar.dataset.signed = String(signed)

@@ -1,7 +1,7 @@
 // What is kept: any picture as PNG with its caption under it, the state as JSON, the link.
 
 import * as api from './api.js'
-import { $, percent, short } from './dom.js'
+import { $, percent, short, whole } from './dom.js'
 import { fieldHere, mapsHere } from './load.js'
 import { hashOf } from './link.js'
 import { state } from './state.js'
@@ -36,7 +36,7 @@ const wrap = (context, text, width) => {
 }
 
 /** A canvas at a size to be looked at, its pixels repeated, with a caption; the first line of it is the title. */
-export const captioned = (source, caption) => {
+const captioned = (source, caption) => {
   const k = Math.max(1, Math.round(512 / Math.max(source.width, source.height)))
   const width = Math.max(360, source.width * k), margin = 16, line = 19
   const out = document.createElement('canvas')
@@ -72,17 +72,35 @@ const shownText = () => {
 const unitText = () => `${state.layer}, map ${state.map}, y ${state.unit[0]}, x ${state.unit[1]}`
 const programText = () => `${state.network.title} (${state.network.checkpoint}), ${state.network.program}`
 
+/** The nine pairs as one picture. */
+const nine = () => {
+  const side = 112, gap = 6
+  const canvas = document.createElement('canvas')
+  const pairs = [...document.querySelectorAll('#top-list .peak')]
+  canvas.width = 3 * (2 * side + 2 + gap) - gap
+  canvas.height = Math.ceil(pairs.length / 3) * (side + gap) - gap
+  const context = canvas.getContext('2d')
+  context.fillStyle = PAPER
+  context.fillRect(0, 0, canvas.width, canvas.height)
+  context.imageSmoothingEnabled = false
+  pairs.forEach((pair, i) => [...pair.querySelectorAll('img')].forEach((image, which) => {
+    if (image.naturalWidth) context.drawImage(image, (i % 3) * (2 * side + 2 + gap) + which * (side + 2), Math.floor(i / 3) * (side + gap), side, side)
+  }))
+  return canvas
+}
+
 /** Canvas and caption of what `data-save` names. */
 const contents = key => {
   if (key === 'image') {
     const best = state.classes?.classes[0]
-    return [$('stage'), [state.image, shownText(), ...(best ? [`${best.name} ${percent(best.probability)}`] : [])]]
+    return [$('stage'), ['The image as the network sees it', shownText(), ...(best ? [`${best.name} ${percent(best.probability)}`] : [])]]
   }
   if (key === 'map') {
     const maps = mapsHere()
     return [$('map-large'), [`${state.layer}, map ${state.map}`, `${$('map-range').textContent}; peak ${short(maps.head.peaks[state.map][0])}`, shownText()]]
   }
   if (key === 'heat') return [$('heat'), [`Where the network looks: ${state.sweep.name}`, sweepCaption(state.sweep), shownText()]]
+  if (key === 'top') return state.top && [nine(), [`The nine strongest of ${state.layer}, map ${state.map}`, `patches and projections (each in its own scale), ${$('top-progress').textContent}: ${state.top.peaks.map(peak => `${short(peak.value)} in ${peak.id}`).join(', ')}`]]
   const canvas = document.querySelector(`[data-picture="${CSS.escape(key)}"] canvas`)
   if (key === 'photo') return [canvas, [`Receptive field of ${unitText()}`, shownText()]]
   const all = pictures()
@@ -92,8 +110,8 @@ const contents = key => {
   const field = fieldHere()
   return [canvas, [`Projection by ${entry.rule}${entry.random ? ', random weights' : ''}`,
     `${unitText()}; activation ${short(entry.picture.head.activation)}`,
-    `values ${rangeText(scale)}, zero is grey${state.gain === 1 ? '' : `, gain ${state.gain}`}${state.shared ? ', one scale for all shown' : ''}`,
-    ...(field ? [`receptive field x ${field[0]} to ${field[2]}, y ${field[1]} to ${field[3]}`] : []), shownText()]]
+    `black to white ${rangeText(scale)}, zero is grey${state.gain === 1 ? '' : `, gain ${state.gain}`}${state.shared ? ', one scale for all shown' : ''}`,
+    ...(field ? [`receptive field x ${whole(field[0])} to ${whole(field[2])}, y ${whole(field[1])} to ${whole(field[3])}`] : []), shownText()]]
 }
 
 const savePicture = key => {
@@ -106,7 +124,7 @@ const savePicture = key => {
 }
 
 /** All that is shown, in numbers. */
-export const stateJson = () => ({
+const stateJson = () => ({
   program: state.network.program, title: state.network.title, checkpoint: state.network.checkpoint,
   link: hashOf(state), image: state.image, name: state.info?.name ?? null,
   label: state.info ? state.network.data_classes?.[state.info.class] ?? null : null,

@@ -10,7 +10,7 @@ import { sweepPixels } from './sweep.js'
 import { selectUnit } from './unit.js'
 import * as view from './view.js'
 
-export const FIELD = '#ff7a29'
+const FIELD = '#ff7a29'
 
 const canvas = () => $('stage')
 
@@ -24,7 +24,7 @@ const place = () => {
 }
 
 let asked = false
-export const redraw = () => {
+const redraw = () => {
   if (asked) return
   asked = true
   requestAnimationFrame(() => { asked = false; draw() })
@@ -202,9 +202,11 @@ const renderMode = () => {
 
 const renderCaption = () => {
   const { image, info, network } = state
-  $('image-name').textContent = image ?? 'no image yet'
-  $('image-class').textContent = info ? network.data_classes?.[info.class] ?? '' : image?.startsWith('upload/') ? (state.camera ? 'camera' : 'your picture') : ''
-  $('image-file').textContent = info?.name ?? ''
+  const own = image?.startsWith('upload/') ?? false
+  $('image-name').textContent = !image ? 'no image yet' : !own ? image : state.camera ? 'camera' : 'your picture'
+  $('image-name').dataset.shown = image ?? ''
+  $('image-class').textContent = info ? network.data_classes?.[info.class] ?? '' : ''
+  $('image-file').textContent = own ? image : info?.name ?? ''
   $('image-file').title = info?.name ?? ''
   const of = inputAddress()
   $('stage').setAttribute('aria-busy', String(!!of && state.mode !== 'crop' && state.input?.of !== of))
@@ -212,6 +214,7 @@ const renderCaption = () => {
   $('view-state').textContent = state.view ? `${Math.round(state.view[2] * 100)}% of the shorter side` : "The network's own preparation"
   $('view-reset').disabled = !state.view
   $('stage-empty').hidden = !!image
+  document.body.classList.toggle('no-image', !image)
 }
 
 export const startStage = () => {
@@ -232,7 +235,12 @@ export const startStage = () => {
     view.zoom(event.deltaY > 0 ? 1.06 : 1 / 1.06)
   }, { passive: false })
   for (const mode of ['look', 'cover', 'crop']) {
-    $(`mode-${mode}`).addEventListener('click', () => (mode === 'cover' && state.image ? cover.begin() : change({ mode })))
+    $(`mode-${mode}`).addEventListener('click', () => {
+      if (mode === 'cover' && state.image) cover.begin()
+      else change({ mode })
+      // The arrow keys are then the square's.
+      if (mode !== 'look') to.focus({ preventScroll: true })
+    })
   }
   $('view-in').addEventListener('click', () => view.zoom(1 / 1.25))
   $('view-out').addEventListener('click', () => view.zoom(1.25))

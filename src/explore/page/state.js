@@ -73,6 +73,12 @@ export const any = (changed, ...names) => names.some(name => changed.has(name))
 
 export const layerOf = name => state.network?.layers.find(layer => layer.name === name) ?? null
 
+/** The class that a map of the last layer stands for, or nothing. */
+export const classOf = (layer, map) => {
+  const { layers, classes } = state.network
+  return layers.at(-1).name === layer && layers.at(-1).maps === classes.length ? classes[map] ?? null : null
+}
+
 /** Says or clears what went wrong in a part. */
 export const fail = (part, error) => {
   if (!error && !(part in state.errors)) return

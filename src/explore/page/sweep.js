@@ -14,7 +14,7 @@ let classWanted = null
 const steps = () => Number($('sweep-steps').value)
 
 /** The box of the place (row, column): the square about the middle of its cell. */
-export const boxAt = (sweep, row, column) => {
+const boxAt = (sweep, row, column) => {
   const { rows, columns } = state.network.input
   const x = Math.round((column + 0.5) * columns / sweep.steps - sweep.side / 2)
   const y = Math.round((row + 0.5) * rows / sweep.steps - sweep.side / 2)
@@ -39,7 +39,7 @@ export const sweepPixels = sweep => {
   return image
 }
 
-export const stopSweep = () => {
+const stopSweep = () => {
   running?.abort()
   running = null
   if (state.sweep?.running) change({ sweep: { ...state.sweep, running: false } })
@@ -54,7 +54,7 @@ const run = async () => {
   if (!image || !chosen) return
   const n = steps()
   const side = state.cover ? state.cover[2] - state.cover[0] : cover.usual()
-  let sweep = { image, view, fill, side, steps: n, class: chosen.class, name: chosen.name, values: new Float32Array(n * n).fill(NaN), bounds: 0, done: 0, running: true, error: '' }
+  let sweep = { image, view, fill, side, steps: n, class: chosen.class, name: chosen.name, values: new Float32Array(n * n).fill(NaN), bounds: 0, base: state.open?.of === api.classesAt({ image, view, fill, cover: null }) ? state.open.classes.find(c => c.class === chosen.class)?.probability ?? null : null, done: 0, running: true, error: '' }
   change({ sweep, mode: 'cover' })
   for (let i = 0; i < n * n; i++) {
     try {
@@ -79,6 +79,7 @@ const run = async () => {
 export const sweepCaption = sweep => {
   const { low, high } = rangeOf(sweep)
   return `Probability of ${sweep.name} with a square of ${sweep.side} pixels (${sweep.fill}) at each of ${sweep.steps} × ${sweep.steps} places: ${percent(low)} to ${percent(high)}`
+    + (sweep.base === null ? '' : `, ${percent(sweep.base)} with nothing covered`)
     + (sweep.bounds ? `; at ${sweep.bounds} places the class was not among the five, and the fifth's probability is shown, which is at least as large` : '')
 }
 

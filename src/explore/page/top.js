@@ -9,8 +9,15 @@ const here = () => (state.top && state.map !== null && state.top.of === api.topA
 
 const visit = peak => change({ image: peak.id, info: null, view: null, cover: null, unit: [peak.y, peak.x] }, { push: true })
 
+/** Such a picture is made when it is asked for, and the server may be busy: once more, a little later. */
+const again = event => {
+  const image = event.target
+  if (image.src.endsWith('&again=1')) return
+  setTimeout(() => { if (image.isConnected) image.src += '&again=1' }, 1000)
+}
+
 const item = (peak, i) => {
-  const picture = what => make('img', { src: api.topPictureAt(state.layer, state.map, i, what, peak), alt: '', loading: 'lazy', decoding: 'async', fetchpriority: 'low' })
+  const picture = what => make('img', { src: api.topPictureAt(state.layer, state.map, i, what, peak), alt: '', loading: 'lazy', decoding: 'async', fetchpriority: 'low', onerror: again })
   const label = `Strongest ${i + 1}: ${short(peak.value)} in ${peak.id} at y ${peak.y}, x ${peak.x}. Go there.`
   return make('li', {}, make('button', { type: 'button', class: 'peak', 'data-peak': i, 'data-image': peak.id, 'aria-label': label, title: `${peak.id}, y ${peak.y}, x ${peak.x}`, onclick: () => visit(peak) },
     picture('photo'), picture('projection'), make('span', {}, short(peak.value))))

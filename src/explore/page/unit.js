@@ -1,11 +1,11 @@
 // One unit: its map enlarged, its receptive field, and its projections by the rules and weights asked for.
 
 import { $, button, make, press, short, whole } from './dom.js'
-import { mapPixels, projectionPixels, put, rangeOf, valueOf } from './draw.js'
+import { isSigned, mapPixels, projectionPixels, put, rangeOf, valueOf } from './draw.js'
 import { GAINS } from './link.js'
 import { fieldHere, inputAddress, mapsHere, pictureAddress, pictureKeys } from './load.js'
 import { neighbour } from './maps.js'
-import { any, change, layerOf, listen, state } from './state.js'
+import { any, change, classOf, layerOf, listen, state } from './state.js'
 import { clicked, drawn } from './timing.js'
 
 /**
@@ -28,6 +28,12 @@ export const moveUnit = (dx, dy, again) => {
   if (next[0] < 0 || next[1] < 0 || next[0] >= layer.rows || next[1] >= layer.columns) return
   // A key held down is one walk: one entry of the history, and requests that follow it.
   selectUnit(state.map, next, again ? { follow: true } : { push: true, click: true })
+}
+
+/** The map's strongest unit in this image. */
+export const goToPeak = () => {
+  const maps = mapsHere()
+  if (maps && state.map !== null) selectUnit(state.map, [maps.head.peaks[state.map][1], maps.head.peaks[state.map][2]], { push: true, click: true })
 }
 
 /** Another map, at its strongest place. */
@@ -59,7 +65,7 @@ export const activation = () => {
   return maps && state.map !== null && state.unit ? valueOf(maps, state.map, ...state.unit) : null
 }
 
-const nameOf = ({ rule, random }) => (random ? `${rule}, random weights` : state.random ? `${rule}, trained` : rule)
+const nameOf = ({ rule, random }) => (random ? `${rule}, random` : state.random ? `${rule}, trained` : rule)
 
 /** One scale for all that can be compared, or the picture's own. */
 export const scaleOf = (entry, all) => (state.shared
@@ -67,12 +73,12 @@ export const scaleOf = (entry, all) => (state.shared
   : entry.picture.head.scale)
 
 /** The words under a picture: what full white and full black stand for, and the gain. */
-export const rangeText = scale => (scale > 0 ? `−${short(scale / state.gain)} to ${short(scale / state.gain)}` : 'all zero')
+export const rangeText = scale => (scale > 0 ? `± ${short(scale / state.gain)}` : 'all zero')
 
 const figure = key => {
   const element = make('figure', { 'data-picture': key },
     make('div', { class: 'frame' }, make('canvas', { role: 'img' }), make('p', { class: 'instead', hidden: true })),
-    make('figcaption', {}, make('span', { class: 'text' }, make('b', { class: 'what' }), make('span', { class: 'range' }), make('span', { class: 'gain' })),
+    make('figcaption', {}, make('b', { class: 'what' }), make('span', { class: 'text' }, make('span', { class: 'range' }), make('span', { class: 'gain' })),
       button('PNG', { class: 'save', 'data-save': key, 'aria-label': `Save this picture as PNG: ${key}` })))
   return element
 }
@@ -106,13 +112,14 @@ const renderPictures = () => {
     const element = box.children[i + (photo ? 1 : 0)]
     const [holder, caption] = element.children
     const [canvas, instead] = holder.children
-    element.setAttribute('aria-busy', String(!entry.current && !!state.unit))
+    element.setAttribute('aria-busy', String(!entry.current))
     complete &&= entry.current
     caption.querySelector('.what').textContent = nameOf(entry)
-    const gain = caption.querySelector('.gain')
-    gain.hidden = state.gain === 1
-    gain.textContent = `gain ${state.gain}`
     const { picture } = entry
+    const gain = caption.querySelector('.gain')
+    gain.hidden = state.gain === 1 || !picture?.head
+    caption.querySelector('.save').hidden = !picture?.head
+    gain.textContent = `gain ${state.gain}`
     if (!picture) {
       // Nothing has come yet: grey, which is zero.
       put(canvas, new ImageData(new Uint8ClampedArray([128, 128, 128, 255]), 1, 1))
@@ -128,8 +135,9 @@ const renderPictures = () => {
       return
     }
     const scale = scaleOf(entry, all)
-    caption.querySelector('.range').textContent = rangeText(scale)
-    canvas.setAttribute('aria-label', `Projection of the unit by ${nameOf(entry)}, values ${rangeText(scale)}, zero is grey`)
+    // Another network's unit: how strongly that fires is part of the comparison.
+    caption.querySelector('.range').textContent = rangeText(scale) + (entry.random ? `, activation ${short(picture.head.activation)}` : '')
+    canvas.setAttribute('aria-label', `Projection of the unit by ${nameOf(entry)}, black to white ${rangeText(scale)}, zero is grey`)
     const part = cutTo(picture.head.field)
     const key = [picture.of, scale, state.gain, part].join(' ')
     if (drawnOf.get(canvas) !== key) {
@@ -176,7 +184,7 @@ const renderMap = () => {
   const single = layer && layer.rows === 1 && layer.columns === 1
   $('map-figure').hidden = !here || single
   $('unit-title').textContent = state.map === null || !layer ? 'Unit' : `${layer.name}, map ${state.map}`
-  $('unit-place').textContent = state.unit && !single ? `y ${state.unit[0]}, x ${state.unit[1]}` : ''
+  $('unit-place').textContent = state.unit && !single ? `y ${state.unit[0]}, x ${state.unit[1]}` : layer && state.map !== null ? classOf(layer.name, state.map) ?? '' : ''
   const field = fieldHere()
   $('unit-field').textContent = field ? `x ${whole(field[0])} to ${whole(field[2])}, y ${whole(field[1])} to ${whole(field[3])}` : layer ? `${layer.field} pixels` : ''
   const value = activation()
@@ -188,7 +196,8 @@ const renderMap = () => {
   if (!here || single) return
   put(canvas, mapPixels(maps, state.map, state.ownScale))
   canvas.setAttribute('aria-label', `Map ${state.map} of ${layer.name}, ${layer.rows} by ${layer.columns}. Click or use the arrow keys to choose a unit.`)
-  $('map-range').textContent = `0 to ${short(rangeOf(maps, state.map, state.ownScale))}`
+  const high = short(rangeOf(maps, state.map, state.ownScale))
+  $('map-range').textContent = isSigned(maps) ? `−${high} to ${high}` : `0 to ${high}`
   spot.hidden = !state.unit
   if (state.unit) {
     Object.assign(spot.style, { left: `${state.unit[1] / layer.columns * 100}%`, top: `${state.unit[0] / layer.rows * 100}%`, width: `${100 / layer.columns}%`, height: `${100 / layer.rows}%` })
@@ -231,6 +240,7 @@ export const startUnit = () => {
     pick(event, { push: true, click: true })
   })
   canvas.addEventListener('pointermove', event => { if (canvas.hasPointerCapture(event.pointerId)) pick(event, { follow: true }) })
+  $('peak').addEventListener('click', goToPeak)
   $('random').addEventListener('click', toggleRandom)
   $('shared').addEventListener('click', () => change({ shared: !state.shared }))
   $('cut').addEventListener('click', () => change({ cut: !state.cut }))
