@@ -54,19 +54,22 @@ pub(super) struct Asked {
 }
 
 pub(super) enum Ask {
-    Classes(Prepared),
+    /// The most probable classes, and this one.
+    Classes(Prepared, Option<usize>),
     Maps(Prepared, usize),
     Project(Prepared, Asked),
-    Top { layer: usize, map: usize },
+    Top {
+        layer: usize,
+        map: usize,
+    },
     Status,
 }
 
 pub(super) enum Answer {
     Classes(Vec<Class>),
     Maps(OfLayer, Vec<i8>),
+    /// Without values for a unit that did not fire.
     Projection(Projection, Vec<f32>),
-    /// The activation of a unit that cannot be projected.
-    DidNotFire(f32),
     Top(Top),
     Status(Progress),
 }
@@ -151,6 +154,8 @@ pub struct ListedLayer {
     field: usize,
     /// Pixels from one unit's field to the next one's.
     stride: usize,
+    /// First column and row that the unit at (0, 0) sees.
+    offset: [i64; 2],
     parameters: usize,
 }
 
@@ -177,6 +182,7 @@ pub(super) fn listed<B: Backend>(model: &Model<B>) -> Vec<ListedLayer> {
             columns: layer.output.w,
             field: layer.field[0].size,
             stride: layer.field[0].jump,
+            offset: [layer.field[1].start, layer.field[0].start],
             parameters,
         })
     };
@@ -307,7 +313,7 @@ impl<'a, B: Backend> Engine<'a, B> {
 
     fn answer_to(&mut self, search: &Search<'_>, ask: Ask) -> Result<Answer> {
         match ask {
-            Ask::Classes(picture) => self.classes(&picture).map(Answer::Classes),
+            Ask::Classes(picture, also) => self.classes(&picture, also).map(Answer::Classes),
             Ask::Maps(picture, layer) => {
                 self.maps(&picture, layer).map(|(about, values)| Answer::Maps(about, values))
             }
@@ -317,8 +323,8 @@ impl<'a, B: Backend> Engine<'a, B> {
         }
     }
 
-    /// The most probable classes; none if the network is not a classifier.
-    fn classes(&mut self, picture: &Prepared) -> Result<Vec<Class>> {
+    /// The most probable classes, and one more; none if the network is not a classifier.
+    fn classes(&mut self, picture: &Prepared, also: Option<usize>) -> Result<Vec<Class>> {
         let Model { classes, preprocess, .. } = self.model;
         if classes.is_empty() {
             return Ok(Vec::new());
@@ -329,7 +335,9 @@ impl<'a, B: Backend> Engine<'a, B> {
         self.backend.download(&mut values, logits)?;
         let mut all: Vec<(usize, f64)> = softmax(&values).enumerate().collect();
         all.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-        let named = all.into_iter().take(CLASSES).filter_map(|(class, probability)| {
+        let others = all.iter().skip(CLASSES).filter(|(class, _)| Some(*class) == also);
+        let shown = all.iter().take(CLASSES).chain(others);
+        let named = shown.filter_map(|&(class, probability)| {
             Some(Class { class, name: classes.names.get(class)?.clone(), probability })
         });
         Ok(named.collect())
@@ -387,16 +395,15 @@ impl<'a, B: Backend> Engine<'a, B> {
         let shown = &model.network.layers[layer];
         let values = Self::output(eye, self.backend, layer)?;
         let activation = values[(y * shown.output.w + x) * shown.output.c + map];
-        if activation.is_nan() || activation <= 0.0 {
-            return Ok(Answer::DidNotFire(activation));
-        }
-        let seed = SeedUnit { map: map as u32, y: y as u32, x: x as u32, value: activation };
-        let seed = Seed { image: 0, unit: seed };
         let mut pixels = Vec::new();
-        eye.projector.project(layer, &[seed], rule, |_, values| {
-            pixels = to_rgb(&model.preprocess, values.to_vec());
-            Ok(())
-        })?;
+        if activation > 0.0 {
+            let seed = SeedUnit { map: map as u32, y: y as u32, x: x as u32, value: activation };
+            let seed = Seed { image: 0, unit: seed };
+            eye.projector.project(layer, &[seed], rule, |_, values| {
+                pixels = to_rgb(&model.preprocess, values.to_vec());
+                Ok(())
+            })?;
+        }
         let [rows, columns] = model.preprocess.size;
         let about = Projection {
             activation,

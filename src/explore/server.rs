@@ -7,9 +7,10 @@
 //! api/thumb/IMAGE, api/picture/IMAGE   a picture, small or large                          JPEG
 //! api/upload                           takes a JPEG or PNG, gives its IMAGE               JSON
 //! api/input/IMAGE                      what the network sees                              PNG
-//! api/classes/IMAGE                    what it takes it for                               JSON
+//! api/classes/IMAGE                    the five most probable classes [class: one more]   JSON
 //! api/maps/IMAGE/LAYER                 all maps of a layer                                frame
-//! api/project/IMAGE/LAYER/MAP/Y,X      a unit's projection [rule, weights=random]         frame
+//! api/project/IMAGE/LAYER/MAP/Y,X      a unit's projection [rule, weights=random]; no     frame
+//!                                      numbers if it did not fire
 //! api/top/LAYER/MAP                    the strongest activations over the data set        JSON
 //! api/top/LAYER/MAP/N.png?what         the picture of one, or its projection              PNG
 //! api/status                           how far the search for these is                    JSON
@@ -395,7 +396,7 @@ impl App {
 }
 
 fn busy() -> Refusal {
-    Refusal(StatusCode::SERVICE_UNAVAILABLE, "the program is busy: try again".into())
+    Refusal(StatusCode::SERVICE_UNAVAILABLE, "The program is busy: try again.".into())
 }
 
 /// JSON and numbers in one body.
@@ -496,13 +497,19 @@ async fn input(
     png(&app.pictures.input(&prepared))
 }
 
+#[derive(Deserialize)]
+struct Also {
+    class: Option<usize>,
+}
+
 async fn classes(
     State(app): Shared,
     Path((kind, name)): Path<(String, String)>,
     Query(shown): Query<Shown>,
+    Query(Also { class }): Query<Also>,
 ) -> Answered {
     let prepared = app.prepared(&kind, &name, &shown).await?;
-    match app.ask(Ask::Classes(prepared)).await? {
+    match app.ask(Ask::Classes(prepared, class)).await? {
         Answer::Classes(classes) => Ok(axum::Json(json!({ "classes": classes })).into_response()),
         _ => Err(busy()),
     }
@@ -546,10 +553,6 @@ async fn project(
     let prepared = app.prepared(&kind, &name, &shown).await?;
     match app.ask(Ask::Project(prepared, unit)).await? {
         Answer::Projection(about, values) => Ok(frame(&about, bytemuck::cast_slice(&values))),
-        Answer::DidNotFire(activation) => {
-            let sentence = format!("this unit did not fire: its activation is {activation}");
-            Err(Refusal(StatusCode::CONFLICT, sentence))
-        }
         _ => Err(busy()),
     }
 }

@@ -57,7 +57,9 @@ fn driver() -> Option<(Running, String)> {
     let Ok(mut program) = program else {
         let required = std::env::var("ZFNET_BROWSER").is_ok_and(|value| value == "required");
         assert!(!required, "chromedriver is not there, but required");
-        eprintln!("skipped: chromedriver is not there (Debian: apt install chromium chromium-driver)");
+        eprintln!(
+            "skipped: chromedriver is not there (Debian: apt install chromium chromium-driver)"
+        );
         return None;
     };
     let line = line_with(&mut program, "on port").expect("a driver");
@@ -122,7 +124,8 @@ impl Page {
         ] {
             options.add_arg(flag).unwrap();
         }
-        let mobile = json!({ "deviceMetrics": { "width": width, "height": height, "pixelRatio": 1.0 } });
+        let mobile =
+            json!({ "deviceMetrics": { "width": width, "height": height, "pixelRatio": 1.0 } });
         if width < 500 {
             options.add_experimental_option("mobileEmulation", mobile).unwrap();
         }
@@ -184,9 +187,8 @@ impl Page {
         element.scroll_into_view().await.unwrap();
         let area = element.rect().await.unwrap();
         // From the middle of the element, as WebDriver counts.
-        let at = |[x, y]: [f64; 2]| {
-            (((x - 0.5) * area.width) as i64, ((y - 0.5) * area.height) as i64)
-        };
+        let at =
+            |[x, y]: [f64; 2]| (((x - 0.5) * area.width) as i64, ((y - 0.5) * area.height) as i64);
         let mut chain = self.driver.action_chain();
         let (x, y) = at(from);
         chain = chain.move_to_element_with_offset(&element, x, y).click_and_hold();
@@ -248,7 +250,10 @@ const NARROW: [u32; 2] = [390, 844];
 async fn choose(page: &Page, image: usize, layer: &str) {
     page.click("#choose").await;
     page.click(&format!("#thumbs [data-image=\"val/{image}\"]")).await;
-    until!(page, format!("return document.querySelector('#image-name').dataset.shown === 'val/{image}'"));
+    until!(
+        page,
+        format!("return document.querySelector('#image-name').dataset.shown === 'val/{image}'")
+    );
     page.click(&format!("#layers [data-layer=\"{layer}\"]")).await;
     until!(
         page,
@@ -266,8 +271,11 @@ fn projected(explored: &Explored, image: &str, unit: &str, rule: &str) -> Vec<u8
     let bytes = fs::read(arrays).unwrap();
     let arrays = safetensors::SafeTensors::deserialize(&bytes).unwrap();
     let floats = arrays.tensor("projection").unwrap();
-    let values: Vec<f32> =
-        floats.data().chunks_exact(4).map(|four| f32::from_le_bytes(four.try_into().unwrap())).collect();
+    let values: Vec<f32> = floats
+        .data()
+        .chunks_exact(4)
+        .map(|four| f32::from_le_bytes(four.try_into().unwrap()))
+        .collect();
     Image::projection(16, 16, &values).pixels
 }
 
@@ -290,7 +298,8 @@ fn projections_are_those_of_the_command() {
             let parts: Vec<&str> = hash[1..].split(['/', '?']).collect();
             assert_eq!(&parts[..3], ["val", "4", "conv2"], "{hash}");
             let unit = format!("conv2:{}", parts[3]);
-            let file = page.script("return document.querySelector('#image-file').textContent").await;
+            let file =
+                page.script("return document.querySelector('#image-file').textContent").await;
             let file = file.as_str().unwrap().to_owned();
             page.script("document.querySelector('#cut').getAttribute('aria-pressed') === 'true' && document.querySelector('#cut').click()").await;
             for rule in ["deconvnet", "gradient", "guided"] {
@@ -328,7 +337,10 @@ fn a_link_shows_the_same_again() {
         // What cannot be shown is a sentence.
         page.driver.goto("about:blank").await.unwrap();
         page.driver.goto(&format!("{}#val/99999/conv9/x/1,1", explored.link)).await.unwrap();
-        until!(page, "return !document.querySelector('#notice').hidden && document.querySelector('#notice-text').textContent.length > 10");
+        until!(
+            page,
+            "return !document.querySelector('#notice').hidden && document.querySelector('#notice-text').textContent.length > 10"
+        );
         page.driver.quit().await.unwrap();
     });
 }
@@ -362,7 +374,8 @@ fn a_square_is_dragged_and_run_over_the_image() {
                 page,
                 "return !document.querySelector('#sweep-result').hidden && document.querySelector('#sweep-stop').hidden"
             );
-            let caption = page.script("return document.querySelector('#sweep-caption').textContent").await;
+            let caption =
+                page.script("return document.querySelector('#sweep-caption').textContent").await;
             assert!(caption.as_str().unwrap().len() > 10, "{caption}");
             page.close().await;
         }
@@ -402,13 +415,28 @@ fn pictures_come_from_files_and_the_camera() {
         let page = Page::open(&server, &explored.link, WIDE).await;
         let file = fs::read_dir(explored.place.path("data/val")).unwrap().next().unwrap().unwrap();
         let file = fs::read_dir(file.path()).unwrap().next().unwrap().unwrap().path();
-        page.driver.find(By::Css("#file")).await.unwrap().send_keys(file.to_str().unwrap()).await.unwrap();
-        until!(page, "return document.querySelector('#image-name').dataset.shown?.startsWith('upload/')");
+        page.driver
+            .find(By::Css("#file"))
+            .await
+            .unwrap()
+            .send_keys(file.to_str().unwrap())
+            .await
+            .unwrap();
+        until!(
+            page,
+            "return document.querySelector('#image-name').dataset.shown?.startsWith('upload/')"
+        );
         until!(page, "return document.querySelectorAll('#classes li[data-class]').length === 5");
         // A file that is no picture is a sentence.
         let none = explored.place.path("none.png");
         fs::write(&none, "no picture").unwrap();
-        page.driver.find(By::Css("#file")).await.unwrap().send_keys(none.to_str().unwrap()).await.unwrap();
+        page.driver
+            .find(By::Css("#file"))
+            .await
+            .unwrap()
+            .send_keys(none.to_str().unwrap())
+            .await
+            .unwrap();
         until!(
             page,
             "return document.querySelector('#notice-text').textContent.length > 10
@@ -418,7 +446,10 @@ fn pictures_come_from_files_and_the_camera() {
         let of = "return document.querySelector('#image-name').dataset.shown";
         let uploaded = page.script(of).await;
         page.click("#camera").await;
-        let first = until!(page, format!("{of} !== {uploaded} && document.querySelector('#image-name').dataset.shown"));
+        let first = until!(
+            page,
+            format!("{of} !== {uploaded} && document.querySelector('#image-name').dataset.shown")
+        );
         until!(page, format!("{of} !== {first}"));
         page.click("#camera").await;
         page.driver.quit().await.unwrap();
@@ -440,7 +471,10 @@ fn the_nine_strongest_appear_and_lead_to_their_images() {
             .script("return document.querySelector('#top-list [data-peak]').dataset.image")
             .await;
         page.click("#top-list [data-peak]").await;
-        until!(page, format!("return document.querySelector('#image-name').dataset.shown === {image}"));
+        until!(
+            page,
+            format!("return document.querySelector('#image-name').dataset.shown === {image}")
+        );
         page.close().await;
     });
 }
@@ -453,9 +487,15 @@ fn keys_do_what_clicks_do() {
         choose(&page, 3, "conv1").await;
         page.projection("deconvnet:trained").await;
         page.key(".").await;
-        until!(page, "return document.querySelector('#layers [aria-current=\"true\"]').dataset.layer === 'maxpool1'");
+        until!(
+            page,
+            "return document.querySelector('#layers [aria-current=\"true\"]').dataset.layer === 'maxpool1'"
+        );
         page.key(",").await;
-        until!(page, "return document.querySelector('#layers [aria-current=\"true\"]').dataset.layer === 'conv1'");
+        until!(
+            page,
+            "return document.querySelector('#layers [aria-current=\"true\"]').dataset.layer === 'conv1'"
+        );
         page.key("3").await;
         page.projection("guided:trained").await;
         let hash = page.hash().await;
@@ -495,7 +535,10 @@ fn speed() {
         let mut clicks = Vec::new();
         for layer in ["conv3", "conv4", "conv5"] {
             page.click(&format!("#layers [data-layer=\"{layer}\"]")).await;
-            until!(page, "return document.querySelector('#maps').getAttribute('aria-busy') !== 'true'");
+            until!(
+                page,
+                "return document.querySelector('#maps').getAttribute('aria-busy') !== 'true'"
+            );
             tokio::time::sleep(Duration::from_millis(500)).await;
             for number in 1..18 {
                 page.script("performance.clearMeasures('zfnet:unit')").await;
@@ -512,7 +555,12 @@ fn speed() {
             }
         }
         clicks.sort_by(f64::total_cmp);
-        println!("{} units, median {:.1} ms, 90 % within {:.1} ms", clicks.len(), clicks[clicks.len() / 2], clicks[clicks.len() * 9 / 10]);
+        println!(
+            "{} units, median {:.1} ms, 90 % within {:.1} ms",
+            clicks.len(),
+            clicks[clicks.len() / 2],
+            clicks[clicks.len() * 9 / 10]
+        );
         page.driver.quit().await.unwrap();
     });
 }

@@ -168,6 +168,14 @@ fn answers_are_what_the_commands_print() {
         assert!(other["random"] == true && others != values);
     }
 
+    // A unit that did not fire has no projection.
+    let silent = (0..12 * 4).find(|place| values[*place] as i8 <= 0).expect("some unit is silent");
+    let path = format!("/api/project/val/4/conv2/{}/{},{}", silent / 4, silent / 2 % 2, silent % 2);
+    let (about, none) = explorer.get(&path).frame();
+    assert!(about["activation"].as_f64().unwrap() < 0.01 && none.len() % (16 * 16 * 12) == 0);
+    let also = explorer.json("/api/classes/val/4?class=0");
+    assert!(also["classes"].as_array().unwrap().iter().any(|class| class["class"] == 0));
+
     // A file, uploaded, is the same image; a cover changes it where it lies, and nothing elsewhere.
     let bytes = fs::read(&image).unwrap();
     let uploaded = explorer.send("POST", "/api/upload", &[], &bytes).json();

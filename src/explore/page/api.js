@@ -58,7 +58,8 @@ const query = ({ view, cover, fill }, more = {}) => {
 
 // The addresses are also the keys under which answers are kept and known to be of the present state.
 export const inputAt = (/** @type {Shown} */ s) => `input/${segments(s.image)}${query(s)}`
-export const classesAt = s => `classes/${segments(s.image)}${query(s)}`
+/** `also` is a class whose probability is wanted though it may not be among the five. */
+export const classesAt = (s, also) => `classes/${segments(s.image)}${query(s, also === undefined ? {} : { class: also })}`
 export const mapsAt = (s, layer) => `maps/${segments(s.image)}/${encodeURIComponent(layer)}${query(s)}`
 export const projectAt = (s, layer, map, [y, x], rule, random) =>
   `project/${segments(s.image)}/${encodeURIComponent(layer)}/${map}/${y},${x}`

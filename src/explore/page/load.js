@@ -160,18 +160,15 @@ const wantPictures = follow => {
       arrive(wanted.key, kept)
       continue
     }
-    const { layer } = state
     want(lane, 'unit', follow, async signal => {
       let picture
       try {
         picture = await api.project(of, signal)
-        learnOffset(layer, of, picture)
-        // A server may also say so in an answer without values.
+        // A unit that did not fire is an answer, and belongs where its picture would be.
         if (!(picture.head.activation > 0)) picture = { of, refused: `This unit did not fire: its activation is ${short(picture.head.activation)}.`, silent: true }
       } catch (error) {
-        // A unit that did not fire is an answer, and belongs where its picture would be.
         if (signal.aborted || !(error instanceof api.Refused) || error.status === 0) throw error
-        picture = { of, refused: error.message, silent: error.status === 409 }
+        picture = { of, refused: error.message, silent: false }
       }
       if (!picture.refused || picture.silent) keptPictures.set(of, picture)
       arrive(wanted.key, picture)
@@ -181,33 +178,12 @@ const wantPictures = follow => {
 
 const arrive = (key, picture) => change({ pictures: { ...state.pictures, [key]: picture } })
 
-// Receptive fields of one layer are one square moved by the stride: known once, its place is known for all
-// units, before their projections have come.
-const offsets = new Map()
-const learn = (name, [y, x], field) => {
-  const layer = layerOf(name)
-  if (!layer || !field || offsets.has(name)) return
-  const [x0, y0, x1, y1] = field
-  // One that was clipped to the input tells nothing.
-  if (x1 - x0 !== layer.field || y1 - y0 !== layer.field) return
-  offsets.set(name, [x0 - x * layer.stride, y0 - y * layer.stride])
-}
-const learnOffset = (layer, of, picture) => {
-  const place = of.match(/\/(\d+),(\d+)\?/)
-  if (place) learn(layer, [Number(place[1]), Number(place[2])], picture.head.field)
-}
-
-/** The receptive field of the chosen unit, or null while it is not known. */
+/** The receptive field of the chosen unit, x0, y0, x1, y1 in pixels of the input, which it may exceed. */
 export const fieldHere = () => {
-  if (!state.unit) return null
-  for (const wanted of pictureKeys()) {
-    const picture = state.pictures[wanted.key]
-    if (picture?.head && picture.of === pictureAddress(wanted)) return picture.head.field
-  }
-  const layer = layerOf(state.layer), offset = offsets.get(state.layer)
-  if (!layer || !offset) return null
+  const layer = layerOf(state.layer)
+  if (!layer || !state.unit) return null
   const [y, x] = state.unit
-  const [x0, y0] = [offset[0] + x * layer.stride, offset[1] + y * layer.stride]
+  const [x0, y0] = [layer.offset[0] + x * layer.stride, layer.offset[1] + y * layer.stride]
   return [x0, y0, x0 + layer.field, y0 + layer.field]
 }
 
@@ -220,12 +196,10 @@ const wantTop = () => {
   topTimer = 0
   if (state.layer === null || state.map === null) return
   const of = api.topAt(state.layer, state.map)
-  const at = state.layer
   if (!topSeen || document.hidden) return
   topLane.ask(async signal => {
     try {
       const found = await api.top(of, signal)
-      for (const peak of found.peaks) learn(at, [peak.y, peak.x], peak.field)
       change({ top: { of, ...found } })
       fail('top', null)
       if (found.searched < found.total) topTimer = setTimeout(wantTop, 1000)

@@ -54,16 +54,14 @@ const run = async () => {
   if (!image || !chosen) return
   const n = steps()
   const side = state.cover ? state.cover[2] - state.cover[0] : cover.usual()
-  let sweep = { image, view, fill, side, steps: n, class: chosen.class, name: chosen.name, values: new Float32Array(n * n).fill(NaN), bounds: 0, base: state.open?.of === api.classesAt({ image, view, fill, cover: null }) ? state.open.classes.find(c => c.class === chosen.class)?.probability ?? null : null, done: 0, running: true, error: '' }
+  let sweep = { image, view, fill, side, steps: n, class: chosen.class, name: chosen.name, values: new Float32Array(n * n).fill(NaN), base: state.open?.of === api.classesAt({ image, view, fill, cover: null }) ? state.open.classes.find(c => c.class === chosen.class)?.probability ?? null : null, done: 0, running: true, error: '' }
   change({ sweep, mode: 'cover' })
   for (let i = 0; i < n * n; i++) {
     try {
       const box = boxAt(sweep, Math.floor(i / n), i % n)
-      const { classes } = await api.classes(api.classesAt({ image, view, fill, cover: box }), controller.signal)
-      const found = classes.find(c => c.class === sweep.class)
-      // The answer has five classes; of another, all that is known is that it has at most the fifth's.
-      sweep.values[i] = found?.probability ?? classes.at(-1)?.probability ?? 0
-      sweep = { ...sweep, done: i + 1, bounds: sweep.bounds + (found ? 0 : 1) }
+      const { classes } = await api.classes(api.classesAt({ image, view, fill, cover: box }, sweep.class), controller.signal)
+      sweep.values[i] = classes.find(c => c.class === sweep.class).probability
+      sweep = { ...sweep, done: i + 1 }
     } catch (error) {
       if (controller.signal.aborted) return
       change({ sweep: { ...sweep, running: false, error: error.message } })
@@ -80,7 +78,6 @@ export const sweepCaption = sweep => {
   const { low, high } = rangeOf(sweep)
   return `Probability of ${sweep.name} with a square of ${sweep.side} pixels (${sweep.fill}) at each of ${sweep.steps} × ${sweep.steps} places: ${percent(low)} to ${percent(high)}`
     + (sweep.base === null ? '' : `, ${percent(sweep.base)} with nothing covered`)
-    + (sweep.bounds ? `; at ${sweep.bounds} places the class was not among the five, and the fifth's probability is shown, which is at least as large` : '')
 }
 
 const render = () => {
