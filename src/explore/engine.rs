@@ -150,10 +150,10 @@ pub struct ListedLayer {
     pub rows: usize,
     /// Columns.
     pub columns: usize,
-    /// Pixels that a unit sees from top to bottom.
-    field: usize,
-    /// Pixels from one unit's field to the next one's.
-    stride: usize,
+    /// Columns and rows that a unit sees.
+    field: [usize; 2],
+    /// Columns and rows from one unit's field to the next one's.
+    stride: [usize; 2],
     /// First column and row that the unit at (0, 0) sees.
     offset: [i64; 2],
     parameters: usize,
@@ -170,6 +170,7 @@ pub(super) fn listed<B: Backend>(model: &Model<B>) -> Vec<ListedLayer> {
             Kind::Lrn(_) => "lrn",
             Kind::Relu(_) | Kind::Dropout(_) => return None,
         };
+        let [vertical, horizontal] = layer.field;
         let parameters = model.params.layers[index]
             .as_ref()
             .map_or(0, |param| param.weight.shape().len() + param.bias.shape().len());
@@ -180,9 +181,9 @@ pub(super) fn listed<B: Backend>(model: &Model<B>) -> Vec<ListedLayer> {
             maps: layer.output.c,
             rows: layer.output.h,
             columns: layer.output.w,
-            field: layer.field[0].size,
-            stride: layer.field[0].jump,
-            offset: [layer.field[1].start, layer.field[0].start],
+            field: [horizontal.size, vertical.size],
+            stride: [horizontal.jump, vertical.jump],
+            offset: [horizontal.start, vertical.start],
             parameters,
         })
     };

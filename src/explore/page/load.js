@@ -183,8 +183,8 @@ export const fieldHere = () => {
   const layer = layerOf(state.layer)
   if (!layer || !state.unit) return null
   const [y, x] = state.unit
-  const [x0, y0] = [layer.offset[0] + x * layer.stride, layer.offset[1] + y * layer.stride]
-  return [x0, y0, x0 + layer.field, y0 + layer.field]
+  const [x0, y0] = [layer.offset[0] + x * layer.stride[0], layer.offset[1] + y * layer.stride[1]]
+  return [x0, y0, x0 + layer.field[0], y0 + layer.field[1]]
 }
 
 /** The map's strongest over the data; asked again while the search goes on and somebody looks. */

@@ -73,6 +73,9 @@ export const any = (changed, ...names) => names.some(name => changed.has(name))
 
 export const layerOf = name => state.network?.layers.find(layer => layer.name === name) ?? null
 
+/** How large a layer's receptive field is: one number of a square. */
+export const fieldOf = ({ field: [columns, rows] }) => (columns === rows ? `${columns}` : `${columns} × ${rows}`)
+
 /** The class that a map of the last layer stands for, or nothing. */
 export const classOf = (layer, map) => {
   const { layers, classes } = state.network

@@ -1,7 +1,7 @@
 // The chain of layers: the map of the page. Each with its size, and its receptive field against the input.
 
 import { $, make, many } from './dom.js'
-import { any, change, listen, state } from './state.js'
+import { any, change, fieldOf, listen, state } from './state.js'
 
 export const goToLayer = (name, how = { push: true }) => {
   if (name !== state.layer) change({ layer: name, map: null, unit: null, hover: null }, how)
@@ -18,16 +18,16 @@ const NAMES = { conv: 'convolution', relu: 'relu', maxpool: 'max pooling', avgpo
 
 const card = layer => {
   const { input } = state.network
-  const share = Math.min(1, layer.field / Math.max(input.rows, input.columns))
+  const share = Math.min(1, Math.max(layer.field[0] / input.columns, layer.field[1] / input.rows))
   const glyph = make('span', { class: 'glyph', 'aria-hidden': 'true' }, make('i'))
   const side = Math.max(8, share * 100)
   glyph.firstChild.style.width = `${side}%`
   glyph.firstChild.style.height = `${side}%`
   const size = layer.rows === 1 && layer.columns === 1 ? many(layer.maps) : `${many(layer.maps)} × ${layer.rows} × ${layer.columns}`
   const kind = NAMES[layer.kind] ?? layer.kind
-  const label = `${layer.name}, ${kind}, ${layer.maps} maps of ${layer.rows} by ${layer.columns}, receptive field ${layer.field} pixels, stride ${layer.stride}`
-  const attributes = { type: 'button', class: 'card', 'data-layer': layer.name, 'data-kind': layer.kind, 'aria-label': label, title: `${kind}${layer.parameters ? `, ${many(layer.parameters)} parameters` : ''}, stride ${layer.stride}`, onclick: () => goToLayer(layer.name) }
-  return make('li', {}, make('button', attributes, glyph, make('span', { class: 'words' }, make('b', {}, layer.name), make('span', {}, size), make('span', {}, `field ${many(layer.field)}`))))
+  const label = `${layer.name}, ${kind}, ${layer.maps} maps of ${layer.rows} by ${layer.columns}, receptive field ${fieldOf(layer)} pixels, stride ${layer.stride[0]}`
+  const attributes = { type: 'button', class: 'card', 'data-layer': layer.name, 'data-kind': layer.kind, 'aria-label': label, title: `${kind}${layer.parameters ? `, ${many(layer.parameters)} parameters` : ''}, stride ${layer.stride[0]}`, onclick: () => goToLayer(layer.name) }
+  return make('li', {}, make('button', attributes, glyph, make('span', { class: 'words' }, make('b', {}, layer.name), make('span', {}, size), make('span', {}, `field ${fieldOf(layer)}`))))
 }
 
 export const startStrip = () => listen(changed => {

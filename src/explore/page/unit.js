@@ -5,7 +5,7 @@ import { isSigned, mapPixels, projectionPixels, put, rangeOf, valueOf } from './
 import { GAINS } from './link.js'
 import { fieldHere, inputAddress, mapsHere, pictureAddress, pictureKeys } from './load.js'
 import { neighbour } from './maps.js'
-import { any, change, classOf, layerOf, listen, state } from './state.js'
+import { any, change, classOf, fieldOf, layerOf, listen, state } from './state.js'
 import { clicked, drawn } from './timing.js'
 
 /**
@@ -88,7 +88,7 @@ const drawnOf = new WeakMap()
 /** Whether cutting makes anything larger: not where the receptive field is as large as the image. */
 const cuts = () => {
   const layer = layerOf(state.layer), { rows, columns } = state.network.input
-  return state.cut && !!layer && layer.field < Math.min(rows, columns)
+  return state.cut && !!layer && layer.field[0] < columns && layer.field[1] < rows
 }
 const cutTo = field => (cuts() ? field : null)
 
@@ -186,7 +186,7 @@ const renderMap = () => {
   $('unit-title').textContent = state.map === null || !layer ? 'Unit' : `${layer.name}, map ${state.map}`
   $('unit-place').textContent = state.unit && !single ? `y ${state.unit[0]}, x ${state.unit[1]}` : layer && state.map !== null ? classOf(layer.name, state.map) ?? '' : ''
   const field = fieldHere()
-  $('unit-field').textContent = field ? `x ${whole(field[0])} to ${whole(field[2])}, y ${whole(field[1])} to ${whole(field[3])}` : layer ? `${layer.field} pixels` : ''
+  $('unit-field').textContent = field ? `x ${whole(field[0])} to ${whole(field[2])}, y ${whole(field[1])} to ${whole(field[3])}` : layer ? `${fieldOf(layer)} pixels` : ''
   const value = activation()
   $('activation').textContent = value === null ? '' : short(value)
   $('activation').dataset.value = value ?? ''
