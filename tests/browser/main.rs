@@ -3,6 +3,7 @@
 //! Needs Chromium and its driver (Debian: chromium, chromium-driver). Where they are missing the tests say so and
 //! are skipped; `ZFNET_BROWSER=required` makes that a failure.
 
+#[allow(dead_code)] // what other tests use of it
 #[path = "../common/place.rs"]
 mod place;
 
@@ -15,7 +16,6 @@ use std::time::{Duration, Instant};
 
 use place::Place;
 use serde_json::{Value, json};
-use thirtyfour::extensions::cdp::ChromeDevTools;
 use thirtyfour::prelude::*;
 use zfnet::picture::Image;
 
@@ -132,10 +132,8 @@ impl Page {
         let driver = WebDriver::new(server, options).await.unwrap();
         driver.set_window_rect(0, 0, width, height).await.unwrap();
         let watch = json!({ "source": WATCH });
-        ChromeDevTools::new(driver.handle.clone())
-            .execute_cdp_with_params("Page.addScriptToEvaluateOnNewDocument", watch)
-            .await
-            .unwrap();
+        let added = driver.cdp().send_raw("Page.addScriptToEvaluateOnNewDocument", watch).await;
+        added.unwrap();
         driver.goto(link).await.unwrap();
         let page = Page { driver };
         until!(page, "return document.documentElement.dataset.ready === 'true'");
