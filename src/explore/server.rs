@@ -155,7 +155,11 @@ impl IntoResponse for Refusal {
 
 impl From<crate::Error> for Refusal {
     fn from(error: crate::Error) -> Self {
-        Refusal(StatusCode::UNPROCESSABLE_ENTITY, error.to_string())
+        let sentence = match error {
+            crate::Error::Data(sentence) => sentence,
+            error => error.to_string(),
+        };
+        Refusal(StatusCode::UNPROCESSABLE_ENTITY, sentence)
     }
 }
 

@@ -10,7 +10,7 @@ mod place;
 use std::fs;
 use std::future::Future;
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -40,10 +40,11 @@ impl Drop for Running {
     }
 }
 
-/// The first line that a program prints in which these words are.
+/// The first line that a program prints in which these words are; what follows is read, and forgotten.
 fn line_with(program: &mut Child, words: &str) -> Option<String> {
-    let lines = BufReader::new(program.stdout.take().unwrap()).lines();
-    let found = lines.map_while(Result::ok).find(|line| line.contains(words));
+    let mut lines = BufReader::new(program.stdout.take().unwrap()).lines().map_while(Result::ok);
+    let found = lines.find(|line| line.contains(words));
+    std::thread::spawn(move || lines.for_each(drop));
     found
 }
 
@@ -62,7 +63,7 @@ fn driver() -> Option<(Running, String)> {
         );
         return None;
     };
-    let line = line_with(&mut program, "on port").expect("a driver");
+    let line = line_with(&mut program, "successfully on port").expect("a driver");
     let digits = line.trim_end_matches('.').rsplit(' ').next().unwrap().to_owned();
     Some((Running(program), format!("http://localhost:{digits}")))
 }
@@ -153,9 +154,7 @@ impl Page {
                 return value;
             }
             if begun.elapsed() > PATIENCE {
-                let _ = self.driver.screenshot(&PathBuf::from("browser-test.png")).await;
-                let faults = self.script("return window.faults").await;
-                panic!("waited in vain for: {script} (faults: {faults})");
+                self.fail(&format!("waited in vain for: {script}")).await;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -171,7 +170,16 @@ impl Page {
     async fn click(&self, selector: &str) {
         let element = self.element(selector).await;
         element.scroll_into_view().await.unwrap();
-        element.click().await.unwrap_or_else(|error| panic!("{selector}: {error}"));
+        if let Err(error) = element.click().await {
+            self.fail(&format!("cannot click {selector}: {error}")).await;
+        }
+    }
+
+    /// Ends the test with a picture of the page, and what went wrong in it.
+    async fn fail(&self, why: &str) -> ! {
+        let _ = self.driver.screenshot(Path::new("browser-test.png")).await;
+        let faults = self.script("return window.faults").await;
+        panic!("{why} (faults of the page: {faults}; browser-test.png shows it)");
     }
 
     /// Clicks at a place of an element, in shares of its sides.
@@ -321,8 +329,8 @@ fn a_link_shows_the_same_again() {
         choose(&page, 7, "conv1").await;
         page.click_at(".tile[data-map]", 0.6, 0.4).await;
         let seen = page.projection("deconvnet:trained").await;
-        page.key("ArrowRight").await;
-        page.key("ArrowLeft").await;
+        page.key("\u{e014}").await; // the arrow to the right
+        page.key("\u{e012}").await; // and back
         assert_eq!(page.projection("deconvnet:trained").await, seen);
         page.click("#mode-cover").await;
         page.drag("#stage", [0.3, 0.3], Some([0.6, 0.5])).await;
@@ -460,6 +468,8 @@ fn the_nine_strongest_appear_and_lead_to_their_images() {
         let explored = explored();
         let page = Page::open(&server, &explored.link, WIDE).await;
         choose(&page, 1, "conv2").await;
+        let top = page.element("#top-title").await;
+        top.scroll_into_view().await.unwrap(); // it is asked for when somebody looks
         until!(page, "return document.querySelectorAll('#top-list [data-peak] img').length >= 2");
         until!(
             page,
@@ -487,7 +497,7 @@ fn keys_do_what_clicks_do() {
         page.key(".").await;
         until!(
             page,
-            "return document.querySelector('#layers [aria-current=\"true\"]').dataset.layer === 'maxpool1'"
+            "return document.querySelector('#layers [aria-current=\"true\"]').dataset.layer === 'pool1'"
         );
         page.key(",").await;
         until!(
@@ -511,7 +521,7 @@ fn keys_do_what_clicks_do() {
         let nameless = page
             .script(
                 "return [...document.querySelectorAll('button, input, select, canvas[role], [role=listbox]')].filter(e =>
-                    !(e.getAttribute('aria-label') || e.getAttribute('aria-labelledby') || e.labels?.length
+                    e.checkVisibility() && !(e.getAttribute('aria-label') || e.getAttribute('aria-labelledby') || e.labels?.length
                       || e.textContent.trim() || e.title)).map(e => e.outerHTML.slice(0, 80))",
             )
             .await;

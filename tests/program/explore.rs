@@ -45,7 +45,7 @@ impl Explorer {
     /// Sends a request with these headers in place of the usual ones.
     fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
         let mut all = BTreeMap::from([("host", self.host()), ("connection", "close")]);
-        all.extend(headers);
+        all.extend(headers.iter().copied());
         let mut head = format!("{method} {path} HTTP/1.1\r\ncontent-length: {}\r\n", body.len());
         all.iter().for_each(|(name, value)| head += &format!("{name}: {value}\r\n"));
         let mut stream = self.connect();
@@ -111,6 +111,17 @@ impl Answer {
     }
 }
 
+/// The checksum of a PNG's chunk.
+fn crc32(bytes: &[u8]) -> u32 {
+    let add = |crc: u32, byte: &u8| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| crc >> 1 ^ (crc & 1) * 0xedb8_8320)
+    };
+    !bytes.iter().fold(!0, add)
+}
+
+/// Rows and columns of the maps of its conv2.
+const SIDE: usize = 3;
+
 /// A run of a small network.
 fn trained() -> Place {
     let place = Place::new();
@@ -125,7 +136,7 @@ fn answers_are_what_the_commands_print() {
     let network = explorer.json("/api/network");
     let names: Vec<&str> =
         network["layers"].as_array().unwrap().iter().map(|l| l["name"].as_str().unwrap()).collect();
-    assert_eq!(names, ["conv1", "maxpool1", "lrn1", "conv2", "fc3", "fc4"]);
+    assert_eq!(names, ["conv1", "pool1", "norm1", "conv2", "fc3", "fc4"]);
     assert_eq!(network["splits"][0]["count"], 20);
 
     let listed = explorer.json("/api/images?split=val&from=3&count=2");
@@ -149,11 +160,12 @@ fn answers_are_what_the_commands_print() {
     // A projection, to the last bit, where the map is strongest.
     let (maps, values) = explorer.get("/api/maps/val/4/conv2").frame();
     let peaks = maps["peaks"].as_array().unwrap();
-    assert_eq!((peaks.len(), values.len()), (12, 12 * 4));
+    assert_eq!((peaks.len(), values.len()), (12, 12 * SIDE * SIDE));
     let strength = |map: &usize| peaks[*map][0].as_f64().unwrap();
     let map = (0..12).max_by(|a, b| strength(a).total_cmp(&strength(b))).unwrap();
     let (y, x) = (&peaks[map][1], &peaks[map][2]);
-    let at = 4 * map + 2 * y.as_u64().unwrap() as usize + x.as_u64().unwrap() as usize;
+    let number = |value: &Value| value.as_u64().unwrap() as usize;
+    let at = (map * SIDE + number(y)) * SIDE + number(x);
     assert_eq!(values[at] as i8, 127, "the strongest of a layer has the whole scale");
     for rule in ["deconvnet", "gradient", "guided"] {
         let flags = format!("--unit conv2:{map} --rule {rule} --save-arrays arrays.safetensors");
@@ -169,8 +181,9 @@ fn answers_are_what_the_commands_print() {
     }
 
     // A unit that did not fire has no projection.
-    let silent = (0..12 * 4).find(|place| values[*place] as i8 <= 0).expect("some unit is silent");
-    let path = format!("/api/project/val/4/conv2/{}/{},{}", silent / 4, silent / 2 % 2, silent % 2);
+    let silent = (0..values.len()).find(|place| values[*place] as i8 <= 0).expect("a silent unit");
+    let (map, y, x) = (silent / SIDE / SIDE, silent / SIDE % SIDE, silent % SIDE);
+    let path = format!("/api/project/val/4/conv2/{map}/{y},{x}");
     let (about, none) = explorer.get(&path).frame();
     assert!(about["activation"].as_f64().unwrap() < 0.01 && none.len() % (16 * 16 * 12) == 0);
     let also = explorer.json("/api/classes/val/4?class=0");
@@ -267,7 +280,7 @@ fn nobody_else_comes_in() {
         "/api/maps/val/0/conv99",
         "/api/maps/val/0/dropout1",
         "/api/project/val/0/conv2/12/0,0",
-        "/api/project/val/0/conv2/0/2,0",
+        "/api/project/val/0/conv2/0/3,0",
         "/api/project/val/0/conv2/0/0",
         "/api/project/val/0/conv2/0/0,0?rule=none",
         "/api/classes/val/0?view=NaN,0,1",
@@ -288,6 +301,8 @@ fn nobody_else_comes_in() {
     let png = Image::filled(8, 8, 3).png().unwrap();
     let mut bomb = png.clone();
     bomb[16..24].copy_from_slice(&[0, 0, 0xea, 0x60, 0, 0, 0xea, 0x60]); // 60,000 pixels a side
+    let checksum = crc32(&bomb[12..29]);
+    bomb[29..33].copy_from_slice(&checksum.to_be_bytes());
     upload(&bomb).refused(422, "60000");
     upload(&png[..40]).refused(422, "PNG");
     explorer.get("/api/input/upload/0123456789abcdef").refused(422, "upload it again");
@@ -360,8 +375,10 @@ fn images_of_any_folder_can_be_looked_at() {
     let aside = place.path("aside/deep");
     fs::create_dir_all(&aside).unwrap();
     let from = &place.images("data/val")[0];
-    let copied = |path: &Path| fs::copy(&path, aside.join(path.file_name().unwrap())).unwrap();
-    fs::read_dir(from).unwrap().for_each(|entry| drop(copied(&entry.unwrap().path())));
+    let copied = |path: &Path| fs::copy(path, aside.join(path.file_name().unwrap())).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        copied(&entry.unwrap().path());
+    }
     let explorer = Explorer::start(&place, "run --data aside --port 0");
     let network = explorer.json("/api/network");
     assert_eq!(network["splits"][0]["count"], 2);
