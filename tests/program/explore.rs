@@ -114,7 +114,7 @@ impl Answer {
 /// The checksum of a PNG's chunk.
 fn crc32(bytes: &[u8]) -> u32 {
     let add = |crc: u32, byte: &u8| {
-        (0..8).fold(crc ^ u32::from(*byte), |crc, _| crc >> 1 ^ (crc & 1) * 0xedb8_8320)
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ ((crc & 1) * 0xedb8_8320))
     };
     !bytes.iter().fold(!0, add)
 }
