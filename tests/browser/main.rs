@@ -9,7 +9,8 @@ mod place;
 
 use std::fs;
 use std::future::Future;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -40,6 +41,22 @@ impl Drop for Running {
     }
 }
 
+/// A driver, and the browsers that it has started.
+struct Driver {
+    address: String,
+    _program: Running,
+}
+
+impl Drop for Driver {
+    /// Ends also the browser of a test that has failed.
+    fn drop(&mut self) {
+        if let Ok(mut stream) = TcpStream::connect(&self.address) {
+            let _ = stream.write_all(b"GET /shutdown HTTP/1.1\r\nhost: localhost\r\n\r\n");
+            let _ = stream.read(&mut [0; 64]);
+        }
+    }
+}
+
 /// The first line that a program prints in which these words are; what follows is read, and forgotten.
 fn line_with(program: &mut Child, words: &str) -> Option<String> {
     let mut lines = BufReader::new(program.stdout.take().unwrap()).lines().map_while(Result::ok);
@@ -49,7 +66,7 @@ fn line_with(program: &mut Child, words: &str) -> Option<String> {
 }
 
 /// A driver of Chromium at a port of its own.
-fn driver() -> Option<(Running, String)> {
+fn driver() -> Option<Driver> {
     let program = Command::new("chromedriver")
         .arg("--port=0")
         .stdout(Stdio::piped())
@@ -65,7 +82,7 @@ fn driver() -> Option<(Running, String)> {
     };
     let line = line_with(&mut program, "successfully on port").expect("a driver");
     let digits = line.trim_end_matches('.').rsplit(' ').next().unwrap().to_owned();
-    Some((Running(program), format!("http://localhost:{digits}")))
+    Some(Driver { address: format!("localhost:{digits}"), _program: Running(program) })
 }
 
 /// A small network that has been trained, and an explorer of it.
@@ -244,9 +261,9 @@ impl Page {
 }
 
 fn in_a_browser<F: Future<Output = ()>>(test: impl FnOnce(String) -> F) {
-    let Some((_driver, server)) = driver() else { return };
+    let Some(driver) = driver() else { return };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(test(server));
+    runtime.block_on(test(format!("http://{}", driver.address)));
 }
 
 const WIDE: [u32; 2] = [1280, 900];
