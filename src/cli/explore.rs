@@ -2,7 +2,7 @@
 
 use std::cell::OnceCell;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -78,32 +78,32 @@ impl OnDevice for Explore {
         let socket = bind(self.host, self.port)?;
         let Listening { address, jobs } =
             listen(socket, &model, settings).context("cannot serve the page")?;
-        // A link for a browser on this machine; from others its name or address stands there.
         let query = token.map_or_else(String::new, |token| format!("?token={token}"));
         let link = format!("http://{}{base_path}/{query}", reachable(address));
         output::line(&link)?;
-        output::message(format_args!(
-            "the page is served until Ctrl-C; from another machine: ssh -L {0}:localhost:{0} THIS-MACHINE, and the same \
-             link there",
-            address.port()
-        ));
+        let port = address.port();
+        match self.host.is_loopback() {
+            true => output::message(format_args!(
+                "the page is served until Ctrl-C; from another machine: ssh -L {port}:localhost:{port} THIS-MACHINE, and \
+                 the same link there"
+            )),
+            false => output::message(
+                "the page is served until Ctrl-C, to everybody who has the link and reaches this machine",
+            ),
+        }
         if self.open && open::that_detached(&link).is_err() {
             output::message("no browser could be started: open the link by hand");
         }
         // What a search finds is kept beside the run, unless another explorer keeps it there.
         let folder = run_folder(&self.checkpoint).map(|run| run.join("report/explore"));
-        let held = folder.as_deref().map(|folder| {
-            std::fs::create_dir_all(folder).is_ok().then(|| lock(folder, "another command").ok())
+        let held = folder.as_deref().and_then(|folder| {
+            std::fs::create_dir_all(folder).ok()?;
+            lock(folder, "another command").ok()
         });
-        let folder = folder.filter(|_| matches!(held, Some(Some(Some(_)))));
-        engine.run(jobs, search_in(&splits), folder.as_deref())?;
+        let folder = folder.filter(|_| held.is_some());
+        engine.run(jobs, splits.first(), folder.as_deref())?; // val, if there is one
         Ok(ExitCode::SUCCESS)
     }
-}
-
-/// The images that are searched for what excites a map: `val`, if there are any.
-fn search_in(splits: &[(Split, Arc<Images>)]) -> Option<&Arc<Images>> {
-    splits.iter().find(|(split, _)| *split == Split::Val).map(|(_, images)| images)
 }
 
 /// The splits that a data set has; images of a folder without any are taken for `val`.
@@ -151,12 +151,18 @@ fn bind(host: IpAddr, port: Option<u16>) -> Result<TcpListener> {
     }
 }
 
-/// An address that a browser can open: that of all of a machine's is this machine's own here.
+/// An address that a browser can open: of all of a machine's the one by which it reaches others.
 fn reachable(address: SocketAddr) -> SocketAddr {
-    match address.ip().is_unspecified() {
-        true => SocketAddr::new(Ipv4Addr::LOCALHOST.into(), address.port()),
-        false => address,
+    if !address.ip().is_unspecified() {
+        return address;
     }
+    // Nothing is sent: the system only chooses a way to an address kept for documentation.
+    let chosen = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).and_then(|socket| {
+        socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9))?;
+        socket.local_addr()
+    });
+    let own = chosen.map_or(Ipv4Addr::LOCALHOST.into(), |chosen| chosen.ip());
+    SocketAddr::new(own, address.port())
 }
 
 /// With a slash before it and none behind it.

@@ -1,22 +1,25 @@
 //! The network behind the page: what it makes of pictures, and what single units show of them.
 
 use std::cell::OnceCell;
+use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::pictures::Prepared;
 use crate::backend::{Backend, Peak, SeedUnit};
+use crate::data::Split;
 use crate::data::images::Images;
+use crate::disk::write_atomic;
 use crate::model::{Kind, Layer, Model, Network, Params, Preprocess, Projector, Rule, Seed};
 use crate::picture::scale;
 use crate::shape::Shape;
-use crate::study::Session;
-use crate::study::parts::Parts;
+use crate::study::fingerprint;
 use crate::study::peaks::{Activation, Chosen, Maps, Searched, search};
 use crate::study::pixels::{field_box, to_rgb};
 use crate::train::evaluate::{TestCrops, softmax};
@@ -30,8 +33,11 @@ const PEAKS: usize = 9;
 const SEARCHED_AT_ONCE: usize = 4;
 /// Between two times that the search is kept.
 const KEEP: Duration = Duration::from_secs(30);
-/// What is kept of it.
-const SEARCH: &str = "search";
+/// From the last job on, before the search goes on.
+const REST: Duration = Duration::from_millis(300);
+/// Before a search that has failed is tried again.
+const TRIED_AGAIN: Duration = Duration::from_secs(30);
+const PANICKED: &str = "This could not be computed: an error of the program.";
 /// Seed of the untrained weights, as in `study sanity`.
 const UNTRAINED_SEED: u64 = 0;
 
@@ -49,8 +55,19 @@ pub(super) struct Asked {
     pub y: usize,
     pub x: usize,
     pub rule: Rule,
-    /// By untrained weights.
-    pub untrained: bool,
+    /// By which weights, and which of the projectors.
+    pub by: By,
+}
+
+/// Which projector is asked.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum By {
+    /// The one that looks at the picture on the page.
+    Page,
+    /// The one for pictures beside it, so that the page's need not be looked at again.
+    Beside,
+    /// The one with untrained weights.
+    Untrained,
 }
 
 pub(super) enum Ask {
@@ -81,14 +98,15 @@ pub(super) struct Class {
     probability: f64,
 }
 
-/// The maps of a layer, whose values are given as `scale / 127` times a signed byte.
+/// The maps of a layer, whose values are given as a map's scale / 127 times a signed byte.
 #[derive(Serialize)]
 pub(super) struct OfLayer {
     layer: String,
     maps: usize,
     rows: usize,
     columns: usize,
-    scale: f32,
+    /// Largest magnitude of each map.
+    scales: Vec<f32>,
     /// Value, row and column of each map's strongest unit.
     peaks: Vec<(f32, usize, usize)>,
 }
@@ -118,21 +136,18 @@ pub(super) struct Progress {
 pub(super) struct Top {
     #[serde(flatten)]
     progress: Progress,
-    pub peaks: Vec<TopPeak>,
+    peaks: Vec<TopPeak>,
+    /// Why the search has ended early, if it has.
+    failed: Option<String>,
 }
 
 #[derive(Serialize)]
-pub(super) struct TopPeak {
-    #[serde(serialize_with = "as_address")]
-    pub id: u32,
-    pub y: u32,
-    pub x: u32,
+struct TopPeak {
+    id: String,
+    y: u32,
+    x: u32,
     value: f32,
-    pub field: [i64; 4],
-}
-
-fn as_address<S: Serializer>(image: &u32, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-    serializer.collect_str(&format_args!("val/{image}"))
+    field: [i64; 4],
 }
 
 /// A layer as the page lists it.
@@ -190,23 +205,23 @@ pub(super) fn listed<B: Backend>(model: &Model<B>) -> Vec<ListedLayer> {
     model.network.layers.iter().enumerate().filter_map(list).collect()
 }
 
-/// A network that looks at one picture at a time, and remembers which.
-struct Eye<'a, B: Backend> {
-    projector: Projector<'a, B>,
+/// A projector that remembers which picture it has looked at last.
+struct Remembering<'a, B: Backend> {
+    inner: Projector<'a, B>,
     seen: Option<Arc<str>>,
 }
 
-impl<'a, B: Backend> Eye<'a, B> {
+impl<'a, B: Backend> Remembering<'a, B> {
     fn new(backend: &'a B, model: &'a Model<B>, params: &'a Params<B>) -> Result<Self> {
         let Model { network, preprocess, .. } = model;
         let projector = Projector::new(backend, network, params, preprocess, 1, 1)?;
-        Ok(Eye { projector, seen: None })
+        Ok(Remembering { inner: projector, seen: None })
     }
 
     fn look(&mut self, preprocess: &Preprocess, picture: &Prepared) -> Result<()> {
         if self.seen.as_ref() != Some(&picture.key) {
             self.seen = None;
-            self.projector.look(&picture.square, &TestCrops::One.of(preprocess, 0))?;
+            self.inner.look(&picture.square, &TestCrops::One.of(preprocess, 0))?;
             self.seen = Some(picture.key.clone());
         }
         Ok(())
@@ -217,9 +232,10 @@ impl<'a, B: Backend> Eye<'a, B> {
 pub struct Engine<'a, B: Backend> {
     backend: &'a B,
     model: &'a Model<B>,
-    trained: Eye<'a, B>,
+    trained: Remembering<'a, B>,
+    beside: Option<Remembering<'a, B>>,
     untrained: &'a OnceCell<Params<B>>,
-    by_untrained: Option<Eye<'a, B>>,
+    by_untrained: Option<Remembering<'a, B>>,
 }
 
 impl<'a, B: Backend> Engine<'a, B> {
@@ -232,12 +248,12 @@ impl<'a, B: Backend> Engine<'a, B> {
         model: &'a Model<B>,
         untrained: &'a OnceCell<Params<B>>,
     ) -> Result<Self> {
-        let trained = Eye::new(backend, model, &model.params)?;
-        Ok(Engine { backend, model, trained, untrained, by_untrained: None })
+        let trained = Remembering::new(backend, model, &model.params)?;
+        Ok(Engine { backend, model, trained, beside: None, untrained, by_untrained: None })
     }
 
     /// Answers until nobody can ask any more. When it is first asked for the strongest activations, it searches
-    /// `images` for them, and answers other jobs between its batches; what it has found is kept in the folder
+    /// a split for them, and answers other jobs between its batches; what it has found is kept in the folder
     /// `kept_in`.
     ///
     /// # Errors
@@ -245,58 +261,82 @@ impl<'a, B: Backend> Engine<'a, B> {
     pub fn run(
         mut self,
         mut jobs: mpsc::Receiver<Job>,
-        images: Option<&Arc<Images>>,
+        searched_in: Option<&(Split, Arc<Images>)>,
         kept_in: Option<&Path>,
     ) -> Result<()> {
         let (backend, model) = (self.backend, self.model);
-        let Model { network, params, preprocess, .. } = model;
+        let network = &model.network;
         let all = |layer: ListedLayer| Maps::First(usize::MAX).of(network, layer.index);
         let chosen: Vec<Chosen> = listed(model).into_iter().map(all).collect();
-        let mut session = Session::new(backend);
-        if let Some(folder) = kept_in {
-            session = session.kept_in(folder);
-        }
-        let fingerprint = images.map(|images| images.fingerprint());
-        let parts = session.parts(&[model], &(fingerprint, &chosen))?;
+        let images = searched_in.map(|(_, images)| images);
+        let split = searched_in.map_or(Split::Val, |(split, _)| *split);
+        let kept = match (images, kept_in) {
+            (Some(images), Some(folder)) => Some(kept_file(backend, model, images, folder)?),
+            _ => None,
+        };
+        let read = |file: &PathBuf| serde_json::from_slice(&fs::read(file).ok()?).ok();
         let total = images.map_or(0, |images| images.len());
-        let mut found = parts.get(SEARCH).unwrap_or_else(|| Searched::nothing(&chosen));
-        let mut failed: Option<String> = None;
+        let known = kept.as_ref().and_then(read).filter(|found: &Searched| {
+            let maps = found.best.iter().map(Vec::len);
+            maps.eq(chosen.iter().map(|chosen| chosen.maps.len())) && found.done <= total
+        });
+        let mut found = known.unwrap_or_else(|| Searched::nothing(&chosen));
+        let mut failed: Option<(String, Instant)> = None;
         while let Some(job) = jobs.blocking_recv() {
             let is_searching = matches!(job.ask, Ask::Top { .. });
-            let search_so_far =
-                Search { chosen: &chosen, found: &found, total, failed: failed.as_deref() };
-            self.answer(&search_so_far, job);
-            let is_open = found.done < total && failed.is_none();
-            let Some(images) = images.filter(|_| is_searching && is_open) else { continue };
-            let mut projector =
-                Projector::new(backend, network, params, preprocess, SEARCHED_AT_ONCE, 1)?;
-            let mut kept = Instant::now();
-            let between = |found: &Searched| {
-                while let Ok(job) = jobs.try_recv() {
-                    self.answer(&Search { chosen: &chosen, found, total, failed: None }, job);
-                }
-                if kept.elapsed() > KEEP {
-                    keep(&parts, found);
-                    kept = Instant::now();
-                }
-                Ok(())
+            let reason = failed.as_ref().map(|(reason, _)| reason.as_str());
+            let so_far = Search { chosen: &chosen, found: &found, split, total, failed: reason };
+            self.answer(&so_far, job);
+            let may_try = failed.as_ref().is_none_or(|(_, when)| when.elapsed() > TRIED_AGAIN);
+            let Some(images) = images.filter(|_| is_searching && found.done < total && may_try)
+            else {
+                continue;
             };
-            let (at_once, workers) = (SEARCHED_AT_ONCE, 1);
-            let searched = search(
-                &mut projector,
-                model,
-                images,
-                &chosen,
-                PEAKS,
-                workers,
-                at_once,
-                &mut found,
-                between,
-            );
-            failed = searched.err().map(|error| error.to_string());
-            keep(&parts, &found);
+            let searched = catch_unwind(AssertUnwindSafe(|| {
+                self.search(&mut jobs, (split, images), &chosen, &mut found, kept.as_deref())
+            }));
+            let searched = searched.unwrap_or_else(|_| Err(Error::Data(PANICKED.into())));
+            failed = searched.err().map(|error| (error.to_string(), Instant::now()));
+            keep(kept.as_deref(), &found);
         }
         Ok(())
+    }
+
+    /// Searches the images that have not been searched yet. Jobs come first: while they do, the search rests.
+    fn search(
+        &mut self,
+        jobs: &mut mpsc::Receiver<Job>,
+        (split, images): (Split, &Arc<Images>),
+        chosen: &[Chosen],
+        found: &mut Searched,
+        kept: Option<&Path>,
+    ) -> Result<()> {
+        let (backend, model) = (self.backend, self.model);
+        let Model { network, params, preprocess, .. } = model;
+        let total = images.len();
+        let mut projector =
+            Projector::new(backend, network, params, preprocess, SEARCHED_AT_ONCE, 1)?;
+        let mut written = Instant::now();
+        let between = |found: &Searched| {
+            let mut last: Option<Instant> = None;
+            loop {
+                if let Ok(job) = jobs.try_recv() {
+                    self.answer(&Search { chosen, found, split, total, failed: None }, job);
+                    last = Some(Instant::now());
+                } else if last.is_some_and(|last| last.elapsed() < REST) {
+                    std::thread::sleep(REST / 100);
+                } else {
+                    break;
+                }
+            }
+            if written.elapsed() > KEEP {
+                keep(kept, found);
+                written = Instant::now();
+            }
+            Ok(())
+        };
+        let (workers, at_once) = (1, SEARCHED_AT_ONCE);
+        search(&mut projector, model, images, chosen, PEAKS, workers, at_once, found, between)
     }
 
     /// Answers a job, if somebody still waits for it. What panics is an error of this job alone.
@@ -306,8 +346,8 @@ impl<'a, B: Backend> Engine<'a, B> {
         }
         let answer = catch_unwind(AssertUnwindSafe(|| self.answer_to(search, ask)));
         let answer = answer.unwrap_or_else(|_| {
-            (self.trained.seen, self.by_untrained) = (None, None);
-            Err(Error::Data("this could not be computed: an error of the program".into()))
+            (self.trained.seen, self.beside, self.by_untrained) = (None, None, None);
+            Err(Error::Data(PANICKED.into()))
         });
         let _ = reply.send(answer); // who asked may have left
     }
@@ -331,7 +371,7 @@ impl<'a, B: Backend> Engine<'a, B> {
             return Ok(Vec::new());
         }
         self.trained.look(preprocess, picture)?;
-        let logits = self.trained.projector.workspace.logits();
+        let logits = self.trained.inner.workspace.logits();
         let mut values = vec![0.0; logits.shape().len()];
         self.backend.download(&mut values, logits)?;
         let mut all: Vec<(usize, f64)> = softmax(&values).enumerate().collect();
@@ -345,8 +385,8 @@ impl<'a, B: Backend> Engine<'a, B> {
     }
 
     /// A layer's output, `[rows, columns, maps]`.
-    fn output(eye: &Eye<'_, B>, backend: &B, layer: usize) -> Result<Vec<f32>> {
-        let output = eye.projector.workspace.output(layer);
+    fn output(projector: &Remembering<'_, B>, backend: &B, layer: usize) -> Result<Vec<f32>> {
+        let output = projector.inner.workspace.output(layer);
         let mut values = vec![0.0; output.shape().len()];
         backend.download(&mut values, output)?;
         Ok(values)
@@ -355,52 +395,60 @@ impl<'a, B: Backend> Engine<'a, B> {
     fn maps(&mut self, picture: &Prepared, layer: usize) -> Result<(OfLayer, Vec<i8>)> {
         self.trained.look(&self.model.preprocess, picture)?;
         let values = Self::output(&self.trained, self.backend, layer)?;
-        let peaks = self.trained.projector.peaks(layer)?;
+        let peaks = self.trained.inner.peaks(layer)?;
         let shown = &self.model.network.layers[layer];
         let Shape { h, w, c, .. } = shown.output;
-        let finite = values.iter().map(|v| v.abs()).filter(|v| v.is_finite());
-        let scale = finite.fold(0.0, f32::max);
-        let byte = |value: f32| match scale {
+        let of_map = |map: usize| values[map..].iter().step_by(c);
+        let largest = |map| {
+            let finite = of_map(map).map(|value| value.abs()).filter(|value| value.is_finite());
+            finite.fold(0.0, f32::max)
+        };
+        let scales: Vec<f32> = (0..c).map(largest).collect();
+        let byte = |value: f32, scale: f32| match scale {
             0.0 => 0,
             scale => (value / scale * 127.0).round() as i8, // saturates
         };
-        let by_map = (0..c).flat_map(|map| values[map..].iter().step_by(c).map(|v| byte(*v)));
-        let bytes: Vec<i8> = by_map.collect();
+        let bytes = |map: usize| of_map(map).map(move |value| (value, map));
+        let bytes = (0..c).flat_map(bytes).map(|(value, map)| byte(*value, scales[map])).collect();
         let peak = |Peak { value, position }: &Peak| {
             (*value, *position as usize / w, *position as usize % w)
         };
         let peaks = peaks.iter().map(peak).collect();
         let about =
-            OfLayer { layer: shown.name.clone(), maps: c, rows: h, columns: w, scale, peaks };
+            OfLayer { layer: shown.name.clone(), maps: c, rows: h, columns: w, scales, peaks };
         Ok((about, bytes))
     }
 
     fn project(&mut self, picture: &Prepared, unit: Asked) -> Result<Answer> {
-        let Asked { layer, map, y, x, rule, untrained } = unit;
+        let Asked { layer, map, y, x, rule, by } = unit;
         let model = self.model;
-        let eye = match untrained {
-            false => &mut self.trained,
-            true => {
+        let projector = match by {
+            By::Page => &mut self.trained,
+            By::Beside => match &mut self.beside {
+                Some(projector) => projector,
+                none => none.insert(Remembering::new(self.backend, model, &model.params)?),
+            },
+            By::Untrained => {
                 if self.untrained.get().is_none() {
                     let drawn = Params::untrained(self.backend, &model.network, UNTRAINED_SEED)?;
                     let _ = self.untrained.set(drawn); // which was empty
                 }
                 let params = self.untrained.get().expect("set above");
                 match &mut self.by_untrained {
-                    Some(eye) => eye,
-                    none => none.insert(Eye::new(self.backend, model, params)?),
+                    Some(projector) => projector,
+                    none => none.insert(Remembering::new(self.backend, model, params)?),
                 }
             }
         };
-        eye.look(&model.preprocess, picture)?;
+        projector.look(&model.preprocess, picture)?;
         let shown = &model.network.layers[layer];
-        let values = Self::output(eye, self.backend, layer)?;
+        let values = Self::output(projector, self.backend, layer)?;
         let activation = values[(y * shown.output.w + x) * shown.output.c + map];
         let mut pixels = Vec::new();
         if activation > 0.0 {
             let seed = SeedUnit { map: map as u32, y: y as u32, x: x as u32, value: activation };
             let seed = Seed { image: 0, unit: seed };
-            eye.projector.project(layer, &[seed], rule, |_, values| {
+            projector.inner.project(layer, &[seed], rule, |_, values| {
                 pixels = to_rgb(&model.preprocess, values.to_vec());
                 Ok(())
             })?;
@@ -413,16 +461,30 @@ impl<'a, B: Backend> Engine<'a, B> {
             columns,
             channels: 3,
             scale: scale(&pixels),
-            random: untrained,
+            random: by == By::Untrained,
         };
         Ok(Answer::Projection(about, pixels))
     }
 }
 
+/// The file of what a search finds, one for all that it depends on.
+fn kept_file<B: Backend>(
+    backend: &B,
+    model: &Model<B>,
+    images: &Images,
+    folder: &Path,
+) -> Result<PathBuf> {
+    let version = env!("CARGO_PKG_VERSION");
+    let depends_on = [version, &fingerprint(backend, model)?, &images.fingerprint()].concat();
+    Ok(folder.join(format!("search-{:016x}.json", xxh3_64(depends_on.as_bytes()))))
+}
+
 /// Keeps what a search has found, if it can be kept.
-fn keep(parts: &Parts, found: &Searched) {
-    if let Err(error) = parts.put(SEARCH, found) {
-        tracing::warn!("what the search has found is not kept: {error}");
+fn keep(file: Option<&Path>, found: &Searched) {
+    let Some(file) = file else { return };
+    let json = serde_json::to_vec(found).expect("plain data");
+    if let Err(error) = write_atomic(file, &json) {
+        tracing::warn!("{}: what the search has found is not kept: {error}", file.display());
     }
 }
 
@@ -430,6 +492,8 @@ fn keep(parts: &Parts, found: &Searched) {
 struct Search<'a> {
     chosen: &'a [Chosen],
     found: &'a Searched,
+    /// Of which images.
+    split: Split,
     total: usize,
     /// Why it has ended early.
     failed: Option<&'a str>,
@@ -441,19 +505,17 @@ impl Search<'_> {
     }
 
     fn top(&self, network: &Network, layer: usize, map: usize) -> Result<Top> {
-        if let Some(reason) = self.failed {
-            return Err(Error::Data(reason.into()));
-        }
         let place = self.chosen.iter().position(|chosen| chosen.layer == layer);
         let found = place.and_then(|place| self.found.best[place].get(map));
         let peak = |Activation { image, unit }: &Activation| TopPeak {
-            id: *image,
+            id: format!("{}/{image}", self.split.name()),
             y: unit.y,
             x: unit.x,
             value: unit.value,
             field: field_box(&network.layers[layer], unit.y as usize, unit.x as usize),
         };
         let peaks = found.map(|found| found.iter().map(peak).collect()).unwrap_or_default();
-        Ok(Top { progress: self.progress(), peaks })
+        let failed = self.failed.map(str::to_owned);
+        Ok(Top { progress: self.progress(), peaks, failed })
     }
 }

@@ -11,7 +11,8 @@ use std::net::IpAddr;
 pub struct Guard {
     /// Names of hosts that are allowed beside `localhost` and addresses.
     pub hosts: Vec<String>,
-    /// What requests must know, if others can reach this machine.
+    /// What requests must know, if others can reach this machine; without one only this machine's own addresses are
+    /// allowed.
     pub token: Option<String>,
 }
 
@@ -58,7 +59,8 @@ impl Guard {
 
     fn allows(&self, host: &str) -> bool {
         let name = without_port(host);
-        name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok() || self.names(host)
+        let is_fit = |address: IpAddr| address.is_loopback() || self.token.is_some();
+        name.eq_ignore_ascii_case("localhost") || name.parse().is_ok_and(is_fit) || self.names(host)
     }
 
     /// Whether it is one of the names that were given.
@@ -87,19 +89,20 @@ mod tests {
     fn other_sites_and_names_are_refused() {
         let guard = Guard { hosts: vec!["lab.example".into()], token: None };
         let host = |host| guard.refuses(Claim { host: Some(host), ..Claim::default() }).is_none();
-        for allowed in [
-            "localhost:8000",
-            "LOCALHOST",
-            "127.0.0.1:8000",
-            "[::1]:8000",
-            "10.0.0.7",
-            "lab.example:1",
-        ] {
+        for allowed in
+            ["localhost:8000", "LOCALHOST", "127.0.0.1:8000", "[::1]:8000", "lab.example:1"]
+        {
             assert!(host(allowed), "{allowed}");
         }
-        for refused in
-            ["evil.example:8000", "localhost.evil.example", "", "lab.example.evil:1", "[x]"]
-        {
+        for refused in [
+            "evil.example:8000",
+            "localhost.evil.example",
+            "",
+            "lab.example.evil:1",
+            "[x]",
+            "0.0.0.0",
+            "10.0.0.7",
+        ] {
             assert!(!host(refused), "{refused}");
         }
         assert!(guard.refuses(Claim::default()).is_some());

@@ -19,6 +19,8 @@ use crate::{Error, Result};
 /// Uploads that are kept, and pixels of a side of one at most; larger ones are made smaller.
 const UPLOADS: usize = 16;
 const UPLOAD_SIDE: usize = 2048;
+/// Frames of a camera that are kept.
+const FRAMES: usize = 4;
 /// Prepared images that are kept.
 const PREPARED: usize = 32;
 /// Pixels of the longer side of a picture on the page, and of the shorter one of a thumbnail.
@@ -39,6 +41,8 @@ pub struct Pictures {
     preprocess: Preprocess,
     splits: BTreeMap<&'static str, Arc<Images>>,
     uploads: Mutex<Recent<Arc<Rgb>>>,
+    /// Of a camera, whose many must not take the others' places.
+    frames: Mutex<Recent<Arc<Rgb>>>,
     prepared: Mutex<Recent<Prepared>>,
 }
 
@@ -50,6 +54,7 @@ impl Pictures {
             preprocess: preprocess.clone(),
             splits: named.collect(),
             uploads: Mutex::new(Recent::new(UPLOADS)),
+            frames: Mutex::new(Recent::new(FRAMES)),
             prepared: Mutex::new(Recent::new(PREPARED)),
         }
     }
@@ -59,16 +64,17 @@ impl Pictures {
         self.splits.get(name)
     }
 
-    /// Decodes bytes of a JPEG or PNG and keeps the picture; its name, width and height.
+    /// Decodes bytes of a JPEG or PNG and keeps the picture, or frame of a camera; its name, width and height.
     ///
     /// # Errors
     /// If it is no such file, or one that is too large.
-    pub fn upload(&self, bytes: &[u8]) -> Result<(String, [usize; 2])> {
-        let rgb = decode(bytes).map_err(|error| Error::Data(format!("the picture: {error}")))?;
+    pub fn upload(&self, bytes: &[u8], is_frame: bool) -> Result<(String, [usize; 2])> {
+        let rgb = decode(bytes).map_err(|error| Error::Data(format!("The picture: {error}.")))?;
         let rgb = at_most(rgb, UPLOAD_SIDE);
-        let name = format!("{:016x}", xxh3_64(&rgb.pixels));
         let size = [rgb.width, rgb.height];
-        self.uploads.lock().expect("no panic while it is held").put(name.clone(), rgb.into());
+        let name = format!("{:016x}{:x}", xxh3_64(&rgb.pixels), rgb.width);
+        let kept = if is_frame { &self.frames } else { &self.uploads };
+        kept.lock().expect("no panic while it is held").put(name.clone(), rgb.into());
         Ok((name, size))
     }
 
@@ -80,9 +86,12 @@ impl Pictures {
                 Ok(Arc::new(images.stored(*index, &mut Scratch::default())?))
             }
             Source::Upload(name) => {
-                let mut uploads = self.uploads.lock().expect("no panic while it is held");
-                uploads.get(name).ok_or_else(|| {
-                    Error::Data("this picture is no longer kept: upload it again".into())
+                let kept = [&self.uploads, &self.frames];
+                let mut found = kept
+                    .iter()
+                    .filter_map(|kept| kept.lock().expect("no panic while it is held").get(name));
+                found.next().ok_or_else(|| {
+                    Error::Data("This picture is no longer kept: upload it again.".into())
                 })
             }
         }
@@ -97,13 +106,17 @@ impl Pictures {
         })
     }
 
+    /// What the network is shown of a picture that has been asked for lately.
+    pub fn kept(&self, address: &Address) -> Option<Prepared> {
+        self.prepared.lock().expect("no panic while it is held").get(&address.key())
+    }
+
     /// What the network is shown of a picture.
     ///
     /// # Errors
     /// If there is no such picture, or it cannot be read.
     pub fn prepared(&self, address: &Address) -> Result<Prepared> {
-        let key = address.key();
-        if let Some(kept) = self.prepared.lock().expect("no panic while it is held").get(&key) {
+        if let Some(kept) = self.kept(address) {
             return Ok(kept);
         }
         let mut square = match (address.cover, address.view) {
@@ -117,6 +130,7 @@ impl Pictures {
         if let Some((area, fill)) = address.cover {
             Cover::new(&self.preprocess, &square, fill).lay(&mut square, area);
         }
+        let key = address.key();
         let prepared = Prepared { key: key.as_str().into(), square: square.into() };
         self.prepared.lock().expect("no panic while it is held").put(key, prepared.clone());
         Ok(prepared)

@@ -12,7 +12,7 @@
 //! api/project/IMAGE/LAYER/MAP/Y,X      a unit's projection [rule, weights=random]; no     frame
 //!                                      numbers if it did not fire
 //! api/top/LAYER/MAP                    the strongest activations over the data set        JSON
-//! api/top/LAYER/MAP/N.png?what         the picture of one, or its projection              PNG
+//! api/field/IMAGE/LAYER/MAP/Y,X        a unit's receptive field [what=projection]          PNG
 //! api/status                           how far the search for these is                    JSON
 //! ```
 //!
@@ -25,8 +25,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
+use axum::body::to_bytes;
+use axum::extract::{Path, Query, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header};
 use axum::middleware::{Next, from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Redirect, Response};
@@ -36,9 +36,10 @@ use hyper_util::service::TowerToHyperService;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio_io_timeout::TimeoutStream;
 
 use super::address::Address;
-use super::engine::{Answer, Ask, Asked, Job, ListedLayer, Projection, Top, listed};
+use super::engine::{Answer, Ask, Asked, By, Job, ListedLayer, Projection, Top, listed};
 use super::guard::{Claim, Guard};
 use super::pictures::{Pictures, Prepared};
 use crate::backend::Backend;
@@ -52,15 +53,20 @@ const UPLOAD: usize = 32 << 20;
 const WAITING: usize = 64;
 /// Requests whose pictures are decoded at a time: each may take some hundred megabytes for a moment.
 const DECODED_AT_ONCE: usize = 2;
+/// Uploads that are received at a time.
+const UPLOADED_AT_ONCE: usize = 4;
 /// Connections at a time.
 const CONNECTIONS: usize = 128;
 /// Time in which a request must have come, and in which it must be answered.
 const HEADERS_WITHIN: Duration = Duration::from_secs(10);
 const ANSWERED_WITHIN: Duration = Duration::from_secs(60);
+/// Longest that a client may take nothing of an answer.
+const WRITTEN_WITHIN: Duration = Duration::from_secs(20);
 /// Images of one list.
 const LISTED: usize = 500;
 const RULES: [&str; 3] = ["deconvnet", "gradient", "guided"];
-const COOKIE: &str = "zfnet-token";
+/// With the port behind it, since cookies are the same for all ports.
+const COOKIE: &str = "zfnet-token-";
 
 /// Nothing but what comes from here, and no script or style within the page.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; \
@@ -132,11 +138,13 @@ struct App {
     data_classes: Option<Classes>,
     guard: Guard,
     base_path: String,
+    port: u16,
     /// What `api/network` says.
     network: Value,
     layers: Vec<ListedLayer>,
     jobs: mpsc::Sender<Job>,
-    decoders: Semaphore,
+    decoders: Arc<Semaphore>,
+    uploads: Semaphore,
 }
 
 type Shared = State<Arc<App>>;
@@ -177,6 +185,7 @@ pub fn listen<B: Backend>(
     settings: Settings,
 ) -> io::Result<Listening> {
     let Settings { checkpoint, pictures, data_classes, guard, base_path } = settings;
+    let address = socket.local_addr()?;
     let (sender, jobs) = mpsc::channel(WAITING);
     let layers = listed(model);
     let [rows, columns] = model.preprocess.size;
@@ -202,12 +211,13 @@ pub fn listen<B: Backend>(
         data_classes,
         guard,
         base_path,
+        port: address.port(),
         network,
         layers,
         jobs: sender,
-        decoders: Semaphore::new(DECODED_AT_ONCE),
+        decoders: Arc::new(Semaphore::new(DECODED_AT_ONCE)),
+        uploads: Semaphore::new(UPLOADED_AT_ONCE),
     });
-    let address = socket.local_addr()?;
     socket.set_nonblocking(true)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1) // what computes is elsewhere
@@ -235,11 +245,13 @@ async fn accept(socket: tokio::net::TcpListener, router: Router) {
             continue;
         };
         let service = TowerToHyperService::new(router.clone());
+        let mut stream = TimeoutStream::new(stream);
+        stream.set_write_timeout(Some(WRITTEN_WITHIN)); // a client that does not read holds nothing up
         tokio::spawn(async move {
             let served = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEADERS_WITHIN)
-                .serve_connection(TokioIo::new(stream), service);
+                .serve_connection(TokioIo::new(Box::pin(stream)), service);
             let _ = served.await; // a client that left, or that speaks something else
             drop(permit);
         });
@@ -259,7 +271,7 @@ fn router(app: Arc<App>) -> Router {
         .route(&at("/api/maps/{kind}/{name}/{layer}"), get(maps))
         .route(&at("/api/project/{kind}/{name}/{layer}/{map}/{place}"), get(project))
         .route(&at("/api/top/{layer}/{map}"), get(top))
-        .route(&at("/api/top/{layer}/{map}/{file}"), get(top_picture))
+        .route(&at("/api/field/{kind}/{name}/{layer}/{map}/{place}"), get(field))
         .route(&at("/api/status"), get(status));
     for &(name, kind, text) in FILES {
         let file = async move || ([(header::CONTENT_TYPE, kind)], text);
@@ -271,7 +283,6 @@ fn router(app: Arc<App>) -> Router {
     }
     routes
         .fallback(async || Refusal(StatusCode::NOT_FOUND, "there is no such page".into()))
-        .layer(DefaultBodyLimit::max(UPLOAD))
         .layer(from_fn_with_state(app.clone(), within_time))
         .layer(from_fn_with_state(app.clone(), guarded))
         .layer(map_response(with_headers))
@@ -304,11 +315,13 @@ async fn guarded(State(app): Shared, request: Request, next: Next) -> Response {
     let headers = request.headers();
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     let in_address = query_token(request.uri());
+    let is_page = request.uri().path().strip_prefix(&app.base_path) == Some("/");
+    let opens_the_page = is_page && text("sec-fetch-mode") == Some("navigate");
     let claim = Claim {
         host: text("host"),
         origin: text("origin"),
-        site: text("sec-fetch-site").filter(|_| text("sec-fetch-mode") != Some("navigate")),
-        token: in_address.as_deref().or_else(|| cookie(headers)),
+        site: text("sec-fetch-site").filter(|_| !opens_the_page),
+        token: in_address.as_deref().or_else(|| cookie(headers, app.port)),
     };
     if let Some(reason) = app.guard.refuses(claim) {
         return Refusal(StatusCode::FORBIDDEN, reason.into()).into_response();
@@ -316,7 +329,9 @@ async fn guarded(State(app): Shared, request: Request, next: Next) -> Response {
     // The page's own requests know the token by a cookie, and the address bar shows it no longer.
     if let (Some(token), true) = (&in_address, app.guard.token.is_some()) {
         let path = if app.base_path.is_empty() { "/" } else { &app.base_path };
-        let cookie = format!("{COOKIE}={token}; Path={path}; HttpOnly; SameSite=Strict");
+        let name = format!("{COOKIE}{}", app.port);
+        // `Lax`, so that a link in a mail works: what others may ask, `Host` and `Origin` decide.
+        let cookie = format!("{name}={token}; Path={path}; HttpOnly; SameSite=Lax");
         return ([(header::SET_COOKIE, cookie)], Redirect::to("./")).into_response();
     }
     next.run(request).await
@@ -327,11 +342,12 @@ fn query_token(uri: &Uri) -> Option<String> {
     pairs.filter_map(|pair| pair.strip_prefix("token=")).map(str::to_owned).next()
 }
 
-fn cookie(headers: &HeaderMap) -> Option<&str> {
+fn cookie(headers: &HeaderMap, port: u16) -> Option<&str> {
     let all = headers.get_all(header::COOKIE).into_iter().filter_map(|value| value.to_str().ok());
     let mut pairs =
         all.flat_map(|text| text.split(';')).filter_map(|pair| pair.trim().split_once('='));
-    pairs.find_map(|(name, value)| (name == COOKIE).then_some(value))
+    let is_ours = |name: &str| name.strip_prefix(COOKIE) == Some(port.to_string().as_str());
+    pairs.find_map(|(name, value)| is_ours(name).then_some(value))
 }
 
 /// What may be said of a picture beside its address.
@@ -353,9 +369,13 @@ impl App {
         self: &Arc<Self>,
         work: impl FnOnce(&App) -> crate::Result<T> + Send + 'static,
     ) -> Answered<T> {
-        let _permit = self.decoders.acquire().await.map_err(|_| busy())?;
+        let permit = self.decoders.clone().acquire_owned().await.map_err(|_| busy())?;
         let app = self.clone();
-        let done = tokio::task::spawn_blocking(move || work(&app)).await;
+        let done = tokio::task::spawn_blocking(move || {
+            let _until_it_is_done = permit; // whether or not the client still waits
+            work(&app)
+        });
+        let done = done.await;
         Ok(done.map_err(|_| bad("this picture could not be read: an error of the program"))??)
     }
 
@@ -366,6 +386,9 @@ impl App {
         shown: &Shown,
     ) -> Answered<Prepared> {
         let address = self.address(kind, name, shown)?;
+        if let Some(kept) = self.pictures.kept(&address) {
+            return Ok(kept);
+        }
         self.decoding(move |app| app.pictures.prepared(&address)).await
     }
 
@@ -390,12 +413,30 @@ impl App {
         ))
     }
 
+    async fn projection(&self, of: Prepared, unit: Asked) -> Answered<(Projection, Vec<f32>)> {
+        match self.ask(Ask::Project(of, unit)).await? {
+            Answer::Projection(about, values) => Ok((about, values)),
+            _ => Err(busy()),
+        }
+    }
+
     async fn top(&self, layer: &str, map: &str) -> Answered<Top> {
         let (layer, map) = self.map(layer, map)?;
         match self.ask(Ask::Top { layer, map }).await? {
             Answer::Top(top) => Ok(top),
             _ => Err(busy()),
         }
+    }
+}
+
+impl ListedLayer {
+    /// Row and column, from `Y,X`.
+    fn place(&self, text: &str) -> Answered<[usize; 2]> {
+        let place =
+            text.split_once(',').and_then(|(y, x)| Some([y.parse().ok()?, x.parse().ok()?]));
+        place.filter(|[y, x]| *y < self.rows && *x < self.columns).ok_or_else(|| {
+            bad(format!("expected a row below {} and a column below {}", self.rows, self.columns))
+        })
     }
 }
 
@@ -473,8 +514,7 @@ async fn jpeg(app: Arc<App>, kind: &str, name: &str, is_thumb: bool) -> Answered
         let image = app.pictures.shown(&address.source, is_thumb)?;
         image.jpeg().map_err(|error| crate::Error::Data(error.to_string()))
     });
-    let kind =
-        [(header::CONTENT_TYPE, "image/jpeg"), (header::CACHE_CONTROL, "private, max-age=300")];
+    let kind = [(header::CONTENT_TYPE, "image/jpeg")];
     Ok((kind, decoded.await?).into_response())
 }
 
@@ -486,8 +526,31 @@ async fn picture(State(app): Shared, Path((kind, name)): Path<(String, String)>)
     jpeg(app, &kind, &name, false).await
 }
 
-async fn upload(State(app): Shared, bytes: Bytes) -> Answered {
-    let (name, [width, height]) = app.decoding(move |app| app.pictures.upload(&bytes)).await?;
+#[derive(Deserialize)]
+struct Taken {
+    camera: Option<String>,
+}
+
+async fn upload(
+    State(app): Shared,
+    Query(Taken { camera }): Query<Taken>,
+    request: Request,
+) -> Answered {
+    let too_large = || {
+        let most = UPLOAD >> 20;
+        Refusal(StatusCode::PAYLOAD_TOO_LARGE, format!("A picture may have {most} MiB at most."))
+    };
+    // Known before any of it is received.
+    let length = request.headers().get(header::CONTENT_LENGTH);
+    let length = length.and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
+    if length.is_some_and(|length| length > UPLOAD) {
+        return Err(too_large());
+    }
+    let _permit = app.uploads.try_acquire().map_err(|_| busy())?;
+    let bytes = to_bytes(request.into_body(), UPLOAD).await.map_err(|_| too_large())?;
+    let is_frame = camera.is_some();
+    let uploaded = app.decoding(move |app| app.pictures.upload(&bytes, is_frame));
+    let (name, [width, height]) = uploaded.await?;
     let id = format!("upload/{name}");
     Ok(axum::Json(json!({ "id": id, "width": width, "height": height })).into_response())
 }
@@ -546,19 +609,13 @@ async fn project(
 ) -> Answered {
     let of_layer = app.layer(&layer)?;
     let (layer, map) = app.map(&layer, &map)?;
-    let place = place.split_once(',').and_then(|(y, x)| Some((y.parse().ok()?, x.parse().ok()?)));
-    let Some((y, x)) = place.filter(|(y, x)| *y < of_layer.rows && *x < of_layer.columns) else {
-        let (rows, columns) = (of_layer.rows, of_layer.columns);
-        return Err(bad(format!("expected a row below {rows} and a column below {columns}")));
-    };
+    let [y, x] = of_layer.place(&place)?;
     let rule = Rule::named(how.rule.as_deref().unwrap_or(RULES[0]))?;
-    let untrained = how.weights.as_deref() == Some("random");
-    let unit = Asked { layer, map, y, x, rule, untrained };
+    let by = if how.weights.as_deref() == Some("random") { By::Untrained } else { By::Page };
+    let unit = Asked { layer, map, y, x, rule, by };
     let prepared = app.prepared(&kind, &name, &shown).await?;
-    match app.ask(Ask::Project(prepared, unit)).await? {
-        Answer::Projection(about, values) => Ok(frame(&about, bytemuck::cast_slice(&values))),
-        _ => Err(busy()),
-    }
+    let (about, values) = app.projection(prepared, unit).await?;
+    Ok(frame(&about, bytemuck::cast_slice(&values)))
 }
 
 async fn top(State(app): Shared, Path((layer, map)): Path<(String, String)>) -> Answered {
@@ -570,29 +627,25 @@ struct What {
     what: Option<String>,
 }
 
-async fn top_picture(
+async fn field(
     State(app): Shared,
-    Path((layer, map, file)): Path<(String, String, String)>,
+    Path((kind, name, layer, map, place)): Path<(String, String, String, String, String)>,
     Query(What { what }): Query<What>,
 ) -> Answered {
-    let place = file.strip_suffix(".png").and_then(|number| number.parse::<usize>().ok());
-    let top = app.top(&layer, &map).await?;
-    let Some(peak) = place.and_then(|place| top.peaks.get(place)) else {
-        return Err(Refusal(StatusCode::NOT_FOUND, "there is no such peak yet".into()));
-    };
-    let prepared = app.prepared("val", &peak.id.to_string(), &Shown::default()).await?;
-    if what.as_deref() != Some("projection") {
-        return png(&app.pictures.input(&prepared).crop(peak.field));
-    }
+    let [y, x] = app.layer(&layer)?.place(&place)?;
     let (layer, map) = app.map(&layer, &map)?;
-    let (y, x) = (peak.y as usize, peak.x as usize);
-    let unit = Asked { layer, map, y, x, rule: Rule::DECONVNET, untrained: false };
-    match app.ask(Ask::Project(prepared, unit)).await? {
-        Answer::Projection(Projection { rows, columns, field, .. }, values) => {
-            png(&Image::projection(columns, rows, &values).crop(field))
-        }
-        _ => Err(busy()),
+    let prepared = app.prepared(&kind, &name, &Shown::default()).await?;
+    let unit = Asked { layer, map, y, x, rule: Rule::DECONVNET, by: By::Beside };
+    let input = app.pictures.input(&prepared);
+    let (about, values) = app.projection(prepared, unit).await?;
+    if what.as_deref() != Some("projection") {
+        return png(&input.crop(about.field));
     }
+    if values.is_empty() {
+        let sentence = "This unit does not fire here: the image has changed since it was searched.";
+        return Err(Refusal(StatusCode::CONFLICT, sentence.into()));
+    }
+    png(&Image::projection(about.columns, about.rows, &values).crop(about.field))
 }
 
 async fn status(State(app): Shared) -> Answered {

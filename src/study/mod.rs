@@ -22,7 +22,7 @@ pub(crate) mod linear;
 pub(crate) mod numbers;
 pub mod occluder;
 pub mod occlusion;
-pub(crate) mod parts;
+mod parts;
 pub mod peaks;
 pub(crate) mod pixels;
 pub mod probe;

@@ -14,7 +14,7 @@ use crate::disk::write_atomic;
 use crate::{Error, Result};
 
 /// The parts of one study.
-pub(crate) struct Parts {
+pub(super) struct Parts {
     /// None if nothing is kept.
     folder: Option<PathBuf>,
 }
@@ -56,7 +56,7 @@ impl Parts {
 
     /// A part that is there; `name` is the program's, not the user's. One that cannot be read is made
     /// again.
-    pub(crate) fn get<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
+    pub(super) fn get<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
         serde_json::from_slice(&fs::read(self.file(name)?).ok()?).ok()
     }
 
@@ -64,7 +64,7 @@ impl Parts {
     ///
     /// # Errors
     /// If it cannot be written.
-    pub(crate) fn put(&self, name: &str, part: &impl Serialize) -> Result<()> {
+    pub(super) fn put(&self, name: &str, part: &impl Serialize) -> Result<()> {
         let Some(file) = self.file(name) else { return Ok(()) };
         let json = serde_json::to_vec(part).expect("plain data");
         write_atomic(&file, &json).map_err(Error::io("write", &file))

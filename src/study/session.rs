@@ -68,7 +68,7 @@ impl<'a, B: Backend> Session<'a, B> {
     ///
     /// # Errors
     /// If the folder cannot be written, or a backend operation fails.
-    pub(crate) fn parts(&self, models: &[&Model<B>], settings: &impl Serialize) -> Result<Parts> {
+    pub(super) fn parts(&self, models: &[&Model<B>], settings: &impl Serialize) -> Result<Parts> {
         let Some(out) = &self.out else { return Ok(Parts::none()) };
         let models = models.iter().map(|model| fingerprint(self.backend, model));
         Parts::open(out, &(models.collect::<Result<Vec<_>>>()?, settings))

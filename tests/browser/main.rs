@@ -116,6 +116,8 @@ fn explored() -> Explored {
 /// A page in a window.
 struct Page {
     driver: WebDriver,
+    /// The name of the test, which is that of its thread.
+    test: String,
 }
 
 /// Waits until a script on the page gives something that is true, and gives it.
@@ -153,7 +155,8 @@ impl Page {
         let added = driver.cdp().send_raw("Page.addScriptToEvaluateOnNewDocument", watch).await;
         added.unwrap();
         driver.goto(link).await.unwrap();
-        let page = Page { driver };
+        let test = std::thread::current().name().unwrap_or("browser").replace("::", "-");
+        let page = Page { driver, test };
         until!(page, "return document.documentElement.dataset.ready === 'true'");
         page
     }
@@ -167,7 +170,8 @@ impl Page {
         let begun = Instant::now();
         loop {
             let value = self.script(script).await;
-            if !matches!(value, Value::Null | Value::Bool(false)) {
+            let is_there = !matches!(value, Value::Null | Value::Bool(false)) && value != json!("");
+            if is_there {
                 return value;
             }
             if begun.elapsed() > PATIENCE {
@@ -194,9 +198,10 @@ impl Page {
 
     /// Ends the test with a picture of the page, and what went wrong in it.
     async fn fail(&self, why: &str) -> ! {
-        let _ = self.driver.screenshot(Path::new("browser-test.png")).await;
+        let picture = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{}.png", self.test));
+        let _ = self.driver.screenshot(&picture).await;
         let faults = self.script("return window.faults").await;
-        panic!("{why} (faults of the page: {faults}; browser-test.png shows it)");
+        panic!("{why} (faults of the page: {faults}; {} shows it)", picture.display());
     }
 
     /// Clicks at a place of an element, in shares of its sides.
@@ -346,8 +351,11 @@ fn a_link_shows_the_same_again() {
         choose(&page, 7, "conv1").await;
         page.click_at(".tile[data-map]", 0.6, 0.4).await;
         let seen = page.projection("deconvnet:trained").await;
+        let here = page.hash().await;
         page.key("\u{e014}").await; // the arrow to the right
+        until!(page, format!("return location.hash !== '{here}'"));
         page.key("\u{e012}").await; // and back
+        until!(page, format!("return location.hash === '{here}'"));
         assert_eq!(page.projection("deconvnet:trained").await, seen);
         page.click("#mode-cover").await;
         page.drag("#stage", [0.3, 0.3], Some([0.6, 0.5])).await;
@@ -422,8 +430,10 @@ fn a_held_unit_keeps_the_best_image() {
                      && document.querySelector('#maps').getAttribute('aria-busy') !== 'true' && held.dataset.value"
             );
             best = best.max(value.as_str().unwrap().parse().unwrap());
+            let shown = "return document.querySelector('#image-name').dataset.shown";
+            let before = page.script(shown).await;
             page.key("n").await;
-            tokio::time::sleep(Duration::from_millis(300)).await;
+            until!(page, format!("{shown} !== {before}"));
         }
         assert!(best > 0.0);
         until!(page, "return document.querySelectorAll('#held-list [data-best]').length > 1");

@@ -119,6 +119,10 @@ fn crc32(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0, add)
 }
 
+fn float(bytes: &[u8]) -> f32 {
+    f32::from_le_bytes(bytes.try_into().unwrap())
+}
+
 /// Rows and columns of the maps of its conv2.
 const SIDE: usize = 3;
 
@@ -150,12 +154,16 @@ fn answers_are_what_the_commands_print() {
     assert_eq!(of_class["total"], 6);
 
     // What it takes the image for.
-    let printed = place.run(&format!("classify run {} --json", image.display())).json();
+    let printed = place.run(&format!("classify run {} --crops 1 --json", image.display())).json();
     let classes = explorer.json("/api/classes/val/4");
-    assert_eq!(classes["classes"].as_array().unwrap().len(), 5);
-    let found = (&classes["classes"][0]["name"], classes["classes"][0]["probability"].as_f64());
-    let text = printed.to_string();
-    assert!(text.contains(found.0.as_str().unwrap()), "{found:?} in {text}");
+    let classes = classes["classes"].as_array().unwrap();
+    let printed = printed[0]["classes"].as_array().unwrap();
+    assert_eq!(classes.len(), 5);
+    for (found, printed) in classes.iter().zip(printed) {
+        assert_eq!(found["name"], printed["class"]);
+        let probability = |of: &Value| of["probability"].as_f64().unwrap();
+        assert!((probability(found) - probability(printed)).abs() < 1e-6);
+    }
 
     // A projection, to the last bit, where the map is strongest.
     let (maps, values) = explorer.get("/api/maps/val/4/conv2").frame();
@@ -166,7 +174,8 @@ fn answers_are_what_the_commands_print() {
     let (y, x) = (&peaks[map][1], &peaks[map][2]);
     let number = |value: &Value| value.as_u64().unwrap() as usize;
     let at = (map * SIDE + number(y)) * SIDE + number(x);
-    assert_eq!(values[at] as i8, 127, "the strongest of a layer has the whole scale");
+    assert_eq!(values[at] as i8, 127, "a map's peak is the end of its scale");
+    assert_eq!(maps["scales"][map], peaks[map][0]);
     for rule in ["deconvnet", "gradient", "guided"] {
         let flags = format!("--unit conv2:{map} --rule {rule} --save-arrays arrays.safetensors");
         place.run(&format!("project run {} {flags}", image.display())).ok();
@@ -181,11 +190,15 @@ fn answers_are_what_the_commands_print() {
     }
 
     // A unit that did not fire has no projection.
-    let silent = (0..values.len()).find(|place| values[*place] as i8 <= 0).expect("a silent unit");
+    let silent = (0..values.len()).find(|place| values[*place] == 0).expect("a silent unit");
     let (map, y, x) = (silent / SIDE / SIDE, silent / SIDE % SIDE, silent % SIDE);
     let path = format!("/api/project/val/4/conv2/{map}/{y},{x}");
     let (about, none) = explorer.get(&path).frame();
-    assert!(about["activation"].as_f64().unwrap() < 0.01 && none.len() % (16 * 16 * 12) == 0);
+    if about["activation"].as_f64().unwrap() == 0.0 {
+        assert!(none.is_empty());
+    } else {
+        assert_eq!(none.len(), 16 * 16 * 12, "it is so small that a byte has no place for it");
+    }
     let also = explorer.json("/api/classes/val/4?class=0");
     assert!(also["classes"].as_array().unwrap().iter().any(|class| class["class"] == 0));
 
@@ -217,6 +230,7 @@ fn the_strongest_activations_are_those_of_the_study() {
     place.run("study features --checkpoint run --data data --units conv2:5").ok();
     let study = fs::read_to_string(place.path("run/report/features/top9.json")).unwrap();
     let study: Value = serde_json::from_str(&study).unwrap();
+    let study = study["layers"][0]["rows"][0]["peaks"].as_array().unwrap().clone();
     let explorer = Explorer::start(&place, "run --data data --port 0");
     let begun = Instant::now();
     let top = loop {
@@ -228,21 +242,26 @@ fn the_strongest_activations_are_those_of_the_study() {
         std::thread::sleep(Duration::from_millis(50));
     };
     let found = top["peaks"].as_array().unwrap();
-    let text = study.to_string();
-    assert!(!found.is_empty());
-    for (place_in_list, peak) in found.iter().enumerate() {
-        let value = peak["value"].to_string();
-        assert!(text.contains(&value[..value.len().min(6)]), "{value} in {text}");
-        for what in ["photo", "projection"] {
-            let path = format!("/api/top/conv2/5/{place_in_list}.png?what={what}");
-            let png = explorer.get(&path).ok().body;
-            let picture = zfnet::data::decode::decode(&png).unwrap();
-            let field: Vec<i64> =
-                peak["field"].as_array().unwrap().iter().map(|v| v.as_i64().unwrap()).collect();
-            assert_eq!(picture.width as i64, field[2] - field[0]);
-        }
+    assert!(!found.is_empty() && found.len() == study.len(), "{found:?} {study:?}");
+    for (found, known) in found.iter().zip(&study) {
+        let value = |peak: &Value| peak["value"].as_f64().unwrap();
+        // Sums of batches of another size may be rounded otherwise.
+        assert!((value(found) - value(known)).abs() < 1e-5 * value(known), "{found} {known}");
+        assert_eq!((&found["y"], &found["x"]), (&known["y"], &known["x"]));
+        let [id, y, x] = ["id", "y", "x"].map(|name| found[name].to_string().replace('"', ""));
+        let (about, values) = explorer.get(&format!("/api/project/{id}/conv2/5/{y},{x}")).frame();
+        let values: Vec<f32> = values.chunks_exact(4).map(float).collect();
+        let field: [i64; 4] = serde_json::from_value(about["field"].clone()).unwrap();
+        let cut = |what: &str| {
+            let path = format!("/api/field/{id}/conv2/5/{y},{x}?what={what}");
+            let decoded = zfnet::data::decode::decode(&explorer.get(&path).ok().body).unwrap();
+            Image::new(decoded.width, decoded.height, decoded.pixels)
+        };
+        assert_eq!(cut("projection"), Image::projection(16, 16, &values).crop(field));
+        let input = explorer.get(&format!("/api/input/{id}")).ok().body;
+        let input = zfnet::data::decode::decode(&input).unwrap();
+        assert_eq!(cut("photo"), Image::new(16, 16, input.pixels).crop(field));
     }
-    explorer.get("/api/top/conv2/5/9.png").refused(404, "no such peak");
     // What has been searched is kept beside the run.
     drop(explorer);
     let again = Explorer::start(&place, "run --data data --port 0");
@@ -261,7 +280,10 @@ fn nobody_else_comes_in() {
     with(&[("origin", "http://evil.example")]).refused(403, "other sites");
     with(&[("origin", "null")]).refused(403, "other sites");
     with(&[("sec-fetch-site", "cross-site")]).refused(403, "other sites");
-    with(&[("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "navigate")]).ok();
+    // A link on another page leads to the page, and to nothing else.
+    let by_a_link = [("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "navigate")];
+    with(&by_a_link).refused(403, "other sites");
+    explorer.send("GET", "/", &by_a_link, &[]).ok();
     with(&[("sec-fetch-site", "same-origin")]).ok();
     let page = explorer.get("/").ok();
     assert!(page.headers.contains("content-security-policy: default-src 'none'"));
@@ -285,6 +307,7 @@ fn nobody_else_comes_in() {
         "/api/project/val/0/conv2/0/0,0?rule=none",
         "/api/classes/val/0?view=NaN,0,1",
         "/api/classes/val/0?cover=1",
+        "/api/field/val/0/conv2/0/3,0",
         "/api/images",
         "/api/top/conv2/99",
     ] {
@@ -297,7 +320,7 @@ fn nobody_else_comes_in() {
     let upload = |bytes: &[u8]| explorer.send("POST", "/api/upload", &[], bytes);
     upload(b"GIF89a").refused(422, "GIF");
     upload(&[]).refused(422, "empty");
-    assert_eq!(upload(&vec![0; (32 << 20) + 1]).status, 413);
+    upload(&vec![0; (32 << 20) + 1]).refused(413, "32 MiB");
     let png = Image::filled(8, 8, 3).png().unwrap();
     let mut bomb = png.clone();
     bomb[16..24].copy_from_slice(&[0, 0, 0xea, 0x60, 0, 0, 0xea, 0x60]); // 60,000 pixels a side
@@ -320,7 +343,8 @@ fn on_a_network_the_link_has_a_token() {
     let opened = explorer.get(&format!("/lab/x/?{query}"));
     assert_eq!(opened.status, 303, "{}", opened.headers);
     assert!(opened.headers.contains("location: ./") && opened.headers.contains("HttpOnly"));
-    let cookie = format!("other=1; zfnet-{query}");
+    let port = explorer.host().rsplit(':').next().unwrap();
+    let cookie = format!("other=1; zfnet-token-{port}={}", &query["token=".len()..]);
     let page = explorer.send("GET", "/lab/x/", &[("cookie", &cookie)], &[]).ok();
     assert!(String::from_utf8_lossy(&page.body).contains("<html"));
     explorer.send("GET", "/api/status", &[("cookie", &cookie)], &[]).refused(404, "no such page");
@@ -349,7 +373,7 @@ fn slow_and_broken_requests_hold_nothing_up() {
     }
     let mut rest = Vec::new();
     half.read_to_end(&mut rest).unwrap();
-    assert!(begun.elapsed() < Duration::from_secs(40), "the half request was waited for");
+    assert!(begun.elapsed() < Duration::from_secs(25), "the half request was waited for");
 }
 
 #[test]

@@ -66,9 +66,9 @@ export const projectAt = (s, layer, map, [y, x], rule, random) =>
   + query(s, random ? { rule, weights: 'random' } : { rule })
 export const pictureAt = image => `picture/${segments(image)}`
 export const topAt = (layer, map) => `top/${encodeURIComponent(layer)}/${map}`
-/** `peak` is told apart in the address, since the N-th of a search that goes on is soon another one. */
-export const topPictureAt = (layer, map, n, what, peak) =>
-  `./api/top/${encodeURIComponent(layer)}/${map}/${n}.png?what=${what}&of=${encodeURIComponent(`${peak.id},${peak.y},${peak.x}`)}`
+/** A receptive field: the part of the image, or the unit's projection cut to it. */
+export const fieldAt = (layer, map, { id, y, x }, what) =>
+  `./api/field/${segments(id)}/${encodeURIComponent(layer)}/${map}/${y},${x}?what=${what}`
 export const thumbAt = image => './api/thumb/' + segments(image)
 
 export const network = () => json('network')
@@ -81,8 +81,9 @@ export const images = ({ split, from, count, class: kind, search }, signal) => j
   + (kind === null || kind === undefined ? '' : `&class=${kind}`)
   + (search ? `&search=${encodeURIComponent(search)}` : ''), signal)
 
-export const upload = async (/** @type {Blob} */ blob, signal) =>
-  (await ask('upload', { method: 'POST', body: blob, signal })).json()
+/** `camera` for one of many frames, of which only the last few are kept. */
+export const upload = async (/** @type {Blob} */ blob, signal, camera = false) =>
+  (await ask(camera ? 'upload?camera=1' : 'upload', { method: 'POST', body: blob, signal })).json()
 
 /** A picture, decoded. */
 export const bitmap = async (address, signal) => createImageBitmap(await (await ask(address, { signal })).blob())

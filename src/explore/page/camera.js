@@ -13,6 +13,8 @@ const SIDE = 640
 let stream = null
 /** The image that the camera itself has put there: any other was chosen by the reader, and ends the run. */
 let last = null
+/** Whether the browser is being asked for one. */
+let starting = false
 
 const stopCamera = () => {
   stream?.getTracks().forEach(track => track.stop())
@@ -40,7 +42,7 @@ const run = async tell => {
     canvas.width = Math.round(video.videoWidth * k)
     canvas.height = Math.round(video.videoHeight * k)
     canvas.getContext('2d').drawImage(video, 0, 0, canvas.width, canvas.height)
-    const { id } = await api.upload(await blobOf(canvas))
+    const { id } = await api.upload(await blobOf(canvas), undefined, true)
     if (stream !== own) return
     last = id
     change({ image: id, info: null }, { follow: true })
@@ -56,13 +58,17 @@ const run = async tell => {
 /** @param {(text: string) => void} tell */
 export const toggleCamera = async tell => {
   if (state.camera) return stopCamera()
+  if (starting) return
   if (!navigator.mediaDevices?.getUserMedia) {
     return tell(isSecureContext ? 'This browser has no camera for pages.' : `Browsers give pages the camera only over HTTPS or on this machine. Open the explorer as http://localhost${location.port ? `:${location.port}` : ''}/ where it runs, or through a tunnel.`)
   }
+  starting = true
   try {
     stream = await navigator.mediaDevices.getUserMedia({ video: { width: { ideal: 1280 }, facingMode: 'environment' }, audio: false })
   } catch (error) {
     return tell({ NotAllowedError: 'The camera was not allowed. The permission is in the browser, beside the address.', NotFoundError: 'There is no camera here.' }[error.name] ?? `The camera could not be opened: ${error.message}`)
+  } finally {
+    starting = false
   }
   tell('')
   last = null

@@ -57,6 +57,8 @@ const render = () => {
   for (let i = box.children.length; i < list.images.length; i++) box.append(thumb(list.images[i]))
   $('chooser-count').textContent = `${many(list.total)} image${list.total === 1 ? '' : 's'}`
   for (const entry of $('splits').children) press(entry, entry.dataset.split === list.split)
+  // On a tall screen one page of them leaves nothing to scroll.
+  if ($('chooser').open && box.scrollHeight <= box.clientHeight && list.images.length < list.total) setTimeout(more)
 }
 
 export const openChooser = () => {

@@ -11,6 +11,7 @@ const render = () => {
   list.setAttribute('aria-busy', String(!!state.image && found?.of !== classesAddress()))
   $('classes-error').textContent = state.errors.classes ?? ''
   if (!found) return list.replaceChildren()
+  if (!state.network.classes.length) $('classes-error').textContent ||= 'This network has no classes.'
   const open = state.cover && state.open?.of === api.classesAt({ ...state, cover: null }) ? state.open.classes : null
   const label = state.info ? state.network.data_classes?.[state.info.class] : null
   found.classes.forEach((entry, i) => {

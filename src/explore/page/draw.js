@@ -34,6 +34,7 @@ const table = (high, alpha) => Uint32Array.from({ length: 256 }, (_, i) =>
 const tables = new Map()
 const tableOf = (high, alpha) => {
   const key = `${high} ${alpha}`
+  if (tables.size > 1000) tables.clear()
   if (!tables.has(key)) tables.set(key, table(high, alpha))
   return tables.get(key)
 }
@@ -45,11 +46,7 @@ const tableOf = (high, alpha) => {
 export const mapPixels = (maps, map, own, alpha = false) => {
   const { rows, columns } = maps.head
   const values = maps.values.subarray(map * rows * columns, (map + 1) * rows * columns)
-  let high = 127
-  if (own) {
-    high = 1
-    for (const v of values) high = Math.max(high, Math.abs(v))
-  }
+  const high = own || !maps.head.scales[map] ? 127 : 127 * scaleOfLayer(maps) / maps.head.scales[map]
   const image = new ImageData(columns, rows)
   const pixels = new Uint32Array(image.data.buffer)
   const colours = tableOf(high, alpha)
@@ -57,25 +54,22 @@ export const mapPixels = (maps, map, own, alpha = false) => {
   return image
 }
 
+/** The largest magnitude of a layer's maps. */
+export const scaleOfLayer = maps => (maps.scale ??= maps.head.scales.reduce((most, scale) => Math.max(most, scale), 0))
+
 /** The value of a unit as far as the maps tell; exact where it is the map's peak. */
 export const valueOf = (maps, map, y, x) => {
-  const { rows, columns, scale, peaks } = maps.head
+  const { rows, columns, scales, peaks } = maps.head
   const [value, row, column] = peaks[map]
   if (row === y && column === x) return value
-  return maps.values[(map * rows + y) * columns + x] / 127 * scale
+  return maps.values[(map * rows + y) * columns + x] / 127 * scales[map]
 }
 
 /** Whether anything lies below zero: so in a layer before its relu. */
 export const isSigned = maps => (maps.signed ??= maps.values.some(v => v < 0))
 
-/** The last value that q stands for, as the page prints ranges. */
-export const rangeOf = (maps, map, own) => {
-  if (!own) return maps.head.scale
-  const { rows, columns, scale } = maps.head
-  let high = 0
-  for (const v of maps.values.subarray(map * rows * columns, (map + 1) * rows * columns)) high = Math.max(high, Math.abs(v))
-  return high / 127 * scale
-}
+/** The end of a map's scale, as the page prints ranges. */
+export const rangeOf = (maps, map, own) => (own ? maps.head.scales[map] : scaleOfLayer(maps))
 
 const fround = Math.fround
 

@@ -32,7 +32,7 @@ const ACTS = {
 const HELP = [
   ['← → ↑ ↓', 'move the unit within its map'], ['m', "the map's strongest unit"], ['[ ]', 'the map before, the next (in the order shown)'], [', .', 'the layer before, the next'],
   ['p n', 'the image before, the next'], ['i', 'choose an image'], ['1 2 3', 'the rule of the projection'], ['a', 'all rules side by side'],
-  ['r', 'the same unit under random weights'], ['s', 'one scale for all projections shown'], ['g G', 'more gain, less gain'], ['f', 'cut to the receptive field, or the whole image'],
+  ['r', 'the same unit with untrained weights'], ['s', 'one scale for all projections shown'], ['g G', 'more gain, less gain'], ['f', 'cut to the receptive field, or the whole image'],
   ['o', 'the map over the image'], ['h', 'hold the unit, or release it'], ['c', 'cover with a square, or take it away; arrows then move it (Shift: one pixel)'],
   ['x', 'crop; arrows then move the square'], ['+ −', 'zoom, or the size of the cover'], ['0', "the network's own preparation"], ['v', 'the camera'], ['Esc', 'back to looking'], ['?', 'this help'],
 ]

@@ -251,12 +251,14 @@ const wantHeld = follow => {
     return
   }
   const of = api.mapsAt(state, state.held.layer)
-  const { layer } = state.held
-  if (state.heldMaps?.of === of) return
-  const kept = keptMaps.get(of)
-  if (kept) return change({ heldMaps: kept })
+  const { image, held: { layer } } = state
+  const kept = state.heldMaps?.of === of ? state.heldMaps : keptMaps.get(of)
+  if (kept) {
+    lanes.heldMaps.stop()
+    return change({ heldMaps: kept })
+  }
   want(lanes.heldMaps, 'held', follow, async signal => {
-    const maps = { ...(await api.maps(of, signal)), layer, image: state.image }
+    const maps = { ...(await api.maps(of, signal)), layer, image }
     keptMaps.set(of, maps)
     change({ heldMaps: maps })
   })

@@ -2,7 +2,7 @@
 // thousand maps scrolls as one of forty does.
 
 import { $, make, many, press, short } from './dom.js'
-import { colour, isSigned, mapPixels, put, rangeOf, valueOf, viridis } from './draw.js'
+import { colour, isSigned, mapPixels, put, rangeOf, scaleOfLayer, valueOf, viridis } from './draw.js'
 import { mapsAddress, mapsHere } from './load.js'
 import { any, change, classOf, layerOf, listen, state } from './state.js'
 import { selectUnit } from './unit.js'
@@ -141,7 +141,7 @@ const renderHead = () => {
   press($('only-firing'), state.firing)
   press($('own-scale'), state.ownScale)
   $('maps').setAttribute('aria-busy', String(!!state.image && state.maps?.of !== mapsAddress()))
-  const scale = maps?.head.scale ?? 0
+  const scale = maps ? scaleOfLayer(maps) : 0
   const signed = !!maps && isSigned(maps)
   $('maps-low').textContent = !signed ? '0' : state.ownScale ? '−' : short(-scale)
   $('maps-high').textContent = !state.ownScale ? short(scale) : signed ? 'own magnitude of each' : 'own peak of each'

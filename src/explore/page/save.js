@@ -108,7 +108,7 @@ const contents = key => {
   if (!entry?.picture?.head) return null
   const scale = scaleOf(entry, all)
   const field = fieldHere()
-  return [canvas, [`Projection by ${entry.rule}${entry.random ? ', random weights' : ''}`,
+  return [canvas, [`Projection by ${entry.rule}${entry.random ? ', untrained weights' : ''}`,
     `${unitText()}; activation ${short(entry.picture.head.activation)}`,
     `black to white ${rangeText(scale)}, zero is grey${state.gain === 1 ? '' : `, gain ${state.gain}`}${state.shared ? ', one scale for all shown' : ''}`,
     ...(field ? [`receptive field x ${whole(field[0])} to ${whole(field[2])}, y ${whole(field[1])} to ${whole(field[3])}`] : []), shownText()]]

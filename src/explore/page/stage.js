@@ -62,7 +62,13 @@ const draw = () => {
     context.fillStyle = 'rgb(0 0 0 / .45)'
     context.fillRect(left, top, width * k, height * k)
     context.imageSmoothingEnabled = false
-    context.drawImage(canvasOf(mapPixels(over.maps, over.map, true, true)), left, top, width * k, height * k)
+    const cells = cellsOf(layerOf(state.layer))
+    context.save()
+    context.beginPath()
+    context.rect(left, top, width * k, height * k)
+    context.clip()
+    context.drawImage(canvasOf(mapPixels(over.maps, over.map, true, true)), left + cells.x * k, top + cells.y * k, cells.width * k, cells.height * k)
+    context.restore()
   } else if (state.sweep && state.sweepOver && state.mode === 'cover') {
     context.imageSmoothingEnabled = false
     context.globalAlpha = 0.65
@@ -108,13 +114,21 @@ const drawView = (context, k, left, top, width, height) => {
   handle(context, left + (x + side) * k, top + (y + side) * k)
 }
 
-/** The unit of the chosen map whose place is that of a point of the image. */
+/** Where a map's units lie on the input: each as large as the stride, about the middle of its receptive field. */
+const cellsOf = ({ rows, columns, field, stride, offset }) => {
+  const { input } = state.network
+  if (rows === 1 && columns === 1) return { x: 0, y: 0, width: input.columns, height: input.rows }
+  const [x, y] = [0, 1].map(i => offset[i] + (field[i] - stride[i]) / 2)
+  return { x, y, width: columns * stride[0], height: rows * stride[1] }
+}
+
+/** The unit of the chosen map whose field's middle is next to a point of the image. */
 const unitAt = at => {
   const layer = layerOf(state.layer)
   if (!layer || state.map === null) return null
-  const { rows, columns } = state.network.input
-  const x = Math.floor(at.x / columns * layer.columns), y = Math.floor(at.y / rows * layer.rows)
-  return x >= 0 && y >= 0 && x < layer.columns && y < layer.rows ? [y, x] : null
+  const cells = cellsOf(layer)
+  const within = (share, count) => Math.min(Math.max(Math.floor(share * count), 0), count - 1)
+  return [within((at.y - cells.y) / cells.height, layer.rows), within((at.x - cells.x) / cells.width, layer.columns)]
 }
 
 /** @type {{grip: string | null, from: any, start: any, moved: boolean} | null} */

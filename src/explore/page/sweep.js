@@ -11,6 +11,12 @@ import { any, change, listen, state } from './state.js'
 let running = null
 let classWanted = null
 
+/** What the network thinks of the image with nothing covered. */
+const uncovered = () => {
+  const of = state.image ? api.classesAt({ ...state, cover: null }) : null
+  return [state.open, state.classes].find(found => found?.of === of)?.classes ?? []
+}
+
 const steps = () => Number($('sweep-steps').value)
 
 /** The box of the place (row, column): the square about the middle of its cell. */
@@ -50,7 +56,7 @@ const run = async () => {
   const controller = new AbortController()
   running = controller
   const { image, view, fill } = state
-  const chosen = state.classes?.classes.find(c => c.class === classWanted) ?? state.classes?.classes[0]
+  const chosen = uncovered().find(c => c.class === classWanted) ?? uncovered()[0]
   if (!image || !chosen) return
   const n = steps()
   const side = state.cover ? state.cover[2] - state.cover[0] : cover.usual()
@@ -85,10 +91,10 @@ const render = () => {
   const going = !!sweep?.running
   $('sweep-run').hidden = going
   $('sweep-stop').hidden = !going
-  $('sweep-run').disabled = !state.classes || !state.image
+  $('sweep-run').disabled = !uncovered().length
   $('sweep-result').hidden = !sweep
   const select = $('sweep-class')
-  const classes = state.classes?.classes ?? []
+  const classes = uncovered()
   const key = classes.map(c => c.class).join(' ')
   if (select.dataset.key !== key && !going) {
     select.dataset.key = key
@@ -139,6 +145,6 @@ export const startSweep = () => {
       stopSweep()
       change({ sweep: null })
     }
-    if (any(changed, 'network', 'sweep', 'sweepOver', 'classes', 'image')) render()
+    if (any(changed, 'network', 'sweep', 'sweepOver', 'classes', 'open', 'image')) render()
   })
 }

@@ -17,7 +17,7 @@ const again = event => {
 }
 
 const item = (peak, i) => {
-  const picture = what => make('img', { src: api.topPictureAt(state.layer, state.map, i, what, peak), alt: '', loading: 'lazy', decoding: 'async', fetchpriority: 'low', onerror: again })
+  const picture = what => make('img', { src: api.fieldAt(state.layer, state.map, peak, what), alt: '', loading: 'lazy', decoding: 'async', fetchpriority: 'low', onerror: again })
   const label = `Strongest ${i + 1}: ${short(peak.value)} in ${peak.id} at y ${peak.y}, x ${peak.x}. Go there.`
   return make('li', {}, make('button', { type: 'button', class: 'peak', 'data-peak': i, 'data-image': peak.id, 'aria-label': label, title: `${peak.id}, y ${peak.y}, x ${peak.x}`, onclick: () => visit(peak) },
     picture('photo'), picture('projection'), make('span', {}, short(peak.value))))
@@ -26,7 +26,7 @@ const item = (peak, i) => {
 const render = () => {
   const found = here()
   const list = $('top-list')
-  $('top-error').textContent = state.errors.top ?? ''
+  $('top-error').textContent = state.errors.top ?? found?.failed ?? ''
   $('top').hidden = !state.network?.splits.length
   const words = !found ? '' : !found.total ? 'There is no data to search.'
     : found.searched < found.total ? `after ${many(found.searched)} of ${many(found.total)} images`

@@ -11,7 +11,7 @@ const THINGS = [
   ['Climb the layers', 'The first layer answers to edges and colours, the last to whole objects. Go on with the keys , and . and watch the nine strongest patches.', () => goToLayer(spatial()[0].name)],
   ['See what they share', "A map's nine strongest patches look unlike each other; their projections show what the unit was after in all of them.", () => goToLayer(spatial().at(-1).name), 'top'],
   ['Cover it', 'Drag the square over the object, then over the background. Where the class collapses, the network was looking.', cover.begin, 'stage'],
-  ['Forget the training', 'The same unit under random weights. What both projections show is the image and the rule, not what was learnt.', () => change({ random: true, shared: false }), 'pictures'],
+  ['Forget the training', 'The same unit with untrained weights. What both projections show is the image and the rule, not what was learnt.', () => change({ random: true }), 'pictures'],
   ['Doubt the rule', 'Deconvnet, gradient and guided backpropagation side by side: three answers to one question.', () => change({ all: true }), 'pictures'],
 ]
 

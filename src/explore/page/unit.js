@@ -65,12 +65,11 @@ export const activation = () => {
   return maps && state.map !== null && state.unit ? valueOf(maps, state.map, ...state.unit) : null
 }
 
-const nameOf = ({ rule, random }) => (random ? `${rule}, random` : state.random ? `${rule}, trained` : rule)
+const nameOf = ({ rule, random }) => (random ? `${rule}, untrained` : state.random ? `${rule}, trained` : rule)
 
-/** One scale for all that can be compared, or the picture's own. */
-export const scaleOf = (entry, all) => (state.shared
-  ? Math.max(0, ...all.filter(p => p.picture?.head).map(p => p.picture.head.scale))
-  : entry.picture.head.scale)
+/** One scale for trained and untrained weights, which are there to be compared; for all rules, if it is asked for. */
+export const scaleOf = (entry, all) => Math.max(0, ...all
+  .filter(p => p.picture?.head && (state.shared || p.rule === entry.rule)).map(p => p.picture.head.scale))
 
 /** The words under a picture: what full white and full black stand for, and the gain. */
 export const rangeText = scale => (scale > 0 ? `± ${short(scale / state.gain)}` : 'all zero')
