@@ -18,6 +18,7 @@ use zfnet::disk::lock;
 use zfnet::explore::{Engine, Guard, Listening, Pictures, Settings, listen};
 use zfnet::model::Canvas;
 
+use super::signals::end_on_signals;
 use super::study::run_folder;
 use super::{DeviceArgs, ExternalArgs, OnDevice, output, shown};
 
@@ -56,6 +57,7 @@ pub struct Explore {
 impl OnDevice for Explore {
     fn run<B: Benchmark>(self, backend: &B) -> Result<ExitCode> {
         let base_path = base_path(&self.base_path)?;
+        end_on_signals()?;
         let model = self.external.load(backend, &self.checkpoint)?;
         let (splits, data_classes) = match &self.data {
             Some(root) => open_splits(root, model.preprocess.resize)?,

@@ -25,6 +25,19 @@ pub fn stop_on_signals() -> Result<Arc<AtomicUsize>> {
     Ok(stop)
 }
 
+/// Has Ctrl-C, SIGTERM or SIGHUP end the program at once, also where a script has started it in the background, whose
+/// shell lets it ignore Ctrl-C: for a command that has nothing to save.
+///
+/// # Errors
+/// If the system allows no handler.
+pub fn end_on_signals() -> Result<()> {
+    for signal in [SIGINT, SIGTERM].into_iter().chain(hang_up()) {
+        flag::register_conditional_shutdown(signal, 128 + signal, Arc::new(AtomicBool::new(true)))
+            .context("cannot listen to signals")?;
+    }
+    Ok(())
+}
+
 /// The exit code of a program that a signal has ended: 128 and the signal's number.
 pub fn signal_code(stop: &AtomicUsize) -> ExitCode {
     ExitCode::from(128u8.saturating_add(stop.load(Ordering::Relaxed) as u8))
