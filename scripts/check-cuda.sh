@@ -20,7 +20,10 @@ echo "== tests on the stand-in"
 standin=${CARGO_TARGET_DIR:-target}/standin
 tests/standin/build.sh "$standin"
 standin=$(cd "$standin" && pwd)
-LD_LIBRARY_PATH=$standin cargo test --release -p zfnet --features cuda --lib --tests -- --include-ignored cuda --skip both_libraries
+LD_LIBRARY_PATH=$standin cargo test --release -p zfnet --features cuda --lib --test allocation --test backend -- \
+  --include-ignored cuda --skip both_libraries
+# By the fast kernels alone: what the plain ones compute, tests of operations and networks say.
+LD_LIBRARY_PATH=$standin cargo test --release -p zfnet --features cuda --test studies -- --include-ignored cuda --skip _plain
 echo "== instructions of a whole step"
 scripts/expected-step --standin "$standin" --zfnet "${CARGO_TARGET_DIR:-target}/release/zfnet" --most 2760 | grep launches
 echo "== the same network, with batches in flight, recorded steps, broken machines and cuBLASLt"
