@@ -185,7 +185,8 @@ fn left_open(found: &Ablation, images: &str, error: impl Fn(&TrainedRun) -> f64)
     };
     let mut head = vec![String::new()];
     head.extend(rows[0].runs.iter().map(|run| format!("seed {}", run.seed)));
-    let others = ["mean", "minus the base", "larger than the seeds’ spread", "not told apart from"];
+    let others =
+        ["mean", "minus the base", "larger than the seeds’ spread", "not clearly different from"];
     head.extend(others.map(String::from));
     let notes = spread.map(|spread| {
         format!(

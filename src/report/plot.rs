@@ -40,7 +40,8 @@ pub struct Plot<'a> {
     pub x: &'a str,
     /// What is up, and its unit.
     pub y: &'a str,
-    /// The curves. A curve keeps its colour and dashes by its place among them; one without points takes no room.
+    /// The curves. A curve keeps its colour and dashes by its place among them; one without points is not in the
+    /// legend.
     pub lines: &'a [Line],
     /// What a step upwards means.
     pub scale: Scale,

@@ -14,7 +14,7 @@ const FAST: &str = "train --data colours --arch tiny.toml --keep 1 --schedule co
 const TRAIN: usize = 12;
 const VAL: usize = 6;
 
-/// A place with pictures that are easily told apart: each class has a colour of its own, under noise.
+/// A folder with pictures that are easy to classify: each class has a colour of its own, under noise.
 fn place() -> Place {
     let place = Place::new();
     let mut random = Random(5);
