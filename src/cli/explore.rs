@@ -1,6 +1,5 @@
 //! `zfnet explore`: a network's features in the browser, while it runs.
 
-use std::cell::OnceCell;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
@@ -15,7 +14,9 @@ use zfnet::data::classes::Classes;
 use zfnet::data::images::{Images, ReadOptions};
 use zfnet::data::set::KeyedImages;
 use zfnet::disk::lock;
-use zfnet::explore::{Engine, Guard, Listening, Pictures, Settings, listen};
+use zfnet::explore::{
+    Checkpoint, Engine, Guard, Listening, NAME, Opened, Pictures, Settings, listen,
+};
 use zfnet::model::Canvas;
 
 use super::signals::end_on_signals;
@@ -27,8 +28,10 @@ const PORT: u16 = 8877;
 
 #[derive(Args)]
 pub struct Explore {
-    /// RUN, RUN/step-N, RUN/best, a safetensors file or another program's network
-    checkpoint: PathBuf,
+    /// RUN, RUN/step-N, RUN/best, a safetensors file or another program's network; several to compare them. A run that is
+    /// being trained is followed
+    #[arg(required = true, value_name = "CHECKPOINT")]
+    checkpoints: Vec<PathBuf>,
     /// Images: a folder with train/CLASS/* and val/CLASS/*, of whatever classes, or of images alone, or shards made by
     /// `zfnet pack`
     #[arg(long)]
@@ -58,28 +61,61 @@ impl OnDevice for Explore {
     fn run<B: Benchmark>(self, backend: &B) -> Result<ExitCode> {
         let base_path = base_path(&self.base_path)?;
         end_on_signals()?;
-        let model = self.external.load(backend, &self.checkpoint)?;
-        let (splits, data_classes) = match &self.data {
-            Some(root) => open_splits(root, model.preprocess.resize)?,
-            None => (Vec::new(), None),
+        let mut data_classes = None;
+        let mut opened: Vec<Opened<B>> = Vec::new();
+        for path in &self.checkpoints {
+            let model = self.external.load(backend, path)?;
+            let canvas = model.preprocess.resize;
+            let alike = opened.iter().find(|other| other.model.preprocess.resize == canvas);
+            let splits = match (&self.data, alike) {
+                (None, _) => Vec::new(),
+                (Some(_), Some(alike)) => alike.splits.clone(),
+                (Some(root), None) => {
+                    let (splits, classes) = open_splits(root, canvas)?;
+                    data_classes = classes;
+                    splits
+                }
+            };
+            let run = run_folder(path);
+            opened.push(Opened {
+                name: shown(path),
+                checkpoint: Checkpoint::new(path, run),
+                model: model.into(),
+                splits,
+                folder: run.map(|run| run.join("report").join(NAME)),
+            });
+        }
+        // What is kept beside a run, another explorer may be keeping there.
+        let hold = |opened: &mut Opened<B>| {
+            let folder = opened.folder.take()?;
+            std::fs::create_dir_all(&folder).ok()?;
+            let held = lock(&folder, "another command").ok()?;
+            opened.folder = Some(folder);
+            Some(held)
         };
+        let _held: Vec<_> = opened.iter_mut().map(hold).collect();
         let token = match self.host.is_loopback() {
             true => None,
             false => Some(token()?),
         };
+        // Whoever else comes in sees what lies in the folder of the data alone.
+        let root = self.data.as_ref().filter(|_| token.is_some());
+        let within = root.map(|root| root.canonicalize()).transpose()?;
         let guard = Guard { hosts: self.allow_host, token: token.clone() };
         let settings = Settings {
-            checkpoint: shown(&self.checkpoint),
-            pictures: Pictures::new(&model.preprocess, &splits),
-            data_classes,
+            pictures: Pictures::new(&opened, within),
+            data_classes: data_classes.clone(),
             guard,
             base_path: base_path.clone(),
         };
-        let untrained = OnceCell::new();
-        let engine = Engine::new(backend, &model, &untrained)?;
+        let load = |path: &Path| {
+            let loaded = self.external.load(backend, path);
+            loaded.map_err(|error| zfnet::Error::Data(format!("{error:#}")))
+        };
+        let engine = Engine::new(backend, &opened, data_classes, load);
         let socket = bind(self.host, self.port)?;
         let Listening { address, jobs } =
-            listen(socket, &model, settings).context("cannot serve the page")?;
+            listen(socket, &opened, settings).context("cannot serve the page")?;
         let query = token.map_or_else(String::new, |token| format!("?token={token}"));
         let link = format!("http://{}{base_path}/{query}", reachable(address));
         output::line(&link)?;
@@ -96,14 +132,7 @@ impl OnDevice for Explore {
         if self.open && open::that_detached(&link).is_err() {
             output::message("no browser could be started: open the link by hand");
         }
-        // What a search finds is kept beside the run, unless another explorer keeps it there.
-        let folder = run_folder(&self.checkpoint).map(|run| run.join("report/explore"));
-        let held = folder.as_deref().and_then(|folder| {
-            std::fs::create_dir_all(folder).ok()?;
-            lock(folder, "another command").ok()
-        });
-        let folder = folder.filter(|_| held.is_some());
-        engine.run(jobs, splits.first(), folder.as_deref())?; // val, if there is one
+        engine.run(jobs);
         Ok(ExitCode::SUCCESS)
     }
 }

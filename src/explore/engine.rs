@@ -1,94 +1,103 @@
-//! The network behind the page: what it makes of pictures, and what single units show of them.
+//! The networks behind the page: what they make of pictures, and what single units show of them.
 
-use std::cell::OnceCell;
-use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use tokio::sync::{mpsc, oneshot};
-use xxhash_rust::xxh3::xxh3_64;
+use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TryRecvError;
 
+use super::Recent;
+use super::by_class::{ClassShown, Histogram, Histograms, OfClass};
+use super::checkpoint::{Checkpoint, Now};
 use super::pictures::Prepared;
+use super::strongest::{Strongest, Top};
 use crate::backend::{Backend, Peak, SeedUnit};
 use crate::data::Split;
+use crate::data::classes::Classes;
 use crate::data::images::Images;
-use crate::disk::write_atomic;
-use crate::model::{Kind, Layer, Model, Network, Params, Preprocess, Projector, Rule, Seed};
-use crate::picture::scale;
+use crate::model::{Kind, Layer, Model, Network, Params, Projector, Rule, Seed};
+use crate::picture::{Image, scale};
+use crate::report::filters::sheet;
 use crate::shape::Shape;
-use crate::study::fingerprint;
-use crate::study::peaks::{Activation, Chosen, Maps, Searched, search};
+use crate::study::diagnose::first_filters;
 use crate::study::pixels::{field_box, to_rgb};
 use crate::train::evaluate::{TestCrops, softmax};
 use crate::{Error, Result};
 
 /// Classes that are named.
 const CLASSES: usize = 5;
-/// Peaks of a map.
-const PEAKS: usize = 9;
-/// Images of the search at a time: between two of these batches the page is answered.
-const SEARCHED_AT_ONCE: usize = 4;
-/// Between two times that the search is kept.
-const KEEP: Duration = Duration::from_secs(30);
-/// From the last job on, before the search goes on.
+/// From the last look at a picture on, before work in the background goes on.
 const REST: Duration = Duration::from_millis(300);
-/// Before a search that has failed is tried again.
-const TRIED_AGAIN: Duration = Duration::from_secs(30);
-const PANICKED: &str = "This could not be computed: an error of the program.";
+/// Models and projectors that are kept beside those of the checkpoints that were named.
+const MODELS: usize = 3;
+const PROJECTORS: usize = 4;
+/// Answers of each kind of work in the background that are kept.
+const KEPT_ANSWERS: usize = 6;
 /// Seed of the untrained weights, as in `study sanity`.
 const UNTRAINED_SEED: u64 = 0;
 
-/// One question of a page.
-pub struct Job {
-    pub(super) ask: Ask,
-    pub(super) reply: oneshot::Sender<Result<Answer>>,
+/// A question of a page.
+pub struct Job(pub(super) Box<dyn FnOnce(&mut dyn Questions) + Send>);
+
+/// Which weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Which {
+    /// Of which checkpoint.
+    pub checkpoint: usize,
+    /// Those after so many updates of its run, instead of those that it stands for.
+    pub step: Option<u32>,
+    /// Untrained ones of its network instead.
+    pub untrained: bool,
 }
 
 /// A unit and how to project it.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Asked {
+pub(super) struct Unit {
     pub layer: usize,
     pub map: usize,
     pub y: usize,
     pub x: usize,
     pub rule: Rule,
-    /// By which weights, and which of the projectors.
-    pub by: By,
 }
 
-/// Which projector is asked.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum By {
-    /// The one that looks at the picture on the page.
-    Page,
-    /// The one for pictures beside it, so that the page's need not be looked at again.
-    Beside,
-    /// The one with untrained weights.
-    Untrained,
+/// What a job can ask. Layers are indices in the network; they, maps, units and checkpoints are there.
+pub(super) trait Questions {
+    /// The most probable classes, and one more; none if the network is no classifier.
+    fn classes(&mut self, which: Which, of: &Prepared, more: Option<usize>) -> Result<Vec<Class>>;
+    /// A layer's maps, `[maps, rows, columns]`.
+    fn maps(&mut self, which: Which, of: &Prepared, layer: usize) -> Result<(OfLayer, Vec<i8>)>;
+    /// A unit's projection, `[rows, columns, 3]`; no values if it did not fire. `beside`: the picture is not the
+    /// page's own, which need not be looked at again for the next question.
+    fn project(
+        &mut self,
+        which: Which,
+        of: &Prepared,
+        unit: Unit,
+        beside: bool,
+    ) -> Result<(Projection, Vec<f32>)>;
+    /// The first layer's filters.
+    fn filters(&mut self, which: Which) -> Result<Image>;
+    /// Begins to search for the strongest activations over the data set, unless it has begun.
+    fn start_search(&mut self, checkpoint: usize) -> Result<Progress>;
+    /// What that has found of a map.
+    fn top(&mut self, checkpoint: usize, layer: usize, map: usize) -> Result<Top>;
+    /// What a layer's maps contribute to a class of the network, so far.
+    fn of_class(&mut self, which: Which, layer: usize, class: usize) -> Result<ClassShown>;
+    /// A map's largest activations in images of all classes, so far.
+    fn histogram(&mut self, which: Which, layer: usize, map: usize) -> Result<Histogram>;
 }
 
-pub(super) enum Ask {
-    /// The most probable classes, and this one.
-    Classes(Prepared, Option<usize>),
-    Maps(Prepared, usize),
-    Project(Prepared, Asked),
-    Top {
-        layer: usize,
-        map: usize,
-    },
-    Status,
-}
-
-pub(super) enum Answer {
-    Classes(Vec<Class>),
-    Maps(OfLayer, Vec<i8>),
-    /// Without values for a unit that did not fire.
-    Projection(Projection, Vec<f32>),
-    Top(Top),
-    Status(Progress),
+/// How far work in the background is.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(super) struct Progress {
+    pub done: usize,
+    /// 0 if there is nothing to do.
+    pub total: usize,
+    /// Why it has ended early, if it has.
+    pub failed: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -124,32 +133,6 @@ pub(super) struct Projection {
     random: bool,
 }
 
-/// How far the search for strongest images is.
-#[derive(Clone, Copy, Default, Serialize)]
-pub(super) struct Progress {
-    searched: usize,
-    /// 0 if there is nothing to search.
-    total: usize,
-}
-
-#[derive(Serialize)]
-pub(super) struct Top {
-    #[serde(flatten)]
-    progress: Progress,
-    peaks: Vec<TopPeak>,
-    /// Why the search has ended early, if it has.
-    failed: Option<String>,
-}
-
-#[derive(Serialize)]
-struct TopPeak {
-    id: String,
-    y: u32,
-    x: u32,
-    value: f32,
-    field: [i64; 4],
-}
-
 /// A layer as the page lists it.
 #[derive(Clone, Debug, Serialize)]
 pub struct ListedLayer {
@@ -174,22 +157,24 @@ pub struct ListedLayer {
     parameters: usize,
 }
 
-/// Layers with an output of their own to look at: a relu's is that of what is before it.
+/// The layers with an output of their own to look at, as the page lists them.
 pub(super) fn listed<B: Backend>(model: &Model<B>) -> Vec<ListedLayer> {
-    let list = |(index, layer): (usize, &Layer)| {
+    let list = |index: usize| {
+        let layer = &model.network.layers[index];
         let kind = match layer.kind {
             Kind::Conv(_) => "conv",
             Kind::ConvTranspose(_) => "transposed conv",
             Kind::FullyConnected(_) => "fc",
             Kind::MaxPool(_) => "maxpool",
             Kind::Lrn(_) => "lrn",
-            Kind::Relu(_) | Kind::Dropout(_) => return None,
+            Kind::Relu(_) => "relu",
+            Kind::Dropout(_) => "dropout",
         };
         let [vertical, horizontal] = layer.field;
         let parameters = model.params.layers[index]
             .as_ref()
             .map_or(0, |param| param.weight.shape().len() + param.bias.shape().len());
-        Some(ListedLayer {
+        ListedLayer {
             index,
             name: layer.name.clone(),
             kind,
@@ -200,183 +185,276 @@ pub(super) fn listed<B: Backend>(model: &Model<B>) -> Vec<ListedLayer> {
             stride: [horizontal.jump, vertical.jump],
             offset: [horizontal.start, vertical.start],
             parameters,
-        })
+        }
     };
-    model.network.layers.iter().enumerate().filter_map(list).collect()
+    layers_shown(&model.network).map(list).collect()
 }
 
+/// Layers with an output of their own: a relu's is that of what is before it.
+pub(super) fn layers_shown(network: &Network) -> impl Iterator<Item = usize> {
+    let has_own = |layer: &Layer| !matches!(layer.kind, Kind::Relu(_) | Kind::Dropout(_));
+    let layers = network.layers.iter().enumerate();
+    layers.filter(move |(_, layer)| has_own(layer)).map(|(index, _)| index)
+}
+
+/// A checkpoint that the page can look at.
+pub struct Opened<B: Backend> {
+    /// Its name on the page.
+    pub name: String,
+    /// Which it is.
+    pub checkpoint: Checkpoint,
+    /// What it was when the program began.
+    pub model: Arc<Model<B>>,
+    /// Images as its network takes them: the splits that there are, the one to search first.
+    pub splits: Vec<(Split, Arc<Images>)>,
+    /// Where what a search finds is kept, and views for the report.
+    pub folder: Option<PathBuf>,
+}
+
+/// Which weights of a run that goes on.
+type Version = (Which, String);
+
 /// A projector that remembers which picture it has looked at last.
-struct Remembering<'a, B: Backend> {
-    inner: Projector<'a, B>,
+struct Looking<'a, B: Backend> {
+    projector: Projector<'a, B>,
+    model: Arc<Model<B>>,
     seen: Option<Arc<str>>,
 }
 
-impl<'a, B: Backend> Remembering<'a, B> {
-    fn new(backend: &'a B, model: &'a Model<B>, params: &'a Params<B>) -> Result<Self> {
-        let Model { network, preprocess, .. } = model;
-        let projector = Projector::new(backend, network, params, preprocess, 1, 1)?;
-        Ok(Remembering { inner: projector, seen: None })
-    }
-
-    fn look(&mut self, preprocess: &Preprocess, picture: &Prepared) -> Result<()> {
+impl<B: Backend> Looking<'_, B> {
+    fn look(&mut self, picture: &Prepared) -> Result<()> {
         if self.seen.as_ref() != Some(&picture.key) {
             self.seen = None;
-            self.inner.look(&picture.square, &TestCrops::One.of(preprocess, 0))?;
+            let crops = TestCrops::One.of(&self.model.preprocess, 0);
+            self.projector.look(&picture.square, &crops)?;
             self.seen = Some(picture.key.clone());
         }
         Ok(())
     }
+
+    /// A layer's output, `[rows, columns, maps]`.
+    fn output(&self, backend: &B, layer: usize) -> Result<Vec<f32>> {
+        let output = self.projector.workspace.output(layer);
+        let mut values = vec![0.0; output.shape().len()];
+        backend.download(&mut values, output)?;
+        Ok(values)
+    }
 }
 
-/// The network behind a page, and the search for what excites it most.
+/// Work that takes long, and goes on between jobs.
+#[derive(Clone, Debug, PartialEq)]
+enum Work {
+    Search(Version),
+    OfClass(Version, usize, usize),
+    Histograms(Version, usize),
+}
+
+/// The networks behind a page, and the work that goes on in the background.
 pub struct Engine<'a, B: Backend> {
     backend: &'a B,
-    model: &'a Model<B>,
-    trained: Remembering<'a, B>,
-    beside: Option<Remembering<'a, B>>,
-    untrained: &'a OnceCell<Params<B>>,
-    by_untrained: Option<Remembering<'a, B>>,
+    opened: &'a [Opened<B>],
+    data_classes: Option<Classes>,
+    load: Box<dyn Fn(&Path) -> Result<Model<B>> + 'a>,
+    models: Recent<Version, Arc<Model<B>>>,
+    /// With whether they are for pictures beside the page's.
+    looking: Recent<(Version, bool), Looking<'a, B>>,
+    searches: Recent<Version, Strongest<'a, B>>,
+    of_classes: Recent<(Version, usize, usize), OfClass<'a, B>>,
+    histograms: Recent<(Version, usize), Histograms<'a, B>>,
+    /// When a picture was last looked at for the page.
+    looked: Instant,
+    /// What is to be done, the next last.
+    work: Vec<Work>,
+    /// Why work has ended early.
+    failed: Recent<Work, String>,
 }
 
 impl<'a, B: Backend> Engine<'a, B> {
-    /// For a model; `untrained` is a place for other weights, should they be asked for.
-    ///
-    /// # Errors
-    /// If the backend is out of memory.
+    /// For these checkpoints, of which there is at least one; `load` reads another of one's run.
     pub fn new(
         backend: &'a B,
-        model: &'a Model<B>,
-        untrained: &'a OnceCell<Params<B>>,
-    ) -> Result<Self> {
-        let trained = Remembering::new(backend, model, &model.params)?;
-        Ok(Engine { backend, model, trained, beside: None, untrained, by_untrained: None })
+        opened: &'a [Opened<B>],
+        data_classes: Option<Classes>,
+        load: impl Fn(&Path) -> Result<Model<B>> + 'a,
+    ) -> Self {
+        let count = opened.len();
+        Engine {
+            backend,
+            opened,
+            data_classes,
+            load: Box::new(load),
+            models: Recent::new(count + MODELS),
+            looking: Recent::new(count + PROJECTORS),
+            searches: Recent::new(count),
+            of_classes: Recent::new(KEPT_ANSWERS),
+            histograms: Recent::new(KEPT_ANSWERS),
+            looked: Instant::now(),
+            work: Vec::new(),
+            failed: Recent::new(KEPT_ANSWERS),
+        }
     }
 
-    /// Answers until nobody can ask any more. When it is first asked for the strongest activations, it searches
-    /// a split for them, and answers other jobs between its batches; what it has found is kept in the folder
-    /// `kept_in`.
-    ///
-    /// # Errors
-    /// If the backend is out of memory, or the folder is none that can be written.
-    pub fn run(
-        mut self,
-        mut jobs: mpsc::Receiver<Job>,
-        searched_in: Option<&(Split, Arc<Images>)>,
-        kept_in: Option<&Path>,
-    ) -> Result<()> {
-        let (backend, model) = (self.backend, self.model);
-        let network = &model.network;
-        let all = |layer: ListedLayer| Maps::First(usize::MAX).of(network, layer.index);
-        let chosen: Vec<Chosen> = listed(model).into_iter().map(all).collect();
-        let images = searched_in.map(|(_, images)| images);
-        let split = searched_in.map_or(Split::Val, |(split, _)| *split);
-        let kept = match (images, kept_in) {
-            (Some(images), Some(folder)) => Some(kept_file(backend, model, images, folder)?),
-            _ => None,
-        };
-        let read = |file: &PathBuf| serde_json::from_slice(&fs::read(file).ok()?).ok();
-        let total = images.map_or(0, |images| images.len());
-        let known = kept.as_ref().and_then(read).filter(|found: &Searched| {
-            let maps = found.best.iter().map(Vec::len);
-            maps.eq(chosen.iter().map(|chosen| chosen.maps.len())) && found.done <= total
-        });
-        let mut found = known.unwrap_or_else(|| Searched::nothing(&chosen));
-        let mut failed: Option<(String, Instant)> = None;
-        while let Some(job) = jobs.blocking_recv() {
-            let is_searching = matches!(job.ask, Ask::Top { .. });
-            let reason = failed.as_ref().map(|(reason, _)| reason.as_str());
-            let so_far = Search { chosen: &chosen, found: &found, split, total, failed: reason };
-            self.answer(&so_far, job);
-            let may_try = failed.as_ref().is_none_or(|(_, when)| when.elapsed() > TRIED_AGAIN);
-            let Some(images) = images.filter(|_| is_searching && found.done < total && may_try)
-            else {
-                continue;
+    /// Answers until nobody can ask any more. Jobs come first: while they do, what takes long rests.
+    pub fn run(mut self, mut jobs: mpsc::Receiver<Job>) {
+        loop {
+            let job = match self.work.is_empty() {
+                true => jobs.blocking_recv().ok_or(TryRecvError::Disconnected),
+                false => jobs.try_recv(),
             };
-            let searched = catch_unwind(AssertUnwindSafe(|| {
-                self.search(&mut jobs, (split, images), &chosen, &mut found, kept.as_deref())
-            }));
-            let searched = searched.unwrap_or_else(|_| Err(Error::Data(PANICKED.into())));
-            failed = searched.err().map(|error| (error.to_string(), Instant::now()));
-            keep(kept.as_deref(), &found);
-        }
-        Ok(())
-    }
-
-    /// Searches the images that have not been searched yet. Jobs come first: while they do, the search rests.
-    fn search(
-        &mut self,
-        jobs: &mut mpsc::Receiver<Job>,
-        (split, images): (Split, &Arc<Images>),
-        chosen: &[Chosen],
-        found: &mut Searched,
-        kept: Option<&Path>,
-    ) -> Result<()> {
-        let (backend, model) = (self.backend, self.model);
-        let Model { network, params, preprocess, .. } = model;
-        let total = images.len();
-        let mut projector =
-            Projector::new(backend, network, params, preprocess, SEARCHED_AT_ONCE, 1)?;
-        let mut written = Instant::now();
-        let between = |found: &Searched| {
-            let mut last: Option<Instant> = None;
-            loop {
-                if let Ok(job) = jobs.try_recv() {
-                    self.answer(&Search { chosen, found, split, total, failed: None }, job);
-                    last = Some(Instant::now());
-                } else if last.is_some_and(|last| last.elapsed() < REST) {
+            match job {
+                Ok(job) => self.answer(job),
+                Err(TryRecvError::Disconnected) => return,
+                Err(TryRecvError::Empty) if self.looked.elapsed() < REST => {
                     std::thread::sleep(REST / 100);
-                } else {
-                    break;
                 }
+                Err(TryRecvError::Empty) => self.go_on(),
             }
-            if written.elapsed() > KEEP {
-                keep(kept, found);
-                written = Instant::now();
+        }
+    }
+
+    /// Answers a job. What panics is an error of this job alone, whose asker is then told so.
+    fn answer(&mut self, Job(question): Job) {
+        if catch_unwind(AssertUnwindSafe(|| question(self))).is_err() {
+            self.looking.kept.clear(); // whose workspaces may be half written
+        }
+    }
+
+    /// Does a little of what is to be done.
+    fn go_on(&mut self) {
+        let Some(work) = self.work.last().cloned() else { return };
+        let done = catch_unwind(AssertUnwindSafe(|| self.go_on_with(&work)));
+        let done = done.unwrap_or_else(|_| Err(Error::Data("an error of the program".into())));
+        match done {
+            Ok(true) => {}
+            Ok(false) => self.work.retain(|other| *other != work),
+            Err(error) => {
+                self.work.retain(|other| *other != work);
+                self.failed.put(work, error.to_string());
             }
-            Ok(())
+        }
+    }
+
+    /// Whether there is more of it to do.
+    fn go_on_with(&mut self, work: &Work) -> Result<bool> {
+        let backend = self.backend;
+        match work {
+            Work::Search(version) => {
+                self.searches.get(version).map_or(Ok(false), |search| search.go_on(backend))
+            }
+            Work::OfClass(version, layer, class) => {
+                let key = (version.clone(), *layer, *class);
+                self.of_classes.get(&key).map_or(Ok(false), |of_class| of_class.go_on(backend))
+            }
+            Work::Histograms(version, layer) => {
+                let key = (version.clone(), *layer);
+                self.histograms.get(&key).map_or(Ok(false), |found| found.go_on(backend))
+            }
+        }
+    }
+
+    /// Puts work before all other.
+    fn begin(&mut self, work: Work) {
+        self.failed.kept.retain(|(other, _)| *other != work);
+        self.work.retain(|other| *other != work);
+        self.work.push(work);
+    }
+
+    fn failed(&mut self, work: &Work) -> Option<String> {
+        self.failed.get(work).cloned()
+    }
+
+    /// The weights that are meant, and which they are now.
+    fn model(&mut self, which: Which) -> Result<(Version, Arc<Model<B>>)> {
+        let Opened { checkpoint, model: first, .. } = &self.opened[which.checkpoint];
+        let now = match which {
+            Which { untrained: true, .. } => Now::default(),
+            Which { step: Some(step), .. } => checkpoint.at(step).ok_or_else(|| {
+                Error::Data(format!("The run has no checkpoint after {step} updates any more."))
+            })?,
+            Which { step: None, .. } => checkpoint.now(),
         };
-        let (workers, at_once) = (1, SEARCHED_AT_ONCE);
-        search(&mut projector, model, images, chosen, PEAKS, workers, at_once, found, between)
-    }
-
-    /// Answers a job, if somebody still waits for it. What panics is an error of this job alone.
-    fn answer(&mut self, search: &Search<'_>, Job { ask, reply }: Job) {
-        if reply.is_closed() {
-            return;
+        let version = (which, now.version);
+        if let Some(model) = self.models.get(&version) {
+            return Ok((version, model.clone()));
         }
-        let answer = catch_unwind(AssertUnwindSafe(|| self.answer_to(search, ask)));
-        let answer = answer.unwrap_or_else(|_| {
-            (self.trained.seen, self.beside, self.by_untrained) = (None, None, None);
-            Err(Error::Data(PANICKED.into()))
-        });
-        let _ = reply.send(answer); // who asked may have left
-    }
-
-    fn answer_to(&mut self, search: &Search<'_>, ask: Ask) -> Result<Answer> {
-        match ask {
-            Ask::Classes(picture, also) => self.classes(&picture, also).map(Answer::Classes),
-            Ask::Maps(picture, layer) => {
-                self.maps(&picture, layer).map(|(about, values)| Answer::Maps(about, values))
-            }
-            Ask::Project(picture, unit) => self.project(&picture, unit),
-            Ask::Top { layer, map } => search.top(&self.model.network, layer, map).map(Answer::Top),
-            Ask::Status => Ok(Answer::Status(search.progress())),
+        let model = match which.untrained {
+            true => Model {
+                params: Params::untrained(self.backend, &first.network, UNTRAINED_SEED)?,
+                network: first.network.clone(),
+                preprocess: first.preprocess.clone(),
+                classes: first.classes.clone(),
+            },
+            false => (self.load)(&now.path)?,
+        };
+        if model.network.architecture != first.network.architecture {
+            let sentence = "There is another network in this folder now: start the explorer again.";
+            return Err(Error::Data(sentence.into()));
         }
+        let model = self.models.put(version.clone(), model.into()).clone();
+        Ok((version, model))
     }
 
-    /// The most probable classes, and one more; none if the network is not a classifier.
-    fn classes(&mut self, picture: &Prepared, also: Option<usize>) -> Result<Vec<Class>> {
-        let Model { classes, preprocess, .. } = self.model;
+    /// The model, having looked at a picture.
+    fn look(
+        &mut self,
+        which: Which,
+        beside: bool,
+        picture: &Prepared,
+    ) -> Result<&mut Looking<'a, B>> {
+        let (version, model) = self.model(which)?;
+        let key = (version, beside);
+        if self.looking.get(&key).is_none() {
+            let projector = Projector::shared(self.backend, model.clone(), 1, 1)?;
+            self.looking.put(key.clone(), Looking { projector, model, seen: None });
+        }
+        let looking = self.looking.get(&key).expect("put above");
+        looking.look(picture)?;
+        self.looked = Instant::now();
+        Ok(looking)
+    }
+
+    /// The split that is searched, of a checkpoint.
+    fn searched(&self, checkpoint: usize) -> Result<&'a (Split, Arc<Images>)> {
+        self.opened[checkpoint].splits.first().ok_or_else(|| {
+            Error::Data("There are no images to look at: start the explorer with --data.".into())
+        })
+    }
+
+    /// The search with a checkpoint's weights, with what has been found before; the work that it is.
+    fn search(&mut self, checkpoint: usize) -> Result<(Work, &mut Strongest<'a, B>)> {
+        let (version, model) = self.model(Which { checkpoint, ..Which::default() })?;
+        if self.searches.get(&version).is_none() {
+            let images = self.searched(checkpoint)?.clone();
+            let folder = self.opened[checkpoint].folder.as_deref();
+            let search = Strongest::new(self.backend, model, images, folder)?;
+            self.searches.put(version.clone(), search);
+        }
+        let work = Work::Search(version.clone());
+        Ok((work, self.searches.get(&version).expect("put above")))
+    }
+
+    /// The network's classes as the data number them.
+    fn data_class(&self, model: &Model<B>, class: usize) -> Option<u32> {
+        let data = self.data_classes.as_ref()?;
+        let names = [model.classes.folders(), Some(&model.classes.names[..])];
+        names.into_iter().flatten().find_map(|names| Some(data.position(names.get(class)?)? as u32))
+    }
+}
+
+impl<B: Backend> Questions for Engine<'_, B> {
+    fn classes(&mut self, which: Which, of: &Prepared, more: Option<usize>) -> Result<Vec<Class>> {
+        let classes = &self.opened[which.checkpoint].model.classes;
         if classes.is_empty() {
             return Ok(Vec::new());
         }
-        self.trained.look(preprocess, picture)?;
-        let logits = self.trained.inner.workspace.logits();
+        let backend = self.backend;
+        let looking = self.look(which, false, of)?;
+        let logits = looking.projector.workspace.logits();
         let mut values = vec![0.0; logits.shape().len()];
-        self.backend.download(&mut values, logits)?;
+        backend.download(&mut values, logits)?;
         let mut all: Vec<(usize, f64)> = softmax(&values).enumerate().collect();
         all.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-        let others = all.iter().skip(CLASSES).filter(|(class, _)| Some(*class) == also);
+        let others = all.iter().skip(CLASSES).filter(|(class, _)| Some(*class) == more);
         let shown = all.iter().take(CLASSES).chain(others);
         let named = shown.filter_map(|&(class, probability)| {
             Some(Class { class, name: classes.names.get(class)?.clone(), probability })
@@ -384,19 +462,12 @@ impl<'a, B: Backend> Engine<'a, B> {
         Ok(named.collect())
     }
 
-    /// A layer's output, `[rows, columns, maps]`.
-    fn output(projector: &Remembering<'_, B>, backend: &B, layer: usize) -> Result<Vec<f32>> {
-        let output = projector.inner.workspace.output(layer);
-        let mut values = vec![0.0; output.shape().len()];
-        backend.download(&mut values, output)?;
-        Ok(values)
-    }
-
-    fn maps(&mut self, picture: &Prepared, layer: usize) -> Result<(OfLayer, Vec<i8>)> {
-        self.trained.look(&self.model.preprocess, picture)?;
-        let values = Self::output(&self.trained, self.backend, layer)?;
-        let peaks = self.trained.inner.peaks(layer)?;
-        let shown = &self.model.network.layers[layer];
+    fn maps(&mut self, which: Which, of: &Prepared, layer: usize) -> Result<(OfLayer, Vec<i8>)> {
+        let backend = self.backend;
+        let looking = self.look(which, false, of)?;
+        let values = looking.output(backend, layer)?;
+        let peaks = looking.projector.peaks(layer)?;
+        let shown = &looking.model.network.layers[layer];
         let Shape { h, w, c, .. } = shown.output;
         let of_map = |map: usize| values[map..].iter().step_by(c);
         let largest = |map| {
@@ -419,36 +490,23 @@ impl<'a, B: Backend> Engine<'a, B> {
         Ok((about, bytes))
     }
 
-    fn project(&mut self, picture: &Prepared, unit: Asked) -> Result<Answer> {
-        let Asked { layer, map, y, x, rule, by } = unit;
-        let model = self.model;
-        let projector = match by {
-            By::Page => &mut self.trained,
-            By::Beside => match &mut self.beside {
-                Some(projector) => projector,
-                none => none.insert(Remembering::new(self.backend, model, &model.params)?),
-            },
-            By::Untrained => {
-                if self.untrained.get().is_none() {
-                    let drawn = Params::untrained(self.backend, &model.network, UNTRAINED_SEED)?;
-                    let _ = self.untrained.set(drawn); // which was empty
-                }
-                let params = self.untrained.get().expect("set above");
-                match &mut self.by_untrained {
-                    Some(projector) => projector,
-                    none => none.insert(Remembering::new(self.backend, model, params)?),
-                }
-            }
-        };
-        projector.look(&model.preprocess, picture)?;
+    fn project(
+        &mut self,
+        which: Which,
+        of: &Prepared,
+        Unit { layer, map, y, x, rule }: Unit,
+        beside: bool,
+    ) -> Result<(Projection, Vec<f32>)> {
+        let backend = self.backend;
+        let looking = self.look(which, beside, of)?;
+        let values = looking.output(backend, layer)?;
+        let Looking { projector, model, .. } = looking;
         let shown = &model.network.layers[layer];
-        let values = Self::output(projector, self.backend, layer)?;
         let activation = values[(y * shown.output.w + x) * shown.output.c + map];
         let mut pixels = Vec::new();
         if activation > 0.0 {
             let seed = SeedUnit { map: map as u32, y: y as u32, x: x as u32, value: activation };
-            let seed = Seed { image: 0, unit: seed };
-            projector.inner.project(layer, &[seed], rule, |_, values| {
+            projector.project(layer, &[Seed { image: 0, unit: seed }], rule, |_, values| {
                 pixels = to_rgb(&model.preprocess, values.to_vec());
                 Ok(())
             })?;
@@ -461,61 +519,74 @@ impl<'a, B: Backend> Engine<'a, B> {
             columns,
             channels: 3,
             scale: scale(&pixels),
-            random: by == By::Untrained,
+            random: which.untrained,
         };
-        Ok(Answer::Projection(about, pixels))
-    }
-}
-
-/// The file of what a search finds, one for all that it depends on.
-fn kept_file<B: Backend>(
-    backend: &B,
-    model: &Model<B>,
-    images: &Images,
-    folder: &Path,
-) -> Result<PathBuf> {
-    let version = env!("CARGO_PKG_VERSION");
-    let depends_on = [version, &fingerprint(backend, model)?, &images.fingerprint()].concat();
-    Ok(folder.join(format!("search-{:016x}.json", xxh3_64(depends_on.as_bytes()))))
-}
-
-/// Keeps what a search has found, if it can be kept.
-fn keep(file: Option<&Path>, found: &Searched) {
-    let Some(file) = file else { return };
-    let json = serde_json::to_vec(found).expect("plain data");
-    if let Err(error) = write_atomic(file, &json) {
-        tracing::warn!("{}: what the search has found is not kept: {error}", file.display());
-    }
-}
-
-/// How far the search for strongest images is, and what it has found.
-struct Search<'a> {
-    chosen: &'a [Chosen],
-    found: &'a Searched,
-    /// Of which images.
-    split: Split,
-    total: usize,
-    /// Why it has ended early.
-    failed: Option<&'a str>,
-}
-
-impl Search<'_> {
-    fn progress(&self) -> Progress {
-        Progress { searched: self.found.done, total: self.total }
+        Ok((about, pixels))
     }
 
-    fn top(&self, network: &Network, layer: usize, map: usize) -> Result<Top> {
-        let place = self.chosen.iter().position(|chosen| chosen.layer == layer);
-        let found = place.and_then(|place| self.found.best[place].get(map));
-        let peak = |Activation { image, unit }: &Activation| TopPeak {
-            id: format!("{}/{image}", self.split.name()),
-            y: unit.y,
-            x: unit.x,
-            value: unit.value,
-            field: field_box(&network.layers[layer], unit.y as usize, unit.x as usize),
-        };
-        let peaks = found.map(|found| found.iter().map(peak).collect()).unwrap_or_default();
-        let failed = self.failed.map(str::to_owned);
-        Ok(Top { progress: self.progress(), peaks, failed })
+    fn filters(&mut self, which: Which) -> Result<Image> {
+        let (_, model) = self.model(which)?;
+        let found = first_filters(self.backend, &model)?;
+        let (kernel, filters) = found.ok_or_else(|| {
+            Error::Data(
+                "The first layer has no filters that see all of an image's channels.".into(),
+            )
+        })?;
+        Ok(sheet(&filters, kernel, false))
+    }
+
+    fn start_search(&mut self, checkpoint: usize) -> Result<Progress> {
+        let (work, search) = self.search(checkpoint)?;
+        let progress = search.progress();
+        if progress.done < progress.total {
+            self.begin(work);
+        }
+        Ok(progress)
+    }
+
+    fn top(&mut self, checkpoint: usize, layer: usize, map: usize) -> Result<Top> {
+        if self.searched(checkpoint).is_err() {
+            return Ok(Top::default());
+        }
+        let (work, search) = self.search(checkpoint)?;
+        let mut top = search.top(layer, map);
+        top.progress.failed = self.failed(&work);
+        Ok(top)
+    }
+
+    fn of_class(&mut self, which: Which, layer: usize, class: usize) -> Result<ClassShown> {
+        let (version, model) = self.model(which)?;
+        let key = (version.clone(), layer, class);
+        let (split, images) = self.searched(which.checkpoint)?;
+        let work = Work::OfClass(version, layer, class);
+        if self.of_classes.get(&key).is_none() {
+            let called = self.data_class(&model, class).ok_or_else(|| {
+                let name = model.classes.names.get(class).map_or("this class", String::as_str);
+                Error::Data(format!("The data set has no images that are called {name}."))
+            })?;
+            let of_class = OfClass::new(model, images.clone(), layer, class, called);
+            self.of_classes.put(key.clone(), of_class);
+            self.begin(work.clone());
+        }
+        let mut shown = self.of_classes.get(&key).expect("put above").shown(split.name());
+        shown.progress.failed = self.failed(&work);
+        Ok(shown)
+    }
+
+    fn histogram(&mut self, which: Which, layer: usize, map: usize) -> Result<Histogram> {
+        let (version, model) = self.model(which)?;
+        let key = (version.clone(), layer);
+        let (_, images) = self.searched(which.checkpoint)?;
+        let work = Work::Histograms(version, layer);
+        if self.histograms.get(&key).is_none() {
+            let classes = self.data_classes.as_ref().map_or(0, Classes::len);
+            let histograms = Histograms::new(model, images.clone(), layer, classes);
+            self.histograms.put(key.clone(), histograms);
+            self.begin(work.clone());
+        }
+        let found = self.histograms.get(&key).expect("put above");
+        let mut shown = found.shown(map, self.data_classes.as_ref());
+        shown.progress.failed = self.failed(&work);
+        Ok(shown)
     }
 }

@@ -3,45 +3,54 @@
 //! ```text
 //! browser   page/      draws, asks for what is missing (docs of the addresses: server.rs)
 //!    |
-//! server.rs            threads of its own: HTTP, who may ask (guard.rs), images (pictures.rs)
+//! server.rs            threads of its own: HTTP, who may ask (guard.rs), images (pictures.rs), how far a run is
+//!    |                 (checkpoint.rs), views for its report (views.rs)
 //!    |  Job
-//! engine.rs            the caller's thread: the network. One job at a time; what nobody waits for any more
-//!                      is not computed
+//! engine.rs            the caller's thread: the networks. One job at a time; what nobody waits for any more is not
+//!                      computed. Between jobs it goes on with what takes long, a little at a time: the search for
+//!                      the strongest images (strongest.rs), what matters to a class (by_class.rs), preferred images
 //! ```
 
 mod address;
+mod by_class;
+mod checkpoint;
 mod engine;
 mod guard;
 mod pictures;
 mod server;
+mod strongest;
+mod views;
 
-pub use engine::{Engine, Job};
+pub use checkpoint::Checkpoint;
+pub use engine::{Engine, Job, Opened};
 pub use guard::Guard;
 pub use pictures::Pictures;
 pub use server::{Listening, Settings, listen};
+pub use views::NAME;
 
 /// A list of a few things by their keys, of which those that have not been asked for lately are forgotten.
-struct Recent<V> {
+struct Recent<K, V> {
     most: usize,
     /// The last asked for first.
-    kept: Vec<(String, V)>,
+    kept: Vec<(K, V)>,
 }
 
-impl<V: Clone> Recent<V> {
+impl<K: PartialEq, V> Recent<K, V> {
     fn new(most: usize) -> Self {
         Recent { most, kept: Vec::new() }
     }
 
-    fn get(&mut self, key: &str) -> Option<V> {
+    fn get(&mut self, key: &K) -> Option<&mut V> {
         let place = self.kept.iter().position(|(kept, _)| kept == key)?;
         self.kept[..=place].rotate_right(1);
-        Some(self.kept[0].1.clone())
+        Some(&mut self.kept[0].1)
     }
 
-    fn put(&mut self, key: String, value: V) {
+    fn put(&mut self, key: K, value: V) -> &mut V {
         self.kept.retain(|(kept, _)| *kept != key);
+        self.kept.truncate(self.most - 1);
         self.kept.insert(0, (key, value));
-        self.kept.truncate(self.most);
+        &mut self.kept[0].1
     }
 }
 
@@ -52,12 +61,13 @@ mod tests {
     #[test]
     fn what_was_asked_for_last_is_kept() {
         let mut recent = Recent::new(2);
-        recent.put("a".into(), 1);
-        recent.put("b".into(), 2);
-        assert_eq!(recent.get("a"), Some(1));
-        recent.put("c".into(), 3);
-        assert_eq!((recent.get("a"), recent.get("b"), recent.get("c")), (Some(1), None, Some(3)));
-        recent.put("a".into(), 4);
-        assert_eq!((recent.kept.len(), recent.get("a")), (2, Some(4)));
+        recent.put("a", 1);
+        recent.put("b", 2);
+        assert_eq!(recent.get(&"a"), Some(&mut 1));
+        recent.put("c", 3);
+        assert_eq!([recent.get(&"a").copied(), recent.get(&"b").copied()], [Some(1), None]);
+        assert_eq!(recent.get(&"c"), Some(&mut 3));
+        recent.put("a", 4);
+        assert_eq!((recent.kept.len(), recent.get(&"a")), (2, Some(&mut 4)));
     }
 }

@@ -1,12 +1,15 @@
 //! Pictures as the page asks for them, and what of them the network is shown.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::Recent;
 use super::address::{Address, Source, View};
+use super::engine::Opened;
+use crate::backend::Backend;
 use crate::data::Split;
 use crate::data::decode::{Rgb, decode, prepare, resize};
 use crate::data::images::{Images, Scratch};
@@ -38,21 +41,27 @@ pub struct Prepared {
 
 /// The pictures that a page can ask for: those of a data set, and uploads, which live as long as the program.
 pub struct Pictures {
-    preprocess: Preprocess,
-    splits: BTreeMap<&'static str, Arc<Images>>,
-    uploads: Mutex<Recent<Arc<Rgb>>>,
+    /// What each network's preprocessing is, and the images as it begins with them.
+    inputs: Vec<(Preprocess, BTreeMap<&'static str, Arc<Images>>)>,
+    /// The folder that files must not lie outside of, whatever links say; none for any.
+    within: Option<PathBuf>,
+    uploads: Mutex<Recent<String, Arc<Rgb>>>,
     /// Of a camera, whose many must not take the others' places.
-    frames: Mutex<Recent<Arc<Rgb>>>,
-    prepared: Mutex<Recent<Prepared>>,
+    frames: Mutex<Recent<String, Arc<Rgb>>>,
+    prepared: Mutex<Recent<String, Prepared>>,
 }
 
 impl Pictures {
-    /// Those of some splits, for a network's preprocessing.
-    pub fn new(preprocess: &Preprocess, splits: &[(Split, Arc<Images>)]) -> Self {
-        let named = splits.iter().map(|(split, images)| (split.name(), images.clone()));
+    /// Those of the splits that networks are opened with, each for its preprocessing; with `within` only files that
+    /// lie in that folder, wherever links to them are.
+    pub fn new<B: Backend>(opened: &[Opened<B>], within: Option<PathBuf>) -> Self {
+        let input = |Opened { model, splits, .. }: &Opened<B>| {
+            let named = splits.iter().map(|(split, images)| (split.name(), images.clone()));
+            (model.preprocess.clone(), named.collect())
+        };
         Pictures {
-            preprocess: preprocess.clone(),
-            splits: named.collect(),
+            inputs: opened.iter().map(input).collect(),
+            within,
             uploads: Mutex::new(Recent::new(UPLOADS)),
             frames: Mutex::new(Recent::new(FRAMES)),
             prepared: Mutex::new(Recent::new(PREPARED)),
@@ -61,7 +70,7 @@ impl Pictures {
 
     /// The images of a split, if there are any.
     pub fn split(&self, name: &str) -> Option<&Arc<Images>> {
-        self.splits.get(name)
+        self.inputs[0].1.get(name)
     }
 
     /// Decodes bytes of a JPEG or PNG and keeps the picture, or frame of a camera; its name, width and height.
@@ -82,14 +91,14 @@ impl Pictures {
     fn stored(&self, source: &Source) -> Result<Arc<Rgb>> {
         match source {
             Source::Data(split, index) => {
-                let images = self.in_split(*split, *index)?;
+                let images = self.in_split(0, *split, *index)?;
                 Ok(Arc::new(images.stored(*index, &mut Scratch::default())?))
             }
             Source::Upload(name) => {
                 let kept = [&self.uploads, &self.frames];
-                let mut found = kept
-                    .iter()
-                    .filter_map(|kept| kept.lock().expect("no panic while it is held").get(name));
+                let mut found = kept.iter().filter_map(|kept| {
+                    kept.lock().expect("no panic while it is held").get(name).cloned()
+                });
                 found.next().ok_or_else(|| {
                     Error::Data("This picture is no longer kept: upload it again.".into())
                 })
@@ -97,85 +106,77 @@ impl Pictures {
         }
     }
 
-    fn in_split(&self, split: Split, index: usize) -> Result<&Arc<Images>> {
-        let images = self.split(split.name());
-        images.filter(|images| index < images.len()).ok_or_else(|| {
+    /// The images of a split that has this one, as a network's preprocessing begins with them.
+    fn in_split(&self, network: usize, split: Split, index: usize) -> Result<&Arc<Images>> {
+        let name = split.name();
+        let images = self.inputs[network].1.get(name);
+        let found = images.filter(|images| index < images.len()).ok_or_else(|| {
             let found = images.map_or(0, |images| images.len());
-            let name = split.name();
             Error::Data(format!("there is no image {name}/{index}: {name} has {found} images"))
-        })
+        })?;
+        let is_outside = |folder: &PathBuf| {
+            let file = found.path(index).canonicalize();
+            file.is_ok_and(|file| !file.starts_with(folder)) && found.shards().is_none()
+        };
+        if self.within.as_ref().is_some_and(is_outside) {
+            let reason = "This image is a link to a file outside the data folder, which others are not shown.";
+            return Err(Error::Data(reason.into()));
+        }
+        Ok(found)
     }
 
-    /// What the network is shown of a picture that has been asked for lately.
-    pub fn kept(&self, address: &Address) -> Option<Prepared> {
-        self.prepared.lock().expect("no panic while it is held").get(&address.key())
+    /// What a network is shown of a picture that has been asked for lately.
+    pub fn kept(&self, network: usize, address: &Address) -> Option<Prepared> {
+        let key = format!("{network} {}", address.key());
+        self.prepared.lock().expect("no panic while it is held").get(&key).cloned()
     }
 
-    /// What the network is shown of a picture.
+    /// What a network is shown of a picture.
     ///
     /// # Errors
     /// If there is no such picture, or it cannot be read.
-    pub fn prepared(&self, address: &Address) -> Result<Prepared> {
-        if let Some(kept) = self.kept(address) {
+    pub fn prepared(&self, network: usize, address: &Address) -> Result<Prepared> {
+        if let Some(kept) = self.kept(network, address) {
             return Ok(kept);
         }
+        let preprocess = &self.inputs[network].0;
         let mut square = match (address.cover, address.view) {
             (Some(_), _) => {
                 let whole = Address { cover: None, ..address.clone() };
-                self.prepared(&whole)?.square.to_vec()
+                self.prepared(network, &whole)?.square.to_vec()
             }
-            (None, Some(view)) => self.part(&*self.stored(&address.source)?, view),
-            (None, None) => self.as_for_the_network(&address.source)?,
+            (None, Some(view)) => part(preprocess, &*self.stored(&address.source)?, view),
+            (None, None) => self.as_for(network, &address.source)?,
         };
         if let Some((area, fill)) = address.cover {
-            Cover::new(&self.preprocess, &square, fill).lay(&mut square, area);
+            Cover::new(preprocess, &square, fill).lay(&mut square, area);
         }
-        let key = address.key();
+        let key = format!("{network} {}", address.key());
         let prepared = Prepared { key: key.as_str().into(), square: square.into() };
         self.prepared.lock().expect("no panic while it is held").put(key, prepared.clone());
         Ok(prepared)
     }
 
-    fn as_for_the_network(&self, source: &Source) -> Result<Vec<u8>> {
-        let mut square = vec![0; self.preprocess.bytes()];
+    fn as_for(&self, network: usize, source: &Source) -> Result<Vec<u8>> {
+        let preprocess = &self.inputs[network].0;
+        let mut square = vec![0; preprocess.bytes()];
         match source {
             Source::Data(split, index) => {
-                let images = self.in_split(*split, *index)?;
+                let images = self.in_split(network, *split, *index)?;
                 if images.read(*index, &mut Scratch::default(), &mut square)?.is_none() {
                     return Err(Error::file(images.path(*index), "is no usable image"));
                 }
             }
             Source::Upload(_) => {
-                prepare(&*self.stored(source)?, self.preprocess.resize, &mut square);
+                prepare(&*self.stored(source)?, preprocess.resize, &mut square);
             }
         }
         Ok(square)
     }
 
-    /// A part of a picture, resized to the network's input, in the middle of the canvas; the mean around it.
-    fn part(&self, picture: &Rgb, View { x, y, side }: View) -> Vec<u8> {
-        let [rows, columns] = self.preprocess.size;
-        let shorter = picture.width.min(picture.height) as f64;
-        let [left, top] = [x, y].map(|share| (share * shorter).round() as i64);
-        // As high and wide as the input is, the larger of both the side that was asked for.
-        let of = |pixels: usize| {
-            let share = side * pixels as f64 / rows.max(columns) as f64;
-            (share * shorter).round().max(1.0) as i64
-        };
-        let whole = Image::new(picture.width, picture.height, picture.pixels.clone());
-        let part = whole.crop([left, top, left + of(columns), top + of(rows)]);
-        let mut shown = Image::filled(columns, rows, 0);
-        resize([part.width, part.height], &part.pixels, [columns, rows], &mut shown.pixels);
-        let canvas = self.preprocess.resize;
-        let mut square = Image::new(canvas.columns, canvas.rows, mean_square(&self.preprocess));
-        let [top, left] = self.preprocess.centre().map(i64::from);
-        square.paste(&shown, left, top);
-        square.pixels
-    }
-
-    /// What the network sees of it, as a picture.
-    pub fn input(&self, prepared: &Prepared) -> Image {
-        centre_crop(&self.preprocess, &prepared.square)
+    /// What a network sees of it, as a picture.
+    pub fn input(&self, network: usize, prepared: &Prepared) -> Image {
+        centre_crop(&self.inputs[network].0, &prepared.square)
     }
 
     /// The picture as a page shows it.
@@ -193,6 +194,27 @@ impl Pictures {
         let to = |size: usize| (size * wanted).div_ceil(side.max(1)).clamp(1, 4 * wanted);
         Ok(if side > wanted { image.resize(to(width), to(height)) } else { image })
     }
+}
+
+/// A part of a picture, resized to the network's input, in the middle of the canvas; the mean around it.
+fn part(preprocess: &Preprocess, picture: &Rgb, View { x, y, side }: View) -> Vec<u8> {
+    let [rows, columns] = preprocess.size;
+    let shorter = picture.width.min(picture.height) as f64;
+    let [left, top] = [x, y].map(|share| (share * shorter).round() as i64);
+    // As high and wide as the input is, the larger of both the side that was asked for.
+    let of = |pixels: usize| {
+        let share = side * pixels as f64 / rows.max(columns) as f64;
+        (share * shorter).round().max(1.0) as i64
+    };
+    let whole = Image::new(picture.width, picture.height, picture.pixels.clone());
+    let part = whole.crop([left, top, left + of(columns), top + of(rows)]);
+    let mut shown = Image::filled(columns, rows, 0);
+    resize([part.width, part.height], &part.pixels, [columns, rows], &mut shown.pixels);
+    let canvas = preprocess.resize;
+    let mut square = Image::new(canvas.columns, canvas.rows, mean_square(preprocess));
+    let [top, left] = preprocess.centre().map(i64::from);
+    square.paste(&shown, left, top);
+    square.pixels
 }
 
 /// A picture whose sides have at most so many pixels.

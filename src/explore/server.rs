@@ -2,22 +2,29 @@
 //!
 //! ```text
 //! ./                                   the page, and its scripts and styles beside it
-//! api/network                          layers, classes, splits                            JSON
+//! api/network                          layers, classes, splits; all checkpoints           JSON
+//! api/run                              how far its run is: curves, checkpoints, alarms    JSON
+//! api/filters                          the first layer's filters                          PNG
 //! api/images?split&from&count          images of a split [class, search]                  JSON
 //! api/thumb/IMAGE, api/picture/IMAGE   a picture, small or large                          JPEG
-//! api/upload                           takes a JPEG or PNG, gives its IMAGE               JSON
+//! POST api/upload                      takes a JPEG or PNG, gives its IMAGE               JSON
 //! api/input/IMAGE                      what the network sees                              PNG
 //! api/classes/IMAGE                    the five most probable classes [class: one more]   JSON
 //! api/maps/IMAGE/LAYER                 all maps of a layer                                frame
-//! api/project/IMAGE/LAYER/MAP/Y,X      a unit's projection [rule, weights=random]; no     frame
-//!                                      numbers if it did not fire
-//! api/top/LAYER/MAP                    the strongest activations over the data set        JSON
-//! api/field/IMAGE/LAYER/MAP/Y,X        a unit's receptive field [what=projection]          PNG
-//! api/status                           how far the search for these is                    JSON
+//! api/project/IMAGE/LAYER/MAP/Y,X      a unit's projection [rule]; no numbers if it did   frame
+//!                                      not fire
+//! api/field/IMAGE/LAYER/MAP/Y,X        a unit's receptive field [what=projection]         PNG
+//! POST api/search                      begins to search for the strongest activations     JSON
+//! api/top/LAYER/MAP                    the strongest over the data set, so far            JSON
+//! api/class/LAYER/CLASS                what maps contribute to a class, so far            JSON
+//! api/histogram/LAYER/MAP              a map's largest activations by class, so far       JSON
+//! POST api/keep?title&caption&link     takes a PNG, adds it to the run's report           JSON
 //! ```
 //!
 //! `IMAGE` is `val/N`, `train/N` or `upload/NAME`; `?view` and `?cover` (with `fill`) change what is shown of it
-//! (address.rs). A frame is the length of some JSON (u32, little endian), that JSON, and numbers.
+//! (address.rs). All that depends on a network takes `?checkpoint` (its number on the command line, from 0), and where
+//! weights matter `?step` (a checkpoint of its run) and `?weights=random` (untrained ones). A frame is the length of
+//! some JSON (u32, little endian), that JSON, and numbers.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -25,7 +32,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::to_bytes;
+use axum::body::{Bytes, to_bytes};
 use axum::extract::{Path, Query, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header};
 use axum::middleware::{Next, from_fn_with_state, map_response};
@@ -39,16 +46,20 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_io_timeout::TimeoutStream;
 
 use super::address::Address;
-use super::engine::{Answer, Ask, Asked, By, Job, ListedLayer, Projection, Top, listed};
+use super::checkpoint::Checkpoint;
+use super::engine::{Job, ListedLayer, Opened, Questions, Unit, Which, listed};
 use super::guard::{Claim, Guard};
 use super::pictures::{Pictures, Prepared};
+use super::views::{Views, Words};
 use crate::backend::Backend;
 use crate::data::classes::Classes;
-use crate::model::{Model, Rule};
+use crate::model::Rule;
 use crate::picture::Image;
 
 /// Bytes of an upload.
 const UPLOAD: usize = 32 << 20;
+/// Bytes of a view for the report.
+const VIEW: usize = 16 << 20;
 /// Jobs that wait for the network; more are refused, so that memory stays bounded.
 const WAITING: usize = 64;
 /// Requests whose pictures are decoded at a time: each may take some hundred megabytes for a moment.
@@ -64,6 +75,7 @@ const ANSWERED_WITHIN: Duration = Duration::from_secs(60);
 const WRITTEN_WITHIN: Duration = Duration::from_secs(20);
 /// Images of one list.
 const LISTED: usize = 500;
+const PANICKED: &str = "This could not be computed: an error of the program.";
 const RULES: [&str; 3] = ["deconvnet", "gradient", "guided"];
 /// With the port behind it, since cookies are the same for all ports.
 const COOKIE: &str = "zfnet-token-";
@@ -113,8 +125,6 @@ const FILES: &[File] = &[
 
 /// What a server is given.
 pub struct Settings {
-    /// The checkpoint, as pages show it.
-    pub checkpoint: String,
     /// Where the pictures are from.
     pub pictures: Pictures,
     /// Classes of the data set's images.
@@ -139,12 +149,23 @@ struct App {
     guard: Guard,
     base_path: String,
     port: u16,
-    /// What `api/network` says.
-    network: Value,
-    layers: Vec<ListedLayer>,
+    /// Another one each time that the program begins.
+    instance: String,
+    networks: Vec<Shown>,
+    views: Option<Views>,
     jobs: mpsc::Sender<Job>,
     decoders: Arc<Semaphore>,
     uploads: Semaphore,
+}
+
+/// A checkpoint as pages are told of it.
+struct Shown {
+    name: String,
+    /// What `api/network` says.
+    about: Value,
+    layers: Vec<ListedLayer>,
+    classes: usize,
+    checkpoint: Checkpoint,
 }
 
 type Shared = State<Arc<App>>;
@@ -175,45 +196,60 @@ fn bad(sentence: impl Into<String>) -> Refusal {
     Refusal(StatusCode::BAD_REQUEST, sentence.into())
 }
 
-/// Begins to answer on a socket, in threads that end with the program.
+/// Begins to answer on a socket, in threads that end with the program, about checkpoints of which there is at least
+/// one.
 ///
 /// # Errors
-/// If the system gives no thread, or the socket is none to serve on.
+/// If the system gives no thread or no random numbers, or the socket is none to serve on.
 pub fn listen<B: Backend>(
     socket: TcpListener,
-    model: &Model<B>,
+    opened: &[Opened<B>],
     settings: Settings,
 ) -> io::Result<Listening> {
-    let Settings { checkpoint, pictures, data_classes, guard, base_path } = settings;
+    let Settings { pictures, data_classes, guard, base_path } = settings;
     let address = socket.local_addr()?;
     let (sender, jobs) = mpsc::channel(WAITING);
-    let layers = listed(model);
-    let [rows, columns] = model.preprocess.size;
+    let views = opened[0].folder.as_deref().map(Views::new);
+    let instance = random_name()?;
     let split =
         |name: &'static str| Some(json!({ "name": name, "count": pictures.split(name)?.len() }));
     let splits: Vec<Value> = ["val", "train"].into_iter().filter_map(split).collect();
     let data_names = data_classes.as_ref().map_or(&[][..], |classes| &classes.names);
-    let network = json!({
-        "title": model.network.architecture.name,
-        "checkpoint": checkpoint,
-        "program": concat!("zfnet ", env!("CARGO_PKG_VERSION")),
-        "input": { "rows": rows, "columns": columns, "channels": model.preprocess.channels() },
-        "classes": model.classes.names,
-        "rules": RULES,
-        "random": true,
-        "upload_limit": UPLOAD,
-        "layers": layers,
-        "splits": splits,
-        "data_classes": data_names,
-    });
+    let title = |of: &Opened<B>| of.model.network.architecture.name.clone();
+    let names = opened.iter().map(|of| json!({ "title": title(of), "checkpoint": of.name }));
+    let names: Vec<Value> = names.collect();
+    let shown = |of: &Opened<B>| {
+        let layers = listed(&of.model);
+        let preprocess = &of.model.preprocess;
+        let [rows, columns] = preprocess.size;
+        let about = json!({
+            "title": title(of),
+            "checkpoint": of.name,
+            "checkpoints": names,
+            "program": concat!("zfnet ", env!("CARGO_PKG_VERSION")),
+            "instance": instance,
+            "input": { "rows": rows, "columns": columns, "channels": preprocess.channels() },
+            "classes": of.model.classes.names,
+            "rules": RULES,
+            "upload_limit": UPLOAD,
+            "can_keep": views.is_some(),
+            "layers": layers,
+            "splits": splits,
+            "data_classes": data_names,
+        });
+        let (name, checkpoint) = (of.name.clone(), of.checkpoint.clone());
+        Shown { name, about, layers, classes: of.model.classes.len(), checkpoint }
+    };
+    let networks = opened.iter().map(shown).collect();
     let app = Arc::new(App {
         pictures,
         data_classes,
         guard,
         base_path,
         port: address.port(),
-        network,
-        layers,
+        instance,
+        networks,
+        views,
         jobs: sender,
         decoders: Arc::new(Semaphore::new(DECODED_AT_ONCE)),
         uploads: Semaphore::new(UPLOADED_AT_ONCE),
@@ -262,6 +298,8 @@ fn router(app: Arc<App>) -> Router {
     let at = |path: &str| format!("{}{path}", app.base_path);
     let mut routes = Router::new()
         .route(&at("/api/network"), get(network))
+        .route(&at("/api/run"), get(run))
+        .route(&at("/api/filters"), get(filters))
         .route(&at("/api/images"), get(images))
         .route(&at("/api/thumb/{kind}/{name}"), get(thumb))
         .route(&at("/api/picture/{kind}/{name}"), get(picture))
@@ -272,7 +310,10 @@ fn router(app: Arc<App>) -> Router {
         .route(&at("/api/project/{kind}/{name}/{layer}/{map}/{place}"), get(project))
         .route(&at("/api/top/{layer}/{map}"), get(top))
         .route(&at("/api/field/{kind}/{name}/{layer}/{map}/{place}"), get(field))
-        .route(&at("/api/status"), get(status));
+        .route(&at("/api/search"), post(search))
+        .route(&at("/api/class/{layer}/{class}"), get(class))
+        .route(&at("/api/histogram/{layer}/{map}"), get(histogram))
+        .route(&at("/api/keep"), post(keep));
     for &(name, kind, text) in FILES {
         let file = async move || ([(header::CONTENT_TYPE, kind)], text);
         routes = routes.route(&at(&format!("/{name}")), get(file));
@@ -352,15 +393,24 @@ fn cookie(headers: &HeaderMap, port: u16) -> Option<&str> {
 
 /// What may be said of a picture beside its address.
 #[derive(Default, Deserialize)]
-struct Shown {
+struct Altered {
     view: Option<String>,
     cover: Option<String>,
     fill: Option<String>,
 }
 
+/// Which weights are meant.
+#[derive(Deserialize)]
+struct Weights {
+    #[serde(default)]
+    checkpoint: usize,
+    step: Option<u32>,
+    weights: Option<String>,
+}
+
 impl App {
-    fn address(&self, kind: &str, name: &str, shown: &Shown) -> Answered<Address> {
-        let Shown { view, cover, fill } = shown;
+    fn address(&self, kind: &str, name: &str, altered: &Altered) -> Answered<Address> {
+        let Altered { view, cover, fill } = altered;
         Address::parse(kind, name, view.as_deref(), cover.as_deref(), fill.as_deref()).map_err(bad)
     }
 
@@ -379,57 +429,83 @@ impl App {
         Ok(done.map_err(|_| bad("this picture could not be read: an error of the program"))??)
     }
 
+    /// The body of a request, which may be a picture of so many bytes.
+    async fn received(&self, request: Request, most: usize) -> Answered<Bytes> {
+        let too_large = || {
+            let sentence = format!("A picture may have {} MiB at most.", most >> 20);
+            Refusal(StatusCode::PAYLOAD_TOO_LARGE, sentence)
+        };
+        // Known before any of it is received.
+        let length = request.headers().get(header::CONTENT_LENGTH);
+        let length = length.and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
+        if length.is_some_and(|length| length > most) {
+            return Err(too_large());
+        }
+        let _permit = self.uploads.try_acquire().map_err(|_| busy())?;
+        to_bytes(request.into_body(), most).await.map_err(|_| too_large())
+    }
+
+    /// What the network of `which` is shown of a picture.
     async fn prepared(
         self: &Arc<Self>,
+        which: Which,
         kind: &str,
         name: &str,
-        shown: &Shown,
+        altered: &Altered,
     ) -> Answered<Prepared> {
-        let address = self.address(kind, name, shown)?;
-        if let Some(kept) = self.pictures.kept(&address) {
+        let address = self.address(kind, name, altered)?;
+        if let Some(kept) = self.pictures.kept(which.checkpoint, &address) {
             return Ok(kept);
         }
-        self.decoding(move |app| app.pictures.prepared(&address)).await
+        self.decoding(move |app| app.pictures.prepared(which.checkpoint, &address)).await
     }
 
-    /// Asks the network. If the client leaves, so does the question.
-    async fn ask(&self, ask: Ask) -> Answered<Answer> {
+    /// Asks the networks. If the client leaves, so does the question.
+    async fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&mut dyn Questions) -> crate::Result<T> + Send + 'static,
+    ) -> Answered<T> {
         let (reply, answer) = oneshot::channel();
-        self.jobs.try_send(Job { ask, reply }).map_err(|_| busy())?;
-        Ok(answer.await.map_err(|_| busy())??)
+        let job = Job(Box::new(move |networks| {
+            if !reply.is_closed() {
+                let _ = reply.send(question(networks)); // who asked may have left
+            }
+        }));
+        self.jobs.try_send(job).map_err(|_| busy())?;
+        let failed = || Refusal(StatusCode::INTERNAL_SERVER_ERROR, PANICKED.into());
+        Ok(answer.await.map_err(|_| failed())??)
     }
 
-    fn layer(&self, name: &str) -> Answered<&ListedLayer> {
-        let found = self.layers.iter().find(|layer| layer.name == name);
+    fn network(&self, checkpoint: usize) -> Answered<&Shown> {
+        let count = self.networks.len();
+        let found = self.networks.get(checkpoint);
+        found.ok_or_else(|| bad(format!("there are {count} checkpoints, counted from 0")))
+    }
+
+    /// Which weights are meant, of a checkpoint that there is.
+    fn which(&self, Weights { checkpoint, step, weights }: Weights) -> Answered<Which> {
+        self.network(checkpoint)?;
+        let untrained = match weights.as_deref() {
+            None | Some("trained") => false,
+            Some("random") => true,
+            Some(_) => return Err(bad("weights: expected trained or random")),
+        };
+        Ok(Which { checkpoint, step, untrained })
+    }
+
+    fn layer(&self, which: Which, name: &str) -> Answered<&ListedLayer> {
+        let layers = &self.network(which.checkpoint)?.layers;
+        let found = layers.iter().find(|layer| layer.name == name);
         found.ok_or_else(|| bad("the network has no such layer"))
-    }
-
-    fn map(&self, layer: &str, map: &str) -> Answered<(usize, usize)> {
-        let layer = self.layer(layer)?;
-        let map = map.parse().ok().filter(|map| *map < layer.maps);
-        Ok((
-            layer.index,
-            map.ok_or_else(|| bad(format!("{} has {} maps", layer.name, layer.maps)))?,
-        ))
-    }
-
-    async fn projection(&self, of: Prepared, unit: Asked) -> Answered<(Projection, Vec<f32>)> {
-        match self.ask(Ask::Project(of, unit)).await? {
-            Answer::Projection(about, values) => Ok((about, values)),
-            _ => Err(busy()),
-        }
-    }
-
-    async fn top(&self, layer: &str, map: &str) -> Answered<Top> {
-        let (layer, map) = self.map(layer, map)?;
-        match self.ask(Ask::Top { layer, map }).await? {
-            Answer::Top(top) => Ok(top),
-            _ => Err(busy()),
-        }
     }
 }
 
 impl ListedLayer {
+    fn map(&self, map: &str) -> Answered<usize> {
+        let map = map.parse().ok().filter(|map| *map < self.maps);
+        map.ok_or_else(|| bad(format!("{} has {} maps", self.name, self.maps)))
+    }
+
     /// Row and column, from `Y,X`.
     fn place(&self, text: &str) -> Answered<[usize; 2]> {
         let place =
@@ -438,6 +514,13 @@ impl ListedLayer {
             bad(format!("expected a row below {} and a column below {}", self.rows, self.columns))
         })
     }
+}
+
+/// A name that nobody guesses.
+fn random_name() -> io::Result<String> {
+    let mut bytes = [0; 8];
+    getrandom::fill(&mut bytes).map_err(io::Error::other)?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 fn busy() -> Refusal {
@@ -460,8 +543,28 @@ fn png(image: &Image) -> Answered {
     Ok(([(header::CONTENT_TYPE, "image/png")], bytes).into_response())
 }
 
-async fn network(State(app): Shared) -> axum::Json<Value> {
-    axum::Json(app.network.clone())
+#[derive(Deserialize)]
+struct Of {
+    #[serde(default)]
+    checkpoint: usize,
+}
+
+async fn network(State(app): Shared, Query(Of { checkpoint }): Query<Of>) -> Answered {
+    Ok(axum::Json(app.network(checkpoint)?.about.clone()).into_response())
+}
+
+async fn run(State(app): Shared, Query(Of { checkpoint }): Query<Of>) -> Answered {
+    let instance = app.instance.clone();
+    app.network(checkpoint)?;
+    let read = app.decoding(move |app| app.networks[checkpoint].checkpoint.status());
+    let mut status = serde_json::to_value(read.await?).expect("plain data");
+    status["instance"] = instance.into();
+    Ok(axum::Json(status).into_response())
+}
+
+async fn filters(State(app): Shared, Query(weights): Query<Weights>) -> Answered {
+    let which = app.which(weights)?;
+    png(&app.ask(move |networks| networks.filters(which)).await?)
 }
 
 #[derive(Deserialize)]
@@ -509,7 +612,7 @@ async fn images(State(app): Shared, Query(list): Query<List>) -> Answered {
 }
 
 async fn jpeg(app: Arc<App>, kind: &str, name: &str, is_thumb: bool) -> Answered {
-    let address = app.address(kind, name, &Shown::default())?;
+    let address = app.address(kind, name, &Altered::default())?;
     let decoded = app.decoding(move |app| {
         let image = app.pictures.shown(&address.source, is_thumb)?;
         image.jpeg().map_err(|error| crate::Error::Data(error.to_string()))
@@ -536,18 +639,7 @@ async fn upload(
     Query(Taken { camera }): Query<Taken>,
     request: Request,
 ) -> Answered {
-    let too_large = || {
-        let most = UPLOAD >> 20;
-        Refusal(StatusCode::PAYLOAD_TOO_LARGE, format!("A picture may have {most} MiB at most."))
-    };
-    // Known before any of it is received.
-    let length = request.headers().get(header::CONTENT_LENGTH);
-    let length = length.and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
-    if length.is_some_and(|length| length > UPLOAD) {
-        return Err(too_large());
-    }
-    let _permit = app.uploads.try_acquire().map_err(|_| busy())?;
-    let bytes = to_bytes(request.into_body(), UPLOAD).await.map_err(|_| too_large())?;
+    let bytes = app.received(request, UPLOAD).await?;
     let is_frame = camera.is_some();
     let uploaded = app.decoding(move |app| app.pictures.upload(&bytes, is_frame));
     let (name, [width, height]) = uploaded.await?;
@@ -558,68 +650,68 @@ async fn upload(
 async fn input(
     State(app): Shared,
     Path((kind, name)): Path<(String, String)>,
-    Query(shown): Query<Shown>,
+    Query(altered): Query<Altered>,
+    Query(weights): Query<Weights>,
 ) -> Answered {
-    let prepared = app.prepared(&kind, &name, &shown).await?;
-    png(&app.pictures.input(&prepared))
+    let which = app.which(weights)?;
+    let prepared = app.prepared(which, &kind, &name, &altered).await?;
+    png(&app.pictures.input(which.checkpoint, &prepared))
 }
 
 #[derive(Deserialize)]
-struct Also {
+struct More {
     class: Option<usize>,
 }
 
 async fn classes(
     State(app): Shared,
     Path((kind, name)): Path<(String, String)>,
-    Query(shown): Query<Shown>,
-    Query(Also { class }): Query<Also>,
+    Query(altered): Query<Altered>,
+    Query(weights): Query<Weights>,
+    Query(More { class }): Query<More>,
 ) -> Answered {
-    let prepared = app.prepared(&kind, &name, &shown).await?;
-    match app.ask(Ask::Classes(prepared, class)).await? {
-        Answer::Classes(classes) => Ok(axum::Json(json!({ "classes": classes })).into_response()),
-        _ => Err(busy()),
-    }
+    let which = app.which(weights)?;
+    let prepared = app.prepared(which, &kind, &name, &altered).await?;
+    let classes = app.ask(move |networks| networks.classes(which, &prepared, class)).await?;
+    Ok(axum::Json(json!({ "classes": classes })).into_response())
 }
 
 async fn maps(
     State(app): Shared,
     Path((kind, name, layer)): Path<(String, String, String)>,
-    Query(shown): Query<Shown>,
+    Query(altered): Query<Altered>,
+    Query(weights): Query<Weights>,
 ) -> Answered {
-    let layer = app.layer(&layer)?.index;
-    let prepared = app.prepared(&kind, &name, &shown).await?;
-    match app.ask(Ask::Maps(prepared, layer)).await? {
-        Answer::Maps(about, values) => Ok(frame(&about, bytemuck::cast_slice(&values))),
-        _ => Err(busy()),
-    }
+    let which = app.which(weights)?;
+    let layer = app.layer(which, &layer)?.index;
+    let prepared = app.prepared(which, &kind, &name, &altered).await?;
+    let (about, values) = app.ask(move |networks| networks.maps(which, &prepared, layer)).await?;
+    Ok(frame(&about, bytemuck::cast_slice(&values)))
 }
 
 #[derive(Deserialize)]
 struct How {
     rule: Option<String>,
-    weights: Option<String>,
 }
 
 async fn project(
     State(app): Shared,
     Path((kind, name, layer, map, place)): Path<(String, String, String, String, String)>,
-    Query(shown): Query<Shown>,
-    Query(how): Query<How>,
+    Query(altered): Query<Altered>,
+    Query(weights): Query<Weights>,
+    Query(How { rule }): Query<How>,
 ) -> Answered {
-    let of_layer = app.layer(&layer)?;
-    let (layer, map) = app.map(&layer, &map)?;
-    let [y, x] = of_layer.place(&place)?;
-    let rule = Rule::named(how.rule.as_deref().unwrap_or(RULES[0]))?;
-    let by = if how.weights.as_deref() == Some("random") { By::Untrained } else { By::Page };
-    let unit = Asked { layer, map, y, x, rule, by };
-    let prepared = app.prepared(&kind, &name, &shown).await?;
-    let (about, values) = app.projection(prepared, unit).await?;
+    let which = app.which(weights)?;
+    let layer = app.layer(which, &layer)?;
+    let [y, x] = layer.place(&place)?;
+    let rule = Rule::named(rule.as_deref().unwrap_or(RULES[0]))?;
+    let unit = Unit { layer: layer.index, map: layer.map(&map)?, y, x, rule };
+    let prepared = app.prepared(which, &kind, &name, &altered).await?;
+    let question = move |networks: &mut dyn Questions| {
+        networks.project(which, &prepared, unit, false) //
+    };
+    let (about, values) = app.ask(question).await?;
     Ok(frame(&about, bytemuck::cast_slice(&values)))
-}
-
-async fn top(State(app): Shared, Path((layer, map)): Path<(String, String)>) -> Answered {
-    Ok(axum::Json(app.top(&layer, &map).await?).into_response())
 }
 
 #[derive(Deserialize)]
@@ -630,14 +722,18 @@ struct What {
 async fn field(
     State(app): Shared,
     Path((kind, name, layer, map, place)): Path<(String, String, String, String, String)>,
+    Query(weights): Query<Weights>,
     Query(What { what }): Query<What>,
 ) -> Answered {
-    let [y, x] = app.layer(&layer)?.place(&place)?;
-    let (layer, map) = app.map(&layer, &map)?;
-    let prepared = app.prepared(&kind, &name, &Shown::default()).await?;
-    let unit = Asked { layer, map, y, x, rule: Rule::DECONVNET, by: By::Beside };
-    let input = app.pictures.input(&prepared);
-    let (about, values) = app.projection(prepared, unit).await?;
+    let which = app.which(weights)?;
+    let layer = app.layer(which, &layer)?;
+    let [y, x] = layer.place(&place)?;
+    let unit = Unit { layer: layer.index, map: layer.map(&map)?, y, x, rule: Rule::DECONVNET };
+    let prepared = app.prepared(which, &kind, &name, &Altered::default()).await?;
+    let input = app.pictures.input(which.checkpoint, &prepared);
+    let question =
+        move |networks: &mut dyn Questions| networks.project(which, &prepared, unit, true);
+    let (about, values) = app.ask(question).await?;
     if what.as_deref() != Some("projection") {
         return png(&input.crop(about.field));
     }
@@ -648,9 +744,72 @@ async fn field(
     png(&Image::projection(about.columns, about.rows, &values).crop(about.field))
 }
 
-async fn status(State(app): Shared) -> Answered {
-    match app.ask(Ask::Status).await? {
-        Answer::Status(progress) => Ok(axum::Json(progress).into_response()),
-        _ => Err(busy()),
-    }
+async fn search(State(app): Shared, Query(Of { checkpoint }): Query<Of>) -> Answered {
+    app.network(checkpoint)?;
+    let progress = app.ask(move |networks| networks.start_search(checkpoint)).await?;
+    Ok(axum::Json(progress).into_response())
+}
+
+async fn top(
+    State(app): Shared,
+    Path((layer, map)): Path<(String, String)>,
+    Query(weights): Query<Weights>,
+) -> Answered {
+    let which = app.which(weights)?;
+    let layer = app.layer(which, &layer)?;
+    let (checkpoint, layer, map) = (which.checkpoint, layer.index, layer.map(&map)?);
+    let top = app.ask(move |networks| networks.top(checkpoint, layer, map)).await?;
+    Ok(axum::Json(top).into_response())
+}
+
+async fn class(
+    State(app): Shared,
+    Path((layer, class)): Path<(String, String)>,
+    Query(weights): Query<Weights>,
+) -> Answered {
+    let which = app.which(weights)?;
+    let layer = app.layer(which, &layer)?.index;
+    let classes = app.network(which.checkpoint)?.classes;
+    let class = class.parse().ok().filter(|class| *class < classes);
+    let class = class.ok_or_else(|| bad(format!("the network has {classes} classes")))?;
+    let found = app.ask(move |networks| networks.of_class(which, layer, class)).await?;
+    Ok(axum::Json(found).into_response())
+}
+
+async fn histogram(
+    State(app): Shared,
+    Path((layer, map)): Path<(String, String)>,
+    Query(weights): Query<Weights>,
+) -> Answered {
+    let which = app.which(weights)?;
+    let layer = app.layer(which, &layer)?;
+    let (layer, map) = (layer.index, layer.map(&map)?);
+    let found = app.ask(move |networks| networks.histogram(which, layer, map)).await?;
+    Ok(axum::Json(found).into_response())
+}
+
+#[derive(Deserialize)]
+struct Captions {
+    #[serde(default)]
+    title: String,
+    #[serde(default)]
+    caption: String,
+    #[serde(default)]
+    link: String,
+}
+
+async fn keep(
+    State(app): Shared,
+    Query(Captions { title, caption, link }): Query<Captions>,
+    request: Request,
+) -> Answered {
+    let bytes = app.received(request, VIEW).await?;
+    let kept = app.decoding(move |app| {
+        let views = app.views.as_ref().ok_or_else(|| {
+            let reason = "The first checkpoint is in no run whose report could be added to.";
+            crate::Error::Data(reason.into())
+        })?;
+        views.add(&bytes, Words { title, caption, link }, &app.networks[0].name)
+    });
+    Ok(axum::Json(json!({ "kept": kept.await? })).into_response())
 }

@@ -3,8 +3,12 @@
 //! Take one unit's activation, set all others of its layer to zero, and run backward by a [`Rule`].
 //! Many units, of the same or of different images, share one forward pass.
 
+use std::sync::Arc;
+
 use super::input::InputStage;
-use super::{Network, Params, Preprocess, Purpose, Rule, Workspace};
+use super::{
+    BackwardOptions, BackwardTo, Model, Network, Params, Preprocess, Purpose, Rule, Workspace,
+};
 use crate::backend::{Backend, Crop, Peak, SeedUnit};
 use crate::{Error, Result};
 
@@ -17,11 +21,25 @@ pub struct Seed {
     pub unit: SeedUnit,
 }
 
+/// A network and its weights, its caller's or held together with others.
+enum Held<'a, B: Backend> {
+    Borrowed(&'a Network, &'a Params<B>),
+    Shared(Arc<Model<B>>),
+}
+
+impl<B: Backend> Held<'_, B> {
+    fn parts(&self) -> (&Network, &Params<B>) {
+        match self {
+            Held::Borrowed(network, params) => (network, params),
+            Held::Shared(model) => (&model.network, &model.params),
+        }
+    }
+}
+
 /// A network with all that it takes to look at images and project what fires.
 pub struct Projector<'a, B: Backend> {
     backend: &'a B,
-    network: &'a Network,
-    params: &'a Params<B>,
+    model: Held<'a, B>,
     stage: InputStage<B>,
     /// Holds every activation after [`Projector::look`].
     pub workspace: Workspace<B>,
@@ -43,15 +61,39 @@ impl<'a, B: Backend> Projector<'a, B> {
         images: usize,
         seeds: usize,
     ) -> Result<Self> {
+        let held = Held::Borrowed(network, params);
+        Self::with(backend, held, preprocess, images, seeds)
+    }
+
+    /// The same, which keeps the model as long as it lives itself.
+    ///
+    /// # Errors
+    /// If the backend is out of memory.
+    pub fn shared(
+        backend: &'a B,
+        model: Arc<Model<B>>,
+        images: usize,
+        seeds: usize,
+    ) -> Result<Self> {
+        Self::with(backend, Held::Shared(model.clone()), &model.preprocess, images, seeds)
+    }
+
+    fn with(
+        backend: &'a B,
+        model: Held<'a, B>,
+        preprocess: &Preprocess,
+        images: usize,
+        seeds: usize,
+    ) -> Result<Self> {
+        let (network, _) = model.parts();
         Ok(Projector {
             backend,
-            network,
-            params,
             stage: InputStage::new(backend, preprocess, images, images)?,
             workspace: Workspace::new(backend, network, Purpose::Project { seeds }, images)?,
             images: backend.indices(seeds)?,
             seeds,
             host: vec![0.0; seeds * network.input().len()],
+            model,
         })
     }
 
@@ -62,7 +104,8 @@ impl<'a, B: Backend> Projector<'a, B> {
     /// If a backend operation fails.
     pub fn look(&mut self, pixels: &[u8], crops: &[Crop]) -> Result<()> {
         self.stage.fill(self.backend, &mut self.workspace.input, pixels, crops)?;
-        self.workspace.forward(self.backend, self.params)
+        let (_, params) = self.model.parts();
+        self.workspace.forward(self.backend, params)
     }
 
     /// The strongest unit of every map of a layer in every image, `[image * maps + map]`.
@@ -75,6 +118,24 @@ impl<'a, B: Backend> Projector<'a, B> {
         let mut peaks = vec![Peak { value: 0.0, position: 0 }; count];
         self.backend.channel_max(&mut peaks, output)?;
         Ok(peaks)
+    }
+
+    /// Takes a gradient by the logits, which the workspace's signal holds, down to a layer's output, where the
+    /// signal then is.
+    ///
+    /// # Errors
+    /// If a backend operation fails.
+    pub(crate) fn gradient_at(&mut self, layer: usize) -> Result<()> {
+        let (network, params) = self.model.parts();
+        let options = BackwardOptions {
+            from: network.layers.len() - 1,
+            rule: Rule::GRADIENT,
+            images: None,
+            gradients: None,
+            accumulate: false,
+            to: BackwardTo::Output(layer),
+        };
+        self.workspace.backward(self.backend, params, options)
     }
 
     /// Projects units of a layer and hands each projection (`[rows, columns, channels]`, RGB or
@@ -90,12 +151,13 @@ impl<'a, B: Backend> Projector<'a, B> {
         rule: Rule,
         mut each: impl FnMut(usize, &[f32]) -> Result<()>,
     ) -> Result<()> {
+        let (network, params) = self.model.parts();
         if let Some(seed) =
             seeds.iter().find(|seed| seed.unit.value.is_nan() || seed.unit.value <= 0.0)
         {
             return Err(Error::Network(format!(
                 "{}:{} at ({}, {}) did not fire (activation {}): there is nothing to project",
-                self.network.layers[layer].name,
+                network.layers[layer].name,
                 seed.unit.map,
                 seed.unit.y,
                 seed.unit.x,
@@ -103,7 +165,7 @@ impl<'a, B: Backend> Projector<'a, B> {
             )));
         }
         let backend = self.backend;
-        let per_image = self.network.input().len();
+        let per_image = network.input().len();
         for (batch, seeds) in seeds.chunks(self.seeds).enumerate() {
             let units: Vec<SeedUnit> = seeds
                 .iter()
@@ -111,7 +173,7 @@ impl<'a, B: Backend> Projector<'a, B> {
                 .collect();
             let images: Vec<u32> = seeds.iter().map(|seed| seed.image).collect();
             backend.upload_indices(&mut self.images, &images)?;
-            let (params, images) = (self.params, &self.images);
+            let images = &self.images;
             let host = &mut self.host[..seeds.len() * per_image];
             self.workspace.project(backend, params, layer, rule, images, &units, host)?;
             for (i, projection) in host.chunks_exact(per_image).enumerate() {

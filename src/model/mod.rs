@@ -31,5 +31,5 @@ pub use plan::Purpose;
 pub use rule::{LrnRule, Rule};
 pub use watch::{LayerSigns, StepSigns};
 pub use weights::Model;
-pub use workspace::{BackwardOptions, Workspace};
+pub use workspace::{BackwardOptions, BackwardTo, Workspace};
 pub use zfnet_core::{Canvas, Fit, Interpolation, Preprocess};

@@ -13,7 +13,7 @@ use super::Params;
 use super::layer::{Backward, Common, Output};
 use super::rule::Rule;
 use super::window_buffers::WindowBuffers;
-use super::workspace::{BackwardOptions, Workspace};
+use super::workspace::{BackwardOptions, BackwardTo, Workspace};
 use crate::Result;
 use crate::backend::{Backend, SeedUnit};
 use crate::shape::Windows;
@@ -41,7 +41,7 @@ impl<B: Backend> Workspace<B> {
             images: Some(images),
             gradients: None,
             accumulate: false,
-            to_pixels: true,
+            to: BackwardTo::Pixels,
         };
         let (top, n) = (self.block_of[layer], units.len());
         let map = self.blocks[top].output;

@@ -53,9 +53,19 @@ pub struct BackwardOptions<'a, B: Backend> {
     pub gradients: Option<&'a mut Params<B>>,
     /// Add to `gradients` instead of overwriting.
     pub accumulate: bool,
-    /// Whether to go all the way to the pixels: in a workspace for projections, since training has no
-    /// use for that.
-    pub to_pixels: bool,
+    /// How far to go.
+    pub to: BackwardTo,
+}
+
+/// How far a backward pass goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BackwardTo {
+    /// Until the first layer's gradients are known.
+    FirstWeights,
+    /// To the network's input: in a workspace for projections, since training has no use for that.
+    Pixels,
+    /// To the output of this layer, as [`Workspace::output`] has it.
+    Output(usize),
 }
 
 impl<B: Backend> Workspace<B> {
@@ -151,8 +161,8 @@ impl<B: Backend> Workspace<B> {
         }
     }
 
-    /// The backward pass: from what [`Workspace::signal`] holds for `options.from`, to the pixels
-    /// or, without `to_pixels`, until the first layer's gradients are known.
+    /// The backward pass: from what [`Workspace::signal`] holds for `options.from`, as far
+    /// as `options.to` says.
     ///
     /// Every layer is undone by its transpose; what the rule decides is what a relu, a pool and a
     /// normalisation let through. With [`Rule::GRADIENT`] this is backpropagation.
@@ -177,7 +187,11 @@ impl<B: Backend> Workspace<B> {
         top: usize,
         mut options: BackwardOptions<'_, B>,
     ) -> Result<()> {
-        for index in (0..=top).rev() {
+        let lowest = match options.to {
+            BackwardTo::Output(layer) => self.block_of[layer] + 1,
+            BackwardTo::FirstWeights | BackwardTo::Pixels => 0,
+        };
+        for index in (lowest..=top).rev() {
             if self.has_relu_to_undo(index, &options) {
                 let (dy, y) = (&mut self.signal[0], &self.outputs[index]);
                 backend.relu_backward(dy, y, options.images, options.rule.relu())?;
@@ -201,7 +215,7 @@ impl<B: Backend> Workspace<B> {
                 param: params.layers[block.layer].as_ref(),
                 gradient: gradients.and_then(|gradients| gradients.layers[block.layer].as_mut()),
                 accumulate: options.accumulate,
-                to_input: index > 0 || options.to_pixels,
+                to_input: index > 0 || options.to == BackwardTo::Pixels,
                 no_bias: &mut self.no_bias,
                 common: Common {
                     scratch: &mut self.scratch,

@@ -178,7 +178,7 @@ fn grid(first: &FirstLayer) -> Option<(f64, usize)> {
 }
 
 /// Filters `[filters, rows, columns, 3]` as tiles, with one scale for all or one for each.
-pub(super) fn sheet(filters: &[f32], [rows, columns]: [usize; 2], one_scale: bool) -> Image {
+pub(crate) fn sheet(filters: &[f32], [rows, columns]: [usize; 2], one_scale: bool) -> Image {
     let of_filter = rows * columns * 3;
     let bytes: Vec<u8> = match one_scale {
         true => contrast(filters),

@@ -332,6 +332,28 @@ pub fn run<B: Backend>(session: &mut Session<'_, B>, run: &Path) -> Result<Diagn
     Ok(found)
 }
 
+/// Rows and columns of the first layer's filters and their weights, as the network's channels are, if it is a
+/// convolution of an image.
+fn first_weights<B: Backend>(
+    backend: &B,
+    model: &Model<B>,
+) -> Result<Option<([usize; 2], Vec<f32>)>> {
+    let Some(kernel) = kernel_of_first(&model.network) else { return Ok(None) };
+    Ok(values_of(backend, &model.params, 0)?.map(|[weights, _]| (kernel, weights)))
+}
+
+/// The same in RGB, `[filters, rows, columns, 3]`.
+///
+/// # Errors
+/// If a backend operation fails.
+pub(crate) fn first_filters<B: Backend>(
+    backend: &B,
+    model: &Model<B>,
+) -> Result<Option<([usize; 2], Vec<f32>)>> {
+    let found = first_weights(backend, model)?;
+    Ok(found.map(|(kernel, weights)| (kernel, to_rgb(&model.preprocess, weights))))
+}
+
 impl Diagnosis {
     /// Adds a checkpoint's filters, if it has any of an image.
     fn take_filters<B: Backend>(
@@ -340,8 +362,7 @@ impl Diagnosis {
         model: &Model<B>,
         state: &State,
     ) -> Result<()> {
-        let Some(kernel) = kernel_of_first(&model.network) else { return Ok(()) };
-        let Some([weights, _]) = values_of(backend, &model.params, 0)? else { return Ok(()) };
+        let Some((kernel, weights)) = first_weights(backend, model)? else { return Ok(()) };
         let filters = model.network.layers[0].output.c.max(1);
         let drawn = |initial: Initial| to_rgb(&model.preprocess, initial.values(weights.len()));
         let first = self.first.get_or_insert_with(|| FirstFilters {

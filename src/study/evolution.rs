@@ -148,20 +148,10 @@ impl TrackedMaps<'_> {
         let TrackedMaps { images, root, chosen } = self;
         let what = format!("evolution: epoch {epoch}");
         let mut searched = Searched::nothing(chosen);
-        search(
-            &mut projector,
-            model,
-            images,
-            chosen,
-            1,
-            workers,
-            BATCH,
-            &mut searched,
-            |searched| {
-                session.progress(&what, searched.done, images.len(), "");
-                Ok(())
-            },
-        )?;
+        search(&mut projector, model, images, chosen, 1, workers, &mut searched, |searched| {
+            session.progress(&what, searched.done, images.len(), "");
+            Ok(())
+        })?;
         must_be_images(images, root)?;
         let io = |error| Error::io("write", &folder)(error);
         let _ = fs::remove_file(folder.join(SNAPSHOT)); // its pictures are about to change

@@ -98,24 +98,14 @@ pub fn run<B: Backend>(
     let mut projector = Projector::new(backend, network, params, preprocess, BATCH, BATCH)?;
     let mut searched = parts.get("search").unwrap_or_else(|| Searched::nothing(chosen));
     let mut kept = Instant::now();
-    search(
-        &mut projector,
-        model,
-        images,
-        chosen,
-        PEAKS,
-        workers,
-        BATCH,
-        &mut searched,
-        |searched| {
-            session.progress("features: search", searched.done, images.len(), "");
-            if kept.elapsed() > KEEP || searched.done == images.len() {
-                kept = Instant::now();
-                parts.put("search", searched)?;
-            }
-            Ok(())
-        },
-    )?;
+    search(&mut projector, model, images, chosen, PEAKS, workers, &mut searched, |searched| {
+        session.progress("features: search", searched.done, images.len(), "");
+        if kept.elapsed() > KEEP || searched.done == images.len() {
+            kept = Instant::now();
+            parts.put("search", searched)?;
+        }
+        Ok(())
+    })?;
     must_be_images(images, root)?;
     for (Chosen { layer, maps }, best) in chosen.iter().zip(&searched.best) {
         let shown = &network.layers[*layer];

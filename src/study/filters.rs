@@ -195,20 +195,10 @@ impl FirstLayer {
             .collect();
         let mut projector = Projector::new(backend, network, params, preprocess, BATCH, BATCH)?;
         let mut searched = Searched::nothing(&chosen);
-        search(
-            &mut projector,
-            model,
-            images,
-            &chosen,
-            1,
-            workers,
-            BATCH,
-            &mut searched,
-            |searched| {
-                progress("search", searched.done, images.len());
-                Ok(())
-            },
-        )?;
+        search(&mut projector, model, images, &chosen, 1, workers, &mut searched, |searched| {
+            progress("search", searched.done, images.len());
+            Ok(())
+        })?;
         must_be_images(images, root)?;
         let dead = chosen.iter().zip(&searched.best).map(|(chosen, best)| {
             let dead = (0..best.len()).filter(|map| best[*map].is_empty()).collect();

@@ -125,27 +125,35 @@ impl Searched {
     }
 }
 
-/// One streaming pass: for each chosen layer and map, the `count` strongest peaks over all images.
-/// `size` images are looked at at a time, for which the projector must have memory. `searched` says how far it is;
-/// `progress` is told of it after each batch.
-///
-/// # Errors
-/// If images cannot be read, a backend operation fails, or `progress` fails.
-pub fn search<B: Backend>(
-    projector: &mut Projector<'_, B>,
-    model: &Model<B>,
-    images: &Arc<Images>,
-    chosen: &[Chosen],
-    count: usize,
-    workers: usize,
+/// One streaming pass over images, batch by batch.
+pub struct Search {
+    loader: Loader,
+    images: usize,
     size: usize,
-    searched: &mut Searched,
-    mut progress: impl FnMut(&Searched) -> Result<()>,
-) -> Result<()> {
-    let order: Vec<u32> = (searched.done as u32..images.len() as u32).collect();
-    let plan = BatchPlan::new(order, size, Bad::Skip);
-    let mut loader = Loader::new(images.clone(), plan, workers);
-    while let Some(batch) = loader.next_batch()? {
+}
+
+impl Search {
+    /// Over the images from the one numbered `first` on, read by so many threads, `size` at a time.
+    pub fn new(images: &Arc<Images>, first: usize, workers: usize, size: usize) -> Self {
+        let order: Vec<u32> = (first as u32..images.len() as u32).collect();
+        let plan = BatchPlan::new(order, size, Bad::Skip);
+        Search { loader: Loader::new(images.clone(), plan, workers), images: images.len(), size }
+    }
+
+    /// Looks at a batch: for each chosen layer and map, the `count` strongest peaks over all images so far.
+    /// The projector must have memory for the batch. Returns whether there was one more.
+    ///
+    /// # Errors
+    /// If images cannot be read, or a backend operation fails.
+    pub fn next<B: Backend>(
+        &mut self,
+        projector: &mut Projector<'_, B>,
+        model: &Model<B>,
+        chosen: &[Chosen],
+        count: usize,
+        searched: &mut Searched,
+    ) -> Result<bool> {
+        let Some(batch) = self.loader.next_batch()? else { return Ok(false) };
         let crops: Vec<_> = (0..batch.labels.len() as u32)
             .flat_map(|i| TestCrops::One.of(&model.preprocess, i))
             .collect();
@@ -166,9 +174,29 @@ pub fn search<B: Backend>(
                 }
             }
         }
-        searched.done = (searched.done + size).min(images.len());
+        searched.done = (searched.done + self.size).min(self.images);
+        self.loader.recycle(batch);
+        Ok(true)
+    }
+}
+
+/// A [`Search`] to its end: `searched` says how far it is, and `progress` is told of it after each batch.
+///
+/// # Errors
+/// If images cannot be read, a backend operation fails, or `progress` fails.
+pub fn search<B: Backend>(
+    projector: &mut Projector<'_, B>,
+    model: &Model<B>,
+    images: &Arc<Images>,
+    chosen: &[Chosen],
+    count: usize,
+    workers: usize,
+    searched: &mut Searched,
+    mut progress: impl FnMut(&Searched) -> Result<()>,
+) -> Result<()> {
+    let mut search = Search::new(images, searched.done, workers, BATCH);
+    while search.next(projector, model, chosen, count, searched)? {
         progress(searched)?;
-        loader.recycle(batch);
     }
     Ok(())
 }

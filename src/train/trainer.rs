@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use crate::backend::{Backend, Batch, Crop, SgdConstants, StepState, Update};
 use crate::data::loader;
 use crate::model::{
-    BackwardOptions, Model, Normaliser, Params, Purpose, Rule, StepSigns, Workspace,
+    BackwardOptions, BackwardTo, Model, Normaliser, Params, Purpose, Rule, StepSigns, Workspace,
 };
 use crate::shape::Shape;
 use crate::{Error, Result};
@@ -359,7 +359,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
             images: None,
             gradients: Some(&mut self.gradients),
             accumulate: part.accumulate,
-            to_pixels: false,
+            to: BackwardTo::FirstWeights,
         };
         self.workspace.backward(backend, params, options)?;
         if part.update {

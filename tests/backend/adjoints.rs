@@ -10,7 +10,7 @@ use crate::common::{
     values, weights, widen,
 };
 use zfnet::backend::{Backend, NOT_POSITIVE, Param, Precision};
-use zfnet::model::{BackwardOptions, Params, Purpose, Rule, Workspace};
+use zfnet::model::{BackwardOptions, BackwardTo, Params, Purpose, Rule, Workspace};
 use zfnet::shape::{ConvDims, PoolDims, Rounding, Shape};
 
 on_every_backend!(
@@ -87,22 +87,24 @@ fn enlarging_is_the_transpose<B: Backend>(backend: &B) {
             backend.upload(workspace.signal(), &y).unwrap();
             workspace
         };
-        let options = |gradients, to_pixels| BackwardOptions {
+        let options = |gradients, to| BackwardOptions {
             from: 0,
             rule: Rule::GRADIENT,
             images: None,
             gradients,
             accumulate: false,
-            to_pixels,
+            to,
         };
         let mut looking = seeded(Purpose::Project { seeds: 2 });
-        looking.backward(backend, &params, options(None, true)).unwrap();
+        looking.backward(backend, &params, options(None, BackwardTo::Pixels)).unwrap();
         let down = stored(backend, &twin::conv(dims, &wide_y, &w, None));
         assert_exact(&values(backend, looking.signal()), &down, layer);
 
         let mut gradients = Params::zeros(backend, &network).unwrap();
         let mut training = seeded(Purpose::Train);
-        training.backward(backend, &params, options(Some(&mut gradients), false)).unwrap();
+        training
+            .backward(backend, &params, options(Some(&mut gradients), BackwardTo::FirstWeights))
+            .unwrap();
         let found = gradients.layers[0].as_ref().unwrap();
         let [dw, _] = twin::conv_filter(dims, &wide_x, &wide_y);
         assert_exact(&values(backend, &found.weight), &dw, layer);

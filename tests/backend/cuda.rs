@@ -11,7 +11,7 @@ use zfnet::backend::cpu::CpuBackend;
 use zfnet::backend::cuda::{self, CudaBackend, Gemm, Kernels, Options};
 use zfnet::backend::{Backend, Precision, StepState, Tensor};
 use zfnet::data::classes::Classes;
-use zfnet::model::{BackwardOptions, Model, Network, Params, Purpose, Rule, Workspace};
+use zfnet::model::{BackwardOptions, BackwardTo, Model, Network, Params, Purpose, Rule, Workspace};
 use zfnet::shape::Shape;
 use zfnet::train::Trainer;
 
@@ -105,7 +105,7 @@ impl<'a, B: Backend> Passes<'a, B> {
             images: None,
             gradients: Some(&mut gradients),
             accumulate: false,
-            to_pixels: false,
+            to: BackwardTo::FirstWeights,
         };
         self.workspace.backward(backend, &self.params, options).unwrap();
         host_params(backend, &gradients).into_iter().flatten().flatten().collect()
@@ -125,7 +125,7 @@ impl<'a, B: Backend> Passes<'a, B> {
             images: None,
             gradients: None,
             accumulate: false,
-            to_pixels: true,
+            to: BackwardTo::Pixels,
         };
         self.workspace.backward(self.backend, &self.params, options).unwrap();
         values(self.backend, self.workspace.signal())

@@ -7,8 +7,8 @@ use crate::common::{
 use zfnet::Error;
 use zfnet::backend::{Backend, Crop, Peak, SeedUnit};
 use zfnet::model::{
-    BackwardOptions, LrnRule, Network, Params, Preprocess, Projector, Purpose, Rule, Seed,
-    Workspace, strongest,
+    BackwardOptions, BackwardTo, LrnRule, Network, Params, Preprocess, Projector, Purpose, Rule,
+    Seed, Workspace, strongest,
 };
 use zfnet::shape::Shape;
 
@@ -73,7 +73,7 @@ impl<'a, B: Backend> Passes<'a, B> {
             images: Some(&images),
             gradients: None,
             accumulate: false,
-            to_pixels: true,
+            to: BackwardTo::Pixels,
         };
         self.workspace.backward(self.backend, &self.params, options).unwrap();
         values(self.backend, self.workspace.signal())

@@ -255,7 +255,7 @@ fn an_interrupted_search_goes_on<B: Backend>(backend: &B) {
     let chosen = [Maps::First(5).of(network, network.layer("conv2").unwrap())];
     let mut projector = Projector::new(backend, network, params, preprocess, 32, 32).unwrap();
     let mut look = |searched: &mut Searched, end: usize| {
-        search(&mut projector, &model, &images, &chosen, 9, 2, 32, searched, |searched| {
+        search(&mut projector, &model, &images, &chosen, 9, 2, searched, |searched| {
             match searched.done == end {
                 true => Err(zfnet::Error::callback("ended")),
                 false => Ok(()),

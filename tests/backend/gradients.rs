@@ -10,7 +10,7 @@ use crate::common::{
     random_params, tensor, twin, unwritten, unwritten_in_full, values, weights, widen,
 };
 use zfnet::backend::{Backend, Dropout, Lrn, Param, ReluRule, SeedUnit, StepState};
-use zfnet::model::{BackwardOptions, Network, Params, Purpose, Rule, Workspace};
+use zfnet::model::{BackwardOptions, BackwardTo, Network, Params, Purpose, Rule, Workspace};
 use zfnet::shape::{PoolDims, Rounding, Shape};
 
 in_f32!(
@@ -417,19 +417,29 @@ fn of_a_chain<B: Backend>(backend: &B, toml: &str) {
     let scale = 1.0 / N as f32;
     let last = both.network.layers.len() - 1;
     // Down to the weights, and, as training does not, to the pixels.
-    let down = |both: &mut Both<B>, gradients: Option<&mut Params<B>>, to_pixels| {
+    let down = |both: &mut Both<B>, gradients: Option<&mut Params<B>>, to| {
         let mut losses = unwritten_in_full(backend, Shape::vector(N));
         both.workspace.loss(backend, &mut losses, &label_indices, scale).unwrap();
         let (from, rule, images, accumulate) = (last, Rule::GRADIENT, None, false);
-        let options = BackwardOptions { from, rule, images, gradients, accumulate, to_pixels };
+        let options = BackwardOptions { from, rule, images, gradients, accumulate, to };
         both.workspace.backward(backend, &both.params, options).unwrap();
     };
     let mut gradients = Params::zeros(backend, &both.network).unwrap();
-    down(both, Some(&mut gradients), false);
+    down(both, Some(&mut gradients), BackwardTo::FirstWeights);
     let gradients = host_params(backend, &gradients);
     let to_pixels = &mut Both::new(backend, toml, Purpose::Project { seeds: N }, N);
-    down(to_pixels, None, true);
+    down(to_pixels, None, BackwardTo::Pixels);
     let dx = values(backend, to_pixels.workspace.signal());
+    // In two parts, by way of any layer's output, it is the same.
+    for from in 0..last {
+        down(to_pixels, None, BackwardTo::Output(from));
+        let (rule, images, accumulate) = (Rule::GRADIENT, None, false);
+        let to = BackwardTo::Pixels;
+        let options = BackwardOptions { from, rule, images, gradients: None, accumulate, to };
+        to_pixels.workspace.backward(backend, &to_pixels.params, options).unwrap();
+        let name = &to_pixels.network.layers[from].name;
+        assert_eq!(values(backend, to_pixels.workspace.signal()), dx, "by way of {name}");
+    }
 
     // All of it against the twin's backward pass ...
     let classes = both.network.classes();
@@ -518,7 +528,7 @@ fn of_single_activations<B: Backend>(backend: &B) {
                 images: None,
                 gradients: None,
                 accumulate: false,
-                to_pixels: true,
+                to: BackwardTo::Pixels,
             };
             both.workspace.backward(backend, &both.params, options).unwrap();
             let dx = values(backend, both.workspace.signal());

@@ -1,6 +1,6 @@
 //! The server behind `zfnet explore`: what it answers is what the commands print, and nobody else comes in.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -62,6 +62,22 @@ impl Explorer {
 
     fn json(&self, path: &str) -> Value {
         self.get(path).json()
+    }
+
+    /// What is there once all of it has been done.
+    fn when_done(&self, path: &str) -> Value {
+        let begun = Instant::now();
+        loop {
+            let found = self.json(path);
+            if found["done"] == found["total"] {
+                return found;
+            }
+            assert!(
+                begun.elapsed() < Duration::from_secs(60) && found["failed"].is_null(),
+                "{found}"
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 }
 
@@ -232,15 +248,10 @@ fn the_strongest_activations_are_those_of_the_study() {
     let study: Value = serde_json::from_str(&study).unwrap();
     let study = study["layers"][0]["rows"][0]["peaks"].as_array().unwrap().clone();
     let explorer = Explorer::start(&place, "run --data data --port 0");
-    let begun = Instant::now();
-    let top = loop {
-        let top = explorer.json("/api/top/conv2/5");
-        if top["searched"] == top["total"] {
-            break top;
-        }
-        assert!(begun.elapsed() < Duration::from_secs(60), "{top}");
-        std::thread::sleep(Duration::from_millis(50));
-    };
+    let not_begun = explorer.json("/api/top/conv2/5");
+    assert_eq!((&not_begun["done"], &not_begun["total"]), (&0.into(), &20.into()));
+    explorer.send("POST", "/api/search", &[], &[]).ok();
+    let top = explorer.when_done("/api/top/conv2/5");
     let found = top["peaks"].as_array().unwrap();
     assert!(!found.is_empty() && found.len() == study.len(), "{found:?} {study:?}");
     for (found, known) in found.iter().zip(&study) {
@@ -265,7 +276,7 @@ fn the_strongest_activations_are_those_of_the_study() {
     // What has been searched is kept beside the run.
     drop(explorer);
     let again = Explorer::start(&place, "run --data data --port 0");
-    assert_eq!(again.json("/api/status")["searched"], 20);
+    assert_eq!(again.json("/api/top/conv2/5")["done"], 20);
     assert_eq!(again.json("/api/top/conv2/5")["peaks"], top["peaks"]);
 }
 
@@ -273,7 +284,7 @@ fn the_strongest_activations_are_those_of_the_study() {
 fn nobody_else_comes_in() {
     let place = trained();
     let explorer = Explorer::start(&place, "run --data data --port 0 --allow-host lab.example");
-    let with = |headers: &[(&str, &str)]| explorer.send("GET", "/api/status", headers, &[]);
+    let with = |headers: &[(&str, &str)]| explorer.send("GET", "/api/run", headers, &[]);
     with(&[]).ok();
     with(&[("host", "lab.example:99")]).ok();
     with(&[("host", "evil.example")]).refused(403, "--allow-host");
@@ -314,7 +325,7 @@ fn nobody_else_comes_in() {
         let answer = explorer.get(path);
         assert!((400..500).contains(&answer.status), "{path}: {}", answer.headers);
     }
-    explorer.send("DELETE", "/api/status", &[], &[]);
+    explorer.send("DELETE", "/api/run", &[], &[]);
 
     // Uploads that are none, that are too large, or that would be.
     let upload = |bytes: &[u8]| explorer.send("POST", "/api/upload", &[], bytes);
@@ -329,7 +340,7 @@ fn nobody_else_comes_in() {
     upload(&bomb).refused(422, "60000");
     upload(&png[..40]).refused(422, "PNG");
     explorer.get("/api/input/upload/0123456789abcdef").refused(422, "upload it again");
-    explorer.json("/api/status");
+    explorer.json("/api/run");
 }
 
 #[test]
@@ -339,7 +350,7 @@ fn on_a_network_the_link_has_a_token() {
     let (_, query) = explorer.link.split_once('?').expect("a token");
     assert!(explorer.link.contains("/lab/x/?token=") && query.len() == "token=".len() + 32);
     explorer.get("/lab/x/").refused(403, "token");
-    explorer.get("/lab/x/api/status?token=0123").refused(403, "token");
+    explorer.get("/lab/x/api/run?token=0123").refused(403, "token");
     let opened = explorer.get(&format!("/lab/x/?{query}"));
     assert_eq!(opened.status, 303, "{}", opened.headers);
     assert!(opened.headers.contains("location: ./") && opened.headers.contains("HttpOnly"));
@@ -347,9 +358,11 @@ fn on_a_network_the_link_has_a_token() {
     let cookie = format!("other=1; zfnet-token-{port}={}", &query["token=".len()..]);
     let page = explorer.send("GET", "/lab/x/", &[("cookie", &cookie)], &[]).ok();
     assert!(String::from_utf8_lossy(&page.body).contains("<html"));
-    explorer.send("GET", "/api/status", &[("cookie", &cookie)], &[]).refused(404, "no such page");
-    let status = explorer.send("GET", "/lab/x/api/status", &[("cookie", &cookie)], &[]).json();
-    assert_eq!(status["total"], 0, "there is no data");
+    explorer.send("GET", "/api/run", &[("cookie", &cookie)], &[]).refused(404, "no such page");
+    let status = explorer.send("GET", "/lab/x/api/run", &[("cookie", &cookie)], &[]).json();
+    assert_eq!(status["training"], false);
+    let top = explorer.send("GET", "/lab/x/api/top/conv2/0", &[("cookie", &cookie)], &[]).json();
+    assert_eq!(top["total"], 0, "there is no data");
 }
 
 #[test]
@@ -419,4 +432,216 @@ fn images_of_any_folder_can_be_looked_at() {
     let answer = explorer.get("/api/input/val/0");
     assert_eq!(answer.status, 422, "{}", answer.headers);
     explorer.get("/api/input/val/1").ok();
+}
+
+#[test]
+fn checkpoints_of_a_run_and_other_networks_are_compared() {
+    let place = Place::new();
+    place.run("train --data data --arch tiny.toml --epochs 3 --keep 9 --out run").ok();
+    place.run("train --data data --arch tiny.toml --epochs 1 --seed 5 --out other").ok();
+    let explorer = Explorer::start(&place, "run other --data data --port 0");
+    let network = explorer.json("/api/network?checkpoint=1");
+    assert_eq!(network["checkpoint"], "other");
+    let names: Vec<&Value> =
+        network["checkpoints"].as_array().unwrap().iter().map(|c| &c["checkpoint"]).collect();
+    assert_eq!(names, ["run", "other"]);
+    let run = explorer.json("/api/run");
+    let steps = run["steps"].as_array().unwrap();
+    assert_eq!(
+        steps.iter().map(|s| s["epoch"].as_u64().unwrap()).collect::<Vec<_>>(),
+        [0, 1, 2, 3]
+    );
+    assert_eq!((run["curve"].as_array().unwrap().len(), &run["training"]), (3, &false.into()));
+    assert_eq!(run["instance"], network["instance"]);
+
+    // Each answers as the command does with the same weights.
+    let image = place.path("data/val").join(
+        explorer.json("/api/images?split=val&from=4&count=1")["images"][0]["name"]
+            .as_str()
+            .unwrap(),
+    );
+    let probability = |of: &Value| of["probability"].as_f64().unwrap();
+    let mut seen = Vec::new();
+    let first = steps[1]["step"].as_u64().unwrap();
+    for (checkpoint, query) in [
+        ("run".to_owned(), "checkpoint=0".to_owned()),
+        (format!("run/step-{first}"), format!("step={first}")),
+        ("other".to_owned(), "checkpoint=1".to_owned()),
+    ] {
+        let line = format!("classify {checkpoint} {} --crops 1 --json", image.display());
+        let printed = place.run(&line).json();
+        let found = explorer.json(&format!("/api/classes/val/4?{query}"));
+        let most = &found["classes"][0];
+        assert_eq!(most["name"], printed[0]["classes"][0]["class"], "{query}");
+        let difference = probability(most) - probability(&printed[0]["classes"][0]);
+        assert!(difference.abs() < 1e-6, "{query}: {difference}");
+        let filters = explorer.get(&format!("/api/filters?{query}")).ok().body;
+        assert!(filters.starts_with(b"\x89PNG"));
+        seen.push((probability(most).to_bits(), filters));
+    }
+    let probabilities: BTreeSet<u64> = seen.iter().map(|(probability, _)| *probability).collect();
+    assert_eq!(probabilities.len(), 3, "each has weights of its own");
+    let random = explorer.get("/api/filters?weights=random").ok().body;
+    assert!(seen[0].1 != seen[2].1 && seen.iter().all(|(_, filters)| *filters != random));
+    explorer.get("/api/classes/val/4?checkpoint=2").refused(400, "2 checkpoints");
+    explorer.get("/api/classes/val/4?step=1").refused(422, "no checkpoint after 1");
+    explorer.get("/api/classes/val/4?weights=other").refused(400, "random");
+    assert_eq!(explorer.get("/api/network?checkpoint=-1").status, 400);
+
+    // The run goes on: the explorer follows.
+    let before = explorer.get("/api/maps/val/4/conv2").frame();
+    place.run("train --data data --arch tiny.toml --epochs 5 --keep 9 --out run --resume").ok();
+    let after = explorer.json("/api/run");
+    assert_ne!(after["version"], run["version"]);
+    assert_eq!(after["curve"].as_array().unwrap().len(), 5);
+    let line = format!("classify run {} --crops 1 --json", image.display());
+    let printed = place.run(&line).json();
+    let found = explorer.json("/api/classes/val/4");
+    let most = (&found["classes"][0], &printed[0]["classes"][0]);
+    assert!((probability(most.0) - probability(most.1)).abs() < 1e-6);
+    assert_ne!(explorer.get("/api/maps/val/4/conv2").frame(), before);
+
+    // A run that another network has taken the place of.
+    fs::remove_dir_all(place.path("other")).unwrap();
+    let toml = fs::read_to_string(place.path("tiny.toml")).unwrap();
+    let wider = toml.replacen("channels = 12", "channels = 10", 1);
+    assert_ne!(toml, wider);
+    fs::write(place.path("wider.toml"), wider).unwrap();
+    place.run("train --data data --arch wider.toml --epochs 2 --out other").ok();
+    explorer.get("/api/classes/val/4?checkpoint=1").refused(422, "another network");
+    fs::remove_dir_all(place.path("other")).unwrap();
+    explorer.get("/api/maps/val/4/conv2?checkpoint=1").refused(422, "other");
+    explorer.get("/api/maps/val/4/conv2").ok();
+}
+
+#[test]
+fn what_maps_contribute_to_a_class_adds_up_to_its_logit() {
+    let place = trained();
+    // Sets that have a single image of the first class.
+    let classes = place.images("data/val");
+    let [images, others] = [0, 1].map(|class: usize| {
+        let folder = classes[class].file_name().unwrap().to_str().unwrap();
+        place.images(&format!("data/val/{folder}"))
+    });
+    let sums: Vec<[f64; 2]> = images[..2]
+        .iter()
+        .enumerate()
+        .map(|(number, image)| {
+            let set = format!("set{number}");
+            for split in ["train", "val"] {
+                for (image, class) in [(image, &classes[0]), (&others[0], &classes[1])] {
+                    let to = place.path(&set).join(split).join(class.file_name().unwrap());
+                    fs::create_dir_all(&to).unwrap();
+                    fs::copy(image, to.join(image.file_name().unwrap())).unwrap();
+                }
+            }
+            let explorer = Explorer::start(&place, &format!("run --data {set} --port 0"));
+            let found = explorer.when_done("/api/class/fc3/0");
+            assert_eq!(found["done"], 1);
+            let maps = found["maps"].as_array().unwrap();
+            let contributions: Vec<f64> =
+                maps.iter().map(|map| map["contribution"].as_f64().unwrap()).collect();
+            assert!(contributions.windows(2).all(|pair| pair[0] >= pair[1]));
+            let shown = &found["images"][0];
+            assert_eq!(shown["id"], "val/0");
+            let classes = explorer.json("/api/classes/val/0?class=0");
+            let classes = classes["classes"].as_array().unwrap();
+            let probability = &classes.iter().find(|c| c["class"] == 0).unwrap()["probability"];
+            assert_eq!(&shown["probability"], probability);
+            let (about, _) = explorer.get("/api/maps/val/0/fc4").frame();
+            // The last layer's maps are the logits, exact where a map has one unit: its peak.
+            [contributions.iter().sum(), about["peaks"][0][0].as_f64().unwrap()]
+        })
+        .collect();
+    // The logit is a bias and the sum of what the units of the layer below contribute.
+    let [contributed, logit] = [0, 1].map(|i| sums[1][i] - sums[0][i]);
+    assert!((contributed - logit).abs() < 1e-4 * logit.abs().max(1.0), "{contributed} {logit}");
+    assert!(logit.abs() > 1e-3, "two images of the same logit tell nothing");
+
+    let explorer = Explorer::start(&place, "run --data data --port 0");
+    explorer.get("/api/class/fc3/99").refused(400, "classes");
+    explorer.get("/api/class/none/0").refused(400, "no such layer");
+    // A histogram is of the maps' peaks, class by class.
+    let histogram = explorer.when_done("/api/histogram/conv2/3");
+    let edges: Vec<f64> = serde_json::from_value(histogram["edges"].clone()).unwrap();
+    let listed = explorer.json("/api/images?split=val&count=99");
+    let listed = listed["images"].as_array().unwrap();
+    let mut expected: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
+    for image in listed {
+        let path = format!("/api/maps/{}/conv2", image["id"].as_str().unwrap());
+        let (about, _) = explorer.get(&path).frame();
+        let value = about["peaks"][3][0].as_f64().unwrap();
+        let last = edges.len() - 2;
+        let bin = (0..=last).rfind(|bin| edges[*bin] <= value).unwrap_or(0);
+        let of_class = expected.entry(image["class"].as_u64().unwrap());
+        of_class.or_insert_with(|| vec![0; last + 1])[bin] += 1;
+    }
+    let found: BTreeMap<u64, Vec<u64>> = histogram["classes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|of| {
+            let counts = serde_json::from_value(of["counts"].clone()).unwrap();
+            (of["class"].as_u64().unwrap(), counts)
+        })
+        .collect();
+    assert_eq!(found, expected);
+    assert_eq!(histogram["classes"][0]["name"], explorer.json("/api/network")["data_classes"][0]);
+
+    let without = Explorer::start(&place, "run --port 0");
+    without.get("/api/class/fc3/0").refused(422, "--data");
+    without.get("/api/histogram/fc3/0").refused(422, "--data");
+}
+
+#[test]
+fn a_view_is_added_to_the_report() {
+    let place = trained();
+    let explorer = Explorer::start(&place, "run --data data --port 0");
+    assert_eq!(explorer.json("/api/network")["can_keep"], true);
+    let png = Image::filled(8, 6, 3).png().unwrap();
+    let path = "/api/keep?title=Map+%3Cb%3E&caption=two%20words&link=%23val/3";
+    assert_eq!(explorer.send("POST", path, &[], &png).json()["kept"], 1);
+    assert_eq!(explorer.send("POST", path, &[], &png).json()["kept"], 2);
+    explorer.send("POST", path, &[], b"none").refused(422, "view");
+    explorer.send("POST", path, &[], &vec![0; (16 << 20) + 1]).refused(413, "16 MiB");
+    place.run("study report run").ok();
+    let page = fs::read_to_string(place.path("run/report/index.html")).unwrap();
+    for part in
+        ["explore/view-001.png", "explore/view-002.png", "Map &lt;b&gt;", "two words", "#val/3"]
+    {
+        assert!(page.contains(part), "{part}");
+    }
+    let kept = fs::read(place.path("run/report/explore/view-001.png")).unwrap();
+    let kept = zfnet::data::decode::decode(&kept).unwrap();
+    assert_eq!((kept.width, kept.height, kept.pixels[0]), (8, 6, 3));
+    // Another explorer of the same run leaves the report to the first; a file has none.
+    let second = Explorer::start(&place, "run --port 0");
+    assert_eq!(second.json("/api/network")["can_keep"], false);
+    second.send("POST", path, &[], &png).refused(422, "no run");
+}
+
+#[test]
+#[cfg(unix)]
+fn others_are_shown_no_file_outside_the_data_folder() {
+    let place = trained();
+    let secret = place.images("data/train")[0].clone();
+    let secret = fs::read_dir(secret).unwrap().next().unwrap().unwrap().path();
+    fs::create_dir_all(place.path("linked")).unwrap();
+    std::os::unix::fs::symlink(&secret, place.path("linked/a.png")).unwrap();
+    fs::copy(&secret, place.path("linked/b.png")).unwrap();
+    std::os::unix::fs::symlink(place.path("linked/b.png"), place.path("linked/c.png")).unwrap();
+    let own = Explorer::start(&place, "run --data linked --port 0");
+    (0..3).for_each(|number| drop(own.get(&format!("/api/input/val/{number}")).ok()));
+    let open = Explorer::start(&place, "run --data linked --port 0 --host 0.0.0.0");
+    let (_, token) = open.link.split_once("token=").unwrap();
+    let port = open.host().rsplit(':').next().unwrap();
+    let cookie = format!("zfnet-token-{port}={token}");
+    let get = |path: &str| open.send("GET", path, &[("cookie", &cookie)], &[]);
+    for path in
+        ["/api/input/val/0", "/api/thumb/val/0", "/api/picture/val/0", "/api/maps/val/0/conv1"]
+    {
+        get(path).refused(422, "outside");
+    }
+    get("/api/input/val/1").ok();
+    get("/api/input/val/2").ok();
 }
