@@ -386,7 +386,10 @@ impl<'a, B: Backend> Engine<'a, B> {
             },
             false => (self.load)(&now.path)?,
         };
-        if model.network.architecture != first.network.architecture {
+        let [now, before] = [&model, first.as_ref()].map(|model| &model.network.architecture);
+        // The recipe may have changed: a run can be gone on with for more epochs.
+        if (&now.input, now.classes, &now.layers) != (&before.input, before.classes, &before.layers)
+        {
             let sentence = "There is another network in this folder now: start the explorer again.";
             return Err(Error::Data(sentence.into()));
         }

@@ -439,12 +439,12 @@ fn checkpoints_of_a_run_and_other_networks_are_compared() {
     let place = Place::new();
     place.run("train --data data --arch tiny.toml --epochs 3 --keep 9 --out run").ok();
     place.run("train --data data --arch tiny.toml --epochs 1 --seed 5 --out other").ok();
-    let explorer = Explorer::start(&place, "run other --data data --port 0");
+    let explorer = Explorer::start(&place, "run other run/last --data data --port 0");
     let network = explorer.json("/api/network?checkpoint=1");
     assert_eq!(network["checkpoint"], "other");
     let names: Vec<&Value> =
         network["checkpoints"].as_array().unwrap().iter().map(|c| &c["checkpoint"]).collect();
-    assert_eq!(names, ["run", "other"]);
+    assert_eq!(names, ["run", "other", "run/last"]);
     let run = explorer.json("/api/run");
     let steps = run["steps"].as_array().unwrap();
     assert_eq!(
@@ -462,7 +462,7 @@ fn checkpoints_of_a_run_and_other_networks_are_compared() {
     );
     let probability = |of: &Value| of["probability"].as_f64().unwrap();
     let mut seen = Vec::new();
-    let first = steps[1]["step"].as_u64().unwrap();
+    let first = steps[0]["step"].as_u64().unwrap();
     for (checkpoint, query) in [
         ("run".to_owned(), "checkpoint=0".to_owned()),
         (format!("run/step-{first}"), format!("step={first}")),
@@ -483,23 +483,26 @@ fn checkpoints_of_a_run_and_other_networks_are_compared() {
     assert_eq!(probabilities.len(), 3, "each has weights of its own");
     let random = explorer.get("/api/filters?weights=random").ok().body;
     assert!(seen[0].1 != seen[2].1 && seen.iter().all(|(_, filters)| *filters != random));
-    explorer.get("/api/classes/val/4?checkpoint=2").refused(400, "2 checkpoints");
+    explorer.get("/api/classes/val/4?checkpoint=3").refused(400, "3 checkpoints");
     explorer.get("/api/classes/val/4?step=1").refused(422, "no checkpoint after 1");
     explorer.get("/api/classes/val/4?weights=other").refused(400, "random");
     assert_eq!(explorer.get("/api/network?checkpoint=-1").status, 400);
 
     // The run goes on: the explorer follows.
-    let before = explorer.get("/api/maps/val/4/conv2").frame();
+    let shown = |explorer: &Explorer| {
+        let maps = explorer.get("/api/maps/val/4/conv2?checkpoint=2").frame();
+        (maps, explorer.json("/api/run?checkpoint=2"))
+    };
+    let before = shown(&explorer);
     place.run("train --data data --arch tiny.toml --epochs 5 --keep 9 --out run --resume").ok();
-    let after = explorer.json("/api/run");
-    assert_ne!(after["version"], run["version"]);
-    assert_eq!(after["curve"].as_array().unwrap().len(), 5);
-    let line = format!("classify run {} --crops 1 --json", image.display());
+    let after = shown(&explorer);
+    assert!(after.0 != before.0 && after.1["version"] != before.1["version"]);
+    assert_eq!((after.1["curve"].as_array().unwrap().len(), &after.1["epoch"]), (5, &5.into()));
+    let line = format!("classify run/last {} --crops 1 --json", image.display());
     let printed = place.run(&line).json();
-    let found = explorer.json("/api/classes/val/4");
+    let found = explorer.json("/api/classes/val/4?checkpoint=2");
     let most = (&found["classes"][0], &printed[0]["classes"][0]);
     assert!((probability(most.0) - probability(most.1)).abs() < 1e-6);
-    assert_ne!(explorer.get("/api/maps/val/4/conv2").frame(), before);
 
     // A run that another network has taken the place of.
     fs::remove_dir_all(place.path("other")).unwrap();
