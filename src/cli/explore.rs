@@ -64,10 +64,13 @@ impl OnDevice for Explore {
         let mut data_classes = None;
         let mut opened: Vec<Opened<B>> = Vec::new();
         for path in &self.checkpoints {
-            let model = self.external.load(backend, path)?;
-            let canvas = model.preprocess.resize;
+            let run = run_folder(path);
+            let checkpoint = Checkpoint::new(path, run);
+            let load = |path: &Path| self.external.load(backend, path);
+            let mut one = Opened::new(shown(path), checkpoint, load)?;
+            let canvas = one.model.preprocess.resize;
             let alike = opened.iter().find(|other| other.model.preprocess.resize == canvas);
-            let splits = match (&self.data, alike) {
+            one.splits = match (&self.data, alike) {
                 (None, _) => Vec::new(),
                 (Some(_), Some(alike)) => alike.splits.clone(),
                 (Some(root), None) => {
@@ -76,14 +79,8 @@ impl OnDevice for Explore {
                     splits
                 }
             };
-            let run = run_folder(path);
-            opened.push(Opened {
-                name: shown(path),
-                checkpoint: Checkpoint::new(path, run),
-                model: model.into(),
-                splits,
-                folder: run.map(|run| run.join("report").join(NAME)),
-            });
+            one.folder = run.map(|run| run.join("report").join(NAME));
+            opened.push(one);
         }
         // What is kept beside a run, another explorer may be keeping there.
         let hold = |opened: &mut Opened<B>| {

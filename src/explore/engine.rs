@@ -201,14 +201,30 @@ pub(super) fn layers_shown(network: &Network) -> impl Iterator<Item = usize> {
 pub struct Opened<B: Backend> {
     /// Its name on the page.
     pub name: String,
-    /// Which it is.
-    pub checkpoint: Checkpoint,
-    /// What it was when the program began.
+    pub(super) checkpoint: Checkpoint,
+    /// What it was when the program began, and which weights these were.
     pub model: Arc<Model<B>>,
+    version: String,
     /// Images as its network takes them: the splits that there are, the one to search first.
     pub splits: Vec<(Split, Arc<Images>)>,
     /// Where what a search finds is kept, and views for the report.
     pub folder: Option<PathBuf>,
+}
+
+impl<B: Backend> Opened<B> {
+    /// One without images, which keeps nothing; `load` reads what it stands for now.
+    ///
+    /// # Errors
+    /// If that cannot be read.
+    pub fn new<E>(
+        name: String,
+        checkpoint: Checkpoint,
+        load: impl FnOnce(&Path) -> Result<Model<B>, E>,
+    ) -> Result<Self, E> {
+        let Now { path, version } = checkpoint.now();
+        let model = load(&path)?.into();
+        Ok(Opened { name, checkpoint, model, version, splits: Vec::new(), folder: None })
+    }
 }
 
 /// Which weights of a run that goes on.
@@ -278,12 +294,17 @@ impl<'a, B: Backend> Engine<'a, B> {
         load: impl Fn(&Path) -> Result<Model<B>> + 'a,
     ) -> Self {
         let count = opened.len();
+        let mut models = Recent::new(count + MODELS);
+        for (checkpoint, Opened { version, model, .. }) in opened.iter().enumerate() {
+            let which = Which { checkpoint, ..Which::default() };
+            models.put((which, version.clone()), model.clone());
+        }
         Engine {
             backend,
             opened,
             data_classes,
             load: Box::new(load),
-            models: Recent::new(count + MODELS),
+            models,
             looking: Recent::new(count + PROJECTORS),
             searches: Recent::new(count),
             of_classes: Recent::new(KEPT_ANSWERS),
@@ -591,5 +612,53 @@ impl<B: Backend> Questions for Engine<'_, B> {
         let mut shown = found.shown(map, self.data_classes.as_ref());
         shown.progress.failed = self.failed(&work);
         Ok(shown)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::oneshot;
+
+    use super::*;
+    use crate::backend::cpu::CpuBackend;
+    use crate::model::Architecture;
+
+    #[test]
+    fn what_panics_is_an_error_of_its_own_job_alone() {
+        let backend = CpuBackend::new(Some(1)).unwrap();
+        let architecture = Architecture::find("zfnet-mini").unwrap();
+        let preprocess = architecture.input.preprocess(vec![128.0; 3]);
+        let network = Network::new(architecture).unwrap();
+        let params = Params::untrained(&backend, &network, 1).unwrap();
+        let classes = Classes::unknown(10);
+        let model = Model { network, params, preprocess, classes };
+        let square = vec![90; model.preprocess.bytes()];
+        let checkpoint = Checkpoint::new(Path::new("network"), None);
+        let opened =
+            [Opened::new("network".into(), checkpoint, |_| Ok::<_, Error>(model)).unwrap()];
+        let never = |_: &Path| -> Result<Model<CpuBackend>> { unreachable!("it is loaded") };
+        let engine = Engine::new(&backend, &opened, None, never);
+
+        let picture = Prepared { key: "grey".into(), square: square.into() };
+        let (sender, jobs) = mpsc::channel(4);
+        let answers: Vec<_> = [false, true, false]
+            .into_iter()
+            .map(|panics| {
+                let (reply, answer) = oneshot::channel();
+                let picture = picture.clone();
+                let question = move |networks: &mut dyn Questions| {
+                    let classes = networks.classes(Which::default(), &picture, None).unwrap();
+                    assert!(!panics, "this is meant to panic");
+                    reply.send(classes.len()).unwrap();
+                };
+                sender.try_send(Job(Box::new(question))).ok().expect("room for four");
+                answer
+            })
+            .collect();
+        drop(sender);
+        engine.run(jobs);
+        let answers: Vec<Option<usize>> =
+            answers.into_iter().map(|answer| answer.blocking_recv().ok()).collect();
+        assert_eq!(answers, [Some(CLASSES), None, Some(CLASSES)]);
     }
 }
