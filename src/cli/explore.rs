@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use zfnet::bench::Benchmark;
 use zfnet::data::Split;
@@ -15,10 +15,12 @@ use zfnet::data::images::{Images, ReadOptions};
 use zfnet::data::set::KeyedImages;
 use zfnet::disk::lock;
 use zfnet::explore::{
-    Checkpoint, Engine, Guard, Listening, NAME, Opened, Pictures, Settings, listen,
+    Checkpoint, Engine, Guard, Listening, NAME, Opened, Pictures, Published, Settings, Wanted,
+    listen, publish,
 };
 use zfnet::model::Canvas;
 
+use super::progress::Progress;
 use super::signals::end_on_signals;
 use super::study::run_folder;
 use super::{DeviceArgs, ExternalArgs, OnDevice, output, shown};
@@ -51,6 +53,22 @@ pub struct Explore {
     /// Open the page in a browser
     #[arg(long)]
     open: bool,
+    /// Instead of serving it, write the page into this folder with the projections of some units computed beforehand,
+    /// for any web server
+    #[arg(long = "static", value_name = "DIR", conflicts_with_all = ["port", "host", "allow_host", "base_path", "open"], requires = "data")]
+    publish: Option<PathBuf>,
+    /// With --static: images (as val/12), separated by commas [default: the first of each class, at most ten]
+    #[arg(long, value_delimiter = ',', requires = "publish")]
+    images: Vec<String>,
+    /// With --static: layers, separated by commas [default: those with weights]
+    #[arg(long, value_delimiter = ',', requires = "publish")]
+    layers: Vec<String>,
+    /// With --static: maps of each layer, those that fire most in an image
+    #[arg(long, default_value_t = 9, requires = "publish")]
+    maps: usize,
+    /// With --static: rules of the projections, separated by commas
+    #[arg(long, value_delimiter = ',', default_value = "deconvnet", value_parser = ["deconvnet", "gradient", "guided"], requires = "publish")]
+    rules: Vec<String>,
     #[command(flatten)]
     external: ExternalArgs,
     #[command(flatten)]
@@ -110,6 +128,24 @@ impl OnDevice for Explore {
             loaded.map_err(|error| zfnet::Error::Data(format!("{error:#}")))
         };
         let engine = Engine::new(backend, &opened, data_classes, load);
+        if let Some(out) = &self.publish {
+            let (images, layers) = (self.images, self.layers);
+            let wanted = Wanted { images, layers, maps: self.maps, rules: self.rules };
+            let mut progress = Progress::new();
+            let told = move |what: &str, done, total| progress.show(what, done, total, "");
+            let (jobs, publishing) = publish(&opened, settings, wanted, out, told)?;
+            engine.run(jobs);
+            let published = publishing.join().map_err(|_| anyhow!("publishing has failed"))??;
+            let Published { files, bytes, projections } = published;
+            output::message(format_args!(
+                "{projections} projections; {files} files, {:.1} MB: put the folder on any web server (browsers open \
+                 such a page from no disk), or look at it by python3 -m http.server -d {}",
+                bytes as f64 / 1e6,
+                out.display()
+            ));
+            output::line(out.join("index.html").display())?;
+            return Ok(ExitCode::SUCCESS);
+        }
         let socket = bind(self.host, self.port)?;
         let Listening { address, jobs } =
             listen(socket, &opened, settings).context("cannot serve the page")?;

@@ -10,6 +10,8 @@
 //!                      computed. Between jobs it goes on with what takes long, a little at a time: the search for
 //!                      the strongest images (strongest.rs), what matters to a class (by_class.rs), preferred images
 //! ```
+//!
+//! publish.rs asks the same server for what a page without one is given.
 
 mod address;
 mod by_class;
@@ -17,6 +19,7 @@ mod checkpoint;
 mod engine;
 mod guard;
 mod pictures;
+mod publish;
 mod server;
 mod strongest;
 mod views;
@@ -25,6 +28,7 @@ pub use checkpoint::Checkpoint;
 pub use engine::{Engine, Job, Opened};
 pub use guard::Guard;
 pub use pictures::Pictures;
+pub use publish::{Published, Wanted, publish};
 pub use server::{Listening, Settings, listen};
 pub use views::NAME;
 

@@ -86,14 +86,14 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; i
                       frame-ancestors 'self'";
 
 /// A file of the page: its name, its type, what is in it.
-type File = (&'static str, &'static str, &'static str);
+pub(super) type File = (&'static str, &'static str, &'static str);
 
 const fn script(name: &'static str, text: &'static str) -> File {
     (name, "text/javascript; charset=utf-8", text)
 }
 
 /// The files of the page.
-const FILES: &[File] = &[
+pub(super) const FILES: &[File] = &[
     ("", "text/html; charset=utf-8", include_str!("page/index.html")),
     ("explore.css", "text/css; charset=utf-8", include_str!("page/explore.css")),
     script("api.js", include_str!("page/api.js")),
@@ -143,7 +143,8 @@ pub struct Listening {
     pub jobs: mpsc::Receiver<Job>,
 }
 
-struct App {
+/// What answers.
+pub(super) struct App {
     pictures: Pictures,
     data_classes: Option<Classes>,
     guard: Guard,
@@ -206,54 +207,8 @@ pub fn listen<B: Backend>(
     opened: &[Opened<B>],
     settings: Settings,
 ) -> io::Result<Listening> {
-    let Settings { pictures, data_classes, guard, base_path } = settings;
     let address = socket.local_addr()?;
-    let (sender, jobs) = mpsc::channel(WAITING);
-    let views = opened[0].folder.as_deref().map(Views::new);
-    let instance = random_name()?;
-    let split =
-        |name: &'static str| Some(json!({ "name": name, "count": pictures.split(name)?.len() }));
-    let splits: Vec<Value> = ["val", "train"].into_iter().filter_map(split).collect();
-    let data_names = data_classes.as_ref().map_or(&[][..], |classes| &classes.names);
-    let title = |of: &Opened<B>| of.model.network.architecture.name.clone();
-    let names = opened.iter().map(|of| json!({ "title": title(of), "checkpoint": of.name }));
-    let names: Vec<Value> = names.collect();
-    let shown = |of: &Opened<B>| {
-        let layers = listed(&of.model);
-        let preprocess = &of.model.preprocess;
-        let [rows, columns] = preprocess.size;
-        let about = json!({
-            "title": title(of),
-            "checkpoint": of.name,
-            "checkpoints": names,
-            "program": concat!("zfnet ", env!("CARGO_PKG_VERSION")),
-            "instance": instance,
-            "input": { "rows": rows, "columns": columns, "channels": preprocess.channels() },
-            "classes": of.model.classes.names,
-            "rules": RULES,
-            "upload_limit": UPLOAD,
-            "can_keep": views.is_some(),
-            "layers": layers,
-            "splits": splits,
-            "data_classes": data_names,
-        });
-        let (name, checkpoint) = (of.name.clone(), of.checkpoint.clone());
-        Shown { name, about, layers, classes: of.model.classes.len(), checkpoint }
-    };
-    let networks = opened.iter().map(shown).collect();
-    let app = Arc::new(App {
-        pictures,
-        data_classes,
-        guard,
-        base_path,
-        port: address.port(),
-        instance,
-        networks,
-        views,
-        jobs: sender,
-        decoders: Arc::new(Semaphore::new(DECODED_AT_ONCE)),
-        uploads: Semaphore::new(UPLOADED_AT_ONCE),
-    });
+    let (app, jobs) = App::new(opened, settings, address.port())?;
     socket.set_nonblocking(true)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1) // what computes is elsewhere
@@ -263,7 +218,7 @@ pub fn listen<B: Backend>(
     std::thread::Builder::new().name("http".into()).spawn(move || {
         runtime.block_on(async {
             match tokio::net::TcpListener::from_std(socket) {
-                Ok(socket) => accept(socket, router(app)).await,
+                Ok(socket) => accept(socket, router(app.into())).await,
                 Err(error) => tracing::error!("cannot serve: {error}"),
             }
         });
@@ -294,7 +249,7 @@ async fn accept(socket: tokio::net::TcpListener, router: Router) {
     }
 }
 
-fn router(app: Arc<App>) -> Router {
+pub(super) fn router(app: Arc<App>) -> Router {
     let at = |path: &str| format!("{}{path}", app.base_path);
     let mut routes = Router::new()
         .route(&at("/api/network"), get(network))
@@ -409,6 +364,66 @@ struct Weights {
 }
 
 impl App {
+    /// What answers about these checkpoints at a port, and what it asks the networks.
+    ///
+    /// # Errors
+    /// If the system gives no random numbers.
+    pub(super) fn new<B: Backend>(
+        opened: &[Opened<B>],
+        settings: Settings,
+        port: u16,
+    ) -> io::Result<(Self, mpsc::Receiver<Job>)> {
+        let Settings { pictures, data_classes, guard, base_path } = settings;
+        let (sender, jobs) = mpsc::channel(WAITING);
+        let views = opened[0].folder.as_deref().map(Views::new);
+        let instance = random_name()?;
+        let split = |name: &'static str| {
+            Some(json!({ "name": name, "count": pictures.split(name)?.len() }))
+        };
+        let splits: Vec<Value> = ["val", "train"].into_iter().filter_map(split).collect();
+        let data_names = data_classes.as_ref().map_or(&[][..], |classes| &classes.names);
+        let title = |of: &Opened<B>| of.model.network.architecture.name.clone();
+        let names = opened.iter().map(|of| json!({ "title": title(of), "checkpoint": of.name }));
+        let names: Vec<Value> = names.collect();
+        let shown = |of: &Opened<B>| {
+            let layers = listed(&of.model);
+            let preprocess = &of.model.preprocess;
+            let [rows, columns] = preprocess.size;
+            let about = json!({
+                "title": title(of),
+                "checkpoint": of.name,
+                "checkpoints": names,
+                "program": concat!("zfnet ", env!("CARGO_PKG_VERSION")),
+                "instance": instance,
+                "input": { "rows": rows, "columns": columns, "channels": preprocess.channels() },
+                "classes": of.model.classes.names,
+                "rules": RULES,
+                "upload_limit": UPLOAD,
+                "can_keep": views.is_some(),
+                "layers": layers,
+                "splits": splits,
+                "data_classes": data_names,
+            });
+            let (name, checkpoint) = (of.name.clone(), of.checkpoint.clone());
+            Shown { name, about, layers, classes: of.model.classes.len(), checkpoint }
+        };
+        let networks = opened.iter().map(shown).collect();
+        let app = App {
+            pictures,
+            data_classes,
+            guard,
+            base_path,
+            port,
+            instance,
+            networks,
+            views,
+            jobs: sender,
+            decoders: Arc::new(Semaphore::new(DECODED_AT_ONCE)),
+            uploads: Semaphore::new(UPLOADED_AT_ONCE),
+        };
+        Ok((app, jobs))
+    }
+
     fn address(&self, kind: &str, name: &str, altered: &Altered) -> Answered<Address> {
         let Altered { view, cover, fill } = altered;
         Address::parse(kind, name, view.as_deref(), cover.as_deref(), fill.as_deref()).map_err(bad)

@@ -648,3 +648,66 @@ fn others_are_shown_no_file_outside_the_data_folder() {
     get("/api/input/val/1").ok();
     get("/api/input/val/2").ok();
 }
+
+#[test]
+fn what_is_published_is_what_the_server_answers() {
+    let place = trained();
+    let line =
+        "explore run --data data --static out --maps 2 --layers conv2,fc4 --images val/3,val/7";
+    let ran = place.run(line).ok();
+    assert!(ran.stderr.contains("projections"), "{}", ran.stderr);
+    let explorer = Explorer::start(&place, "run --data data --port 0");
+    explorer.send("POST", "/api/search", &[], &[]).ok();
+    explorer.when_done("/api/top/conv2/0");
+    let page = fs::read_to_string(place.path("out/index.html")).unwrap();
+    let served = String::from_utf8(explorer.get("/").ok().body).unwrap();
+    assert!(page.contains("data-published"));
+    assert_eq!(page.replace(" data-published", ""), served);
+    assert_eq!(fs::read(place.path("out/main.js")).unwrap(), explorer.get("/main.js").ok().body);
+
+    // Every answer that was published, by the name of its file.
+    let (mut kinds, mut projections) = (BTreeSet::new(), 0);
+    let mut folders = vec![place.path("out/data")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let name = path.strip_prefix(place.path("out/data")).unwrap().to_str().unwrap();
+            if ["published.json", "network.gz", "images.gz", "run.gz"].contains(&name) {
+                continue;
+            }
+            let (address, ending) = name.rsplit_once('.').unwrap();
+            let address = address.replace("~3f", "?").replace("~3d", "=");
+            let mut published = fs::read(&path).unwrap();
+            if ending == "gz" {
+                let bytes = std::mem::take(&mut published);
+                let mut unzip = flate2::read::GzDecoder::new(&bytes[..]);
+                unzip.read_to_end(&mut published).unwrap();
+            }
+            let answer = explorer.get(&format!("/api/{address}")).ok();
+            let same = match address.starts_with("top") {
+                true => serde_json::from_slice::<Value>(&published).unwrap() == answer.json(),
+                false => published == answer.body,
+            };
+            assert!(same, "{address}");
+            let kind = address.split(['/', '?']).next().unwrap().to_owned();
+            projections += usize::from(kind == "project");
+            kinds.insert(kind);
+        }
+    }
+    let expected =
+        ["classes", "field", "filters", "input", "maps", "picture", "project", "thumb", "top"];
+    assert_eq!(kinds.into_iter().collect::<Vec<_>>(), expected);
+    assert_eq!(projections, 2 * 2 * 2, "two maps of two layers for two images");
+
+    // Again into the same folder, but into none of other things.
+    place.run(&line.replace("--maps 2", "--maps 1")).ok();
+    place.run(&line.replace("static out", "static data")).refused(&["data", "--static"]);
+    place.run(&line.replace("val/7", "val/99")).refused(&["--images", "val/99"]);
+    place.run(&line.replace("fc4", "fc9")).refused(&["fc9"]);
+    let without = place.run("explore run --static out");
+    assert!(without.code == Some(2) && without.stderr.contains("--data"), "{}", without.stderr);
+}
