@@ -24,7 +24,7 @@ const value = () => {
   const { held, unit } = state
   if (!held) return null
   if (held.layer === state.layer && held.map === state.map && unit?.[0] === held.y && unit?.[1] === held.x) {
-    const exact = pictures().find(p => p.current && !p.random && p.picture.head)
+    const exact = pictures().find(p => p.current && p.kind === 'trained' && p.picture.head)
     if (exact) return exact.picture.head.activation
   }
   const maps = heldMapsHere()

@@ -2,7 +2,7 @@
 
 import * as cover from './cover.js'
 import { $ } from './dom.js'
-import { canvasOf, frame, mapPixels } from './draw.js'
+import { canvasOf, frame, mapPixels, rangeOf } from './draw.js'
 import { fieldHere, inputAddress, mapsHere } from './load.js'
 import * as square from './square.js'
 import { any, change, layerOf, listen, state } from './state.js'
@@ -67,7 +67,7 @@ const draw = () => {
     context.beginPath()
     context.rect(left, top, width * k, height * k)
     context.clip()
-    context.drawImage(canvasOf(mapPixels(over.maps, over.map, true, true)), left + cells.x * k, top + cells.y * k, cells.width * k, cells.height * k)
+    context.drawImage(canvasOf(mapPixels(over.maps, over.map, rangeOf(over.maps, over.map, true), true)), left + cells.x * k, top + cells.y * k, cells.width * k, cells.height * k)
     context.restore()
   } else if (state.sweep && state.sweepOver && state.mode === 'cover') {
     context.imageSmoothingEnabled = false
@@ -266,7 +266,7 @@ export const startStage = () => {
       to.style.aspectRatio = `${columns} / ${rows}`
     }
     if (any(changed, 'mode', 'network')) renderMode()
-    if (any(changed, 'network', 'image', 'info', 'camera', 'view', 'cover', 'fill', 'input', 'errors', 'mode')) renderCaption()
+    if (any(changed, 'network', 'net', 'image', 'info', 'camera', 'view', 'cover', 'fill', 'input', 'errors', 'mode')) renderCaption()
     if (any(changed, 'network', 'input', 'picture', 'mode', 'view', 'cover', 'unit', 'layer', 'map', 'maps', 'hover', 'overlay', 'ownScale', 'pictures', 'top', 'sweep', 'sweepOver')) redraw()
   })
 }

@@ -55,17 +55,17 @@ const run = async () => {
   stopSweep()
   const controller = new AbortController()
   running = controller
-  const { image, view, fill } = state
+  const { image, view, fill, net } = state
   const chosen = uncovered().find(c => c.class === classWanted) ?? uncovered()[0]
   if (!image || !chosen) return
   const n = steps()
   const side = state.cover ? state.cover[2] - state.cover[0] : cover.usual()
-  let sweep = { image, view, fill, side, steps: n, class: chosen.class, name: chosen.name, values: new Float32Array(n * n).fill(NaN), base: state.open?.of === api.classesAt({ image, view, fill, cover: null }) ? state.open.classes.find(c => c.class === chosen.class)?.probability ?? null : null, done: 0, running: true, error: '' }
+  let sweep = { image, view, fill, net, side, steps: n, class: chosen.class, name: chosen.name, values: new Float32Array(n * n).fill(NaN), base: state.open?.of === api.classesAt({ image, view, fill, net, cover: null }) ? state.open.classes.find(c => c.class === chosen.class)?.probability ?? null : null, done: 0, running: true, error: '' }
   change({ sweep, mode: 'cover' })
   for (let i = 0; i < n * n; i++) {
     try {
       const box = boxAt(sweep, Math.floor(i / n), i % n)
-      const { classes } = await api.classes(api.classesAt({ image, view, fill, cover: box }, sweep.class), controller.signal)
+      const { classes } = await api.classes(api.classesAt({ image, view, fill, net, cover: box }, sweep.class), controller.signal)
       sweep.values[i] = classes.find(c => c.class === sweep.class).probability
       sweep = { ...sweep, done: i + 1 }
     } catch (error) {
@@ -140,8 +140,8 @@ export const startSweep = () => {
     change({ cover: boxAt(sweep, row, column), fill: sweep.fill })
   })
   listen(changed => {
-    // It is of one image and one view; another makes it a lie.
-    if (any(changed, 'image', 'view') && state.sweep) {
+    // It is of one image, one view and one network.
+    if (any(changed, 'image', 'view', 'net') && state.sweep) {
       stopSweep()
       change({ sweep: null })
     }

@@ -5,7 +5,7 @@ import { $, make, many, short } from './dom.js'
 import { topOnScreen } from './load.js'
 import { any, change, listen, state } from './state.js'
 
-const here = () => (state.top && state.map !== null && state.top.of === api.topAt(state.layer, state.map) ? state.top : null)
+const here = () => (state.top && state.map !== null && state.top.of === api.topAt(state.net, state.layer, state.map) ? state.top : null)
 
 const visit = peak => change({ image: peak.id, info: null, view: null, cover: null, unit: [peak.y, peak.x] }, { push: true })
 
@@ -17,7 +17,7 @@ const again = event => {
 }
 
 const item = (peak, i) => {
-  const picture = what => make('img', { src: api.fieldAt(state.layer, state.map, peak, what), alt: '', loading: 'lazy', decoding: 'async', fetchpriority: 'low', onerror: again })
+  const picture = what => make('img', { src: api.fieldAt(state.net, state.layer, state.map, peak, what), alt: '', loading: 'lazy', decoding: 'async', fetchpriority: 'low', onerror: again })
   const label = `Strongest ${i + 1}: ${short(peak.value)} in ${peak.id} at y ${peak.y}, x ${peak.x}. Go there.`
   return make('li', {}, make('button', { type: 'button', class: 'peak', 'data-peak': i, 'data-image': peak.id, 'aria-label': label, title: `${peak.id}, y ${peak.y}, x ${peak.x}`, onclick: () => visit(peak) },
     picture('photo'), picture('projection'), make('span', {}, short(peak.value))))
@@ -47,5 +47,5 @@ const render = () => {
 
 export const startTop = () => {
   new IntersectionObserver(entries => topOnScreen(entries.at(-1).isIntersecting)).observe($('top'))
-  listen(changed => { if (any(changed, 'network', 'top', 'layer', 'map', 'errors')) render() })
+  listen(changed => { if (any(changed, 'network', 'net', 'top', 'layer', 'map', 'errors')) render() })
 }

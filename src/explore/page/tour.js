@@ -16,7 +16,7 @@ const THINGS = [
 ]
 
 export const startTour = () => {
-  const things = THINGS.filter((_, i) => (i !== 3 || state.network?.random !== false) && (i !== 4 || state.network?.rules.length !== 1))
+  const things = THINGS.filter((_, i) => i !== 4 || state.network.rules.length !== 1)
   $('tour').replaceChildren(...things.map(([title, words, act, where]) => make('li', {}, make('b', {}, title), ' ', make('span', {}, words), ' ',
     button('Try it', {
       onclick: () => {
