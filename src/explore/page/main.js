@@ -27,10 +27,11 @@
 //            #pictures [data-picture="photo" | "RULE:trained" | "RULE:random" | "RULE:compared"] (aria-busy), in it canvas at the picture's own
 //            pixels, .range, .gain, .instead (a sentence in the picture's place)
 //   cover    #cover-size #cover-smaller #cover-larger #cover-remove #fill-mean #fill-grey #fill-blur
-//            #sweep-class #sweep-steps #sweep-run #sweep-stop #sweep-progress #heat #heat-low #heat-high #sweep-over #sweep-caption
+//            #sweep-what #sweep-class #sweep-steps #sweep-run #sweep-stop #sweep-progress #heat #heat-low #heat-high #sweep-over #sweep-caption
 //   hold     #hold #held #held-name #held-value[data-value] #held-best #held-list [data-best] #held-go
 //   top      #top-list [data-peak][data-image], #top-progress
-//   saving   [data-save="image" | "map" | "heat" | "top" | a data-picture]
+//   saving   [data-save="image" | "map" | "compare-map" | "heat" | "top" | "preferred" | "study" | "histogram" | "curves" |
+//            "filters" | a data-picture]; [data-keep] of the same names, shown if the report can be added to
 // The link follows at once, but a quarter of a second after the last move of a drag, a held key or the camera.
 // Performance: mark `zfnet:click`, measure `zfnet:unit` (timing.js). `html[data-ready]` once the network is known.
 

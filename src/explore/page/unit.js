@@ -1,6 +1,6 @@
 // One unit: its map enlarged, its receptive field, and its projections by the rules and weights asked for.
 
-import { $, button, make, press, short, whole } from './dom.js'
+import { $, button, make, press, saving, short, whole } from './dom.js'
 import { isSigned, mapPixels, projectionPixels, put, rangeOf, valueOf } from './draw.js'
 import { GAINS } from './link.js'
 import { fieldHere, inputAddress, mapsHere, otherMapsAddress, otherMapsHere, pictureAddress, pictureKeys } from './load.js'
@@ -100,8 +100,7 @@ export const rangeText = scale => (scale > 0 ? `± ${short(scale / state.gain)}`
 const figure = key => {
   const element = make('figure', { 'data-picture': key },
     make('div', { class: 'frame' }, make('canvas', { role: 'img' }), make('p', { class: 'instead', hidden: true })),
-    make('figcaption', {}, make('b', { class: 'what' }), make('span', { class: 'text' }, make('span', { class: 'range' }), make('span', { class: 'gain' })),
-      button('PNG', { class: 'save', 'data-save': key, 'aria-label': `Save this picture as PNG: ${key}` })))
+    make('figcaption', {}, make('b', { class: 'what' }), make('span', { class: 'text' }, make('span', { class: 'range' }), make('span', { class: 'gain' })), ...saving(key, `this picture (${key})`)))
   return element
 }
 
@@ -140,7 +139,7 @@ const renderPictures = () => {
     const { picture } = entry
     const gain = caption.querySelector('.gain')
     gain.hidden = state.gain === 1 || !picture?.head
-    caption.querySelector('.save').hidden = !picture?.head
+    for (const save of caption.querySelectorAll('.save')) save.hidden = !picture?.head
     gain.textContent = `gain ${state.gain}`
     if (!picture) {
       // Nothing has come yet: grey, which is zero.
