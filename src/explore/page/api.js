@@ -60,6 +60,9 @@ const wordsOf = (/** @type {Net} */ { checkpoint, step, untrained }) => [
 /** A fragment, which browsers do not send: it keeps answers of weights that have been replaced apart. */
 const mark = ({ step, untrained, version }) => (version && step === null && !untrained ? '#' + encodeURIComponent(version) : '')
 
+/** The address of the same under whatever weights: what was there before others is shown until these have answered. */
+export const withoutVersion = address => address.split('#')[0]
+
 const asked = (net, words = []) => {
   const all = [...words, ...wordsOf(net)]
   return (all.length ? '?' + all.join('&') : '') + mark(net)
@@ -170,6 +173,8 @@ export class Lane {
   constructor() {
     this.controller = null
     this.waiting = null
+    /** @type {string | null} What was asked for last. */
+    this.of = null
   }
 
   get busy() { return this.controller !== null }

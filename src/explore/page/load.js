@@ -76,19 +76,26 @@ export const otherMapsHere = () => {
   return maps && compared && maps.checkpoint === compared.checkpoint && maps.layer === counterpart()?.layer?.name ? maps : null
 }
 
-/** Runs a request in its lane; errors are said in the part's place. */
-const want = (lane, part, follow, job) => lane.ask(async signal => {
-  try {
-    await job(signal)
-    fail(part, null)
-  } catch (error) {
-    if (signal.aborted) return
-    fail(part, error)
-    if (error.status === 0) againSoon()
-    // A fault of the page itself belongs on the console too.
-    if (!(error instanceof api.Refused)) reportError(error)
-  }
-}, follow)
+/**
+ * Runs the request for an address in its lane, unless that is on its way (null: in any case); errors are said in the
+ * part's place.
+ */
+const want = (lane, of, part, follow, job) => {
+  if (of && lane.busy && lane.of === of) return
+  lane.of = of
+  lane.ask(async signal => {
+    try {
+      await job(signal)
+      fail(part, null)
+    } catch (error) {
+      if (signal.aborted) return
+      fail(part, error)
+      if (error.status === 0) againSoon()
+      // A fault of the page itself belongs on the console too.
+      if (!(error instanceof api.Refused)) reportError(error)
+    }
+  }, follow)
+}
 
 /** The server is away, perhaps for a moment: what is missing is asked for again until it is back. */
 let againTimer = 0
@@ -107,7 +114,7 @@ const againSoon = () => {
 
 const wantInput = follow => {
   const of = inputAddress()
-  want(lanes.input, 'input', follow, async signal => {
+  want(lanes.input, of, 'input', follow, async signal => {
     const bitmap = await api.bitmap(of, signal)
     change({ input: { of, bitmap } })
   })
@@ -116,7 +123,7 @@ const wantInput = follow => {
 const wantClasses = follow => {
   const of = classesAddress()
   const { cover } = state
-  want(lanes.classes, 'classes', follow, async signal => {
+  want(lanes.classes, of, 'classes', follow, async signal => {
     const { classes } = await api.classes(of, signal)
     change(cover ? { classes: { of, classes } } : { classes: { of, classes }, open: { of, classes } })
   })
@@ -143,7 +150,7 @@ const wantMaps = follow => {
     choose(kept)
     return
   }
-  want(lanes.maps, 'maps', follow, async signal => {
+  want(lanes.maps, of, 'maps', follow, async signal => {
     const maps = { ...(await api.maps(of, signal)), layer, image, checkpoint }
     keptMaps.set(of, maps)
     change({ maps })
@@ -156,7 +163,7 @@ const wantOther = follow => {
   const classes = otherClassesAddress(), of = otherMapsAddress()
   if (!classes) lanes.otherClasses.stop()
   else if (state.otherClasses?.of !== classes || lanes.otherClasses.busy) {
-    want(lanes.otherClasses, 'otherClasses', follow, async signal => {
+    want(lanes.otherClasses, classes, 'otherClasses', follow, async signal => {
       change({ otherClasses: { of: classes, ...(await api.classes(classes, signal)) } })
     })
   }
@@ -168,7 +175,7 @@ const wantOther = follow => {
     change({ otherMaps: kept })
   } else {
     const { layer, shown: { image, net: { checkpoint } } } = counterpart()
-    want(lanes.otherMaps, 'otherMaps', follow, async signal => {
+    want(lanes.otherMaps, of, 'otherMaps', follow, async signal => {
       const maps = { ...(await api.maps(of, signal)), layer: layer.name, image, checkpoint }
       keptMaps.set(of, maps)
       change({ otherMaps: maps })
@@ -209,7 +216,7 @@ const wantPictures = follow => {
       arrive(wanted.key, kept)
       continue
     }
-    want(lane, 'unit', follow, async signal => {
+    want(lane, of, 'unit', follow, async signal => {
       let picture
       try {
         picture = await api.project(of, signal)
@@ -294,7 +301,7 @@ const wantInfo = () => {
 export const wantPicture = () => new Promise(resolve => {
   const of = api.pictureAt(state.image)
   if (state.picture?.of === of) return resolve()
-  want(lanes.picture, 'input', false, async signal => {
+  want(lanes.picture, null, 'input', false, async signal => {
     const bitmap = await api.bitmap(of, signal)
     if (of === api.pictureAt(state.image)) change({ picture: { of, bitmap } })
     resolve()
@@ -313,7 +320,7 @@ const wantHeld = follow => {
     lanes.heldMaps.stop()
     return change({ heldMaps: kept })
   }
-  want(lanes.heldMaps, 'held', follow, async signal => {
+  want(lanes.heldMaps, of, 'held', follow, async signal => {
     const maps = { ...(await api.maps(of, signal)), layer, image, checkpoint }
     keptMaps.set(of, maps)
     change({ heldMaps: maps })

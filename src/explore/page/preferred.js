@@ -59,8 +59,8 @@ const render = () => {
     $('preferred-bar').value = here.head.step
   } else $('preferred-bar').removeAttribute('value')
   $('preferred-progress').textContent = going ? here ? `step ${many(here.head.step)} of ${many(here.head.steps)}` : 'waiting' : ''
-  // Of the same map under other weights the last one stays until another is here.
-  const shown = here ?? (wanted ? state.preferred : null)
+  // That of the last weights stays until the new ones have answered.
+  const shown = wanted && state.preferred && api.withoutVersion(state.preferred.of) === api.withoutVersion(address()) ? state.preferred : null
   $('preferred-figure').hidden = !shown
   if (!shown) return
   const canvas = $('preferred-image')

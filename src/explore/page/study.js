@@ -20,6 +20,9 @@ const progress = { studied: new Progress('studied', api.study, isComplete, 1000)
 const address = () => (state.study === null || !state.layer ? null : api.classAt(state.net, state.layer, state.study))
 const histogramAddress = () => (state.study === null || !state.layer || state.map === null ? null : api.histogramAt(state.net, state.layer, state.map))
 
+/** An answer for the same, if of the last weights until the new ones have answered. */
+const shownOf = (answer, of) => (answer && of && api.withoutVersion(answer.of) === api.withoutVersion(of) ? answer : null)
+
 /** The answers, if they are of what is chosen. */
 export const studyHere = () => (state.studied && state.studied.of === address() ? state.studied : null)
 export const histogramHere = () => (state.histogram && state.histogram.of === histogramAddress() ? state.histogram : null)
@@ -222,8 +225,7 @@ const render = () => {
   if (!open) return
   renderChoice()
   const found = studyHere()
-  // The last answer stays until another is here.
-  const shown = found ?? state.studied
+  const shown = shownOf(state.studied, address())
   $('study-title').textContent = nameOfClass()
   $('study-of').textContent = `Maps of ${state.layer} that matter most`
   $('study-maps').setAttribute('aria-busy', String(!found))
@@ -239,7 +241,7 @@ const render = () => {
   const histogram = histogramHere()
   $('histogram').setAttribute('aria-busy', String(!histogram))
   $('histogram-error').textContent = state.errors.histogram ?? histogram?.failed ?? ''
-  renderHistogram(histogram ?? state.histogram)
+  renderHistogram(shownOf(state.histogram, histogramAddress()))
 }
 
 export const startStudy = () => {

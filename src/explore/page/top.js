@@ -5,7 +5,9 @@ import { $, make, many, short } from './dom.js'
 import { topOnScreen } from './load.js'
 import { any, change, listen, state } from './state.js'
 
-const here = () => (state.top && state.map !== null && state.top.of === api.topAt(state.net, state.layer, state.map) ? state.top : null)
+const address = () => (state.layer === null || state.map === null ? null : api.topAt(state.net, state.layer, state.map))
+/** Those of the chosen map, if of the last weights until the new ones have answered. */
+const here = () => (state.top && address() && api.withoutVersion(state.top.of) === api.withoutVersion(address()) ? state.top : null)
 
 const visit = peak => change({ image: peak.id, info: null, view: null, cover: null, unit: [peak.y, peak.x] }, { push: true })
 
@@ -26,6 +28,7 @@ const item = (peak, i) => {
 const render = () => {
   const found = here()
   const list = $('top-list')
+  list.setAttribute('aria-busy', String(!!found && found.of !== address()))
   $('top-error').textContent = state.errors.top ?? found?.failed ?? ''
   $('top').hidden = !state.network?.splits.length
   const words = !found ? '' : !found.total ? 'There is no data to search.'
