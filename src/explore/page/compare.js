@@ -20,13 +20,16 @@ const placeOf = net => {
   return at < 0 ? all.length - 1 : at
 }
 
-/** The network that tells most beside the first: another, else its own beginning, else chance. */
-const usual = () => {
+/** What the first network was when its training began, as far as that is kept; else chance. */
+const beginning = () => {
   const { checkpoint } = state.net
-  if (checkpointsOf(state.network).length > 1) return netOf(checkpoint ? 0 : 1)
-  const [first] = places(checkpoint)
-  return first === null || places(checkpoint).length < 2 ? netOf(checkpoint, null, true) : netOf(checkpoint, first)
+  const all = places(checkpoint)
+  return all.length > 1 ? netOf(checkpoint, all[0]) : netOf(checkpoint, null, true)
 }
+
+export const compareWithBeginning = () => change({ compared: beginning() }, { push: true })
+
+const usual = () => (checkpointsOf(state.network).length > 1 ? netOf(state.net.checkpoint ? 0 : 1) : beginning())
 
 export const toggleCompare = () => {
   if (state.compared) last = state.compared
@@ -45,19 +48,17 @@ export const stepEpoch = (by, again) => {
 /** Whether both are checkpoints as they were given, so that each can stand in the other's place. */
 const swaps = () => !!state.compared && !state.compared.untrained && state.compared.step === null && state.compared.checkpoint !== state.net.checkpoint
 
-export const swap = () => {
-  if (swaps()) goToCheckpoint(state.compared.checkpoint, { compared: netOf(state.net.checkpoint) })
-}
+/** Exchanges the two. */
+export const swap = () => { if (swaps()) goToCheckpoint(state.compared.checkpoint) }
 
 export const stepCheckpoint = () => {
   const all = checkpointsOf(state.network)
-  if (all.length > 1) goToCheckpoint((state.net.checkpoint + 1) % all.length).catch(error => fail('checkpoint', error))
+  if (all.length > 1) goToCheckpoint((state.net.checkpoint + 1) % all.length)
 }
 
 const optionsOf = () => checkpointsOf(state.network).flatMap((_, k) => {
   const own = k === state.net.checkpoint, title = titleOf(k)
-  const several = places(k).length > 1
-  return [...(own && !several ? [] : [[`${k}`, own ? 'its epochs' : title]]), [`${k},random`, own ? 'untrained' : `${title}, untrained`]]
+  return [[`${k}`, !own ? title : places(k).length > 1 ? 'its epochs' : 'itself'], [`${k},random`, own ? 'untrained' : `${title}, untrained`]]
 })
 
 const renderChoice = () => {
@@ -103,10 +104,8 @@ const renderMasthead = () => {
   select.value = state.net.checkpoint
 }
 
-/** @param {(text: string) => void} tell */
-export const startCompare = tell => {
-  const failing = promise => promise.catch(error => tell(error.message))
-  $('network-choice').addEventListener('change', event => failing(goToCheckpoint(Number(event.target.value))))
+export const startCompare = () => {
+  $('network-choice').addEventListener('change', event => goToCheckpoint(Number(event.target.value)))
   $('compare-toggle').addEventListener('click', toggleCompare)
   $('compare-close').addEventListener('click', toggleCompare)
   $('swap').addEventListener('click', swap)

@@ -2,7 +2,7 @@
 
 import * as api from './api.js'
 import { clamp } from './dom.js'
-import { change, layerOf, state } from './state.js'
+import { change, fail, layerOf, state } from './state.js'
 
 /** Those of the command line. @returns {{title: string, checkpoint: string}[]} */
 export const checkpointsOf = network => network.checkpoints ?? [{ title: network.title, checkpoint: network.checkpoint }]
@@ -100,15 +100,23 @@ export const unitBack = unit => {
   return placeLike(unit, counterpart().layer, networks[compared.checkpoint], layerOf(state.layer), network)
 }
 
-/** Looks into another checkpoint, at the same place as far as it has it. */
-export const goToCheckpoint = async (checkpoint, patch = {}) => {
-  await loadNetwork(checkpoint)
+/** Looks into another checkpoint, at the same place as far as it has it. One that is compared changes places with it. */
+export const goToCheckpoint = async checkpoint => {
+  try {
+    await loadNetwork(checkpoint)
+  } catch (error) {
+    return fail('network', error)
+  }
+  fail('network', null)
+  const { compared, net } = state
+  const exchanged = compared?.checkpoint === checkpoint && compared.step === null && !compared.untrained
   const network = state.networks[checkpoint]
   const { shown, layer, map, unit } = answering(state.network, network)
   const first = network.layers.find(other => other.rows > 1) ?? network.layers[0]
   const { rules } = network
   change({
     network, net: netOf(checkpoint), cover: shown.cover, layer: (layer ?? first)?.name ?? null, map, unit, held: null, hover: null,
-    rule: rules.includes(state.rule) ? state.rule : rules[0], study: state.study !== null && state.study < network.classes.length ? state.study : null, ...patch,
+    rule: rules.includes(state.rule) ? state.rule : rules[0], study: state.study !== null && state.study < network.classes.length ? state.study : null,
+    compared: exchanged ? netOf(net.checkpoint) : compared,
   }, { push: true })
 }

@@ -1,7 +1,7 @@
 // What is kept: any picture with its caption under it, as PNG or in the run's report; the state as JSON; the link.
 
 import * as api from './api.js'
-import { $, keeping, many, percent, short, whole } from './dom.js'
+import { $, many, percent, saving, short, whole } from './dom.js'
 import { classesAddress, fieldHere, inputAddress, mapsAddress, mapsHere, otherClassesAddress, otherMapsAddress } from './load.js'
 import { hashOf } from './link.js'
 import { checkpointsOf, counterpart, epochOf } from './nets.js'
@@ -123,7 +123,7 @@ const contents = key => {
   if (key === 'heat') return state.sweep?.done ? { canvas: $('heat'), caption: [`Where the network looks: ${state.sweep.name}`, sweepCaption(state.sweep), shownText({ cover: null })] } : null
   if (key === 'top') return state.top?.of === api.topAt(state.net, layer, map) ? { canvas: nine(), caption: [`The nine strongest of ${layer}, map ${map}`, `patches and projections (each in its own scale), ${$('top-progress').textContent}: ${state.top.peaks.map(peak => `${short(peak.value)} in ${peak.id}`).join(', ')}`] } : null
   if (key === 'curves') return made(curvesPicture(), curvesCaption)
-  if (key === 'filters') return { canvas: $('filters'), caption: ['Filters of the first layer'] }
+  if (key === 'filters') return made($('filters').hidden ? null : $('filters'), () => ['Filters of the first layer'])
   if (key === 'study') return made(studyPicture(), studyCaption)
   if (key === 'histogram') return made(histogramPicture(), histogramCaption)
   if (key === 'preferred') return made(preferredHere() && $('preferred-image'), preferredCaption)
@@ -240,7 +240,10 @@ const saveState = tell => {
 
 /** @param {(text: string) => void} tell */
 export const startSave = tell => {
-  for (const png of document.querySelectorAll('[data-save]')) png.after(keeping(png.dataset.save, png.getAttribute('aria-label').replace(/^Save |,? as PNG$/g, '')))
+  for (const png of document.querySelectorAll('[data-save]')) {
+    const words = png.getAttribute('aria-label').replace(/^Save |,? as PNG$/g, '')
+    png.replaceWith(saving(png.dataset.save, words))
+  }
   document.addEventListener('click', event => {
     const go = event.target.closest?.('[data-save], [data-keep]')
     if (!go) return

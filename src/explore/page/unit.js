@@ -100,7 +100,7 @@ export const rangeText = scale => (scale > 0 ? `± ${short(scale / state.gain)}`
 const figure = key => {
   const element = make('figure', { 'data-picture': key },
     make('div', { class: 'frame' }, make('canvas', { role: 'img' }), make('p', { class: 'instead', hidden: true })),
-    make('figcaption', {}, make('b', { class: 'what' }), make('span', { class: 'text' }, make('span', { class: 'range' }), make('span', { class: 'gain' })), ...saving(key, `this picture (${key})`)))
+    make('figcaption', {}, make('b', { class: 'what' }), make('span', { class: 'text' }, make('span', { class: 'range' }), make('span', { class: 'gain' })), saving(key, `this picture (${key})`)))
   return element
 }
 
@@ -139,7 +139,7 @@ const renderPictures = () => {
     const { picture } = entry
     const gain = caption.querySelector('.gain')
     gain.hidden = state.gain === 1 || !picture?.head
-    for (const save of caption.querySelectorAll('.save')) save.hidden = !picture?.head
+    caption.querySelector('.saves').hidden = !picture?.head
     gain.textContent = `gain ${state.gain}`
     if (!picture) {
       // Nothing has come yet: grey, which is zero.
