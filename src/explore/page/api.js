@@ -21,21 +21,49 @@ const sentence = async response => {
   return `The server answered with status ${response.status}.`
 }
 
-/** Why nothing is asked any more. */
-let halted = ''
-/** No answer is taken from now on: they would be another program's. @param {string} why */
-export const halt = why => { halted = why }
+/** The program that the page belongs to: no other's answers are taken. @type {{instance: string, replaced: (why: string) => void} | null} */
+let own = null
+/** @param {(why: string) => void} replaced  says that another program answers in its place */
+export const belongTo = (instance, replaced) => { own = { instance, replaced } }
+
+const REPLACED = 'The program that this page belongs to has ended, and another answers at its address.'
+let halted = false
+
+/** Stops all questions, if an answer is another program's. */
+const check = ({ instance }) => {
+  if (!own || instance === own.instance) return
+  if (!halted) own.replaced(REPLACED)
+  halted = true
+  throw new Refused(410, REPLACED)
+}
+
+/** Whether there was no answer at last: what answers next may be another program. */
+let away = false
+/** @type {Promise<any> | null} */
+let returning = null
+
+const returned = async () => {
+  returning ??= run(0).catch(error => { if (error.status === 0 || error.status === 410) throw error })
+  try {
+    await returning
+  } finally {
+    returning = null
+  }
+}
 
 const ask = async (path, options = {}) => {
+  if (away && !path.startsWith('run')) await returned()
   for (let again = true; ; again = false) {
-    if (halted) throw new Refused(410, halted)
+    if (halted) throw new Refused(410, REPLACED)
     let response
     try {
       response = await fetch('./api/' + path, { priority: 'high', ...options })
     } catch (error) {
       if (options.signal?.aborted) throw error
+      away = true
       throw new Refused(0, 'The server of this page does not answer. Is it still running?')
     }
+    away = false
     if (response.ok) return response
     if (response.status !== 503 || !again) throw new Refused(response.status, await sentence(response))
     // Busy, not broken: once more.
@@ -104,8 +132,16 @@ export const fieldAt = (net, layer, map, { id, y, x }, what) =>
 export const thumbAt = image => './api/thumb/' + segments(image)
 
 const ofCheckpoint = checkpoint => (checkpoint ? `?checkpoint=${checkpoint}` : '')
-export const network = checkpoint => json('network' + ofCheckpoint(checkpoint))
-export const run = (checkpoint, signal) => json('run' + ofCheckpoint(checkpoint), signal, 'low')
+export const network = async checkpoint => {
+  const found = await json('network' + ofCheckpoint(checkpoint))
+  check(found)
+  return found
+}
+export const run = async (checkpoint, signal) => {
+  const found = await json('run' + ofCheckpoint(checkpoint), signal, 'low')
+  check(found)
+  return found
+}
 /** Begins the search over the data for a checkpoint's strongest; once begun, it stays so. */
 export const search = (checkpoint, signal) => ask('search' + ofCheckpoint(checkpoint), { method: 'POST', signal, priority: 'low' })
 /** JSON that is asked for again until it is complete. */

@@ -22,7 +22,7 @@ export const sheet = (canvas, width, height, ratio = devicePixelRatio || 1) => {
 }
 
 /** Round numbers from `low` to `high`, about so many. */
-export const ticks = (low, high, count) => {
+const ticks = (low, high, count) => {
   if (!(high > low)) return [low]
   const rough = (high - low) / count
   const power = 10 ** Math.floor(Math.log10(rough))

@@ -77,7 +77,7 @@ const wordsIn = hash => {
 }
 
 /** Which checkpoint of the command line a hash is of: the first, where it names none that is here. */
-export const checkpointOf = hash => {
+const checkpointOf = hash => {
   const asked = whole(wordsIn(hash).get('checkpoint'))
   return asked !== null && asked < checkpointsOf(state.networks[0]).length ? asked : 0
 }

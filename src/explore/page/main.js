@@ -48,11 +48,11 @@ import { followLinks, openLink } from './link.js'
 import { startLive } from './live.js'
 import { startLoading } from './load.js'
 import { startMaps } from './maps.js'
-import { checkpointsOf, loadNetwork } from './nets.js'
+import { loadNetwork } from './nets.js'
 import { startPreferred } from './preferred.js'
 import { startSave } from './save.js'
 import { startStage } from './stage.js'
-import { any, listen, state } from './state.js'
+import { listen, state } from './state.js'
 import { startStrip } from './strip.js'
 import { startStudy } from './study.js'
 import { startSweep } from './sweep.js'
@@ -68,10 +68,7 @@ const tell = text => {
   $('notice').hidden = !text
 }
 
-/** Another program answers at this address: nothing more is asked, lest its answers be mixed with the last's. */
-const replaced = () => {
-  const why = 'The program that this page belongs to has ended, and another answers at its address.'
-  api.halt(why)
+const replaced = why => {
   tell(why)
   $('reload').hidden = false
 }
@@ -94,6 +91,7 @@ const begin = async () => {
     return
   }
   tell('')
+  api.belongTo(state.networks[0].instance, replaced)
   // What asks comes before what draws, so that a click is on its way to the server first.
   startLoading()
   startUpload(tell)
@@ -112,7 +110,7 @@ const begin = async () => {
   startHold()
   startSave(tell)
   startCompare()
-  startTraining(replaced)
+  startTraining()
   startKeys(tell)
   startLive()
   listen(changed => {

@@ -18,8 +18,6 @@ export const loadNetwork = checkpoint => {
   if (!loading.has(checkpoint)) {
     const run = api.run(checkpoint).catch(() => null)
     loading.set(checkpoint, Promise.all([api.network(checkpoint), run]).then(([network, run]) => {
-      const [first] = Object.values(state.networks)
-      if (first && first.instance !== network.instance) throw new Error('Another program answers at this address.')
       change({ networks: { ...state.networks, [checkpoint]: network }, runs: { ...state.runs, [checkpoint]: run } })
     }).finally(() => loading.delete(checkpoint)))
   }

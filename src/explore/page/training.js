@@ -28,22 +28,21 @@ const take = (checkpoint, run) => {
   change({ runs: { ...state.runs, [checkpoint]: run }, net: renew(state.net), compared: renew(state.compared) }, { follow: true })
 }
 
-const poll = replaced => {
+const poll = () => {
   clearTimeout(timer)
   if (document.hidden) return
   lane.ask(async signal => {
     try {
       for (const checkpoint of used()) {
-        const run = await api.run(checkpoint, signal)
-        if (run.instance !== state.networks[0].instance) return replaced()
-        take(checkpoint, run)
+        take(checkpoint, await api.run(checkpoint, signal))
       }
     } catch (error) {
       // Whether the program answers at all is said where its answers are missed.
       if (signal.aborted) return
       if (!(error instanceof api.Refused)) reportError(error)
+      if (error.status === 410) return
     }
-    timer = setTimeout(poll, isTraining() ? OFTEN : SELDOM, replaced)
+    timer = setTimeout(poll, isTraining() ? OFTEN : SELDOM)
   })
 }
 
@@ -151,22 +150,21 @@ const render = () => {
 
 export const toggleTraining = () => { if (run()) change({ training: !state.training }) }
 
-/** @param {() => void} replaced  says that another program answers */
-export const startTraining = replaced => {
+export const startTraining = () => {
   $('open-run').addEventListener('click', toggleTraining)
   $('run-close').addEventListener('click', () => $('run').close())
   $('run').addEventListener('click', event => { if (event.target === $('run')) $('run').close() })
   $('run').addEventListener('close', () => change({ training: false }))
   new ResizeObserver(draw).observe($('run-charts'))
   matchMedia('(prefers-color-scheme: dark)').addEventListener('change', draw)
-  document.addEventListener('visibilitychange', () => { if (!document.hidden) poll(replaced) })
+  document.addEventListener('visibilitychange', () => { if (!document.hidden) poll() })
   listen(changed => {
     if (changed.has('training')) {
       if (state.training && !$('run').open) $('run').showModal()
       if (!state.training && $('run').open) $('run').close()
     }
     if (any(changed, 'network', 'runs', 'net', 'training')) render()
-    // Of another network nothing is known yet that is not some time old.
-    if (any(changed, 'network')) poll(replaced)
+    // What is known of another network may be some time old.
+    if (changed.has('network')) poll()
   })
 }
