@@ -21,15 +21,49 @@ const sentence = async response => {
   return `The server answered with status ${response.status}.`
 }
 
+/** The program that the page belongs to: no other's answers are taken. @type {{instance: string, replaced: (why: string) => void} | null} */
+let own = null
+/** @param {(why: string) => void} replaced  says that another program answers in its place */
+export const belongTo = (instance, replaced) => { own = { instance, replaced } }
+
+const REPLACED = 'The program that this page belongs to has ended, and another answers at its address.'
+let halted = false
+
+/** Stops all questions, if an answer is another program's. */
+const check = ({ instance }) => {
+  if (!own || instance === own.instance) return
+  if (!halted) own.replaced(REPLACED)
+  halted = true
+  throw new Refused(410, REPLACED)
+}
+
+/** Whether there was no answer at last: what answers next may be another program. */
+let away = false
+/** @type {Promise<any> | null} */
+let returning = null
+
+const returned = async () => {
+  returning ??= run(0).catch(error => { if (error.status === 0 || error.status === 410) throw error })
+  try {
+    await returning
+  } finally {
+    returning = null
+  }
+}
+
 const ask = async (path, options = {}) => {
+  if (away && !path.startsWith('run')) await returned()
   for (let again = true; ; again = false) {
+    if (halted) throw new Refused(410, REPLACED)
     let response
     try {
       response = await fetch('./api/' + path, { priority: 'high', ...options })
     } catch (error) {
       if (options.signal?.aborted) throw error
+      away = true
       throw new Refused(0, 'The server of this page does not answer. Is it still running?')
     }
+    away = false
     if (response.ok) return response
     if (response.status !== 503 || !again) throw new Refused(response.status, await sentence(response))
     // Busy, not broken: once more.
@@ -42,36 +76,76 @@ const json = async (path, signal, priority = 'high') => (await ask(path, { signa
 const segments = text => text.split('/').map(encodeURIComponent).join('/')
 
 /**
- * What the network is shown of an image, as a query.
- * @param {{view?: number[] | null, cover?: number[] | null, fill?: string}} shown
- * @param {Record<string, string>} more
+ * A network: which checkpoint of the command line, after how many updates (null: the newest it has), and whether with
+ * untrained weights. `version` names the newest weights.
+ * @typedef {{checkpoint: number, step: number | null, untrained: boolean, version: string}} Net
  */
-const query = ({ view, cover, fill }, more = {}) => {
+
+const wordsOf = (/** @type {Net} */ { checkpoint, step, untrained }) => [
+  ...(checkpoint ? [`checkpoint=${checkpoint}`] : []), ...(step !== null ? [`step=${step}`] : []), ...(untrained ? ['weights=random'] : []),
+]
+
+/** A fragment, which browsers do not send: it keeps answers of weights that have been replaced apart. */
+const mark = ({ step, untrained, version }) => (version && step === null && !untrained ? '#' + encodeURIComponent(version) : '')
+
+/** The address of the same under whatever weights: what was there before others is shown until these have answered. */
+export const withoutVersion = address => address.split('#')[0]
+
+const asked = (net, words = []) => {
+  const all = [...words, ...wordsOf(net)]
+  return (all.length ? '?' + all.join('&') : '') + mark(net)
+}
+
+/**
+ * Which network is asked, and what it is shown of an image, as a query.
+ * @param {{net: Net, view?: number[] | null, cover?: number[] | null, fill?: string}} shown
+ * @param {Record<string, any>} more
+ */
+const query = ({ net, view, cover, fill }, more = {}) => {
   const words = []
   if (view) words.push('view=' + view.map(v => +v.toFixed(4)).join(','))
   if (cover) words.push('cover=' + cover.join(','), 'fill=' + encodeURIComponent(fill ?? 'mean'))
   for (const [name, value] of Object.entries(more)) words.push(`${name}=${encodeURIComponent(value)}`)
-  return words.length ? '?' + words.join('&') : ''
+  return asked(net, words)
 }
 
-/** @typedef {{image: string, view?: number[] | null, cover?: number[] | null, fill?: string}} Shown */
+/** @typedef {{net: Net, image: string, view?: number[] | null, cover?: number[] | null, fill?: string}} Shown */
 
 // The addresses are also the keys under which answers are kept and known to be of the present state.
 export const inputAt = (/** @type {Shown} */ s) => `input/${segments(s.image)}${query(s)}`
 /** `also` is a class whose probability is wanted though it may not be among the five. */
 export const classesAt = (s, also) => `classes/${segments(s.image)}${query(s, also === undefined ? {} : { class: also })}`
 export const mapsAt = (s, layer) => `maps/${segments(s.image)}/${encodeURIComponent(layer)}${query(s)}`
-export const projectAt = (s, layer, map, [y, x], rule, random) =>
-  `project/${segments(s.image)}/${encodeURIComponent(layer)}/${map}/${y},${x}`
-  + query(s, random ? { rule, weights: 'random' } : { rule })
+export const projectAt = (s, layer, map, [y, x], rule) =>
+  `project/${segments(s.image)}/${encodeURIComponent(layer)}/${map}/${y},${x}${query(s, { rule })}`
 export const pictureAt = image => `picture/${segments(image)}`
-export const topAt = (layer, map) => `top/${encodeURIComponent(layer)}/${map}`
+const mapAt = (what, net, layer, map) => `${what}/${encodeURIComponent(layer)}/${map}${asked(net)}`
+export const topAt = (net, layer, map) => mapAt('top', net, layer, map)
+export const classAt = (net, layer, kind) => mapAt('class', net, layer, kind)
+export const histogramAt = (net, layer, map) => mapAt('histogram', net, layer, map)
+export const preferredAt = (net, layer, map) => mapAt('preferred', net, layer, map)
+export const filtersAt = net => `filters${asked(net)}`
 /** A receptive field: the part of the image, or the unit's projection cut to it. */
-export const fieldAt = (layer, map, { id, y, x }, what) =>
-  `./api/field/${segments(id)}/${encodeURIComponent(layer)}/${map}/${y},${x}?what=${what}`
+export const fieldAt = (net, layer, map, { id, y, x }, what) =>
+  // The version is sent, too: a browser shows the picture that it has of an address, whatever its fragment.
+  `./api/field/${segments(id)}/${encodeURIComponent(layer)}/${map}/${y},${x}${asked({ ...net, version: '' }, [`what=${what}`, ...(net.version ? [`version=${encodeURIComponent(net.version)}`] : [])])}`
 export const thumbAt = image => './api/thumb/' + segments(image)
 
-export const network = () => json('network')
+const ofCheckpoint = checkpoint => (checkpoint ? `?checkpoint=${checkpoint}` : '')
+export const network = async checkpoint => {
+  const found = await json('network' + ofCheckpoint(checkpoint))
+  check(found)
+  return found
+}
+export const run = async (checkpoint, signal) => {
+  const found = await json('run' + ofCheckpoint(checkpoint), signal, 'low')
+  check(found)
+  return found
+}
+/** Begins the search over the data for a checkpoint's strongest; once begun, it stays so. */
+export const search = (checkpoint, signal) => ask('search' + ofCheckpoint(checkpoint), { method: 'POST', signal, priority: 'low' })
+/** JSON that is asked for again until it is complete. */
+export const study = (address, signal) => json(address, signal, 'low')
 export const classes = (address, signal) => json(address, signal)
 export const top = (address, signal) => json(address, signal, 'low')
 
@@ -84,6 +158,10 @@ export const images = ({ split, from, count, class: kind, search }, signal) => j
 /** `camera` for one of many frames, of which only the last few are kept. */
 export const upload = async (/** @type {Blob} */ blob, signal, camera = false) =>
   (await ask(camera ? 'upload?camera=1' : 'upload', { method: 'POST', body: blob, signal })).json()
+
+/** Puts a picture into the run's report. @returns {Promise<{kept: number}>} */
+export const keep = async (/** @type {Blob} */ png, words) =>
+  (await ask('keep?' + new URLSearchParams(words), { method: 'POST', body: png, headers: { 'Content-Type': 'image/png' } })).json()
 
 /** A picture, decoded. */
 export const bitmap = async (address, signal) => createImageBitmap(await (await ask(address, { signal })).blob())
@@ -114,6 +192,14 @@ export const project = async (address, signal) => {
   return { of: address, head, values: new Float32Array(buffer, at, count) }
 }
 
+/** A preferred image as far as it has come: `values` u8 [rows, columns, 3]. */
+export const preferred = async (address, signal) => {
+  const { head, buffer, at } = await frame(address, signal)
+  const count = head.rows * head.columns * 3
+  if (at + count > buffer.byteLength) throw new Refused(0, 'The picture is cut short.')
+  return { of: address, head, values: new Uint8Array(buffer, at, count) }
+}
+
 /**
  * One kind of request: at most one in flight. While a hand moves (`follow`) the one in flight may finish,
  * so that something is seen on the way, and only the newest of those behind it waits; a jump to
@@ -123,6 +209,8 @@ export class Lane {
   constructor() {
     this.controller = null
     this.waiting = null
+    /** @type {string | null} What was asked for last. */
+    this.of = null
   }
 
   get busy() { return this.controller !== null }

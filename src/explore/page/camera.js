@@ -13,6 +13,8 @@ const SIDE = 640
 let stream = null
 /** The image that the camera itself has put there: any other was chosen by the reader, and ends the run. */
 let last = null
+/** The picture behind it: the server keeps but the last few. @type {Blob | null} */
+let lastBlob = null
 /** Whether the browser is being asked for one. */
 let starting = false
 
@@ -21,6 +23,9 @@ const stopCamera = () => {
   stream = null
   if (state.camera) change({ camera: false })
 }
+
+/** The camera's picture behind an image, if that is its last. */
+export const frameOf = image => (image === last ? lastBlob : null)
 
 const blobOf = canvas => new Promise(resolve => canvas.toBlob(resolve, 'image/jpeg', 0.9))
 
@@ -42,9 +47,11 @@ const run = async tell => {
     canvas.width = Math.round(video.videoWidth * k)
     canvas.height = Math.round(video.videoHeight * k)
     canvas.getContext('2d').drawImage(video, 0, 0, canvas.width, canvas.height)
-    const { id } = await api.upload(await blobOf(canvas), undefined, true)
+    const blob = await blobOf(canvas)
+    const { id } = await api.upload(blob, undefined, true)
     if (stream !== own) return
     last = id
+    lastBlob = blob
     change({ image: id, info: null }, { follow: true })
     await settled()
     await new Promise(resolve => setTimeout(resolve, Math.max(0, 1000 / RATE - (performance.now() - begun))))
@@ -71,7 +78,7 @@ export const toggleCamera = async tell => {
     starting = false
   }
   tell('')
-  last = null
+  last = lastBlob = null
   change({ camera: true, view: null })
   run(tell).catch(error => { stopCamera(); tell(error.message) })
 }

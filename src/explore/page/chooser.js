@@ -92,6 +92,7 @@ const prepare = () => {
   const { splits, data_classes: classes } = state.network
   $('data-images').hidden = !splits.length
   if (!splits.length) return
+  if (list.split) return
   list.split = splits[0].name
   $('splits').replaceChildren(...splits.map(split => button(`${split.name} (${many(split.count)})`, { 'data-split': split.name, onclick: () => restart({ split: split.name }) })))
   $('splits').hidden = splits.length < 2

@@ -24,6 +24,11 @@ export const make = (tag, attributes = {}, ...children) => {
 /** A button; `label` is for screen readers and the tooltip where the text alone says too little. */
 export const button = (text, attributes = {}) => make('button', { type: 'button', ...attributes }, text)
 
+/** The buttons under a picture: `what` names it for save.js, `words` for screen readers. */
+export const saving = (what, words) => make('span', { class: 'saves' },
+  button('PNG', { class: 'save', 'data-save': what, 'aria-label': `Save ${words} as PNG` }),
+  button('Report', { class: 'save keep', 'data-keep': what, 'aria-label': `Add ${words} to the report`, title: "Add to the run's report" }))
+
 /** Whether a toggle is on, said to eyes and to screen readers. */
 export const press = (element, on) => element.setAttribute('aria-pressed', String(!!on))
 

@@ -40,13 +40,14 @@ const tableOf = (high, alpha) => {
 }
 
 /**
- * One map as pixels. `alpha` is for a map over an image: what does not fire is let through.
+ * One map as pixels, `range` being the end of the scale. `alpha` is for a map over an image: what does not fire is let
+ * through.
  * @param {{head: any, values: Int8Array}} maps
  */
-export const mapPixels = (maps, map, own, alpha = false) => {
+export const mapPixels = (maps, map, range, alpha = false) => {
   const { rows, columns } = maps.head
   const values = maps.values.subarray(map * rows * columns, (map + 1) * rows * columns)
-  const high = own || !maps.head.scales[map] ? 127 : 127 * scaleOfLayer(maps) / maps.head.scales[map]
+  const high = maps.head.scales[map] ? 127 * range / maps.head.scales[map] : 127
   const image = new ImageData(columns, rows)
   const pixels = new Uint32Array(image.data.buffer)
   const colours = tableOf(high, alpha)

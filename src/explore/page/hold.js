@@ -1,14 +1,19 @@
 // A held unit stays while images change or the camera runs; its best of the session are kept.
 
+import * as api from './api.js'
+import { frameOf } from './camera.js'
 import { $, button, make, press, short } from './dom.js'
 import { canvasOf, valueOf } from './draw.js'
 import { heldMapsHere, inputAddress } from './load.js'
-import { any, change, listen, state } from './state.js'
+import { any, change, fail, listen, state } from './state.js'
 import { pictures } from './unit.js'
 
 const KEPT = 6
 
-/** @type {{of: string, value: number, time: number, camera: boolean, thumb: HTMLCanvasElement, shown: any}[]} Strongest first. */
+/**
+ * Strongest first; `frame` is the picture itself where it came from the camera, of which the server keeps but the last few.
+ * @type {{of: string, value: number, time: number, camera: boolean, frame: Blob | null, thumb: HTMLCanvasElement, shown: any}[]}
+ */
 let best = []
 let bestOf = ''
 
@@ -24,7 +29,7 @@ const value = () => {
   const { held, unit } = state
   if (!held) return null
   if (held.layer === state.layer && held.map === state.map && unit?.[0] === held.y && unit?.[1] === held.x) {
-    const exact = pictures().find(p => p.current && !p.random && p.picture.head)
+    const exact = pictures().find(p => p.current && p.kind === 'trained' && p.picture.head)
     if (exact) return exact.picture.head.activation
   }
   const maps = heldMapsHere()
@@ -40,7 +45,7 @@ const thumb = () => {
   return canvas
 }
 
-const entry = (of, value, time) => ({ of, value, time, camera: state.camera, thumb: thumb(), shown: { image: state.image, view: state.view, cover: state.cover, fill: state.fill } })
+const entry = (of, value, time) => ({ of, value, time, camera: state.camera, frame: frameOf(state.image), thumb: thumb(), shown: { image: state.image, view: state.view, cover: state.cover, fill: state.fill } })
 
 /** Takes up an image once both its pixels and the unit's value are here. */
 const note = now => {
@@ -68,9 +73,19 @@ const note = now => {
   best.length = Math.min(best.length, KEPT)
 }
 
-const visit = entry => {
+const visit = async entry => {
   const { held } = state
-  change({ ...entry.shown, layer: held.layer, map: held.map, unit: [held.y, held.x] }, { push: true })
+  if (entry.frame) {
+    try {
+      const { id } = await api.upload(entry.frame)
+      entry.shown = { ...entry.shown, image: id }
+      entry.of = api.inputAt({ ...entry.shown, net: state.net })
+    } catch (error) {
+      return fail('held', error)
+    }
+    if (state.held !== held) return
+  }
+  change({ ...entry.shown, info: null, layer: held.layer, map: held.map, unit: [held.y, held.x] }, { push: true })
 }
 
 const render = () => {

@@ -1,14 +1,15 @@
 // The state as a link, and links as states:
 //   #IMG/LAYER/MAP/Y,X/RULE?view=x,y,s&cover=x0,y0,x1,y1&fill=grey&weights=random
-// and further words for what is not as at the start: rules=all, scale=shared, gain=2, show=whole, over=map,
-// hold=LAYER,MAP,Y,X. The unit may be `peak`, and the path may end after any part.
+// and further words for what is not as at the start: checkpoint=K, compare=K or K,STEP or K,random, rules=all,
+// scale=shared, gain=2, show=whole, over=map, hold=LAYER,MAP,Y,X, class=C, preferred=shown, run=open. The unit may be `peak`, and the path may end after any part.
 
+import { checkpointsOf, loadNetwork, netOf } from './nets.js'
 import { any, change, listen, state } from './state.js'
 
-const KEPT = ['image', 'view', 'cover', 'fill', 'layer', 'map', 'unit', 'rule', 'all', 'random', 'shared', 'gain', 'cut', 'overlay', 'held']
+const KEPT = ['image', 'view', 'cover', 'fill', 'layer', 'map', 'unit', 'rule', 'all', 'random', 'shared', 'gain', 'cut', 'overlay', 'held', 'net', 'compared', 'study', 'preferredOf', 'training']
 
 /** What the kept fields are where a link says nothing. */
-const START = { view: null, cover: null, fill: 'mean', map: null, unit: null, all: false, random: false, shared: false, gain: 1, cut: true, overlay: false, held: null }
+const START = { view: null, cover: null, fill: 'mean', map: null, unit: null, all: false, random: false, shared: false, gain: 1, cut: true, overlay: false, held: null, compared: null, study: null, preferredOf: null, training: false }
 
 export const FILLS = ['mean', 'grey', 'blur']
 export const GAINS = [0.25, 0.5, 1, 2, 4, 8]
@@ -25,6 +26,8 @@ export const hashOf = s => {
     if (s.map !== null) path += `/${s.map}/${s.unit ? s.unit.join(',') : 'peak'}/${word(s.rule)}`
   }
   const words = []
+  if (s.net.checkpoint) words.push('checkpoint=' + s.net.checkpoint)
+  if (s.compared) words.push('compare=' + [s.compared.checkpoint, s.compared.untrained ? 'random' : s.compared.step].filter(part => part !== null).join(','))
   if (s.view) words.push('view=' + s.view.map(v => +v.toFixed(4)).join(','))
   if (s.cover) words.push('cover=' + s.cover.join(','))
   if (s.cover && s.fill !== 'mean') words.push('fill=' + s.fill)
@@ -35,6 +38,9 @@ export const hashOf = s => {
   if (!s.cut) words.push('show=whole')
   if (s.overlay) words.push('over=map')
   if (s.held) words.push(`hold=${word(s.held.layer)},${s.held.map},${s.held.y},${s.held.x}`)
+  if (s.study !== null) words.push('class=' + s.study)
+  if (s.layer && s.preferredOf === `${s.layer}/${s.map}`) words.push('preferred=shown')
+  if (s.training) words.push('run=open')
   return '#' + path + (words.length ? '?' + words.join('&') : '')
 }
 
@@ -63,6 +69,26 @@ const firstLayer = network => {
   const spatial = network.layers.filter(layer => layer.rows > 1)
   const telling = spatial.filter(layer => !layer.kind.endsWith('pool'))
   return (telling.at(-1) ?? spatial.at(-1) ?? network.layers[0])?.name ?? null
+}
+
+const wordsIn = hash => {
+  const cut = hash.indexOf('?')
+  return new URLSearchParams(cut < 0 ? '' : hash.slice(cut + 1))
+}
+
+/** Which checkpoint of the command line a hash is of: the first, where it names none that is here. */
+const checkpointOf = hash => {
+  const asked = whole(wordsIn(hash).get('checkpoint'))
+  return asked !== null && asked < checkpointsOf(state.networks[0]).length ? asked : 0
+}
+
+const comparedOf = (value, network) => {
+  const [checkpoint, which, ...rest] = value.split(',')
+  const [k, step] = [whole(checkpoint), whole(which)]
+  if (k === null || k >= checkpointsOf(network).length || rest.length) return null
+  if (which === undefined) return netOf(k)
+  if (which === 'random') return netOf(k, null, true)
+  return step === null ? null : netOf(k, step)
 }
 
 /**
@@ -103,10 +129,21 @@ export const parse = (hash, network) => {
   else if (rule) problems.push(`The link asks for the rule ${rule}, which is not known here.`)
   if (rest.length) problems.push('The link goes on after the rule; that part is left out.')
 
-  const words = new URLSearchParams(cut < 0 ? '' : text.slice(cut + 1))
-  for (const [name, value] of words) {
+  for (const [name, value] of wordsIn(text)) {
     const bad = () => problems.push(`The link says ${name}=${value}, which cannot be; it is left out.`)
-    if (name === 'view') {
+    if (name === 'checkpoint') {
+      if (String(checkpointOf(hash)) !== value) bad()
+    } else if (name === 'compare') {
+      const compared = comparedOf(value, network)
+      if (compared) patch.compared = compared
+      else bad()
+    } else if (name === 'class') {
+      const kind = whole(value)
+      if (kind !== null && kind < network.classes.length) patch.study = kind
+      else bad()
+    } else if (name === 'preferred') value === 'shown' && patch.map !== null ? patch.preferredOf = `${patch.layer}/${patch.map}` : bad()
+    else if (name === 'run') value === 'open' ? patch.training = true : bad()
+    else if (name === 'view') {
       const view = numbers(value, 3)
       if (view && view[2] > 0 && view[2] <= 1 && view[0] >= 0 && view[1] >= 0) patch.view = view
       else bad()
@@ -115,7 +152,7 @@ export const parse = (hash, network) => {
       if (cover && cover.every(Number.isInteger) && cover[2] > cover[0] && cover[3] > cover[1] && cover.every(v => Math.abs(v) < 1e6)) patch.cover = cover
       else bad()
     } else if (name === 'fill') FILLS.includes(value) ? patch.fill = value : bad()
-    else if (name === 'weights') value === 'random' && network.random ? patch.random = true : bad()
+    else if (name === 'weights') value === 'random' ? patch.random = true : bad()
     else if (name === 'rules') value === 'all' && network.rules.length > 1 ? patch.all = true : bad()
     else if (name === 'scale') value === 'shared' ? patch.shared = true : bad()
     else if (name === 'gain') GAINS.includes(Number(value)) ? patch.gain = Number(value) : bad()
@@ -133,6 +170,21 @@ export const parse = (hash, network) => {
   return { patch, problems }
 }
 
+/**
+ * Shows what a hash says. `still` is whether that is still wanted once its network is known.
+ * @returns {Promise<string[] | null>} sentences on what it cannot mean; null where it is no longer wanted
+ */
+export const openLink = async (hash, still = () => true) => {
+  const checkpoint = checkpointOf(hash)
+  if (!state.networks[checkpoint]) await loadNetwork(checkpoint)
+  if (!still()) return null
+  const network = state.networks[checkpoint]
+  const { patch, problems } = parse(hash, network)
+  const here = state.network === network
+  change({ ...patch, network, ...(here ? {} : { net: netOf(checkpoint) }) })
+  return problems
+}
+
 /** Keeps the address as the state is, and takes up what people put there. @param {(problems: string[]) => void} tell */
 export const followLinks = tell => {
   let written = location.hash
@@ -148,11 +200,12 @@ export const followLinks = tell => {
   }
   const read = () => {
     if (location.hash === written) return
-    written = location.hash
-    const { patch, problems } = parse(location.hash, state.network)
-    tell(problems)
-    change(patch)
-    write(false)
+    const asked = written = location.hash
+    openLink(asked, () => location.hash === asked).then(problems => {
+      if (!problems) return
+      tell(problems)
+      write(false)
+    }, error => tell([error.message]))
   }
   listen((changed, how) => {
     if (!any(changed, ...KEPT)) return

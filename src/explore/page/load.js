@@ -4,6 +4,7 @@
 
 import * as api from './api.js'
 import { short } from './dom.js'
+import { counterpart } from './nets.js'
 import { any, change, fail, layerOf, listen, state } from './state.js'
 
 /** Answers that are worth keeping: going back to a layer or flipping the weights should cost nothing. */
@@ -28,44 +29,73 @@ class Kept {
   }
 }
 
-const keptMaps = new Kept(8)
+const keptMaps = new Kept(12)
 const keptPictures = new Kept(36)
 
-const lanes = { input: new api.Lane(), classes: new api.Lane(), open: new api.Lane(), maps: new api.Lane(), heldMaps: new api.Lane(), picture: new api.Lane(), info: new api.Lane() }
-/** @type {Map<string, api.Lane>} One for each rule and each kind of weights. */
+const lanes = { input: new api.Lane(), classes: new api.Lane(), open: new api.Lane(), maps: new api.Lane(), heldMaps: new api.Lane(), picture: new api.Lane(), info: new api.Lane(), otherClasses: new api.Lane(), otherMaps: new api.Lane() }
+/** @type {Map<string, api.Lane>} One for each rule of each network. */
 const pictureLanes = new Map()
 
 /** The pictures of the unit that are wanted, in their order. */
 export const pictureKeys = () => {
   const rules = state.all ? state.network.rules : [state.rule]
-  const weights = state.random ? ['trained', 'random'] : ['trained']
-  return weights.flatMap(w => rules.map(rule => ({ key: `${rule}:${w}`, rule, random: w === 'random' })))
+  const kinds = ['trained', ...(state.random ? ['random'] : []), ...(state.compared ? ['compared'] : [])]
+  return kinds.flatMap(kind => rules.map(rule => ({ key: `${rule}:${kind}`, rule, kind })))
 }
 
 /** The address of a picture in the present state, or null where no unit is chosen. */
-export const pictureAddress = ({ rule, random }) => (state.image && state.layer && state.map !== null && state.unit
-  ? api.projectAt(state, state.layer, state.map, state.unit, rule, random) : null)
+export const pictureAddress = ({ rule, kind }) => {
+  if (!state.image || !state.layer || state.map === null || !state.unit) return null
+  if (kind === 'compared') {
+    const there = counterpart()
+    return there?.unit ? api.projectAt(there.shown, there.layer.name, there.map, there.unit, rule) : null
+  }
+  const shown = kind === 'random' ? { ...state, net: { ...state.net, untrained: true } } : state
+  return api.projectAt(shown, state.layer, state.map, state.unit, rule)
+}
 
 export const inputAddress = () => (state.image ? api.inputAt(state) : null)
 export const classesAddress = () => (state.image ? api.classesAt(state) : null)
 export const mapsAddress = () => (state.image && state.layer ? api.mapsAt(state, state.layer) : null)
 
-/** The maps, if they are those of the present layer (even of a square or image just left). */
-export const mapsHere = () => (state.maps?.layer === state.layer ? state.maps : null)
+export const otherClassesAddress = () => {
+  const there = counterpart()
+  return there ? api.classesAt(there.shown) : null
+}
+export const otherMapsAddress = () => {
+  const there = counterpart()
+  return there && there.map !== null ? api.mapsAt(there.shown, there.layer.name) : null
+}
 
-/** Runs a request in its lane; errors are said in the part's place. */
-const want = (lane, part, follow, job) => lane.ask(async signal => {
-  try {
-    await job(signal)
-    fail(part, null)
-  } catch (error) {
-    if (signal.aborted) return
-    fail(part, error)
-    if (error.status === 0) againSoon()
-    // A fault of the page itself belongs on the console too.
-    if (!(error instanceof api.Refused)) reportError(error)
-  }
-}, follow)
+/** The maps, if they are those of the present layer (even of a square or image just left). */
+export const mapsHere = () => (state.maps?.layer === state.layer && state.maps.checkpoint === state.net.checkpoint ? state.maps : null)
+
+/** The compared network's, of the layer that answers to the present one. */
+export const otherMapsHere = () => {
+  const { otherMaps: maps, compared } = state
+  return maps && compared && maps.checkpoint === compared.checkpoint && maps.layer === counterpart()?.layer?.name ? maps : null
+}
+
+/**
+ * Runs the request for an address in its lane, unless that is on its way (null: in any case); errors are said in the
+ * part's place.
+ */
+const want = (lane, of, part, follow, job) => {
+  if (of && lane.busy && lane.of === of) return
+  lane.of = of
+  lane.ask(async signal => {
+    try {
+      await job(signal)
+      fail(part, null)
+    } catch (error) {
+      if (signal.aborted) return
+      fail(part, error)
+      if (error.status === 0) againSoon()
+      // A fault of the page itself belongs on the console too.
+      if (!(error instanceof api.Refused)) reportError(error)
+    }
+  }, follow)
+}
 
 /** The server is away, perhaps for a moment: what is missing is asked for again until it is back. */
 let againTimer = 0
@@ -78,12 +108,13 @@ const againSoon = () => {
     wantMaps(false)
     wantPictures(false)
     wantHeld(false)
+    wantOther(false)
   }, 2000)
 }
 
 const wantInput = follow => {
   const of = inputAddress()
-  want(lanes.input, 'input', follow, async signal => {
+  want(lanes.input, of, 'input', follow, async signal => {
     const bitmap = await api.bitmap(of, signal)
     change({ input: { of, bitmap } })
   })
@@ -92,7 +123,7 @@ const wantInput = follow => {
 const wantClasses = follow => {
   const of = classesAddress()
   const { cover } = state
-  want(lanes.classes, 'classes', follow, async signal => {
+  want(lanes.classes, of, 'classes', follow, async signal => {
     const { classes } = await api.classes(of, signal)
     change(cover ? { classes: { of, classes } } : { classes: { of, classes }, open: { of, classes } })
   })
@@ -110,7 +141,7 @@ const wantClasses = follow => {
 
 const wantMaps = follow => {
   const of = mapsAddress()
-  const { layer, image } = state
+  const { layer, image, net: { checkpoint } } = state
   const kept = keptMaps.get(of)
   if (kept) {
     lanes.maps.stop()
@@ -119,12 +150,37 @@ const wantMaps = follow => {
     choose(kept)
     return
   }
-  want(lanes.maps, 'maps', follow, async signal => {
-    const maps = { ...(await api.maps(of, signal)), layer, image }
+  want(lanes.maps, of, 'maps', follow, async signal => {
+    const maps = { ...(await api.maps(of, signal)), layer, image, checkpoint }
     keptMaps.set(of, maps)
     change({ maps })
     choose(maps)
   })
+}
+
+/** What the compared network thinks, and its layer's maps; its pictures are among the unit's. */
+const wantOther = follow => {
+  const classes = otherClassesAddress(), of = otherMapsAddress()
+  if (!classes) lanes.otherClasses.stop()
+  else if (state.otherClasses?.of !== classes || lanes.otherClasses.busy) {
+    want(lanes.otherClasses, classes, 'otherClasses', follow, async signal => {
+      change({ otherClasses: { of: classes, ...(await api.classes(classes, signal)) } })
+    })
+  }
+  const kept = of && keptMaps.get(of)
+  if (!of) lanes.otherMaps.stop()
+  else if (kept) {
+    lanes.otherMaps.stop()
+    fail('otherMaps', null)
+    change({ otherMaps: kept })
+  } else {
+    const { layer, shown: { image, net: { checkpoint } } } = counterpart()
+    want(lanes.otherMaps, of, 'otherMaps', follow, async signal => {
+      const maps = { ...(await api.maps(of, signal)), layer: layer.name, image, checkpoint }
+      keptMaps.set(of, maps)
+      change({ otherMaps: maps })
+    })
+  }
 }
 
 /** Where a link or a new image leaves the unit open, it is the map's strongest; without a map, the layer's. */
@@ -160,7 +216,7 @@ const wantPictures = follow => {
       arrive(wanted.key, kept)
       continue
     }
-    want(lane, 'unit', follow, async signal => {
+    want(lane, of, 'unit', follow, async signal => {
       let picture
       try {
         picture = await api.project(of, signal)
@@ -190,15 +246,22 @@ export const fieldHere = () => {
 /** The map's strongest over the data; asked again while the search goes on and somebody looks. */
 let topTimer = 0
 let topSeen = false
+/** @type {api.Net | null} The network whose search was begun: other weights need another. */
+let searchedOf = null
 const topLane = new api.Lane()
 const wantTop = () => {
   clearTimeout(topTimer)
   topTimer = 0
   if (state.layer === null || state.map === null) return
-  const of = api.topAt(state.layer, state.map)
+  const { net } = state
+  const of = api.topAt(net, state.layer, state.map)
   if (!topSeen || document.hidden) return
   topLane.ask(async signal => {
     try {
+      if (searchedOf !== net) {
+        await api.search(net.checkpoint, signal)
+        searchedOf = net
+      }
       const found = await api.top(of, signal)
       change({ top: { of, ...found } })
       fail('top', null)
@@ -238,7 +301,7 @@ const wantInfo = () => {
 export const wantPicture = () => new Promise(resolve => {
   const of = api.pictureAt(state.image)
   if (state.picture?.of === of) return resolve()
-  want(lanes.picture, 'input', false, async signal => {
+  want(lanes.picture, null, 'input', false, async signal => {
     const bitmap = await api.bitmap(of, signal)
     if (of === api.pictureAt(state.image)) change({ picture: { of, bitmap } })
     resolve()
@@ -251,14 +314,14 @@ const wantHeld = follow => {
     return
   }
   const of = api.mapsAt(state, state.held.layer)
-  const { image, held: { layer } } = state
+  const { image, held: { layer }, net: { checkpoint } } = state
   const kept = state.heldMaps?.of === of ? state.heldMaps : keptMaps.get(of)
   if (kept) {
     lanes.heldMaps.stop()
     return change({ heldMaps: kept })
   }
-  want(lanes.heldMaps, 'held', follow, async signal => {
-    const maps = { ...(await api.maps(of, signal)), layer, image }
+  want(lanes.heldMaps, of, 'held', follow, async signal => {
+    const maps = { ...(await api.maps(of, signal)), layer, image, checkpoint }
     keptMaps.set(of, maps)
     change({ heldMaps: maps })
   })
@@ -270,7 +333,7 @@ export const heldMapsHere = () => {
   return [state.maps, state.heldMaps].find(maps => maps?.of === of) ?? null
 }
 
-const busy = () => [lanes.input, lanes.classes, lanes.maps, lanes.heldMaps, ...pictureLanes.values()].some(lane => lane.busy)
+const busy = () => [lanes.input, lanes.classes, lanes.maps, lanes.heldMaps, lanes.otherClasses, lanes.otherMaps, ...pictureLanes.values()].some(lane => lane.busy)
 /** When all that is asked for now has come (or failed). */
 export const settled = async () => {
   do await new Promise(resolve => setTimeout(resolve, 10))
@@ -279,10 +342,11 @@ export const settled = async () => {
 
 export const startLoading = () => listen((changed, how) => {
   if (!state.image) return
-  const shown = any(changed, 'image', 'view', 'cover', 'fill')
+  const shown = any(changed, 'image', 'view', 'cover', 'fill', 'net')
+  const other = any(changed, 'compared', 'networks')
   // Under a running camera a unit that is not held follows its map's strongest place, which comes with the maps.
   const later = state.camera && !state.held && changed.has('image')
-  if (!later && (shown || any(changed, 'map', 'unit', 'layer', 'rule', 'all', 'random'))) wantPictures(how.follow)
+  if (!later && (shown || other || any(changed, 'map', 'unit', 'layer', 'rule', 'all', 'random'))) wantPictures(how.follow)
   if (shown) {
     wantInput(how.follow)
     wantClasses(how.follow)
@@ -292,7 +356,8 @@ export const startLoading = () => listen((changed, how) => {
   // A little later: the projection asked for by the same click comes first, and maps passed by are left out.
   // A link that leaves the unit open, to maps that are here already.
   else if (any(changed, 'map', 'unit') && !state.unit && state.maps?.of === mapsAddress()) choose(state.maps)
-  if (any(changed, 'layer', 'map')) {
+  if (changed.has('compared') || state.compared && (shown || any(changed, 'networks', 'layer', 'map', 'unit'))) wantOther(how.follow)
+  if (any(changed, 'layer', 'map', 'net')) {
     clearTimeout(topTimer)
     topTimer = setTimeout(wantTop, 150)
   }

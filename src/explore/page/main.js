@@ -1,7 +1,19 @@
 // The explorer's page: puts its parts together. Each part is a module with a `start...` that listens to the state.
 //
 // What a test may click or read (stable):
-//   #notice-text, #title, #checkpoint, #live (aria-live), #open-help, #help, #help-close, #copy-link, #save-state
+//   #notice-text, #reload, #title, #checkpoint, #network-choice, #live (aria-live), #open-help, #help, #help-close, #copy-link,
+//            #save-state
+//   compare  #compare-toggle; the bar #compare with #compare-with (a select: K, or K,random), #epoch (a range), #epoch-text,
+//            #epoch-before #epoch-after, #swap, #compare-close, #compare-note, #compare-error; beside the first network's:
+//            #compare-classes li[data-class][data-probability], #compare-map (canvas), #compare-map-range,
+//            #compare-activation[data-value], [data-picture="RULE:compared"]; #classes-of #compare-classes-of their names
+//   run      #open-run with #run-state, #alarm-count; the dialog #run with #run-words, #run-loss-curve #run-error-curve (canvas),
+//            #alarms [data-alarm], #filters (canvas), #run-close
+//   class    #open-study, and the names in #classes; #class-study with #study-class, #study-title, #study-progress, #study-bar,
+//            #study-maps [data-map][data-contribution] (aria-busy), #study-more, #study-images [data-image], #study-error;
+//            #histogram [data-class][data-mean] (aria-busy), .first is the class looked at, #histogram-more; #study-close
+//   preferred #preferred-start, #preferred-progress, #preferred-image (canvas, aria-busy), #preferred-activation[data-value],
+//            #preferred-strongest, #preferred-words, #preferred-error
 //   image    #choose #previous #next #upload #file #camera; #chooser with #splits [data-split], #class-wanted, #search,
 //            #chooser-count, #thumbs [data-image], #chooser-close
 //            #stage (canvas; data-mode look, cover, crop; aria-busy while pixels are not of the state), #image-name[data-shown],
@@ -12,13 +24,14 @@
 //            #maps-low #maps-high, #maps-error, #reading
 //   unit     #unit-title, #unit-place, #unit-field, #activation[data-value], #peak, #map-large (canvas), #map-range, #overlay
 //            #rules [data-rule], #rules-all, #random, #shared, #cut, #gain-less, #gain, #gain-more
-//            #pictures [data-picture="photo" | "RULE:trained" | "RULE:random"] (aria-busy), in it canvas at the picture's own
+//            #pictures [data-picture="photo" | "RULE:trained" | "RULE:random" | "RULE:compared"] (aria-busy), in it canvas at the picture's own
 //            pixels, .range, .gain, .instead (a sentence in the picture's place)
 //   cover    #cover-size #cover-smaller #cover-larger #cover-remove #fill-mean #fill-grey #fill-blur
-//            #sweep-class #sweep-steps #sweep-run #sweep-stop #sweep-progress #heat #heat-low #heat-high #sweep-over #sweep-caption
+//            #sweep-what #sweep-class #sweep-steps #sweep-run #sweep-stop #sweep-progress #heat #heat-low #heat-high #sweep-over #sweep-caption
 //   hold     #hold #held #held-name #held-value[data-value] #held-best #held-list [data-best] #held-go
 //   top      #top-list [data-peak][data-image], #top-progress
-//   saving   [data-save="image" | "map" | "heat" | "top" | a data-picture]
+//   saving   [data-save="image" | "map" | "compare-map" | "heat" | "top" | "preferred" | "study" | "histogram" | "curves" |
+//            "filters" | a data-picture]; [data-keep] of the same names, shown if the report can be added to
 // The link follows at once, but a quarter of a second after the last move of a drag, a held key or the camera.
 // Performance: mark `zfnet:click`, measure `zfnet:unit` (timing.js). `html[data-ready]` once the network is known.
 
@@ -26,21 +39,27 @@ import * as api from './api.js'
 import { startCamera } from './camera.js'
 import { startChooser } from './chooser.js'
 import { startClasses } from './classes.js'
+import { startCompare } from './compare.js'
 import { startCover } from './cover.js'
-import { $, many, percent, short } from './dom.js'
+import { $, many } from './dom.js'
 import { startHold } from './hold.js'
 import { startKeys } from './keys.js'
-import { followLinks, parse } from './link.js'
-import { classesAddress, startLoading } from './load.js'
+import { followLinks, openLink } from './link.js'
+import { startLive } from './live.js'
+import { startLoading } from './load.js'
 import { startMaps } from './maps.js'
+import { loadNetwork } from './nets.js'
+import { startPreferred } from './preferred.js'
 import { startSave } from './save.js'
 import { startStage } from './stage.js'
-import { any, change, layerOf, listen, state } from './state.js'
+import { listen, state } from './state.js'
 import { startStrip } from './strip.js'
+import { startStudy } from './study.js'
 import { startSweep } from './sweep.js'
 import { startTop } from './top.js'
 import { startTour } from './tour.js'
-import { activation, startUnit } from './unit.js'
+import { startTraining } from './training.js'
+import { startUnit } from './unit.js'
 import { startUpload } from './upload.js'
 
 /** A sentence for the whole page; none takes the last away. */
@@ -49,44 +68,30 @@ const tell = text => {
   $('notice').hidden = !text
 }
 
-/** Screen readers are told what the network thinks and what the unit does, once a hand has come to rest. */
-const startLive = () => {
-  let timer = 0
-  const say = () => {
-    const parts = []
-    const best = state.classes?.of === classesAddress() ? state.classes.classes[0] : null
-    if (best) parts.push(`The network thinks: ${best.name}, ${percent(best.probability)}.`)
-    const layer = layerOf(state.layer), value = activation()
-    if (layer && state.unit && value !== null) parts.push(`${layer.name}, map ${state.map}, y ${state.unit[0]}, x ${state.unit[1]}: activation ${short(value)}.`)
-    const text = parts.join(' ')
-    if ($('live').textContent !== text) $('live').textContent = text
-  }
-  listen(changed => {
-    if (!any(changed, 'classes', 'pictures', 'maps', 'unit')) return
-    clearTimeout(timer)
-    timer = setTimeout(say, state.camera ? 3000 : 700)
-  })
+const replaced = why => {
+  tell(why)
+  $('reload').hidden = false
 }
 
 const renderHead = () => {
   const { network } = state
-  const { rows, columns, channels } = network.input
+  const { rows, columns } = network.input
   document.title = `${network.title}: explorer`
   $('title').textContent = network.title
-  $('checkpoint').textContent = `${network.checkpoint}; input ${columns} × ${rows} × ${channels}, ${many(network.classes.length)} classes; ${network.program}`
+  $('checkpoint').textContent = `${network.checkpoint}; input ${columns} × ${rows}, ${many(network.classes.length)} classes; ${network.program}`
   document.documentElement.dataset.ready = 'true'
 }
 
 const begin = async () => {
-  let network
   try {
-    network = await api.network()
+    await loadNetwork(0)
   } catch (error) {
     tell(`${error.message} Asking again every two seconds.`)
     setTimeout(begin, 2000)
     return
   }
   tell('')
+  api.belongTo(state.networks[0].instance, replaced)
   // What asks comes before what draws, so that a click is on its way to the server first.
   startLoading()
   startUpload(tell)
@@ -99,19 +104,23 @@ const begin = async () => {
   startStrip()
   startMaps()
   startUnit()
+  startStudy()
+  startPreferred()
   startTop()
   startHold()
   startSave(tell)
+  startCompare()
+  startTraining()
   startKeys(tell)
   startLive()
-  change({ network })
+  listen(changed => {
+    if (changed.has('network')) renderHead()
+    if (changed.has('errors') && state.errors.network) tell(state.errors.network)
+  })
+  const say = problems => tell(problems.join(' '))
+  followLinks(say)
+  await openLink(location.hash).then(say, error => tell(error.message))
   startTour()
-  renderHead()
-  const hash = location.hash
-  followLinks(problems => tell(problems.join(' ')))
-  const { patch, problems } = parse(hash, network)
-  change(patch)
-  if (problems.length) tell(problems.join(' '))
 }
 
 // The hash is the state's, so jumps within the page (on narrow screens) leave it alone.
@@ -119,7 +128,9 @@ $('jump').addEventListener('click', event => {
   const to = event.target.closest('[data-jump]')?.dataset.jump
   if (!to) return
   event.preventDefault()
-  $(to).scrollIntoView({ behavior: matchMedia('(prefers-reduced-motion: reduce)').matches ? 'auto' : 'smooth' })
+  // A class that is studied stands in the place of the maps.
+  $(to === 'maps-pane' && state.study !== null ? 'class-study' : to).scrollIntoView({ behavior: matchMedia('(prefers-reduced-motion: reduce)').matches ? 'auto' : 'smooth' })
 })
 $('notice-close').addEventListener('click', () => tell(''))
+$('reload').addEventListener('click', () => location.reload())
 begin()

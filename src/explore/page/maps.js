@@ -78,7 +78,7 @@ const fill = (tile, place) => {
     const high = rangeOf(maps, map, state.ownScale)
     context.fillStyle = `rgb(${colour(peaks[map][0], high).join(' ')})`
     context.fillRect(0, 0, 1, 1)
-  } else put(canvas, mapPixels(maps, map, state.ownScale))
+  } else put(canvas, mapPixels(maps, map, rangeOf(maps, map, state.ownScale)))
   tileOf.set(tile, key)
   label.children[0].textContent = map
   label.children[1].textContent = short(peaks[map][0])
@@ -199,13 +199,13 @@ export const startMaps = () => {
   $('own-scale').addEventListener('click', () => change({ ownScale: !state.ownScale }))
   new ResizeObserver(() => { measure(); show(true); reveal() }).observe(box)
   listen(changed => {
-    if (!any(changed, 'network', 'layer', 'image', 'view', 'cover', 'fill', 'map', 'unit', 'maps', 'mode', 'order', 'firing', 'ownScale', 'errors')) return
+    if (!any(changed, 'network', 'net', 'layer', 'image', 'view', 'cover', 'fill', 'map', 'unit', 'maps', 'mode', 'order', 'firing', 'ownScale', 'errors')) return
     const maps = mapsHere()
     // The order stays while a square moves or the camera runs: a grid that is shuffled under the eyes cannot be read.
     if (state.mode !== 'crop') viewOf = String(state.view)
-    const key = maps ? [state.layer, state.camera ? 'camera' : maps.image, viewOf, state.order, state.firing].join(' ') : ''
+    const key = maps ? [state.net.checkpoint, state.layer, state.camera ? 'camera' : maps.image, viewOf, state.order, state.firing].join(' ') : ''
     if (key !== orderOf || (maps && state.map !== null && state.firing && !order.includes(state.map))) {
-      const other = !orderOf.startsWith(`${state.layer} `)
+      const other = !orderOf.startsWith(`${state.net.checkpoint} ${state.layer} `)
       orderOf = key
       arrange()
       measure()

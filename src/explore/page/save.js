@@ -1,12 +1,16 @@
-// What is kept: any picture as PNG with its caption under it, the state as JSON, the link.
+// What is kept: any picture with its caption under it, as PNG or in the run's report; the state as JSON; the link.
 
 import * as api from './api.js'
-import { $, percent, short, whole } from './dom.js'
-import { fieldHere, mapsHere } from './load.js'
+import { $, many, percent, saving, short, whole } from './dom.js'
+import { classesAddress, fieldHere, inputAddress, mapsAddress, mapsHere, otherClassesAddress, otherMapsAddress } from './load.js'
 import { hashOf } from './link.js'
-import { state } from './state.js'
+import { checkpointsOf, counterpart, epochOf } from './nets.js'
+import { preferredCaption, preferredComplete, preferredHere } from './preferred.js'
+import { any, listen, state } from './state.js'
+import { histogramCaption, histogramHere, histogramPicture, studyCaption, studyComplete, studyHere, studyPicture } from './study.js'
 import { sweepCaption } from './sweep.js'
-import { activation, pictures, rangeText, scaleOf } from './unit.js'
+import { curvesCaption, curvesPicture } from './training.js'
+import { activation, otherActivation, pictures, rangeText, scaleOf } from './unit.js'
 
 const INK = '#1d2126', QUIET = '#5b636d', PAPER = '#fff'
 
@@ -62,15 +66,23 @@ const captioned = (source, caption) => {
   return out
 }
 
-const shownText = () => {
+const shownText = ({ cover } = state) => {
   const parts = [state.image]
   if (state.info) parts.push(state.network.data_classes?.[state.info.class] ?? '', state.info.name)
   if (state.view) parts.push(`view ${state.view.join(', ')}`)
-  if (state.cover) parts.push(`covered ${state.cover.join(', ')} (${state.fill})`)
+  if (cover) parts.push(`covered ${cover.join(', ')} (${state.fill})`)
   return parts.filter(Boolean).join('; ')
 }
-const unitText = () => `${state.layer}, map ${state.map}, y ${state.unit[0]}, x ${state.unit[1]}`
-const programText = () => `${state.network.title} (${state.network.checkpoint}), ${state.network.program}`
+const unitText = (layer, map, unit) => `${layer}, map ${map}, y ${unit[0]}, x ${unit[1]}`
+const momentText = net => {
+  const epoch = epochOf(net)
+  return net.untrained ? 'untrained' : [epoch === null ? '' : `epoch ${epoch}`, net.step === null ? '' : `after ${many(net.step)} updates`].filter(Boolean).join(', ')
+}
+/** Which network, and which program, made a picture. */
+const programText = net => {
+  const { title, checkpoint } = checkpointsOf(state.network)[net.checkpoint]
+  return [`${title} (${checkpoint})`, momentText(net), state.network.program].filter(Boolean).join(', ')
+}
 
 /** The nine pairs as one picture. */
 const nine = () => {
@@ -89,59 +101,157 @@ const nine = () => {
   return canvas
 }
 
-/** Canvas and caption of what `data-save` names. */
+/**
+ * What `data-save` names: a canvas, its caption, and the network that it is of, if not the first; null while it is not
+ * of the present state.
+ * @returns {{canvas: HTMLCanvasElement, caption: string[], net?: api.Net} | null}
+ */
 const contents = key => {
+  const { layer, map, unit, compared } = state
+  const maps = mapsHere()
   if (key === 'image') {
-    const best = state.classes?.classes[0]
-    return [$('stage'), ['The image as the network sees it', shownText(), ...(best ? [`${best.name} ${percent(best.probability)}`] : [])]]
+    if (!state.input || state.input.of !== inputAddress()) return null
+    const best = state.classes?.of === classesAddress() ? state.classes.classes[0] : null
+    return { canvas: $('stage'), caption: ['The image as the network sees it', shownText(), ...(best ? [`${best.name} ${percent(best.probability)}`] : [])] }
   }
-  if (key === 'map') {
-    const maps = mapsHere()
-    return [$('map-large'), [`${state.layer}, map ${state.map}`, `${$('map-range').textContent}; peak ${short(maps.head.peaks[state.map][0])}`, shownText()]]
+  if (key === 'map') return maps?.of === mapsAddress() ? { canvas: $('map-large'), caption: [`${layer}, map ${map}`, `${$('map-range').textContent}; peak ${short(maps.head.peaks[map][0])}`, shownText()] } : null
+  if (key === 'compare-map') {
+    const there = counterpart(), found = state.otherMaps
+    if (!found || found.of !== otherMapsAddress()) return null
+    return { canvas: $('compare-map'), net: compared, caption: [`${there.layer.name}, map ${there.map}`, `${$('compare-map-range').textContent}; peak ${short(found.head.peaks[there.map][0])}`, shownText()] }
   }
-  if (key === 'heat') return [$('heat'), [`Where the network looks: ${state.sweep.name}`, sweepCaption(state.sweep), shownText()]]
-  if (key === 'top') return state.top && [nine(), [`The nine strongest of ${state.layer}, map ${state.map}`, `patches and projections (each in its own scale), ${$('top-progress').textContent}: ${state.top.peaks.map(peak => `${short(peak.value)} in ${peak.id}`).join(', ')}`]]
+  if (key === 'heat') return state.sweep?.done ? { canvas: $('heat'), caption: [`Where the network looks: ${state.sweep.name}`, sweepCaption(state.sweep), shownText({ cover: null })] } : null
+  if (key === 'top') return state.top?.of === api.topAt(state.net, layer, map) ? { canvas: nine(), caption: [`The nine strongest of ${layer}, map ${map}`, `patches and projections (each in its own scale), ${$('top-progress').textContent}: ${state.top.peaks.map(peak => `${short(peak.value)} in ${peak.id}`).join(', ')}`] } : null
+  if (key === 'curves') return made(curvesPicture(), curvesCaption)
+  if (key === 'filters') return made($('filters').hidden ? null : $('filters'), () => ['Filters of the first layer'])
+  if (key === 'study') return made(studyPicture(), studyCaption)
+  if (key === 'histogram') return made(histogramPicture(), histogramCaption)
+  if (key === 'preferred') return made(preferredHere() && $('preferred-image'), preferredCaption)
   const canvas = document.querySelector(`[data-picture="${CSS.escape(key)}"] canvas`)
-  if (key === 'photo') return [canvas, [`Receptive field of ${unitText()}`, shownText()]]
+  if (key === 'photo') return state.input?.of === inputAddress() ? { canvas, caption: [`Receptive field of ${unitText(layer, map, unit)}`, shownText()] } : null
   const all = pictures()
   const entry = all.find(p => p.key === key)
-  if (!entry?.picture?.head) return null
-  const scale = scaleOf(entry, all)
-  const field = fieldHere()
-  return [canvas, [`Projection by ${entry.rule}${entry.random ? ', untrained weights' : ''}`,
-    `${unitText()}; activation ${short(entry.picture.head.activation)}`,
-    `black to white ${rangeText(scale)}, zero is grey${state.gain === 1 ? '' : `, gain ${state.gain}`}${state.shared ? ', one scale for all shown' : ''}`,
-    ...(field ? [`receptive field x ${whole(field[0])} to ${whole(field[2])}, y ${whole(field[1])} to ${whole(field[3])}`] : []), shownText()]]
+  if (!entry?.current || !entry.picture.head) return null
+  const { head } = entry.picture
+  const there = entry.kind === 'compared' ? counterpart() : { layer: { name: layer }, map, unit }
+  const net = entry.kind === 'compared' ? compared : entry.kind === 'random' ? { ...state.net, untrained: true } : state.net
+  const [x0, y0, x1, y1] = head.field
+  return { canvas, net, caption: [`Projection by ${entry.rule}${net.untrained ? ', untrained weights' : ''}`,
+    `${unitText(there.layer.name, there.map, there.unit)}; activation ${short(head.activation)}`,
+    `black to white ${rangeText(scaleOf(entry, all))}, zero is grey${state.gain === 1 ? '' : `, gain ${state.gain}`}${state.shared ? ', one scale for all shown' : ''}`,
+    `receptive field x ${whole(x0)} to ${whole(x1)}, y ${whole(y0)} to ${whole(y1)}`, shownText()] }
+}
+const made = (canvas, caption) => (canvas ? { canvas, caption: caption() } : null)
+
+/** The picture with its caption, as a file would have it, and the lines of that. */
+const pictured = async key => {
+  const found = contents(key)
+  if (!found?.canvas?.width) throw new Error('This picture is still being computed.')
+  const caption = [...found.caption, programText(found.net ?? state.net)]
+  const blob = await new Promise(resolve => captioned(found.canvas, caption).toBlob(resolve, 'image/png'))
+  if (!blob) throw new Error('This browser cannot make a picture of it.')
+  return { blob, caption }
 }
 
-const savePicture = key => {
-  const found = contents(key)
-  if (!found?.[0]?.width) return
-  const [canvas, caption] = found
-  captioned(canvas, [...caption, programText()]).toBlob(blob => {
-    if (blob) download(blob, `${safe(['zfnet', key, state.image, state.layer, state.map].join('-'))}.png`)
-  })
+const savePicture = async key => download((await pictured(key)).blob, `${safe(['zfnet', key, state.image, state.layer, state.map].join('-'))}.png`)
+
+const keepPicture = async (key, go, tell) => {
+  go.disabled = true
+  try {
+    const { blob, caption: [title, ...rest] } = await pictured(key)
+    const { kept } = await api.keep(blob, { title, caption: rest.join('\n'), link: hashOf(state) })
+    tell(`Added to the report, which now holds ${many(kept)} view${kept === 1 ? '' : 's'}.`)
+    // A dialog may be over the notice.
+    go.textContent = 'Added'
+    setTimeout(() => { go.textContent = 'Report' }, 2000)
+  } finally {
+    go.disabled = false
+  }
+}
+
+/** What of the page is not of its state yet, in words; what could not be had is said in its place. */
+const pending = () => {
+  const { errors, sweep, top } = state
+  const late = (words, found, of, part) => (of !== null && found?.of !== of && !errors[part] ? [words] : [])
+  return [
+    ...late('the image', state.input, inputAddress(), 'input'), ...late('the classes', state.classes, classesAddress(), 'classes'),
+    ...late('the maps', state.maps, mapsAddress(), 'maps'),
+    ...(!state.image || errors.unit || pictures().every(p => p.current) ? [] : ['the projections']),
+    ...late("the compared network's classes", state.otherClasses, otherClassesAddress(), 'otherClasses'),
+    ...late("the compared network's maps", state.otherMaps, otherMapsAddress(), 'otherMaps'),
+    ...(studyComplete() ? [] : ['the class']), ...(preferredComplete() ? [] : ['the preferred image']),
+    ...(sweep?.running ? ['the heat map'] : []),
+  ]
+}
+
+const current = (found, of) => (found && found.of === of ? found : null)
+
+const projectionsOf = kinds => pictures().filter(p => p.current && p.picture.head && kinds.includes(p.kind)).map(p => ({
+  rule: p.rule, weights: p.kind === 'random' ? 'random' : 'trained', activation: p.picture.head.activation, scale: p.picture.head.scale, shown_scale: scaleOf(p, pictures()), gain: state.gain,
+}))
+
+const netJson = net => ({ ...checkpointsOf(state.network)[net.checkpoint], updates: net.step ?? state.runs[net.checkpoint]?.step ?? null, epoch: epochOf(net), untrained: net.untrained })
+
+const peakOf = (maps, map) => {
+  if (!maps || map === null) return null
+  const [value, y, x] = maps.head.peaks[map]
+  return { value, y, x }
+}
+
+const comparedJson = () => {
+  const there = counterpart()
+  if (!there) return null
+  const { shown, layer, map, unit } = there
+  const classes = current(state.otherClasses, otherClassesAddress()), maps = current(state.otherMaps, otherMapsAddress())
+  return {
+    ...netJson(state.compared), cover: shown.cover, layer: layer?.name ?? null, map, unit, activation: otherActivation(), peak: peakOf(maps, map),
+    classes: classes?.classes ?? null, projections: projectionsOf(['compared']),
+  }
 }
 
 /** All that is shown, in numbers. */
-const stateJson = () => ({
-  program: state.network.program, title: state.network.title, checkpoint: state.network.checkpoint,
-  link: hashOf(state), image: state.image, name: state.info?.name ?? null,
-  label: state.info ? state.network.data_classes?.[state.info.class] ?? null : null,
-  view: state.view, cover: state.cover, fill: state.cover ? state.fill : null,
-  layer: state.layer, map: state.map, unit: state.unit, activation: activation(), field: fieldHere(),
-  classes: state.classes?.of === api.classesAt(state) ? state.classes.classes : null,
-  projections: pictures().filter(p => p.current && p.picture.head).map(p => ({ rule: p.rule, weights: p.random ? 'random' : 'trained', activation: p.picture.head.activation, scale: p.picture.head.scale, shown_scale: scaleOf(p, pictures()), gain: state.gain })),
-  occlusion: state.sweep ? { class: state.sweep.class, name: state.sweep.name, side: state.sweep.side, fill: state.sweep.fill, places: state.sweep.steps, probabilities: [...state.sweep.values].map(v => (Number.isNaN(v) ? null : v)), upper_bounds: state.sweep.bounds } : null,
-})
+const stateJson = () => {
+  const { network, sweep, study } = state
+  const [studied, histogram, preferred] = [studyHere(), histogramHere(), preferredHere()]
+  const top = current(state.top, state.map === null ? '' : api.topAt(state.net, state.layer, state.map))
+  return {
+    program: network.program, title: network.title, checkpoint: network.checkpoint, epoch: epochOf(state.net), updates: state.runs[state.net.checkpoint]?.step ?? null,
+    link: hashOf(state), image: state.image, name: state.info?.name ?? null,
+    label: state.info ? network.data_classes?.[state.info.class] ?? null : null,
+    view: state.view, cover: state.cover, fill: state.cover ? state.fill : null,
+    layer: state.layer, map: state.map, unit: state.unit, activation: activation(), peak: peakOf(current(state.maps, mapsAddress()), state.map), field: fieldHere(),
+    classes: current(state.classes, classesAddress())?.classes ?? null,
+    projections: projectionsOf(['trained', 'random']),
+    compared: state.compared ? comparedJson() : null,
+    class_study: study === null ? null : { class: study, name: network.classes[study], layer: state.layer, images_searched: studied?.done ?? null, maps: studied?.maps ?? null, images: studied?.images ?? null },
+    histogram: histogram ? { layer: state.layer, map: state.map, edges: histogram.edges, classes: histogram.classes } : null,
+    preferred: preferred ? { layer: state.layer, map: state.map, steps: preferred.head.step, activation: preferred.head.activation } : null,
+    strongest: top ? { searched: top.searched, total: top.total, peaks: top.peaks } : null,
+    occlusion: sweep ? { what: sweep.what, class: sweep.class ?? null, layer: sweep.layer ?? null, map: sweep.map ?? null, name: sweep.name, side: sweep.side, fill: sweep.fill, places: sweep.steps, uncovered: sweep.base, values: [...sweep.values].map(v => (Number.isNaN(v) ? null : v)) } : null,
+  }
+}
+
+const saveState = tell => {
+  const late = pending()
+  if (late.length) return tell(`Still computing: ${late.join(', ')}. Save again in a moment.`)
+  tell('')
+  download(new Blob([JSON.stringify(stateJson(), null, 2) + '\n'], { type: 'application/json' }), `${safe(`zfnet-${state.image ?? 'state'}`)}.json`)
+}
 
 /** @param {(text: string) => void} tell */
 export const startSave = tell => {
+  for (const png of document.querySelectorAll('[data-save]')) {
+    const words = png.getAttribute('aria-label').replace(/^Save |,? as PNG$/g, '')
+    png.replaceWith(saving(png.dataset.save, words))
+  }
   document.addEventListener('click', event => {
-    const key = event.target.closest?.('[data-save]')?.dataset.save
-    if (key && state.image) savePicture(key)
+    const go = event.target.closest?.('[data-save], [data-keep]')
+    if (!go) return
+    const { save, keep } = go.dataset
+    const done = save ? savePicture(save) : keepPicture(keep, go, tell)
+    done.catch(error => tell(error.message))
   })
-  $('save-state').addEventListener('click', () => download(new Blob([JSON.stringify(stateJson(), null, 2) + '\n'], { type: 'application/json' }), `${safe(`zfnet-${state.image ?? 'state'}`)}.json`))
+  $('save-state').addEventListener('click', () => saveState(tell))
   $('copy-link').addEventListener('click', async () => {
     try {
       await navigator.clipboard.writeText(location.href)
@@ -151,4 +261,5 @@ export const startSave = tell => {
       tell(`The link: ${location.href}`)
     }
   })
+  listen(changed => { if (any(changed, 'network')) document.body.classList.toggle('keeps', !!state.network.can_keep) })
 }

@@ -2,7 +2,7 @@
 
 import * as cover from './cover.js'
 import { $ } from './dom.js'
-import { canvasOf, frame, mapPixels } from './draw.js'
+import { canvasOf, frame, mapPixels, rangeOf } from './draw.js'
 import { fieldHere, inputAddress, mapsHere } from './load.js'
 import * as square from './square.js'
 import { any, change, layerOf, listen, state } from './state.js'
@@ -67,7 +67,7 @@ const draw = () => {
     context.beginPath()
     context.rect(left, top, width * k, height * k)
     context.clip()
-    context.drawImage(canvasOf(mapPixels(over.maps, over.map, true, true)), left + cells.x * k, top + cells.y * k, cells.width * k, cells.height * k)
+    context.drawImage(canvasOf(mapPixels(over.maps, over.map, rangeOf(over.maps, over.map, true), true)), left + cells.x * k, top + cells.y * k, cells.width * k, cells.height * k)
     context.restore()
   } else if (state.sweep && state.sweepOver && state.mode === 'cover') {
     context.imageSmoothingEnabled = false
@@ -103,15 +103,16 @@ const handle = (context, x, y) => {
 
 const drawView = (context, k, left, top, width, height) => {
   if (!state.view) return
-  const { x, y, side } = view.current()
+  const now = view.current()
+  const [x, y] = [left + now.x * k, top + now.y * k], [w, h] = square.sizeOf(now).map(v => v * k)
   // What the network is not shown steps back.
   context.fillStyle = 'rgb(0 0 0 / .5)'
   context.beginPath()
   context.rect(left, top, width * k, height * k)
-  context.rect(left + x * k, top + y * k, side * k, side * k)
+  context.rect(x, y, w, h)
   context.fill('evenodd')
-  frame(context, left + x * k, top + y * k, side * k, side * k, '#fff')
-  handle(context, left + (x + side) * k, top + (y + side) * k)
+  frame(context, x, y, w, h, '#fff')
+  handle(context, x + w, y + h)
 }
 
 /** Where a map's units lie on the input: each as large as the stride, about the middle of its receptive field. */
@@ -170,7 +171,7 @@ const moved = event => {
   if (drag.grip === 'corner') show(square.resized(drag.start, at, state.mode === 'cover' ? 1 : 0.05), how)
   else if (drag.grip === 'inside') show({ ...drag.start, x: drag.start.x + by.x, y: drag.start.y + by.y }, how)
   else {
-    const next = square.drawn(drag.from, at)
+    const next = state.mode === 'cover' ? square.drawn(drag.from, at) : view.drawn(drag.from, at)
     if (state.mode === 'cover') show(next, how)
     else if (next.side >= 0.05) show(square.within(next, width, height), how)
   }
@@ -186,8 +187,9 @@ const up = event => {
   if (state.mode === 'cover' && grip !== 'corner') cover.centre(at.x, at.y)
   else if (state.mode === 'crop' && grip === null) {
     const now = view.current()
-    const side = state.view ? now.side : 0.5
-    view.show({ x: at.x - side / 2, y: at.y - side / 2, side }, { follow: true })
+    const about = { ...now, side: state.view ? now.side : 0.5 }
+    const [w, h] = square.sizeOf(about)
+    view.show({ ...about, x: at.x - w / 2, y: at.y - h / 2 }, { follow: true })
   }
 }
 
@@ -201,7 +203,7 @@ const keys = event => {
   else view.move(dx * (event.shiftKey ? 0.005 : 0.04), dy * (event.shiftKey ? 0.005 : 0.04))
 }
 
-const MODES = { look: 'Click the image to choose the unit of this map at that place.', cover: 'Drag a square: it is filled, and all else follows. Arrow keys move it, + and − change its size.', crop: 'Drag a square: the network is shown this part alone. Arrow keys move it, + and − zoom.' }
+const MODES = { look: 'Click the image to choose the unit of this map at that place.', cover: 'Drag a square: it is filled, and all else follows. Arrow keys move it, + and − change its size.', crop: 'Drag a frame: the network is shown this part alone. Arrow keys move it, + and − zoom.' }
 
 const renderMode = () => {
   for (const mode of Object.keys(MODES)) {
@@ -266,7 +268,7 @@ export const startStage = () => {
       to.style.aspectRatio = `${columns} / ${rows}`
     }
     if (any(changed, 'mode', 'network')) renderMode()
-    if (any(changed, 'network', 'image', 'info', 'camera', 'view', 'cover', 'fill', 'input', 'errors', 'mode')) renderCaption()
+    if (any(changed, 'network', 'net', 'image', 'info', 'camera', 'view', 'cover', 'fill', 'input', 'errors', 'mode')) renderCaption()
     if (any(changed, 'network', 'input', 'picture', 'mode', 'view', 'cover', 'unit', 'layer', 'map', 'maps', 'hover', 'overlay', 'ownScale', 'pictures', 'top', 'sweep', 'sweepOver')) redraw()
   })
 }

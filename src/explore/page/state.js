@@ -2,9 +2,12 @@
 //
 // The first block is in the link (link.js), the second is the page's own, the third came from the server.
 // A part reads what it likes and writes through `change` alone, so that every picture can be made again
-// from this object, and a further part (a second checkpoint, say) needs fields here and a listener.
+// from this object, and a further part needs fields here and a listener.
 
 export const state = {
+  /** @type {import('./api.js').Net} The network that is looked into: the newest weights of a checkpoint. */
+  net: { checkpoint: 0, step: null, untrained: false, version: '' },
+  /** @type {import('./api.js').Net | null} The network beside it. */ compared: null,
   /** @type {string | null} */ image: null,
   /** @type {number[] | null} The part shown to the network: x, y, side; see api.js. */ view: null,
   /** @type {number[] | null} x0, y0, x1, y1 in pixels of the network's input. */ cover: null,
@@ -20,6 +23,9 @@ export const state = {
   /** Pictures cut to the receptive field. */ cut: true,
   /** The chosen map laid over the image. */ overlay: false,
   /** @type {{layer: string, map: number, y: number, x: number} | null} */ held: null,
+  /** @type {number | null} The class that is studied. */ study: null,
+  /** @type {string | null} LAYER/MAP whose preferred image is wanted. */ preferredOf: null,
+  /** The dialog of the run is open. */ training: false,
 
   /** What a drag upon the image does. @type {'look' | 'cover' | 'crop'} */ mode: 'look',
   /** @type {number | null} The map under the pointer. */ hover: null,
@@ -30,16 +36,23 @@ export const state = {
   /** @type {any} A run of the covered square over the whole input (sweep.js). */ sweep: null,
   sweepOver: true,
 
-  /** @type {any} api/network */ network: null,
+  /** @type {any} api/network of the network looked into */ network: null,
+  /** @type {Record<number, any>} api/network, by checkpoint, as far as they were needed. */ networks: {},
+  /** @type {Record<number, any>} api/run, by checkpoint. */ runs: {},
   /** @type {{id: string, name: string, class: number} | null} The data's own words on the image. */ info: null,
   /** @type {{of: string, bitmap: ImageBitmap} | null} */ input: null,
   /** @type {{of: string, bitmap: ImageBitmap} | null} The whole stored picture. */ picture: null,
   /** @type {{of: string, classes: any[]} | null} */ classes: null,
   /** @type {{of: string, classes: any[]} | null} The classes of the same view with nothing covered. */ open: null,
   /** @type {any} */ maps: null,
+  /** @type {{of: string, classes: any[]} | null} The compared network's. */ otherClasses: null,
+  /** @type {any} The compared network's. */ otherMaps: null,
   /** @type {any} Maps of the held unit's layer where that is another. */ heldMaps: null,
   /** @type {Record<string, any>} By rule and weights, see `pictureKeys` in load.js. */ pictures: {},
   /** @type {any} */ top: null,
+  /** @type {any} api/class */ studied: null,
+  /** @type {any} api/histogram */ histogram: null,
+  /** @type {any} api/preferred */ preferred: null,
   /** @type {Record<string, string>} What went wrong, by part. */ errors: {},
 }
 

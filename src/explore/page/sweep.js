@@ -1,8 +1,8 @@
-// Figure 7: the covered square stands at each place of the input in turn, and the map shows the probability of
-// a class with it there.
+// Figure 7: the covered square stands at each place of the input in turn, and the heat map shows what is left of a
+// class's probability, or of a map's activity, with it there.
 
 import * as api from './api.js'
-import { $, make, percent, press } from './dom.js'
+import { $, make, percent, press, short } from './dom.js'
 import { put, viridis } from './draw.js'
 import * as cover from './cover.js'
 import { any, change, listen, state } from './state.js'
@@ -18,6 +18,9 @@ const uncovered = () => {
 }
 
 const steps = () => Number($('sweep-steps').value)
+const what = () => $('sweep-what').value
+/** Whether there is anything to run it for. */
+const runs = () => (what() === 'map' ? state.map !== null && !!state.layer : uncovered().length > 0)
 
 /** The box of the place (row, column): the square about the middle of its cell. */
 const boxAt = (sweep, row, column) => {
@@ -27,7 +30,24 @@ const boxAt = (sweep, row, column) => {
   return [x, y, x + sweep.side, y + sweep.side]
 }
 
-/** The ends of the scale: the least and the largest probability met. */
+/** The sum of a map's activations. */
+const activityOf = (maps, map) => {
+  const { rows, columns, scales } = maps.head
+  return maps.values.subarray(map * rows * columns, (map + 1) * rows * columns).reduce((sum, v) => sum + v, 0) / 127 * scales[map]
+}
+
+/** What is left with such a box, or without one. @returns {Promise<number>} */
+const measured = async (sweep, box, signal) => {
+  const shown = { ...sweep, cover: box }
+  if (sweep.what === 'map') return activityOf(await api.maps(api.mapsAt(shown, sweep.layer), signal), sweep.map)
+  const { classes } = await api.classes(api.classesAt(shown, sweep.class), signal)
+  return classes.find(c => c.class === sweep.class).probability
+}
+
+/** A value of a sweep in words. */
+const valueWords = ({ what }, v) => (what === 'map' ? short(v) : percent(v))
+
+/** The ends of the scale: the least and the largest value met. */
 export const rangeOf = sweep => {
   let low = Infinity, high = -Infinity
   for (const v of sweep.values) if (!Number.isNaN(v)) { low = Math.min(low, v); high = Math.max(high, v) }
@@ -55,19 +75,21 @@ const run = async () => {
   stopSweep()
   const controller = new AbortController()
   running = controller
-  const { image, view, fill } = state
+  const { image, view, fill, net, layer, map } = state
   const chosen = uncovered().find(c => c.class === classWanted) ?? uncovered()[0]
-  if (!image || !chosen) return
+  if (!image || !runs()) return
+  const of = what() === 'map' ? { what: 'map', layer, map, name: `${layer}, map ${map}` } : { what: 'class', class: chosen.class, name: chosen.name }
   const n = steps()
   const side = state.cover ? state.cover[2] - state.cover[0] : cover.usual()
-  let sweep = { image, view, fill, side, steps: n, class: chosen.class, name: chosen.name, values: new Float32Array(n * n).fill(NaN), base: state.open?.of === api.classesAt({ image, view, fill, cover: null }) ? state.open.classes.find(c => c.class === chosen.class)?.probability ?? null : null, done: 0, running: true, error: '' }
+  let sweep = { image, view, fill, net, side, steps: n, ...of, values: new Float32Array(n * n).fill(NaN), base: null, done: 0, running: true, error: '' }
   change({ sweep, mode: 'cover' })
-  for (let i = 0; i < n * n; i++) {
+  for (let i = -1; i < n * n; i++) {
     try {
-      const box = boxAt(sweep, Math.floor(i / n), i % n)
-      const { classes } = await api.classes(api.classesAt({ image, view, fill, cover: box }, sweep.class), controller.signal)
-      sweep.values[i] = classes.find(c => c.class === sweep.class).probability
-      sweep = { ...sweep, done: i + 1 }
+      if (i < 0) sweep = { ...sweep, base: await measured(sweep, null, controller.signal) }
+      else {
+        sweep.values[i] = await measured(sweep, boxAt(sweep, Math.floor(i / n), i % n), controller.signal)
+        sweep = { ...sweep, done: i + 1 }
+      }
     } catch (error) {
       if (controller.signal.aborted) return
       change({ sweep: { ...sweep, running: false, error: error.message } })
@@ -82,8 +104,8 @@ const run = async () => {
 
 export const sweepCaption = sweep => {
   const { low, high } = rangeOf(sweep)
-  return `Probability of ${sweep.name} with a square of ${sweep.side} pixels (${sweep.fill}) at each of ${sweep.steps} × ${sweep.steps} places: ${percent(low)} to ${percent(high)}`
-    + (sweep.base === null ? '' : `, ${percent(sweep.base)} with nothing covered`)
+  return `${sweep.what === 'map' ? 'Activity (sum of the activations)' : 'Probability'} of ${sweep.name} with a square of ${sweep.side} pixels (${sweep.fill}) at each of ${sweep.steps} × ${sweep.steps} places: ${valueWords(sweep, low)} to ${valueWords(sweep, high)}`
+    + (sweep.base === null ? '' : `, ${valueWords(sweep, sweep.base)} with nothing covered`)
 }
 
 const render = () => {
@@ -91,7 +113,9 @@ const render = () => {
   const going = !!sweep?.running
   $('sweep-run').hidden = going
   $('sweep-stop').hidden = !going
-  $('sweep-run').disabled = !uncovered().length
+  $('sweep-run').disabled = !runs()
+  $('sweep-what').disabled = going
+  $('sweep-class-label').hidden = what() === 'map'
   $('sweep-result').hidden = !sweep
   const select = $('sweep-class')
   const classes = uncovered()
@@ -108,8 +132,8 @@ const render = () => {
   put($('heat'), sweepPixels(sweep))
   $('heat').setAttribute('aria-label', sweepCaption(sweep))
   const { low, high } = rangeOf(sweep)
-  $('heat-low').textContent = percent(low)
-  $('heat-high').textContent = percent(high)
+  $('heat-low').textContent = valueWords(sweep, low)
+  $('heat-high').textContent = valueWords(sweep, high)
   const bar = $('heat-bar')
   if (bar.width !== 64) {
     bar.width = 64
@@ -129,6 +153,7 @@ const render = () => {
 export const startSweep = () => {
   $('sweep-run').addEventListener('click', run)
   $('sweep-stop').addEventListener('click', stopSweep)
+  $('sweep-what').addEventListener('change', render)
   $('sweep-over').addEventListener('click', () => change({ sweepOver: !state.sweepOver }))
   $('sweep-class').addEventListener('change', event => { classWanted = Number(event.target.value) })
   $('heat').addEventListener('click', event => {
@@ -140,11 +165,11 @@ export const startSweep = () => {
     change({ cover: boxAt(sweep, row, column), fill: sweep.fill })
   })
   listen(changed => {
-    // It is of one image and one view; another makes it a lie.
-    if (any(changed, 'image', 'view') && state.sweep) {
+    // It is of one image, one view and one network.
+    if (any(changed, 'image', 'view', 'net') && state.sweep) {
       stopSweep()
       change({ sweep: null })
     }
-    if (any(changed, 'network', 'sweep', 'sweepOver', 'classes', 'open', 'image')) render()
+    if (any(changed, 'network', 'sweep', 'sweepOver', 'classes', 'open', 'image', 'layer', 'map')) render()
   })
 }

@@ -5,7 +5,9 @@ import { $, make, many, short } from './dom.js'
 import { topOnScreen } from './load.js'
 import { any, change, listen, state } from './state.js'
 
-const here = () => (state.top && state.map !== null && state.top.of === api.topAt(state.layer, state.map) ? state.top : null)
+const address = () => (state.layer === null || state.map === null ? null : api.topAt(state.net, state.layer, state.map))
+/** Those of the chosen map, if of the last weights until the new ones have answered. */
+const here = () => (state.top && address() && api.withoutVersion(state.top.of) === api.withoutVersion(address()) ? state.top : null)
 
 const visit = peak => change({ image: peak.id, info: null, view: null, cover: null, unit: [peak.y, peak.x] }, { push: true })
 
@@ -17,7 +19,7 @@ const again = event => {
 }
 
 const item = (peak, i) => {
-  const picture = what => make('img', { src: api.fieldAt(state.layer, state.map, peak, what), alt: '', loading: 'lazy', decoding: 'async', fetchpriority: 'low', onerror: again })
+  const picture = what => make('img', { src: api.fieldAt(state.net, state.layer, state.map, peak, what), alt: '', loading: 'lazy', decoding: 'async', fetchpriority: 'low', onerror: again })
   const label = `Strongest ${i + 1}: ${short(peak.value)} in ${peak.id} at y ${peak.y}, x ${peak.x}. Go there.`
   return make('li', {}, make('button', { type: 'button', class: 'peak', 'data-peak': i, 'data-image': peak.id, 'aria-label': label, title: `${peak.id}, y ${peak.y}, x ${peak.x}`, onclick: () => visit(peak) },
     picture('photo'), picture('projection'), make('span', {}, short(peak.value))))
@@ -26,6 +28,7 @@ const item = (peak, i) => {
 const render = () => {
   const found = here()
   const list = $('top-list')
+  list.setAttribute('aria-busy', String(!!found && found.of !== address()))
   $('top-error').textContent = state.errors.top ?? found?.failed ?? ''
   $('top').hidden = !state.network?.splits.length
   const words = !found ? '' : !found.total ? 'There is no data to search.'
@@ -47,5 +50,5 @@ const render = () => {
 
 export const startTop = () => {
   new IntersectionObserver(entries => topOnScreen(entries.at(-1).isIntersecting)).observe($('top'))
-  listen(changed => { if (any(changed, 'network', 'top', 'layer', 'map', 'errors')) render() })
+  listen(changed => { if (any(changed, 'network', 'net', 'top', 'layer', 'map', 'errors')) render() })
 }

@@ -1,10 +1,11 @@
 // One unit: its map enlarged, its receptive field, and its projections by the rules and weights asked for.
 
-import { $, button, make, press, short, whole } from './dom.js'
+import { $, button, make, press, saving, short, whole } from './dom.js'
 import { isSigned, mapPixels, projectionPixels, put, rangeOf, valueOf } from './draw.js'
 import { GAINS } from './link.js'
-import { fieldHere, inputAddress, mapsHere, pictureAddress, pictureKeys } from './load.js'
+import { fieldHere, inputAddress, mapsHere, otherMapsAddress, otherMapsHere, pictureAddress, pictureKeys } from './load.js'
 import { neighbour } from './maps.js'
+import { counterpart, nameOf as nameOfNet, unitBack } from './nets.js'
 import { any, change, classOf, fieldOf, layerOf, listen, state } from './state.js'
 import { clicked, drawn } from './timing.js'
 
@@ -45,7 +46,7 @@ export const stepMap = (by, again) => {
 }
 
 export const stepRule = rule => { if (rule) change({ rule, all: false }) }
-export const toggleRandom = () => { if (state.network.random) change({ random: !state.random }) }
+export const toggleRandom = () => change({ random: !state.random })
 export const stepGain = by => {
   const gain = GAINS[Math.min(Math.max(GAINS.indexOf(state.gain) + by, 0), GAINS.length - 1)]
   change({ gain })
@@ -53,23 +54,45 @@ export const stepGain = by => {
 
 /** The pictures wanted, each with what has come for it, and whether that is of the present state. */
 export const pictures = () => pictureKeys().map(wanted => {
+  const missing = wanted.kind === 'compared' && counterpart()
+  // That network has no such unit: this is all that will come.
+  if (missing && !missing.unit && missing.sentence) return { ...wanted, picture: { of: null, refused: missing.sentence }, current: true }
   const picture = state.pictures[wanted.key] ?? null
   return { ...wanted, picture, current: !!picture && picture.of === pictureAddress(wanted) }
 })
 
+const exactly = kind => pictures().find(p => p.current && p.kind === kind && p.picture.head)?.picture.head.activation
+
 /** The activation as exactly as it is known. */
 export const activation = () => {
-  const exact = pictures().find(p => p.current && !p.random && p.picture.head)
-  if (exact) return exact.picture.head.activation
+  const exact = exactly('trained')
+  if (exact !== undefined) return exact
   const maps = mapsHere()
   return maps && state.map !== null && state.unit ? valueOf(maps, state.map, ...state.unit) : null
 }
 
-const nameOf = ({ rule, random }) => (random ? `${rule}, untrained` : state.random ? `${rule}, trained` : rule)
+/** The compared network's. */
+export const otherActivation = () => {
+  const exact = exactly('compared')
+  if (exact !== undefined) return exact
+  const maps = otherMapsHere(), there = counterpart()
+  return maps && there?.unit && maps.of === otherMapsAddress() ? valueOf(maps, there.map, ...there.unit) : null
+}
 
-/** One scale for trained and untrained weights, which are there to be compared; for all rules, if it is asked for. */
+/** The words above a picture. */
+export const nameOf = ({ rule, kind }) => {
+  if (kind === 'random') return `${rule}, untrained`
+  if (state.compared) return `${rule}, ${nameOfNet(kind === 'compared' ? state.compared : state.net)}`
+  return state.random ? `${rule}, trained` : rule
+}
+
+/**
+ * One scale for trained and untrained weights of a rule, which are there to be compared; for all that is shown, if it
+ * is asked for.
+ */
 export const scaleOf = (entry, all) => Math.max(0, ...all
-  .filter(p => p.picture?.head && (state.shared || p.rule === entry.rule)).map(p => p.picture.head.scale))
+  .filter(p => p.picture?.head && (state.shared || p.rule === entry.rule && (p.kind === 'compared') === (entry.kind === 'compared')))
+  .map(p => p.picture.head.scale))
 
 /** The words under a picture: what full white and full black stand for, and the gain. */
 export const rangeText = scale => (scale > 0 ? `± ${short(scale / state.gain)}` : 'all zero')
@@ -77,8 +100,7 @@ export const rangeText = scale => (scale > 0 ? `± ${short(scale / state.gain)}`
 const figure = key => {
   const element = make('figure', { 'data-picture': key },
     make('div', { class: 'frame' }, make('canvas', { role: 'img' }), make('p', { class: 'instead', hidden: true })),
-    make('figcaption', {}, make('b', { class: 'what' }), make('span', { class: 'text' }, make('span', { class: 'range' }), make('span', { class: 'gain' })),
-      button('PNG', { class: 'save', 'data-save': key, 'aria-label': `Save this picture as PNG: ${key}` })))
+    make('figcaption', {}, make('b', { class: 'what' }), make('span', { class: 'text' }, make('span', { class: 'range' }), make('span', { class: 'gain' })), saving(key, `this picture (${key})`)))
   return element
 }
 
@@ -102,7 +124,7 @@ const renderPictures = () => {
     const before = new Map([...box.children].map(child => [child.dataset.picture, child]))
     box.replaceChildren(...keys.map(key => before.get(key) ?? figure(key)))
     const rules = state.all ? state.network.rules.length : 1
-    box.dataset.layout = state.all ? 'rules' : state.random ? 'three' : 'two'
+    box.dataset.layout = state.all ? 'rules' : keys.length > 3 ? 'four' : keys.length > 2 ? 'three' : 'two'
     box.style.setProperty('--rules', rules)
   }
   if (!all.length) return
@@ -117,7 +139,7 @@ const renderPictures = () => {
     const { picture } = entry
     const gain = caption.querySelector('.gain')
     gain.hidden = state.gain === 1 || !picture?.head
-    caption.querySelector('.save').hidden = !picture?.head
+    caption.querySelector('.saves').hidden = !picture?.head
     gain.textContent = `gain ${state.gain}`
     if (!picture) {
       // Nothing has come yet: grey, which is zero.
@@ -135,7 +157,7 @@ const renderPictures = () => {
     }
     const scale = scaleOf(entry, all)
     // Another network's unit: how strongly that fires is part of the comparison.
-    caption.querySelector('.range').textContent = rangeText(scale) + (entry.random ? `, activation ${short(picture.head.activation)}` : '')
+    caption.querySelector('.range').textContent = rangeText(scale) + (entry.kind === 'random' ? `, activation ${short(picture.head.activation)}` : '')
     canvas.setAttribute('aria-label', `Projection of the unit by ${nameOf(entry)}, black to white ${rangeText(scale)}, zero is grey`)
     const part = cutTo(picture.head.field)
     const key = [picture.of, scale, state.gain, part].join(' ')
@@ -193,14 +215,58 @@ const renderMap = () => {
   $('peak').textContent = !here ? '' : single ? short(maps.head.peaks[state.map][0]) : `${short(maps.head.peaks[state.map][0])} at y ${maps.head.peaks[state.map][1]}, x ${maps.head.peaks[state.map][2]}`
   $('unit-error').textContent = state.errors.unit ?? ''
   if (!here || single) return
-  put(canvas, mapPixels(maps, state.map, state.ownScale))
+  const high = mapRange()
+  put(canvas, mapPixels(maps, state.map, high))
   canvas.setAttribute('aria-label', `Map ${state.map} of ${layer.name}, ${layer.rows} by ${layer.columns}. Click or use the arrow keys to choose a unit.`)
-  const high = short(rangeOf(maps, state.map, state.ownScale))
-  $('map-range').textContent = isSigned(maps) ? `−${high} to ${high}` : `0 to ${high}`
-  spot.hidden = !state.unit
-  if (state.unit) {
-    Object.assign(spot.style, { left: `${state.unit[1] / layer.columns * 100}%`, top: `${state.unit[0] / layer.rows * 100}%`, width: `${100 / layer.columns}%`, height: `${100 / layer.rows}%` })
+  $('map-range').textContent = rangeWords(maps, high)
+  mark(spot, state.unit, layer)
+}
+
+const rangeWords = (maps, high) => `${isSigned(maps) ? short(-high) : 0} to ${short(high)}`
+
+const mark = (spot, unit, layer) => {
+  spot.hidden = !unit
+  if (unit) Object.assign(spot.style, { left: `${unit[1] / layer.columns * 100}%`, top: `${unit[0] / layer.rows * 100}%`, width: `${100 / layer.columns}%`, height: `${100 / layer.rows}%` })
+}
+
+/** The end of the enlarged map's scale; `other` is the compared network's. One for both, if that is asked for. */
+const mapRange = (other = false) => {
+  const maps = mapsHere(), there = otherMapsHere(), map = counterpart()?.map ?? null
+  const ranges = [
+    ...(maps && (!other || state.shared) ? [rangeOf(maps, state.map, state.ownScale)] : []),
+    ...(state.compared && there && map !== null && (other || state.shared) ? [rangeOf(there, map, state.ownScale)] : []),
+  ]
+  return Math.max(0, ...ranges)
+}
+
+/** The map of the compared network beside the enlarged one, and its unit's activation. */
+const renderOtherMap = () => {
+  const { compared } = state
+  const there = counterpart(), maps = otherMapsHere()
+  const single = !!there?.layer && there.layer.rows === 1 && there.layer.columns === 1
+  document.querySelector('.enlarged').classList.toggle('two', !!compared)
+  const shown = !!compared && !!maps && there?.map !== null && !single
+  $('compare-map-figure').hidden = !shown
+  $('compare-fact').hidden = !compared
+  $('map-of').hidden = !compared
+  if (!compared) {
+    $('activation-of').textContent = 'Activation'
+    return
   }
+  $('map-of').textContent = nameOfNet(state.net)
+  $('activation-of').textContent = `Activation, ${nameOfNet(state.net)}`
+  $('compare-activation-of').textContent = `Activation, ${nameOfNet(compared)}`
+  const value = otherActivation()
+  $('compare-activation').textContent = value === null ? '' : short(value)
+  $('compare-activation').dataset.value = value ?? ''
+  if (!shown) return
+  const canvas = $('compare-map'), high = mapRange(true)
+  $('compare-map-of').textContent = nameOfNet(compared)
+  put(canvas, mapPixels(maps, there.map, high))
+  canvas.setAttribute('aria-busy', String(maps.of !== otherMapsAddress()))
+  canvas.setAttribute('aria-label', `Map ${there.map} of ${there.layer.name} of the compared network, ${there.layer.rows} by ${there.layer.columns}`)
+  $('compare-map-range').textContent = rangeWords(maps, high)
+  mark($('compare-spot'), there.unit, there.layer)
 }
 
 const renderControls = () => {
@@ -209,7 +275,6 @@ const renderControls = () => {
   if (rules.children.length !== network.rules.length) {
     rules.replaceChildren(...network.rules.map((rule, i) => button(rule, { 'data-rule': rule, 'aria-keyshortcuts': i < 9 ? String(i + 1) : null, title: i < 9 ? `Key ${i + 1}` : null, onclick: () => stepRule(rule) })))
     if (network.rules.length > 1) rules.append(button('all', { id: 'rules-all', 'aria-keyshortcuts': 'a', title: 'All rules side by side. Key A', onclick: () => change({ all: !state.all }) }))
-    $('weights').hidden = !network.random
   }
   for (const entry of rules.children) press(entry, entry.id === 'rules-all' ? state.all : !state.all && entry.dataset.rule === state.rule)
   press($('random'), state.random)
@@ -217,18 +282,23 @@ const renderControls = () => {
   press($('cut'), state.cut)
   $('cut').disabled = state.cut && !cuts()
   press($('overlay'), state.overlay)
-  $('shared').hidden = !state.all && !state.random
+  $('shared').hidden = !state.all && !state.random && !state.compared
   $('gain').textContent = state.gain
   $('gain').classList.toggle('turned', state.gain !== 1)
   $('gain-less').disabled = state.gain === GAINS[0]
   $('gain-more').disabled = state.gain === GAINS.at(-1)
 }
 
-const pick = (event, how) => {
-  const layer = layerOf(state.layer)
-  const box = $('map-large').getBoundingClientRect()
+/** The unit under the pointer, on the enlarged map of a layer. */
+const unitUnder = (event, layer) => {
+  const box = event.currentTarget.getBoundingClientRect()
   const x = Math.floor((event.clientX - box.left) / box.width * layer.columns), y = Math.floor((event.clientY - box.top) / box.height * layer.rows)
-  if (x >= 0 && y >= 0 && x < layer.columns && y < layer.rows) selectUnit(state.map, [y, x], how)
+  return x >= 0 && y >= 0 && x < layer.columns && y < layer.rows ? [y, x] : null
+}
+
+const pick = (event, how) => {
+  const unit = unitUnder(event, layerOf(state.layer))
+  if (unit) selectUnit(state.map, unit, how)
 }
 
 export const startUnit = () => {
@@ -239,6 +309,10 @@ export const startUnit = () => {
     pick(event, { push: true, click: true })
   })
   canvas.addEventListener('pointermove', event => { if (canvas.hasPointerCapture(event.pointerId)) pick(event, { follow: true }) })
+  $('compare-map').addEventListener('click', event => {
+    const unit = unitUnder(event, counterpart().layer)
+    if (unit) selectUnit(state.map, unitBack(unit), { push: true, click: true })
+  })
   $('peak').addEventListener('click', goToPeak)
   $('random').addEventListener('click', toggleRandom)
   $('shared').addEventListener('click', () => change({ shared: !state.shared }))
@@ -247,9 +321,10 @@ export const startUnit = () => {
   $('gain-less').addEventListener('click', () => stepGain(-1))
   $('gain-more').addEventListener('click', () => stepGain(1))
   listen(changed => {
-    if (any(changed, 'network', 'layer', 'rule', 'all', 'random', 'shared', 'cut', 'overlay', 'gain')) renderControls()
-    const moved = any(changed, 'network', 'image', 'view', 'cover', 'fill', 'layer', 'map', 'unit')
+    if (any(changed, 'network', 'layer', 'rule', 'all', 'random', 'compared', 'shared', 'cut', 'overlay', 'gain')) renderControls()
+    const moved = any(changed, 'network', 'net', 'runs', 'networks', 'compared', 'image', 'view', 'cover', 'fill', 'layer', 'map', 'unit')
     if (moved || any(changed, 'pictures', 'rule', 'all', 'random', 'shared', 'cut', 'gain', 'input', 'top')) renderPictures()
-    if (moved || any(changed, 'maps', 'pictures', 'ownScale', 'errors', 'top')) renderMap()
+    if (moved || any(changed, 'maps', 'otherMaps', 'pictures', 'ownScale', 'errors', 'top', 'shared')) renderMap()
+    if (moved || any(changed, 'maps', 'otherMaps', 'pictures', 'ownScale', 'shared')) renderOtherMap()
   })
 }

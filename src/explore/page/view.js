@@ -1,10 +1,20 @@
-// The part of the stored picture that the network is shown (crop and zoom): a square in shares of the shorter side.
+// The part of the stored picture that the network is shown (crop and zoom): of the shape of its input,
+// the larger side of it in shares of the picture's shorter one.
 
 import { wantPicture } from './load.js'
 import * as square from './square.js'
 import { change, state } from './state.js'
 
 const LEAST = 0.05
+
+/** Width and height of the input in shares of its larger side. */
+const shape = () => {
+  const { rows, columns } = state.network.input
+  return [columns / Math.max(rows, columns), rows / Math.max(rows, columns)]
+}
+
+/** One drawn from point to point. */
+export const drawn = (from, to) => square.drawn(from, to, shape())
 
 /** The stored picture's sides in shares of the shorter one. */
 export const picture = () => {
@@ -13,18 +23,19 @@ export const picture = () => {
   return { width: bitmap.width / shorter, height: bitmap.height / shorter }
 }
 
-/** The square as it is; where none was chosen, the largest in the middle, from which choosing begins. */
+/** The part as it is; where none was chosen, the largest in the middle, from which choosing begins. */
 export const current = () => {
-  if (state.view) return { x: state.view[0], y: state.view[1], side: state.view[2] }
+  if (state.view) return { x: state.view[0], y: state.view[1], side: state.view[2], shape: shape() }
   const { width, height } = picture()
-  return { x: (width - 1) / 2, y: (height - 1) / 2, side: 1 }
+  const [w, h] = shape()
+  return { x: (width - w) / 2, y: (height - h) / 2, side: 1, shape: [w, h] }
 }
 
 export const show = (chosen, how = {}) => {
   const { width, height } = picture()
   const side = Math.min(1, Math.max(LEAST, chosen.side))
-  const inside = square.within({ ...chosen, side }, width, height)
-  // Rounded as the link and the requests are, so that the same square has one name.
+  const inside = square.within({ ...chosen, side, shape: shape() }, width, height)
+  // Rounded as the link and the requests are, so that the same part has one name.
   const round = v => Math.floor(v * 1e4) / 1e4
   change({ view: [round(inside.x), round(inside.y), round(inside.side)] }, how)
 }
