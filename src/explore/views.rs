@@ -27,7 +27,7 @@ pub(super) struct Views {
 pub(super) struct Words {
     pub title: String,
     pub caption: String,
-    /// The part of the link behind the `#`, and before it what of the query matters.
+    /// The part of the page's address that says what is shown, from the `#` on.
     pub link: String,
 }
 
@@ -96,5 +96,8 @@ fn empty() -> Figure {
 }
 
 fn shortened(text: &str) -> String {
-    text.chars().filter(|letter| !letter.is_control()).take(LETTERS).collect()
+    text.chars()
+        .take(LETTERS)
+        .map(|letter| if letter.is_control() { ' ' } else { letter })
+        .collect()
 }
