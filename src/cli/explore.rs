@@ -16,7 +16,7 @@ use zfnet::data::set::KeyedImages;
 use zfnet::disk::lock;
 use zfnet::explore::{
     Checkpoint, Engine, Guard, Listening, NAME, Opened, Pictures, Published, Settings, Wanted,
-    listen, publish,
+    listen, publish, random_name,
 };
 use zfnet::model::Canvas;
 
@@ -111,7 +111,7 @@ impl OnDevice for Explore {
         let _held: Vec<_> = opened.iter_mut().map(hold).collect();
         let token = match self.host.is_loopback() {
             true => None,
-            false => Some(token()?),
+            false => Some(random_name().context("the system gives no random numbers")?),
         };
         // Whoever else comes in sees what lies in the folder of the data alone.
         let root = self.data.as_ref().filter(|_| token.is_some());
@@ -237,13 +237,6 @@ fn base_path(given: &str) -> Result<String> {
         bail!("--base-path: expected a path of an address, as /user/ada/explore, found {given}");
     }
     Ok(parts.iter().map(|part| format!("/{part}")).collect())
-}
-
-/// 128 random bits.
-fn token() -> Result<String> {
-    let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes).context("the system gives no random numbers")?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 #[cfg(test)]

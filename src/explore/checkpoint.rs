@@ -2,25 +2,28 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde::Serialize;
 
 use crate::Result;
-use crate::study::diagnose::{Epoch, Record, Told};
+use crate::study::diagnose::{Epoch, Followed, Told};
 use crate::train::checkpoint::{State, newest, read_state, states};
 
 /// A training that has written nothing for so long is not at work.
 const SILENT: Duration = Duration::from_secs(120);
 
 /// A file, a checkpoint of a run, or a run.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Checkpoint {
     /// As it was named.
     path: PathBuf,
     /// The run's folder, if it is of one.
     run: Option<PathBuf>,
     follows: Follows,
+    /// What the run has written down.
+    followed: Arc<Mutex<Followed>>,
 }
 
 /// Which checkpoint of its run it is.
@@ -85,7 +88,12 @@ impl Checkpoint {
             (Some(_), Some("best")) => Follows::Best,
             _ => Follows::None,
         };
-        Checkpoint { path: path.into(), run: run.map(Into::into), follows }
+        Checkpoint {
+            path: path.into(),
+            run: run.map(Into::into),
+            follows,
+            followed: Arc::default(),
+        }
     }
 
     /// The state of its run's newest checkpoint, and its folder.
@@ -136,7 +144,8 @@ impl Checkpoint {
         });
         let newest = kept.last().map(|(state, _)| state);
         // Before its first epoch has ended a run may have written nothing else yet.
-        let record = Record::read(run).unwrap_or_default();
+        let followed = self.followed.lock();
+        let record = followed.expect("no panic while it is held").record(run).unwrap_or_default();
         let written = fs::metadata(run.join("metrics.jsonl")).and_then(|file| file.modified());
         let is_recent = written.is_ok_and(|time| time.elapsed().is_ok_and(|since| since < SILENT));
         let alarm = |told: &Told| {

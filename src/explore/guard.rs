@@ -4,6 +4,7 @@
 //! stand for this machine (DNS rebinding). So a request must name a host that such a page cannot have, and come
 //! from a page of ours.
 
+use std::io;
 use std::net::IpAddr;
 
 /// What requests are asked for.
@@ -67,6 +68,16 @@ impl Guard {
     fn names(&self, host: &str) -> bool {
         self.hosts.iter().any(|allowed| allowed.eq_ignore_ascii_case(without_port(host)))
     }
+}
+
+/// A name that nobody guesses: 128 random bits.
+///
+/// # Errors
+/// If the system gives no random numbers.
+pub fn random_name() -> io::Result<String> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).map_err(io::Error::other)?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 fn without_port(host: &str) -> &str {

@@ -26,7 +26,7 @@ mod views;
 
 pub use checkpoint::Checkpoint;
 pub use engine::{Engine, Job, Opened};
-pub use guard::Guard;
+pub use guard::{Guard, random_name};
 pub use pictures::Pictures;
 pub use publish::{Published, Wanted, publish};
 pub use server::{Listening, Settings, listen};

@@ -48,7 +48,7 @@ use tokio_io_timeout::TimeoutStream;
 use super::address::Address;
 use super::checkpoint::Checkpoint;
 use super::engine::{Job, ListedLayer, Opened, Questions, Unit, Which, listed};
-use super::guard::{Claim, Guard};
+use super::guard::{Claim, Guard, random_name};
 use super::pictures::{Pictures, Prepared};
 use super::views::{Views, Words};
 use crate::backend::Backend;
@@ -537,13 +537,6 @@ impl ListedLayer {
             bad(format!("expected a row below {} and a column below {}", self.rows, self.columns))
         })
     }
-}
-
-/// A name that nobody guesses.
-fn random_name() -> io::Result<String> {
-    let mut bytes = [0; 8];
-    getrandom::fill(&mut bytes).map_err(io::Error::other)?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 fn busy() -> Refusal {

@@ -8,7 +8,8 @@
 //! `metrics.jsonl` may be of a newer version, or cut short, or hold numbers that were not finite (`null` in JSON):
 //! what can be read is taken, and the rest is counted.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
 use serde::{Deserialize, Deserializer, Serialize};
@@ -219,11 +220,32 @@ impl Record {
     }
 
     fn of(text: &str) -> Self {
-        let mut record = Record::default();
-        let mut losses: Vec<(u32, f64)> = Vec::new();
+        let mut lines = Lines::default();
+        lines.take(text);
+        lines.record()
+    }
+
+    /// Updates of an epoch; `None` before one has ended.
+    pub fn steps_per_epoch(&self) -> Option<f64> {
+        let ended = self.epochs.iter().rfind(|epoch| epoch.epoch > 0 && epoch.step > 0)?;
+        Some(f64::from(ended.step) / f64::from(ended.epoch))
+    }
+}
+
+/// What lines of the file have said so far.
+#[derive(Default)]
+struct Lines {
+    /// Without losses.
+    record: Record,
+    losses: Vec<(u32, f64)>,
+}
+
+impl Lines {
+    fn take(&mut self, text: &str) {
+        let record = &mut self.record;
         for line in text.split_inclusive('\n') {
             match serde_json::from_str(line) {
-                Ok(Line::Step { step, loss }) => losses.push((step, loss)),
+                Ok(Line::Step { step, loss }) => self.losses.push((step, loss)),
                 Ok(Line::Epoch(epoch)) => record.epochs.push(epoch),
                 Ok(Line::Layers(watched)) => record.watched.push(watched),
                 Ok(Line::Alarm { step, epoch, alarm }) => {
@@ -233,21 +255,46 @@ impl Record {
                 Err(_) => record.unreadable += usize::from(line.ends_with('\n')),
             }
         }
-        record.updates = losses.last().map_or(0, |(step, _)| *step);
-        let some = losses.chunks(losses.len().div_ceil(POINTS).max(1));
-        record.losses = some
-            .map(|some| Loss {
-                step: some[some.len() / 2].0,
-                loss: some.iter().map(|(_, loss)| loss).sum::<f64>() / some.len() as f64,
-            })
-            .collect();
-        record
     }
 
-    /// Updates of an epoch; `None` before one has ended.
-    pub fn steps_per_epoch(&self) -> Option<f64> {
-        let ended = self.epochs.iter().rfind(|epoch| epoch.epoch > 0 && epoch.step > 0)?;
-        Some(f64::from(ended.step) / f64::from(ended.epoch))
+    fn record(&self) -> Record {
+        let updates = self.losses.last().map_or(0, |(step, _)| *step);
+        let some = self.losses.chunks(self.losses.len().div_ceil(POINTS).max(1));
+        let mean = |some: &[(u32, f64)]| Loss {
+            step: some[some.len() / 2].0,
+            loss: some.iter().map(|(_, loss)| loss).sum::<f64>() / some.len() as f64,
+        };
+        Record { updates, losses: some.map(mean).collect(), ..self.record.clone() }
+    }
+}
+
+/// The record of a run that may go on, of which only what is new is read each time.
+#[derive(Default)]
+pub(crate) struct Followed {
+    /// Bytes that have been read.
+    read: u64,
+    lines: Lines,
+}
+
+impl Followed {
+    /// What the run has written down by now, but for a line that is not whole yet.
+    ///
+    /// # Errors
+    /// If there is no such file, or it cannot be read.
+    pub fn record(&mut self, run: &Path) -> Result<Record> {
+        let path = run.join("metrics.jsonl");
+        let io = |error| Error::io("read", &path)(error);
+        let mut file = File::open(&path).map_err(io)?;
+        if file.metadata().map_err(io)?.len() < self.read {
+            *self = Followed::default(); // a run that is resumed takes back what was behind its checkpoint
+        }
+        file.seek(SeekFrom::Start(self.read)).map_err(io)?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).map_err(io)?;
+        let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
+        self.lines.take(&String::from_utf8_lossy(&bytes[..whole]));
+        self.read += whole as u64;
+        Ok(self.lines.record())
     }
 }
 
@@ -425,6 +472,25 @@ mod tests {
         let json = serde_json::to_string(&record).unwrap();
         assert!(json.contains(r#""gradient_std":null"#), "{json}");
         assert_eq!(Record::of(""), Record::default());
+    }
+
+    #[test]
+    fn what_a_run_adds_is_read_and_what_it_takes_back_forgotten() {
+        let run = tempfile::tempdir().unwrap();
+        let file = run.path().join("metrics.jsonl");
+        let step =
+            |step| format!(r#"{{"kind":"step","step":{step},"epoch":1,"loss":{step},"rate":1}}"#);
+        let text = |count: u32| (1..=count).map(|s| step(s) + "\n").collect::<String>();
+        let mut followed = Followed::default();
+        assert!(followed.record(run.path()).is_err(), "there is no file");
+        let (whole, half) = (text(3), step(4));
+        fs::write(&file, whole + &half[..9]).unwrap();
+        assert_eq!(followed.record(run.path()).unwrap(), Record::of(&text(3)));
+        fs::write(&file, text(400)).unwrap();
+        assert_eq!(followed.record(run.path()).unwrap(), Record::of(&text(400)));
+        assert_eq!(followed.record(run.path()).unwrap(), Record::of(&text(400)), "nothing is new");
+        fs::write(&file, text(2)).unwrap();
+        assert_eq!(followed.record(run.path()).unwrap(), Record::of(&text(2)));
     }
 
     #[test]
