@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # What must hold of the CUDA backend on a machine without a GPU: the kernels compile without a
 # warning or a spill and use the tensor cores; the backend builds, and passes its tests on the
-# stand-in for CUDA's driver; those tests notice planted bugs; sanitizers find nothing. The last two take longest,
-# and depend on little: they are run if that has changed since `scripts/check-cuda.sh all` found nothing.
+# stand-in for CUDA's driver; those tests notice planted bugs; sanitizers find nothing. The last two, and the tests of
+# single operations, take longest, and depend on little: they are run if that has changed since
+# `scripts/check-cuda.sh all` found nothing.
 # Needs g++, python3 with pip (for a compiler, if there is no nvcc) and an x86-64 machine.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -11,6 +12,12 @@ if ! command -v nvcc > /dev/null || ! command -v cuobjdump > /dev/null || ! comm
   exports=$(scripts/install-nvcc.sh)
   eval "$exports"
 fi
+# Of the kernels, the stand-in, what calls them, and the tests that are to notice.
+checked=tests/standin/checked
+now=$(git ls-files -s kernels tests/standin src/backend/cuda tests/backend/operations.rs |
+  grep -v "$checked" | git hash-object --stdin)
+all=true
+[ "${1:-}" = all ] || [ "$now" != "$(cat "$checked")" ] || all=false
 echo "== kernels: warnings, spills, tensor cores"
 scripts/check-kernels.sh
 echo "== lints and docs with the feature cuda"
@@ -20,8 +27,10 @@ echo "== tests on the stand-in"
 standin=${CARGO_TARGET_DIR:-target}/standin
 tests/standin/build.sh "$standin"
 standin=$(cd "$standin" && pwd)
+known=()
+$all || known=(--skip operations:: --skip _plain)
 LD_LIBRARY_PATH=$standin cargo test --release -p zfnet --features cuda --lib --test allocation --test backend -- \
-  --include-ignored cuda --skip both_libraries
+  --include-ignored cuda --skip both_libraries "${known[@]}"
 # By the fast kernels alone: what the plain ones compute, tests of operations and networks say.
 LD_LIBRARY_PATH=$standin cargo test --release -p zfnet --features cuda --test studies -- --include-ignored cuda --skip _plain
 echo "== instructions of a whole step"
@@ -32,12 +41,8 @@ echo "== with asynchronous copies that land early, and fully connected layers by
 LD_LIBRARY_PATH=$standin:$standin/blas ZFNET_STANDIN_EARLY=1 \
   cargo test --release -p zfnet --features cuda --test backend -- --include-ignored \
   operations::cuda_bf16::conv operations::cuda_tf32::conv operations::cuda_f32::conv \
-  parts_is_close repeatable --skip ::cpu
-# Of the kernels, the stand-in, what calls them, and the tests that are to notice.
-checked=tests/standin/checked
-now=$(git ls-files -s kernels tests/standin src/backend/cuda tests/backend/operations.rs |
-  grep -v "$checked" | git hash-object --stdin)
-if [ "${1:-}" != all ] && [ "$now" = "$(cat "$checked")" ]; then
+  parts_is_close repeatable --skip ::cpu "${known[@]}"
+if ! $all; then
   echo "== planted bugs and sanitizers: nothing has changed since they were last run"
   exit
 fi
