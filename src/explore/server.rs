@@ -115,6 +115,7 @@ pub(super) const FILES: &[File] = &[
     script("nets.js", include_str!("page/nets.js")),
     script("preferred.js", include_str!("page/preferred.js")),
     script("progress.js", include_str!("page/progress.js")),
+    script("published.js", include_str!("page/published.js")),
     script("save.js", include_str!("page/save.js")),
     script("square.js", include_str!("page/square.js")),
     script("stage.js", include_str!("page/stage.js")),

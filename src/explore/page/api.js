@@ -1,4 +1,6 @@
-// Requests. Addresses are relative to the page, so that it works behind any prefix.
+// Requests. Addresses are relative to the page, so that it works behind any prefix. A published page has files for them.
+
+import { Images, NOT_PUBLISHED, fileOf, isPublished } from './published.js'
 
 /** An answer that is not the one asked for; `status` 0 is no answer at all. */
 export class Refused extends Error {
@@ -51,27 +53,54 @@ const returned = async () => {
   }
 }
 
+/** Where an address of the page is answered, be it for a request or as the source of a picture. */
+const urlOf = path => (isPublished ? './data/' + fileOf(path.split('#')[0]) : './api/' + path)
+
+const AWAY = isPublished ? 'The web server of this page does not answer.' : 'The server of this page does not answer. Is it still running?'
+
 const ask = async (path, options = {}) => {
-  if (away && !path.startsWith('run')) await returned()
+  if (away && !isPublished && !path.startsWith('run')) await returned()
   for (let again = true; ; again = false) {
     if (halted) throw new Refused(410, REPLACED)
     let response
     try {
-      response = await fetch('./api/' + path, { priority: 'high', ...options })
+      response = await fetch(urlOf(path), { priority: 'high', ...options })
     } catch (error) {
       if (options.signal?.aborted) throw error
       away = true
-      throw new Refused(0, 'The server of this page does not answer. Is it still running?')
+      throw new Refused(0, AWAY)
     }
     away = false
     if (response.ok) return response
+    if (isPublished && response.status === 404) throw new Refused(404, NOT_PUBLISHED)
     if (response.status !== 503 || !again) throw new Refused(response.status, await sentence(response))
     // Busy, not broken: once more.
     await pause(200, options.signal)
   }
 }
 
-const json = async (path, signal, priority = 'high') => (await ask(path, { signal, priority })).json()
+/** Reads an answer. Some web servers send a page of their own in the place of a file that there is not. */
+const read = async reading => {
+  try {
+    return await reading
+  } catch (error) {
+    if (!isPublished || error.name === 'AbortError') throw error
+    throw new Refused(404, NOT_PUBLISHED)
+  }
+}
+
+/** The bytes of an answer; published ones are compressed, unless the web server has undone that. */
+const bytes = async response => {
+  const buffer = await response.arrayBuffer()
+  const [a, b] = new Uint8Array(buffer)
+  if (!isPublished || a !== 0x1f || b !== 0x8b) return buffer
+  return new Response(new Blob([buffer]).stream().pipeThrough(new DecompressionStream('gzip'))).arrayBuffer()
+}
+
+const json = async (path, signal, priority = 'high') => {
+  const response = await ask(path, { signal, priority })
+  return read(bytes(response).then(buffer => JSON.parse(new TextDecoder().decode(buffer))))
+}
 
 const segments = text => text.split('/').map(encodeURIComponent).join('/')
 
@@ -128,18 +157,27 @@ export const filtersAt = net => `filters${asked(net)}`
 /** A receptive field: the part of the image, or the unit's projection cut to it. */
 export const fieldAt = (net, layer, map, { id, y, x }, what) =>
   // The version is sent, too: a browser shows the picture that it has of an address, whatever its fragment.
-  `./api/field/${segments(id)}/${encodeURIComponent(layer)}/${map}/${y},${x}${asked({ ...net, version: '' }, [`what=${what}`, ...(net.version ? [`version=${encodeURIComponent(net.version)}`] : [])])}`
-export const thumbAt = image => './api/thumb/' + segments(image)
+  urlOf(`field/${segments(id)}/${encodeURIComponent(layer)}/${map}/${y},${x}${asked({ ...net, version: '' }, [`what=${what}`, ...(net.version && !isPublished ? [`version=${encodeURIComponent(net.version)}`] : [])])}`)
+export const thumbAt = image => urlOf('thumb/' + segments(image))
 
 const ofCheckpoint = checkpoint => (checkpoint ? `?checkpoint=${checkpoint}` : '')
+/** The images of a published page. @type {Images | null} */
+let published = null
+
 export const network = async checkpoint => {
   const found = await json('network' + ofCheckpoint(checkpoint))
   check(found)
+  if (isPublished) {
+    published = new Images((await json('images')).images, found.data_classes)
+    found.splits = published.splits()
+  }
   return found
 }
 export const run = async (checkpoint, signal) => {
   const found = await json('run' + ofCheckpoint(checkpoint), signal, 'low')
   check(found)
+  // It may have been going on when the page was published.
+  if (isPublished) found.training = false
   return found
 }
 /** Begins the search over the data for a checkpoint's strongest; once begun, it stays so. */
@@ -150,10 +188,22 @@ export const classes = (address, signal) => json(address, signal)
 export const top = (address, signal) => json(address, signal, 'low')
 
 /** @param {{split: string, from: number, count: number, class?: number | null, search?: string}} want */
-export const images = ({ split, from, count, class: kind, search }, signal) => json(
+export const images = async ({ split, from, count, class: kind, search }, signal) => published?.list({ split, from, count, class: kind, search }) ?? json(
   `images?split=${encodeURIComponent(split)}&from=${from}&count=${count}`
   + (kind === null || kind === undefined ? '' : `&class=${kind}`)
   + (search ? `&search=${encodeURIComponent(search)}` : ''), signal)
+
+/** The data's own words on an image; null where it is none of the data's. */
+export const imageOf = async (id, signal) => {
+  if (published) return published.find(id)
+  const [split, number] = id.split('/')
+  const { images: found } = await images({ split, from: Number(number), count: 1 }, signal)
+  return found.find(image => image.id === id) ?? null
+}
+/** Whether the data's image can be looked at, so far as that is known. */
+export const hasImage = id => !published || published.find(id) !== null
+/** The first image of a published page. @returns {string | null} */
+export const publishedImage = () => published?.images[0]?.id ?? null
 
 /** `camera` for one of many frames, of which only the last few are kept. */
 export const upload = async (/** @type {Blob} */ blob, signal, camera = false) =>
@@ -164,14 +214,16 @@ export const keep = async (/** @type {Blob} */ png, words) =>
   (await ask('keep?' + new URLSearchParams(words), { method: 'POST', body: png, headers: { 'Content-Type': 'image/png' } })).json()
 
 /** A picture, decoded. */
-export const bitmap = async (address, signal) => createImageBitmap(await (await ask(address, { signal })).blob())
+export const bitmap = async (address, signal) => {
+  const response = await ask(address, { signal })
+  return read(response.blob().then(createImageBitmap))
+}
 
 /** A frame: JSON, then numbers. */
 const frame = async (address, signal) => {
-  const buffer = await (await ask(address, { signal })).arrayBuffer()
-  if (buffer.byteLength < 4) throw new Refused(0, 'The answer is cut short.')
-  const length = new DataView(buffer).getUint32(0, true)
-  if (4 + length > buffer.byteLength) throw new Refused(0, 'The answer is cut short.')
+  const buffer = await read(bytes(await ask(address, { signal })))
+  const length = buffer.byteLength < 4 ? Infinity : new DataView(buffer).getUint32(0, true)
+  if (4 + length > buffer.byteLength) throw isPublished ? new Refused(404, NOT_PUBLISHED) : new Refused(0, 'The answer is cut short.')
   return { buffer, at: 4 + length, head: JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, length))) }
 }
 

@@ -3,9 +3,11 @@
 import * as api from './api.js'
 import { $, button, make, many, press } from './dom.js'
 import { goTo } from './load.js'
+import { isPublished } from './published.js'
 import { listen, state } from './state.js'
 
-const PAGE = 60
+/** As many as are asked for at a time; all that a published page has. */
+const PAGE = isPublished ? Infinity : 60
 
 /** What is listed; `images` is as much of it as has come, from its beginning. */
 let list = { split: '', class: null, search: '', total: 0, images: [] }
@@ -76,14 +78,15 @@ export const stepImage = async by => {
   if (!state.network.splits.length) return
   const [split, number] = (state.image ?? '').split('/')
   const known = state.network.splits.find(s => s.name === split)
-  if (nothingSought() && known) {
+  if (nothingSought() && known && !isPublished) {
     const next = Number(number) + by
     if (next >= 0 && next < known.count) goTo(`${split}/${next}`)
     return
   }
+  if (!list.images.length) await more()
   let at = list.images.findIndex(image => image.id === state.image)
   if (at < 0) at = by > 0 ? -1 : 0
-  if (!list.images.length || (at + by >= list.images.length && list.images.length < list.total)) await more()
+  if (at + by >= list.images.length && list.images.length < list.total) await more()
   const next = list.images[at + by]
   if (next) goTo(next.id, next)
 }

@@ -2,6 +2,7 @@
 
 import { $, button, make, percent } from './dom.js'
 import { classesAddress, otherClassesAddress } from './load.js'
+import { isPublished } from './published.js'
 import { nameOf } from './nets.js'
 import { any, listen, state } from './state.js'
 import { openStudy } from './study.js'
@@ -53,7 +54,7 @@ const render = () => {
   if (!found) return list.replaceChildren()
   if (!state.network.classes.length) $('classes-error').textContent ||= 'This network has no classes.'
   const open = state.cover && state.open?.of === api.classesAt({ ...state, cover: null }) ? state.open.classes : null
-  fill(list, found.classes, () => button('', { class: 'link', title: 'What tells the network this class', onclick: event => openStudy(Number(event.target.closest('li').dataset.class)) }), open)
+  fill(list, found.classes, () => isPublished ? make('span') : button('', { class: 'link', title: 'What tells the network this class', onclick: event => openStudy(Number(event.target.closest('li').dataset.class)) }), open)
   $('classes-key').hidden = !open
 }
 

@@ -6,6 +6,7 @@ import { stepCheckpoint, stepEpoch, swap, toggleCompare } from './compare.js'
 import * as cover from './cover.js'
 import { $, make } from './dom.js'
 import { toggleHold } from './hold.js'
+import { isPublished } from './published.js'
 import { change, state } from './state.js'
 import { stepLayer } from './strip.js'
 import { togglePreferred } from './preferred.js'
@@ -34,6 +35,10 @@ const ACTS = {
   '?': () => openHelp(),
 }
 
+/** What a published page cannot do. */
+const NEED_THE_PROGRAM = ['r', 'd', 'e', '{', '}', 'u', 'k', 'w', 'c', 'x', '+', '=', '-', '−', '0', 'v', 'Escape', 'Esc']
+const isHere = key => !isPublished || !NEED_THE_PROGRAM.includes(key)
+
 const HELP = [
   ['← → ↑ ↓', 'move the unit within its map'], ['m', "the map's strongest unit"], ['[ ]', 'the map before, the next (in the order shown)'], [', .', 'the layer before, the next'],
   ['p n', 'the image before, the next'], ['i', 'choose an image'], ['1 2 3', 'the rule of the projection'], ['a', 'all rules side by side'],
@@ -53,7 +58,7 @@ const typing = ({ target: element, key }) => (element?.type === 'range'
 /** @param {(text: string) => void} tell */
 export const startKeys = tell => {
   ACTS.v = () => toggleCamera(tell)
-  $('help-keys').replaceChildren(...HELP.map(([keys, words]) => make('div', {}, make('dt', {}, ...keys.split(' ').flatMap(key => [make('kbd', {}, key), ' '])), make('dd', {}, words))))
+  $('help-keys').replaceChildren(...HELP.filter(([keys]) => isHere(keys.split(' ')[0])).map(([keys, words]) => make('div', {}, make('dt', {}, ...keys.split(' ').flatMap(key => [make('kbd', {}, key), ' '])), make('dd', {}, words))))
   $('open-help').addEventListener('click', openHelp)
   $('help-close').addEventListener('click', () => $('help').close())
   $('help').addEventListener('click', event => { if (event.target === $('help')) $('help').close() })
@@ -64,8 +69,9 @@ export const startKeys = tell => {
     if (document.querySelector('dialog[open]') || typing(event)) return
     const rule = /^[1-9]$/.test(event.key) ? state.network.rules[Number(event.key) - 1] : null
     // Letters hold whatever Caps Lock says, but for the pair g, G.
-    const act = rule ? () => stepRule(rule) : ACTS[event.key] ?? ACTS[event.key.toLowerCase?.()]
-    if (!act) return
+    const key = event.key in ACTS ? event.key : event.key?.toLowerCase()
+    const act = rule ? () => stepRule(rule) : ACTS[key]
+    if (!act || !isHere(key)) return
     if (!state.image && !['?', 'i', 'v', 'n', 't', 'u'].includes(event.key)) return
     event.preventDefault()
     act(event.repeat)

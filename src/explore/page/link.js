@@ -3,7 +3,9 @@
 // and further words for what is not as at the start: checkpoint=K, compare=K or K,STEP or K,random, rules=all,
 // scale=shared, gain=2, show=whole, over=map, hold=LAYER,MAP,Y,X, class=C, preferred=shown, run=open. The unit may be `peak`, and the path may end after any part.
 
+import { hasImage, publishedImage } from './api.js'
 import { checkpointsOf, loadNetwork, netOf } from './nets.js'
+import { NOT_PUBLISHED, isPublished, layersShown } from './published.js'
 import { any, change, listen, state } from './state.js'
 
 const KEPT = ['image', 'view', 'cover', 'fill', 'layer', 'map', 'unit', 'rule', 'all', 'random', 'shared', 'gain', 'cut', 'overlay', 'held', 'net', 'compared', 'study', 'preferredOf', 'training']
@@ -55,7 +57,8 @@ const imageOf = (split, number, network) => {
   if (split === 'upload') return /^[\w-]{1,64}$/.test(number ?? '') ? `upload/${number}` : null
   const known = network.splits.find(s => s.name === split)
   const index = whole(number)
-  return known && index !== null && index < known.count ? `${split}/${index}` : null
+  const id = `${split}/${index}`
+  return known && index !== null && (isPublished || index < known.count) && hasImage(id) ? id : null
 }
 
 const unitOf = (layer, map, y, x) => {
@@ -66,10 +69,17 @@ const unitOf = (layer, map, y, x) => {
 
 /** The layer to begin with: the last with maps to look at that is not a pooling, where the parts of objects are. */
 const firstLayer = network => {
-  const spatial = network.layers.filter(layer => layer.rows > 1)
+  const layers = layersShown(network)
+  const spatial = layers.filter(layer => layer.rows > 1)
   const telling = spatial.filter(layer => !layer.kind.endsWith('pool'))
-  return (telling.at(-1) ?? spatial.at(-1) ?? network.layers[0])?.name ?? null
+  return (telling.at(-1) ?? spatial.at(-1) ?? layers[0])?.name ?? null
 }
+
+/** The image to begin with. */
+const firstImage = ({ splits: [split] }) => publishedImage() ?? (split?.count ? `${split.name}/0` : null)
+
+/** Words of what a published page cannot do. */
+const NEED_THE_PROGRAM = ['compare', 'view', 'cover', 'fill', 'weights', 'class', 'preferred']
 
 const wordsIn = hash => {
   const cut = hash.indexOf('?')
@@ -97,7 +107,7 @@ const comparedOf = (value, network) => {
  */
 export const parse = (hash, network) => {
   const problems = []
-  const start = network.splits[0]?.count ? `${network.splits[0].name}/0` : null
+  const start = firstImage(network)
   /** @type {any} */
   const patch = { ...START, image: start, layer: firstLayer(network), rule: network.rules[0] }
   const text = hash.replace(/^#/, '')
@@ -113,7 +123,7 @@ export const parse = (hash, network) => {
   const image = imageOf(split, number, network)
   if (image) patch.image = image
   else problems.push(`The link asks for the image ${[split, number ?? ''].join('/')}, which is not here.`)
-  const layer = network.layers.find(l => l.name === layerName)
+  const layer = layersShown(network).find(l => l.name === layerName)
   if (layer) {
     patch.layer = layer.name
     const index = whole(map)
@@ -124,14 +134,15 @@ export const parse = (hash, network) => {
       if (found) patch.unit = [found.y, found.x]
       else if (unit && unit !== 'peak') problems.push(`The link asks for the unit ${unit}, which ${layer.name} (${layer.rows} × ${layer.columns}) does not have; its map's strongest is shown.`)
     } else if (map) problems.push(`The link asks for map ${map}, but ${layer.name} has the maps 0 to ${layer.maps - 1}; the strongest is shown.`)
-  } else if (layerName) problems.push(`The link asks for the layer ${layerName}, which this network does not have.`)
+  } else if (layerName) problems.push(`The link asks for the layer ${layerName}, which ${network.layers.some(l => l.name === layerName) ? 'is not published' : 'this network does not have'}.`)
   if (rule && network.rules.includes(rule)) patch.rule = rule
   else if (rule) problems.push(`The link asks for the rule ${rule}, which is not known here.`)
   if (rest.length) problems.push('The link goes on after the rule; that part is left out.')
 
   for (const [name, value] of wordsIn(text)) {
     const bad = () => problems.push(`The link says ${name}=${value}, which cannot be; it is left out.`)
-    if (name === 'checkpoint') {
+    if (isPublished && NEED_THE_PROGRAM.includes(name)) problems.push(`The link says ${name}=${value}. ${NOT_PUBLISHED}`)
+    else if (name === 'checkpoint') {
       if (String(checkpointOf(hash)) !== value) bad()
     } else if (name === 'compare') {
       const compared = comparedOf(value, network)

@@ -5,6 +5,8 @@
 import * as api from './api.js'
 import { short } from './dom.js'
 import { counterpart } from './nets.js'
+import { isComplete } from './progress.js'
+import { NOT_PUBLISHED, isPublished, publishedUnit } from './published.js'
 import { any, change, fail, layerOf, listen, state } from './state.js'
 
 /** Answers that are worth keeping: going back to a layer or flipping the weights should cost nothing. */
@@ -188,8 +190,9 @@ const choose = maps => {
   if (maps.layer !== state.layer || maps.image !== state.image) return
   const { peaks } = maps.head
   let { map } = state
-  // A map that the last image made fire may be silent here.
-  if (map !== null && !state.unit && !state.held && !state.camera && lastMapsImage !== null && lastMapsImage !== maps.image && !(peaks[map][0] > 0)) map = null
+  // A map that the last image made fire may be silent here, or its projection not published.
+  const shows = map !== null && (isPublished ? publishedUnit(maps, map, state.network) !== null : peaks[map][0] > 0)
+  if (!shows && !state.unit && !state.held && !state.camera && lastMapsImage !== null && lastMapsImage !== maps.image) map = null
   lastMapsImage = maps.image
   if (map === null) {
     map = 0
@@ -214,6 +217,13 @@ const wantPictures = follow => {
     if (kept) {
       lane.stop()
       arrive(wanted.key, kept)
+      continue
+    }
+    const maps = mapsHere()
+    if (isPublished && maps?.of === mapsAddress() && String(publishedUnit(maps, state.map, state.network)) !== String(state.unit)) {
+      lane.stop()
+      fail('unit', null)
+      arrive(wanted.key, { of, refused: NOT_PUBLISHED, silent: true })
       continue
     }
     want(lane, of, 'unit', follow, async signal => {
@@ -258,18 +268,18 @@ const wantTop = () => {
   if (!topSeen || document.hidden) return
   topLane.ask(async signal => {
     try {
-      if (searchedOf !== net) {
+      if (searchedOf !== net && !isPublished) {
         await api.search(net.checkpoint, signal)
         searchedOf = net
       }
       const found = await api.top(of, signal)
       change({ top: { of, ...found } })
       fail('top', null)
-      if (found.searched < found.total) topTimer = setTimeout(wantTop, 1000)
+      if (!isComplete(found)) topTimer = setTimeout(wantTop, 1000)
     } catch (error) {
       if (signal.aborted) return
       fail('top', error)
-      topTimer = setTimeout(wantTop, 5000)
+      if (!isPublished) topTimer = setTimeout(wantTop, 5000)
     }
   })
 }
@@ -282,17 +292,15 @@ export const topOnScreen = seen => {
 document.addEventListener('visibilitychange', () => { if (!document.hidden) wantTop() })
 
 const wantInfo = () => {
-  const [split, number] = state.image.split('/')
   if (state.info?.id === state.image) return
-  if (split === 'upload') {
+  if (state.image.startsWith('upload/')) {
     lanes.info.stop()
     change({ info: null })
     return
   }
   const id = state.image
   lanes.info.ask(async signal => {
-    const { images } = await api.images({ split, from: Number(number), count: 1 }, signal).catch(() => ({ images: [] }))
-    const info = images.find(image => image.id === id) ?? null
+    const info = await api.imageOf(id, signal).catch(() => null)
     if (state.image === id) change({ info })
   })
 }

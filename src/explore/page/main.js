@@ -30,6 +30,8 @@
 //            #sweep-what #sweep-class #sweep-steps #sweep-run #sweep-stop #sweep-progress #heat #heat-low #heat-high #sweep-over #sweep-caption
 //   hold     #hold #held #held-name #held-value[data-value] #held-best #held-list [data-best] #held-go
 //   top      #top-list [data-peak][data-image], #top-progress
+//   published: #published (what the page is), #from-disk (hidden once scripts run), #maps-published, .tile[data-published] that can
+//            be opened; what needs the program is marked data-program
 //   saving   [data-save="image" | "map" | "compare-map" | "heat" | "top" | "preferred" | "study" | "histogram" | "curves" |
 //            "filters" | a data-picture]; [data-keep] of the same names, shown if the report can be added to
 // The link follows at once, but a quarter of a second after the last move of a drag, a held key or the camera.
@@ -50,6 +52,7 @@ import { startLoading } from './load.js'
 import { startMaps } from './maps.js'
 import { loadNetwork } from './nets.js'
 import { startPreferred } from './preferred.js'
+import { isPublished } from './published.js'
 import { startSave } from './save.js'
 import { startStage } from './stage.js'
 import { listen, state } from './state.js'
@@ -82,19 +85,26 @@ const renderHead = () => {
   document.documentElement.dataset.ready = 'true'
 }
 
+const renderPublished = () => {
+  const { program, title, checkpoint, splits } = state.network
+  const images = splits.reduce((total, { count }) => total + count, 0)
+  $('published').textContent = `Published from ${program}: ${title} (${checkpoint}) on ${many(images)} image${images === 1 ? '' : 's'}. All else, as pictures of your own, covering, comparing or any other unit, needs the program (zfnet explore).`
+  $('published').hidden = false
+}
+
 const begin = async () => {
   try {
     await loadNetwork(0)
   } catch (error) {
-    tell(`${error.message} Asking again every two seconds.`)
+    tell(isPublished && error.status ? `What belongs to this page (its folder data) is not beside it: ${error.message}` : `${error.message} Asking again every two seconds.`)
     setTimeout(begin, 2000)
     return
   }
   tell('')
-  api.belongTo(state.networks[0].instance, replaced)
+  if (!isPublished) api.belongTo(state.networks[0].instance, replaced)
   // What asks comes before what draws, so that a click is on its way to the server first.
   startLoading()
-  startUpload(tell)
+  if (!isPublished) startUpload(tell)
   startChooser()
   startCamera(tell)
   startStage()
@@ -115,6 +125,7 @@ const begin = async () => {
   startLive()
   listen(changed => {
     if (changed.has('network')) renderHead()
+    if (changed.has('network') && isPublished) renderPublished()
     if (changed.has('errors') && state.errors.network) tell(state.errors.network)
   })
   const say = problems => tell(problems.join(' '))
@@ -133,4 +144,5 @@ $('jump').addEventListener('click', event => {
 })
 $('notice-close').addEventListener('click', () => tell(''))
 $('reload').addEventListener('click', () => location.reload())
+$('from-disk').hidden = true
 begin()

@@ -4,8 +4,9 @@
 import { $, make, many, press, short } from './dom.js'
 import { colour, isSigned, mapPixels, put, rangeOf, scaleOfLayer, valueOf, viridis } from './draw.js'
 import { mapsAddress, mapsHere } from './load.js'
+import { isPublished, publishedUnit } from './published.js'
 import { any, change, classOf, layerOf, listen, state } from './state.js'
-import { selectUnit } from './unit.js'
+import { pickUnit } from './unit.js'
 
 const GAP = 8
 const LABEL = 17
@@ -66,7 +67,10 @@ const fill = (tile, place) => {
   tile.setAttribute('aria-posinset', place + 1)
   tile.setAttribute('aria-selected', String(map === state.map))
   const name = classOf(state.layer, map)
-  tile.setAttribute('aria-label', `map ${map}${name ? `, ${name}` : ''}, peak ${short(peaks[map][0])} at y ${peaks[map][1]}, x ${peaks[map][2]}`)
+  const published = publishedUnit(maps, map, state.network) !== null
+  tile.classList.toggle('published', published)
+  tile.toggleAttribute('data-published', published)
+  tile.setAttribute('aria-label', `map ${map}${name ? `, ${name}` : ''}, peak ${short(peaks[map][0])} at y ${peaks[map][1]}, x ${peaks[map][2]}${published ? ', with its projection' : ''}`)
   if (name) tile.title = name
   else tile.removeAttribute('title')
   const single = rows === 1 && columns === 1
@@ -136,6 +140,9 @@ const renderHead = () => {
   const firing = maps ? maps.head.peaks.filter(([value]) => value > 0).length : 0
   $('maps-facts').textContent = layer && maps ? `${many(firing)} of ${many(layer.maps)} maps fire` : ''
   $('maps-error').textContent = state.errors.maps ?? ''
+  const shown = maps ? maps.head.peaks.filter((_, map) => publishedUnit(maps, map, state.network)).length : 0
+  $('maps-published').hidden = !isPublished || !maps
+  $('maps-published').textContent = `${shown === 1 ? 'This map has its projection' : `These ${shown} maps have their projections`} here: a click opens ${shown === 1 ? 'it' : 'one'}. Of the others the map alone is published.`
   press($('order-strength'), state.order === 'strength')
   press($('order-number'), state.order === 'number')
   press($('only-firing'), state.firing)
@@ -175,7 +182,7 @@ const read = under => {
   const maps = mapsHere()
   $('reading').textContent = under && maps
     ? `map ${under.map}, y ${under.unit[0]}, x ${under.unit[1]}: ${short(valueOf(maps, under.map, ...under.unit))} (over the image: 0 to ${short(rangeOf(maps, under.map, true))})`
-    : 'Click any place of any map.'
+    : isPublished ? '' : 'Click any place of any map.'
 }
 
 export const startMaps = () => {
@@ -184,7 +191,7 @@ export const startMaps = () => {
   box.addEventListener('scroll', () => show(false), { passive: true })
   box.addEventListener('click', event => {
     const under = unitUnder(event)
-    if (under) selectUnit(under.map, under.unit, { push: true, click: true })
+    if (under) pickUnit(under.map, under.unit, { push: true, click: true })
   })
   box.addEventListener('pointermove', event => {
     if (event.pointerType !== 'mouse') return

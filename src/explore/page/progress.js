@@ -3,6 +3,9 @@
 import { Lane, Refused } from './api.js'
 import { change, fail, state } from './state.js'
 
+/** Whether nothing more will come of what the server searches the data for. @param {{done: number, total: number, failed: string | null}} answer */
+export const isComplete = ({ done, total, failed }) => done >= total || !!failed
+
 export class Progress {
   /**
    * @param {string} field of the state that takes the answers, each with its address as `of`

@@ -226,7 +226,7 @@ const stateJson = () => {
     class_study: study === null ? null : { class: study, name: network.classes[study], layer: state.layer, images_searched: studied?.done ?? null, maps: studied?.maps ?? null, images: studied?.images ?? null },
     histogram: histogram ? { layer: state.layer, map: state.map, edges: histogram.edges, classes: histogram.classes } : null,
     preferred: preferred ? { layer: state.layer, map: state.map, steps: preferred.head.step, activation: preferred.head.activation } : null,
-    strongest: top ? { searched: top.searched, total: top.total, peaks: top.peaks } : null,
+    strongest: top ? { searched: top.done, total: top.total, peaks: top.peaks } : null,
     occlusion: sweep ? { what: sweep.what, class: sweep.class ?? null, layer: sweep.layer ?? null, map: sweep.map ?? null, name: sweep.name, side: sweep.side, fill: sweep.fill, places: sweep.steps, uncovered: sweep.base, values: [...sweep.values].map(v => (Number.isNaN(v) ? null : v)) } : null,
   }
 }

@@ -4,10 +4,11 @@ import * as cover from './cover.js'
 import { $ } from './dom.js'
 import { canvasOf, frame, mapPixels, rangeOf } from './draw.js'
 import { fieldHere, inputAddress, mapsHere } from './load.js'
+import { isPublished } from './published.js'
 import * as square from './square.js'
 import { any, change, layerOf, listen, state } from './state.js'
 import { sweepPixels } from './sweep.js'
-import { selectUnit } from './unit.js'
+import { pickUnit } from './unit.js'
 import * as view from './view.js'
 
 const FIELD = '#ff7a29'
@@ -156,8 +157,7 @@ const down = event => {
 const moved = event => {
   if (!drag) {
     if (state.mode === 'look' && event.pointerType === 'mouse' && event.buttons & 1 && state.image) {
-      const unit = unitAt(point(event))
-      if (unit) selectUnit(state.map, unit, { follow: true })
+      pickUnit(state.map, unitAt(point(event)), { follow: true })
     }
     return
   }
@@ -203,7 +203,7 @@ const keys = event => {
   else view.move(dx * (event.shiftKey ? 0.005 : 0.04), dy * (event.shiftKey ? 0.005 : 0.04))
 }
 
-const MODES = { look: 'Click the image to choose the unit of this map at that place.', cover: 'Drag a square: it is filled, and all else follows. Arrow keys move it, + and − change its size.', crop: 'Drag a frame: the network is shown this part alone. Arrow keys move it, + and − zoom.' }
+const MODES = { look: isPublished ? "The frame is the chosen unit's receptive field." : 'Click the image to choose the unit of this map at that place.', cover: 'Drag a square: it is filled, and all else follows. Arrow keys move it, + and − change its size.', crop: 'Drag a frame: the network is shown this part alone. Arrow keys move it, + and − zoom.' }
 
 const renderMode = () => {
   for (const mode of Object.keys(MODES)) {
@@ -242,8 +242,7 @@ export const startStage = () => {
   to.addEventListener('keydown', keys)
   to.addEventListener('click', event => {
     if (state.mode !== 'look' || !state.image) return
-    const unit = unitAt(point(event))
-    if (unit) selectUnit(state.map, unit, { push: true, click: true })
+    pickUnit(state.map, unitAt(point(event)), { push: true, click: true })
   })
   to.addEventListener('wheel', event => {
     if (state.mode !== 'crop') return

@@ -1,6 +1,7 @@
 // The chain of layers: the map of the page. Each with its size, and its receptive field against the input.
 
 import { $, make, many } from './dom.js'
+import { layersShown } from './published.js'
 import { any, change, fieldOf, listen, state } from './state.js'
 
 export const goToLayer = (name, how = { push: true }) => {
@@ -9,7 +10,7 @@ export const goToLayer = (name, how = { push: true }) => {
 
 /** The next layer towards the classes or towards the image. */
 export const stepLayer = (by, how) => {
-  const { layers } = state.network
+  const layers = layersShown(state.network)
   const next = layers[layers.findIndex(layer => layer.name === state.layer) + by]
   if (next) goToLayer(next.name, how)
 }
@@ -27,6 +28,7 @@ const card = layer => {
   const kind = NAMES[layer.kind] ?? layer.kind
   const label = `${layer.name}, ${kind}, ${layer.maps} maps of ${layer.rows} by ${layer.columns}, receptive field ${fieldOf(layer)} pixels, stride ${layer.stride[0]}`
   const attributes = { type: 'button', class: 'card', 'data-layer': layer.name, 'data-kind': layer.kind, 'aria-label': label, title: `${kind}${layer.parameters ? `, ${many(layer.parameters)} parameters` : ''}, stride ${layer.stride[0]}`, onclick: () => goToLayer(layer.name) }
+  if (!layersShown(state.network).includes(layer)) Object.assign(attributes, { disabled: true, title: `Not published: this layer needs the program (zfnet explore)` })
   return make('li', {}, make('button', attributes, glyph, make('span', { class: 'words' }, make('b', {}, layer.name), make('span', {}, size), make('span', {}, `field ${fieldOf(layer)}`))))
 }
 

@@ -6,7 +6,7 @@ import { PAPER, colours, sheet } from './chart.js'
 import { $, button, make, many, percent, short } from './dom.js'
 import { canvasOf, mapPixels, put, rangeOf } from './draw.js'
 import { goTo, mapsHere } from './load.js'
-import { Progress } from './progress.js'
+import { Progress, isComplete } from './progress.js'
 import { any, change, classOf, listen, state } from './state.js'
 import { selectUnit } from './unit.js'
 
@@ -14,7 +14,6 @@ const MAPS = 8, CLASSES = 12
 /** How many maps, and how many classes of the histogram, are listed. */
 let mapsListed = MAPS, classesListed = CLASSES
 
-const isComplete = answer => answer.done >= answer.total || !!answer.failed
 const progress = { studied: new Progress('studied', api.study, isComplete, 1000), histogram: new Progress('histogram', api.study, isComplete, 1000) }
 
 const address = () => (state.study === null || !state.layer ? null : api.classAt(state.net, state.layer, state.study))

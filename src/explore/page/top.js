@@ -3,6 +3,7 @@
 import * as api from './api.js'
 import { $, make, many, short } from './dom.js'
 import { topOnScreen } from './load.js'
+import { isPublished } from './published.js'
 import { any, change, listen, state } from './state.js'
 
 const address = () => (state.layer === null || state.map === null ? null : api.topAt(state.net, state.layer, state.map))
@@ -14,14 +15,15 @@ const visit = peak => change({ image: peak.id, info: null, view: null, cover: nu
 /** Such a picture is made when it is asked for, and the server may be busy: once more, a little later. */
 const again = event => {
   const image = event.target
-  if (image.src.endsWith('&again=1')) return
+  if (isPublished || image.src.endsWith('&again=1')) return
   setTimeout(() => { if (image.isConnected) image.src += '&again=1' }, 1000)
 }
 
 const item = (peak, i) => {
   const picture = what => make('img', { src: api.fieldAt(state.net, state.layer, state.map, peak, what), alt: '', loading: 'lazy', decoding: 'async', fetchpriority: 'low', onerror: again })
-  const label = `Strongest ${i + 1}: ${short(peak.value)} in ${peak.id} at y ${peak.y}, x ${peak.x}. Go there.`
-  return make('li', {}, make('button', { type: 'button', class: 'peak', 'data-peak': i, 'data-image': peak.id, 'aria-label': label, title: `${peak.id}, y ${peak.y}, x ${peak.x}`, onclick: () => visit(peak) },
+  const here = api.hasImage(peak.id)
+  const label = `Strongest ${i + 1}: ${short(peak.value)} in ${peak.id} at y ${peak.y}, x ${peak.x}. ${here ? 'Go there.' : 'The image is not published.'}`
+  return make('li', {}, make('button', { type: 'button', class: 'peak', 'data-peak': i, 'data-image': peak.id, 'aria-label': label, title: `${peak.id}, y ${peak.y}, x ${peak.x}${here ? '' : '; this image is not published'}`, disabled: !here, onclick: () => visit(peak) },
     picture('photo'), picture('projection'), make('span', {}, short(peak.value))))
 }
 
@@ -31,21 +33,22 @@ const render = () => {
   list.setAttribute('aria-busy', String(!!found && found.of !== address()))
   $('top-error').textContent = state.errors.top ?? found?.failed ?? ''
   $('top').hidden = !state.network?.splits.length
+  $('top').querySelector('.saves').hidden = !found?.peaks.length
   const words = !found ? '' : !found.total ? 'There is no data to search.'
-    : found.searched < found.total ? `after ${many(found.searched)} of ${many(found.total)} images`
+    : found.done < found.total ? `after ${many(found.done)} of ${many(found.total)} images`
       : `of ${many(found.total)} images`
   $('top-progress').textContent = words
-  $('top-bar').hidden = !found || found.searched >= found.total
+  $('top-bar').hidden = !found || found.done >= found.total
   if (found?.total) {
     $('top-bar').max = found.total
-    $('top-bar').value = found.searched
+    $('top-bar').value = found.done
   }
   const key = found ? found.peaks.map(p => [p.id, p.y, p.x, p.value]).join(' ') + found.of : ''
   if (list.dataset.key === key) return
   list.dataset.key = key
   list.replaceChildren(...(found?.peaks ?? []).map(item))
   $('top-none').hidden = !found || found.peaks.length > 0 || found.total === 0
-  $('top-none').textContent = found && found.searched >= found.total ? 'This map was not above zero anywhere in the data.' : 'Nothing found yet.'
+  $('top-none').textContent = found && found.done >= found.total ? 'This map was not above zero anywhere in the data.' : 'Nothing found yet.'
 }
 
 export const startTop = () => {

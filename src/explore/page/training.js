@@ -6,6 +6,7 @@ import { PAPER, colours, lines, sheet } from './chart.js'
 import { $, make, percent, short } from './dom.js'
 import { announce } from './live.js'
 import { titleOf } from './nets.js'
+import { isPublished } from './published.js'
 import { any, change, listen, state } from './state.js'
 
 const OFTEN = 3000, SELDOM = 30_000
@@ -30,7 +31,7 @@ const take = (checkpoint, run) => {
 
 const poll = () => {
   clearTimeout(timer)
-  if (document.hidden) return
+  if (document.hidden || isPublished) return
   lane.ask(async signal => {
     try {
       for (const checkpoint of used()) {

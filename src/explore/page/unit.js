@@ -6,6 +6,7 @@ import { GAINS } from './link.js'
 import { fieldHere, inputAddress, mapsHere, otherMapsAddress, otherMapsHere, pictureAddress, pictureKeys } from './load.js'
 import { neighbour } from './maps.js'
 import { counterpart, nameOf as nameOfNet, unitBack } from './nets.js'
+import { publishedUnit } from './published.js'
 import { any, change, classOf, fieldOf, layerOf, listen, state } from './state.js'
 import { clicked, drawn } from './timing.js'
 
@@ -19,6 +20,11 @@ export const selectUnit = (map, unit, how = { push: true }) => {
   if (how.click) clicked()
   change({ map, unit }, how)
   if (how.click) renderPictures()
+}
+
+/** Chooses a unit that is pointed at. A published page has one projection of a map, so that the map is pointed at. */
+export const pickUnit = (map, unit, how) => {
+  if (unit) selectUnit(map, publishedUnit(mapsHere(), map, state.network) ?? unit, how)
 }
 
 export const moveUnit = (dx, dy, again) => {
@@ -296,10 +302,7 @@ const unitUnder = (event, layer) => {
   return x >= 0 && y >= 0 && x < layer.columns && y < layer.rows ? [y, x] : null
 }
 
-const pick = (event, how) => {
-  const unit = unitUnder(event, layerOf(state.layer))
-  if (unit) selectUnit(state.map, unit, how)
-}
+const pick = (event, how) => pickUnit(state.map, unitUnder(event, layerOf(state.layer)), how)
 
 export const startUnit = () => {
   const canvas = $('map-large')
