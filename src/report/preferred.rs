@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::figure::{Cell, Grid, Page, Picture, Section};
 use super::{by, plural, short};
+use crate::model::{Architecture, Network};
 use crate::picture::{GREY, Image};
 use crate::study::Facts;
 use crate::study::peaks::ProjectedPeak;
@@ -22,6 +23,8 @@ const GAP: usize = 2;
 pub struct Writer<'a> {
     page: Page<'a>,
     settings: Settings,
+    /// Rows and columns of the network's input.
+    input: [usize; 2],
     /// Whether there are images to compare with.
     is_compared: bool,
     /// Rows of the file of numbers.
@@ -35,15 +38,16 @@ impl<'a> Writer<'a> {
     /// If the folder cannot be written.
     pub fn new(
         out: &'a Path,
-        network: &str,
+        network: &Network,
         facts: Facts,
         settings: &Settings,
         is_compared: bool,
     ) -> io::Result<Self> {
-        let title = format!("What the maps of {network} prefer");
+        let Architecture { name, input, .. } = &network.architecture;
+        let title = format!("What the maps of {name} prefer");
         let mut page = Page::new(out, &STUDY, title, facts)?;
         page.figure.how = how(settings, is_compared);
-        Ok(Writer { page, settings: *settings, is_compared, rows: Vec::new() })
+        Ok(Writer { page, settings: *settings, input: input.size, is_compared, rows: Vec::new() })
     }
 
     /// Begins a layer.
@@ -93,7 +97,7 @@ impl<'a> Writer<'a> {
                 Some(strongest) => {
                     let title = format!("{of}: patches of {}", plural(map.peaks.len(), "image"));
                     let picture = Picture { title, ..Picture::default() };
-                    let sheet = patches(&map.peaks);
+                    let sheet = patches(&map.peaks, self.input);
                     let picture = self.page.png(file("patches"), &sheet, picture)?;
                     let text = vec![format!("activation {}", short(strongest.value))];
                     Cell { picture: Some(picture), text }
@@ -158,8 +162,18 @@ fn how(settings: &Settings, is_compared: bool) -> Vec<String> {
     how
 }
 
-/// What the strongest units saw, strongest first.
-fn patches(peaks: &[ProjectedPeak]) -> Image {
-    let tiles: Vec<Image> = peaks.iter().map(|peak| peak.photo.enlarged(SHOWN / COLUMNS)).collect();
+/// What the strongest units saw, strongest first. Of fields that are larger than the input, which is `rows` by
+/// `columns`, what lies in it.
+fn patches(peaks: &[ProjectedPeak], [rows, columns]: [usize; 2]) -> Image {
+    let tile = |peak: &ProjectedPeak| {
+        let [x0, y0, x1, y1] = peak.field_box;
+        let inside = |from: i64, to: i64, size: usize| match to - from > size as i64 {
+            true => [-from, size as i64 - from],
+            false => [0, to - from],
+        };
+        let ([left, right], [top, bottom]) = (inside(x0, x1, columns), inside(y0, y1, rows));
+        peak.photo.crop([left, top, right, bottom]).enlarged(SHOWN / COLUMNS)
+    };
+    let tiles: Vec<Image> = peaks.iter().map(tile).collect();
     Image::sheet(&tiles, COLUMNS, GAP, GREY)
 }

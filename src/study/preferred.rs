@@ -24,13 +24,13 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
 
 use super::peaks::{BATCH, Chosen, ProjectedPeak, Searched, must_be_images, pictures, search};
-use super::pixels::{centre_mean, field_box, input_image, seen_box};
+use super::pixels::{centre_mean, input_image, seen_box};
 use super::{Session, Study};
 use crate::backend::{Backend, SeedUnit};
 use crate::data::classes::Classes;
 use crate::data::images::Images;
 use crate::model::{
-    Initial, Model, Network, Params, Preprocess, Projector, Purpose, Rule, Workspace,
+    Initial, Layer, Model, Network, Params, Preprocess, Projector, Purpose, Rule, Workspace,
 };
 use crate::picture::Image;
 use crate::shape::Shape;
@@ -66,13 +66,13 @@ pub struct Settings {
     pub blur: f32,
     /// Steps from one blur to the next; 0 for none.
     pub blur_every: usize,
-    /// Largest random shift along each axis, in pixels.
-    pub jitter: usize,
+    /// Largest random shift along each axis, as a share of what the unit sees, to the nearest pixel.
+    pub jitter: f32,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Settings { steps: 200, rate: 2.0, decay: 0.02, blur: 0.5, blur_every: 4, jitter: 2 }
+        Settings { steps: 200, rate: 4.0, decay: 0.01, blur: 0.7, blur_every: 4, jitter: 0.05 }
     }
 }
 
@@ -86,28 +86,27 @@ impl Settings {
         let good = (0.0..=255.0).contains(&rate)
             && (0.0..=1.0).contains(&decay)
             && (0.0..=100.0).contains(&blur)
-            && jitter <= usize::from(u16::MAX);
+            && (0.0..=1.0).contains(&jitter);
         if good {
             return Ok(());
         }
-        Err(Error::Data(format!(
-            "gradient ascent: expected a rate from 0 to 255, a decay from 0 to 1, a blur from 0 to 100 and a jitter \
-             of at most {}, found {self}",
-            u16::MAX
+        Err(Error::Network(format!(
+            "gradient ascent: expected a rate from 0 to 255, a decay and a jitter from 0 to 1 and a blur from 0 to 100, \
+             found {self}"
         )))
     }
 }
 
 impl fmt::Display for Settings {
-    /// "200 steps, rate 2, decay 0.02, blur of 0.5 pixels every 4 steps, jitter of up to 2 pixels".
+    /// "200 steps, rate 4, decay 0.01, blur of 0.7 pixels every 4 steps, jitter of 0.05 of what a unit sees".
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Settings { steps, rate, decay, blur, blur_every, jitter } = self;
         write!(f, "{steps} steps, rate {rate}, decay {decay}, ")?;
-        match *blur_every {
-            0 => write!(f, "no blur")?,
-            every => write!(f, "blur of {blur} pixels every {every} steps")?,
+        match *blur == 0.0 || *blur_every == 0 {
+            true => write!(f, "no blur")?,
+            false => write!(f, "blur of {blur} pixels every {blur_every} steps")?,
         }
-        write!(f, ", jitter of up to {jitter} pixels")
+        write!(f, ", jitter of {jitter} of what a unit sees")
     }
 }
 
@@ -120,25 +119,20 @@ pub struct Ascent<'a, B: Backend> {
     settings: Settings,
     layer: usize,
     unit: SeedUnit,
-    /// How many values of the input the unit sees.
-    seen: usize,
-    field: [i64; 4],
+    /// What the unit sees of the input, `[x0, y0, x1, y1]`.
+    seen: [i64; 4],
     workspace: Workspace<B>,
     image: B::Indices,
     random: ChaCha8Rng,
     done: usize,
     /// The network's input.
     input: Vec<f32>,
-    /// The same shifted.
+    /// The same shifted; later in a step, what the first of a blur's two passes makes.
     shifted: Vec<f32>,
     /// Of the shifted input.
     gradient: Vec<f32>,
-    /// Between the two passes of a blur.
-    half_blurred: Vec<f32>,
     /// The mean of each of the input's values.
     mean: Vec<f32>,
-    /// The layer's output.
-    output: Vec<f32>,
 }
 
 impl<'a, B: Backend> Ascent<'a, B> {
@@ -174,12 +168,9 @@ impl<'a, B: Backend> Ascent<'a, B> {
         let mut image = backend.indices(1)?;
         backend.upload_indices(&mut image, &[0])?;
 
-        let [y, x] = [h / 2, w / 2];
-        let [x0, y0, x1, y1] = seen_box(shown, y, x);
-        let unit = SeedUnit { map: map as u32, y: y as u32, x: x as u32, value: 1.0 };
-        let of_byte = f64::from(byte(preprocess));
-        let noise =
-            Initial { seed, stream: ((layer as u64) << 32) + map as u64, std: NOISE * of_byte };
+        let unit = SeedUnit { map: map as u32, y: (h / 2) as u32, x: (w / 2) as u32, value: 1.0 };
+        let stream = ((layer as u64) << 32) + map as u64;
+        let noise = Initial { seed, stream, std: NOISE * byte(preprocess) };
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         random.set_stream(JITTER_STREAM);
         let mut ascent = Ascent {
@@ -189,8 +180,7 @@ impl<'a, B: Backend> Ascent<'a, B> {
             settings: *settings,
             layer,
             unit,
-            seen: ((y1 - y0) * (x1 - x0)) as usize * preprocess.channels(),
-            field: field_box(shown, y, x),
+            seen: seen_in_the_middle(shown),
             workspace,
             image,
             random,
@@ -198,9 +188,7 @@ impl<'a, B: Backend> Ascent<'a, B> {
             input: noise.values(count),
             shifted: vec![0.0; count],
             gradient: vec![0.0; count],
-            half_blurred: vec![0.0; count],
             mean: centre_mean(preprocess),
-            output: vec![0.0; shown.output.len()],
         };
         ascent.clip();
         Ok(ascent)
@@ -221,9 +209,9 @@ impl<'a, B: Backend> Ascent<'a, B> {
         input_image(self.preprocess, &self.input)
     }
 
-    /// The unit's receptive field `[x0, y0, x1, y1]` in pixels of the picture; it may exceed it.
-    pub fn field(&self) -> [i64; 4] {
-        self.field
+    /// What the unit sees of the picture, `[x0, y0, x1, y1]`, x1 and y1 excluded.
+    pub fn seen(&self) -> [i64; 4] {
+        self.seen
     }
 
     /// The unit's activation before its relu, for the picture as it is.
@@ -234,10 +222,11 @@ impl<'a, B: Backend> Ascent<'a, B> {
         self.backend.upload(&mut self.workspace.input, &self.input)?;
         self.workspace.forward(self.backend, self.params)?;
         let output = self.workspace.output(self.layer);
-        self.backend.download(&mut self.output, output)?;
+        let mut values = vec![0.0; output.shape().len()];
+        self.backend.download(&mut values, output)?;
         let Shape { w, c, .. } = output.shape();
         let SeedUnit { map, y, x, .. } = self.unit;
-        Ok(self.output[(y as usize * w + x as usize) * c + map as usize])
+        Ok(values[(y as usize * w + x as usize) * c + map as usize])
     }
 
     /// One step.
@@ -248,12 +237,16 @@ impl<'a, B: Backend> Ascent<'a, B> {
         let Settings { rate, decay, blur, blur_every, jitter, .. } = self.settings;
         let ([rows, columns], channels) = (self.preprocess.size, self.preprocess.channels());
         let row = columns * channels;
-        let mut shift = |size: usize| {
-            let shift = self.random.next_u64() % (2 * jitter as u64 + 1);
-            (shift as i64 - jitter as i64).rem_euclid(size as i64) as usize
+        let [x0, y0, x1, y1] = self.seen;
+        // A transposed convolution may leave units that see nothing.
+        let seen = [y1 - y0, x1 - x0].map(|size| size.max(1) as usize);
+        // From 0 on, cyclically: what leaves on one side comes in on the other.
+        let mut shift = |size: usize, seen: usize| {
+            let most = (jitter * seen as f32).round() as u64;
+            let from_most = self.random.next_u64() % (2 * most + 1);
+            ((from_most + size as u64 - most) % size as u64) as usize
         };
-        let (down, right) = (shift(rows), shift(columns) * channels);
-        // What leaves on one side comes in on the other.
+        let (down, right) = (shift(rows, seen[0]), shift(columns, seen[1]) * channels);
         for (y, values) in self.input.chunks_exact(row).enumerate() {
             let shifted = &mut self.shifted[(y + down) % rows * row..][..row];
             shifted.copy_from_slice(values);
@@ -274,22 +267,22 @@ impl<'a, B: Backend> Ascent<'a, B> {
         )?;
 
         let squares: f64 = self.gradient.iter().map(|g| f64::from(*g).powi(2)).sum();
-        let rms = (squares / self.seen as f64).sqrt() as f32;
+        let rms = (squares / (seen[0] * seen[1] * channels) as f64).sqrt();
         // Where nothing changes the activation there is no direction to go.
         let is_direction = rms > 0.0 && rms.is_finite();
-        let factor = if is_direction { rate * byte(self.preprocess) / rms } else { 0.0 };
+        let factor = if is_direction { f64::from(rate) * byte(self.preprocess) / rms } else { 0.0 };
         for (y, values) in self.input.chunks_exact_mut(row).enumerate() {
             let gradient = &mut self.gradient[(y + down) % rows * row..][..row];
             gradient.rotate_left(right);
             for (value, g) in values.iter_mut().zip(gradient) {
-                *value = (1.0 - decay) * (*value + factor * *g);
+                *value = (1.0 - decay) * (*value + (factor * f64::from(*g)) as f32);
             }
         }
         self.done += 1;
-        if blur_every > 0 && self.done.is_multiple_of(blur_every) {
+        if blur > 0.0 && self.done.is_multiple_of(blur_every) {
             let kernel = gaussian(blur);
-            blur_along(&self.input, &mut self.half_blurred, rows, row, &kernel);
-            blur_along(&self.half_blurred, &mut self.input, columns, channels, &kernel);
+            blur_along(&self.input, &mut self.shifted, rows, row, &kernel);
+            blur_along(&self.shifted, &mut self.input, columns, channels, &kernel);
         }
         self.clip();
         Ok(())
@@ -299,24 +292,29 @@ impl<'a, B: Backend> Ascent<'a, B> {
     fn clip(&mut self) {
         let Preprocess { scale, std, .. } = self.preprocess;
         for (i, (value, mean)) in self.input.iter_mut().zip(&self.mean).enumerate() {
-            let std = std[i % std.len()];
-            *value = value.clamp(-mean / std, (255.0 * scale - mean) / std);
+            let [black, white] = [0.0, 255.0].map(|b| (b * scale - mean) / std[i % std.len()]);
+            *value = value.clamp(black.min(white), black.max(white)); // a scale may be negative
         }
     }
 }
 
-/// What a step of one byte is for the network, of all channels.
-fn byte(preprocess: &Preprocess) -> f32 {
+/// What a step of one byte is for the network: by the mean of its channels' standard deviations.
+fn byte(preprocess: &Preprocess) -> f64 {
     let Preprocess { scale, std, .. } = preprocess;
-    scale * std.len() as f32 / std.iter().sum::<f32>()
+    let sum: f64 = std.iter().map(|std| f64::from(*std)).sum();
+    f64::from(scale.abs()) * std.len() as f64 / sum
 }
 
-/// The weights of a Gaussian blur, to three standard deviations on either side; of 0, a single 1.
+/// What the unit in the middle of a layer's maps sees of the input.
+fn seen_in_the_middle(layer: &Layer) -> [i64; 4] {
+    seen_box(layer, layer.output.h / 2, layer.output.w / 2)
+}
+
+/// The weights of a Gaussian blur, to three standard deviations on either side.
 fn gaussian(deviation: f32) -> Vec<f32> {
     let radius = (3.0 * deviation).ceil() as i32;
     let weight = |d: i32| (-0.5 * (f64::from(d) / f64::from(deviation)).powi(2)).exp();
-    let weights: Vec<f64> =
-        (-radius..=radius).map(|d| if d == 0 { 1.0 } else { weight(d) }).collect();
+    let weights: Vec<f64> = (-radius..=radius).map(weight).collect();
     let sum: f64 = weights.iter().sum();
     weights.iter().map(|weight| (weight / sum) as f32).collect()
 }
@@ -339,7 +337,10 @@ fn blur_along(from: &[f32], to: &mut [f32], length: usize, inner: usize, kernel:
 }
 
 /// Refuses a layer without weights: its maps are those of the layer below that has some.
-fn must_have_weights(network: &Network, layer: usize) -> Result<()> {
+///
+/// # Errors
+/// If it has none.
+pub fn must_have_weights(network: &Network, layer: usize) -> Result<()> {
     let has_weights = |&index: &usize| network.layers[index].convolution().is_some();
     if has_weights(&layer) {
         return Ok(());
@@ -436,7 +437,7 @@ impl OfMap {
 struct Made {
     noise: f32,
     activation: f32,
-    /// The whole input.
+    /// The picture, cut to what the unit sees.
     pixels: Vec<u8>,
 }
 
@@ -463,21 +464,25 @@ pub fn run<B: Backend>(
     compared: Option<&Compared<'_>>,
     mut each: impl FnMut(Found) -> Result<()>,
 ) -> Result<()> {
-    let Model { network, params, preprocess, classes, .. } = model;
+    let Model { network, params, preprocess, classes } = model;
     let (backend, workers) = (session.backend, session.workers);
-    for chosen in chosen {
-        must_have_weights(network, chosen.layer)?;
-    }
     let images = compared.map(|compared| compared.images.fingerprint());
     let parts = session.parts(&[model], &(images, chosen, settings, seed))?;
     let mut searched: Searched = parts.get("search").unwrap_or_else(|| Searched::nothing(chosen));
-    let mut projector = None;
-    if let Some(Compared { images, root, .. }) = compared {
-        let projector =
-            projector.insert(Projector::new(backend, network, params, preprocess, BATCH, BATCH)?);
+    let mut looking = None;
+    if let Some(compared @ Compared { images, root, .. }) = compared {
+        let mut projector = Projector::new(backend, network, params, preprocess, BATCH, BATCH)?;
         let mut kept = Instant::now();
+        let progress = |searched: &Searched| {
+            session.progress("preferred: search", searched.done, images.len(), "");
+            if kept.elapsed() > KEEP || searched.done == images.len() {
+                kept = Instant::now();
+                parts.put("search", searched)?;
+            }
+            Ok(())
+        };
         search(
-            projector,
+            &mut projector,
             model,
             images,
             chosen,
@@ -485,61 +490,53 @@ pub fn run<B: Backend>(
             workers,
             BATCH,
             &mut searched,
-            |searched| {
-                session.progress("preferred: search", searched.done, images.len(), "");
-                if kept.elapsed() > KEEP || searched.done == images.len() {
-                    kept = Instant::now();
-                    parts.put("search", searched)?;
-                }
-                Ok(())
-            },
+            progress,
         )?;
         must_be_images(images, root)?;
+        looking = Some((projector, compared));
     }
     for (Chosen { layer, maps }, best) in chosen.iter().zip(&searched.best) {
-        let shown = &network.layers[*layer];
+        let (layer, shown) = (*layer, &network.layers[*layer]);
         let field = shown.field.map(|field| field.size);
         each(Found::Layer(OfLayer { name: shown.name.clone(), maps: shown.output.c, field }))?;
+        let [x0, y0, x1, y1] = seen_in_the_middle(shown);
+        let [width, height] = [x1 - x0, y1 - y0].map(|size| size.max(0) as usize);
         let is_logits = network.classes() > 0 && layer + 1 == network.layers.len();
+        let what = format!("preferred: {}", shown.name);
         let total = maps.len() * settings.steps;
         for (number, (&map, best)) in maps.iter().zip(best).enumerate() {
-            let what = format!("preferred: {}", shown.name);
-            let mut ascent =
-                Ascent::new(backend, network, params, preprocess, *layer, map, settings, seed)?;
-            let made = parts.get_or_make(&format!("map-{layer}-{map}"), || {
-                let noise = ascent.activation()?;
-                while ascent.steps() < settings.steps {
-                    ascent.step()?;
-                    let done = number * settings.steps + ascent.steps();
-                    session.progress(&what, done, total, "");
-                }
-                let activation = ascent.activation()?;
-                Ok(Made { noise, activation, pixels: ascent.picture().pixels })
-            })?;
-            let peaks = match (&mut projector, compared) {
-                (Some(projector), Some(Compared { images, classes, root })) => {
-                    let best = std::slice::from_ref(best);
-                    let mut found = pictures(
-                        model,
-                        projector,
-                        images,
-                        *classes,
-                        root,
-                        Rule::DECONVNET,
-                        *layer,
-                        best,
-                        |_| (),
+            let part = format!("map-{layer}-{map}");
+            let fits = |made: &Made| made.pixels.len() == width * height * 3;
+            let made = match parts.get(&part).filter(fits) {
+                Some(made) => made,
+                None => {
+                    let mut ascent = Ascent::new(
+                        backend, network, params, preprocess, layer, map, settings, seed,
                     )?;
-                    found.remove(0)
+                    let noise = ascent.activation()?;
+                    while ascent.steps() < settings.steps {
+                        ascent.step()?;
+                        let done = number * settings.steps + ascent.steps();
+                        session.progress(&what, done, total, "");
+                    }
+                    let pixels = ascent.picture().crop(ascent.seen()).pixels;
+                    let made = Made { noise, activation: ascent.activation()?, pixels };
+                    parts.put(&part, &made)?;
+                    made
                 }
-                _ => Vec::new(),
             };
-            let [rows, columns] = preprocess.size;
-            let picture = Image::new(columns, rows, made.pixels).crop(ascent.field());
+            let mut peaks = Vec::new();
+            if let Some((projector, Compared { images, classes, root })) = &mut looking {
+                let (rule, best) = (Rule::DECONVNET, std::slice::from_ref(best));
+                let say = |_| ();
+                peaks = pictures(model, projector, images, *classes, root, rule, layer, best, say)?
+                    .swap_remove(0);
+            }
+            let picture = Image::new(width, height, made.pixels);
             each(Found::Map(OfMap {
                 layer: shown.name.clone(),
                 map,
-                class: is_logits.then(|| classes.names[map].clone()).unwrap_or_default(),
+                class: if is_logits { classes.names[map].clone() } else { String::new() },
                 noise: made.noise,
                 activation: made.activation,
                 variation: variation(&picture),

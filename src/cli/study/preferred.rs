@@ -11,7 +11,9 @@ use zfnet::data::set::KeyedImages;
 use zfnet::model::Network;
 use zfnet::report::preferred::Writer;
 use zfnet::study::peaks::{Chosen, Maps};
-use zfnet::study::preferred::{Compared, Found, STUDY, Settings, default_layers, run};
+use zfnet::study::preferred::{
+    Compared, Found, STUDY, Settings, default_layers, must_have_weights, run,
+};
 
 use super::features::chosen_units;
 use super::{StudyArgs, finish, layers_named};
@@ -68,9 +70,9 @@ struct AscentArgs {
     /// Steps from one blur to the next
     #[arg(long, default_value_t = Settings::default().blur_every as u32, value_parser = clap::value_parser!(u32).range(1..))]
     blur_every: u32,
-    /// Largest random shift, in pixels
-    #[arg(long, default_value_t = Settings::default().jitter as u16)]
-    jitter: u16,
+    /// Largest random shift, as a share of what a unit sees
+    #[arg(long, default_value_t = Settings::default().jitter)]
+    jitter: f32,
 }
 
 impl AscentArgs {
@@ -81,7 +83,7 @@ impl AscentArgs {
             decay: self.decay,
             blur: self.blur,
             blur_every: self.blur_every as usize,
-            jitter: self.jitter.into(),
+            jitter: self.jitter,
         }
     }
 }
@@ -104,6 +106,9 @@ impl OnDevice for Preferred {
     fn run<B: Benchmark>(self, backend: &B) -> Result<ExitCode> {
         let model = self.study.load(backend)?;
         let chosen = self.chosen(&model.network)?;
+        for chosen in &chosen {
+            must_have_weights(&model.network, chosen.layer)?;
+        }
         let settings = self.ascent.settings();
         settings.check()?;
         let data = match &self.data {
@@ -131,9 +136,8 @@ impl OnDevice for Preferred {
             session.fact("Images", format!("{}, {of}: {}", shown(root), data.images.len()));
         }
         session.fact("Seed", self.seed.to_string());
-        let name = &model.network.architecture.name;
         let facts = session.facts.clone();
-        let mut writer = Writer::new(&out, name, facts, &settings, compared.is_some())
+        let mut writer = Writer::new(&out, &model.network, facts, &settings, compared.is_some())
             .with_context(|| format!("cannot write into {}", out.display()))?;
         run(&mut session, &model, &chosen, &settings, self.seed, compared.as_ref(), |found| {
             match found {
