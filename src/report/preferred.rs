@@ -58,7 +58,7 @@ impl<'a> Writer<'a> {
             "Synthesised by gradient ascent ({}): what the unit in the middle of each map sees, {} pixels; {} in \
              all.",
             self.settings,
-            by(layer.field),
+            by(layer.seen),
             plural(layer.maps, "map")
         );
         let grids = vec![Grid { caption, head, rows: Vec::new() }];
@@ -111,15 +111,15 @@ impl<'a> Writer<'a> {
         let section = self.page.figure.sections.last_mut().expect("a layer has begun");
         section.grids[0].rows.push((name, cells));
 
-        let number = |value: Option<f64>| value.map_or(String::new(), |value| value.to_string());
+        let or_empty = |value: Option<String>| value.unwrap_or_default();
         self.rows.push(vec![
             map.layer.clone(),
             map.map.to_string(),
             map.class.clone(),
             map.noise.to_string(),
             map.activation.to_string(),
-            map.peaks.first().map_or(String::new(), |peak| peak.value.to_string()),
-            number(map.ratio()),
+            or_empty(map.peaks.first().map(|peak| peak.value.to_string())),
+            or_empty(map.ratio().map(|ratio| ratio.to_string())),
             map.variation.to_string(),
         ]);
         Ok(())

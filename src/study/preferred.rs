@@ -1,16 +1,17 @@
 //! A unit's preferred image: gradient ascent from noise, with the regularisations of Yosinski et al. 2015
 //! (*Understanding Neural Networks Through Deep Visualization*, section 3).
 //!
-//! From noise around the mean, x0, each step makes the network's input more of what the unit wants:
+//! Each step changes the network's input x, which begins as noise around the mean:
 //!
 //! ```text
 //! x <- blur((1 - decay) (x + rate g / rms(g))),   g = da/dx
 //! ```
 //!
 //! where a is the activation of the unit in the middle of its map before its relu (a logit has none), rms is
-//! over what the unit sees, so that one rate suits all layers, and the blur is not of every step. Each gradient
-//! is taken of the picture shifted by a few pixels at random (jitter, Mordvintsev et al. 2015), so that nothing is
-//! made that depends on the exact place. What no image could hold is clipped: a pixel is a byte from 0 to 255.
+//! over what the unit sees, so that one rate suits all layers, and only every few steps blur. Each gradient
+//! is taken with the picture shifted by a few pixels at random (jitter, Mordvintsev et al. 2015), against patterns
+//! that depend on their exact place. What no image could hold is clipped: a pixel is a byte from 0 to 255. The
+//! article's clipping of pixels with small norm or small contribution is left out.
 //!
 //! Nothing of such a picture is of a photograph; a deconvnet's, of [`features`](super::features), is made of one.
 
@@ -72,7 +73,7 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Settings { steps: 200, rate: 4.0, decay: 0.01, blur: 0.7, blur_every: 4, jitter: 0.05 }
+        Settings { steps: 200, rate: 4.0, decay: 0.01, blur: 0.5, blur_every: 4, jitter: 0.05 }
     }
 }
 
@@ -98,7 +99,7 @@ impl Settings {
 }
 
 impl fmt::Display for Settings {
-    /// "200 steps, rate 4, decay 0.01, blur of 0.7 pixels every 4 steps, jitter of 0.05 of what a unit sees".
+    /// "200 steps, rate 4, decay 0.01, blur of 0.5 pixels every 4 steps, jitter of 0.05 of what a unit sees".
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Settings { steps, rate, decay, blur, blur_every, jitter } = self;
         write!(f, "{steps} steps, rate {rate}, decay {decay}, ")?;
@@ -398,8 +399,8 @@ pub struct OfLayer {
     pub name: String,
     /// How many maps it has, shown or not.
     pub maps: usize,
-    /// Rows and columns of the input that a unit sees.
-    pub field: [usize; 2],
+    /// Rows and columns of the input that the unit in the middle of a map sees.
+    pub seen: [usize; 2],
 }
 
 /// What was made of a map.
@@ -497,10 +498,10 @@ pub fn run<B: Backend>(
     }
     for (Chosen { layer, maps }, best) in chosen.iter().zip(&searched.best) {
         let (layer, shown) = (*layer, &network.layers[*layer]);
-        let field = shown.field.map(|field| field.size);
-        each(Found::Layer(OfLayer { name: shown.name.clone(), maps: shown.output.c, field }))?;
         let [x0, y0, x1, y1] = seen_in_the_middle(shown);
-        let [width, height] = [x1 - x0, y1 - y0].map(|size| size.max(0) as usize);
+        let [height, width] = [y1 - y0, x1 - x0].map(|size| size.max(0) as usize);
+        let (name, maps_in_all) = (shown.name.clone(), shown.output.c);
+        each(Found::Layer(OfLayer { name, maps: maps_in_all, seen: [height, width] }))?;
         let is_logits = network.classes() > 0 && layer + 1 == network.layers.len();
         let what = format!("preferred: {}", shown.name);
         let total = maps.len() * settings.steps;
@@ -536,7 +537,7 @@ pub fn run<B: Backend>(
             each(Found::Map(OfMap {
                 layer: shown.name.clone(),
                 map,
-                class: if is_logits { classes.names[map].clone() } else { String::new() },
+                class: classes.names.get(map).filter(|_| is_logits).cloned().unwrap_or_default(),
                 noise: made.noise,
                 activation: made.activation,
                 variation: variation(&picture),

@@ -3,14 +3,15 @@
 use std::fs;
 
 use zfnet::backend::Backend;
-use zfnet::model::{Network, Params, Preprocess, Projector};
+use zfnet::model::{Canvas, Network, Params, Preprocess, Projector};
+use zfnet::picture::Image;
 use zfnet::report::figure::{self, Figure};
-use zfnet::study::preferred::{Ascent, Settings};
+use zfnet::study::preferred::{Ascent, Settings, variation};
 use zfnet::study::sanity::correlation;
 use zfnet::train::evaluate::TestCrops;
 
 use super::by_hand::{page, trained};
-use crate::common::{Random, network, random_params, storage_eps};
+use crate::common::{Random, bits, network, random_params, storage_eps};
 
 on_every_backend!(
     without_regularisation_a_linear_unit_gets_its_filter,
@@ -38,7 +39,7 @@ fn linear() -> Network {
 }
 
 fn preprocess() -> Preprocess {
-    Preprocess::paper([12, 14], zfnet::model::Canvas::of([12, 14]), 2.0, vec![128.0; 3])
+    Preprocess::paper([12, 14], Canvas::of([12, 14]), 2.0, vec![128.0; 3])
 }
 
 /// Integers, so that all backends store them exactly; and a bias.
@@ -262,9 +263,9 @@ fn a_seed_decides_every_bit<B: Backend>(backend: &B) {
             seed,
         )
         .unwrap();
-        let noise = crate::common::bits(ascent.input());
+        let noise = bits(ascent.input());
         (0..12).for_each(|_| ascent.step().unwrap());
-        (noise, crate::common::bits(ascent.input()))
+        (noise, bits(ascent.input()))
     };
     let first = made(2, 7);
     assert_eq!(made(2, 7), first);
@@ -313,6 +314,15 @@ fn an_activation_rises_above_that_of_noise_and_of_images<B: Backend>(backend: &B
             Ascent::new(backend, &network, &params, &preprocess, layer, map, &settings, 0);
         assert!(refused.err().unwrap().to_string().contains(words));
     }
+}
+
+#[test]
+fn a_picture_varies_by_its_neighbours() {
+    // Rows 0, 10 and 40, 20: by 10 and 20 along rows, by 40 and 10 along columns, in one of three colours.
+    let pixels = [0, 10, 40, 20].iter().flat_map(|red| [*red, 7, 7]).collect();
+    assert_eq!(variation(&Image::new(2, 2, pixels)), 80.0 / 12.0);
+    assert_eq!(variation(&Image::filled(5, 3, 9)), 0.0);
+    assert_eq!(variation(&Image::filled(1, 1, 9)), 0.0);
 }
 
 #[test]
