@@ -24,6 +24,7 @@ use crate::report::filters::sheet;
 use crate::shape::Shape;
 use crate::study::diagnose::first_filters;
 use crate::study::pixels::{field_box, to_rgb};
+use crate::study::preferred::{Ascent, Settings};
 use crate::train::evaluate::{TestCrops, softmax};
 use crate::{Error, Result};
 
@@ -36,8 +37,10 @@ const MODELS: usize = 3;
 const PROJECTORS: usize = 4;
 /// Answers of each kind of work in the background that are kept.
 const KEPT_ANSWERS: usize = 6;
-/// Seed of the untrained weights, as in `study sanity`.
+/// Seed of the untrained weights, as in `study sanity`, and of the noise that preferred images begin with, as in
+/// `study preferred`.
 const UNTRAINED_SEED: u64 = 0;
+const NOISE_SEED: u64 = 0;
 
 /// A question of a page.
 pub struct Job(pub(super) Box<dyn FnOnce(&mut dyn Questions) + Send>);
@@ -88,6 +91,9 @@ pub(super) trait Questions {
     fn of_class(&mut self, which: Which, layer: usize, class: usize) -> Result<ClassShown>;
     /// A map's largest activations in images of all classes, so far.
     fn histogram(&mut self, which: Which, layer: usize, map: usize) -> Result<Histogram>;
+    /// A map's preferred image so far, `[rows, columns, 3]`.
+    fn preferred(&mut self, which: Which, layer: usize, map: usize)
+    -> Result<(Synthesised, Image)>;
 }
 
 /// How far work in the background is.
@@ -131,6 +137,19 @@ pub(super) struct Projection {
     /// The magnitude that is shown as black or white.
     scale: f32,
     random: bool,
+}
+
+/// An image that is synthesised, as far as it has come.
+#[derive(Serialize)]
+pub(super) struct Synthesised {
+    step: usize,
+    steps: usize,
+    /// Before the relu.
+    activation: f32,
+    rows: usize,
+    columns: usize,
+    channels: usize,
+    failed: Option<String>,
 }
 
 /// A layer as the page lists it.
@@ -263,6 +282,7 @@ enum Work {
     Search(Version),
     OfClass(Version, usize, usize),
     Histograms(Version, usize),
+    Preferred(Version, usize, usize),
 }
 
 /// The networks behind a page, and the work that goes on in the background.
@@ -277,6 +297,7 @@ pub struct Engine<'a, B: Backend> {
     searches: Recent<Version, Strongest<'a, B>>,
     of_classes: Recent<(Version, usize, usize), OfClass<'a, B>>,
     histograms: Recent<(Version, usize), Histograms<'a, B>>,
+    preferred: Recent<(Version, usize, usize), (Arc<Model<B>>, Ascent<B>)>,
     /// When a picture was last looked at for the page.
     looked: Instant,
     /// What is to be done, the next last.
@@ -309,6 +330,7 @@ impl<'a, B: Backend> Engine<'a, B> {
             searches: Recent::new(count),
             of_classes: Recent::new(KEPT_ANSWERS),
             histograms: Recent::new(KEPT_ANSWERS),
+            preferred: Recent::new(KEPT_ANSWERS),
             looked: Instant::now(),
             work: Vec::new(),
             failed: Recent::new(KEPT_ANSWERS),
@@ -369,6 +391,14 @@ impl<'a, B: Backend> Engine<'a, B> {
             Work::Histograms(version, layer) => {
                 let key = (version.clone(), *layer);
                 self.histograms.get(&key).map_or(Ok(false), |found| found.go_on(backend))
+            }
+            Work::Preferred(version, layer, map) => {
+                let key = (version.clone(), *layer, *map);
+                let Some((model, ascent)) = self.preferred.get(&key) else { return Ok(false) };
+                if ascent.steps() < Settings::default().steps {
+                    ascent.step(backend, &model.params)?;
+                }
+                Ok(ascent.steps() < Settings::default().steps)
             }
         }
     }
@@ -612,6 +642,39 @@ impl<B: Backend> Questions for Engine<'_, B> {
         let mut shown = found.shown(map, self.data_classes.as_ref());
         shown.progress.failed = self.failed(&work);
         Ok(shown)
+    }
+
+    fn preferred(
+        &mut self,
+        which: Which,
+        layer: usize,
+        map: usize,
+    ) -> Result<(Synthesised, Image)> {
+        let (version, model) = self.model(which)?;
+        let (backend, settings) = (self.backend, Settings::default());
+        let key = (version.clone(), layer, map);
+        let work = Work::Preferred(version, layer, map);
+        if self.preferred.get(&key).is_none() {
+            let Model { network, preprocess, .. } = model.as_ref();
+            let ascent =
+                Ascent::new(backend, network, preprocess, layer, map, &settings, NOISE_SEED)?;
+            self.preferred.put(key.clone(), (model, ascent));
+            self.begin(work.clone());
+        }
+        let failed = self.failed(&work);
+        let (model, ascent) = self.preferred.get(&key).expect("put above");
+        let activation = ascent.activation(backend, &model.params)?;
+        let picture = ascent.picture();
+        let about = Synthesised {
+            step: ascent.steps(),
+            steps: settings.steps,
+            activation,
+            rows: picture.height,
+            columns: picture.width,
+            channels: 3,
+            failed,
+        };
+        Ok((about, picture))
     }
 }
 

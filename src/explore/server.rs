@@ -18,6 +18,7 @@
 //! api/top/LAYER/MAP                    the strongest over the data set, so far            JSON
 //! api/class/LAYER/CLASS                what maps contribute to a class, so far            JSON
 //! api/histogram/LAYER/MAP              a map's largest activations by class, so far       JSON
+//! api/preferred/LAYER/MAP              a map's preferred image, so far                    frame
 //! POST api/keep?title&caption&link     takes a PNG, adds it to the run's report           JSON
 //! ```
 //!
@@ -277,6 +278,7 @@ pub(super) fn router(app: Arc<App>) -> Router {
         .route(&at("/api/search"), post(search))
         .route(&at("/api/class/{layer}/{class}"), get(class))
         .route(&at("/api/histogram/{layer}/{map}"), get(histogram))
+        .route(&at("/api/preferred/{layer}/{map}"), get(preferred))
         .route(&at("/api/keep"), post(keep));
     for &(name, kind, text) in FILES {
         let file = async move || ([(header::CONTENT_TYPE, kind)], text);
@@ -803,6 +805,18 @@ async fn histogram(
     let (layer, map) = (layer.index, layer.map(&map)?);
     let found = app.ask(move |networks| networks.histogram(which, layer, map)).await?;
     Ok(axum::Json(found).into_response())
+}
+
+async fn preferred(
+    State(app): Shared,
+    Path((layer, map)): Path<(String, String)>,
+    Query(weights): Query<Weights>,
+) -> Answered {
+    let which = app.which(weights)?;
+    let layer = app.layer(which, &layer)?;
+    let (layer, map) = (layer.index, layer.map(&map)?);
+    let (about, image) = app.ask(move |networks| networks.preferred(which, layer, map)).await?;
+    Ok(frame(&about, &image.pixels))
 }
 
 #[derive(Deserialize)]

@@ -17,6 +17,7 @@ pub mod invariance;
 pub mod learnt;
 pub mod occlusion;
 pub mod plot;
+pub mod preferred;
 pub mod probe;
 pub mod projections;
 pub mod run;

@@ -25,6 +25,7 @@ pub mod occlusion;
 mod parts;
 pub mod peaks;
 pub(crate) mod pixels;
+pub mod preferred;
 pub mod probe;
 pub mod project;
 pub mod sanity;
@@ -63,10 +64,11 @@ pub struct Study {
 }
 
 /// All studies, in the order of a run's report.
-pub const STUDIES: [Study; 13] = [
+pub const STUDIES: [Study; 14] = [
     diagnose::STUDY,
     learnt::STUDY,
     features::STUDY,
+    preferred::STUDY,
     evolution::STUDY,
     invariance::STUDY,
     filters::STUDY,

@@ -72,3 +72,28 @@ pub(crate) fn projection_image(preprocess: &Preprocess, projection: &[f32]) -> I
     let [rows, columns] = preprocess.size;
     Image::projection(columns, rows, &to_rgb(preprocess, projection.to_vec()))
 }
+
+/// The mean that is taken off each value of the centre crop, `[rows, columns, channels]`.
+pub(crate) fn centre_mean(preprocess: &Preprocess) -> Vec<f32> {
+    let Preprocess { size: [rows, columns], mean, .. } = preprocess;
+    let channels = preprocess.channels();
+    if !preprocess.mean_is_image() {
+        return mean.repeat(rows * columns);
+    }
+    let [top, left] = preprocess.centre().map(|place| place as usize);
+    let row = |y: usize| {
+        let first = ((top + y) * preprocess.resize.columns + left) * channels;
+        &mean[first..first + columns * channels]
+    };
+    (0..*rows).flat_map(row).copied().collect()
+}
+
+/// The picture whose centre crop the network sees as `input`, to the nearest bytes; of one channel, in grey.
+pub(crate) fn input_image(preprocess: &Preprocess, input: &[f32]) -> Image {
+    let Preprocess { size: [rows, columns], scale, std, .. } = preprocess;
+    let mean = centre_mean(preprocess);
+    let pixels = input.iter().zip(&mean).enumerate();
+    let pixels = pixels.map(|(i, (value, mean))| (value * std[i % std.len()] + mean) / scale);
+    let rgb = to_rgb(preprocess, pixels.collect());
+    Image::new(*columns, *rows, rgb.into_iter().map(|value| value.round() as u8).collect())
+}

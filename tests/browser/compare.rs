@@ -62,8 +62,7 @@ fn two_networks_are_compared() {
             assert_classes(place, &found, "other", &file);
             // The same unit of both, of the first map that fires in both.
             let mut compared = false;
-            for map in 0..12 {
-                page.click(&format!(".tile[data-map=\"{map}\"]")).await;
+            for _ in 0..12 {
                 let found = until!(
                     page,
                     "const figure = kind => document.querySelector(`#pictures [data-picture=\"deconvnet:${kind}\"]`);
@@ -72,6 +71,8 @@ fn two_networks_are_compared() {
                      return { silent: all.some(f => f.querySelector('.instead')?.checkVisibility()), hash: location.hash }"
                 );
                 if found["silent"] == true {
+                    page.key("]").await; // the next map
+                    until!(page, format!("return location.hash !== {}", found["hash"]));
                     continue;
                 }
                 let hash = found["hash"].as_str().unwrap();
@@ -155,9 +156,11 @@ fn a_class_leads_to_its_maps() {
                 page,
                 "return document.querySelector('#study-maps').getAttribute('aria-busy') !== 'true' && document.querySelectorAll('#study-maps [data-map]').length > 3"
             );
-            let listed = page
-                .script("return [...document.querySelectorAll('#study-maps [data-map]')].map(e => Number(e.dataset.contribution))")
-                .await;
+            let listed = until!(
+                page,
+                "const all = [...document.querySelectorAll('#study-maps [data-map]')].map(e => Number(e.dataset.contribution));
+                 return all.length > 3 && all[0] > 0 && all"
+            );
             let listed: Vec<f64> = serde_json::from_value(listed).unwrap();
             assert!(
                 listed.windows(2).all(|pair| pair[0] >= pair[1]) && listed[0] > 0.0,

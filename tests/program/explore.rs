@@ -711,3 +711,36 @@ fn what_is_published_is_what_the_server_answers() {
     let without = place.run("explore run --static out");
     assert!(without.code == Some(2) && without.stderr.contains("--data"), "{}", without.stderr);
 }
+
+#[test]
+fn a_preferred_image_is_that_of_the_study() {
+    let place = trained();
+    let line = "study preferred --checkpoint run --units conv2:3 --out preferred";
+    place.run(line).ok();
+    let folder = place.path("preferred");
+    let figure: Value =
+        serde_json::from_slice(&fs::read(folder.join("figure.json")).unwrap()).unwrap();
+    let text = figure.to_string();
+    let file = text.split('"').find(|part| part.ends_with(".png")).expect("a picture");
+    let known = zfnet::data::images::read_rgb(&folder.join(file)).unwrap();
+    let explorer = Explorer::start(&place, "run --data data --port 0");
+    let begun = Instant::now();
+    let (about, pixels) = loop {
+        let (about, pixels) = explorer.get("/api/preferred/conv2/3").frame();
+        if about["step"] == about["steps"] {
+            break (about, pixels);
+        }
+        assert!(about["failed"].is_null() && begun.elapsed() < Duration::from_secs(60), "{about}");
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    assert_eq!((&about["rows"], &about["columns"]), (&16.into(), &16.into()));
+    // The study shows what the unit sees of it, here all, each pixel repeated.
+    let times = known.width / 16;
+    let one = |i: usize| {
+        let at = (i / 16 * times * known.width + i % 16 * times) * 3;
+        known.pixels[at..at + 3].to_vec()
+    };
+    assert_eq!(pixels, (0..16 * 16).flat_map(one).collect::<Vec<u8>>());
+    explorer.get("/api/preferred/pool1/0").refused(422, "conv1");
+    explorer.get("/api/preferred/conv2/12").refused(400, "12 maps");
+}

@@ -447,7 +447,7 @@ fn dead_filters_and_dead_maps_are_counted<B: Backend>(backend: &B) {
 }
 
 /// A place with a trained run.
-fn trained() -> Place {
+pub(super) fn trained() -> Place {
     let place = Place::new();
     place.run("train --data data --arch tiny.toml --out run --epochs 2 --keep 9").ok();
     place
@@ -458,7 +458,7 @@ fn json(path: &Path) -> Value {
 }
 
 /// Reads a study's page and checks its links; returns its pictures.
-fn page(place: &Place, folder: &str) -> Vec<String> {
+pub(super) fn page(place: &Place, folder: &str) -> Vec<String> {
     let out = place.path(folder);
     let html = fs::read_to_string(out.join("index.html")).unwrap();
     check_links(&out, &html);

@@ -165,6 +165,9 @@ fn a_grey_wide_network_from_training_to_pages() {
     place.run("study evolution run --data discs").ok();
     place.run(&format!("study invariance {of_set}")).ok();
     place.run(&format!("study sanity {of_set}")).ok();
+    place.run(&format!("study preferred {of_set} --steps 5 --maps 2")).ok();
+    let made = looked_at(&place.path("run/report/preferred/02-0-preferred.png"));
+    assert_eq!(made, ([192, 96], true), "all of the input, six times enlarged");
     place.run(&format!("study probe {of_set} --seeds 1 --out probed")).ok();
     place.run("study report run").ok();
     let page = fs::read_to_string(place.path("run/report/index.html")).unwrap();

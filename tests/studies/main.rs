@@ -11,6 +11,7 @@ mod evolution;
 mod inputs;
 mod invariance;
 mod learnt;
+mod preferred;
 mod probe;
 mod report;
 mod tables;

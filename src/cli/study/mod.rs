@@ -10,6 +10,7 @@ mod filters;
 mod invariance;
 mod learnt;
 mod occlusion;
+mod preferred;
 mod probe;
 mod report;
 mod sanity;
@@ -47,6 +48,8 @@ enum Command {
     Learnt(learnt::Learnt),
     #[command(about = about(&study::features::STUDY))]
     Features(features::Features),
+    #[command(about = about(&study::preferred::STUDY))]
+    Preferred(preferred::Preferred),
     #[command(about = about(&study::evolution::STUDY))]
     Evolution(evolution::Evolution),
     #[command(about = about(&study::invariance::STUDY))]
@@ -82,6 +85,7 @@ pub fn run(StudyCommand { command }: StudyCommand) -> Result<ExitCode> {
         Command::Diagnose(args) => diagnose::run(args),
         Command::Learnt(args) => args.study.device.clone().run(args),
         Command::Features(args) => args.study.device.clone().run(args),
+        Command::Preferred(args) => args.study.device.clone().run(args),
         Command::Evolution(args) => args.device.clone().run(args),
         Command::Invariance(args) => args.study.device.clone().run(args),
         Command::Filters(args) => args.study.device.clone().run(args),
