@@ -58,7 +58,8 @@ const typing = ({ target: element, key }) => (element?.type === 'range'
 /** @param {(text: string) => void} tell */
 export const startKeys = tell => {
   ACTS.v = () => toggleCamera(tell)
-  $('help-keys').replaceChildren(...HELP.filter(([keys]) => isHere(keys.split(' ')[0])).map(([keys, words]) => make('div', {}, make('dt', {}, ...keys.split(' ').flatMap(key => [make('kbd', {}, key), ' '])), make('dd', {}, words))))
+  const hasRules = state.networks[0].rules.length > 1
+  $('help-keys').replaceChildren(...HELP.filter(([keys]) => isHere(keys.split(' ')[0]) && (hasRules || !['1 2 3', 'a'].includes(keys))).map(([keys, words]) => make('div', {}, make('dt', {}, ...keys.split(' ').flatMap(key => [make('kbd', {}, key), ' '])), make('dd', {}, words))))
   $('open-help').addEventListener('click', openHelp)
   $('help-close').addEventListener('click', () => $('help').close())
   $('help').addEventListener('click', event => { if (event.target === $('help')) $('help').close() })

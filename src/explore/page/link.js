@@ -5,7 +5,7 @@
 
 import { hasImage, publishedImage } from './api.js'
 import { checkpointsOf, loadNetwork, netOf } from './nets.js'
-import { NOT_PUBLISHED, isPublished, layersShown } from './published.js'
+import { isPublished, layersShown } from './published.js'
 import { any, change, listen, state } from './state.js'
 
 const KEPT = ['image', 'view', 'cover', 'fill', 'layer', 'map', 'unit', 'rule', 'all', 'random', 'shared', 'gain', 'cut', 'overlay', 'held', 'net', 'compared', 'study', 'preferredOf', 'training']
@@ -139,9 +139,10 @@ export const parse = (hash, network) => {
   else if (rule) problems.push(`The link asks for the rule ${rule}, which is not known here.`)
   if (rest.length) problems.push('The link goes on after the rule; that part is left out.')
 
+  const missing = []
   for (const [name, value] of wordsIn(text)) {
     const bad = () => problems.push(`The link says ${name}=${value}, which cannot be; it is left out.`)
-    if (isPublished && NEED_THE_PROGRAM.includes(name)) problems.push(`The link says ${name}=${value}. ${NOT_PUBLISHED}`)
+    if (isPublished && NEED_THE_PROGRAM.includes(name)) missing.push(`${name}=${value}`)
     else if (name === 'checkpoint') {
       if (String(checkpointOf(hash)) !== value) bad()
     } else if (name === 'compare') {
@@ -178,6 +179,7 @@ export const parse = (hash, network) => {
       else bad()
     } else problems.push(`The link says ${name}, which this page does not know; it is left out.`)
   }
+  if (missing.length) problems.push(`The link says ${missing.join(', ')}: not published, that needs the program (zfnet explore).`)
   return { patch, problems }
 }
 

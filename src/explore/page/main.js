@@ -31,7 +31,8 @@
 //   hold     #hold #held #held-name #held-value[data-value] #held-best #held-list [data-best] #held-go
 //   top      #top-list [data-peak][data-image], #top-progress
 //   published: #published (what the page is), #from-disk (hidden once scripts run), #maps-published, .tile[data-published] that can
-//            be opened; what needs the program is marked data-program
+//            be opened; what needs the program is marked data-program, what only
+//            a published page has data-published-only
 //   saving   [data-save="image" | "map" | "compare-map" | "heat" | "top" | "preferred" | "study" | "histogram" | "curves" |
 //            "filters" | a data-picture]; [data-keep] of the same names, shown if the report can be added to
 // The link follows at once, but a quarter of a second after the last move of a drag, a held key or the camera.

@@ -60,7 +60,7 @@ const row = () => make('li', {}, make('button', { type: 'button', class: 'contri
 
 const renderMaps = found => {
   const list = $('study-maps')
-  const maps = found?.maps ?? []
+  const maps = found?.done ? found.maps : []
   const most = mostOf(maps)
   maps.slice(0, mapsListed).forEach(({ map, contribution }, i) => {
     if (!list.children[i]) list.append(row())
@@ -185,7 +185,7 @@ export const histogramCaption = () => [`${state.layer}, map ${state.map}: its la
 /** The list of maps as one picture, on paper. */
 export const studyPicture = () => {
   const found = studyHere()
-  if (!found?.maps.length) return null
+  if (!found?.done) return null
   const maps = found.maps.slice(0, mapsListed), most = mostOf(found.maps), side = 40, pitch = 46, width = 480
   const canvas = document.createElement('canvas')
   const context = sheet(canvas, width, maps.length * pitch, 1)
@@ -233,7 +233,7 @@ const render = () => {
   $('study-bar').hidden = !going
   $('study-bar').max = found?.total || 1
   $('study-bar').value = found?.done ?? 0
-  $('study-progress').textContent = !found ? '' : going ? `after ${many(found.done)} of ${many(found.total)} images` : found.total ? `over ${many(found.total)} images of all classes` : ''
+  $('study-progress').textContent = !found ? '' : going ? `after ${many(found.done)} of ${many(found.total)} of its images` : found.total ? `over ${many(found.total)} of its images` : ''
   renderMaps(shown)
   renderImages(shown)
   $('histogram-title').textContent = state.map === null ? '' : `${state.layer}, map ${state.map}, by class`
