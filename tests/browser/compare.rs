@@ -60,34 +60,38 @@ fn two_networks_are_compared() {
             page.key("d").await;
             let found = shown_classes(&page, "#compare-classes").await;
             assert_classes(place, &found, "other", &file);
-            // The same unit of both, of the first map that fires in both.
-            let mut compared = false;
-            for _ in 0..12 {
-                let found = until!(
-                    page,
-                    "const figure = kind => document.querySelector(`#pictures [data-picture=\"deconvnet:${kind}\"]`);
-                     const all = ['trained', 'compared'].map(figure);
-                     if (all.some(f => !f || f.getAttribute('aria-busy') === 'true')) return null;
-                     return { silent: all.some(f => f.querySelector('.instead')?.checkVisibility()), hash: location.hash }"
-                );
-                if found["silent"] == true {
-                    page.key("]").await; // the next map
-                    until!(page, format!("return location.hash !== {}", found["hash"]));
-                    continue;
-                }
-                let hash = found["hash"].as_str().unwrap();
-                let parts: Vec<&str> = hash.split(['/', '?']).collect();
-                let unit = format!("conv2:{}:{}", parts[3], parts[4].replace(',', ":"));
-                for (kind, run) in [("trained", "run/last"), ("compared", "other")] {
-                    page.script("document.querySelector('#cut').getAttribute('aria-pressed') === 'true' && document.querySelector('#cut').click()").await;
-                    page.script("document.querySelector('#shared').getAttribute('aria-pressed') === 'true' && document.querySelector('#shared').click()").await;
-                    let seen = page.projection(&format!("deconvnet:{kind}")).await;
-                    assert_eq!(seen, projected(place, run, &file, &unit, "deconvnet"), "{kind}");
-                }
-                compared = true;
-                break;
+            // A unit that fires in both, of which the page has a link.
+            let unit = page
+                .script(
+                    "const maps = async query => {
+                         const answer = await (await fetch('./api/maps/val/4/conv2' + query)).arrayBuffer();
+                         return new Int8Array(answer, 4 + new DataView(answer).getUint32(0, true));
+                     };
+                     const [a, b] = await Promise.all([maps(''), maps('?checkpoint=1')]);
+                     return a.findIndex((value, i) => value > 0 && b[i] > 0)",
+                )
+                .await;
+            let unit = unit.as_i64().unwrap();
+            assert!(unit >= 0, "no unit fires in both");
+            let (map, y, x) = (unit / 9, unit / 3 % 3, unit % 3);
+            page.script(&format!(
+                "location.hash = '#val/4/conv2/{map}/{y},{x}/deconvnet?compare=1'"
+            ))
+            .await;
+            until!(
+                page,
+                format!(
+                    "return document.querySelector('#unit-place').textContent.includes('y {y}') && document.querySelector('#unit-title').textContent.includes('{map}')"
+                )
+            );
+            for toggle in ["#cut", "#shared"] {
+                page.script(&format!("const toggle = document.querySelector('{toggle}'); toggle.getAttribute('aria-pressed') === 'true' && toggle.click()")).await;
             }
-            assert!(compared, "no map fires in both");
+            for (kind, run) in [("trained", "run/last"), ("compared", "other")] {
+                let seen = page.projection(&format!("deconvnet:{kind}")).await;
+                let unit = format!("conv2:{map}:{y}:{x}");
+                assert_eq!(seen, projected(place, run, &file, &unit, "deconvnet"), "{kind}");
+            }
 
             // Back to where training began, by the slider.
             page.script("const select = document.querySelector('#compare-with'); select.value = '0'; select.dispatchEvent(new Event('change', { bubbles: true }))").await;
