@@ -72,7 +72,8 @@ const ask = async (path, options = {}) => {
     }
     away = false
     if (response.ok) return response
-    if (isPublished && response.status === 404) throw new Refused(404, NOT_PUBLISHED)
+    // Some web servers forbid what they do not have.
+    if (isPublished && [403, 404, 410].includes(response.status)) throw new Refused(404, NOT_PUBLISHED)
     if (response.status !== 503 || !again) throw new Refused(response.status, await sentence(response))
     // Busy, not broken: once more.
     await pause(200, options.signal)

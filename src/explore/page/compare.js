@@ -8,15 +8,15 @@ import { any, change, fail, listen, state } from './state.js'
 /** @type {import('./api.js').Net | null} What was compared when the bar was last open. */
 let last = null
 
-/** Where the slider can stand: the kept checkpoints, and the newest weights where those are not kept. @returns {(number | null)[]} */
+/** Where the slider can stand: the kept checkpoints, and the checkpoint's own weights where those are not kept. @returns {(number | null)[]} */
 const places = checkpoint => {
   const kept = stepsOf(checkpoint).map(({ step }) => step)
-  return kept.length && state.runs[checkpoint].step === kept.at(-1) ? kept : [...kept, null]
+  return kept.includes(state.runs[checkpoint]?.step) ? kept : [...kept, null]
 }
 
 const placeOf = net => {
   const all = places(net.checkpoint)
-  const at = all.indexOf(net.step)
+  const at = all.indexOf(net.step ?? state.runs[net.checkpoint]?.step)
   return at < 0 ? all.length - 1 : at
 }
 

@@ -35,7 +35,7 @@ const ACTS = {
   '?': () => openHelp(),
 }
 
-/** What a published page cannot do. */
+/** What a published page cannot do: keys as they come, and as they are listed. */
 const NEED_THE_PROGRAM = ['r', 'd', 'e', '{', '}', 'u', 'k', 'w', 'c', 'x', '+', '=', '-', '−', '0', 'v', 'Escape', 'Esc']
 const isHere = key => !isPublished || !NEED_THE_PROGRAM.includes(key)
 

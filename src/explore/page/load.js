@@ -5,7 +5,7 @@
 import * as api from './api.js'
 import { short } from './dom.js'
 import { counterpart } from './nets.js'
-import { isComplete } from './progress.js'
+import { isComplete, saysMore } from './progress.js'
 import { NOT_PUBLISHED, isPublished, publishedUnit } from './published.js'
 import { any, change, fail, layerOf, listen, state } from './state.js'
 
@@ -219,6 +219,7 @@ const wantPictures = follow => {
       arrive(wanted.key, kept)
       continue
     }
+    // What is known to be missing need not be asked for.
     const maps = mapsHere()
     if (isPublished && maps?.of === mapsAddress() && String(publishedUnit(maps, state.map, state.network)) !== String(state.unit)) {
       lane.stop()
@@ -272,8 +273,8 @@ const wantTop = () => {
         await api.search(net.checkpoint, signal)
         searchedOf = net
       }
-      const found = await api.top(of, signal)
-      change({ top: { of, ...found } })
+      const found = { ...(await api.top(of, signal)), of }
+      if (saysMore(found, state.top)) change({ top: found })
       fail('top', null)
       if (!isComplete(found)) topTimer = setTimeout(wantTop, 1000)
     } catch (error) {

@@ -30,9 +30,8 @@
 //            #sweep-what #sweep-class #sweep-steps #sweep-run #sweep-stop #sweep-progress #heat #heat-low #heat-high #sweep-over #sweep-caption
 //   hold     #hold #held #held-name #held-value[data-value] #held-best #held-list [data-best] #held-go
 //   top      #top-list [data-peak][data-image], #top-progress
-//   published: #published (what the page is), #from-disk (hidden once scripts run), #maps-published, .tile[data-published] that can
-//            be opened; what needs the program is marked data-program, what only
-//            a published page has data-published-only
+//   published: #published (what the page is), #from-disk (hidden once scripts run), #maps-published, .tile[data-published] that
+//            can be opened; what needs the program is marked data-program, what only a published page has data-published-only
 //   saving   [data-save="image" | "map" | "compare-map" | "heat" | "top" | "preferred" | "study" | "histogram" | "curves" |
 //            "filters" | a data-picture]; [data-keep] of the same names, shown if the report can be added to
 // The link follows at once, but a quarter of a second after the last move of a drag, a held key or the camera.
@@ -97,7 +96,7 @@ const begin = async () => {
   try {
     await loadNetwork(0)
   } catch (error) {
-    tell(isPublished && error.status ? `What belongs to this page (its folder data) is not beside it: ${error.message}` : `${error.message} Asking again every two seconds.`)
+    tell(isPublished && error.status ? 'The folder data of this page is not beside it, or this browser cannot read it.' : `${error.message} Asking again every two seconds.`)
     setTimeout(begin, 2000)
     return
   }

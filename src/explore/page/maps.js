@@ -68,7 +68,6 @@ const fill = (tile, place) => {
   tile.setAttribute('aria-selected', String(map === state.map))
   const name = classOf(state.layer, map)
   const published = publishedUnit(maps, map, state.network) !== null
-  tile.classList.toggle('published', published)
   tile.toggleAttribute('data-published', published)
   tile.setAttribute('aria-label', `map ${map}${name ? `, ${name}` : ''}, peak ${short(peaks[map][0])} at y ${peaks[map][1]}, x ${peaks[map][2]}${published ? ', with its projection' : ''}`)
   if (name) tile.title = name
@@ -140,8 +139,8 @@ const renderHead = () => {
   const firing = maps ? maps.head.peaks.filter(([value]) => value > 0).length : 0
   $('maps-facts').textContent = layer && maps ? `${many(firing)} of ${many(layer.maps)} maps fire` : ''
   $('maps-error').textContent = state.errors.maps ?? ''
-  const shown = maps ? maps.head.peaks.filter((_, map) => publishedUnit(maps, map, state.network)).length : 0
-  $('maps-published').hidden = !isPublished || !maps
+  const shown = maps ? maps.head.peaks.filter((_, map) => publishedUnit(maps, map, state.network) !== null).length : 0
+  $('maps-published').hidden = !shown
   $('maps-published').textContent = `${shown === 1 ? 'This map has its projection' : `These ${shown} maps have their projections`} here: a click opens ${shown === 1 ? 'it' : 'one'}. Of the others the map alone is published.`
   press($('order-strength'), state.order === 'strength')
   press($('order-number'), state.order === 'number')

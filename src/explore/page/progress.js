@@ -1,10 +1,14 @@
 // What the server computes in the background: asked for again until it is complete, each answer into the state.
 
-import { Lane, Refused } from './api.js'
+import { Lane, Refused, withoutVersion } from './api.js'
 import { change, fail, state } from './state.js'
 
 /** Whether nothing more will come of what the server searches the data for. @param {{done: number, total: number, failed: string | null}} answer */
 export const isComplete = ({ done, total, failed }) => done >= total || !!failed
+
+/** Whether an answer has more to show than what stands there of the weights before. */
+export const saysMore = (answer, before) => answer.done !== 0 || isComplete(answer)
+  || !before || before.of === answer.of || withoutVersion(before.of) !== withoutVersion(answer.of)
 
 export class Progress {
   /**
@@ -35,7 +39,7 @@ export class Progress {
     this.lane.ask(async signal => {
       try {
         const answer = { ...(await this.ask(of, signal)), of }
-        change({ [field]: answer })
+        if (saysMore(answer, state[field])) change({ [field]: answer })
         fail(field, null)
         if (!this.isComplete(answer)) later(this.every)
       } catch (error) {

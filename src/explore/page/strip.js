@@ -1,7 +1,7 @@
 // The chain of layers: the map of the page. Each with its size, and its receptive field against the input.
 
 import { $, make, many } from './dom.js'
-import { layersShown } from './published.js'
+import { NOT_PUBLISHED, layersShown } from './published.js'
 import { any, change, fieldOf, listen, state } from './state.js'
 
 export const goToLayer = (name, how = { push: true }) => {
@@ -28,7 +28,7 @@ const card = layer => {
   const kind = NAMES[layer.kind] ?? layer.kind
   const label = `${layer.name}, ${kind}, ${layer.maps} maps of ${layer.rows} by ${layer.columns}, receptive field ${fieldOf(layer)} pixels, stride ${layer.stride[0]}`
   const attributes = { type: 'button', class: 'card', 'data-layer': layer.name, 'data-kind': layer.kind, 'aria-label': label, title: `${kind}${layer.parameters ? `, ${many(layer.parameters)} parameters` : ''}, stride ${layer.stride[0]}`, onclick: () => goToLayer(layer.name) }
-  if (!layersShown(state.network).includes(layer)) Object.assign(attributes, { disabled: true, title: `Not published: this layer needs the program (zfnet explore)` })
+  if (!layersShown(state.network).includes(layer)) Object.assign(attributes, { disabled: true, title: NOT_PUBLISHED })
   return make('li', {}, make('button', attributes, glyph, make('span', { class: 'words' }, make('b', {}, layer.name), make('span', {}, size), make('span', {}, `field ${fieldOf(layer)}`))))
 }
 

@@ -233,7 +233,7 @@ const render = () => {
   $('study-bar').hidden = !going
   $('study-bar').max = found?.total || 1
   $('study-bar').value = found?.done ?? 0
-  $('study-progress').textContent = !found ? '' : going ? `after ${many(found.done)} of ${many(found.total)} of its images` : found.total ? `over ${many(found.total)} of its images` : ''
+  $('study-progress').textContent = !found ? '' : going ? `after ${many(found.done)} of ${many(found.total)} images` : found.total ? `over ${many(found.total)} of its images` : ''
   renderMaps(shown)
   renderImages(shown)
   $('histogram-title').textContent = state.map === null ? '' : `${state.layer}, map ${state.map}, by class`

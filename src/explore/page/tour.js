@@ -1,9 +1,9 @@
 // Things to try, in the help: what the paper's figures are about, each one click away.
 
 import { $, button, make } from './dom.js'
-import { layersShown, isPublished } from './published.js'
 import { compareWithBeginning } from './compare.js'
 import * as cover from './cover.js'
+import { isPublished, layersShown } from './published.js'
 import { change, state } from './state.js'
 import { goToLayer } from './strip.js'
 import { toggleStudy } from './study.js'
