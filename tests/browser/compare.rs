@@ -60,20 +60,22 @@ fn two_networks_are_compared() {
             page.key("d").await;
             let found = shown_classes(&page, "#compare-classes").await;
             assert_classes(place, &found, "other", &file);
-            // A unit that fires in both, of which the page has a link.
-            let unit = page
+            // Where a map of the other is strongest, and the same unit of the first fires, too.
+            let found = page
                 .script(
                     "const maps = async query => {
                          const answer = await (await fetch('./api/maps/val/4/conv2' + query)).arrayBuffer();
-                         return new Int8Array(answer, 4 + new DataView(answer).getUint32(0, true));
+                         const length = new DataView(answer).getUint32(0, true);
+                         const head = JSON.parse(new TextDecoder().decode(new Uint8Array(answer, 4, length)));
+                         return { head, values: new Int8Array(answer, 4 + length) };
                      };
                      const [a, b] = await Promise.all([maps(''), maps('?checkpoint=1')]);
-                     return a.findIndex((value, i) => value > 0 && b[i] > 0)",
+                     const map = b.head.peaks.findIndex(([value, y, x], i) => value > 0 && a.values[(i * 3 + y) * 3 + x] > 0);
+                     return map < 0 ? null : [map, b.head.peaks[map][1], b.head.peaks[map][2]]",
                 )
                 .await;
-            let unit = unit.as_i64().unwrap();
-            assert!(unit >= 0, "no unit fires in both");
-            let (map, y, x) = (unit / 9, unit / 3 % 3, unit % 3);
+            let found: Option<[usize; 3]> = serde_json::from_value(found).unwrap();
+            let [map, y, x] = found.expect("no unit fires in both");
             page.script(&format!(
                 "location.hash = '#val/4/conv2/{map}/{y},{x}/deconvnet?compare=1'"
             ))
@@ -87,11 +89,12 @@ fn two_networks_are_compared() {
             for toggle in ["#cut", "#shared"] {
                 page.script(&format!("const toggle = document.querySelector('{toggle}'); toggle.getAttribute('aria-pressed') === 'true' && toggle.click()")).await;
             }
-            for (kind, run) in [("trained", "run/last"), ("compared", "other")] {
-                let seen = page.projection(&format!("deconvnet:{kind}")).await;
-                let unit = format!("conv2:{map}:{y}:{x}");
-                assert_eq!(seen, projected(place, run, &file, &unit, "deconvnet"), "{kind}");
-            }
+            let seen = page.projection("deconvnet:compared").await;
+            assert_eq!(
+                seen,
+                projected(place, "other", &file, &format!("conv2:{map}"), "deconvnet")
+            );
+            assert_ne!(page.projection("deconvnet:trained").await, seen);
 
             // Back to where training began, by the slider.
             page.script("const select = document.querySelector('#compare-with'); select.value = '0'; select.dispatchEvent(new Event('change', { bubbles: true }))").await;
