@@ -8,7 +8,7 @@
 //!
 //! The answers are asked of the very server that `zfnet explore` runs, so that they cannot differ from it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -157,10 +157,15 @@ impl<P: FnMut(&str, usize, usize)> Publisher<P> {
         (self.progress)("publish: images", ids.len(), ids.len());
         self.strongest_of(&shown).await?;
 
+        let mut tops: BTreeMap<&str, Vec<u64>> = BTreeMap::new();
+        for (layer, map) in &shown {
+            tops.entry(layer).or_default().push(*map);
+        }
         network["published"] = json!({
             "layers": layers,
             "maps": wanted.maps,
             "rules": wanted.rules,
+            "tops": tops,
         });
         network["rules"] = network["published"]["rules"].clone();
         network["can_keep"] = false.into();

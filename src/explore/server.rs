@@ -25,7 +25,8 @@
 //! `IMAGE` is `val/N`, `train/N` or `upload/NAME`; `?view` and `?cover` (with `fill`) change what is shown of it
 //! (address.rs). All that depends on a network takes `?checkpoint` (its number on the command line, from 0), and where
 //! weights matter `?step` (a checkpoint of its run) and `?weights=random` (untrained ones). A frame is the length of
-//! some JSON (u32, little endian), that JSON, and numbers.
+//! some JSON (u32, little endian), that JSON, and numbers. The header `zfnet-instance` is another one each time that the
+//! program begins, so that a page does not take the answers of a program that has taken the port.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -34,13 +35,15 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Bytes, to_bytes};
-use axum::extract::{Path, Query, Request, State};
+use axum::extract::{FromRequestParts, Path, Request, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header};
-use axum::middleware::{Next, from_fn_with_state, map_response};
+use axum::middleware::{Next, from_fn_with_state, map_response_with_state};
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::{get, post};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -292,12 +295,15 @@ pub(super) fn router(app: Arc<App>) -> Router {
         .fallback(async || Refusal(StatusCode::NOT_FOUND, "there is no such page".into()))
         .layer(from_fn_with_state(app.clone(), within_time))
         .layer(from_fn_with_state(app.clone(), guarded))
-        .layer(map_response(with_headers))
+        .layer(map_response_with_state(app.clone(), with_headers))
         .with_state(app)
 }
 
-async fn with_headers(mut response: Response) -> Response {
+async fn with_headers(State(app): Shared, mut response: Response) -> Response {
     let headers = response.headers_mut();
+    if let Ok(instance) = HeaderValue::from_str(&app.instance) {
+        headers.insert(HeaderName::from_static("zfnet-instance"), instance);
+    }
     let fixed = [
         (header::CONTENT_SECURITY_POLICY, POLICY),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
@@ -355,6 +361,18 @@ fn cookie(headers: &HeaderMap, port: u16) -> Option<&str> {
         all.flat_map(|text| text.split(';')).filter_map(|pair| pair.trim().split_once('='));
     let is_ours = |name: &str| name.strip_prefix(COOKIE) == Some(port.to_string().as_str());
     pairs.find_map(|(name, value)| is_ours(name).then_some(value))
+}
+
+/// The part of an address behind the `?`, as an extractor: what is wrong with it is refused as all else is.
+struct Query<T>(T);
+
+impl<T: DeserializeOwned, S: Sync> FromRequestParts<S> for Query<T> {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Answered<Self> {
+        let read = axum::extract::Query::try_from_uri(&parts.uri);
+        Ok(Query(read.map_err(|rejection| bad(rejection.body_text()))?.0))
+    }
 }
 
 /// What may be said of a picture beside its address.
@@ -505,7 +523,7 @@ impl App {
     fn network(&self, checkpoint: usize) -> Answered<&Shown> {
         let count = self.networks.len();
         let found = self.networks.get(checkpoint);
-        found.ok_or_else(|| bad(format!("there are {count} checkpoints, counted from 0")))
+        found.ok_or_else(|| bad(format!("checkpoint: expected a number below {count}")))
     }
 
     /// Which weights are meant, of a checkpoint that there is.
@@ -573,11 +591,8 @@ async fn network(State(app): Shared, Query(Of { checkpoint }): Query<Of>) -> Ans
 }
 
 async fn run(State(app): Shared, Query(Of { checkpoint }): Query<Of>) -> Answered {
-    let instance = app.instance.clone();
     app.network(checkpoint)?;
-    let read = app.decoding(move |app| app.networks[checkpoint].checkpoint.status());
-    let mut status = serde_json::to_value(read.await?).expect("plain data");
-    status["instance"] = instance.into();
+    let status = app.decoding(move |app| app.networks[checkpoint].checkpoint.status()).await?;
     Ok(axum::Json(status).into_response())
 }
 

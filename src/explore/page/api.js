@@ -32,25 +32,11 @@ const REPLACED = 'The program that this page belongs to has ended, and another a
 let halted = false
 
 /** Stops all questions, if an answer is another program's. */
-const check = ({ instance }) => {
-  if (!own || instance === own.instance) return
+const check = instance => {
+  if (!own || !instance || instance === own.instance) return
   if (!halted) own.replaced(REPLACED)
   halted = true
   throw new Refused(410, REPLACED)
-}
-
-/** Whether there was no answer at last: what answers next may be another program. */
-let away = false
-/** @type {Promise<any> | null} */
-let returning = null
-
-const returned = async () => {
-  returning ??= run(0).catch(error => { if (error.status === 0 || error.status === 410) throw error })
-  try {
-    await returning
-  } finally {
-    returning = null
-  }
 }
 
 /** Where an address of the page is answered, be it for a request or as the source of a picture. */
@@ -59,7 +45,6 @@ const urlOf = path => (isPublished ? './data/' + fileOf(path.split('#')[0]) : '.
 const AWAY = isPublished ? 'The web server of this page does not answer.' : 'The server of this page does not answer. Is it still running?'
 
 const ask = async (path, options = {}) => {
-  if (away && !isPublished && !path.startsWith('run')) await returned()
   for (let again = true; ; again = false) {
     if (halted) throw new Refused(410, REPLACED)
     let response
@@ -67,10 +52,9 @@ const ask = async (path, options = {}) => {
       response = await fetch(urlOf(path), { priority: 'high', ...options })
     } catch (error) {
       if (options.signal?.aborted) throw error
-      away = true
       throw new Refused(0, AWAY)
     }
-    away = false
+    check(response.headers.get('zfnet-instance'))
     if (response.ok) return response
     // Some web servers forbid what they do not have.
     if (isPublished && [403, 404, 410].includes(response.status)) throw new Refused(404, NOT_PUBLISHED)
@@ -167,7 +151,6 @@ let published = null
 
 export const network = async checkpoint => {
   const found = await json('network' + ofCheckpoint(checkpoint))
-  check(found)
   if (isPublished) {
     published = new Images((await json('images')).images, found.data_classes)
     found.splits = published.splits()
@@ -176,7 +159,6 @@ export const network = async checkpoint => {
 }
 export const run = async (checkpoint, signal) => {
   const found = await json('run' + ofCheckpoint(checkpoint), signal, 'low')
-  check(found)
   // It may have been going on when the page was published.
   if (isPublished) found.training = false
   return found

@@ -267,6 +267,11 @@ const wantTop = () => {
   const { net } = state
   const of = api.topAt(net, state.layer, state.map)
   if (!topSeen || document.hidden) return
+  if (isPublished && !state.network.published.tops[state.layer]?.includes(state.map)) {
+    topLane.stop()
+    fail('top', new api.Refused(404, NOT_PUBLISHED))
+    return
+  }
   topLane.ask(async signal => {
     try {
       if (searchedOf !== net && !isPublished) {
