@@ -59,6 +59,7 @@ use crate::backend::Backend;
 use crate::data::classes::Classes;
 use crate::model::Rule;
 use crate::picture::Image;
+use crate::report::COLOURS;
 
 /// Bytes of an upload.
 const UPLOAD: usize = 32 << 20;
@@ -99,6 +100,7 @@ const fn script(name: &'static str, text: &'static str) -> File {
 /// The files of the page.
 pub(super) const FILES: &[File] = &[
     ("", "text/html; charset=utf-8", include_str!("page/index.html")),
+    ("colours.css", "text/css; charset=utf-8", COLOURS),
     ("explore.css", "text/css; charset=utf-8", include_str!("page/explore.css")),
     script("api.js", include_str!("page/api.js")),
     script("camera.js", include_str!("page/camera.js")),

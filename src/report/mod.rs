@@ -37,6 +37,8 @@ use crate::study::occluder::Fill;
 /// Bytes of a fact that takes a line of its own.
 const LONG: usize = 80;
 
+/// Also of the explorer's page.
+pub(crate) const COLOURS: &str = include_str!("colours.css");
 const STYLE: &str = include_str!("style.css");
 
 /// A whole page. `refresh` renews it after so many seconds.
@@ -56,7 +58,7 @@ fn page(title: &str, refresh: Option<u32>, body: &Markup) -> String {
                 @if let Some(seconds) = refresh {
                     noscript { meta http-equiv="refresh" content=(seconds); }
                 }
-                style { (PreEscaped(STYLE)) }
+                style { (PreEscaped(COLOURS)) (PreEscaped(STYLE)) }
                 script { "document.documentElement.className='js'" }
             }
             body { (body) }
