@@ -1,5 +1,7 @@
 //! `zfnet explore`: a network's features in the browser, while it runs.
 
+use std::collections::BTreeMap;
+use std::fs::File;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
@@ -30,8 +32,8 @@ const PORT: u16 = 8877;
 
 #[derive(Args)]
 pub struct Explore {
-    /// RUN, RUN/step-N, RUN/best, a safetensors file or another program's network; several to compare them. A run that is
-    /// being trained is followed
+    /// RUN (its best checkpoint; while it is trained its newest), RUN/step-N, RUN/last, RUN/best, a safetensors file or
+    /// another program's network; several to compare them. A run that goes on is followed
     #[arg(required = true, value_name = "CHECKPOINT")]
     checkpoints: Vec<PathBuf>,
     /// Images: a folder with train/CLASS/* and val/CLASS/*, of whatever classes, or of images alone, or shards made by
@@ -79,11 +81,15 @@ impl OnDevice for Explore {
     fn run<B: Benchmark>(self, backend: &B) -> Result<ExitCode> {
         let base_path = base_path(&self.base_path)?;
         end_on_signals()?;
+        if let (Some(_), 2..) = (&self.publish, self.checkpoints.len()) {
+            bail!("--static: one checkpoint can be published, found {}", self.checkpoints.len());
+        }
         let mut data_classes = None;
         let mut opened: Vec<Opened<B>> = Vec::new();
         for path in &self.checkpoints {
             let run = run_folder(path);
             let checkpoint = Checkpoint::new(path, run);
+            let checkpoint = if self.publish.is_some() { checkpoint.fixed() } else { checkpoint };
             let load = |path: &Path| self.external.load(backend, path);
             let mut one = Opened::new(shown(path), checkpoint, load)?;
             let canvas = one.model.preprocess.resize;
@@ -101,14 +107,16 @@ impl OnDevice for Explore {
             opened.push(one);
         }
         // What is kept beside a run, another explorer may be keeping there.
-        let hold = |opened: &mut Opened<B>| {
-            let folder = opened.folder.take()?;
-            std::fs::create_dir_all(&folder).ok()?;
-            let held = lock(&folder, "another command").ok()?;
-            opened.folder = Some(folder);
-            Some(held)
-        };
-        let _held: Vec<_> = opened.iter_mut().map(hold).collect();
+        let mut held: BTreeMap<PathBuf, Option<File>> = BTreeMap::new();
+        for one in &mut opened {
+            let hold = |folder: &PathBuf| {
+                std::fs::create_dir_all(folder).ok()?;
+                lock(folder, "another command").ok()
+            };
+            one.folder = one.folder.take().filter(|folder| {
+                held.entry(folder.clone()).or_insert_with(|| hold(folder)).is_some()
+            });
+        }
         let token = match self.host.is_loopback() {
             true => None,
             false => Some(random_name().context("the system gives no random numbers")?),

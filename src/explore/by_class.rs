@@ -44,10 +44,7 @@ impl<'a, B: Backend> Looked<'a, B> {
 
     /// Looks at the next image; none at the end, and none for an image that cannot be read.
     fn next(&mut self, backend: &'a B) -> Result<Option<(u32, &mut Projector<'a, B>)>> {
-        let Some(&image) = self.chosen.get(self.done) else {
-            self.projector = None;
-            return Ok(None);
-        };
+        let Some(&image) = self.chosen.get(self.done) else { return Ok(None) };
         self.done += 1;
         let mut square = vec![0; self.images.bytes_per_image()];
         if self.images.read(image as usize, &mut Scratch::default(), &mut square)?.is_none() {
@@ -61,8 +58,12 @@ impl<'a, B: Backend> Looked<'a, B> {
         Ok(Some((image, projector)))
     }
 
-    fn is_more(&self) -> bool {
-        self.done < self.chosen.len()
+    fn is_more(&mut self) -> bool {
+        let is_more = self.done < self.chosen.len();
+        if !is_more {
+            self.projector = None;
+        }
+        is_more
     }
 }
 
@@ -71,6 +72,8 @@ pub(super) struct OfClass<'a, B: Backend> {
     looked: Looked<'a, B>,
     layer: usize,
     class: usize,
+    /// What the data number it.
+    called: u32,
     /// By map, over the images so far.
     sums: Vec<f64>,
     /// Images and the class's probability in them, the most probable first.
@@ -83,6 +86,10 @@ pub(super) struct OfClass<'a, B: Backend> {
 pub(super) struct ClassShown {
     #[serde(flatten)]
     pub progress: Progress,
+    /// What the data number the class.
+    data_class: u32,
+    /// Images that could be read, over which the mean is.
+    read: usize,
     maps: Vec<Contribution>,
     images: Vec<ImageOfClass>,
 }
@@ -112,7 +119,12 @@ impl<'a, B: Backend> OfClass<'a, B> {
             (0..images.len() as u32).filter(|i| images.class(*i as usize) == called).collect();
         let sums = vec![0.0; model.network.layers[layer].output.c];
         let looked = Looked::new(model, images, evenly(&all, OF_A_CLASS));
-        OfClass { looked, layer, class, sums, images: Vec::new(), read: 0 }
+        OfClass { looked, layer, class, called, sums, images: Vec::new(), read: 0 }
+    }
+
+    /// How far it is.
+    pub fn progress(&self) -> Progress {
+        self.looked.progress()
     }
 
     /// Looks at one more image; whether there are more.
@@ -146,6 +158,8 @@ impl<'a, B: Backend> OfClass<'a, B> {
         };
         ClassShown {
             progress: self.looked.progress(),
+            data_class: self.called,
+            read: self.read,
             maps,
             images: self.images.iter().map(image).collect(),
         }

@@ -1,18 +1,14 @@
 //! A checkpoint as it was named, which stands for other weights when its run goes on.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use serde::Serialize;
 
 use crate::Result;
+use crate::disk::is_locked;
 use crate::study::diagnose::{Epoch, Followed, Told};
-use crate::train::checkpoint::{State, newest, read_state, states};
-
-/// A training that has written nothing for so long is not at work.
-const SILENT: Duration = Duration::from_secs(120);
+use crate::train::checkpoint::{MODEL, State, newest, read_state, states};
 
 /// A file, a checkpoint of a run, or a run.
 #[derive(Clone)]
@@ -27,7 +23,7 @@ pub struct Checkpoint {
 }
 
 /// Which checkpoint of its run it is.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, PartialEq)]
 enum Follows {
     /// Always the same.
     None,
@@ -35,7 +31,7 @@ enum Follows {
     Newest,
     /// The best.
     Best,
-    /// The newest until the run has ended, then the best.
+    /// The newest while the run is trained, else the best.
     Run,
 }
 
@@ -44,8 +40,8 @@ enum Follows {
 pub(super) struct Now {
     /// What to read.
     pub path: PathBuf,
-    /// Another one for other weights.
-    pub version: String,
+    /// Another one for other weights; none where they never change.
+    pub version: Option<u64>,
 }
 
 /// What a run shows of its training, for the page.
@@ -88,41 +84,44 @@ impl Checkpoint {
             (Some(_), Some("best")) => Follows::Best,
             _ => Follows::None,
         };
-        Checkpoint {
-            path: path.into(),
-            run: run.map(Into::into),
-            follows,
-            followed: Arc::default(),
-        }
+        let (path, run) = (path.into(), run.map(Into::into));
+        Checkpoint { path, run, follows, followed: Arc::default() }
     }
 
-    /// The state of its run's newest checkpoint, and its folder.
-    fn newest(&self) -> Option<(PathBuf, State)> {
-        let found = newest(self.run.as_deref()?, read_state).ok()??;
-        Some((found.folder, found.read))
+    /// The same with the weights that it stands for now, whatever becomes of its run.
+    pub fn fixed(self) -> Self {
+        Checkpoint { path: self.now().path, follows: Follows::None, ..self }
+    }
+
+    /// The folder and state of the checkpoint that it stands for now, if that may change.
+    fn standing(&self) -> Option<(PathBuf, State)> {
+        let run = self.run.as_deref().filter(|_| self.follows != Follows::None)?;
+        let newest = newest(run, read_state).ok()??;
+        let is_best = match self.follows {
+            Follows::Run => !is_locked(run),
+            follows => follows == Follows::Best,
+        };
+        let best = newest.read.best.filter(|_| is_best).and_then(|(_, step)| {
+            let folder = run.join(format!("step-{step}"));
+            let state = read_state(&folder).ok()?;
+            Some((folder, state))
+        });
+        Some(best.unwrap_or((newest.folder, newest.read)))
     }
 
     /// Which weights it stands for now.
     pub(super) fn now(&self) -> Now {
-        let newest = (self.follows != Follows::None).then(|| self.newest()).flatten();
-        let Some((folder, state)) = newest else {
-            return Now { path: self.path.clone(), version: String::new() };
-        };
-        let is_best = match self.follows {
-            Follows::Run => has_ended(&state),
-            follows => follows == Follows::Best,
-        };
-        match state.best.filter(|_| is_best) {
-            Some((_, best)) => Now { path: self.path.clone(), version: format!("step-{best}") },
-            None => Now { path: folder, version: format!("step-{}", state.step) },
+        match self.standing() {
+            Some((path, state)) => Now { path, version: version(&state) },
+            None => Now { path: self.path.clone(), version: None },
         }
     }
 
     /// The run's checkpoint after so many updates, if it is there.
     pub(super) fn at(&self, step: u32) -> Option<Now> {
-        let version = format!("step-{step}");
-        let path = self.run.as_ref()?.join(&version);
-        path.is_dir().then_some(Now { path, version })
+        let path = self.run.as_ref()?.join(format!("step-{step}"));
+        let state = read_state(&path).ok()?;
+        Some(Now { path, version: version(&state) })
     }
 
     /// How far its run is.
@@ -130,43 +129,37 @@ impl Checkpoint {
     /// # Errors
     /// If the run's folder cannot be read.
     pub(super) fn status(&self) -> Result<Status> {
-        let now = self.now();
-        let version = now.version;
+        let standing = self.standing().map(|(_, state)| state);
+        let text = |version: u64| format!("{version:016x}");
+        let version = standing.as_ref().and_then(version).map(text).unwrap_or_default();
         let Some(run) = &self.run else { return Ok(Status { version, ..Status::default() }) };
+        let shown = standing.or_else(|| read_state(&self.path).ok());
         let mut kept = states(run)?;
         kept.reverse();
         let steps = kept.iter().map(|(state, _)| Step { step: state.step, epoch: state.epoch });
-        let mut states = kept.iter().map(|(state, _)| state);
-        let own = read_state(&self.path).ok().map(|state| state.step);
-        let shown = states.rfind(|state| match self.follows {
-            Follows::None => own == Some(state.step),
-            _ => version == format!("step-{}", state.step),
-        });
-        let newest = kept.last().map(|(state, _)| state);
         // Before its first epoch has ended a run may have written nothing else yet.
         let followed = self.followed.lock();
         let record = followed.expect("no panic while it is held").record(run).unwrap_or_default();
-        let written = fs::metadata(run.join("metrics.jsonl")).and_then(|file| file.modified());
-        let is_recent = written.is_ok_and(|time| time.elapsed().is_ok_and(|since| since < SILENT));
         let alarm = |told: &Told| {
             let Told { step, epoch, name, seen, cause, remedy } = told;
             let text = format!("{seen}. Likely: {cause}. Try {remedy}.");
             Alarm { step: *step, epoch: *epoch, name: name.clone(), text }
         };
         Ok(Status {
-            training: is_recent && newest.is_none_or(|state| !has_ended(state)),
-            step: shown.map(|state| state.step),
-            epoch: shown.map(|state| state.epoch),
-            epochs: newest.map(|state| state.recipe.epochs),
+            training: is_locked(run),
+            step: shown.as_ref().map(|state| state.step),
+            epoch: shown.as_ref().map(|state| state.epoch),
+            epochs: kept.last().map(|(state, _)| state.recipe.epochs),
             steps: steps.collect(),
-            curve: record.epochs,
             losses: record.losses.iter().map(|at| (at.step, at.loss)).collect(),
             alarms: record.alarms.iter().map(alarm).collect(),
+            curve: record.epochs,
             version,
         })
     }
 }
 
-fn has_ended(state: &State) -> bool {
-    state.epoch >= state.recipe.epochs
+/// The checksum of its weights.
+fn version(state: &State) -> Option<u64> {
+    u64::from_str_radix(&state.files.get(MODEL)?.xxh3, 16).ok()
 }

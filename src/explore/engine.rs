@@ -37,6 +37,9 @@ const MODELS: usize = 3;
 const PROJECTORS: usize = 4;
 /// Answers of each kind of work in the background that are kept.
 const KEPT_ANSWERS: usize = 6;
+/// Reasons for which work has ended early that are kept, and how long before it is tried again.
+const KEPT_REASONS: usize = 64;
+const TRIED_AGAIN: Duration = Duration::from_secs(30);
 /// Seed of the untrained weights, as in `study sanity`, and of the noise that preferred images begin with, as in
 /// `study preferred`.
 const UNTRAINED_SEED: u64 = 0;
@@ -50,11 +53,30 @@ pub struct Job(pub(super) Box<dyn FnOnce(&mut dyn Questions) + Send>);
 pub(super) struct Which {
     /// Of which checkpoint.
     pub checkpoint: usize,
+    /// Those of this version and no other.
+    pub version: Option<u64>,
     /// Those after so many updates of its run, instead of those that it stands for.
     pub step: Option<u32>,
     /// Untrained ones of its network instead.
     pub untrained: bool,
 }
+
+/// Why a question has no answer.
+#[derive(Debug)]
+pub(super) enum Failed {
+    /// The weights are others than those that were asked for.
+    Replaced,
+    /// Anything else.
+    Error(Error),
+}
+
+impl From<Error> for Failed {
+    fn from(error: Error) -> Self {
+        Failed::Error(error)
+    }
+}
+
+pub(super) type Answer<T> = Result<T, Failed>;
 
 /// A unit and how to project it.
 #[derive(Clone, Copy, Debug)]
@@ -69,9 +91,9 @@ pub(super) struct Unit {
 /// What a job can ask. Layers are indices in the network; they, maps, units and checkpoints are there.
 pub(super) trait Questions {
     /// The most probable classes, and one more; none if the network is no classifier.
-    fn classes(&mut self, which: Which, of: &Prepared, more: Option<usize>) -> Result<Vec<Class>>;
+    fn classes(&mut self, which: Which, of: &Prepared, more: Option<usize>) -> Answer<Vec<Class>>;
     /// A layer's maps, `[maps, rows, columns]`.
-    fn maps(&mut self, which: Which, of: &Prepared, layer: usize) -> Result<(OfLayer, Vec<i8>)>;
+    fn maps(&mut self, which: Which, of: &Prepared, layer: usize) -> Answer<(OfLayer, Vec<i8>)>;
     /// A unit's projection, `[rows, columns, 3]`; no values if it did not fire. `beside`: the picture is not the
     /// page's own, which need not be looked at again for the next question.
     fn project(
@@ -80,20 +102,20 @@ pub(super) trait Questions {
         of: &Prepared,
         unit: Unit,
         beside: bool,
-    ) -> Result<(Projection, Vec<f32>)>;
+    ) -> Answer<(Projection, Vec<f32>)>;
     /// The first layer's filters.
-    fn filters(&mut self, which: Which) -> Result<Image>;
+    fn filters(&mut self, which: Which) -> Answer<Image>;
     /// Begins to search for the strongest activations over the data set, unless it has begun.
-    fn start_search(&mut self, checkpoint: usize) -> Result<Progress>;
+    fn start_search(&mut self, which: Which) -> Answer<Progress>;
     /// What that has found of a map.
-    fn top(&mut self, checkpoint: usize, layer: usize, map: usize) -> Result<Top>;
+    fn top(&mut self, which: Which, layer: usize, map: usize) -> Answer<Top>;
     /// What a layer's maps contribute to a class of the network, so far.
-    fn of_class(&mut self, which: Which, layer: usize, class: usize) -> Result<ClassShown>;
+    fn of_class(&mut self, which: Which, layer: usize, class: usize) -> Answer<ClassShown>;
     /// A map's largest activations in images of all classes, so far.
-    fn histogram(&mut self, which: Which, layer: usize, map: usize) -> Result<Histogram>;
+    fn histogram(&mut self, which: Which, layer: usize, map: usize) -> Answer<Histogram>;
     /// A map's preferred image so far, `[rows, columns, 3]`.
     fn preferred(&mut self, which: Which, layer: usize, map: usize)
-    -> Result<(Synthesised, Image)>;
+    -> Answer<(Synthesised, Image)>;
 }
 
 /// How far work in the background is.
@@ -136,7 +158,6 @@ pub(super) struct Projection {
     channels: usize,
     /// The magnitude that is shown as black or white.
     scale: f32,
-    random: bool,
 }
 
 /// An image that is synthesised, as far as it has come.
@@ -223,7 +244,7 @@ pub struct Opened<B: Backend> {
     pub(super) checkpoint: Checkpoint,
     /// What it was when the program began, and which weights these were.
     pub model: Arc<Model<B>>,
-    version: String,
+    version: Option<u64>,
     /// Images as its network takes them: the splits that there are, the one to search first.
     pub splits: Vec<(Split, Arc<Images>)>,
     /// Where what a search finds is kept, and views for the report.
@@ -246,8 +267,8 @@ impl<B: Backend> Opened<B> {
     }
 }
 
-/// Which weights of a run that goes on.
-type Version = (Which, String);
+/// Which weights of a run that goes on: without what version is wanted, and which it is.
+type Version = (Which, Option<u64>);
 
 /// A projector that remembers which picture it has looked at last.
 struct Looking<'a, B: Backend> {
@@ -277,7 +298,7 @@ impl<B: Backend> Looking<'_, B> {
 }
 
 /// Work that takes long, and goes on between jobs.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 enum Work {
     Search(Version),
     OfClass(Version, usize, usize),
@@ -302,8 +323,8 @@ pub struct Engine<'a, B: Backend> {
     looked: Instant,
     /// What is to be done, the next last.
     work: Vec<Work>,
-    /// Why work has ended early.
-    failed: Recent<Work, String>,
+    /// Why work has ended early, and when.
+    failed: Recent<Work, (String, Instant)>,
 }
 
 impl<'a, B: Backend> Engine<'a, B> {
@@ -318,7 +339,7 @@ impl<'a, B: Backend> Engine<'a, B> {
         let mut models = Recent::new(count + MODELS);
         for (checkpoint, Opened { version, model, .. }) in opened.iter().enumerate() {
             let which = Which { checkpoint, ..Which::default() };
-            models.put((which, version.clone()), model.clone());
+            models.put((which, *version), model.clone());
         }
         Engine {
             backend,
@@ -333,7 +354,7 @@ impl<'a, B: Backend> Engine<'a, B> {
             preferred: Recent::new(KEPT_ANSWERS),
             looked: Instant::now(),
             work: Vec::new(),
-            failed: Recent::new(KEPT_ANSWERS),
+            failed: Recent::new(KEPT_REASONS),
         }
     }
 
@@ -358,42 +379,64 @@ impl<'a, B: Backend> Engine<'a, B> {
     /// Answers a job. What panics is an error of this job alone, whose asker is then told so.
     fn answer(&mut self, Job(question): Job) {
         if catch_unwind(AssertUnwindSafe(|| question(self))).is_err() {
-            self.looking.kept.clear(); // whose workspaces may be half written
+            self.forget();
         }
+    }
+
+    /// Forgets all that a panic may have left half done.
+    fn forget(&mut self) {
+        self.looking.kept.clear();
+        self.searches.kept.clear();
+        self.of_classes.kept.clear();
+        self.histograms.kept.clear();
+        self.preferred.kept.clear();
+        self.work.clear();
+    }
+
+    /// Forgets what was made with weights that these have taken the place of.
+    fn forget_replaced(&mut self, version: Version) {
+        let stays = |other: &Version| other.0 != version.0 || *other == version;
+        self.models.kept.retain(|(other, _)| stays(other));
+        self.looking.kept.retain(|((other, _), _)| stays(other));
+        self.searches.kept.retain(|(other, _)| stays(other));
+        self.of_classes.kept.retain(|((other, ..), _)| stays(other));
+        self.histograms.kept.retain(|((other, _), _)| stays(other));
+        self.preferred.kept.retain(|((other, ..), _)| stays(other));
     }
 
     /// Does a little of what is to be done.
     fn go_on(&mut self) {
-        let Some(work) = self.work.last().cloned() else { return };
-        let done = catch_unwind(AssertUnwindSafe(|| self.go_on_with(&work)));
-        let done = done.unwrap_or_else(|_| Err(Error::Data("an error of the program".into())));
-        match done {
-            Ok(true) => {}
-            Ok(false) => self.work.retain(|other| *other != work),
-            Err(error) => {
-                self.work.retain(|other| *other != work);
-                self.failed.put(work, error.to_string());
-            }
+        let Some(&work) = self.work.last() else { return };
+        let done = catch_unwind(AssertUnwindSafe(|| self.go_on_with(work)));
+        let done = done.unwrap_or_else(|_| {
+            self.forget();
+            Err(Error::Data("an error of the program".into()))
+        });
+        if !matches!(done, Ok(true)) {
+            self.work.retain(|other| *other != work);
+        }
+        if let Err(error) = done {
+            self.failed.put(work, (error.to_string(), Instant::now()));
         }
     }
 
     /// Whether there is more of it to do.
-    fn go_on_with(&mut self, work: &Work) -> Result<bool> {
+    fn go_on_with(&mut self, work: Work) -> Result<bool> {
         let backend = self.backend;
         match work {
             Work::Search(version) => {
-                self.searches.get(version).map_or(Ok(false), |search| search.go_on(backend))
+                self.searches.get(&version).map_or(Ok(false), |search| search.go_on(backend))
             }
             Work::OfClass(version, layer, class) => {
-                let key = (version.clone(), *layer, *class);
+                let key = (version, layer, class);
                 self.of_classes.get(&key).map_or(Ok(false), |of_class| of_class.go_on(backend))
             }
             Work::Histograms(version, layer) => {
-                let key = (version.clone(), *layer);
+                let key = (version, layer);
                 self.histograms.get(&key).map_or(Ok(false), |found| found.go_on(backend))
             }
             Work::Preferred(version, layer, map) => {
-                let key = (version.clone(), *layer, *map);
+                let key = (version, layer, map);
                 let Some((model, ascent)) = self.preferred.get(&key) else { return Ok(false) };
                 if ascent.steps() < Settings::default().steps {
                     ascent.step(backend, &model.params)?;
@@ -411,11 +454,17 @@ impl<'a, B: Backend> Engine<'a, B> {
     }
 
     fn failed(&mut self, work: &Work) -> Option<String> {
-        self.failed.get(work).cloned()
+        Some(self.failed.get(work)?.0.clone())
+    }
+
+    /// Whether it has failed so long ago that it may be tried again.
+    fn may_try_again(&mut self, work: &Work) -> bool {
+        self.failed.get(work).is_some_and(|(_, when)| when.elapsed() > TRIED_AGAIN)
     }
 
     /// The weights that are meant, and which they are now.
-    fn model(&mut self, which: Which) -> Result<(Version, Arc<Model<B>>)> {
+    fn model(&mut self, asked: Which) -> Answer<(Version, Arc<Model<B>>)> {
+        let which = Which { version: None, ..asked };
         let Opened { checkpoint, model: first, .. } = &self.opened[which.checkpoint];
         let now = match which {
             Which { untrained: true, .. } => Now::default(),
@@ -424,10 +473,14 @@ impl<'a, B: Backend> Engine<'a, B> {
             })?,
             Which { step: None, .. } => checkpoint.now(),
         };
+        if asked.version.is_some_and(|version| now.version != Some(version)) {
+            return Err(Failed::Replaced);
+        }
         let version = (which, now.version);
         if let Some(model) = self.models.get(&version) {
             return Ok((version, model.clone()));
         }
+        self.forget_replaced(version);
         let model = match which.untrained {
             true => Model {
                 params: Params::untrained(self.backend, &first.network, UNTRAINED_SEED)?,
@@ -437,14 +490,17 @@ impl<'a, B: Backend> Engine<'a, B> {
             },
             false => (self.load)(&now.path)?,
         };
-        let [now, before] = [&model, first.as_ref()].map(|model| &model.network.architecture);
-        // The recipe may have changed: a run can be gone on with for more epochs.
-        if (&now.input, now.classes, &now.layers) != (&before.input, before.classes, &before.layers)
-        {
-            let sentence = "There is another network in this folder now: start the explorer again.";
-            return Err(Error::Data(sentence.into()));
+        // But for the recipe, which may have changed: a run can be gone on with for more epochs.
+        let about = |model: &Model<B>| {
+            let Model { network, preprocess, classes, .. } = model;
+            (network.architecture.layers.clone(), preprocess.clone(), classes.clone())
+        };
+        if about(&model) != about(first) {
+            let sentence = "There is another network in this folder now, or one with other classes or another mean \
+                            image: start the explorer again.";
+            return Err(Error::Data(sentence.into()).into());
         }
-        let model = self.models.put(version.clone(), model.into()).clone();
+        let model = self.models.put(version, model.into()).clone();
         Ok((version, model))
     }
 
@@ -454,12 +510,12 @@ impl<'a, B: Backend> Engine<'a, B> {
         which: Which,
         beside: bool,
         picture: &Prepared,
-    ) -> Result<&mut Looking<'a, B>> {
+    ) -> Answer<&mut Looking<'a, B>> {
         let (version, model) = self.model(which)?;
         let key = (version, beside);
         if self.looking.get(&key).is_none() {
             let projector = Projector::shared(self.backend, model.clone(), 1, 1)?;
-            self.looking.put(key.clone(), Looking { projector, model, seen: None });
+            self.looking.put(key, Looking { projector, model, seen: None });
         }
         let looking = self.looking.get(&key).expect("put above");
         looking.look(picture)?;
@@ -475,15 +531,16 @@ impl<'a, B: Backend> Engine<'a, B> {
     }
 
     /// The search with a checkpoint's weights, with what has been found before; the work that it is.
-    fn search(&mut self, checkpoint: usize) -> Result<(Work, &mut Strongest<'a, B>)> {
-        let (version, model) = self.model(Which { checkpoint, ..Which::default() })?;
+    fn search(&mut self, which: Which) -> Answer<(Work, &mut Strongest<'a, B>)> {
+        let checkpoint = which.checkpoint;
+        let (version, model) = self.model(which)?;
         if self.searches.get(&version).is_none() {
             let images = self.searched(checkpoint)?.clone();
             let folder = self.opened[checkpoint].folder.as_deref();
             let search = Strongest::new(self.backend, model, images, folder)?;
-            self.searches.put(version.clone(), search);
+            self.searches.put(version, search);
         }
-        let work = Work::Search(version.clone());
+        let work = Work::Search(version);
         Ok((work, self.searches.get(&version).expect("put above")))
     }
 
@@ -496,7 +553,7 @@ impl<'a, B: Backend> Engine<'a, B> {
 }
 
 impl<B: Backend> Questions for Engine<'_, B> {
-    fn classes(&mut self, which: Which, of: &Prepared, more: Option<usize>) -> Result<Vec<Class>> {
+    fn classes(&mut self, which: Which, of: &Prepared, more: Option<usize>) -> Answer<Vec<Class>> {
         let classes = &self.opened[which.checkpoint].model.classes;
         if classes.is_empty() {
             return Ok(Vec::new());
@@ -516,7 +573,7 @@ impl<B: Backend> Questions for Engine<'_, B> {
         Ok(named.collect())
     }
 
-    fn maps(&mut self, which: Which, of: &Prepared, layer: usize) -> Result<(OfLayer, Vec<i8>)> {
+    fn maps(&mut self, which: Which, of: &Prepared, layer: usize) -> Answer<(OfLayer, Vec<i8>)> {
         let backend = self.backend;
         let looking = self.look(which, false, of)?;
         let values = looking.output(backend, layer)?;
@@ -550,7 +607,7 @@ impl<B: Backend> Questions for Engine<'_, B> {
         of: &Prepared,
         Unit { layer, map, y, x, rule }: Unit,
         beside: bool,
-    ) -> Result<(Projection, Vec<f32>)> {
+    ) -> Answer<(Projection, Vec<f32>)> {
         let backend = self.backend;
         let looking = self.look(which, beside, of)?;
         let values = looking.output(backend, layer)?;
@@ -573,12 +630,11 @@ impl<B: Backend> Questions for Engine<'_, B> {
             columns,
             channels: 3,
             scale: scale(&pixels),
-            random: which.untrained,
         };
         Ok((about, pixels))
     }
 
-    fn filters(&mut self, which: Which) -> Result<Image> {
+    fn filters(&mut self, which: Which) -> Answer<Image> {
         let (_, model) = self.model(which)?;
         let found = first_filters(self.backend, &model)?;
         let (kernel, filters) = found.ok_or_else(|| {
@@ -589,8 +645,8 @@ impl<B: Backend> Questions for Engine<'_, B> {
         Ok(sheet(&filters, kernel, false))
     }
 
-    fn start_search(&mut self, checkpoint: usize) -> Result<Progress> {
-        let (work, search) = self.search(checkpoint)?;
+    fn start_search(&mut self, which: Which) -> Answer<Progress> {
+        let (work, search) = self.search(which)?;
         let progress = search.progress();
         if progress.done < progress.total {
             self.begin(work);
@@ -598,45 +654,51 @@ impl<B: Backend> Questions for Engine<'_, B> {
         Ok(progress)
     }
 
-    fn top(&mut self, checkpoint: usize, layer: usize, map: usize) -> Result<Top> {
-        if self.searched(checkpoint).is_err() {
+    fn top(&mut self, which: Which, layer: usize, map: usize) -> Answer<Top> {
+        if self.searched(which.checkpoint).is_err() {
             return Ok(Top::default());
         }
-        let (work, search) = self.search(checkpoint)?;
+        let (work, search) = self.search(which)?;
         let mut top = search.top(layer, map);
         top.progress.failed = self.failed(&work);
         Ok(top)
     }
 
-    fn of_class(&mut self, which: Which, layer: usize, class: usize) -> Result<ClassShown> {
+    fn of_class(&mut self, which: Which, layer: usize, class: usize) -> Answer<ClassShown> {
         let (version, model) = self.model(which)?;
-        let key = (version.clone(), layer, class);
+        let key = (version, layer, class);
         let (split, images) = self.searched(which.checkpoint)?;
         let work = Work::OfClass(version, layer, class);
-        if self.of_classes.get(&key).is_none() {
+        if self.of_classes.get(&key).is_none() || self.may_try_again(&work) {
             let called = self.data_class(&model, class).ok_or_else(|| {
                 let name = model.classes.names.get(class).map_or("this class", String::as_str);
                 Error::Data(format!("The data set has no images that are called {name}."))
             })?;
             let of_class = OfClass::new(model, images.clone(), layer, class, called);
-            self.of_classes.put(key.clone(), of_class);
-            self.begin(work.clone());
+            if of_class.progress().total == 0 {
+                let names = &self.data_classes.as_ref().expect("it has this class").names;
+                let sentence =
+                    format!("{} has no image of {}.", split.name(), names[called as usize]);
+                return Err(Error::Data(sentence).into());
+            }
+            self.of_classes.put(key, of_class);
+            self.begin(work);
         }
         let mut shown = self.of_classes.get(&key).expect("put above").shown(split.name());
         shown.progress.failed = self.failed(&work);
         Ok(shown)
     }
 
-    fn histogram(&mut self, which: Which, layer: usize, map: usize) -> Result<Histogram> {
+    fn histogram(&mut self, which: Which, layer: usize, map: usize) -> Answer<Histogram> {
         let (version, model) = self.model(which)?;
-        let key = (version.clone(), layer);
+        let key = (version, layer);
         let (_, images) = self.searched(which.checkpoint)?;
         let work = Work::Histograms(version, layer);
-        if self.histograms.get(&key).is_none() {
+        if self.histograms.get(&key).is_none() || self.may_try_again(&work) {
             let classes = self.data_classes.as_ref().map_or(0, Classes::len);
             let histograms = Histograms::new(model, images.clone(), layer, classes);
-            self.histograms.put(key.clone(), histograms);
-            self.begin(work.clone());
+            self.histograms.put(key, histograms);
+            self.begin(work);
         }
         let found = self.histograms.get(&key).expect("put above");
         let mut shown = found.shown(map, self.data_classes.as_ref());
@@ -649,17 +711,17 @@ impl<B: Backend> Questions for Engine<'_, B> {
         which: Which,
         layer: usize,
         map: usize,
-    ) -> Result<(Synthesised, Image)> {
+    ) -> Answer<(Synthesised, Image)> {
         let (version, model) = self.model(which)?;
         let (backend, settings) = (self.backend, Settings::default());
-        let key = (version.clone(), layer, map);
+        let key = (version, layer, map);
         let work = Work::Preferred(version, layer, map);
-        if self.preferred.get(&key).is_none() {
+        if self.preferred.get(&key).is_none() || self.may_try_again(&work) {
             let Model { network, preprocess, .. } = model.as_ref();
             let ascent =
                 Ascent::new(backend, network, preprocess, layer, map, &settings, NOISE_SEED)?;
-            self.preferred.put(key.clone(), (model, ascent));
-            self.begin(work.clone());
+            self.preferred.put(key, (model, ascent));
+            self.begin(work);
         }
         let failed = self.failed(&work);
         let (model, ascent) = self.preferred.get(&key).expect("put above");

@@ -33,6 +33,8 @@ use crate::{Error, Result};
 
 /// Of an answer, at most.
 const BYTES: usize = 1 << 30;
+/// Images of which the first that can be read is taken.
+const CANDIDATES: usize = 5;
 /// Images of a list.
 const AT_ONCE: usize = 500;
 /// What the page's element `html` says of itself where there is no server.
@@ -64,7 +66,7 @@ pub struct Published {
     pub projections: usize,
 }
 
-/// Publishes what is wanted of the first checkpoint into a folder, by questions to the networks that it gives back: it
+/// Publishes what is wanted of one checkpoint, whose weights do not change, into a folder, by questions to the networks that it gives back: it
 /// ends when these have been answered. `progress` is told what is done, how much and of how much.
 ///
 /// # Errors
@@ -88,7 +90,7 @@ pub fn publish<B: Backend>(
     if let Some(name) = wanted.layers.iter().find(is_fit) {
         return Err(Error::Network(format!("the network has no layer {name}")));
     }
-    let (app, jobs) = App::new(&opened[..1], settings, 0).map_err(io)?;
+    let (app, jobs) = App::new(opened, settings, 0).map_err(io)?;
     let out = out.to_owned();
     let thread = std::thread::Builder::new().name("publish".into()).spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -110,6 +112,9 @@ struct Publisher<P> {
 
 impl<P: FnMut(&str, usize, usize)> Publisher<P> {
     async fn all(&mut self, wanted: Wanted) -> Result<()> {
+        // What cannot be published shall not take away what was.
+        let mut network = json_of(&self.ask(Method::GET, "network").await?)?;
+        let images = self.images(&wanted.images, &network).await?;
         let data = self.out.join("data");
         // One that is left half made is none, and this one shall have nothing of another.
         let _ = fs::remove_file(self.out.join("index.html"));
@@ -119,12 +124,12 @@ impl<P: FnMut(&str, usize, usize)> Publisher<P> {
         fs::create_dir_all(&data).map_err(Error::io("create", &data))?;
         self.write(&data.join(ABOUT), b"{}")?;
 
-        let mut network = json_of(&self.take("network").await?)?;
+        let listed = json!({ "total": images.len(), "images": images });
+        self.put("images", listed.to_string().as_bytes())?;
         for address in ["run", "filters"] {
             // A first layer need not be a convolution.
             self.take(address).await.ok();
         }
-        let images = self.images(&wanted.images, &network).await?;
         let layers: Vec<String> = match wanted.layers.is_empty() {
             true => {
                 let all = network["layers"].as_array().into_iter().flatten();
@@ -178,8 +183,8 @@ impl<P: FnMut(&str, usize, usize)> Publisher<P> {
         self.write(&self.out.join("index.html"), page.replacen(MARK.0, MARK.1, 1).as_bytes())
     }
 
-    /// The images that are wanted, as the server lists them; their list is published.
-    async fn images(&mut self, wanted: &[String], network: &Value) -> Result<Vec<Value>> {
+    /// The images that are wanted, as the server lists them.
+    async fn images(&self, wanted: &[String], network: &Value) -> Result<Vec<Value>> {
         let splits = names(&network["splits"], "name");
         let mut listed = Vec::new();
         for id in wanted {
@@ -196,10 +201,12 @@ impl<P: FnMut(&str, usize, usize)> Publisher<P> {
         if let (true, Some(split)) = (wanted.is_empty(), splits.first()) {
             let classes = network["data_classes"].as_array().map_or(0, Vec::len).min(10);
             for class in 0..classes {
-                listed.extend(self.listed(&format!("split={split}&count=1&class={class}")).await?);
+                let candidates = format!("split={split}&count={CANDIDATES}&class={class}");
+                listed.extend(self.good(self.listed(&candidates).await?, 1).await);
             }
             if classes == 0 {
-                listed.extend(self.listed(&format!("split={split}&count=10")).await?);
+                let candidates = format!("split={split}&count={}", 10 * CANDIDATES);
+                listed.extend(self.good(self.listed(&candidates).await?, 10).await);
             }
         }
         if listed.is_empty() {
@@ -209,11 +216,19 @@ impl<P: FnMut(&str, usize, usize)> Publisher<P> {
             let reason = format!("--images: {AT_ONCE} can be published, found {}", listed.len());
             return Err(Error::Data(reason));
         }
-        self.put(
-            "images",
-            json!({ "total": listed.len(), "images": listed }).to_string().as_bytes(),
-        )?;
         Ok(listed)
+    }
+
+    /// The first of these images that can be read.
+    async fn good(&self, images: Vec<Value>, count: usize) -> Vec<Value> {
+        let mut good = Vec::new();
+        for image in images {
+            let id = image["id"].as_str().unwrap_or_default();
+            if good.len() < count && self.ask(Method::GET, &format!("input/{id}")).await.is_ok() {
+                good.push(image);
+            }
+        }
+        good
     }
 
     async fn listed(&self, query: &str) -> Result<Vec<Value>> {

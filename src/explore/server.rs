@@ -24,7 +24,8 @@
 //!
 //! `IMAGE` is `val/N`, `train/N` or `upload/NAME`; `?view` and `?cover` (with `fill`) change what is shown of it
 //! (address.rs). All that depends on a network takes `?checkpoint` (its number on the command line, from 0), and where
-//! weights matter `?step` (a checkpoint of its run) and `?weights=random` (untrained ones). A frame is the length of
+//! weights matter `?step` (a checkpoint of its run), `?weights=random` (untrained ones) and `?version` (that of `api/run`:
+//! if the weights are others by now, status 412). A frame is the length of
 //! some JSON (u32, little endian), that JSON, and numbers. The header `zfnet-instance` is another one each time that the
 //! program begins, so that a page does not take the answers of a program that has taken the port.
 
@@ -51,7 +52,7 @@ use tokio_io_timeout::TimeoutStream;
 
 use super::address::Address;
 use super::checkpoint::Checkpoint;
-use super::engine::{Job, ListedLayer, Opened, Questions, Unit, Which, listed};
+use super::engine::{Answer, Failed, Job, ListedLayer, Opened, Questions, Unit, Which, listed};
 use super::guard::{Claim, Guard, random_name};
 use super::pictures::{Pictures, Prepared};
 use super::views::{Views, Words};
@@ -80,10 +81,12 @@ const ANSWERED_WITHIN: Duration = Duration::from_secs(60);
 const WRITTEN_WITHIN: Duration = Duration::from_secs(20);
 /// Images of one list.
 const LISTED: usize = 500;
-const PANICKED: &str = "This could not be computed: an error of the program.";
 const RULES: [&str; 3] = ["deconvnet", "gradient", "guided"];
 /// With the port behind it, since cookies are the same for all ports.
 const COOKIE: &str = "zfnet-token-";
+
+/// The header that names the program that answers.
+const INSTANCE: &str = "zfnet-instance";
 
 /// Nothing but what comes from here, and no script or style within the page.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; \
@@ -208,6 +211,18 @@ impl From<crate::Error> for Refusal {
     }
 }
 
+impl From<Failed> for Refusal {
+    fn from(failed: Failed) -> Self {
+        match failed {
+            Failed::Error(error) => error.into(),
+            Failed::Replaced => {
+                let sentence = "The run has other weights by now.";
+                Refusal(StatusCode::PRECONDITION_FAILED, sentence.into())
+            }
+        }
+    }
+}
+
 fn bad(sentence: impl Into<String>) -> Refusal {
     Refusal(StatusCode::BAD_REQUEST, sentence.into())
 }
@@ -304,7 +319,7 @@ pub(super) fn router(app: Arc<App>) -> Router {
 async fn with_headers(State(app): Shared, mut response: Response) -> Response {
     let headers = response.headers_mut();
     if let Ok(instance) = HeaderValue::from_str(&app.instance) {
-        headers.insert(HeaderName::from_static("zfnet-instance"), instance);
+        headers.insert(HeaderName::from_static(INSTANCE), instance);
     }
     let fixed = [
         (header::CONTENT_SECURITY_POLICY, POLICY),
@@ -392,6 +407,7 @@ struct Weights {
     checkpoint: usize,
     step: Option<u32>,
     weights: Option<String>,
+    version: Option<String>,
 }
 
 impl App {
@@ -472,7 +488,7 @@ impl App {
             work(&app)
         });
         let done = done.await;
-        Ok(done.map_err(|_| bad("this picture could not be read: an error of the program"))??)
+        Ok(done.map_err(|_| panicked())??)
     }
 
     /// The body of a request, which may be a picture of so many bytes.
@@ -509,7 +525,7 @@ impl App {
     /// Asks the networks. If the client leaves, so does the question.
     async fn ask<T: Send + 'static>(
         &self,
-        question: impl FnOnce(&mut dyn Questions) -> crate::Result<T> + Send + 'static,
+        question: impl FnOnce(&mut dyn Questions) -> Answer<T> + Send + 'static,
     ) -> Answered<T> {
         let (reply, answer) = oneshot::channel();
         let job = Job(Box::new(move |networks| {
@@ -518,8 +534,7 @@ impl App {
             }
         }));
         self.jobs.try_send(job).map_err(|_| busy())?;
-        let failed = || Refusal(StatusCode::INTERNAL_SERVER_ERROR, PANICKED.into());
-        Ok(answer.await.map_err(|_| failed())??)
+        Ok(answer.await.map_err(|_| panicked())??)
     }
 
     fn network(&self, checkpoint: usize) -> Answered<&Shown> {
@@ -529,14 +544,18 @@ impl App {
     }
 
     /// Which weights are meant, of a checkpoint that there is.
-    fn which(&self, Weights { checkpoint, step, weights }: Weights) -> Answered<Which> {
+    fn which(&self, Weights { checkpoint, step, weights, version }: Weights) -> Answered<Which> {
         self.network(checkpoint)?;
         let untrained = match weights.as_deref() {
             None | Some("trained") => false,
             Some("random") => true,
             Some(_) => return Err(bad("weights: expected trained or random")),
         };
-        Ok(Which { checkpoint, step, untrained })
+        let hexadecimal = |version: String| u64::from_str_radix(&version, 16).ok();
+        let version = version.map(|version| {
+            hexadecimal(version).ok_or_else(|| bad("version: expected that of api/run"))
+        });
+        Ok(Which { checkpoint, step, untrained, version: version.transpose()? })
     }
 
     fn layer(&self, which: Which, name: &str) -> Answered<&ListedLayer> {
@@ -560,6 +579,11 @@ impl ListedLayer {
             bad(format!("expected a row below {} and a column below {}", self.rows, self.columns))
         })
     }
+}
+
+fn panicked() -> Refusal {
+    let sentence = "This could not be computed: an error of the program.";
+    Refusal(StatusCode::INTERNAL_SERVER_ERROR, sentence.into())
 }
 
 fn busy() -> Refusal {
@@ -780,21 +804,36 @@ async fn field(
     png(&Image::projection(about.columns, about.rows, &values).crop(about.field))
 }
 
-async fn search(State(app): Shared, Query(Of { checkpoint }): Query<Of>) -> Answered {
-    app.network(checkpoint)?;
-    let progress = app.ask(move |networks| networks.start_search(checkpoint)).await?;
+/// The weights that a checkpoint stands for now: what others are asked for is refused.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Newest {
+    #[serde(default)]
+    checkpoint: usize,
+    version: Option<String>,
+}
+
+impl From<Newest> for Weights {
+    fn from(Newest { checkpoint, version }: Newest) -> Self {
+        Weights { checkpoint, step: None, weights: None, version }
+    }
+}
+
+async fn search(State(app): Shared, Query(newest): Query<Newest>) -> Answered {
+    let which = app.which(newest.into())?;
+    let progress = app.ask(move |networks| networks.start_search(which)).await?;
     Ok(axum::Json(progress).into_response())
 }
 
 async fn top(
     State(app): Shared,
     Path((layer, map)): Path<(String, String)>,
-    Query(weights): Query<Weights>,
+    Query(newest): Query<Newest>,
 ) -> Answered {
-    let which = app.which(weights)?;
+    let which = app.which(newest.into())?;
     let layer = app.layer(which, &layer)?;
-    let (checkpoint, layer, map) = (which.checkpoint, layer.index, layer.map(&map)?);
-    let top = app.ask(move |networks| networks.top(checkpoint, layer, map)).await?;
+    let (layer, map) = (layer.index, layer.map(&map)?);
+    let top = app.ask(move |networks| networks.top(which, layer, map)).await?;
     Ok(axum::Json(top).into_response())
 }
 
@@ -851,13 +890,20 @@ async fn keep(
     Query(Captions { title, caption, link }): Query<Captions>,
     request: Request,
 ) -> Answered {
+    let meant = request.headers().get(INSTANCE).and_then(|value| value.to_str().ok());
+    if meant.is_some_and(|instance| instance != app.instance) {
+        let sentence = "Another program answers here by now: reload the page.";
+        return Err(Refusal(StatusCode::CONFLICT, sentence.into()));
+    }
     let bytes = app.received(request, VIEW).await?;
     let kept = app.decoding(move |app| {
         let views = app.views.as_ref().ok_or_else(|| {
-            let reason = "The first checkpoint is in no run whose report could be added to.";
+            let reason = "Views cannot be kept: the first checkpoint is in no run, or another command keeps its own in \
+                          the run's report.";
             crate::Error::Data(reason.into())
         })?;
-        views.add(&bytes, Words { title, caption, link }, &app.networks[0].name)
+        let names: Vec<&str> = app.networks.iter().map(|network| network.name.as_str()).collect();
+        views.add(&bytes, Words { title, caption, link }, &names.join(" "))
     });
     Ok(axum::Json(json!({ "kept": kept.await? })).into_response())
 }

@@ -41,7 +41,7 @@ impl Views {
     ///
     /// # Errors
     /// If it is no picture, there are too many, or the folder cannot be written.
-    pub fn add(&self, png: &[u8], words: Words, checkpoint: &str) -> Result<usize> {
+    pub fn add(&self, png: &[u8], words: Words, checkpoints: &str) -> Result<usize> {
         let shown = decode(png).map_err(|error| Error::Data(format!("The view: {error}.")))?;
         let image = Image::new(shown.width, shown.height, shown.pixels);
         let _alone = self.adding.lock().expect("no panic while it is held");
@@ -64,7 +64,7 @@ impl Views {
             method: shortened(&caption),
             contrast: match link.is_empty() {
                 true => String::new(),
-                false => format!("To open it: zfnet explore {checkpoint}, {}", shortened(&link)),
+                false => format!("To open it: zfnet explore {checkpoints}, {}", shortened(&link)),
             },
             ..Picture::default()
         });

@@ -273,8 +273,13 @@ impl Lines {
 pub(crate) struct Followed {
     /// Bytes that have been read.
     read: u64,
+    /// The last of them: if they are others by now, so is the file.
+    last: Vec<u8>,
     lines: Lines,
 }
+
+/// Bytes by which a file is known again.
+const KNOWN_BY: usize = 4096;
 
 impl Followed {
     /// What the run has written down by now, but for a line that is not whole yet.
@@ -285,15 +290,23 @@ impl Followed {
         let path = run.join("metrics.jsonl");
         let io = |error| Error::io("read", &path)(error);
         let mut file = File::open(&path).map_err(io)?;
-        if file.metadata().map_err(io)?.len() < self.read {
-            *self = Followed::default(); // a run that is resumed takes back what was behind its checkpoint
-        }
-        file.seek(SeekFrom::Start(self.read)).map_err(io)?;
+        file.seek(SeekFrom::Start(self.read - self.last.len() as u64)).map_err(io)?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).map_err(io)?;
+        if bytes.starts_with(&self.last) {
+            bytes.drain(..self.last.len());
+        } else {
+            // A run that is resumed takes back what was behind its checkpoint; or it is another run.
+            *self = Followed::default();
+            file.rewind().map_err(io)?;
+            bytes.clear();
+            file.read_to_end(&mut bytes).map_err(io)?;
+        }
         let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
         self.lines.take(&String::from_utf8_lossy(&bytes[..whole]));
         self.read += whole as u64;
+        self.last.extend(&bytes[..whole]);
+        self.last.drain(..self.last.len().saturating_sub(KNOWN_BY));
         Ok(self.lines.record())
     }
 }
@@ -491,6 +504,10 @@ mod tests {
         assert_eq!(followed.record(run.path()).unwrap(), Record::of(&text(400)), "nothing is new");
         fs::write(&file, text(2)).unwrap();
         assert_eq!(followed.record(run.path()).unwrap(), Record::of(&text(2)));
+        // Longer by now than what had been read of another.
+        let other = text(900).replace("\"epoch\":1", "\"epoch\":2").replacen("1,", "5,", 1);
+        fs::write(&file, &other).unwrap();
+        assert_eq!(followed.record(run.path()).unwrap(), Record::of(&other));
     }
 
     #[test]

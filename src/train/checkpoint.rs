@@ -35,7 +35,7 @@ use zfnet_formats::Kind;
 use zfnet_formats::kind::kind;
 
 /// The model's file in a checkpoint.
-const MODEL: &str = "model.safetensors";
+pub(crate) const MODEL: &str = "model.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const STATE: &str = "state.json";
 /// Links to the newest and the best checkpoint.

@@ -10,6 +10,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +20,8 @@ use crate::data::images::{BadImage, Images};
 use crate::disk::write_durable;
 use crate::{Error, Result};
 
+/// How old lines may become before others can read them.
+const FLUSH: Duration = Duration::from_secs(2);
 /// Where bad images are listed.
 const QUARANTINE: &str = "quarantine.tsv";
 /// Where numbers are.
@@ -131,6 +134,7 @@ pub fn read_metrics(run: &Path) -> Result<Vec<Metric>> {
 pub(super) struct MetricsLog {
     path: PathBuf,
     file: BufWriter<File>,
+    flushed: Instant,
 }
 
 impl MetricsLog {
@@ -161,7 +165,7 @@ impl MetricsLog {
         // Were the name lost that the lines to come are under, a checkpoint could outlive them.
         write_durable(&path, kept.as_bytes())?;
         let file = OpenOptions::new().append(true).open(&path).map_err(Error::io("open", &path))?;
-        Ok(MetricsLog { path, file: BufWriter::new(file) })
+        Ok(MetricsLog { path, file: BufWriter::new(file), flushed: Instant::now() })
     }
 
     /// Adds a line.
@@ -170,7 +174,13 @@ impl MetricsLog {
     /// If the disk is full.
     pub(super) fn write(&mut self, metric: &Metric) -> Result<()> {
         let line = serde_json::to_string(metric).expect("plain data");
-        writeln!(self.file, "{line}").map_err(Error::io("write", &self.path))
+        let io = |error| Error::io("write", &self.path)(error);
+        writeln!(self.file, "{line}").map_err(io)?;
+        if self.flushed.elapsed() > FLUSH {
+            self.file.flush().map_err(io)?;
+            self.flushed = Instant::now();
+        }
+        Ok(())
     }
 
     /// Makes all lines so far durable; called before a checkpoint that they belong to.

@@ -140,10 +140,19 @@ fn a_run_is_followed_while_it_goes_on() {
         );
         command(place, "train --data data --arch tiny.toml --epochs 6 --out run --resume");
         // What was shown is renewed by itself.
-        until!(page, format!("
-            const all = [...document.querySelectorAll('#classes li[data-class]')];
-            const now = Object.fromEntries(all.map(li => [li.dataset.class, Number(li.dataset.probability)]));
-            return document.querySelector('#classes').getAttribute('aria-busy') !== 'true' && JSON.stringify(now) !== JSON.stringify({before})"));
+        page.script("window.dispatchEvent(new Event('focus'))").await;
+        until!(
+            page,
+            "return (await (await fetch('./api/run')).json()).epoch === 6 && document.querySelector('#run-words').textContent.includes('6')"
+        );
+        until!(
+            page,
+            format!(
+                "const all = [...document.querySelectorAll('#classes li[data-class]')];
+                 const now = Object.fromEntries(all.map(li => [li.dataset.class, Number(li.dataset.probability)]));
+                 return document.querySelector('#classes').getAttribute('aria-busy') !== 'true' && JSON.stringify(now) !== JSON.stringify({before})"
+            )
+        );
         page.click("#run-close").await;
         let after = shown_classes(&page, "#classes").await;
         assert_classes(place, &after, "run/last", &file);

@@ -202,7 +202,7 @@ fn answers_are_what_the_commands_print() {
         assert_eq!(values, arrays.tensor("projection").unwrap().data(), "{rule}");
         assert_eq!(about["activation"], peaks[map][0]);
         let (other, others) = explorer.get(&format!("{path}&weights=random")).frame();
-        assert!(other["random"] == true && others != values);
+        assert!(other["rows"] == 16 && others != values);
     }
 
     // A unit that did not fire has no projection.
@@ -384,6 +384,34 @@ fn slow_and_broken_requests_hold_nothing_up() {
         assert!(begun.elapsed() < Duration::from_secs(30), "still busy");
         std::thread::sleep(Duration::from_millis(20));
     }
+    // Bodies of which half has come: others must wait for them, and need not once they have gone.
+    let png = Image::filled(8, 8, 3).png().unwrap();
+    let upload = || explorer.send("POST", "/api/upload", &[], &png).status;
+    let halves: Vec<TcpStream> = (0..4)
+        .map(|_| {
+            let mut stream = explorer.connect();
+            let head = "POST /api/upload HTTP/1.1\r\nhost: localhost\r\ncontent-length: 99\r\n\r\n";
+            stream.write_all(head.as_bytes()).unwrap();
+            stream.write_all(&png[..9]).unwrap();
+            stream
+        })
+        .collect();
+    let until = |status: u16| {
+        while upload() != status {
+            assert!(begun.elapsed() < Duration::from_secs(30), "no {status}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    until(503);
+    drop(halves);
+    until(200);
+    #[cfg(target_os = "linux")]
+    {
+        let status = fs::read_to_string(format!("/proc/{}/status", explorer.program.id())).unwrap();
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        let kib: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
+        assert!(kib < 200 << 10, "{kib} KiB for questions that nobody waits for");
+    }
     let mut rest = Vec::new();
     half.read_to_end(&mut rest).unwrap();
     assert!(begun.elapsed() < Duration::from_secs(25), "the half request was waited for");
@@ -505,6 +533,21 @@ fn checkpoints_of_a_run_and_other_networks_are_compared() {
     let found = explorer.json("/api/classes/val/4?checkpoint=2");
     let most = (&found["classes"][0], &printed[0]["classes"][0]);
     assert!((probability(most.0) - probability(most.1)).abs() < 1e-6);
+
+    // What was asked for with the version before is refused, not answered by other weights.
+    let version = before.1["version"].as_str().unwrap();
+    explorer
+        .get(&format!("/api/maps/val/4/conv2?checkpoint=2&version={version}"))
+        .refused(412, "other weights");
+    let version = after.1["version"].as_str().unwrap();
+    explorer.get(&format!("/api/maps/val/4/conv2?checkpoint=2&version={version}")).ok();
+    explorer.get("/api/top/conv2/0?step=1").refused(400, "step");
+
+    // The same network, trained anew in the same folder, after as many updates.
+    let before = explorer.get("/api/maps/val/4/conv2?checkpoint=1").frame();
+    fs::remove_dir_all(place.path("other")).unwrap();
+    place.run("train --data data --arch tiny.toml --epochs 1 --seed 6 --out other").ok();
+    assert_ne!(explorer.get("/api/maps/val/4/conv2?checkpoint=1").frame(), before);
 
     // A run that another network has taken the place of.
     fs::remove_dir_all(place.path("other")).unwrap();
@@ -708,6 +751,8 @@ fn what_is_published_is_what_the_server_answers() {
     place.run(&line.replace("--maps 2", "--maps 1")).ok();
     place.run(&line.replace("static out", "static data")).refused(&["data", "--static"]);
     place.run(&line.replace("val/7", "val/99")).refused(&["--images", "val/99"]);
+    assert!(place.path("out/index.html").is_file(), "what was published is still there");
+    place.run(&line.replace("explore run", "explore run run/last")).refused(&["--static", "one"]);
     place.run(&line.replace("fc4", "fc9")).refused(&["fc9"]);
     let without = place.run("explore run --static out");
     assert!(without.code == Some(2) && without.stderr.contains("--data"), "{}", without.stderr);

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
+use std::time::Duration;
 
 use crate::{Error, Result};
 
@@ -98,6 +99,15 @@ pub fn is_device_name(name: &str) -> bool {
 
 /// Name of the file in a folder that a process writes into.
 const LOCK: &str = "lock";
+/// Times that a lock is tried, and between them: who only asks for one ([`is_locked`]) has it for a moment.
+const TRIES: u32 = 5;
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// Whether a process has [`lock`]ed a folder.
+pub fn is_locked(folder: &Path) -> bool {
+    let file = fs::File::open(folder.join(LOCK));
+    file.is_ok_and(|file| matches!(file.try_lock_shared(), Err(fs::TryLockError::WouldBlock)))
+}
 
 /// Gives a folder back for which [`lock`] returned `file`, and removes the file if nobody has written into it.
 pub fn unlock(folder: &Path, file: fs::File) {
@@ -121,7 +131,14 @@ pub fn lock(folder: &Path, who: &str) -> Result<fs::File> {
         made => made,
     };
     let file = file.map_err(Error::io("create", &path))?;
-    match file.try_lock() {
+    let mut locked = file.try_lock();
+    for _ in 1..TRIES {
+        if matches!(locked, Err(fs::TryLockError::WouldBlock)) {
+            std::thread::sleep(PAUSE);
+            locked = file.try_lock();
+        }
+    }
+    match locked {
         Err(fs::TryLockError::WouldBlock) => {
             Err(Error::Locked { path: folder.into(), by: who.into() })
         }
