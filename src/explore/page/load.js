@@ -234,7 +234,7 @@ const wantPictures = follow => {
         // A unit that did not fire is an answer, and belongs where its picture would be.
         if (!(picture.head.activation > 0)) picture = { of, refused: `This unit did not fire: its activation is ${short(picture.head.activation)}.`, silent: true }
       } catch (error) {
-        if (signal.aborted || !(error instanceof api.Refused) || error.status === 0) throw error
+        if (signal.aborted || !(error instanceof api.Refused) || error.status === 0 || error.isOutdated) throw error
         picture = { of, refused: error.message, silent: false }
       }
       if (!picture.refused || picture.silent) keptPictures.set(of, picture)

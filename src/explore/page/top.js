@@ -12,10 +12,12 @@ const here = () => (state.top && address() && api.withoutVersion(state.top.of) =
 
 const visit = peak => change({ image: peak.id, info: null, view: null, cover: null, unit: [peak.y, peak.x] }, { push: true })
 
-/** Such a picture is made when it is asked for, and the server may be busy: once more, a little later. */
+/** Such a picture is made when it is asked for, and the server may be busy, or have other weights: once more, a little later. */
 const again = event => {
   const image = event.target
-  if (isPublished || image.src.endsWith('&again=1')) return
+  if (isPublished) return
+  api.mayBeOutdated()
+  if (image.src.endsWith('&again=1')) return
   setTimeout(() => { if (image.isConnected) image.src += '&again=1' }, 1000)
 }
 
