@@ -34,10 +34,15 @@ export const titleOf = checkpoint => {
 /** Checkpoints kept of a run, in the order of training. @returns {{step: number, epoch: number}[]} */
 export const stepsOf = checkpoint => state.runs[checkpoint]?.steps ?? []
 
-export const epochOf = ({ checkpoint, step }) => {
+export const epochOf = ({ checkpoint, step, untrained }) => {
   const run = state.runs[checkpoint]
-  return step === null ? run?.epoch ?? null : run?.steps.find(kept => kept.step === step)?.epoch ?? null
+  return untrained ? null : step === null ? run?.epoch ?? null : run?.steps.find(kept => kept.step === step)?.epoch ?? null
 }
+
+/** How far a network was trained, as far as that is known. @returns {{updates: number | null, epoch: number | null, untrained: boolean}} */
+export const weightsOf = net => ({
+  updates: net.untrained ? null : net.step ?? state.runs[net.checkpoint]?.step ?? null, epoch: epochOf(net), untrained: net.untrained,
+})
 
 const momentOf = net => {
   if (net.untrained) return 'untrained'

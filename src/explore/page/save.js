@@ -4,7 +4,7 @@ import * as api from './api.js'
 import { $, many, percent, saving, short, whole } from './dom.js'
 import { classesAddress, fieldHere, inputAddress, mapsAddress, mapsHere, otherClassesAddress, otherMapsAddress } from './load.js'
 import { hashOf } from './link.js'
-import { checkpointsOf, counterpart, epochOf } from './nets.js'
+import { checkpointsOf, counterpart, weightsOf } from './nets.js'
 import { preferredCaption, preferredComplete, preferredHere } from './preferred.js'
 import { any, listen, state } from './state.js'
 import { histogramCaption, histogramHere, histogramPicture, studyCaption, studyComplete, studyHere, studyPicture } from './study.js'
@@ -74,14 +74,12 @@ const shownText = ({ cover } = state) => {
   return parts.filter(Boolean).join('; ')
 }
 const unitText = (layer, map, unit) => `${layer}, map ${map}, y ${unit[0]}, x ${unit[1]}`
-const momentText = net => {
-  const epoch = epochOf(net)
-  return net.untrained ? 'untrained' : [epoch === null ? '' : `epoch ${epoch}`, net.step === null ? '' : `after ${many(net.step)} updates`].filter(Boolean).join(', ')
-}
+const weightsText = ({ updates, epoch, untrained }) => (untrained ? 'untrained'
+  : [epoch === null ? '' : `epoch ${epoch}`, updates === null ? '' : `after ${many(updates)} updates`].filter(Boolean).join(', '))
 /** Which network, and which program, made a picture. */
-const programText = net => {
+const programText = (net, weights) => {
   const { title, checkpoint } = checkpointsOf(state.network)[net.checkpoint]
-  return [`${title} (${checkpoint})`, momentText(net), state.network.program].filter(Boolean).join(', ')
+  return [`${title} (${checkpoint})`, weightsText(weights), state.network.program].filter(Boolean).join(', ')
 }
 
 /** The nine pairs as one picture. */
@@ -134,20 +132,23 @@ const contents = key => {
   if (!entry?.current || !entry.picture.head) return null
   const { head } = entry.picture
   const there = entry.kind === 'compared' ? counterpart() : { layer: { name: layer }, map, unit }
-  const net = entry.kind === 'compared' ? compared : entry.kind === 'random' ? { ...state.net, untrained: true } : state.net
+  const net = shownBy(entry)
   const [x0, y0, x1, y1] = head.field
   return { canvas, net, caption: [`Projection by ${entry.rule}${net.untrained ? ', untrained weights' : ''}`,
     `${unitText(there.layer.name, there.map, there.unit)}; activation ${short(head.activation)}`,
     `black to white ${rangeText(scaleOf(entry, all))}, zero is grey${state.gain === 1 ? '' : `, gain ${state.gain}`}${state.shared ? ', one scale for all shown' : ''}`,
     `receptive field x ${whole(x0)} to ${whole(x1)}, y ${whole(y0)} to ${whole(y1)}`, shownText()] }
 }
+/** The network that one of the unit's pictures is of. */
+const shownBy = ({ kind }) => (kind === 'compared' ? state.compared : kind === 'random' ? { ...state.net, untrained: true } : state.net)
 const made = (canvas, caption) => (canvas ? { canvas, caption: caption() } : null)
 
 /** The picture with its caption, as a file would have it, and the lines of that. */
 const pictured = async key => {
   const found = contents(key)
   if (!found?.canvas?.width) throw new Error('This picture is still being computed.')
-  const caption = [...found.caption, programText(found.net ?? state.net)]
+  const { net = state.net } = found
+  const caption = [...found.caption, programText(net, weightsOf(net))]
   const blob = await new Promise(resolve => captioned(found.canvas, caption).toBlob(resolve, 'image/png'))
   if (!blob) throw new Error('This browser cannot make a picture of it.')
   return { blob, caption }
@@ -187,10 +188,10 @@ const pending = () => {
 const current = (found, of) => (found && found.of === of ? found : null)
 
 const projectionsOf = kinds => pictures().filter(p => p.current && p.picture.head && kinds.includes(p.kind)).map(p => ({
-  rule: p.rule, weights: p.kind === 'random' ? 'random' : 'trained', activation: p.picture.head.activation, scale: p.picture.head.scale, shown_scale: scaleOf(p, pictures()), gain: state.gain,
+  rule: p.rule, weights: shownBy(p).untrained ? 'random' : 'trained', activation: p.picture.head.activation, scale: p.picture.head.scale, shown_scale: scaleOf(p, pictures()), gain: state.gain,
 }))
 
-const netJson = net => ({ ...checkpointsOf(state.network)[net.checkpoint], updates: net.step ?? state.runs[net.checkpoint]?.step ?? null, epoch: epochOf(net), untrained: net.untrained })
+const netJson = net => ({ ...checkpointsOf(state.network)[net.checkpoint], ...weightsOf(net) })
 
 const peakOf = (maps, map) => {
   if (!maps || map === null) return null
@@ -215,7 +216,7 @@ const stateJson = () => {
   const [studied, histogram, preferred] = [studyHere(), histogramHere(), preferredHere()]
   const top = current(state.top, state.map === null ? '' : api.topAt(state.net, state.layer, state.map))
   return {
-    program: network.program, title: network.title, checkpoint: network.checkpoint, epoch: epochOf(state.net), updates: state.runs[state.net.checkpoint]?.step ?? null,
+    program: network.program, ...netJson(state.net),
     link: hashOf(state), image: state.image, name: state.info?.name ?? null,
     label: state.info ? network.data_classes?.[state.info.class] ?? null : null,
     view: state.view, cover: state.cover, fill: state.cover ? state.fill : null,
