@@ -9,7 +9,7 @@ import { preferredCaption, preferredComplete, preferredHere } from './preferred.
 import { any, listen, state } from './state.js'
 import { histogramCaption, histogramHere, histogramPicture, studyCaption, studyComplete, studyHere, studyPicture } from './study.js'
 import { sweepCaption } from './sweep.js'
-import { curvesCaption, curvesPicture } from './training.js'
+import { curvesCaption, curvesPicture, filtersHere } from './training.js'
 import { activation, otherActivation, pictures, rangeText, scaleOf } from './unit.js'
 
 const INK = '#1d2126', QUIET = '#5b636d', PAPER = '#fff'
@@ -121,7 +121,7 @@ const contents = key => {
   if (key === 'heat') return state.sweep?.done ? { canvas: $('heat'), caption: [`Where the network looks: ${state.sweep.name}`, sweepCaption(state.sweep), shownText({ cover: null })] } : null
   if (key === 'top') return state.top?.of === api.topAt(state.net, layer, map) ? { canvas: nine(), caption: [`The nine strongest of ${layer}, map ${map}`, `patches and projections (each in its own scale), ${$('top-progress').textContent}: ${state.top.peaks.map(peak => `${short(peak.value)} in ${peak.id}`).join(', ')}`] } : null
   if (key === 'curves') return made(curvesPicture(), curvesCaption)
-  if (key === 'filters') return made($('filters').hidden ? null : $('filters'), () => ['Filters of the first layer'])
+  if (key === 'filters') return made(filtersHere(), () => ['Filters of the first layer'])
   if (key === 'study') return made(studyPicture(), studyCaption)
   if (key === 'histogram') return made(histogramPicture(), histogramCaption)
   if (key === 'preferred') return made(preferredHere() && $('preferred-image'), preferredCaption)

@@ -121,7 +121,12 @@ const draw = () => {
   })
 }
 
-const drawFilters = () => {
+/** The picture of the first layer's filters, if it is of the present network. */
+export const filtersHere = () => (filters?.of === api.filtersAt(state.net) ? $('filters') : null)
+
+const showFilters = (found, error = '') => {
+  filters = found
+  $('filters-error').textContent = error
   const canvas = $('filters')
   canvas.hidden = !filters
   if (!filters) return
@@ -132,14 +137,15 @@ const drawFilters = () => {
 
 const wantFilters = () => {
   const of = api.filtersAt(state.net)
-  if (!state.training || filters?.of === of) return
+  if (!state.training || filters?.of === of || filtersLane.busy && filtersLane.of === of) return
+  // Those of the last weights stay until the new ones have answered, another network's do not.
+  if (api.withoutVersion(filtersLane.of ?? '') !== api.withoutVersion(of)) showFilters(null)
+  filtersLane.of = of
   filtersLane.ask(async signal => {
     try {
-      filters = { of, bitmap: await api.bitmap(of, signal) }
-      $('filters-error').textContent = ''
-      drawFilters()
+      showFilters({ of, bitmap: await api.bitmap(of, signal) })
     } catch (error) {
-      if (!signal.aborted) $('filters-error').textContent = error.message
+      if (!signal.aborted && !error.isOutdated) showFilters(null, error.message)
     }
   })
 }
