@@ -103,13 +103,23 @@ export const unitBack = unit => {
   return placeLike(unit, counterpart().layer, networks[compared.checkpoint], layerOf(state.layer), network)
 }
 
+let wishes = 0
+/** Begins a wish for another network, which may take a while to come. @returns {() => boolean} whether it is still the last */
+export const wish = () => {
+  const mine = ++wishes
+  return () => mine === wishes
+}
+
 /** Looks into another checkpoint, at the same place as far as it has it. One that is compared changes places with it. */
 export const goToCheckpoint = async checkpoint => {
+  const isWanted = wish()
   try {
     await loadNetwork(checkpoint)
   } catch (error) {
-    return fail('network', error)
+    if (isWanted()) fail('network', error)
+    return
   }
+  if (!isWanted()) return
   fail('network', null)
   const { compared, net } = state
   const exchanged = compared?.checkpoint === checkpoint && compared.step === null && !compared.untrained
