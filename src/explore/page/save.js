@@ -100,9 +100,9 @@ const nine = () => {
 }
 
 /**
- * What `data-save` names: a canvas, its caption, and the network that it is of, if not the first; null while it is not
- * of the present state.
- * @returns {{canvas: HTMLCanvasElement, caption: string[], net?: api.Net} | null}
+ * What `data-save` names: a canvas, its caption, the network that it is of, if not the first, and its weights, if others
+ * may have replaced them; null while it is not of the present state.
+ * @returns {{canvas: HTMLCanvasElement, caption: string[], net?: api.Net, weights?: ReturnType<typeof weightsOf>} | null}
  */
 const contents = key => {
   const { layer, map, unit, compared } = state
@@ -118,7 +118,7 @@ const contents = key => {
     if (!found || found.of !== otherMapsAddress()) return null
     return { canvas: $('compare-map'), net: compared, caption: [`${there.layer.name}, map ${there.map}`, `${$('compare-map-range').textContent}; peak ${short(found.head.peaks[there.map][0])}`, shownText()] }
   }
-  if (key === 'heat') return state.sweep?.done ? { canvas: $('heat'), caption: [`Where the network looks: ${state.sweep.name}`, sweepCaption(state.sweep), shownText({ cover: null })] } : null
+  if (key === 'heat') return state.sweep?.done ? { canvas: $('heat'), net: state.sweep.net, weights: state.sweep.weights, caption: [`Where the network looks: ${state.sweep.name}`, sweepCaption(state.sweep), shownText({ cover: null })] } : null
   if (key === 'top') return state.top?.of === api.topAt(state.net, layer, map) ? { canvas: nine(), caption: [`The nine strongest of ${layer}, map ${map}`, `patches and projections (each in its own scale), ${$('top-progress').textContent}: ${state.top.peaks.map(peak => `${short(peak.value)} in ${peak.id}`).join(', ')}`] } : null
   if (key === 'curves') return made(curvesPicture(), curvesCaption)
   if (key === 'filters') return made(filtersHere(), () => ['Filters of the first layer'])
@@ -147,8 +147,8 @@ const made = (canvas, caption) => (canvas ? { canvas, caption: caption() } : nul
 const pictured = async key => {
   const found = contents(key)
   if (!found?.canvas?.width) throw new Error('This picture is still being computed.')
-  const { net = state.net } = found
-  const caption = [...found.caption, programText(net, weightsOf(net))]
+  const { net = state.net, weights = weightsOf(net) } = found
+  const caption = [...found.caption, programText(net, weights)]
   const blob = await new Promise(resolve => captioned(found.canvas, caption).toBlob(resolve, 'image/png'))
   if (!blob) throw new Error('This browser cannot make a picture of it.')
   return { blob, caption }
@@ -228,7 +228,7 @@ const stateJson = () => {
     histogram: histogram ? { layer: state.layer, map: state.map, edges: histogram.edges, classes: histogram.classes } : null,
     preferred: preferred ? { layer: state.layer, map: state.map, steps: preferred.head.step, activation: preferred.head.activation } : null,
     strongest: top ? { searched: top.done, total: top.total, peaks: top.peaks } : null,
-    occlusion: sweep ? { what: sweep.what, class: sweep.class ?? null, layer: sweep.layer ?? null, map: sweep.map ?? null, name: sweep.name, side: sweep.side, fill: sweep.fill, places: sweep.steps, uncovered: sweep.base, values: [...sweep.values].map(v => (Number.isNaN(v) ? null : v)) } : null,
+    occlusion: sweep ? { updates: sweep.weights.updates, epoch: sweep.weights.epoch, what: sweep.what, class: sweep.class ?? null, layer: sweep.layer ?? null, map: sweep.map ?? null, name: sweep.name, side: sweep.side, fill: sweep.fill, places: sweep.steps, uncovered: sweep.base, values: [...sweep.values].map(v => (Number.isNaN(v) ? null : v)) } : null,
   }
 }
 
