@@ -2,7 +2,7 @@
 
 import * as api from './api.js'
 import { $, many, percent, saving, short, whole } from './dom.js'
-import { classesAddress, fieldHere, inputAddress, mapsAddress, mapsHere, otherClassesAddress, otherMapsAddress } from './load.js'
+import { classesAddress, fieldHere, inputAddress, isTopSeen, mapsAddress, mapsHere, otherClassesAddress, otherMapsAddress, topAddress } from './load.js'
 import { hashOf } from './link.js'
 import { checkpointsOf, counterpart, weightsOf } from './nets.js'
 import { preferredCaption, preferredComplete, preferredHere } from './preferred.js'
@@ -119,7 +119,7 @@ const contents = key => {
     return { canvas: $('compare-map'), net: compared, caption: [`${there.layer.name}, map ${there.map}`, `${$('compare-map-range').textContent}; peak ${short(found.head.peaks[there.map][0])}`, shownText()] }
   }
   if (key === 'heat') return state.sweep?.done ? { canvas: $('heat'), net: state.sweep.net, weights: state.sweep.weights, caption: [`Where the network looks: ${state.sweep.name}`, sweepCaption(state.sweep), shownText({ cover: null })] } : null
-  if (key === 'top') return state.top?.of === api.topAt(state.net, layer, map) ? { canvas: nine(), caption: [`The nine strongest of ${layer}, map ${map}`, `patches and projections (each in its own scale), ${$('top-progress').textContent}: ${state.top.peaks.map(peak => `${short(peak.value)} in ${peak.id}`).join(', ')}`] } : null
+  if (key === 'top') return current(state.top, topAddress()) ? { canvas: nine(), caption: [`The nine strongest of ${layer}, map ${map}`, `patches and projections (each in its own scale), ${$('top-progress').textContent}: ${state.top.peaks.map(peak => `${short(peak.value)} in ${peak.id}`).join(', ')}`] } : null
   if (key === 'curves') return made(curvesPicture(), curvesCaption)
   if (key === 'filters') return made(filtersHere(), () => ['Filters of the first layer'])
   if (key === 'study') return made(studyPicture(), studyCaption)
@@ -172,7 +172,7 @@ const keepPicture = async (key, go, tell) => {
 
 /** What of the page is not of its state yet, in words; what could not be had is said in its place. */
 const pending = () => {
-  const { errors, sweep, top } = state
+  const { errors, sweep } = state
   const late = (words, found, of, part) => (of !== null && found?.of !== of && !errors[part] ? [words] : [])
   return [
     ...late('the image', state.input, inputAddress(), 'input'), ...late('the classes', state.classes, classesAddress(), 'classes'),
@@ -180,6 +180,7 @@ const pending = () => {
     ...(!state.image || errors.unit || pictures().every(p => p.current) ? [] : ['the projections']),
     ...late("the compared network's classes", state.otherClasses, otherClassesAddress(), 'otherClasses'),
     ...late("the compared network's maps", state.otherMaps, otherMapsAddress(), 'otherMaps'),
+    ...late('the nine strongest', state.top, isTopSeen() ? topAddress() : null, 'top'),
     ...(studyComplete() ? [] : ['the class']), ...(preferredComplete() ? [] : ['the preferred image']),
     ...(sweep?.running ? ['the heat map'] : []),
   ]
@@ -214,7 +215,7 @@ const comparedJson = () => {
 const stateJson = () => {
   const { network, sweep, study } = state
   const [studied, histogram, preferred] = [studyHere(), histogramHere(), preferredHere()]
-  const top = current(state.top, state.map === null ? '' : api.topAt(state.net, state.layer, state.map))
+  const top = current(state.top, topAddress())
   return {
     program: network.program, ...netJson(state.net),
     link: hashOf(state), image: state.image, name: state.info?.name ?? null,
