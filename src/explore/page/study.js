@@ -211,9 +211,15 @@ export const studyPicture = () => {
 export const studyCaption = () => [`What tells the network ${nameOfClass()}: maps of ${state.layer}`,
   `contribution to the class's score: activation times gradient, mean over ${many(studyHere().done)} images; tiles of the image shown`]
 
+/** @type {string[] | null} */
+let choiceOf = null
+
 const renderChoice = () => {
   const select = $('study-class'), { classes } = state.network
-  if (select.options.length !== classes.length || select.options[0]?.text !== classes[0]) select.replaceChildren(...classes.map((name, i) => make('option', { value: i }, name)))
+  if (choiceOf !== classes) {
+    choiceOf = classes
+    select.replaceChildren(...classes.map((name, i) => make('option', { value: i }, name)))
+  }
   select.value = state.study
 }
 
