@@ -225,7 +225,7 @@ const stateJson = () => {
     classes: current(state.classes, classesAddress())?.classes ?? null,
     projections: projectionsOf(['trained', 'random']),
     compared: state.compared ? comparedJson() : null,
-    class_study: study === null ? null : { class: study, name: network.classes[study], layer: state.layer, images_searched: studied?.done ?? null, maps: studied?.maps ?? null, images: studied?.images ?? null },
+    class_study: study === null ? null : { class: study, name: network.classes[study], layer: state.layer, images_searched: studied?.done ?? null, images_read: studied?.read ?? null, maps: studied?.maps ?? null, images: studied?.images ?? null },
     histogram: histogram ? { layer: state.layer, map: state.map, edges: histogram.edges, classes: histogram.classes } : null,
     preferred: preferred ? { layer: state.layer, map: state.map, steps: preferred.head.step, activation: preferred.head.activation } : null,
     strongest: top ? { searched: top.done, total: top.total, peaks: top.peaks } : null,
