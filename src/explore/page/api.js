@@ -2,12 +2,18 @@
 
 import { Images, NOT_PUBLISHED, fileOf, isPublished } from './published.js'
 
+/** The status that says so of the weights asked for. */
+const OUTDATED = 412
+
 /** An answer that is not the one asked for; `status` 0 is no answer at all. */
 export class Refused extends Error {
   constructor(status, sentence) {
     super(sentence)
     this.status = status
   }
+
+  /** Whether the weights that were asked for have been replaced: what is shown stays until the new ones have answered. */
+  get isOutdated() { return this.status === OUTDATED }
 }
 
 const pause = (ms, signal) => new Promise((resolve, reject) => {
@@ -39,8 +45,14 @@ const check = instance => {
   throw new Refused(410, REPLACED)
 }
 
+let outdated = () => {}
+/** @param {() => void} listener  is told when the weights asked for may have been replaced */
+export const whenOutdated = listener => { outdated = listener }
+/** For pictures whose elements ask themselves, and are not told why they get none. */
+export const mayBeOutdated = () => outdated()
+
 /** Where an address of the page is answered, be it for a request or as the source of a picture. */
-const urlOf = path => (isPublished ? './data/' + fileOf(path.split('#')[0]) : './api/' + path)
+const urlOf = path => (isPublished ? './data/' + fileOf(path) : './api/' + path)
 
 const AWAY = isPublished ? 'The web server of this page does not answer.' : 'The server of this page does not answer. Is it still running?'
 
@@ -58,6 +70,7 @@ const ask = async (path, options = {}) => {
     if (response.ok) return response
     // Some web servers forbid what they do not have.
     if (isPublished && [403, 404, 410].includes(response.status)) throw new Refused(404, NOT_PUBLISHED)
+    if (response.status === OUTDATED) outdated()
     if (response.status !== 503 || !again) throw new Refused(response.status, await sentence(response))
     // Busy, not broken: once more.
     await pause(200, options.signal)
@@ -91,24 +104,24 @@ const segments = text => text.split('/').map(encodeURIComponent).join('/')
 
 /**
  * A network: which checkpoint of the command line, after how many updates (null: the newest it has), and whether with
- * untrained weights. `version` names the newest weights.
+ * untrained weights. `version` names the newest weights, '' those that never change.
  * @typedef {{checkpoint: number, step: number | null, untrained: boolean, version: string}} Net
  */
 
-const wordsOf = (/** @type {Net} */ { checkpoint, step, untrained }) => [
-  ...(checkpoint ? [`checkpoint=${checkpoint}`] : []), ...(step !== null ? [`step=${step}`] : []), ...(untrained ? ['weights=random'] : []),
-]
-
-/** A fragment, which browsers do not send: it keeps answers of weights that have been replaced apart. */
-const mark = ({ step, untrained, version }) => (version && step === null && !untrained ? '#' + encodeURIComponent(version) : '')
+/**
+ * A query that ends with the network. The version keeps the answers of weights that have been replaced apart, and lets
+ * the program refuse to answer with others.
+ */
+const asked = ({ checkpoint, step, untrained, version }, words = []) => {
+  const all = [
+    ...words, ...(checkpoint ? [`checkpoint=${checkpoint}`] : []), ...(step !== null ? [`step=${step}`] : []), ...(untrained ? ['weights=random'] : []),
+    ...(version && step === null && !untrained ? [`version=${encodeURIComponent(version)}`] : []),
+  ]
+  return all.length ? '?' + all.join('&') : ''
+}
 
 /** The address of the same under whatever weights: what was there before others is shown until these have answered. */
-export const withoutVersion = address => address.split('#')[0]
-
-const asked = (net, words = []) => {
-  const all = [...words, ...wordsOf(net)]
-  return (all.length ? '?' + all.join('&') : '') + mark(net)
-}
+export const withoutVersion = address => address.replace(/[?&]version=[^&]*$/, '')
 
 /**
  * Which network is asked, and what it is shown of an image, as a query.
@@ -141,8 +154,7 @@ export const preferredAt = (net, layer, map) => mapAt('preferred', net, layer, m
 export const filtersAt = net => `filters${asked(net)}`
 /** A receptive field: the part of the image, or the unit's projection cut to it. */
 export const fieldAt = (net, layer, map, { id, y, x }, what) =>
-  // The version is sent, too: a browser shows the picture that it has of an address, whatever its fragment.
-  urlOf(`field/${segments(id)}/${encodeURIComponent(layer)}/${map}/${y},${x}${asked({ ...net, version: '' }, [`what=${what}`, ...(net.version && !isPublished ? [`version=${encodeURIComponent(net.version)}`] : [])])}`)
+  urlOf(`field/${segments(id)}/${encodeURIComponent(layer)}/${map}/${y},${x}${asked(net, [`what=${what}`])}`)
 export const thumbAt = image => urlOf('thumb/' + segments(image))
 
 const ofCheckpoint = checkpoint => (checkpoint ? `?checkpoint=${checkpoint}` : '')
@@ -160,8 +172,7 @@ export const network = async checkpoint => {
 export const run = async (checkpoint, signal) => {
   const found = await json('run' + ofCheckpoint(checkpoint), signal, 'low')
   // It may have been going on when the page was published.
-  if (isPublished) found.training = false
-  return found
+  return isPublished ? { ...found, training: false, version: '' } : found
 }
 /** Begins the search over the data for a checkpoint's strongest; once begun, it stays so. */
 export const search = (checkpoint, signal) => ask('search' + ofCheckpoint(checkpoint), { method: 'POST', signal, priority: 'low' })
@@ -194,7 +205,7 @@ export const upload = async (/** @type {Blob} */ blob, signal, camera = false) =
 
 /** Puts a picture into the run's report. @returns {Promise<{kept: number}>} */
 export const keep = async (/** @type {Blob} */ png, words) =>
-  (await ask('keep?' + new URLSearchParams(words), { method: 'POST', body: png, headers: { 'Content-Type': 'image/png' } })).json()
+  (await ask('keep?' + new URLSearchParams(words), { method: 'POST', body: png, headers: { 'Content-Type': 'image/png', 'zfnet-instance': own.instance } })).json()
 
 /** A picture, decoded. */
 export const bitmap = async (address, signal) => {

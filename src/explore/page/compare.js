@@ -105,7 +105,7 @@ const renderMasthead = () => {
 }
 
 export const startCompare = () => {
-  $('network-choice').addEventListener('change', event => goToCheckpoint(Number(event.target.value)))
+  $('network-choice').addEventListener('change', event => goToCheckpoint(Number(event.target.value)).then(renderMasthead))
   $('compare-toggle').addEventListener('click', toggleCompare)
   $('compare-close').addEventListener('click', toggleCompare)
   $('swap').addEventListener('click', swap)

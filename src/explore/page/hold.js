@@ -49,7 +49,8 @@ const entry = (of, value, time) => ({ of, value, time, camera: state.camera, fra
 
 /** Takes up an image once both its pixels and the unit's value are here. */
 const note = now => {
-  const key = nameOf(state.held)
+  // Other weights give other values.
+  const key = [nameOf(state.held), state.net.checkpoint, state.net.version].join(' ')
   if (key !== bestOf) {
     bestOf = key
     best = []
@@ -118,6 +119,6 @@ export const startHold = () => {
   $('hold').addEventListener('click', toggleHold)
   $('held-go').addEventListener('click', () => change({ layer: state.held.layer, map: state.held.map, unit: [state.held.y, state.held.x] }, { push: true }))
   listen(changed => {
-    if (any(changed, 'network', 'held', 'image', 'view', 'cover', 'fill', 'layer', 'map', 'unit', 'maps', 'heldMaps', 'pictures', 'input', 'errors')) render()
+    if (any(changed, 'network', 'net', 'held', 'image', 'view', 'cover', 'fill', 'layer', 'map', 'unit', 'maps', 'heldMaps', 'pictures', 'input', 'errors')) render()
   })
 }

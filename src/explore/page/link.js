@@ -4,7 +4,7 @@
 // scale=shared, gain=2, show=whole, over=map, hold=LAYER,MAP,Y,X, class=C, preferred=shown, run=open. The unit may be `peak`, and the path may end after any part.
 
 import { hasImage, publishedImage } from './api.js'
-import { checkpointsOf, loadNetwork, netOf } from './nets.js'
+import { checkpointsOf, loadNetwork, netOf, wish } from './nets.js'
 import { isPublished, layersShown } from './published.js'
 import { any, change, listen, state } from './state.js'
 
@@ -188,9 +188,9 @@ export const parse = (hash, network) => {
  * @returns {Promise<string[] | null>} sentences on what it cannot mean; null where it is no longer wanted
  */
 export const openLink = async (hash, still = () => true) => {
-  const checkpoint = checkpointOf(hash)
-  if (!state.networks[checkpoint]) await loadNetwork(checkpoint)
-  if (!still()) return null
+  const checkpoint = checkpointOf(hash), isWanted = wish()
+  if (!state.networks[checkpoint]) await loadNetwork(checkpoint).catch(error => { if (isWanted()) throw error })
+  if (!isWanted() || !still()) return null
   const network = state.networks[checkpoint]
   const { patch, problems } = parse(hash, network)
   const here = state.network === network
@@ -198,7 +198,7 @@ export const openLink = async (hash, still = () => true) => {
   return problems
 }
 
-/** Keeps the address as the state is, and takes up what people put there. @param {(problems: string[]) => void} tell */
+/** Keeps the address as the state is, and takes up what people put there. @param {(problems: string[] | null) => void} tell */
 export const followLinks = tell => {
   let written = location.hash
   let timer = 0
@@ -215,9 +215,8 @@ export const followLinks = tell => {
     if (location.hash === written) return
     const asked = written = location.hash
     openLink(asked, () => location.hash === asked).then(problems => {
-      if (!problems) return
       tell(problems)
-      write(false)
+      if (problems) write(false)
     }, error => tell([error.message]))
   }
   listen((changed, how) => {

@@ -59,6 +59,7 @@ export const pictureAddress = ({ rule, kind }) => {
 export const inputAddress = () => (state.image ? api.inputAt(state) : null)
 export const classesAddress = () => (state.image ? api.classesAt(state) : null)
 export const mapsAddress = () => (state.image && state.layer ? api.mapsAt(state, state.layer) : null)
+export const topAddress = () => (state.layer !== null && state.map !== null ? api.topAt(state.net, state.layer, state.map) : null)
 
 export const otherClassesAddress = () => {
   const there = counterpart()
@@ -234,7 +235,7 @@ const wantPictures = follow => {
         // A unit that did not fire is an answer, and belongs where its picture would be.
         if (!(picture.head.activation > 0)) picture = { of, refused: `This unit did not fire: its activation is ${short(picture.head.activation)}.`, silent: true }
       } catch (error) {
-        if (signal.aborted || !(error instanceof api.Refused) || error.status === 0) throw error
+        if (signal.aborted || !(error instanceof api.Refused) || error.status === 0 || error.isOutdated) throw error
         picture = { of, refused: error.message, silent: false }
       }
       if (!picture.refused || picture.silent) keptPictures.set(of, picture)
@@ -263,10 +264,9 @@ const topLane = new api.Lane()
 const wantTop = () => {
   clearTimeout(topTimer)
   topTimer = 0
-  if (state.layer === null || state.map === null) return
   const { net } = state
-  const of = api.topAt(net, state.layer, state.map)
-  if (!topSeen || document.hidden) return
+  const of = topAddress()
+  if (!of || !topSeen || document.hidden) return
   if (isPublished && !state.network.published.tops[state.layer]?.includes(state.map)) {
     topLane.stop()
     fail('top', new api.Refused(404, NOT_PUBLISHED))
@@ -289,6 +289,8 @@ const wantTop = () => {
     }
   })
 }
+/** Whether they are on the screen: else they are not asked for. */
+export const isTopSeen = () => topSeen
 export const topOnScreen = seen => {
   if (seen === topSeen) return
   topSeen = seen

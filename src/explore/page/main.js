@@ -128,7 +128,7 @@ const begin = async () => {
     if (changed.has('network') && isPublished) renderPublished()
     if (changed.has('errors') && state.errors.network) tell(state.errors.network)
   })
-  const say = problems => tell(problems.join(' '))
+  const say = problems => { if (problems) tell(problems.join(' ')) }
   followLinks(say)
   await openLink(location.hash).then(say, error => tell(error.message))
   startTour()

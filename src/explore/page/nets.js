@@ -34,10 +34,15 @@ export const titleOf = checkpoint => {
 /** Checkpoints kept of a run, in the order of training. @returns {{step: number, epoch: number}[]} */
 export const stepsOf = checkpoint => state.runs[checkpoint]?.steps ?? []
 
-export const epochOf = ({ checkpoint, step }) => {
+export const epochOf = ({ checkpoint, step, untrained }) => {
   const run = state.runs[checkpoint]
-  return step === null ? run?.epoch ?? null : run?.steps.find(kept => kept.step === step)?.epoch ?? null
+  return untrained ? null : step === null ? run?.epoch ?? null : run?.steps.find(kept => kept.step === step)?.epoch ?? null
 }
+
+/** How far a network was trained, as far as that is known. @returns {{updates: number | null, epoch: number | null, untrained: boolean}} */
+export const weightsOf = net => ({
+  updates: net.untrained ? null : net.step ?? state.runs[net.checkpoint]?.step ?? null, epoch: epochOf(net), untrained: net.untrained,
+})
 
 const momentOf = net => {
   if (net.untrained) return 'untrained'
@@ -98,13 +103,23 @@ export const unitBack = unit => {
   return placeLike(unit, counterpart().layer, networks[compared.checkpoint], layerOf(state.layer), network)
 }
 
+let wishes = 0
+/** Begins a wish for another network, which may take a while to come. @returns {() => boolean} whether it is still the last */
+export const wish = () => {
+  const mine = ++wishes
+  return () => mine === wishes
+}
+
 /** Looks into another checkpoint, at the same place as far as it has it. One that is compared changes places with it. */
 export const goToCheckpoint = async checkpoint => {
+  const isWanted = wish()
   try {
     await loadNetwork(checkpoint)
   } catch (error) {
-    return fail('network', error)
+    if (isWanted()) fail('network', error)
+    return
   }
+  if (!isWanted()) return
   fail('network', null)
   const { compared, net } = state
   const exchanged = compared?.checkpoint === checkpoint && compared.step === null && !compared.untrained

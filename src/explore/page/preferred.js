@@ -3,6 +3,7 @@
 import * as api from './api.js'
 import { $, many, short } from './dom.js'
 import { put } from './draw.js'
+import { topAddress } from './load.js'
 import { Progress } from './progress.js'
 import { any, change, listen, state } from './state.js'
 
@@ -28,8 +29,8 @@ export const togglePreferred = () => {
 
 /** The map's strongest over the data, as far as that is known. */
 const strongest = () => {
-  const { top, net, layer, map } = state
-  return top && map !== null && top.of === api.topAt(net, layer, map) ? top.peaks[0]?.value ?? null : null
+  const { top } = state
+  return top && top.of === topAddress() ? top.peaks[0]?.value ?? null : null
 }
 
 const SYNTHESISED = 'Synthesised by gradient ascent; not what the network saw.'

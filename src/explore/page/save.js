@@ -2,14 +2,14 @@
 
 import * as api from './api.js'
 import { $, many, percent, saving, short, whole } from './dom.js'
-import { classesAddress, fieldHere, inputAddress, mapsAddress, mapsHere, otherClassesAddress, otherMapsAddress } from './load.js'
+import { classesAddress, fieldHere, inputAddress, isTopSeen, mapsAddress, mapsHere, otherClassesAddress, otherMapsAddress, topAddress } from './load.js'
 import { hashOf } from './link.js'
-import { checkpointsOf, counterpart, epochOf } from './nets.js'
+import { checkpointsOf, counterpart, weightsOf } from './nets.js'
 import { preferredCaption, preferredComplete, preferredHere } from './preferred.js'
 import { any, listen, state } from './state.js'
 import { histogramCaption, histogramHere, histogramPicture, studyCaption, studyComplete, studyHere, studyPicture } from './study.js'
 import { sweepCaption } from './sweep.js'
-import { curvesCaption, curvesPicture } from './training.js'
+import { curvesCaption, curvesPicture, filtersHere } from './training.js'
 import { activation, otherActivation, pictures, rangeText, scaleOf } from './unit.js'
 
 const INK = '#1d2126', QUIET = '#5b636d', PAPER = '#fff'
@@ -74,14 +74,12 @@ const shownText = ({ cover } = state) => {
   return parts.filter(Boolean).join('; ')
 }
 const unitText = (layer, map, unit) => `${layer}, map ${map}, y ${unit[0]}, x ${unit[1]}`
-const momentText = net => {
-  const epoch = epochOf(net)
-  return net.untrained ? 'untrained' : [epoch === null ? '' : `epoch ${epoch}`, net.step === null ? '' : `after ${many(net.step)} updates`].filter(Boolean).join(', ')
-}
+const weightsText = ({ updates, epoch, untrained }) => (untrained ? 'untrained'
+  : [epoch === null ? '' : `epoch ${epoch}`, updates === null ? '' : `after ${many(updates)} updates`].filter(Boolean).join(', '))
 /** Which network, and which program, made a picture. */
-const programText = net => {
+const programText = (net, weights) => {
   const { title, checkpoint } = checkpointsOf(state.network)[net.checkpoint]
-  return [`${title} (${checkpoint})`, momentText(net), state.network.program].filter(Boolean).join(', ')
+  return [`${title} (${checkpoint})`, weightsText(weights), state.network.program].filter(Boolean).join(', ')
 }
 
 /** The nine pairs as one picture. */
@@ -102,9 +100,9 @@ const nine = () => {
 }
 
 /**
- * What `data-save` names: a canvas, its caption, and the network that it is of, if not the first; null while it is not
- * of the present state.
- * @returns {{canvas: HTMLCanvasElement, caption: string[], net?: api.Net} | null}
+ * What `data-save` names: a canvas, its caption, the network that it is of, if not the first, and its weights, if others
+ * may have replaced them; null while it is not of the present state.
+ * @returns {{canvas: HTMLCanvasElement, caption: string[], net?: api.Net, weights?: ReturnType<typeof weightsOf>} | null}
  */
 const contents = key => {
   const { layer, map, unit, compared } = state
@@ -120,10 +118,10 @@ const contents = key => {
     if (!found || found.of !== otherMapsAddress()) return null
     return { canvas: $('compare-map'), net: compared, caption: [`${there.layer.name}, map ${there.map}`, `${$('compare-map-range').textContent}; peak ${short(found.head.peaks[there.map][0])}`, shownText()] }
   }
-  if (key === 'heat') return state.sweep?.done ? { canvas: $('heat'), caption: [`Where the network looks: ${state.sweep.name}`, sweepCaption(state.sweep), shownText({ cover: null })] } : null
-  if (key === 'top') return state.top?.of === api.topAt(state.net, layer, map) ? { canvas: nine(), caption: [`The nine strongest of ${layer}, map ${map}`, `patches and projections (each in its own scale), ${$('top-progress').textContent}: ${state.top.peaks.map(peak => `${short(peak.value)} in ${peak.id}`).join(', ')}`] } : null
+  if (key === 'heat') return state.sweep?.done ? { canvas: $('heat'), net: state.sweep.net, weights: state.sweep.weights, caption: [`Where the network looks: ${state.sweep.name}`, sweepCaption(state.sweep), shownText({ cover: null })] } : null
+  if (key === 'top') return current(state.top, topAddress()) ? { canvas: nine(), caption: [`The nine strongest of ${layer}, map ${map}`, `patches and projections (each in its own scale), ${$('top-progress').textContent}: ${state.top.peaks.map(peak => `${short(peak.value)} in ${peak.id}`).join(', ')}`] } : null
   if (key === 'curves') return made(curvesPicture(), curvesCaption)
-  if (key === 'filters') return made($('filters').hidden ? null : $('filters'), () => ['Filters of the first layer'])
+  if (key === 'filters') return made(filtersHere(), () => ['Filters of the first layer'])
   if (key === 'study') return made(studyPicture(), studyCaption)
   if (key === 'histogram') return made(histogramPicture(), histogramCaption)
   if (key === 'preferred') return made(preferredHere() && $('preferred-image'), preferredCaption)
@@ -134,20 +132,23 @@ const contents = key => {
   if (!entry?.current || !entry.picture.head) return null
   const { head } = entry.picture
   const there = entry.kind === 'compared' ? counterpart() : { layer: { name: layer }, map, unit }
-  const net = entry.kind === 'compared' ? compared : entry.kind === 'random' ? { ...state.net, untrained: true } : state.net
+  const net = shownBy(entry)
   const [x0, y0, x1, y1] = head.field
   return { canvas, net, caption: [`Projection by ${entry.rule}${net.untrained ? ', untrained weights' : ''}`,
     `${unitText(there.layer.name, there.map, there.unit)}; activation ${short(head.activation)}`,
     `black to white ${rangeText(scaleOf(entry, all))}, zero is grey${state.gain === 1 ? '' : `, gain ${state.gain}`}${state.shared ? ', one scale for all shown' : ''}`,
     `receptive field x ${whole(x0)} to ${whole(x1)}, y ${whole(y0)} to ${whole(y1)}`, shownText()] }
 }
+/** The network that one of the unit's pictures is of. */
+const shownBy = ({ kind }) => (kind === 'compared' ? state.compared : kind === 'random' ? { ...state.net, untrained: true } : state.net)
 const made = (canvas, caption) => (canvas ? { canvas, caption: caption() } : null)
 
 /** The picture with its caption, as a file would have it, and the lines of that. */
 const pictured = async key => {
   const found = contents(key)
   if (!found?.canvas?.width) throw new Error('This picture is still being computed.')
-  const caption = [...found.caption, programText(found.net ?? state.net)]
+  const { net = state.net, weights = weightsOf(net) } = found
+  const caption = [...found.caption, programText(net, weights)]
   const blob = await new Promise(resolve => captioned(found.canvas, caption).toBlob(resolve, 'image/png'))
   if (!blob) throw new Error('This browser cannot make a picture of it.')
   return { blob, caption }
@@ -171,7 +172,7 @@ const keepPicture = async (key, go, tell) => {
 
 /** What of the page is not of its state yet, in words; what could not be had is said in its place. */
 const pending = () => {
-  const { errors, sweep, top } = state
+  const { errors, sweep } = state
   const late = (words, found, of, part) => (of !== null && found?.of !== of && !errors[part] ? [words] : [])
   return [
     ...late('the image', state.input, inputAddress(), 'input'), ...late('the classes', state.classes, classesAddress(), 'classes'),
@@ -179,6 +180,7 @@ const pending = () => {
     ...(!state.image || errors.unit || pictures().every(p => p.current) ? [] : ['the projections']),
     ...late("the compared network's classes", state.otherClasses, otherClassesAddress(), 'otherClasses'),
     ...late("the compared network's maps", state.otherMaps, otherMapsAddress(), 'otherMaps'),
+    ...late('the nine strongest', state.top, isTopSeen() ? topAddress() : null, 'top'),
     ...(studyComplete() ? [] : ['the class']), ...(preferredComplete() ? [] : ['the preferred image']),
     ...(sweep?.running ? ['the heat map'] : []),
   ]
@@ -187,10 +189,10 @@ const pending = () => {
 const current = (found, of) => (found && found.of === of ? found : null)
 
 const projectionsOf = kinds => pictures().filter(p => p.current && p.picture.head && kinds.includes(p.kind)).map(p => ({
-  rule: p.rule, weights: p.kind === 'random' ? 'random' : 'trained', activation: p.picture.head.activation, scale: p.picture.head.scale, shown_scale: scaleOf(p, pictures()), gain: state.gain,
+  rule: p.rule, weights: shownBy(p).untrained ? 'random' : 'trained', activation: p.picture.head.activation, scale: p.picture.head.scale, shown_scale: scaleOf(p, pictures()), gain: state.gain,
 }))
 
-const netJson = net => ({ ...checkpointsOf(state.network)[net.checkpoint], updates: net.step ?? state.runs[net.checkpoint]?.step ?? null, epoch: epochOf(net), untrained: net.untrained })
+const netJson = net => ({ ...checkpointsOf(state.network)[net.checkpoint], ...weightsOf(net) })
 
 const peakOf = (maps, map) => {
   if (!maps || map === null) return null
@@ -213,9 +215,9 @@ const comparedJson = () => {
 const stateJson = () => {
   const { network, sweep, study } = state
   const [studied, histogram, preferred] = [studyHere(), histogramHere(), preferredHere()]
-  const top = current(state.top, state.map === null ? '' : api.topAt(state.net, state.layer, state.map))
+  const top = current(state.top, topAddress())
   return {
-    program: network.program, title: network.title, checkpoint: network.checkpoint, epoch: epochOf(state.net), updates: state.runs[state.net.checkpoint]?.step ?? null,
+    program: network.program, ...netJson(state.net),
     link: hashOf(state), image: state.image, name: state.info?.name ?? null,
     label: state.info ? network.data_classes?.[state.info.class] ?? null : null,
     view: state.view, cover: state.cover, fill: state.cover ? state.fill : null,
@@ -223,11 +225,11 @@ const stateJson = () => {
     classes: current(state.classes, classesAddress())?.classes ?? null,
     projections: projectionsOf(['trained', 'random']),
     compared: state.compared ? comparedJson() : null,
-    class_study: study === null ? null : { class: study, name: network.classes[study], layer: state.layer, images_searched: studied?.done ?? null, maps: studied?.maps ?? null, images: studied?.images ?? null },
+    class_study: study === null ? null : { class: study, name: network.classes[study], layer: state.layer, images_searched: studied?.done ?? null, images_read: studied?.read ?? null, maps: studied?.maps ?? null, images: studied?.images ?? null },
     histogram: histogram ? { layer: state.layer, map: state.map, edges: histogram.edges, classes: histogram.classes } : null,
     preferred: preferred ? { layer: state.layer, map: state.map, steps: preferred.head.step, activation: preferred.head.activation } : null,
     strongest: top ? { searched: top.done, total: top.total, peaks: top.peaks } : null,
-    occlusion: sweep ? { what: sweep.what, class: sweep.class ?? null, layer: sweep.layer ?? null, map: sweep.map ?? null, name: sweep.name, side: sweep.side, fill: sweep.fill, places: sweep.steps, uncovered: sweep.base, values: [...sweep.values].map(v => (Number.isNaN(v) ? null : v)) } : null,
+    occlusion: sweep ? { updates: sweep.weights.updates, epoch: sweep.weights.epoch, what: sweep.what, class: sweep.class ?? null, layer: sweep.layer ?? null, map: sweep.map ?? null, name: sweep.name, side: sweep.side, fill: sweep.fill, places: sweep.steps, uncovered: sweep.base, values: [...sweep.values].map(v => (Number.isNaN(v) ? null : v)) } : null,
   }
 }
 

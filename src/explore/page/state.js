@@ -97,6 +97,8 @@ export const classOf = (layer, map) => {
 
 /** Says or clears what went wrong in a part. */
 export const fail = (part, error) => {
+  // Nothing is wrong: the new weights are asked for.
+  if (error?.isOutdated) return
   if (!error && !(part in state.errors)) return
   const errors = { ...state.errors }
   if (error) errors[part] = error.message ?? String(error)

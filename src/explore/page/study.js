@@ -60,7 +60,7 @@ const row = () => make('li', {}, make('button', { type: 'button', class: 'contri
 
 const renderMaps = found => {
   const list = $('study-maps')
-  const maps = found?.done ? found.maps : []
+  const maps = found?.read ? found.maps : []
   const most = mostOf(maps)
   maps.slice(0, mapsListed).forEach(({ map, contribution }, i) => {
     if (!list.children[i]) list.append(row())
@@ -103,8 +103,9 @@ const meanOf = ({ counts }, edges) => {
 
 /** The class that is looked at, then the others as strongly as they make the map fire. */
 const ordered = ({ classes, edges }) => {
-  const looked = nameOfClass()
-  return classes.filter(({ counts }) => sum(counts)).map(entry => ({ ...entry, mean: meanOf(entry, edges), first: entry.name === looked }))
+  // The data may give another number or name to it than the network.
+  const looked = shownOf(state.studied, address())?.data_class
+  return classes.filter(({ counts }) => sum(counts)).map(entry => ({ ...entry, mean: meanOf(entry, edges), first: entry.class === looked }))
     .sort((a, b) => Number(b.first) - Number(a.first) || b.mean - a.mean)
 }
 
@@ -185,7 +186,7 @@ export const histogramCaption = () => [`${state.layer}, map ${state.map}: its la
 /** The list of maps as one picture, on paper. */
 export const studyPicture = () => {
   const found = studyHere()
-  if (!found?.done) return null
+  if (!found?.read) return null
   const maps = found.maps.slice(0, mapsListed), most = mostOf(found.maps), side = 40, pitch = 46, width = 480
   const canvas = document.createElement('canvas')
   const context = sheet(canvas, width, maps.length * pitch, 1)
@@ -209,12 +210,25 @@ export const studyPicture = () => {
   return canvas
 }
 export const studyCaption = () => [`What tells the network ${nameOfClass()}: maps of ${state.layer}`,
-  `contribution to the class's score: activation times gradient, mean over ${many(studyHere().done)} images; tiles of the image shown`]
+  `contribution to the class's score: activation times gradient, mean over ${many(studyHere().read)} images; tiles of the image shown`]
+
+/** @type {string[] | null} */
+let choiceOf = null
 
 const renderChoice = () => {
   const select = $('study-class'), { classes } = state.network
-  if (select.options.length !== classes.length || select.options[0]?.text !== classes[0]) select.replaceChildren(...classes.map((name, i) => make('option', { value: i }, name)))
+  if (choiceOf !== classes) {
+    choiceOf = classes
+    select.replaceChildren(...classes.map((name, i) => make('option', { value: i }, name)))
+  }
   select.value = state.study
+}
+
+const progressWords = found => {
+  if (!found?.total) return ''
+  if (!isComplete(found)) return `after ${many(found.done)} of ${many(found.total)} images`
+  const unread = found.done - found.read
+  return `over ${many(found.read)} of its images${unread ? `; ${many(unread)} could not be read` : ''}`
 }
 
 const render = () => {
@@ -233,7 +247,7 @@ const render = () => {
   $('study-bar').hidden = !going
   $('study-bar').max = found?.total || 1
   $('study-bar').value = found?.done ?? 0
-  $('study-progress').textContent = !found ? '' : going ? `after ${many(found.done)} of ${many(found.total)} images` : found.total ? `over ${many(found.total)} of its images` : ''
+  $('study-progress').textContent = progressWords(found)
   renderMaps(shown)
   renderImages(shown)
   $('histogram-title').textContent = state.map === null ? '' : `${state.layer}, map ${state.map}, by class`

@@ -5,6 +5,7 @@ import * as api from './api.js'
 import { $, make, percent, press, short } from './dom.js'
 import { put, viridis } from './draw.js'
 import * as cover from './cover.js'
+import { stepsOf, weightsOf } from './nets.js'
 import { any, change, listen, state } from './state.js'
 
 /** @type {AbortController | null} */
@@ -44,6 +45,17 @@ const measured = async (sweep, box, signal) => {
   return classes.find(c => c.class === sweep.class).probability
 }
 
+/** A sweep that goes on with the checkpoint of the weights that it began with, which others have replaced; null if that is not kept. */
+const withKept = sweep => {
+  const { net, weights: { updates } } = sweep
+  return stepsOf(net.checkpoint).some(({ step }) => step === updates) ? { ...sweep, net: { ...net, step: updates } } : null
+}
+
+const CHANGED = 'The weights have changed: run it again.'
+
+/** Why it could not go on. */
+const errorOf = ({ net }, error) => (error.isOutdated ? CHANGED : net.step !== null ? `${error.message} ${CHANGED}` : error.message)
+
 /** A value of a sweep in words. */
 const valueWords = ({ what }, v) => (what === 'map' ? short(v) : percent(v))
 
@@ -81,21 +93,29 @@ const run = async () => {
   const of = what() === 'map' ? { what: 'map', layer, map, name: `${layer}, map ${map}` } : { what: 'class', class: chosen.class, name: chosen.name }
   const n = steps()
   const side = state.cover ? state.cover[2] - state.cover[0] : cover.usual()
-  let sweep = { image, view, fill, net, side, steps: n, ...of, values: new Float32Array(n * n).fill(NaN), base: null, done: 0, running: true, error: '' }
+  let sweep = { image, view, fill, net, weights: weightsOf(net), side, steps: n, ...of, values: new Float32Array(n * n).fill(NaN), base: null, done: 0, running: true, error: '' }
   change({ sweep, mode: 'cover' })
   for (let i = -1; i < n * n; i++) {
+    const box = i < 0 ? null : boxAt(sweep, Math.floor(i / n), i % n)
+    let value
     try {
-      if (i < 0) sweep = { ...sweep, base: await measured(sweep, null, controller.signal) }
-      else {
-        sweep.values[i] = await measured(sweep, boxAt(sweep, Math.floor(i / n), i % n), controller.signal)
-        sweep = { ...sweep, done: i + 1 }
-      }
+      value = await measured(sweep, box, controller.signal).catch(error => {
+        const kept = error.isOutdated ? withKept(sweep) : null
+        if (!kept) throw error
+        sweep = kept
+        return measured(sweep, box, controller.signal)
+      })
     } catch (error) {
       if (controller.signal.aborted) return
-      change({ sweep: { ...sweep, running: false, error: error.message } })
+      change({ sweep: { ...sweep, running: false, error: errorOf(sweep, error) } })
       return
     }
     if (controller.signal.aborted) return
+    if (i < 0) sweep = { ...sweep, base: value }
+    else {
+      sweep.values[i] = value
+      sweep = { ...sweep, done: i + 1 }
+    }
     change({ sweep })
   }
   running = null
@@ -106,6 +126,7 @@ export const sweepCaption = sweep => {
   const { low, high } = rangeOf(sweep)
   return `${sweep.what === 'map' ? 'Activity (sum of the activations)' : 'Probability'} of ${sweep.name} with a square of ${sweep.side} pixels (${sweep.fill}) at each of ${sweep.steps} × ${sweep.steps} places: ${valueWords(sweep, low)} to ${valueWords(sweep, high)}`
     + (sweep.base === null ? '' : `, ${valueWords(sweep, sweep.base)} with nothing covered`)
+    + (sweep.net.version === state.net.version ? '' : `; with the earlier weights${sweep.weights.epoch === null ? '' : ` of epoch ${sweep.weights.epoch}`}`)
 }
 
 const render = () => {
@@ -147,7 +168,8 @@ const render = () => {
   $('sweep-progress').max = sweep.steps ** 2
   $('sweep-progress').value = sweep.done
   $('sweep-progress').hidden = !going
-  $('sweep-caption').textContent = sweep.error || (sweep.done ? sweepCaption(sweep) + (going || sweep.done === sweep.steps ** 2 ? '.' : `; stopped after ${sweep.done}.`) : '')
+  const words = sweep.done ? sweepCaption(sweep) + (going || sweep.done === sweep.steps ** 2 ? '.' : `; stopped after ${sweep.done}.`) : ''
+  $('sweep-caption').textContent = [words, sweep.error].filter(Boolean).join(' ')
 }
 
 export const startSweep = () => {
@@ -165,11 +187,11 @@ export const startSweep = () => {
     change({ cover: boxAt(sweep, row, column), fill: sweep.fill })
   })
   listen(changed => {
-    // It is of one image, one view and one network.
-    if (any(changed, 'image', 'view', 'net') && state.sweep) {
+    // It is of one image, one view and one checkpoint, and keeps the weights that it began with.
+    if (state.sweep && (any(changed, 'image', 'view') || state.sweep.net.checkpoint !== state.net.checkpoint)) {
       stopSweep()
       change({ sweep: null })
     }
-    if (any(changed, 'network', 'sweep', 'sweepOver', 'classes', 'open', 'image', 'layer', 'map')) render()
+    if (any(changed, 'network', 'net', 'sweep', 'sweepOver', 'classes', 'open', 'image', 'layer', 'map')) render()
   })
 }

@@ -2,20 +2,24 @@
 
 import * as api from './api.js'
 import { $, make, many, short } from './dom.js'
-import { topOnScreen } from './load.js'
+import { topAddress, topOnScreen } from './load.js'
 import { isPublished } from './published.js'
 import { any, change, listen, state } from './state.js'
 
-const address = () => (state.layer === null || state.map === null ? null : api.topAt(state.net, state.layer, state.map))
 /** Those of the chosen map, if of the last weights until the new ones have answered. */
-const here = () => (state.top && address() && api.withoutVersion(state.top.of) === api.withoutVersion(address()) ? state.top : null)
+const here = () => {
+  const of = topAddress()
+  return state.top && of && api.withoutVersion(state.top.of) === api.withoutVersion(of) ? state.top : null
+}
 
 const visit = peak => change({ image: peak.id, info: null, view: null, cover: null, unit: [peak.y, peak.x] }, { push: true })
 
-/** Such a picture is made when it is asked for, and the server may be busy: once more, a little later. */
+/** Such a picture is made when it is asked for, and the server may be busy, or have other weights: once more, a little later. */
 const again = event => {
   const image = event.target
-  if (isPublished || image.src.endsWith('&again=1')) return
+  if (isPublished) return
+  api.mayBeOutdated()
+  if (image.src.endsWith('&again=1')) return
   setTimeout(() => { if (image.isConnected) image.src += '&again=1' }, 1000)
 }
 
@@ -30,7 +34,7 @@ const item = (peak, i) => {
 const render = () => {
   const found = here()
   const list = $('top-list')
-  list.setAttribute('aria-busy', String(!!found && found.of !== address()))
+  list.setAttribute('aria-busy', String(!!found && found.of !== topAddress()))
   $('top-error').textContent = state.errors.top ?? found?.failed ?? ''
   $('top').hidden = !state.network?.splits.length
   $('top').querySelector('.saves').hidden = !found?.peaks.length

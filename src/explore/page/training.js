@@ -9,10 +9,13 @@ import { titleOf } from './nets.js'
 import { isPublished } from './published.js'
 import { any, change, listen, state } from './state.js'
 
-const OFTEN = 3000, SELDOM = 30_000
+/** Milliseconds between two questions: while it is trained, while it rests, and at least. */
+const OFTEN = 3000, SELDOM = 30_000, LEAST = 1000
 
 const lane = new api.Lane()
 const filtersLane = new api.Lane()
+/** When the run was asked last, and when it will be. */
+let asked = -Infinity, due = Infinity
 let timer = 0
 /** @type {{of: string, bitmap: ImageBitmap} | null} */
 let filters = null
@@ -29,9 +32,19 @@ const take = (checkpoint, run) => {
   change({ runs: { ...state.runs, [checkpoint]: run }, net: renew(state.net), compared: renew(state.compared) }, { follow: true })
 }
 
-const poll = () => {
+/** Asks in so many milliseconds, or sooner if that was settled before. */
+const pollIn = ms => {
+  const now = performance.now(), at = Math.max(now + ms, asked + LEAST)
+  if (at >= due) return
   clearTimeout(timer)
+  due = at
+  timer = setTimeout(poll, at - now)
+}
+
+const poll = () => {
+  due = Infinity
   if (document.hidden || isPublished) return
+  asked = performance.now()
   lane.ask(async signal => {
     try {
       for (const checkpoint of used()) {
@@ -43,9 +56,10 @@ const poll = () => {
       if (!(error instanceof api.Refused)) reportError(error)
       if (error.status === 410) return
     }
-    timer = setTimeout(poll, isTraining() ? OFTEN : SELDOM)
-  })
+    pollIn(isTraining() ? OFTEN : SELDOM)
+  }, true)
 }
+const pollNow = () => pollIn(0)
 
 const run = () => state.runs[state.net.checkpoint] ?? null
 
@@ -107,7 +121,12 @@ const draw = () => {
   })
 }
 
-const drawFilters = () => {
+/** The picture of the first layer's filters, if it is of the present network. */
+export const filtersHere = () => (filters?.of === api.filtersAt(state.net) ? $('filters') : null)
+
+const showFilters = (found, error = '') => {
+  filters = found
+  $('filters-error').textContent = error
   const canvas = $('filters')
   canvas.hidden = !filters
   if (!filters) return
@@ -118,14 +137,15 @@ const drawFilters = () => {
 
 const wantFilters = () => {
   const of = api.filtersAt(state.net)
-  if (!state.training || filters?.of === of) return
+  if (!state.training || filters?.of === of || filtersLane.busy && filtersLane.of === of) return
+  // Those of the last weights stay until the new ones have answered, another network's do not.
+  if (api.withoutVersion(filtersLane.of ?? '') !== api.withoutVersion(of)) showFilters(null)
+  filtersLane.of = of
   filtersLane.ask(async signal => {
     try {
-      filters = { of, bitmap: await api.bitmap(of, signal) }
-      $('filters-error').textContent = ''
-      drawFilters()
+      showFilters({ of, bitmap: await api.bitmap(of, signal) })
     } catch (error) {
-      if (!signal.aborted) $('filters-error').textContent = error.message
+      if (!signal.aborted && !error.isOutdated) showFilters(null, error.message)
     }
   })
 }
@@ -158,7 +178,9 @@ export const startTraining = () => {
   $('run').addEventListener('close', () => change({ training: false }))
   new ResizeObserver(draw).observe($('run-charts'))
   matchMedia('(prefers-color-scheme: dark)').addEventListener('change', draw)
-  document.addEventListener('visibilitychange', () => { if (!document.hidden) poll() })
+  document.addEventListener('visibilitychange', pollNow)
+  addEventListener('focus', pollNow)
+  api.whenOutdated(pollNow)
   listen(changed => {
     if (changed.has('training')) {
       if (state.training && !$('run').open) $('run').showModal()
@@ -166,6 +188,6 @@ export const startTraining = () => {
     }
     if (any(changed, 'network', 'runs', 'net', 'training')) render()
     // What is known of another network may be some time old.
-    if (changed.has('network')) poll()
+    if (changed.has('network')) pollNow()
   })
 }
