@@ -25,7 +25,9 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 use zfnet::backend::cpu::CpuBackend;
 use zfnet::backend::{Backend, SgdConstants, StepState};
 use zfnet::data::images::read_rgb;
-use zfnet::model::{Architecture, BackwardOptions, Network, Params, Purpose, Rule, Workspace};
+use zfnet::model::{
+    Architecture, BackwardOptions, BackwardTo, Network, Params, Purpose, Rule, Workspace,
+};
 use zfnet::picture::Image;
 
 /// Sees `size` pixels, gives twice as many; 0 classes, since it gives maps.
@@ -125,7 +127,7 @@ fn train<B: Backend>(backend: &B, pairs: &[Pair]) -> Outcome<Params<B>> {
             images: None,
             gradients: Some(&mut gradients),
             accumulate: false,
-            to_pixels: false,
+            to: BackwardTo::FirstWeights,
         };
         workspace.backward(backend, &params, options)?;
 

@@ -21,8 +21,8 @@ use zfnet::backend::{Backend, Peak, SeedUnit, Tensor};
 use zfnet::import::ExternalConfig;
 use zfnet::model::weights::{NamedTensors, from_kcrs, named_values, serialize, to_kcrs};
 use zfnet::model::{
-    BackwardOptions, Kind, Layer, LayerSpec, Model, Network, Params, Purpose, Rule, Workspace,
-    strongest,
+    BackwardOptions, BackwardTo, Kind, Layer, LayerSpec, Model, Network, Params, Purpose, Rule,
+    Workspace, strongest,
 };
 use zfnet::shape::Shape;
 use zfnet::train::checkpoint::load_model;
@@ -129,7 +129,7 @@ fn gradients<B: Backend>(
         images: None,
         gradients: Some(&mut gradients),
         accumulate: false,
-        to_pixels: false,
+        to: BackwardTo::FirstWeights,
     };
     workspace.backward(backend, &model.params, options)?;
     let mut values = vec![0.0; n];

@@ -46,7 +46,9 @@ const UNTRAINED_SEED: u64 = 0;
 const NOISE_SEED: u64 = 0;
 
 /// A question of a page.
-pub struct Job(pub(super) Box<dyn FnOnce(&mut dyn Questions) + Send>);
+pub struct Job(pub(super) Box<Question>);
+
+type Question = dyn FnOnce(&mut dyn Questions) + Send;
 
 /// Which weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -306,19 +308,27 @@ enum Work {
     Preferred(Version, usize, usize),
 }
 
+type Load<'a, B> = dyn Fn(&Path) -> Result<Model<B>> + 'a;
+
+/// A preferred image that is being made, of these weights.
+struct Preferred<B: Backend> {
+    model: Arc<Model<B>>,
+    ascent: Ascent<B>,
+}
+
 /// The networks behind a page, and the work that goes on in the background.
 pub struct Engine<'a, B: Backend> {
     backend: &'a B,
     opened: &'a [Opened<B>],
     data_classes: Option<Classes>,
-    load: Box<dyn Fn(&Path) -> Result<Model<B>> + 'a>,
+    load: Box<Load<'a, B>>,
     models: Recent<Version, Arc<Model<B>>>,
     /// With whether they are for pictures beside the page's.
     looking: Recent<(Version, bool), Looking<'a, B>>,
     searches: Recent<Version, Strongest<'a, B>>,
     of_classes: Recent<(Version, usize, usize), OfClass<'a, B>>,
     histograms: Recent<(Version, usize), Histograms<'a, B>>,
-    preferred: Recent<(Version, usize, usize), (Arc<Model<B>>, Ascent<B>)>,
+    preferred: Recent<(Version, usize, usize), Preferred<B>>,
     /// When a picture was last looked at for the page.
     looked: Instant,
     /// What is to be done, the next last.
@@ -437,7 +447,9 @@ impl<'a, B: Backend> Engine<'a, B> {
             }
             Work::Preferred(version, layer, map) => {
                 let key = (version, layer, map);
-                let Some((model, ascent)) = self.preferred.get(&key) else { return Ok(false) };
+                let Some(Preferred { model, ascent }) = self.preferred.get(&key) else {
+                    return Ok(false);
+                };
                 if ascent.steps() < Settings::default().steps {
                     ascent.step(backend, &model.params)?;
                 }
@@ -720,11 +732,11 @@ impl<B: Backend> Questions for Engine<'_, B> {
             let Model { network, preprocess, .. } = model.as_ref();
             let ascent =
                 Ascent::new(backend, network, preprocess, layer, map, &settings, NOISE_SEED)?;
-            self.preferred.put(key, (model, ascent));
+            self.preferred.put(key, Preferred { model, ascent });
             self.begin(work);
         }
         let failed = self.failed(&work);
-        let (model, ascent) = self.preferred.get(&key).expect("put above");
+        let Preferred { model, ascent } = self.preferred.get(&key).expect("put above");
         let activation = ascent.activation(backend, &model.params)?;
         let picture = ascent.picture();
         let about = Synthesised {
@@ -776,7 +788,7 @@ mod tests {
                     assert!(!panics, "this is meant to panic");
                     reply.send(classes.len()).unwrap();
                 };
-                sender.try_send(Job(Box::new(question))).ok().expect("room for four");
+                assert!(sender.try_send(Job(Box::new(question))).is_ok(), "there is room for four");
                 answer
             })
             .collect();

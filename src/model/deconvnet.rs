@@ -125,7 +125,7 @@ impl<'a, B: Backend> Projector<'a, B> {
     ///
     /// # Errors
     /// If a backend operation fails.
-    pub(crate) fn gradient_at(&mut self, layer: usize) -> Result<()> {
+    pub fn gradient_at(&mut self, layer: usize) -> Result<()> {
         let (network, params) = self.model.parts();
         let options = BackwardOptions {
             from: network.layers.len() - 1,

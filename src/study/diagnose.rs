@@ -270,7 +270,7 @@ impl Lines {
 
 /// The record of a run that may go on, of which only what is new is read each time.
 #[derive(Default)]
-pub(crate) struct Followed {
+pub struct Followed {
     /// Bytes that have been read.
     read: u64,
     /// The last of them: if they are others by now, so is the file.
@@ -406,7 +406,7 @@ fn first_weights<B: Backend>(
 ///
 /// # Errors
 /// If a backend operation fails.
-pub(crate) fn first_filters<B: Backend>(
+pub fn first_filters<B: Backend>(
     backend: &B,
     model: &Model<B>,
 ) -> Result<Option<([usize; 2], Vec<f32>)>> {
