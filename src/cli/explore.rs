@@ -114,7 +114,15 @@ impl OnDevice for Explore {
                 lock(folder, "another command").ok()
             };
             one.folder = one.folder.take().filter(|folder| {
-                held.entry(folder.clone()).or_insert_with(|| hold(folder)).is_some()
+                let is_held = held.entry(folder.clone()).or_insert_with(|| hold(folder)).is_some();
+                if !is_held {
+                    output::message(format_args!(
+                        "note: nothing of this session is kept in {}: another command keeps its own there, or it cannot \
+                         be written",
+                        folder.display()
+                    ));
+                }
+                is_held
             });
         }
         let token = match self.host.is_loopback() {
@@ -125,9 +133,14 @@ impl OnDevice for Explore {
         let root = self.data.as_ref().filter(|_| token.is_some());
         let within = root.map(|root| root.canonicalize()).transpose()?;
         let guard = Guard { hosts: self.allow_host, token: token.clone() };
+        let names: Vec<&str> = opened.iter().map(|one| one.name.as_str()).collect();
+        let data =
+            self.data.as_ref().map_or_else(String::new, |data| format!(" --data {}", shown(data)));
+        let command = format!("zfnet explore {}{data}", names.join(" "));
         let settings = Settings {
             pictures: Pictures::new(&opened, within),
             data_classes: data_classes.clone(),
+            command,
             guard,
             base_path: base_path.clone(),
         };

@@ -164,7 +164,9 @@ impl Pictures {
             Source::Data(split, index) => {
                 let images = self.in_split(network, *split, *index)?;
                 if images.read(*index, &mut Scratch::default(), &mut square)?.is_none() {
-                    return Err(Error::file(images.path(*index), "is no usable image"));
+                    let reason = self.stored(source).err(); // which says what is wrong with the file
+                    let unknown = || Error::file(images.path(*index), "is no usable image");
+                    return Err(reason.unwrap_or_else(unknown));
                 }
             }
             Source::Upload(_) => {

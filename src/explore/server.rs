@@ -147,6 +147,8 @@ pub struct Settings {
     pub pictures: Pictures,
     /// Classes of the data set's images.
     pub data_classes: Option<Classes>,
+    /// What opens the same page again, for views in the report.
+    pub command: String,
     /// Who may ask.
     pub guard: Guard,
     /// What comes before all addresses, as `/lab/explore`; empty for nothing.
@@ -165,6 +167,7 @@ pub struct Listening {
 pub(super) struct App {
     pictures: Pictures,
     data_classes: Option<Classes>,
+    command: String,
     guard: Guard,
     base_path: String,
     port: u16,
@@ -179,7 +182,6 @@ pub(super) struct App {
 
 /// A checkpoint as pages are told of it.
 struct Shown {
-    name: String,
     /// What `api/network` says.
     about: Value,
     layers: Vec<ListedLayer>,
@@ -420,7 +422,7 @@ impl App {
         settings: Settings,
         port: u16,
     ) -> io::Result<(Self, mpsc::Receiver<Job>)> {
-        let Settings { pictures, data_classes, guard, base_path } = settings;
+        let Settings { pictures, data_classes, command, guard, base_path } = settings;
         let (sender, jobs) = mpsc::channel(WAITING);
         let views = opened[0].folder.as_deref().map(Views::new);
         let instance = random_name()?;
@@ -451,13 +453,14 @@ impl App {
                 "splits": splits,
                 "data_classes": data_names,
             });
-            let (name, checkpoint) = (of.name.clone(), of.checkpoint.clone());
-            Shown { name, about, layers, classes: of.model.classes.len(), checkpoint }
+            let checkpoint = of.checkpoint.clone();
+            Shown { about, layers, classes: of.model.classes.len(), checkpoint }
         };
         let networks = opened.iter().map(shown).collect();
         let app = App {
             pictures,
             data_classes,
+            command,
             guard,
             base_path,
             port,
@@ -902,8 +905,7 @@ async fn keep(
                           the run's report.";
             crate::Error::Data(reason.into())
         })?;
-        let names: Vec<&str> = app.networks.iter().map(|network| network.name.as_str()).collect();
-        views.add(&bytes, Words { title, caption, link }, &names.join(" "))
+        views.add(&bytes, Words { title, caption, link }, &app.command)
     });
     Ok(axum::Json(json!({ "kept": kept.await? })).into_response())
 }

@@ -37,11 +37,11 @@ impl Views {
         Views { folder: folder.into(), adding: Mutex::new(()) }
     }
 
-    /// Adds a view, a PNG; the number of views then.
+    /// Adds a view, a PNG, of a page that a command has opened; the number of views then.
     ///
     /// # Errors
     /// If it is no picture, there are too many, or the folder cannot be written.
-    pub fn add(&self, png: &[u8], words: Words, checkpoints: &str) -> Result<usize> {
+    pub fn add(&self, png: &[u8], words: Words, command: &str) -> Result<usize> {
         let shown = decode(png).map_err(|error| Error::Data(format!("The view: {error}.")))?;
         let image = Image::new(shown.width, shown.height, shown.pixels);
         let _alone = self.adding.lock().expect("no panic while it is held");
@@ -61,10 +61,11 @@ impl Views {
             file,
             size: [image.width, image.height],
             title: shortened(&title),
-            method: shortened(&caption),
-            contrast: match link.is_empty() {
-                true => String::new(),
-                false => format!("To open it: zfnet explore {checkpoints}, {}", shortened(&link)),
+            method: match link.is_empty() {
+                true => shortened(&caption),
+                false => {
+                    format!("{}; to open it: {command}, {}", shortened(&caption), shortened(&link))
+                }
             },
             ..Picture::default()
         });
@@ -95,9 +96,9 @@ fn empty() -> Figure {
     }
 }
 
+/// The lines of a text, as one.
 fn shortened(text: &str) -> String {
-    text.chars()
-        .take(LETTERS)
-        .map(|letter| if letter.is_control() { ' ' } else { letter })
-        .collect()
+    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let letters = lines.join("; ");
+    letters.chars().filter(|letter| !letter.is_control()).take(LETTERS).collect()
 }

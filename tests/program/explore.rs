@@ -654,9 +654,13 @@ fn a_view_is_added_to_the_report() {
     explorer.send("POST", path, &[], &vec![0; (16 << 20) + 1]).refused(413, "16 MiB");
     place.run("study report run").ok();
     let page = fs::read_to_string(place.path("run/report/index.html")).unwrap();
-    for part in
-        ["explore/view-001.png", "explore/view-002.png", "Map &lt;b&gt;", "two words", "#val/3"]
-    {
+    for part in [
+        "explore/view-001.png",
+        "explore/view-002.png",
+        "Map &lt;b&gt;",
+        "two words",
+        "zfnet explore run --data data, #val/3",
+    ] {
         assert!(page.contains(part), "{part}");
     }
     let kept = fs::read(place.path("run/report/explore/view-001.png")).unwrap();

@@ -49,7 +49,7 @@ const pick = image => {
 const thumb = image => {
   const kind = state.network.data_classes?.[image.class] ?? ''
   const go = make('button', { type: 'button', class: 'thumb', 'data-image': image.id, 'aria-label': `${image.id}, ${kind}`, title: image.name, onclick: () => pick(image) },
-    make('img', { src: api.thumbAt(image.id), alt: '', loading: 'lazy', decoding: 'async', fetchpriority: 'low' }), make('span', {}, kind))
+    make('img', { src: api.thumbAt(image.id), alt: '', onerror: ({ target }) => target.replaceWith(make('i', { class: 'unreadable' }, 'cannot be read')), loading: 'lazy', decoding: 'async', fetchpriority: 'low' }), make('span', {}, kind || image.name))
   if (image.id === state.image) go.setAttribute('aria-current', 'true')
   return go
 }

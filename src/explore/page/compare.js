@@ -27,13 +27,14 @@ const beginning = () => {
   return all.length > 1 ? netOf(checkpoint, all[0]) : netOf(checkpoint, null, true)
 }
 
-export const compareWithBeginning = () => change({ compared: beginning() }, { push: true })
+// Two networks are to be compared: what hardly fires in one shall not look as strong as in the other.
+export const compareWithBeginning = () => change({ compared: beginning(), shared: true }, { push: true })
 
 const usual = () => (checkpointsOf(state.network).length > 1 ? netOf(state.net.checkpoint ? 0 : 1) : beginning())
 
 export const toggleCompare = () => {
   if (state.compared) last = state.compared
-  change({ compared: state.compared ? null : last ? netOf(last.checkpoint, last.step, last.untrained) : usual() })
+  change(state.compared ? { compared: null } : { compared: last ? netOf(last.checkpoint, last.step, last.untrained) : usual(), shared: true })
 }
 
 /** Earlier or later in the training of the compared network. */

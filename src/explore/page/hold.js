@@ -100,8 +100,11 @@ const render = () => {
   $('held-name').textContent = nameOf(held)
   $('held-error').textContent = state.errors.held ?? ''
   const most = Math.max(best[0]?.value ?? 0, now ?? 0)
-  $('held-value').textContent = now === null ? '' : short(now)
-  $('held-value').dataset.value = now ?? ''
+  // Under a running camera the value of the last image stays until the next one's is here.
+  if (now !== null || !state.camera) {
+    $('held-value').textContent = now === null ? '' : short(now)
+    $('held-value').dataset.value = now ?? ''
+  }
   $('held-best').textContent = most > 0 ? `best ${short(most)}` : ''
   $('held-fill').style.width = `${most > 0 && now > 0 ? now / most * 100 : 0}%`
   const key = best.map(entry => `${entry.of} ${entry.value}`).join(' ')

@@ -50,12 +50,12 @@ import { followLinks, openLink } from './link.js'
 import { startLive } from './live.js'
 import { startLoading } from './load.js'
 import { startMaps } from './maps.js'
-import { loadNetwork } from './nets.js'
+import { epochOf, loadNetwork } from './nets.js'
 import { startPreferred } from './preferred.js'
 import { isPublished } from './published.js'
 import { startSave } from './save.js'
 import { startStage } from './stage.js'
-import { listen, state } from './state.js'
+import { any, listen, state } from './state.js'
 import { startStrip } from './strip.js'
 import { startStudy } from './study.js'
 import { startSweep } from './sweep.js'
@@ -81,7 +81,8 @@ const renderHead = () => {
   const { rows, columns } = network.input
   document.title = `${network.title}: explorer`
   $('title').textContent = network.title
-  $('checkpoint').textContent = `${network.checkpoint}; input ${columns} × ${rows}, ${many(network.classes.length)} classes; ${network.program}`
+  const epoch = epochOf(state.net)
+  $('checkpoint').textContent = `${network.checkpoint}${epoch === null ? '' : `, after epoch ${epoch}`}; input ${columns} × ${rows}, ${many(network.classes.length)} classes; ${network.program}`
   document.documentElement.dataset.ready = 'true'
 }
 
@@ -124,7 +125,7 @@ const begin = async () => {
   startKeys(tell)
   startLive()
   listen(changed => {
-    if (changed.has('network')) renderHead()
+    if (any(changed, 'network', 'net', 'runs')) renderHead()
     if (changed.has('network') && isPublished) renderPublished()
     if (changed.has('errors') && state.errors.network) tell(state.errors.network)
   })

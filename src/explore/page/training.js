@@ -163,7 +163,7 @@ const render = () => {
   $('open-run').setAttribute('aria-label', `${now.training ? `Being trained, epoch ${epochs || 1}` : 'Training'}${alarms.length ? `, ${alarms.length} alarm${alarms.length > 1 ? 's' : ''}` : ''}`)
   if (!state.training) return
   $('run-words').textContent = `${now.training ? 'Being trained now: the page follows its newest weights. ' : ''}${wordsOf(now)}`
-  $('alarms-none').hidden = alarms.length > 0
+  $('alarms-none').hidden = alarms.length > 0 || now.epochs === null
   $('alarms').replaceChildren(...alarms.map(({ epoch, step, name, text }) => make('li', { 'data-alarm': name }, make('b', {}, `Epoch ${epoch}`), ' ', make('span', { class: 'quiet' }, `step ${step}, ${name}`), ' ', text)))
   draw()
   wantFilters()
