@@ -109,12 +109,13 @@ impl OnDevice for Explore {
         // What is kept beside a run, another explorer may be keeping there.
         let mut held: BTreeMap<PathBuf, Option<File>> = BTreeMap::new();
         for one in &mut opened {
-            let hold = |folder: &PathBuf| {
-                std::fs::create_dir_all(folder).ok()?;
-                lock(folder, "another command").ok()
-            };
             one.folder = one.folder.take().filter(|folder| {
-                let is_held = held.entry(folder.clone()).or_insert_with(|| hold(folder)).is_some();
+                let made = std::fs::create_dir_all(folder).and_then(|()| folder.canonicalize());
+                let hold = |folder: PathBuf| {
+                    let hold = |folder: &PathBuf| lock(folder, "another command").ok();
+                    held.entry(folder).or_insert_with_key(hold).is_some()
+                };
+                let is_held = made.is_ok_and(hold);
                 if !is_held {
                     output::message(format_args!(
                         "note: nothing of this session is kept in {}: another command keeps its own there, or it cannot \
@@ -133,10 +134,15 @@ impl OnDevice for Explore {
         let root = self.data.as_ref().filter(|_| token.is_some());
         let within = root.map(|root| root.canonicalize()).transpose()?;
         let guard = Guard { hosts: self.allow_host, token: token.clone() };
-        let names: Vec<&str> = opened.iter().map(|one| one.name.as_str()).collect();
-        let data =
-            self.data.as_ref().map_or_else(String::new, |data| format!(" --data {}", shown(data)));
-        let command = format!("zfnet explore {}{data}", names.join(" "));
+        let mut command = String::from("zfnet explore");
+        opened.iter().for_each(|one| command += &format!(" {}", one.name));
+        let ExternalArgs { arch, preprocess } = &self.external;
+        let data = self.data.as_deref().map(shown);
+        let flags = [("data", &data), ("arch", arch), ("preprocess", preprocess)];
+        for (flag, value) in flags {
+            command +=
+                &value.as_ref().map_or_else(String::new, |value| format!(" --{flag} {value}"));
+        }
         let settings = Settings {
             pictures: Pictures::new(&opened, within),
             data_classes: data_classes.clone(),

@@ -58,7 +58,8 @@ impl<'a, B: Backend> Looked<'a, B> {
         Ok(Some((image, projector)))
     }
 
-    fn is_more(&mut self) -> bool {
+    /// Whether there are more; if not, what they were looked at with is given back.
+    fn finish_if_done(&mut self) -> bool {
         let is_more = self.done < self.chosen.len();
         if !is_more {
             self.projector = None;
@@ -73,7 +74,7 @@ pub(super) struct OfClass<'a, B: Backend> {
     layer: usize,
     class: usize,
     /// What the data number it.
-    called: u32,
+    data_class: u32,
     /// By map, over the images so far.
     sums: Vec<f64>,
     /// Images and the class's probability in them, the most probable first.
@@ -107,19 +108,19 @@ struct ImageOfClass {
 }
 
 impl<'a, B: Backend> OfClass<'a, B> {
-    /// Of a class of the network, over images that the data call `called`.
+    /// Of a class of the network, which the data number otherwise.
     pub fn new(
         model: Arc<Model<B>>,
         images: Arc<Images>,
         layer: usize,
         class: usize,
-        called: u32,
+        data_class: u32,
     ) -> Self {
         let all: Vec<u32> =
-            (0..images.len() as u32).filter(|i| images.class(*i as usize) == called).collect();
+            (0..images.len() as u32).filter(|i| images.class(*i as usize) == data_class).collect();
         let sums = vec![0.0; model.network.layers[layer].output.c];
         let looked = Looked::new(model, images, evenly(&all, OF_A_CLASS));
-        OfClass { looked, layer, class, called, sums, images: Vec::new(), read: 0 }
+        OfClass { looked, layer, class, data_class, sums, images: Vec::new(), read: 0 }
     }
 
     /// How far it is.
@@ -141,7 +142,7 @@ impl<'a, B: Backend> OfClass<'a, B> {
             self.images.insert(place, (image, found.probability));
             self.images.truncate(SHOWN);
         }
-        Ok(self.looked.is_more())
+        Ok(self.looked.finish_if_done())
     }
 
     /// What has been found so far; `split` is the name of the images' split.
@@ -158,7 +159,7 @@ impl<'a, B: Backend> OfClass<'a, B> {
         };
         ClassShown {
             progress: self.looked.progress(),
-            data_class: self.called,
+            data_class: self.data_class,
             read: self.read,
             maps,
             images: self.images.iter().map(image).collect(),
@@ -253,7 +254,7 @@ impl<'a, B: Backend> Histograms<'a, B> {
             let peaks = projector.peaks(layer)?.iter().map(|peak| peak.value).collect();
             self.found.push((self.looked.images.class(image as usize), peaks));
         }
-        Ok(self.looked.is_more())
+        Ok(self.looked.finish_if_done())
     }
 
     /// Those of a map so far.

@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::Result;
 use crate::disk::is_locked;
 use crate::study::diagnose::{Epoch, Followed, Told};
-use crate::train::checkpoint::{MODEL, State, newest, read_state, states};
+use crate::train::checkpoint::{MODEL, State, folder_of, newest, read_state, states};
 
 /// A file, a checkpoint of a run, or a run.
 #[derive(Clone)]
@@ -49,6 +49,8 @@ pub(super) struct Now {
 pub(super) struct Status {
     version: String,
     training: bool,
+    /// Which of the run's weights are shown: the newest, the best, or always the same.
+    follows: &'static str,
     /// Updates and epochs behind the weights that are shown.
     step: Option<u32>,
     epoch: Option<u32>,
@@ -93,6 +95,16 @@ impl Checkpoint {
         Checkpoint { path: self.now().path, follows: Follows::None, ..self }
     }
 
+    /// As it was named, which is read with what a damaged checkpoint falls back to.
+    pub(super) fn named(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether its run is being trained.
+    pub(super) fn is_in_training(&self) -> bool {
+        self.run.as_deref().is_some_and(is_locked)
+    }
+
     /// The folder and state of the checkpoint that it stands for now, if that may change.
     fn standing(&self) -> Option<(PathBuf, State)> {
         let run = self.run.as_deref().filter(|_| self.follows != Follows::None)?;
@@ -102,7 +114,7 @@ impl Checkpoint {
             follows => follows == Follows::Best,
         };
         let best = newest.read.best.filter(|_| is_best).and_then(|(_, step)| {
-            let folder = run.join(format!("step-{step}"));
+            let folder = folder_of(run, step)?;
             let state = read_state(&folder).ok()?;
             Some((folder, state))
         });
@@ -119,7 +131,7 @@ impl Checkpoint {
 
     /// The run's checkpoint after so many updates, if it is there.
     pub(super) fn at(&self, step: u32) -> Option<Now> {
-        let path = self.run.as_ref()?.join(format!("step-{step}"));
+        let path = folder_of(self.run.as_ref()?, step)?;
         let state = read_state(&path).ok()?;
         Some(Now { path, version: version(&state) })
     }
@@ -145,8 +157,15 @@ impl Checkpoint {
             let text = format!("{seen}. Likely: {cause}. Try {remedy}.");
             Alarm { step: *step, epoch: *epoch, name: name.clone(), text }
         };
+        let training = is_locked(run);
         Ok(Status {
-            training: is_locked(run),
+            training,
+            follows: match self.follows {
+                Follows::None => "none",
+                Follows::Newest => "newest",
+                Follows::Run if training => "newest",
+                Follows::Best | Follows::Run => "best",
+            },
             step: shown.as_ref().map(|state| state.step),
             epoch: shown.as_ref().map(|state| state.epoch),
             epochs: kept.last().map(|(state, _)| state.recipe.epochs),

@@ -40,6 +40,7 @@ const KEPT_ANSWERS: usize = 6;
 /// Reasons for which work has ended early that are kept, and how long before it is tried again.
 const KEPT_REASONS: usize = 64;
 const TRIED_AGAIN: Duration = Duration::from_secs(30);
+const PANICKED: &str = "This could not be computed: an error of the program.";
 /// Seed of the untrained weights, as in `study sanity`, and of the noise that preferred images begin with, as in
 /// `study preferred`.
 const UNTRAINED_SEED: u64 = 0;
@@ -261,10 +262,10 @@ impl<B: Backend> Opened<B> {
     pub fn new<E>(
         name: String,
         checkpoint: Checkpoint,
-        load: impl FnOnce(&Path) -> Result<Model<B>, E>,
+        load: impl Fn(&Path) -> Result<Model<B>, E>,
     ) -> Result<Self, E> {
         let Now { path, version } = checkpoint.now();
-        let model = load(&path)?.into();
+        let model = load(&path).or_else(|_| load(checkpoint.named()))?.into();
         Ok(Opened { name, checkpoint, model, version, splits: Vec::new(), folder: None })
     }
 }
@@ -310,10 +311,12 @@ enum Work {
 
 type Load<'a, B> = dyn Fn(&Path) -> Result<Model<B>> + 'a;
 
-/// A preferred image that is being made, of these weights.
-struct Preferred<B: Backend> {
-    model: Arc<Model<B>>,
-    ascent: Ascent<B>,
+/// A preferred image.
+enum Preferred<B: Backend> {
+    /// Being made, with these weights.
+    Going(Arc<Model<B>>, Box<Ascent<B>>),
+    /// With its activation.
+    Done(f32, Image),
 }
 
 /// The networks behind a page, and the work that goes on in the background.
@@ -400,7 +403,9 @@ impl<'a, B: Backend> Engine<'a, B> {
         self.of_classes.kept.clear();
         self.histograms.kept.clear();
         self.preferred.kept.clear();
-        self.work.clear();
+        for work in std::mem::take(&mut self.work) {
+            self.failed.put(work, (PANICKED.into(), Instant::now()));
+        }
     }
 
     /// Forgets what was made with weights that these have taken the place of.
@@ -420,7 +425,7 @@ impl<'a, B: Backend> Engine<'a, B> {
         let done = catch_unwind(AssertUnwindSafe(|| self.go_on_with(work)));
         let done = done.unwrap_or_else(|_| {
             self.forget();
-            Err(Error::Data("an error of the program".into()))
+            Err(Error::Data(PANICKED.into()))
         });
         if !matches!(done, Ok(true)) {
             self.work.retain(|other| *other != work);
@@ -447,13 +452,15 @@ impl<'a, B: Backend> Engine<'a, B> {
             }
             Work::Preferred(version, layer, map) => {
                 let key = (version, layer, map);
-                let Some(Preferred { model, ascent }) = self.preferred.get(&key) else {
-                    return Ok(false);
-                };
+                let Some(preferred) = self.preferred.get(&key) else { return Ok(false) };
+                let Preferred::Going(model, ascent) = preferred else { return Ok(false) };
+                ascent.step(backend, &model.params)?;
                 if ascent.steps() < Settings::default().steps {
-                    ascent.step(backend, &model.params)?;
+                    return Ok(true);
                 }
-                Ok(ascent.steps() < Settings::default().steps)
+                let activation = ascent.activation(backend, &model.params)?;
+                *preferred = Preferred::Done(activation, ascent.picture());
+                Ok(false)
             }
         }
     }
@@ -469,9 +476,18 @@ impl<'a, B: Backend> Engine<'a, B> {
         Some(self.failed.get(work)?.0.clone())
     }
 
-    /// Whether it has failed so long ago that it may be tried again.
-    fn may_try_again(&mut self, work: &Work) -> bool {
-        self.failed.get(work).is_some_and(|(_, when)| when.elapsed() > TRIED_AGAIN)
+    /// Whether work is to be begun, of which `is_there` says whether something has been found. What has failed is begun
+    /// again after a while.
+    ///
+    /// # Errors
+    /// Why it failed, if nothing is there and that was just now.
+    fn is_to_begin(&mut self, work: &Work, is_there: bool) -> Result<bool> {
+        match self.failed.get(work) {
+            None => Ok(!is_there),
+            Some((_, when)) if when.elapsed() > TRIED_AGAIN => Ok(true),
+            Some(_) if is_there => Ok(false),
+            Some((reason, _)) => Err(Error::Data(reason.clone())),
+        }
     }
 
     /// The weights that are meant, and which they are now.
@@ -500,7 +516,10 @@ impl<'a, B: Backend> Engine<'a, B> {
                 preprocess: first.preprocess.clone(),
                 classes: first.classes.clone(),
             },
-            false => (self.load)(&now.path)?,
+            false => (self.load)(&now.path).or_else(|error| match which.step {
+                Some(_) => Err(error),
+                None => (self.load)(checkpoint.named()),
+            })?,
         };
         // But for the recipe, which may have changed: a run can be gone on with for more epochs.
         let about = |model: &Model<B>| {
@@ -548,7 +567,9 @@ impl<'a, B: Backend> Engine<'a, B> {
         let (version, model) = self.model(which)?;
         if self.searches.get(&version).is_none() {
             let images = self.searched(checkpoint)?.clone();
-            let folder = self.opened[checkpoint].folder.as_deref();
+            let Opened { folder, checkpoint, .. } = &self.opened[checkpoint];
+            // Of weights that will be replaced nothing is kept.
+            let folder = folder.as_deref().filter(|_| !checkpoint.is_in_training());
             let search = Strongest::new(self.backend, model, images, folder)?;
             self.searches.put(version, search);
         }
@@ -660,7 +681,7 @@ impl<B: Backend> Questions for Engine<'_, B> {
     fn start_search(&mut self, which: Which) -> Answer<Progress> {
         let (work, search) = self.search(which)?;
         let progress = search.progress();
-        if progress.done < progress.total {
+        if progress.done < progress.total && self.is_to_begin(&work, false)? {
             self.begin(work);
         }
         Ok(progress)
@@ -681,7 +702,8 @@ impl<B: Backend> Questions for Engine<'_, B> {
         let key = (version, layer, class);
         let (split, images) = self.searched(which.checkpoint)?;
         let work = Work::OfClass(version, layer, class);
-        if self.of_classes.get(&key).is_none() || self.may_try_again(&work) {
+        let is_there = self.of_classes.get(&key).is_some();
+        if self.is_to_begin(&work, is_there)? {
             let called = self.data_class(&model, class).ok_or_else(|| {
                 let name = model.classes.names.get(class).map_or("this class", String::as_str);
                 Error::Data(format!("The data set has no images that are called {name}."))
@@ -706,7 +728,8 @@ impl<B: Backend> Questions for Engine<'_, B> {
         let key = (version, layer);
         let (_, images) = self.searched(which.checkpoint)?;
         let work = Work::Histograms(version, layer);
-        if self.histograms.get(&key).is_none() || self.may_try_again(&work) {
+        let is_there = self.histograms.get(&key).is_some();
+        if self.is_to_begin(&work, is_there)? {
             let classes = self.data_classes.as_ref().map_or(0, Classes::len);
             let histograms = Histograms::new(model, images.clone(), layer, classes);
             self.histograms.put(key, histograms);
@@ -728,19 +751,24 @@ impl<B: Backend> Questions for Engine<'_, B> {
         let (backend, settings) = (self.backend, Settings::default());
         let key = (version, layer, map);
         let work = Work::Preferred(version, layer, map);
-        if self.preferred.get(&key).is_none() || self.may_try_again(&work) {
+        let is_there = self.preferred.get(&key).is_some();
+        if self.is_to_begin(&work, is_there)? {
             let Model { network, preprocess, .. } = model.as_ref();
             let ascent =
                 Ascent::new(backend, network, preprocess, layer, map, &settings, NOISE_SEED)?;
-            self.preferred.put(key, Preferred { model, ascent });
+            self.preferred.put(key, Preferred::Going(model, ascent.into()));
             self.begin(work);
         }
         let failed = self.failed(&work);
-        let Preferred { model, ascent } = self.preferred.get(&key).expect("put above");
-        let activation = ascent.activation(backend, &model.params)?;
-        let picture = ascent.picture();
+        let (step, activation, picture) = match self.preferred.get(&key).expect("put above") {
+            Preferred::Done(activation, picture) => (settings.steps, *activation, picture.clone()),
+            Preferred::Going(model, ascent) => {
+                let activation = ascent.activation(backend, &model.params)?;
+                (ascent.steps(), activation, ascent.picture())
+            }
+        };
         let about = Synthesised {
-            step: ascent.steps(),
+            step,
             steps: settings.steps,
             activation,
             rows: picture.height,
@@ -763,16 +791,17 @@ mod tests {
     #[test]
     fn what_panics_is_an_error_of_its_own_job_alone() {
         let backend = CpuBackend::new(Some(1)).unwrap();
-        let architecture = Architecture::find("zfnet-mini").unwrap();
-        let preprocess = architecture.input.preprocess(vec![128.0; 3]);
-        let network = Network::new(architecture).unwrap();
-        let params = Params::untrained(&backend, &network, 1).unwrap();
-        let classes = Classes::unknown(10);
-        let model = Model { network, params, preprocess, classes };
-        let square = vec![90; model.preprocess.bytes()];
+        let model = || {
+            let architecture = Architecture::find("zfnet-mini").unwrap();
+            let preprocess = architecture.input.preprocess(vec![128.0; 3]);
+            let network = Network::new(architecture).unwrap();
+            let params = Params::untrained(&backend, &network, 1).unwrap();
+            Model { network, params, preprocess, classes: Classes::unknown(10) }
+        };
+        let square = vec![90; model().preprocess.bytes()];
         let checkpoint = Checkpoint::new(Path::new("network"), None);
         let opened =
-            [Opened::new("network".into(), checkpoint, |_| Ok::<_, Error>(model)).unwrap()];
+            [Opened::new("network".into(), checkpoint, |_| Ok::<_, Error>(model())).unwrap()];
         let never = |_: &Path| -> Result<Model<CpuBackend>> { unreachable!("it is loaded") };
         let engine = Engine::new(&backend, &opened, None, never);
 

@@ -66,8 +66,8 @@ pub struct Published {
     pub projections: usize,
 }
 
-/// Publishes what is wanted of one checkpoint, whose weights do not change, into a folder, by questions to the networks that it gives back: it
-/// ends when these have been answered. `progress` is told what is done, how much and of how much.
+/// Publishes what is wanted of one checkpoint, whose weights do not change, into a folder, by questions to the networks
+/// that it gives back: it ends when these have been answered. `progress` is told what is done, how much and of how much.
 ///
 /// # Errors
 /// If the folder holds other things or the system gives no thread. What fails later, the thread returns.
@@ -194,9 +194,10 @@ impl<P: FnMut(&str, usize, usize)> Publisher<P> {
                 .ok_or_else(|| Error::Data(format!("--images: expected as val/12, found {id}")))?;
             let found = self.listed(&format!("split={split}&from={number}&count=1")).await?;
             let image = found.into_iter().next();
-            listed.push(
-                image.ok_or_else(|| Error::Data(format!("--images: there is no image {id}")))?,
-            );
+            let missing = || Error::Data(format!("--images: there is no image {id}"));
+            let image = image.ok_or_else(missing)?;
+            self.ask(Method::GET, &format!("input/{id}")).await?; // which says why it cannot be read
+            listed.push(image);
         }
         if let (true, Some(split)) = (wanted.is_empty(), splits.first()) {
             let classes = network["data_classes"].as_array().map_or(0, Vec::len).min(10);
@@ -210,7 +211,7 @@ impl<P: FnMut(&str, usize, usize)> Publisher<P> {
             }
         }
         if listed.is_empty() {
-            return Err(Error::Data("there are no images to publish: say --data".into()));
+            return Err(Error::Data("none of the images that were tried can be read".into()));
         }
         if listed.len() > AT_ONCE {
             let reason = format!("--images: {AT_ONCE} can be published, found {}", listed.len());

@@ -147,7 +147,7 @@ pub struct Settings {
     pub pictures: Pictures,
     /// Classes of the data set's images.
     pub data_classes: Option<Classes>,
-    /// What opens the same page again, for views in the report.
+    /// What opens the same page again, where its names are known, for views in the report.
     pub command: String,
     /// Who may ask.
     pub guard: Guard,

@@ -11,7 +11,7 @@ use crate::{Error, Result};
 
 /// The folder of what the explorer keeps in a run's report.
 pub const NAME: &str = "explore";
-/// Views that a report has room for.
+/// Views of a report, at most.
 const MOST: usize = 200;
 /// Letters of a text of a page.
 const LETTERS: usize = 2000;

@@ -24,6 +24,7 @@ use crate::import::ExternalConfig;
 use crate::model::{Initial, Model};
 use crate::train::alarm::Alarm;
 use crate::train::checkpoint::{State, load_model, states};
+use crate::train::log::METRICS;
 use crate::{Error, Result};
 
 /// See [`super::STUDIES`].
@@ -214,7 +215,7 @@ impl Record {
     /// # Errors
     /// If there is no such file, or it cannot be read.
     pub fn read(run: &Path) -> Result<Self> {
-        let path = run.join("metrics.jsonl");
+        let path = run.join(METRICS);
         let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
         Ok(Record::of(&String::from_utf8_lossy(&bytes)))
     }
@@ -287,7 +288,7 @@ impl Followed {
     /// # Errors
     /// If there is no such file, or it cannot be read.
     pub fn record(&mut self, run: &Path) -> Result<Record> {
-        let path = run.join("metrics.jsonl");
+        let path = run.join(METRICS);
         let io = |error| Error::io("read", &path)(error);
         let mut file = File::open(&path).map_err(io)?;
         file.seek(SeekFrom::Start(self.read - self.last.len() as u64)).map_err(io)?;

@@ -497,17 +497,22 @@ fn best(run: &Path) -> Result<Option<PathBuf>> {
         tracing::warn!("which is the best is taken from {}: {error:#}", folder.display());
     }
     let Some((_, step)) = state.best else { return Ok(None) };
+    let there = folder_of(run, step);
+    if there.is_none() {
+        tracing::warn!("{}: its best checkpoint, step-{step}, is not there", run.display());
+    }
+    Ok(there)
+}
+
+/// Where a run's checkpoint after so many updates lies; `None` if it does not.
+pub(crate) fn folder_of(run: &Path, step: u32) -> Option<PathBuf> {
     let folder = run.join(format!("step-{step}"));
     let old = run.join(format!("step-{step}.old"));
-    if let Some(there) = [folder, old].into_iter().find(|f| fs::symlink_metadata(f).is_ok()) {
-        return Ok(Some(there));
-    }
-    let copy = run.join(BEST);
-    if is_there(&copy) && read_state(&copy).is_ok_and(|copied| copied.step == step) {
-        return Ok(Some(copy));
-    }
-    tracing::warn!("{}: its best checkpoint, step-{step}, is not there", run.display());
-    Ok(None)
+    let copy = |name| run.join(name);
+    let is_of_step =
+        |copy: &PathBuf| is_there(copy) && read_state(copy).is_ok_and(|copied| copied.step == step);
+    let mut there = [folder, old].into_iter().filter(|f| fs::symlink_metadata(f).is_ok());
+    there.next().or_else(|| [BEST, LAST].map(copy).into_iter().find(is_of_step))
 }
 
 /// Reads and checks `state.json`.

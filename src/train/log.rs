@@ -20,12 +20,12 @@ use crate::data::images::{BadImage, Images};
 use crate::disk::write_durable;
 use crate::{Error, Result};
 
-/// How old lines may become before others can read them.
+/// Time after which the next line that is written makes others able to read all so far.
 const FLUSH: Duration = Duration::from_secs(2);
 /// Where bad images are listed.
 const QUARANTINE: &str = "quarantine.tsv";
 /// Where numbers are.
-const METRICS: &str = "metrics.jsonl";
+pub(crate) const METRICS: &str = "metrics.jsonl";
 
 /// One line.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -85,7 +85,7 @@ pub enum Metric {
 
 /// When a line was written: what of it is read to go on, so that other versions' lines stay.
 #[derive(Deserialize)]
-struct Place {
+struct LineHead {
     kind: String,
     step: u32,
     epoch: u32,
@@ -120,16 +120,6 @@ pub(super) fn quarantine(run: &Path, sets: &[&Images]) -> Result<()> {
     Ok(())
 }
 
-/// What a run has written so far, up to a line that was cut short.
-///
-/// # Errors
-/// If there is no such file, or it cannot be read.
-pub fn read_metrics(run: &Path) -> Result<Vec<Metric>> {
-    let path = run.join(METRICS);
-    let text = fs::read_to_string(&path).map_err(Error::io("read", &path))?;
-    Ok(text.lines().map_while(|line| serde_json::from_str(line).ok()).collect())
-}
-
 /// The open file.
 pub(super) struct MetricsLog {
     path: PathBuf,
@@ -151,10 +141,10 @@ impl MetricsLog {
             Ok(text) => text
                 .split_inclusive('\n')
                 .take_while(|line| {
-                    serde_json::from_str::<Place>(line).is_ok_and(|place| {
-                        match place.kind.as_str() {
-                            "epoch" => place.epoch <= epochs,
-                            _ => place.step <= step,
+                    serde_json::from_str::<LineHead>(line).is_ok_and(|head| {
+                        match head.kind.as_str() {
+                            "epoch" => head.epoch <= epochs,
+                            _ => head.step <= step,
                         }
                     })
                 })

@@ -4,7 +4,7 @@
 // scale=shared, gain=2, show=whole, over=map, hold=LAYER,MAP,Y,X, class=C, preferred=shown, run=open. The unit may be `peak`, and the path may end after any part.
 
 import { hasImage, publishedImage } from './api.js'
-import { checkpointsOf, loadNetwork, netOf, wish } from './nets.js'
+import { beginNavigation, checkpointsOf, loadNetwork, netOf } from './nets.js'
 import { isPublished, layersShown } from './published.js'
 import { any, change, listen, state } from './state.js'
 
@@ -188,7 +188,7 @@ export const parse = (hash, network) => {
  * @returns {Promise<string[] | null>} sentences on what it cannot mean; null where it is no longer wanted
  */
 export const openLink = async (hash, still = () => true) => {
-  const checkpoint = checkpointOf(hash), isWanted = wish()
+  const checkpoint = checkpointOf(hash), isWanted = beginNavigation()
   if (!state.networks[checkpoint]) await loadNetwork(checkpoint).catch(error => { if (isWanted()) throw error })
   if (!isWanted() || !still()) return null
   const network = state.networks[checkpoint]

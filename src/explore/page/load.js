@@ -279,6 +279,7 @@ const wantTop = () => {
         searchedOf = net
       }
       const found = { ...(await api.top(of, signal)), of }
+      if (found.failed) searchedOf = null // to be begun again, which the program puts off for a while
       if (saysMore(found, state.top)) change({ top: found })
       fail('top', null)
       if (!isComplete(found)) topTimer = setTimeout(wantTop, 1000)

@@ -124,10 +124,14 @@ const begin = async () => {
   startTraining()
   startKeys(tell)
   startLive()
+  let told = ''
   listen(changed => {
     if (any(changed, 'network', 'net', 'runs')) renderHead()
     if (changed.has('network') && isPublished) renderPublished()
-    if (changed.has('errors') && state.errors.network) tell(state.errors.network)
+    if (changed.has('errors') && (state.errors.network ?? '') !== told) {
+      told = state.errors.network ?? ''
+      tell(told)
+    }
   })
   const say = problems => { if (problems) tell(problems.join(' ')) }
   followLinks(say)

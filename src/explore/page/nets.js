@@ -24,11 +24,11 @@ export const loadNetwork = checkpoint => {
   return loading.get(checkpoint)
 }
 
-/** A checkpoint of the command line in few words: its network, or its place where two are of one network. */
+/** A checkpoint of the command line in few words: its network, or its path where two are of one network. */
 export const titleOf = checkpoint => {
   const all = checkpointsOf(state.network)
-  const { title, checkpoint: place } = all[checkpoint]
-  return all.filter(other => other.title === title).length > 1 ? place : title
+  const { title, checkpoint: path } = all[checkpoint]
+  return all.filter(other => other.title === title).length > 1 ? path : title
 }
 
 /** Checkpoints kept of a run, in the order of training. @returns {{step: number, epoch: number}[]} */
@@ -103,16 +103,16 @@ export const unitBack = unit => {
   return placeLike(unit, counterpart().layer, networks[compared.checkpoint], layerOf(state.layer), network)
 }
 
-let wishes = 0
-/** Begins a wish for another network, which may take a while to come. @returns {() => boolean} whether it is still the last */
-export const wish = () => {
-  const mine = ++wishes
-  return () => mine === wishes
+let navigations = 0
+/** Begins to go to another network, which may take a while to come. @returns {() => boolean} whether nothing was begun since */
+export const beginNavigation = () => {
+  const own = ++navigations
+  return () => own === navigations
 }
 
 /** Looks into another checkpoint, at the same place as far as it has it. One that is compared changes places with it. */
 export const goToCheckpoint = async checkpoint => {
-  const isWanted = wish()
+  const isWanted = beginNavigation()
   try {
     await loadNetwork(checkpoint)
   } catch (error) {

@@ -54,7 +54,7 @@ const withKept = sweep => {
 const CHANGED = 'The weights have changed: run it again.'
 
 /** Why it could not go on. */
-const errorOf = ({ net }, error) => (error.isOutdated ? CHANGED : net.step !== null ? `${error.message} ${CHANGED}` : error.message)
+const errorOf = ({ net }, error) => (error.isOutdated ? CHANGED : net.step !== null && error.status === 422 ? `${error.message} ${CHANGED}` : error.message)
 
 /** A value of a sweep in words. */
 const valueWords = ({ what }, v) => (what === 'map' ? short(v) : percent(v))

@@ -75,7 +75,8 @@ const ends = (points, zero) => {
 const charts = now => {
   const of = name => finite(now.curve.map(row => [row.epoch, row[name]]))
   const [train, val, top1] = [of('train_loss'), of('val_loss'), of('val_top1_error')]
-  const per = now.step && now.epoch ? now.step / now.epoch : now.steps[0] ? now.steps[0].step / now.steps[0].epoch : 0
+  const last = now.curve.at(-1)
+  const per = last ? last.step / last.epoch : 0
   const faint = per ? finite(now.losses.map(([step, loss]) => [step / per, loss])) : []
   const x = [0, Math.max(now.epochs ?? 0, ...now.curve.map(row => row.epoch), faint.at(-1)?.[0] ?? 0, 1)]
   return [
@@ -84,9 +85,16 @@ const charts = now => {
   ]
 }
 
+/** What is shown of a run that is being trained. */
+const FOLLOWS = {
+  newest: 'Being trained now: the page follows its newest weights. ',
+  best: 'Being trained now: the page shows its best weights so far. ',
+  none: 'Being trained now: the page stays with the weights that were named. ',
+}
+
 const wordsOf = now => {
   const last = now.curve.at(-1)
-  if (!last) return now.training ? 'Training has begun; the first epoch is not over yet.' : 'This checkpoint is no run, so nothing is known of its training.'
+  if (!last) return now.epochs === null ? 'This checkpoint is no run, so nothing is known of its training.' : 'The first epoch is not over yet.'
   return `After epoch ${last.epoch}: loss ${short(last.train_loss)} on the training images, ${short(last.val_loss)} on the validation images; top-1 error ${percent(last.val_top1_error)}.`
 }
 
@@ -162,7 +170,7 @@ const render = () => {
   $('alarm-count').hidden = !alarms.length
   $('open-run').setAttribute('aria-label', `${now.training ? `Being trained, epoch ${epochs || 1}` : 'Training'}${alarms.length ? `, ${alarms.length} alarm${alarms.length > 1 ? 's' : ''}` : ''}`)
   if (!state.training) return
-  $('run-words').textContent = `${now.training ? 'Being trained now: the page follows its newest weights. ' : ''}${wordsOf(now)}`
+  $('run-words').textContent = `${now.training ? FOLLOWS[now.follows] : ''}${wordsOf(now)}`
   $('alarms-none').hidden = alarms.length > 0 || now.epochs === null
   $('alarms').replaceChildren(...alarms.map(({ epoch, step, name, text }) => make('li', { 'data-alarm': name }, make('b', {}, `Epoch ${epoch}`), ' ', make('span', { class: 'quiet' }, `step ${step}, ${name}`), ' ', text)))
   draw()
