@@ -48,17 +48,8 @@ pub fn write(out: &Path, found: &Diagnosis) -> io::Result<PathBuf> {
     page.finish()
 }
 
-/// An alarm in a line, with its number from 1: when, what, why, what to try.
-pub(super) fn short_line(number: usize, told: &Told) -> String {
-    let Told { step, epoch, name, cause, remedy, .. } = told;
-    let step = grouped(*step as usize);
-    plain(&format!(
-        "{number}. Epoch {epoch}, update {step}: {name}. Likely: {cause}. Try {remedy}."
-    ))
-}
-
-/// The same, with what was seen.
-fn line(number: usize, told: &Told) -> String {
+/// An alarm in a line, with its number among those of the run.
+pub(super) fn line(number: usize, told: &Told) -> String {
     let Told { step, epoch, name, seen, cause, remedy } = told;
     let step = grouped(*step as usize);
     plain(&format!(
@@ -125,7 +116,7 @@ fn course(out: &Path, record: &Record) -> io::Result<Section> {
     }
     if record.unreadable > 0 {
         text.push(format!(
-            "{} of metrics.jsonl cannot be read, and is left out.",
+            "{} of metrics.jsonl cannot be read and were left out.",
             plural(record.unreadable, "line")
         ));
     }

@@ -197,7 +197,7 @@ fn alarms(record: &Record, is_diagnosed: bool) -> Markup {
     html! {
         @if !record.alarms.is_empty() {
             @for (number, told) in (1..).zip(&record.alarms) {
-                p.alarm role="note" { (diagnose::short_line(number, told)) }
+                p.alarm role="note" { (diagnose::line(number, told)) }
             }
             p {
                 @if is_diagnosed {

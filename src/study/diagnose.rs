@@ -213,11 +213,23 @@ impl Record {
     /// Reads `run/metrics.jsonl`.
     ///
     /// # Errors
-    /// If there is no such file, or it cannot be read.
+    /// If there is no such file, it cannot be read, or no line of it can.
     pub fn read(run: &Path) -> Result<Self> {
         let path = run.join(METRICS);
-        let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
-        Ok(Record::of(&String::from_utf8_lossy(&bytes)))
+        let io = |error| Error::io("read", &path)(error);
+        if !fs::metadata(&path).map_err(io)?.is_file() {
+            return Err(Error::file(&path, "expected a file"));
+        }
+        let bytes = fs::read(&path).map_err(io)?;
+        let record = Record::of(&String::from_utf8_lossy(&bytes));
+        let nothing = Record { unreadable: record.unreadable, ..Record::default() };
+        if record.unreadable > 0 && record == nothing {
+            return Err(Error::file(
+                &path,
+                "expected what a training has written, found no line of that",
+            ));
+        }
+        Ok(record)
     }
 
     fn of(text: &str) -> Self {

@@ -370,6 +370,14 @@ impl WatchState {
         let (Some(first), Some(last)) = (&self.first, &self.last) else {
             return ("nothing was watched".into(), Remedy::CheckLabels);
         };
+        // Whatever else is seen may follow from it.
+        if !USUAL_INPUT.contains(&first.input_std) {
+            let cause = format!(
+                "the network's input has a standard deviation of {:.3}, where about 1 is usual",
+                first.input_std
+            );
+            return (cause, task.other_start(first.input_std));
+        }
         let biased =
             |layer: &&LayerNumbers| layer.activation_mean.abs() > BIASED * layer.activation_std;
         let inner = &first.layers[..first.layers.len().saturating_sub(1)];
@@ -565,7 +573,8 @@ impl WatchState {
                     let was_dead = self.first.as_ref().is_some_and(|first| {
                         let place =
                             first.layers.iter().position(|layer| layer.layer == numbers.layer);
-                        place.is_some_and(|place| first.dead[place] > DEAD)
+                        // A single batch leaves many maps silent that other images excite.
+                        place.is_some_and(|place| first.dead[place] >= ALL_DEAD)
                     });
                     let cause = format!(
                         "their last update was {:.2} % of the weights",
@@ -768,6 +777,12 @@ mod tests {
         let (cause, remedy) = stuck(&vanishing, &vanishing);
         assert!(cause.contains("the signal dies"), "{cause}");
         assert_eq!(remedy, Remedy::CheckStart, "it is drawn by He's way already");
+        // Pixels that were not divided, which may kill layers, too.
+        let undivided = |signs: &StepSigns| StepSigns { input_std: 60.0, ..signs.clone() };
+        let flat = undivided(&changed(&|_, layer| layer.activation_std = 0.0));
+        let (cause, remedy) = stuck(&undivided(&good), &flat);
+        assert!(cause.contains("a standard deviation of 60.000"), "{cause}");
+        assert!(matches!(remedy, Remedy::InputStd(std) if std > 1000.0), "{remedy:?}");
         // Dead now, alive at first.
         let dead = changed(&|place, layer| {
             if place == 4 {

@@ -171,13 +171,19 @@ fn a_training_is_diagnosed_and_its_report_shows_the_alarms() {
         training.split("</section>").next().unwrap().to_owned()
     };
     let with_page = reported();
-    assert!(with_page.contains("never predicted. Likely: &lt;i&gt;cause"), "{with_page}");
+    assert!(with_page.contains("never predicted. Seen: &lt;script&gt;"), "{with_page}");
+    assert!(with_page.contains("Likely: &lt;i&gt;cause"), "{with_page}");
     assert!(with_page.contains("href=\"#study.diagnose\""), "{with_page}");
     fs::remove_dir_all(&out).unwrap();
     let without = reported();
     assert!(without.contains("never predicted") && without.contains("zfnet study diagnose"));
     assert!(!without.contains("#study.diagnose"), "{without}");
 
+    fs::write(&path, "no JSON\n").unwrap();
+    place.run("study diagnose run").refused(&["metrics.jsonl", "found no line of that"]);
+    fs::remove_file(&path).unwrap();
+    fs::create_dir(&path).unwrap();
+    place.run("study diagnose run").refused(&["metrics.jsonl", "expected a file"]);
     place.run("study diagnose nowhere").refused(&["nowhere", "is no run", "metrics.jsonl"]);
     assert!(!place.path("nowhere").exists(), "nothing is made for what is no run");
     place.run("study diagnose data").refused(&["data", "is no run"]);
