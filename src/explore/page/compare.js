@@ -62,6 +62,8 @@ const optionsOf = () => checkpointsOf(state.network).flatMap((_, k) => {
   return [[`${k}`, !own ? title : places(k).length > 1 ? 'its epochs' : 'itself'], [`${k},random`, own ? 'untrained' : `${title}, untrained`]]
 })
 
+const APART = 'Maps of networks that were trained apart have nothing in common but their numbers.'
+
 const renderChoice = () => {
   const options = optionsOf()
   const key = JSON.stringify(options)
@@ -92,7 +94,8 @@ const render = () => {
   slider.setAttribute('aria-valuetext', words)
   $('swap').disabled = !swaps()
   $('swap').title = swaps() ? 'Key E' : 'Two checkpoints of the command line can be exchanged, at their newest weights'
-  $('compare-note').textContent = counterpart()?.sentence ?? ''
+  const apart = compared.checkpoint !== state.net.checkpoint
+  $('compare-note').textContent = [counterpart()?.sentence, apart && APART].filter(Boolean).join(' ')
   const { otherClasses, otherMaps, other } = state.errors
   $('compare-error').textContent = [...new Set([other, otherClasses, otherMaps].filter(Boolean))].join(' ')
 }

@@ -172,6 +172,7 @@ const render = () => {
   if (!state.training) return
   $('run-words').textContent = `${now.training ? FOLLOWS[now.follows] : ''}${wordsOf(now)}`
   $('alarms-none').hidden = alarms.length > 0 || now.epochs === null
+  $('alarms-title').hidden = now.epochs === null
   $('alarms').replaceChildren(...alarms.map(({ epoch, step, name, text }) => make('li', { 'data-alarm': name }, make('b', {}, `Epoch ${epoch}`), ' ', make('span', { class: 'quiet' }, `step ${step}, ${name}`), ' ', text)))
   draw()
   wantFilters()
