@@ -121,27 +121,29 @@ fn a_square_is_dragged_and_run_over_the_image() {
 fn a_held_unit_keeps_the_best_image() {
     in_a_browser(async |server| {
         let explored = explored();
-        let page = Page::open(&server, &explored.link, WIDE).await;
-        choose(&page, 0, "conv2").await;
-        page.projection("deconvnet:trained").await;
-        page.key("h").await;
-        let mut best = 0.0f64;
-        for _ in 0..4 {
-            let value = until!(
+        for size in [WIDE, NARROW] {
+            let page = Page::open(&server, &explored.link, size).await;
+            choose(&page, 0, "conv2").await;
+            page.projection("deconvnet:trained").await;
+            page.key("h").await;
+            let mut best = 0.0f64;
+            for _ in 0..4 {
+                let value = until!(
                 page,
                 "const held = document.querySelector('#held-value');
                  return !document.querySelector('#held').hidden && held.dataset.value !== undefined
                      && document.querySelector('#maps').getAttribute('aria-busy') !== 'true' && held.dataset.value"
             );
-            best = best.max(value.as_str().unwrap().parse().unwrap());
-            let shown = "return document.querySelector('#image-name').dataset.shown";
-            let before = page.script(shown).await;
-            page.key("n").await;
-            until!(page, format!("{shown} !== {before}"));
+                best = best.max(value.as_str().unwrap().parse().unwrap());
+                let shown = "return document.querySelector('#image-name').dataset.shown";
+                let before = page.script(shown).await;
+                page.key("n").await;
+                until!(page, format!("{shown} !== {before}"));
+            }
+            assert!(best > 0.0);
+            until!(page, "return document.querySelectorAll('#held-list [data-best]').length > 1");
+            page.close().await;
         }
-        assert!(best > 0.0);
-        until!(page, "return document.querySelectorAll('#held-list [data-best]').length > 1");
-        page.close().await;
     });
 }
 
@@ -197,24 +199,29 @@ fn pictures_come_from_files_and_the_camera() {
 fn the_nine_strongest_appear_and_lead_to_their_images() {
     in_a_browser(async |server| {
         let explored = explored();
-        let page = Page::open(&server, &explored.link, WIDE).await;
-        choose(&page, 1, "conv2").await;
-        let top = page.element("#top-title").await;
-        top.scroll_into_view().await.unwrap(); // it is asked for when somebody looks
-        until!(page, "return document.querySelectorAll('#top-list [data-peak] img').length >= 2");
-        until!(
-            page,
-            "return [...document.querySelectorAll('#top-list img')].every(img => img.complete && img.naturalWidth > 0)"
-        );
-        let image = page
-            .script("return document.querySelector('#top-list [data-peak]').dataset.image")
-            .await;
-        page.click("#top-list [data-peak]").await;
-        until!(
-            page,
-            format!("return document.querySelector('#image-name').dataset.shown === {image}")
-        );
-        page.close().await;
+        for size in [WIDE, NARROW] {
+            let page = Page::open(&server, &explored.link, size).await;
+            choose(&page, 1, "conv2").await;
+            let top = page.element("#top-title").await;
+            top.scroll_into_view().await.unwrap(); // it is asked for when somebody looks
+            until!(
+                page,
+                "return document.querySelectorAll('#top-list [data-peak] img').length >= 2"
+            );
+            until!(
+                page,
+                "return [...document.querySelectorAll('#top-list img')].every(img => img.complete && img.naturalWidth > 0)"
+            );
+            let image = page
+                .script("return document.querySelector('#top-list [data-peak]').dataset.image")
+                .await;
+            page.click("#top-list [data-peak]").await;
+            until!(
+                page,
+                format!("return document.querySelector('#image-name').dataset.shown === {image}")
+            );
+            page.close().await;
+        }
     });
 }
 
