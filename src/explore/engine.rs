@@ -40,7 +40,7 @@ const KEPT_ANSWERS: usize = 6;
 /// Reasons for which work has ended early that are kept, and how long before it is tried again.
 const KEPT_REASONS: usize = 64;
 const TRIED_AGAIN: Duration = Duration::from_secs(30);
-const PANICKED: &str = "This could not be computed: an error of the program.";
+pub(super) const PANICKED: &str = "This could not be computed: an error of the program.";
 /// Seed of the untrained weights, as in `study sanity`, and of the noise that preferred images begin with, as in
 /// `study preferred`.
 const UNTRAINED_SEED: u64 = 0;

@@ -52,7 +52,9 @@ use tokio_io_timeout::TimeoutStream;
 
 use super::address::Address;
 use super::checkpoint::Checkpoint;
-use super::engine::{Answer, Failed, Job, ListedLayer, Opened, Questions, Unit, Which, listed};
+use super::engine::{
+    Answer, Failed, Job, ListedLayer, Opened, PANICKED, Questions, Unit, Which, listed,
+};
 use super::guard::{Claim, Guard, random_name};
 use super::pictures::{Pictures, Prepared};
 use super::views::{Views, Words};
@@ -566,6 +568,12 @@ impl App {
         let found = layers.iter().find(|layer| layer.name == name);
         found.ok_or_else(|| bad("the network has no such layer"))
     }
+
+    /// The index of a layer, and a map that it has.
+    fn map(&self, which: Which, layer: &str, map: &str) -> Answered<(usize, usize)> {
+        let layer = self.layer(which, layer)?;
+        Ok((layer.index, layer.map(map)?))
+    }
 }
 
 impl ListedLayer {
@@ -585,8 +593,7 @@ impl ListedLayer {
 }
 
 fn panicked() -> Refusal {
-    let sentence = "This could not be computed: an error of the program.";
-    Refusal(StatusCode::INTERNAL_SERVER_ERROR, sentence.into())
+    Refusal(StatusCode::INTERNAL_SERVER_ERROR, PANICKED.into())
 }
 
 fn busy() -> Refusal {
@@ -770,9 +777,8 @@ async fn project(
     let rule = Rule::named(rule.as_deref().unwrap_or(RULES[0]))?;
     let unit = Unit { layer: layer.index, map: layer.map(&map)?, y, x, rule };
     let prepared = app.prepared(which, &kind, &name, &altered).await?;
-    let question = move |networks: &mut dyn Questions| {
-        networks.project(which, &prepared, unit, false) //
-    };
+    let question =
+        move |networks: &mut dyn Questions| networks.project(which, &prepared, unit, false);
     let (about, values) = app.ask(question).await?;
     Ok(frame(&about, bytemuck::cast_slice(&values)))
 }
@@ -834,8 +840,7 @@ async fn top(
     Query(newest): Query<Newest>,
 ) -> Answered {
     let which = app.which(newest.into())?;
-    let layer = app.layer(which, &layer)?;
-    let (layer, map) = (layer.index, layer.map(&map)?);
+    let (layer, map) = app.map(which, &layer, &map)?;
     let top = app.ask(move |networks| networks.top(which, layer, map)).await?;
     Ok(axum::Json(top).into_response())
 }
@@ -860,8 +865,7 @@ async fn histogram(
     Query(weights): Query<Weights>,
 ) -> Answered {
     let which = app.which(weights)?;
-    let layer = app.layer(which, &layer)?;
-    let (layer, map) = (layer.index, layer.map(&map)?);
+    let (layer, map) = app.map(which, &layer, &map)?;
     let found = app.ask(move |networks| networks.histogram(which, layer, map)).await?;
     Ok(axum::Json(found).into_response())
 }
@@ -872,8 +876,7 @@ async fn preferred(
     Query(weights): Query<Weights>,
 ) -> Answered {
     let which = app.which(weights)?;
-    let layer = app.layer(which, &layer)?;
-    let (layer, map) = (layer.index, layer.map(&map)?);
+    let (layer, map) = app.map(which, &layer, &map)?;
     let (about, image) = app.ask(move |networks| networks.preferred(which, layer, map)).await?;
     Ok(frame(&about, &image.pixels))
 }
