@@ -6,6 +6,10 @@ use serde::{Deserialize, Serialize};
 
 /// Files, classes or pairs that a line names; of the others it says how many.
 const NAMED: usize = 4;
+/// The name of [`Sign::Stuck`].
+pub(super) const STUCK: &str = "stuck";
+/// Classes that a line names of those that are exchanged.
+const NAMED_CLASSES: usize = 12;
 /// Layers of which a line has numbers: of more, so many of the lowest and of the highest half.
 const LAYERS: usize = 10;
 
@@ -98,7 +102,7 @@ pub enum Sign {
     SharedImages {
         /// How many.
         shared: usize,
-        /// The validation image, and the training image that it is most like, of some.
+        /// The validation image, and the training image that it is most like, of each.
         pairs: Vec<[String; 2]>,
         /// Validation and training images that were compared.
         compared: [usize; 2],
@@ -154,7 +158,7 @@ impl Sign {
     /// Its name, as pages have it.
     pub fn name(&self) -> &'static str {
         match self {
-            Sign::Stuck { .. } => "stuck",
+            Sign::Stuck { .. } => STUCK,
             Sign::Rose { .. } | Sign::NotFinite { .. } => "diverged",
             Sign::Dead { .. } => "dead",
             Sign::Dominated { .. } => "dominated",
@@ -217,7 +221,7 @@ impl fmt::Display for Sign {
                     Some(layer) => write!(f, "the output of {layer} is no longer finite")?,
                     None => write!(f, "the loss is no longer finite")?,
                 }
-                write!(f, ", with a batch of {}", named(files))
+                write!(f, ", with a batch of {}", named(files, NAMED))
             }
             Sign::Dead { layer, dead, maps, images } => write!(
                 f,
@@ -238,15 +242,19 @@ impl fmt::Display for Sign {
                     .iter()
                     .map(|[class, taken_for]| format!("{class} for {taken_for}"))
                     .collect();
-                write!(f, "most validation images are taken for one other class: {}", named(&pairs))
+                write!(
+                    f,
+                    "most validation images are taken for one other class: {}",
+                    named(&pairs, NAMED_CLASSES)
+                )
             }
             Sign::NeverPredicted { classes, epochs } => write!(
                 f,
                 "{} predicted for no validation image in {epochs} epochs",
                 if classes.len() == 1 {
-                    format!("{} was", named(classes))
+                    format!("{} was", named(classes, NAMED))
                 } else {
-                    format!("{} were", named(classes))
+                    format!("{} were", named(classes, NAMED))
                 }
             ),
             Sign::SharedImages { shared, pairs, compared: [val, train] } => {
@@ -255,7 +263,7 @@ impl fmt::Display for Sign {
                 write!(
                     f,
                     "{shared} of {val} validation images look like one of {train} training images: {}",
-                    named(&names)
+                    named(&names, NAMED)
                 )
             }
         }
@@ -279,7 +287,7 @@ impl fmt::Display for Remedy {
             }
             Remedy::CheckClasses => write!(
                 f,
-                "to look at some images of these classes in both splits: does a class mean the same in both?"
+                "to look at some images of the same class in both splits: do they show the same?"
             ),
             Remedy::CheckStart => write!(
                 f,
@@ -299,8 +307,8 @@ impl fmt::Display for Remedy {
 }
 
 /// The first few of a list, and how many more there are.
-fn named(names: &[String]) -> String {
-    let more = names.len().saturating_sub(NAMED);
+fn named(names: &[String], most: usize) -> String {
+    let more = names.len().saturating_sub(most);
     let first = names[..names.len() - more].join(", ");
     if more > 0 { format!("{first} and {more} more") } else { first }
 }

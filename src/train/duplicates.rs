@@ -21,8 +21,6 @@ const SAME: f32 = 0.99;
 /// Images of each split that are compared before a training, at most, in even steps.
 const MOST_TRAIN: usize = 20_000;
 const MOST_VAL: usize = 2_000;
-/// Pairs that are named.
-const NAMED: usize = 16;
 /// Images whose thumbnails are made between two looks at whether to stop.
 const AT_ONCE: usize = 256;
 /// Share of the validation images from which on it is worth an alarm that they are among the training images.
@@ -133,7 +131,7 @@ pub(super) fn shared_images(
     Ok(Some(Some(Alarm {
         sign: Sign::SharedImages {
             shared: found.len(),
-            pairs: found.iter().take(NAMED).map(named).collect(),
+            pairs: found.iter().map(named).collect(),
             compared: [val.len(), train.len()],
         },
         cause: "the splits were not drawn from different photographs".into(),

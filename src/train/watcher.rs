@@ -8,7 +8,7 @@ use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 
-use super::alarm::{Alarm, LayerNumbers, Remedy, Sign};
+use super::alarm::{Alarm, LayerNumbers, Remedy, STUCK, Sign};
 use super::confusion::Confusion;
 use crate::model::{LayerSigns, Network, StepSigns};
 use zfnet_core::{Init, Recipe};
@@ -20,17 +20,20 @@ const WINDOW: usize = 100;
 const GUESSING: f64 = 0.99;
 const LEARNT: f64 = 0.8;
 const WELL_LEARNT: f64 = 0.6;
-/// Standard errors by which a mean loss has to lie above another.
-const FORGOTTEN: f64 = 4.0;
+/// Standard errors by which a mean loss has to lie above or below another.
+const CLEAR: f64 = 4.0;
 /// Watched steps of an epoch, if it has enough of them.
 const WATCHED: usize = 16;
 /// Steps from one watched one to the next: at least so that watching costs little, at most so that a run of long
 /// epochs is looked at often.
 const BETWEEN: [usize; 2] = [6, 16];
-/// Share of a layer's maps that may be dead.
-const DEAD: f64 = 0.25;
+/// Share of a layer's maps that may be dead: small networks that learn well have had a quarter.
+const DEAD: f64 = 0.5;
 /// Share of the highest layer's gradient that the lowest one's has, below which it has vanished.
 const VANISHED: f64 = 1e-6;
+/// Standard deviation of the first step's logits, as a share of the input's, below which the signal has died on its way
+/// up: with the recipes of zfnet-mini and alexnet-mini it is 8e-3.
+const FADED: f64 = 2e-3;
 /// Mean of a layer's output, by its standard deviation, above which biases make it: a relu's of what has no mean is
 /// 0.68, and with biases of 1 it was 1.7 to 8 in the convolutions of zfnet-mini and alexnet-mini.
 const BIASED: f64 = 1.4;
@@ -54,6 +57,12 @@ const USUAL_INPUT: RangeInclusive<f64> = 0.1..=10.0;
 const USUAL_UPDATE: f64 = 2e-3;
 /// Below the first where nothing is learnt, the largest update is taken for too small; above the second for too large.
 pub const USUAL_UPDATES: [f64; 2] = [USUAL_UPDATE / 5.0, 10.0 * USUAL_UPDATE];
+/// Updates that are too small, whether the loss falls or not.
+const TINY_UPDATE: f64 = USUAL_UPDATES[0] / 4.0;
+/// Watched steps whose updates are averaged: single ones are noisy.
+const UPDATES: usize = 8;
+/// Factor by which a learning rate is raised at most.
+const RAISED: f64 = 100.0;
 
 /// Whether a step is a watched one, by its number from 0.
 pub(super) fn is_watched(step: u32, steps_per_epoch: usize) -> bool {
@@ -236,6 +245,9 @@ pub struct WatchState {
     /// What the first watched step has shown, and the last.
     first: Option<Numbers>,
     last: Option<Numbers>,
+    /// The largest update of any layer, in the last watched steps, and in all.
+    updates: VecDeque<f64>,
+    largest_update: f64,
     /// Of the epoch in hand: watched steps, their images, the sum of input deviations, layers.
     watched: u32,
     images: usize,
@@ -246,6 +258,8 @@ pub struct WatchState {
     silent_for: usize,
     /// Classes that have been predicted for no image: in how many epochs one after the other, and since which update.
     never: BTreeMap<u32, (u32, u32)>,
+    /// Classes that the last validation found exchanged, each with what it was taken for.
+    exchanged: BTreeMap<u32, u32>,
 }
 
 impl WatchState {
@@ -264,7 +278,9 @@ impl WatchState {
             && (as_many(self.silent.len()) || self.silent_for == 0 && self.watched == 0)
             && self.silent.iter().zip(&maps).all(silent_fit)
             && self.never.keys().all(|class| (*class as usize) < network.classes())
+            && self.exchanged.iter().all(|(a, b)| (*a.max(b) as usize) < network.classes())
             && self.losses.len() <= WINDOW
+            && self.updates.len() <= UPDATES
     }
 
     /// Takes in what a watched step shows.
@@ -307,6 +323,13 @@ impl WatchState {
         self.watched += 1;
         self.images += images;
         self.input_stds += numbers.input_std;
+        if let Some(largest) = numbers.largest_update() {
+            self.updates.push_back(largest.update);
+            if self.updates.len() > UPDATES {
+                self.updates.pop_front();
+            }
+            self.largest_update = self.largest_update.max(largest.update);
+        }
         self.first.get_or_insert_with(|| numbers.clone());
         self.last = Some(numbers);
     }
@@ -331,17 +354,18 @@ impl WatchState {
         self.lowest = Some(lowest.min(mean));
         let guessing = task.guessing;
         let stuck = lowest.min(mean) > GUESSING * guessing;
+        let spread = self.losses.iter().map(|loss| (loss - mean).powi(2)).sum::<f64>();
+        let error = (spread / (WINDOW * (WINDOW - 1)) as f64).sqrt();
         if step >= task.patience() && stuck {
-            return self.tell(self.stuck(task, step, mean, rate));
+            let falls = mean + CLEAR * error < guessing;
+            return self.tell(self.stuck(task, step, mean, falls, rate));
         }
         // A training that has learnt something and forgets it, or leaves guessing upwards: by more than the losses of
         // single batches tell.
-        let spread = self.losses.iter().map(|loss| (loss - mean).powi(2)).sum::<f64>();
-        let error = (spread / (WINDOW * (WINDOW - 1)) as f64).sqrt();
         self.largest_error = self.largest_error.max(error);
-        let clear = mean - FORGOTTEN * self.largest_error.max(error);
+        let clear = mean - CLEAR * self.largest_error.max(error);
         let rose = clear > 2.0 * guessing.max(lowest)
-            || (lowest + FORGOTTEN * self.largest_error < LEARNT * guessing && clear > guessing);
+            || (lowest + CLEAR * self.largest_error < LEARNT * guessing && clear > guessing);
         if rose {
             let sign = Sign::Rose { loss: mean, lowest, guessing };
             let (cause, remedy) = self.too_far(task, rate);
@@ -355,18 +379,18 @@ impl WatchState {
         self.told.insert(alarm.sign.key()).then_some(alarm)
     }
 
-    fn stuck(&self, task: &Task<'_>, updates: u32, loss: f64, rate: f32) -> Alarm {
+    fn stuck(&self, task: &Task<'_>, updates: u32, loss: f64, falls: bool, rate: f32) -> Alarm {
         let (layers, input_std) = match &self.last {
             Some(last) => (last.layers.clone(), last.input_std),
             None => (Vec::new(), 0.0),
         };
-        let (cause, remedy) = self.why_stuck(task, rate);
+        let (cause, remedy) = self.why_stuck(task, falls, rate);
         let guessing = task.guessing;
         Alarm { sign: Sign::Stuck { loss, guessing, updates, input_std, layers }, cause, remedy }
     }
 
-    /// Why nothing is learnt, by the numbers of the first and the last watched step.
-    fn why_stuck(&self, task: &Task<'_>, rate: f32) -> (String, Remedy) {
+    /// Why nothing is learnt, by what the watched steps have shown and whether the loss falls at all.
+    fn why_stuck(&self, task: &Task<'_>, falls: bool, rate: f32) -> (String, Remedy) {
         let (Some(first), Some(last)) = (&self.first, &self.last) else {
             return ("nothing was watched".into(), Remedy::CheckLabels);
         };
@@ -408,64 +432,71 @@ impl WatchState {
             );
             return (cause, task.other_start(last.input_std));
         }
+        if let Some(logits) = first.logits()
+            && logits.activation_std < FADED * first.input_std
+            && let Some((gain, weakest)) = first.weakest_link()
+        {
+            let cause = format!(
+                "the signal died on its way up from the first step on: an input with a standard deviation of {:.3} gave \
+                 logits with one of {:.1e}; {} gave {:.3} of the deviation that it got",
+                first.input_std, logits.activation_std, weakest.layer, gain
+            );
+            return (cause, task.other_start(first.input_std));
+        }
         if let Some(place) = self
             .silent
             .iter()
             .position(|silent| self.silent_for >= FEWEST_LOOKED_AT && silent.share() >= ALL_DEAD)
         {
-            let cause = format!(
-                "{:.0} % of {} is dead, so nothing passes it",
-                100.0 * self.silent[place].share(),
-                last.layers[place].layer
+            let (why, remedy) = self.dead(task, place, rate);
+            let share = 100.0 * self.silent[place].share();
+            let layer = &last.layers[place].layer;
+            return (
+                format!("{share:.0} % of {layer} is dead, so nothing passes it: {why}"),
+                remedy,
             );
-            return self.dead(task, cause, first.dead[place] >= ALL_DEAD, rate);
         }
         if let Some(place) = last.layers.iter().position(|layer| layer.activation_std == 0.0) {
+            let (why, remedy) = self.dead(task, place, rate);
             let layer = &last.layers[place].layer;
-            let cause = format!("{layer} gives the same for all, so nothing passes it");
-            return self.dead(task, cause, first.dead[place] >= ALL_DEAD, rate);
+            return (
+                format!("{layer} gives the same for all, so nothing passes it: {why}"),
+                remedy,
+            );
         }
-        match last.largest_update() {
-            Some(layer) if layer.update < USUAL_UPDATES[0] => {
-                let cause = format!(
-                    "updates are too small: the largest, of {}, moves its weights by {:.1e} of their size",
-                    layer.layer, layer.update
-                );
-                let wanted = USUAL_UPDATE / layer.update.max(1e-12);
-                (cause, Remedy::LearningRate(rounded(f64::from(rate) * wanted.min(10.0))))
-            }
-            Some(layer) if layer.update > USUAL_UPDATES[1] => self.too_far(task, rate),
-            _ => {
-                let cause = "signal and updates are as they should be, so the labels may tell nothing of the images"
-                    .to_owned();
-                (cause, Remedy::CheckLabels)
-            }
+        let update = self.updates.iter().sum::<f64>() / self.updates.len().max(1) as f64;
+        // Updates by labels without meaning cancel each other, so that they stay small, too; but then no loss falls.
+        if update < TINY_UPDATE || (falls && update < USUAL_UPDATES[0]) {
+            let cause = format!(
+                "updates are too small: the largest of all layers move weights by {update:.1e} of their size{}",
+                if falls { ", and the loss does fall" } else { "" }
+            );
+            let wanted = (USUAL_UPDATE / update.max(1e-12)).min(RAISED);
+            return (cause, Remedy::LearningRate(rounded(f64::from(rate) * wanted)));
         }
+        if update > USUAL_UPDATES[1] {
+            return self.too_far(task, rate);
+        }
+        let cause = "signal and updates are as they should be, so the labels may tell nothing of the images";
+        (cause.to_owned(), Remedy::CheckLabels)
     }
 
-    /// What to do about what is dead: since updates that were too large, or as drawn.
-    fn dead(
-        &self,
-        task: &Task<'_>,
-        cause: String,
-        from_the_start: bool,
-        rate: f32,
-    ) -> (String, Remedy) {
-        let largest = [&self.first, &self.last].into_iter().flatten();
-        let largest = largest.filter_map(|numbers| Some(numbers.largest_update()?.update));
-        match from_the_start {
-            true => {
-                let input_std = self.first.as_ref().map_or(1.0, |first| first.input_std);
-                (format!("{cause}: so it was drawn"), task.other_start(input_std))
-            }
-            false if largest.fold(0.0, f64::max) > USUAL_UPDATES[1] => {
-                (format!("{cause}: updates too large"), self.lower_rate(rate))
-            }
-            false => (
-                format!("{cause}: updates moved it to where no image reaches it"),
-                self.lower_rate(rate),
-            ),
+    /// Why maps of the layer at this place are dead, and what to do about it.
+    fn dead(&self, task: &Task<'_>, place: usize, rate: f32) -> (String, Remedy) {
+        let Some(first) = &self.first else {
+            return ("nothing was watched".into(), self.lower_rate(rate));
+        };
+        // A single batch leaves many maps silent that other images excite.
+        if first.dead[place] >= ALL_DEAD {
+            return ("so it was drawn".into(), task.other_start(first.input_std));
         }
+        let cause = format!(
+            "in the first batch {:.0} % of {} was silent; the largest update since was {:.1} % of a layer's weights",
+            100.0 * first.dead[place],
+            first.layers[place].layer,
+            100.0 * self.largest_update
+        );
+        (cause, self.lower_rate(rate))
     }
 
     /// Why a loss has risen, by the numbers of the first and the last watched step.
@@ -498,11 +529,9 @@ impl WatchState {
         (cause, task.other_start(input_std))
     }
 
-    /// A learning rate that would have held, by the updates of the first and the last watched step.
+    /// A learning rate that would have held, by the largest update there was.
     fn lower_rate(&self, rate: f32) -> Remedy {
-        let numbers = [&self.first, &self.last].into_iter().flatten();
-        let largest = numbers.filter_map(|numbers| Some(numbers.largest_update()?.update));
-        let times = largest.fold(0.0, f64::max) / (2.0 * USUAL_UPDATE);
+        let times = self.largest_update / (2.0 * USUAL_UPDATE);
         Remedy::LearningRate(rounded(f64::from(rate) / times.max(3.0)))
     }
 
@@ -518,9 +547,10 @@ impl WatchState {
         let layer = broken.map(|layer| task.network.layers[layer.layer].name.clone());
         // The last update may have been many times as large as the last that was watched.
         let known = self.last.iter_mut().flat_map(|last| &mut last.layers).zip(&signs.layers);
-        known
-            .filter(|(_, now)| now.update.is_finite())
-            .for_each(|(last, now)| last.update = now.update);
+        for (last, now) in known.filter(|(_, now)| now.update.is_finite()) {
+            last.update = now.update;
+            self.largest_update = self.largest_update.max(now.update);
+        }
         let (cause, remedy) = match &self.first {
             Some(_) => self.too_far(task, rate),
             None if signs.input_std.is_finite() && layer.is_some() => {
@@ -567,22 +597,12 @@ impl WatchState {
         let mut alarms = Vec::new();
         if self.silent_for >= FEWEST_LOOKED_AT {
             let images = std::mem::take(&mut self.silent_for);
-            for (Silent { maps, silent }, numbers) in self.silent.iter().zip(&last.layers) {
+            for (place, Silent { maps, silent }) in self.silent.iter().enumerate() {
                 let dead = silent.len();
                 if dead >= FEWEST_DEAD && dead as f64 > DEAD * *maps as f64 {
-                    let was_dead = self.first.as_ref().is_some_and(|first| {
-                        let place =
-                            first.layers.iter().position(|layer| layer.layer == numbers.layer);
-                        // A single batch leaves many maps silent that other images excite.
-                        place.is_some_and(|place| first.dead[place] >= ALL_DEAD)
-                    });
-                    let cause = format!(
-                        "their last update was {:.2} % of the weights",
-                        100.0 * numbers.update
-                    );
-                    let (cause, remedy) = self.dead(task, cause, was_dead, rate);
-                    let sign =
-                        Sign::Dead { layer: numbers.layer.clone(), dead, maps: *maps, images };
+                    let (cause, remedy) = self.dead(task, place, rate);
+                    let layer = last.layers[place].layer.clone();
+                    let sign = Sign::Dead { layer, dead, maps: *maps, images };
                     alarms.push(Alarm { sign, cause, remedy });
                 }
             }
@@ -602,6 +622,9 @@ impl WatchState {
                 }
             }
         }
+        // What is seen of the layers of a training that is stuck has been told with it.
+        let is_known = self.told.contains(STUCK);
+        alarms.retain(|_| !is_known);
         let alarms = alarms.into_iter().filter_map(|alarm| self.tell(alarm)).collect();
         Some(EpochNumbers { input_std, images, layers: of_layers, alarms })
     }
@@ -620,14 +643,23 @@ impl WatchState {
         confusion: &Confusion,
     ) -> Vec<Alarm> {
         let mut alarms = Vec::new();
-        let has_learnt = train_loss < LEARNT * task.guessing;
-        if has_learnt && let Some(classes) = confusion.exchanged(task.classes) {
+        // An epoch's confusion may be that of a network that has not learnt enough yet.
+        let exchanged = match train_loss < WELL_LEARNT * task.guessing {
+            true => confusion.exchanged(),
+            false => BTreeMap::new(),
+        };
+        let as_before = std::mem::replace(&mut self.exchanged, exchanged) == self.exchanged;
+        if as_before && !self.exchanged.is_empty() {
+            let name = |class: &u32| task.classes[*class as usize].clone();
+            let classes = self.exchanged.iter().map(|(class, as_)| [name(class), name(as_)]);
+            let classes = classes.collect();
             alarms.push(Alarm {
                 sign: Sign::Permuted { classes },
                 cause: "these classes do not stand for the same in both splits".into(),
                 remedy: Remedy::CheckClasses,
             });
-        } else if train_loss < WELL_LEARNT * task.guessing
+        } else if self.exchanged.is_empty()
+            && train_loss < WELL_LEARNT * task.guessing
             && let Some((error, guessing_error)) = confusion.at_chance()
         {
             alarms.push(Alarm {
@@ -763,11 +795,31 @@ mod tests {
             signs.layers.iter_mut().enumerate().for_each(|(place, layer)| change(place, layer));
             signs
         };
-        // A hundredth of the usual update asks for ten times the rate, a fifth of it for five times.
-        let slow = changed(&|_, layer| layer.update = 2e-5);
-        let (cause, remedy) = stuck(&slow, &slow);
-        assert!(cause.contains("too small"), "{cause}");
-        assert_eq!(remedy, Remedy::LearningRate(0.1));
+        // A hundredth of the usual update asks for a hundred times the rate, and no one for more.
+        for update in [2e-5, 2e-9] {
+            let slow = changed(&|_, layer| layer.update = update);
+            let (cause, remedy) = stuck(&slow, &slow);
+            assert!(cause.contains("too small"), "{cause}");
+            assert_eq!(remedy, Remedy::LearningRate(1.0));
+        }
+        // Updates of a tenth are as small as those by labels without meaning, which cancel each other: only of the
+        // former does the loss fall.
+        let slow = changed(&|_, layer| layer.update = 2e-4);
+        assert_eq!(stuck(&slow, &slow).1, Remedy::CheckLabels);
+        let told = alarms_of(&mut WatchState::default(), &task, &slow, vec![2.299; 300]);
+        assert_eq!(told[0].1.remedy, Remedy::LearningRate(0.1));
+        // A single watched step does not decide.
+        let mut state = WatchState::default();
+        (0..7).for_each(|_| state.look(&task, &good));
+        let told = alarms_of(&mut state, &task, &slow, vec![2.299; 300]);
+        assert_eq!(told[0].1.remedy, Remedy::CheckLabels);
+        // The first step's logits are a thousandth of the input.
+        let faded = changed(&|_, layer| {
+            (layer.activation_mean, layer.activation_std) = (1e-3, 1e-3);
+        });
+        let (cause, remedy) = stuck(&faded, &good);
+        assert!(cause.contains("died on its way up"), "{cause}");
+        assert_eq!(remedy, Remedy::CheckStart, "it is drawn by He's way already");
         // What goes back to the first layer is a billionth of what there was.
         let vanishing = changed(&|place, layer| {
             layer.gradient_std = 10f64.powi(place as i32 - 8);
@@ -837,21 +889,25 @@ mod tests {
         let (network, classes) = (network(), names());
         let task = task(&network, &classes);
         let mut signs = healthy(&network);
-        signs.layers[1].fired[..5].fill(false); // 5 of 16
-        signs.layers[3].fired[..3].fill(false); // few
+        signs.layers[1].fired[..9].fill(false); // 9 of 16
+        signs.layers[3].fired[..8].fill(false); // half
         signs.layers[0].shares = [vec![0.7], vec![0.02; 15]].concat();
         let mut state = WatchState::default();
         state.look(&task, &StepSigns { samples: 200, ..signs.clone() });
         state.look(&task, &StepSigns { samples: 62, ..signs.clone() });
         let found = state.end_epoch(&task, &[Some(0.5); 8], 0.01).unwrap();
         assert_eq!((found.images, found.layers.len()), (262, 8));
-        assert_eq!((found.layers[1].dead, found.layers[1].maps), (5, 16));
+        assert_eq!((found.layers[1].dead, found.layers[1].maps), (9, 16));
         let told: Vec<&Sign> = found.alarms.iter().map(|alarm| &alarm.sign).collect();
         assert!(
             matches!(told[1], Sign::Dominated { map: 0, share, .. } if (share - 0.7).abs() < 1e-12)
         );
-        assert!(matches!(told[0], Sign::Dead { dead: 5, maps: 16, images: 262, .. }));
+        assert!(matches!(told[0], Sign::Dead { dead: 9, maps: 16, images: 262, .. }));
         assert_eq!(told.len(), 2);
+        // Those of a training that is stuck were told with it.
+        let mut stuck = WatchState { told: [STUCK.into()].into(), ..WatchState::default() };
+        stuck.look(&task, &StepSigns { samples: 262, ..signs.clone() });
+        assert!(stuck.end_epoch(&task, &[None; 8], 0.01).unwrap().alarms.is_empty());
         // A map that fires once in an epoch is not dead, and what has been told is not told again.
         state.look(&task, &StepSigns { samples: 200, ..signs.clone() });
         state.look(&task, &StepSigns { samples: 200, ..healthy(&network) });
@@ -892,6 +948,42 @@ mod tests {
         // Before anything is learnt it tells nothing.
         let mut state = WatchState::default();
         assert!((0..5).all(|_| state.validated(&task, 900, 1.5, &confusion).is_empty()));
+    }
+
+    #[test]
+    fn classes_are_exchanged_if_two_validations_say_so() {
+        let (network, classes) = (network(), names());
+        let task = task(&network, &classes);
+        let circle = |of: [usize; 2]| {
+            let mut confusion = Confusion::default();
+            for class in 0..10 {
+                let taken_for = match of {
+                    [a, b] if class == a => b,
+                    [a, b] if class == b => a,
+                    _ => class,
+                };
+                (0..50).for_each(|_| confusion.add(class, taken_for));
+            }
+            confusion
+        };
+        let told = |state: &mut WatchState, loss: f64, of: [usize; 2]| {
+            state
+                .validated(&task, 900, loss, &circle(of))
+                .into_iter()
+                .map(|alarm| alarm.sign)
+                .next()
+        };
+        let mut state = WatchState::default();
+        assert_eq!(told(&mut state, 1.0, [2, 5]), None);
+        assert_eq!(told(&mut state, 1.0, [2, 6]), None, "another circle");
+        assert_eq!(told(&mut state, 1.8, [2, 6]), None, "it has not learnt enough");
+        assert_eq!(told(&mut state, 1.0, [2, 6]), None);
+        let Some(Sign::Permuted { classes }) = told(&mut state, 1.0, [2, 6]) else {
+            panic!("no alarm")
+        };
+        let pair = |a: &str, b: &str| [a.to_owned(), b.to_owned()];
+        assert_eq!(classes, [pair("class 2", "class 6"), pair("class 6", "class 2")]);
+        assert_eq!(told(&mut state, 1.0, [2, 6]), None, "once");
     }
 
     #[test]

@@ -87,7 +87,7 @@ fn a_loss_that_stays_is_told_with_its_cause() {
         (
             "slow",
             "--learning-rate 1e-6",
-            ["stuck", "updates are too small", "--learning-rate 0.00001"],
+            ["stuck", "updates are too small", "--learning-rate 0.0001"],
         ),
     ] {
         let ran = place.run(&format!("{FAST} {flags} --epochs 40 --out {name}")).ok();
