@@ -230,8 +230,8 @@ fn layers(out: &Path, record: &Record) -> io::Result<Section> {
             "updates.svg",
             "Relative size of updates",
             &format!(
-                "RMS of an update over that of the weights; shaded: {} to {} %, as in trainings that go well; above \
-                 it weights are thrown about, below it nothing moves",
+                "RMS of an update over that of the weights; shaded: {} to {} %, usual while a network learns most; above \
+                 it weights are thrown about; below it little moves, as is meant once the learning rate has been reduced",
                 100.0 * USUAL_UPDATES[0],
                 100.0 * USUAL_UPDATES[1]
             ),
@@ -246,8 +246,8 @@ fn layers(out: &Path, record: &Record) -> io::Result<Section> {
             out,
             "dead.svg",
             "Dead units",
-            "maps, or units of a fully connected layer, that fired for no image that was looked at in the epoch; of \
-             layers with a relu",
+            "maps, or units of a fully connected layer, that fired for no image that was looked at in the epoch (where \
+             that is fewer than 256, in several epochs); of layers with a relu",
             &Plot { y: "dead (% of the layer’s maps)", lines: &dead, ..basis },
         )?,
     ];

@@ -531,7 +531,7 @@ impl WatchState {
 
     /// A learning rate that would have held, by the largest update there was.
     fn lower_rate(&self, rate: f32) -> Remedy {
-        let times = self.largest_update / (2.0 * USUAL_UPDATE);
+        let times = self.largest_update / USUAL_UPDATE;
         Remedy::LearningRate(rounded(f64::from(rate) / times.max(3.0)))
     }
 
@@ -881,7 +881,7 @@ mod tests {
         let [(_, alarm)] = told.as_slice() else { panic!("{told:?}") };
         assert!(matches!(alarm.sign, Sign::Rose { lowest, .. } if lowest == 1.0));
         assert!(alarm.cause.contains("conv3 was 40.0 %"), "{}", alarm.cause);
-        assert_eq!(alarm.remedy, Remedy::LearningRate(1e-4));
+        assert_eq!(alarm.remedy, Remedy::LearningRate(5e-5));
     }
 
     #[test]
