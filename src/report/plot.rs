@@ -287,7 +287,8 @@ impl Ranged for Axis {
 
 impl ValueFormatter<f64> for Axis {
     fn format(value: &f64) -> String {
-        RangedCoordf64::format(value)
+        let text = RangedCoordf64::format(value);
+        text.strip_suffix(".0").unwrap_or(&text).into()
     }
 }
 
