@@ -24,6 +24,7 @@
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::process;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -68,8 +69,7 @@ pub struct TensorBoard<'a, B: Backend> {
     images: Arc<Images>,
     workers: usize,
     epochs: u32,
-    /// Not before training starts, nor after a write that has failed.
-    file: Option<EventFile>,
+    file: EventFile,
     /// Whether weights are looked into, which has not failed yet.
     looks: bool,
     /// Of the epoch in hand, in this session.
@@ -85,7 +85,7 @@ impl<'a, B: Backend> TensorBoard<'a, B> {
             images: job.train.clone(),
             workers: job.workers,
             epochs: job.architecture.recipe.epochs,
-            file: None,
+            file: EventFile::default(),
             looks: true,
             samples: 0,
         }
@@ -97,14 +97,15 @@ impl<'a, B: Backend> TensorBoard<'a, B> {
             Event::Start { state, .. } => self.start(state),
             Event::Metric(metric) => {
                 let (step, values) = values_of(metric);
-                self.write(step, values);
+                self.file.write(step, values);
             }
-            Event::Save => self.put(EventFile::flush),
+            Event::Save => self.file.flush(),
             Event::Step { samples, .. } => self.samples += samples,
             Event::Epoch { state, elapsed, .. } => {
                 let rate = self.samples as f64 / elapsed.as_secs_f64().max(1e-9);
                 self.samples = 0;
-                self.write(state.step, vec![scalar("train/images_per_second", rate as f32)]);
+                let rate = scalar("train/images_per_second", rate as f32);
+                self.file.write(state.step, vec![rate]);
                 self.look(state);
             }
             _ => {}
@@ -112,15 +113,12 @@ impl<'a, B: Backend> TensorBoard<'a, B> {
     }
 
     fn start(&mut self, state: &State) {
-        let from = match EventFile::open(&self.run, state.step) {
-            Ok((file, from)) => {
-                self.file = Some(file);
-                from
-            }
-            Err(error) => return self.failed(&error),
-        };
+        let from = self.file.open(&self.run, state.step);
         match kept_metrics(&self.run, from) {
-            Ok(metrics) => metrics.iter().map(values_of).for_each(|(step, v)| self.write(step, v)),
+            Ok(metrics) => metrics
+                .iter()
+                .map(values_of)
+                .for_each(|(step, values)| self.file.write(step, values)),
             Err(error) => tracing::warn!("not shown in TensorBoard: {error:#}"),
         }
         if state.batch == 0 && state.epoch > 0 {
@@ -128,37 +126,35 @@ impl<'a, B: Backend> TensorBoard<'a, B> {
         }
     }
 
-    /// Writes what is seen of the weights at an epoch's end: those of the checkpoint, so that what training holds is
-    /// left alone.
+    /// Writes what an epoch has made of the weights.
     fn look(&mut self, state: &State) {
-        if !self.looks || self.file.is_none() {
+        if !self.looks || self.file.open.is_none() {
             return;
         }
-        let draws = EPOCHS.contains(&state.epoch) || state.epoch == self.epochs;
-        let seen = (|| {
-            let last = self.run.join("last");
-            let model = load_model(self.backend, &last, &ExternalConfig::default())?;
-            let mut values = weights(self.backend, &model)?;
-            values.extend(self.activations(&model)?);
-            if draws {
-                values.extend(filters(self.backend, &model)?);
-                values.extend(self.projections(&model)?);
-            }
-            Ok(values)
-        })();
-        match seen {
+        match self.seen(state.epoch) {
             Ok(values) => {
-                self.write(state.step, values);
-                self.put(EventFile::flush);
+                self.file.write(state.step, values);
+                self.file.flush();
             }
             Err(error) => {
-                let error: Error = error;
                 self.looks = false;
                 tracing::warn!(
                     "no more pictures and histograms in TensorBoard, training goes on: {error:#}"
                 );
             }
         }
+    }
+
+    /// Histograms and pictures of the checkpoint that an epoch has ended with: what training holds is left alone.
+    fn seen(&self, epoch: u32) -> Result<Vec<Value>> {
+        let model = load_model(self.backend, &self.run.join("last"), &ExternalConfig::default())?;
+        let mut values = weights(self.backend, &model)?;
+        values.extend(self.activations(&model)?);
+        if EPOCHS.contains(&epoch) || epoch == self.epochs {
+            values.extend(filters(self.backend, &model)?);
+            values.extend(self.projections(&model)?);
+        }
+        Ok(values)
     }
 
     /// So many of the training images, from all over the split, which is sorted by class.
@@ -209,26 +205,6 @@ impl<'a, B: Backend> TensorBoard<'a, B> {
             picture(format!("projections/{}", layer.name), &strips(&peaks, side))
         };
         chosen.iter().zip(&searched.best).map(sheet).collect()
-    }
-
-    fn write(&mut self, step: u32, values: Vec<Value>) {
-        if !values.is_empty() {
-            self.put(|file| file.write(&events::summary(now(), step, values)));
-        }
-    }
-
-    /// Does something with the file, if there is one.
-    fn put(&mut self, what: impl FnOnce(&mut EventFile) -> Result<()>) {
-        if let Some(file) = &mut self.file
-            && let Err(error) = what(file)
-        {
-            self.failed(&error);
-        }
-    }
-
-    fn failed(&mut self, error: &Error) {
-        self.file = None;
-        tracing::warn!("no more events for TensorBoard, training goes on: {error:#}");
     }
 }
 
@@ -315,12 +291,12 @@ fn distribution(values: &[f32]) -> Histogram {
     all
 }
 
-/// Above each map's projection, below what was there; white where the map did not fire. `side` is that of the layer's
+/// Above each map's projection, below what was there; black where the map did not fire. `side` is that of the layer's
 /// receptive field.
 fn strips(peaks: &[Vec<ProjectedPeak>], side: usize) -> Image {
     let tile = |image: Option<&Image>| match image {
         Some(image) => image.squared().enlarged(SMALLEST),
-        None => Image::filled(side, side, 255).enlarged(SMALLEST),
+        None => Image::filled(side, side, 0).enlarged(SMALLEST),
     };
     let projections = peaks.iter().map(|peaks| tile(peaks.first().map(|peak| &peak.projection)));
     let photos = peaks.iter().map(|peaks| tile(peaks.first().map(|peak| &peak.photo)));
@@ -337,40 +313,73 @@ fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }
 
-/// The open file.
+/// A session's event file.
+#[derive(Default)]
 struct EventFile {
     path: PathBuf,
-    file: BufWriter<File>,
-    flushed: Instant,
+    /// Not before it is opened, nor after a write that has failed.
+    open: Option<BufWriter<File>>,
+    flushed: Option<Instant>,
 }
 
 impl EventFile {
-    /// Opens a file of this session, which goes on at `step`; and the step from which on the run's metrics are to be
-    /// written.
-    fn open(run: &Path, step: u32) -> Result<(Self, u32)> {
-        let earlier = newest(run).map_err(Error::io("read", run))?;
+    /// Opens the file of a session that goes on at `step`. Gives the step from which on the run's metrics belong into it.
+    fn open(&mut self, run: &Path, step: u32) -> u32 {
+        let earlier = match newest(run) {
+            Ok(earlier) => earlier,
+            Err(error) => {
+                self.fail(&Error::io("read", run)(error));
+                return step;
+            }
+        };
         // Files are read in the order of their names, whatever the clock did.
         let seconds = (now() as u64).max(earlier.map_or(0, |seconds| seconds.saturating_add(1)));
-        let name = format!("{PREFIX}{seconds:010}.{}.{}.0", host(), std::process::id());
-        let path = run.join(name);
-        let file = File::create_new(&path).map_err(Error::io("create", &path))?;
-        let mut file = EventFile { path, file: BufWriter::new(file), flushed: Instant::now() };
-        file.write(&events::version(now()))?;
-        if earlier.is_none() {
-            return Ok((file, 0));
+        self.path = run.join(format!("{PREFIX}{seconds:010}.{}.{}.0", host(), process::id()));
+        match File::create_new(&self.path) {
+            Ok(file) => self.open = Some(BufWriter::new(file)),
+            Err(error) => self.fail(&Error::io("create", &self.path)(error)),
         }
-        file.write(&events::restart(now(), step))?;
-        Ok((file, step))
+        self.put(&events::version(now()));
+        if earlier.is_none() {
+            return 0;
+        }
+        self.put(&events::restart(now(), step));
+        step
     }
 
-    fn write(&mut self, event: &events::proto::Event) -> Result<()> {
-        events::write(&mut self.file, event).map_err(Error::io("write", &self.path))?;
-        if self.flushed.elapsed() > FLUSH { self.flush() } else { Ok(()) }
+    /// Writes values of a step.
+    fn write(&mut self, step: u32, values: Vec<Value>) {
+        if !values.is_empty() {
+            self.put(&events::summary(now(), step, values));
+        }
     }
 
-    fn flush(&mut self) -> Result<()> {
-        self.flushed = Instant::now();
-        self.file.flush().map_err(Error::io("write", &self.path))
+    fn put(&mut self, event: &events::proto::Event) {
+        self.with(|file| events::write(file, event));
+        if self.flushed.is_none_or(|flushed| flushed.elapsed() > FLUSH) {
+            self.flush();
+        }
+    }
+
+    /// Makes others able to read all so far.
+    fn flush(&mut self) {
+        self.flushed = Some(Instant::now());
+        self.with(BufWriter::flush);
+    }
+
+    /// Does something with the file, if it is open.
+    fn with(&mut self, what: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>) {
+        if let Some(file) = &mut self.open
+            && let Err(error) = what(file)
+        {
+            self.fail(&Error::io("write", &self.path)(error));
+        }
+    }
+
+    fn fail(&mut self, error: &Error) {
+        // What waits to be written would fail once more.
+        let _ = self.open.take().map(BufWriter::into_parts);
+        tracing::warn!("no more events for TensorBoard, training goes on: {error:#}");
     }
 }
 
