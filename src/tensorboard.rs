@@ -11,7 +11,7 @@
 //! | `filters/LAYER` | the first layer's filters, a scale for each | the epochs of [`evolution`](crate::study::evolution), and the last |
 //! | `projections/LAYER` | the maps that evolution follows: above, each one's strongest activation in the same [`SEARCHED`] training images, projected; below, what was there | likewise |
 //!
-//! The viewer keeps ten pictures of a tag and 500 histograms, which these are about.
+//! So many because the viewer keeps ten pictures of a tag, and of histograms and numbers some hundreds, spread over all.
 //!
 //! A session that goes on with a run opens a file of its own, which first takes back what earlier files have of the
 //! checkpoint's step and of later ones. What the checkpoint's own step had is then written again, out of `metrics.jsonl`

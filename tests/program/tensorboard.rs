@@ -28,7 +28,7 @@ fn events(file: &Path) -> Vec<Event> {
         for (checked, sum) in [(&rest[..8], &rest[8..12]), (data, &rest[12 + length..16 + length])]
         {
             let crc = crc32c::crc32c(checked);
-            let masked = (crc >> 15 | crc << 17).wrapping_add(0xa282ead8);
+            let masked = crc.rotate_right(15).wrapping_add(0xa282_ead8);
             assert_eq!(masked.to_le_bytes(), sum);
         }
         found.push(Event::decode(data).unwrap());
