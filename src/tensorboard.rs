@@ -16,7 +16,7 @@
 //! A session that goes on with a run opens a file of its own, which first takes back what earlier files have of the
 //! checkpoint's step and of later ones. What the checkpoint's own step had is then written again, out of `metrics.jsonl`
 //! and the weights, since the interruption may have come before it was; but for images a second, which nothing keeps. If
-//! there is no earlier file, all that `metrics.jsonl` has is written.
+//! there is no earlier file, all that `metrics.jsonl` has is written; a session without events between others leaves a gap.
 //!
 //! Event files are for people. What fails is told once and ends no training: a file that cannot be written is written no
 //! more; if what it takes to draw and count cannot be had, numbers alone go on.

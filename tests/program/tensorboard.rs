@@ -3,6 +3,9 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::process::Stdio;
+use std::thread;
+use std::time::Instant;
 
 use prost::Message;
 use serde_json::Value as Json;
@@ -11,19 +14,24 @@ use zfnet_formats::tensorboard::proto::session_log::SessionStatus;
 use zfnet_formats::tensorboard::proto::summary::value::Value;
 use zfnet_formats::tensorboard::proto::{Event, event::What};
 
+use crate::common::Random;
 use crate::common::program::Place;
 
 const TRAIN: &str = "train --data data --arch tiny.toml";
 /// Updates of an epoch of the 60 pictures.
 const STEPS: i64 = 4;
 
-/// The events of a file, whose frames are checked.
+/// The events of a file, whose frames are checked, up to one that a kill has cut short.
 fn events(file: &Path) -> Vec<Event> {
     let bytes = fs::read(file).unwrap();
     let mut rest = &bytes[..];
     let mut found = Vec::new();
     while !rest.is_empty() {
-        let length = u64::from_le_bytes(rest[..8].try_into().unwrap()) as usize;
+        let Some(length) = rest.first_chunk() else { break };
+        let length = u64::from_le_bytes(*length) as usize;
+        if rest.len() < 16 + length {
+            break;
+        }
         let data = &rest[12..12 + length];
         for (checked, sum) in [(&rest[..8], &rest[8..12]), (data, &rest[12 + length..16 + length])]
         {
@@ -50,8 +58,9 @@ fn sessions(run: &Path) -> Vec<Vec<Event>> {
 fn shown(sessions: &[Vec<Event>]) -> BTreeMap<String, Vec<(i64, Value)>> {
     let mut shown: BTreeMap<String, Vec<(i64, Value)>> = BTreeMap::new();
     for session in sessions {
-        assert_eq!(session[0].what, Some(What::FileVersion("brain.Event:2".into())));
-        for event in &session[1..] {
+        let Some((first, events)) = session.split_first() else { continue }; // killed at once
+        assert_eq!(first.what, Some(What::FileVersion("brain.Event:2".into())));
+        for event in events {
             match event.what.as_ref().unwrap() {
                 What::SessionLog(log) => {
                     assert_eq!(log.status(), SessionStatus::Start);
@@ -191,6 +200,43 @@ fn no_step_stands_twice_and_all_is_as_in_the_metrics() {
         }
     }
     assert_eq!(shown.keys().collect::<Vec<_>>(), Vec::<&String>::new(), "nothing else");
+}
+
+/// Some die while they start, some amid a checkpoint, some amid pictures.
+#[test]
+fn kills_at_any_moment_leave_no_gap_and_nothing_twice() {
+    let place = Place::new();
+    let flags = "--epochs 24 --save-steps 3";
+    let begun = Instant::now();
+    place.run(&format!("{TRAIN} {flags} --out whole --tensorboard")).ok();
+    let time = begun.elapsed();
+    let mut random = Random(3);
+    for _ in 0..20 {
+        let mut child = place
+            .command(&format!("{TRAIN} {flags} --out run --tensorboard --resume"))
+            .stderr(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        thread::sleep(time.mul_f64(0.2 * f64::from(random.real().abs())));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    place.run(&format!("{TRAIN} {flags} --out run --tensorboard --resume")).ok();
+    let run = place.path("run");
+    let expected = expected(&run);
+    assert_eq!(steps(&expected["train/loss"]), (1..=24 * STEPS).collect::<Vec<_>>());
+    let (sessions, whole) = (sessions(&run), sessions(&place.path("whole")));
+    assert!(sessions.len() > 4, "{} sessions only", sessions.len());
+    let (mut shown, mut whole) = (shown(&sessions), shown(&whole));
+    for (tag, numbers) in expected {
+        assert_eq!(shown[&tag], numbers, "{tag}");
+    }
+    // Nothing keeps the rate of an epoch whose checkpoint a session begins with.
+    let rates = [&mut shown, &mut whole].map(|of| of.remove("train/images_per_second").unwrap());
+    assert!(rates[0].len() <= 24 && steps(&rates[0]).is_sorted_by(|a, b| a < b));
+    assert_eq!(rates[1].len(), 24);
+    assert!(shown == whole, "histograms and pictures are those of a run without kills");
 }
 
 #[test]
