@@ -74,7 +74,7 @@
 //! # Modules, in the order in which data flows
 //!
 //! [`data`] reads images and orders them; [`backend`] runs the operations; [`model`] is the chain
-//! with its forward and backward passes; [`train`] is the loop around it, with what it keeps on disk;
+//! with its forward and backward passes; [`train`] is the loop around it, with what it keeps on disk ([`tensorboard`] shows it meanwhile);
 //! [`study`] looks into trained networks; [`picture`] and [`report`] show what it finds, `explore` while a person asks; [`extract`] hands what
 //! layers make of images to other programs, [`export`] the networks;
 //! [`mod@bench`] says how fast all that is, and [`selftest`] whether this machine computes it right.
@@ -98,6 +98,7 @@ pub mod picture;
 pub mod report;
 pub mod selftest;
 pub mod study;
+pub mod tensorboard;
 pub mod train;
 
 pub use zfnet_core::{BoxError, Error, Result, shape};

@@ -182,6 +182,27 @@ impl Image {
         out
     }
 
+    /// Filters `[filters, rows, columns, 3]` as tiles, with one scale for all or one for each.
+    pub(crate) fn of_filters(
+        filters: &[f32],
+        [rows, columns]: [usize; 2],
+        one_scale: bool,
+    ) -> Image {
+        let of_filter = rows * columns * 3;
+        let bytes: Vec<u8> = match one_scale {
+            true => contrast(filters),
+            false => filters.chunks_exact(of_filter).flat_map(contrast).collect(),
+        };
+        let tile =
+            |bytes: &[u8]| Image::new(columns, rows, bytes.to_vec()).resize(columns * 6, rows * 6);
+        Image::filter_tiles(&bytes.chunks_exact(of_filter).map(tile).collect::<Vec<_>>())
+    }
+
+    /// A tile for each filter of a layer.
+    pub(crate) fn filter_tiles(tiles: &[Image]) -> Image {
+        Image::sheet(tiles, 12, 3, 255)
+    }
+
     /// Without loss: for projections, whose grey must stay exactly zero.
     pub fn png(&self) -> io::Result<Vec<u8>> {
         let mut bytes = Vec::new();

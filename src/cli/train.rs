@@ -16,6 +16,7 @@ use zfnet::data::shard::manifest::Form;
 use zfnet::import::ExternalConfig;
 use zfnet::model::{Architecture, Canvas, LayerSpec, Network};
 use zfnet::study::learnt::changes;
+use zfnet::tensorboard::TensorBoard;
 use zfnet::train::alarm::Remedy;
 use zfnet::train::checkpoint::{architecture_of, load_model, newest};
 use zfnet::train::{Crops, Event, Init, Job, Needs, Outcome, ScheduleKind, dry_run, train};
@@ -78,6 +79,10 @@ pub struct Train {
     /// Do not look for signs that something is wrong, nor write down what each layer shows
     #[arg(long)]
     no_watch: bool,
+    /// Write events for TensorBoard beside metrics.jsonl: losses, errors and what each layer shows, histograms of weights
+    /// and activations, and after epochs 1, 2, 5, 10, 20, 30, 40, 64 and the last, pictures of filters and projections
+    #[arg(long)]
+    tensorboard: bool,
     #[command(flatten)]
     evolution: EvolutionArgs,
     #[command(flatten)]
@@ -232,9 +237,13 @@ impl OnDevice for Train {
         let network = Network::new(Architecture { classes, ..job.architecture.clone() })?;
         let (images, run) = (job.train.clone(), &job.out);
         let watch = self.evolution.watch(&network, images, &self.data, run, job.workers)?;
+        let mut board = self.tensorboard.then(|| TensorBoard::new(backend, &job));
         let mut display = Display::new(job.architecture.recipe.epochs);
         let outcome = train(backend, &job, |event| {
             display.event(&event);
+            if let Some(board) = &mut board {
+                board.event(&event);
+            }
             match &watch {
                 Some(watch) => watch.event(backend, &event, &mut display.progress),
                 None => Ok(()),

@@ -20,7 +20,6 @@ use crate::data::classes::Classes;
 use crate::data::images::Images;
 use crate::model::{Kind, Layer, Model, Network, Params, Projector, Rule, Seed};
 use crate::picture::{Image, scale};
-use crate::report::filters::sheet;
 use crate::shape::Shape;
 use crate::study::diagnose::first_filters;
 use crate::study::pixels::{field_box, to_rgb};
@@ -675,7 +674,7 @@ impl<B: Backend> Questions for Engine<'_, B> {
                 "The first layer has no filters that see all of an image's channels.".into(),
             )
         })?;
-        Ok(sheet(&filters, kernel, false))
+        Ok(Image::of_filters(&filters, kernel, false))
     }
 
     fn start_search(&mut self, which: Which) -> Answer<Progress> {

@@ -5,9 +5,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::figure::{Page, Picture, Section, Table, contrast_of, plotted};
-use super::filters::sheet;
 use super::plot::{Line, Mark, Names, Plot, Scale};
 use super::{fact, grouped, plural, short};
+use crate::picture::Image;
 use crate::study::diagnose::{
     Diagnosis, Filters, FirstFilters, Record, STUDY, Told, Watched, WatchedLayer,
 };
@@ -349,7 +349,8 @@ fn filters(page: &Page<'_>, first: &FirstFilters, left_out: &[String]) -> io::Re
         let mut section = Section { title, text, ..Section::default() };
         let mut add = |file: String, values: &[f32], title: String, method: String| {
             let picture = Picture { title, method, wide: true, ..Picture::default() };
-            let picture = page.png(file, &sheet(values, *kernel, one_scale), picture)?;
+            let picture =
+                page.png(file, &Image::of_filters(values, *kernel, one_scale), picture)?;
             section.pictures.push(picture);
             io::Result::Ok(())
         };

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::figure::{Page, Picture, Section, Table, contrast_of};
 use super::plot::heat;
 use super::short;
-use crate::picture::{Image, contrast};
+use crate::picture::Image;
 use crate::study::filters::{
     BANDS, Filters, FirstLayer, GRID, STUDY, Seen, largest, median, spectrum, white_noise_high,
 };
@@ -58,10 +58,10 @@ pub fn write(out: &Path, found: &Filters) -> io::Result<PathBuf> {
     type Draw = fn(&FirstLayer) -> Image;
     let shows: [(&str, &str, &str, Draw); 3] = [
         ("one-scale", "One scale for the layer", &one, |first| {
-            sheet(&first.values, first.kernel, true)
+            Image::of_filters(&first.values, first.kernel, true)
         }),
         ("own-scale", "A scale for each filter", &own, |first| {
-            sheet(&first.values, first.kernel, false)
+            Image::of_filters(&first.values, first.kernel, false)
         }),
         ("spectrum", "Spectra", amplitude, spectra),
     ];
@@ -177,18 +177,6 @@ fn grid(first: &FirstLayer) -> Option<(f64, usize)> {
     first.seen.as_ref()?.grid
 }
 
-/// Filters `[filters, rows, columns, 3]` as tiles, with one scale for all or one for each.
-pub(crate) fn sheet(filters: &[f32], [rows, columns]: [usize; 2], one_scale: bool) -> Image {
-    let of_filter = rows * columns * 3;
-    let bytes: Vec<u8> = match one_scale {
-        true => contrast(filters),
-        false => filters.chunks_exact(of_filter).flat_map(contrast).collect(),
-    };
-    let tile =
-        |bytes: &[u8]| Image::new(columns, rows, bytes.to_vec()).resize(columns * 6, rows * 6);
-    tiles(bytes.chunks_exact(of_filter).map(tile).collect())
-}
-
 /// The filters' spectra, zero in the middle of each tile, the tile's largest value yellow.
 fn spectra(first: &FirstLayer) -> Image {
     let of_filter = first.kernel[0] * first.kernel[1] * 3;
@@ -198,11 +186,7 @@ fn spectra(first: &FirstLayer) -> Image {
         let pixels = spectrum.iter().flat_map(|power| heat(power.sqrt(), 0.0, most.sqrt()));
         Image::new(GRID, GRID, pixels.collect()).resize(GRID * 2, GRID * 2)
     };
-    tiles(first.values.chunks_exact(of_filter).map(tile).collect())
-}
-
-fn tiles(tiles: Vec<Image>) -> Image {
-    Image::sheet(&tiles, 12, 3, 255)
+    Image::filter_tiles(&first.values.chunks_exact(of_filter).map(tile).collect::<Vec<_>>())
 }
 
 fn name(number: usize, first: &FirstLayer) -> String {

@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::figure::{Page, Picture, Section, Table, contrast_of};
-use super::filters::sheet;
+use crate::picture::Image;
 use crate::study::ensemble::Errors;
 use crate::study::learnt::{FirstFilters, LayerLearnt, Learnt, STUDY};
 
@@ -128,7 +128,7 @@ fn pictures(page: &Page<'_>, first: &FirstFilters) -> io::Result<Section> {
         ),
     ] {
         let picture = Picture { title: title.into(), wide: true, ..Picture::default() };
-        let sheet = sheet(values, first.kernel, false);
+        let sheet = Image::of_filters(values, first.kernel, false);
         section.pictures.push(page.png(format!("first-{name}.png"), &sheet, picture)?);
     }
     Ok(section)

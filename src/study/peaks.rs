@@ -135,9 +135,15 @@ pub struct Search {
 impl Search {
     /// Over the images from the one numbered `first` on, read by so many threads, `size` at a time.
     pub fn new(images: &Arc<Images>, first: usize, workers: usize, size: usize) -> Self {
-        let order: Vec<u32> = (first as u32..images.len() as u32).collect();
+        let order = (first as u32..images.len() as u32).collect();
+        Search { images: images.len(), ..Self::over(images, order, workers, size) }
+    }
+
+    /// Over these of the images, in this order.
+    pub fn over(images: &Arc<Images>, order: Vec<u32>, workers: usize, size: usize) -> Self {
+        let count = order.len();
         let plan = BatchPlan::new(order, size, Bad::Skip);
-        Search { loader: Loader::new(images.clone(), plan, workers), images: images.len(), size }
+        Search { loader: Loader::new(images.clone(), plan, workers), images: count, size }
     }
 
     /// Looks at a batch: for each chosen layer and map, the `count` strongest peaks over all images so far.

@@ -170,7 +170,7 @@ impl Sign {
     }
 
     /// What makes two signs the same one, which is told once.
-    pub(super) fn key(&self) -> String {
+    pub(crate) fn key(&self) -> String {
         match self {
             Sign::Dead { layer, .. } | Sign::Dominated { layer, .. } => {
                 format!("{}: {layer}", self.name())

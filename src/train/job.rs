@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::alarm::Alarm;
 use super::checkpoint::State;
 use super::evaluate::Evaluation;
+use super::log::Metric;
 use crate::data::classes::Classes;
 use crate::data::images::Images;
 use crate::import::ExternalConfig;
@@ -83,6 +84,10 @@ pub enum Event<'a> {
         /// Share of it spent waiting for data.
         waiting: Duration,
     },
+    /// A line has been added to `metrics.jsonl`.
+    Metric(&'a Metric),
+    /// A checkpoint is about to be written; who writes of the steps before it does so before it.
+    Save,
     /// Validation images done, of how many.
     Validation(usize, usize),
     /// Something seems to be wrong. Each sign is told once in a run; a loss that is not finite whenever it ends one.

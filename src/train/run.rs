@@ -87,7 +87,7 @@ fn run<B: Backend>(
                 tell(&mut log, &state, &alarm, &mut observe)?;
             }
         }
-        save(backend, job, &trainer, &mut log, &mut state)?;
+        save(backend, job, &trainer, &mut log, &mut state, &mut observe)?;
     }
 
     while state.epoch < recipe.epochs {
@@ -97,7 +97,7 @@ fn run<B: Backend>(
             epoch(&around, &mut trainer, &mut log, &mut state, &mut session, &mut observe)?;
         let enough = job.max_steps.is_some_and(|max| state.step >= max);
         if stopped || (enough && state.batch < steps_per_epoch) {
-            save(backend, job, &trainer, &mut log, &mut state)?;
+            save(backend, job, &trainer, &mut log, &mut state, &mut observe)?;
             return Ok(if stopped { Outcome::Stopped } else { Outcome::Done });
         }
         let mut confusion = Confusion::default();
@@ -112,7 +112,7 @@ fn run<B: Backend>(
             Ok(Some(validation)) => validation,
             // The epoch is kept, and validated when the run goes on.
             unfinished => {
-                save(backend, job, &trainer, &mut log, &mut state)?;
+                save(backend, job, &trainer, &mut log, &mut state, &mut observe)?;
                 return unfinished.map(|_| Outcome::Stopped);
             }
         };
@@ -127,7 +127,7 @@ fn run<B: Backend>(
         }
         state.schedule.epoch_ends(&recipe, state.epoch, error);
         let next_rate = state.schedule.rate(&recipe);
-        log.write(&Metric::Epoch {
+        let metric = Metric::Epoch {
             step: state.step,
             epoch: state.epoch,
             train_loss,
@@ -135,22 +135,22 @@ fn run<B: Backend>(
             val_top1_error: error,
             val_top5_error: validation.top5_error,
             rate: next_rate,
-        })?;
+        };
+        write(&mut log, &metric, &mut observe)?;
         let mut alarms = Vec::new();
         if job.watch {
-            alarms = log_layers(backend, &trainer, &mut log, &mut state, &task, rate)?;
+            alarms =
+                log_layers(backend, &trainer, &mut log, &mut state, &task, rate, &mut observe)?;
             alarms.extend(state.watch.validated(&task, state.step, train_loss, &confusion));
         } else {
             state.watch.not_watched();
         }
         for alarm in &alarms {
-            log.write(&Metric::Alarm {
-                step: state.step,
-                epoch: state.epoch,
-                alarm: alarm.clone(),
-            })?;
+            let (step, epoch) = (state.step, state.epoch);
+            let metric = Metric::Alarm { step, epoch, alarm: alarm.clone() };
+            write(&mut log, &metric, &mut observe)?;
         }
-        save(backend, job, &trainer, &mut log, &mut state)?;
+        save(backend, job, &trainer, &mut log, &mut state, &mut observe)?;
         observe(Event::Epoch {
             state: &state,
             train_loss,
@@ -185,6 +185,7 @@ fn log_layers<B: Backend>(
     state: &mut State,
     task: &Task<'_>,
     rate: f32,
+    observe: &mut impl FnMut(Event<'_>) -> Result<()>,
 ) -> Result<Vec<Alarm>> {
     let shares = initial_shares(backend, &trainer.model)?;
     let Some(EpochNumbers { input_std, images, layers, alarms }) =
@@ -193,7 +194,7 @@ fn log_layers<B: Backend>(
         return Ok(Vec::new());
     };
     let (step, epoch) = (state.step, state.epoch);
-    log.write(&Metric::Layers { step, epoch, images, input_std, layers })?;
+    write(log, &Metric::Layers { step, epoch, images, input_std, layers }, observe)?;
     Ok(alarms)
 }
 
@@ -301,7 +302,8 @@ fn epoch<B: Backend>(
             state.loss_sum += loss_sum;
             state.samples += samples;
             let loss = loss_sum / samples as f64;
-            log.write(&Metric::Step { step: state.step, epoch: state.epoch + 1, loss, rate })?;
+            let (step, epoch) = (state.step, state.epoch + 1);
+            write(log, &Metric::Step { step, epoch, loss, rate }, observe)?;
             session.elapsed = start.elapsed();
             let (elapsed, waiting) = (session.elapsed, session.loader.waited());
             observe(Event::Step { state, loss, samples, elapsed, waiting })?;
@@ -323,7 +325,7 @@ fn epoch<B: Backend>(
                 state.step += 1; // the one that failed: not of any checkpoint, and cut when the run goes on
                 tell(log, state, &alarm, observe)?;
                 state.epoch += 1; // what was seen of it is all that there will be
-                log_layers(backend, trainer, log, state, task, rate)?;
+                log_layers(backend, trainer, log, state, task, rate, observe)?;
                 log.sync()?;
             }
             return Err(error);
@@ -331,7 +333,7 @@ fn epoch<B: Backend>(
         begun?;
         if due {
             saved = Instant::now();
-            save(backend, job, trainer, log, state)?;
+            save(backend, job, trainer, log, state, observe)?;
         }
         if over {
             return Ok(stopped);
@@ -347,8 +349,18 @@ fn tell(
     observe: &mut impl FnMut(Event<'_>) -> Result<()>,
 ) -> Result<()> {
     let (step, epoch) = (state.step, state.epoch + 1);
-    log.write(&Metric::Alarm { step, epoch, alarm: alarm.clone() })?;
+    write(log, &Metric::Alarm { step, epoch, alarm: alarm.clone() }, observe)?;
     observe(Event::Alarm(alarm))
+}
+
+/// Adds a line to the metrics, and shows it.
+fn write(
+    log: &mut MetricsLog,
+    metric: &Metric,
+    observe: &mut impl FnMut(Event<'_>) -> Result<()>,
+) -> Result<()> {
+    log.write(metric)?;
+    observe(Event::Metric(metric))
 }
 
 /// The images of the batch that comes next, some of which a bad image's substitute may stand for.
@@ -364,7 +376,9 @@ fn save<B: Backend>(
     trainer: &Trainer<'_, B>,
     log: &mut MetricsLog,
     state: &mut State,
+    observe: &mut impl FnMut(Event<'_>) -> Result<()>,
 ) -> Result<()> {
+    observe(Event::Save)?;
     log.sync()?;
     quarantine(&job.out, &[&job.train, &job.val])?;
     checkpoint::save(backend, &job.out, &trainer.model, &trainer.momentum, state)?;

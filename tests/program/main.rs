@@ -24,6 +24,7 @@ mod report;
 #[cfg(unix)]
 mod resume;
 mod streaming;
+mod tensorboard;
 mod verify;
 #[cfg(unix)]
 mod wrecked;

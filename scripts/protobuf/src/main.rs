@@ -3,7 +3,7 @@
 use std::path::Path;
 
 /// Folders in `crates/formats/src`; in each, FOLDER.proto of the package FOLDER.
-const FORMATS: [&str; 2] = ["caffe", "onnx"];
+const FORMATS: [&str; 3] = ["caffe", "onnx", "tensorboard"];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../crates/formats/src");
