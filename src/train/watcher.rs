@@ -186,6 +186,21 @@ impl Numbers {
         Some((gain(weakest), weakest.1))
     }
 
+    /// What is seen if biases make the outputs of most layers below the last.
+    fn biases(&self) -> Option<String> {
+        let biased =
+            |layer: &&LayerNumbers| layer.activation_mean.abs() > BIASED * layer.activation_std;
+        let inner = &self.layers[..self.layers.len().saturating_sub(1)];
+        let lowest = inner.iter().find(biased)?;
+        (2 * inner.iter().filter(biased).count() > inner.len()).then(|| {
+            format!(
+                "from the first step on {} gave {:.3} on average, with a standard deviation of {:.3}: biases hide the \
+                 signal",
+                lowest.layer, lowest.activation_mean, lowest.activation_std
+            )
+        })
+    }
+
     /// The largest standard deviation there is, of the last layer: the logits.
     fn logits(&self) -> Option<&LayerNumbers> {
         self.layers.last()
@@ -402,18 +417,8 @@ impl WatchState {
             );
             return (cause, task.other_start(first.input_std));
         }
-        let biased =
-            |layer: &&LayerNumbers| layer.activation_mean.abs() > BIASED * layer.activation_std;
-        let inner = &first.layers[..first.layers.len().saturating_sub(1)];
-        if let Some(layer) = inner.iter().find(biased)
-            && 2 * inner.iter().filter(biased).count() > inner.len()
-        {
-            let cause = format!(
-                "from the first step on {} gave {:.3} on average, with a standard deviation of {:.3}: biases hide the \
-                 signal",
-                layer.layer, layer.activation_mean, layer.activation_std
-            );
-            return (cause, Remedy::ZeroBiases);
+        if let Some(biases) = first.biases() {
+            return (biases, Remedy::ZeroBiases);
         }
         if let (Some(lowest), Some(highest)) = (last.layers.first(), last.layers.last())
             && let Some((gain, weakest)) = last.weakest_link()
@@ -612,13 +617,16 @@ impl WatchState {
             if let Some((map, sum)) = shares.max_by(|a, b| a.1.total_cmp(b.1)) {
                 let share = sum / f64::from(watched);
                 if share > DOMINATED && kept.shares.len() >= FEWEST_MAPS {
-                    alarms.push(Alarm {
-                        sign: Sign::Dominated { layer: numbers.layer.clone(), map, share },
-                        cause:
+                    let (cause, remedy) = match self.first.as_ref().and_then(Numbers::biases) {
+                        Some(biases) => (biases, Remedy::ZeroBiases),
+                        None => (
                             "one filter has grown beyond all others, as in the paper’s Figure 6(a)"
                                 .into(),
-                        remedy: task.rms_limit(),
-                    });
+                            task.rms_limit(),
+                        ),
+                    };
+                    let sign = Sign::Dominated { layer: numbers.layer.clone(), map, share };
+                    alarms.push(Alarm { sign, cause, remedy });
                 }
             }
         }
@@ -904,6 +912,15 @@ mod tests {
         );
         assert!(matches!(told[0], Sign::Dead { dead: 9, maps: 16, images: 262, .. }));
         assert_eq!(told.len(), 2);
+        assert!(matches!(found.alarms[1].remedy, Remedy::RmsLimit(_)));
+        let mut biased = signs.clone();
+        for layer in &mut biased.layers {
+            (layer.activation_mean, layer.activation_std) = (1.0, 0.1);
+        }
+        let mut began_so = WatchState::default();
+        began_so.look(&task, &StepSigns { samples: 32, ..biased });
+        let found = began_so.end_epoch(&task, &[None; 8], 0.01).unwrap();
+        assert_eq!(found.alarms[0].remedy, Remedy::ZeroBiases);
         // Those of a training that is stuck were told with it.
         let mut stuck = WatchState { told: [STUCK.into()].into(), ..WatchState::default() };
         stuck.look(&task, &StepSigns { samples: 262, ..signs.clone() });
