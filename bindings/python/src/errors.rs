@@ -67,6 +67,7 @@ fn of_system(py: Python<'_>, text: String, error: &std::io::Error) -> PyErr {
         ErrorKind::NotFound => PyFileNotFoundError::new_err(text),
         ErrorKind::PermissionDenied => PyPermissionError::new_err(text),
         ErrorKind::AlreadyExists => PyFileExistsError::new_err(text),
+        ErrorKind::InvalidInput => PyValueError::new_err(text), // a name with a NUL
         _ => PyOSError::new_err(text),
     };
     if let Some(number) = error.raw_os_error() {

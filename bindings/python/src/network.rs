@@ -212,12 +212,12 @@ impl Network {
     }
 
     /// What covering parts of an image changes, as `zfnet study occlusion` writes it: JSON.
-    #[pyo3(signature = (image, class, square, stride, fill, layer))]
+    #[pyo3(signature = (image, class_name, square, stride, fill, layer))]
     fn occlusion(
         &self,
         py: Python<'_>,
         image: &Bound<'_, PyAny>,
-        class: Option<String>,
+        class_name: Option<String>,
         square: Option<usize>,
         stride: Option<usize>,
         fill: &str,
@@ -242,17 +242,17 @@ impl Network {
         let layer = layer.map(|name| chain.layer(&name)).transpose().map_err(wrong)?;
         let settings =
             occlusion::Settings::new(chain, layer, square, stride, fill).map_err(wrong)?;
-        let image = self.looked_into(py, image, class)?;
+        let image = self.looked_into(py, image, class_name)?;
         self.on.occlusion(py, image, &settings)
     }
 
     /// How features change with shifts, scales and rotations of an image, as `zfnet study invariance` writes it: JSON.
-    #[pyo3(signature = (image, class, layers, shift, step))]
+    #[pyo3(signature = (image, class_name, layers, shift, step))]
     fn invariance(
         &self,
         py: Python<'_>,
         image: &Bound<'_, PyAny>,
-        class: Option<String>,
+        class_name: Option<String>,
         layers: Option<Vec<String>>,
         shift: Option<usize>,
         step: Option<usize>,
@@ -268,7 +268,7 @@ impl Network {
         layers.dedup();
         let shifts = invariance::shifts(chain.input().h, shift, step)
             .map_err(|error| PyValueError::new_err(error.to_string()))?;
-        let image = self.looked_into(py, image, class)?;
+        let image = self.looked_into(py, image, class_name)?;
         self.on.invariance(py, image, &invariance::Settings { layers, shifts })
     }
 }
@@ -312,14 +312,14 @@ impl Network {
         &self,
         py: Python<'_>,
         image: &Bound<'_, PyAny>,
-        class: Option<String>,
+        class_name: Option<String>,
     ) -> PyResult<StudyImage> {
         let Prepared { canvas, size } = self.prepared(py, image)?;
         let name =
             image.extract().map_or("image".into(), |path: PathBuf| path.display().to_string());
         let classes = self.on.classes();
-        let known = class.is_some();
-        let class = match class {
+        let known = class_name.is_some();
+        let class = match class_name {
             Some(class) => classes.iter().position(|name| *name == class).ok_or_else(|| {
                 PyValueError::new_err(format!("the network has no class `{class}`"))
             })?,

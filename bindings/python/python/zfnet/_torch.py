@@ -154,8 +154,8 @@ class _Chain:
                 self._add(path, part, "dropout", rate=part.p)
             case nn.AvgPool2d() | nn.AdaptiveAvgPool2d():
                 if not torch.equal(inputs[0], output):
-                    found = "x".join(map(str, inputs[0].shape[2:]))
-                    raise wrong(f"averages, which no layer here does: its input is {found}")
+                    found, made = ("x".join(map(str, of.shape[2:])) for of in (inputs[0], output))
+                    raise wrong(f"averages {found} to {made}, which no layer here does: perhaps with another input_size")
             case nn.Softmax() | nn.LogSoftmax():
                 self._ended = path
             case nn.Flatten() | nn.Identity():
