@@ -34,7 +34,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let plain = !output::redraws();
         let now = Instant::now();
         Progress { listener: None, bar: None, plain, what: String::new(), said: now, begun: now }

@@ -2,10 +2,11 @@
 
 use std::ffi::OsString;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::process;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,7 +18,7 @@ use zfnet::cli::python::{
 };
 
 use crate::device::is_forked;
-use crate::errors::{of_arguments, of_command, of_panic};
+use crate::errors::{Error, of_arguments, of_command, of_panic};
 use crate::log;
 use crate::network::Network;
 
@@ -180,6 +181,32 @@ pub fn train(
     }
 }
 
+/// Folders that calls write pages into, by process. Locked by who holds Python's lock, and for as long at most.
+static WRITTEN: Mutex<Vec<(u32, PathBuf)>> = Mutex::new(Vec::new());
+
+/// A folder that only one call writes into.
+struct Written((u32, PathBuf));
+
+impl Written {
+    fn claim(out: &Path) -> PyResult<Self> {
+        let mine = (process::id(), std::path::absolute(out)?);
+        let mut written = WRITTEN.lock().unwrap_or_else(PoisonError::into_inner);
+        if written.contains(&mine) {
+            let by = "another call".into();
+            return Err(Error::new_err(zfnet::Error::Locked { path: out.into(), by }.to_string()));
+        }
+        written.push(mine.clone());
+        Ok(Written(mine))
+    }
+}
+
+impl Drop for Written {
+    fn drop(&mut self) {
+        let mut written = WRITTEN.lock().unwrap_or_else(PoisonError::into_inner);
+        written.retain(|other| *other != self.0);
+    }
+}
+
 /// Makes the page of a network's features as `zfnet study features` does, and says where it is.
 #[pyfunction]
 pub fn top9(
@@ -198,6 +225,7 @@ pub fn top9(
     given.push(("checkpoint".into(), Value::Text(network.source().into())));
     given.push(("out".into(), Value::Text(out.clone().into())));
     let features: Features = arguments(&given).map_err(of_arguments)?;
+    let _until_it_is_made = Written::claim(&out)?;
     network
         .top9(py, &features, &out, listener)?
         .map_err(|error| of_command(py, error, &["max-bad", "units", "layers", "maps"]))

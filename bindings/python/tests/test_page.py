@@ -2,6 +2,7 @@
 
 import html
 import re
+import threading
 
 import numpy as np
 import pytest
@@ -39,6 +40,26 @@ def test_the_frame_needs_no_file(page):
     assert len(pictures) == 4
     for name in pictures:
         assert f'"{name}": "data:image/' in inside
+
+
+def test_two_calls_do_not_write_into_one_folder(net, data, tmp_path):
+    ended = []
+
+    def work():
+        try:
+            zfnet.top9(net, data, out=tmp_path, progress=False)
+            ended.append(None)
+        except zfnet.Error as error:
+            ended.append(str(error))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    # Those that came while another was at it are told so; there may be none.
+    assert None in ended and all(of is None or "another call is writing into it" in of for of in ended)
+    assert (tmp_path / "index.html").exists()
 
 
 def test_a_page_that_is_gone_says_so(page, tmp_path):

@@ -14,7 +14,7 @@ returned own the memory that was computed into.
 Wrong arguments are ValueError or TypeError, files that cannot be read or written OSError, and all else that cannot be
 done is zfnet.Error. Notes on what was found in a file go to the logger `zfnet`.
 
-Python's lock is given back while anything is computed, and a Network may be used from several threads: calls of the
+Python's lock is given back while anything is computed (but for the resizing of an array), and a Network may be used from several threads: calls of the
 same one wait for each other. After a fork (in a DataLoader's worker) networks go on in the child, on one thread.
 """
 

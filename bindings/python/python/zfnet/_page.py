@@ -73,7 +73,7 @@ class Page:
             page = self.html()
         except (OSError, ValueError) as error:
             return f"<p>{html.escape(str(error))}</p>"
-        frame = "width:100%;height:640px;border:1px solid #8884"
+        frame = "box-sizing:border-box;width:100%;height:640px;border:1px solid #8884"
         return f'<iframe title="{html.escape(self.path.parent.name)}" style="{frame}" srcdoc="{html.escape(page)}"></iframe>'
 
 

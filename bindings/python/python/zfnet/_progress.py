@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from typing import Any
 
 _PLAIN = 10.0  # seconds between two lines
@@ -48,7 +49,9 @@ class Progress:
 
 def _bar(what: str) -> Any:
     try:
-        from tqdm.auto import tqdm
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # in a notebook without ipywidgets, where a plain bar does
+            from tqdm.auto import tqdm
     except ImportError:
         return None
     return tqdm(desc=what, leave=False)

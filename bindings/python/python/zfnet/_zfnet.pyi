@@ -1,7 +1,7 @@
 # The compiled part. What users call is in the modules beside this file; their annotations are the types.
 
 import os
-from typing import Any, Protocol
+from typing import Any, Protocol, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ class _Listener(Protocol):
 # A path, or pixels [rows, columns, 3] in C's order: see _image.source.
 _Source = str | NDArray[np.uint8]
 
+@final
 class Network:
     @property
     def name(self) -> str: ...
