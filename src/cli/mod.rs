@@ -286,15 +286,15 @@ fn make_folder(out: &Path) -> Result<PathBuf> {
 
 /// Runs the program with these arguments, the first of which is its name.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let logged = tracing_subscriber::fmt()
+    let _already_set = tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .log_internal_errors(false) // by `eprintln!`, which ends the program where stderr cannot be written
         .with_target(false)
         .with_ansi(output::colours())
         .without_time()
         .with_max_level(tracing::Level::INFO)
-        .try_init();
-    drop(logged); // already so, if the same process calls it again
+        .try_init()
+        .is_err(); // by an earlier call in the same process
     signals::outlive_file_size_limits();
     silence_decoders();
     let matches = Cli::command().try_get_matches_from(args);

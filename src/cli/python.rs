@@ -4,29 +4,26 @@
 use std::ffi::OsString;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
-use std::sync::Once;
+use std::sync::{Once, PoisonError};
 
 use anyhow::Result;
 use clap::error::ErrorKind;
 use clap::{Args, Command};
 
-pub use super::device::{Device, DeviceArgs, OnDevice};
+pub use super::device::{Device, DeviceArgs};
+pub use super::limits::raise_open_files;
 pub use super::output::harmless;
 pub use super::progress::{Listener, Progress, Told};
 pub use super::study::features::Features;
 pub use super::train::{Train, Trained};
-use super::{HELD, advice, limits, silence_decoders, unlock};
+use super::{HELD, advice, silence_decoders, unlock};
 use crate::backend::Backend;
 use crate::model::Model;
 
 /// What a program that is not ours does once before it calls anything here.
-///
-/// # Errors
-/// If the system allows too few open files.
-pub fn begin() -> Result<()> {
+pub fn begin() {
     static ONCE: Once = Once::new();
     ONCE.call_once(silence_decoders);
-    limits::raise_open_files()
 }
 
 /// An argument's value.
@@ -66,11 +63,8 @@ pub fn arguments<A: Args>(given: &[(String, Value)]) -> Result<A, ArgumentError>
         let mut flag = OsString::from(format!("--{name}"));
         match value {
             Value::None => continue,
-            Value::Bool(on) if is_switch => {
-                if !on {
-                    continue;
-                }
-            }
+            Value::Bool(false) if is_switch => continue,
+            Value::Bool(true) if is_switch => {}
             Value::Bool(value) => write!(flag, "={value}").expect("written to memory"),
             Value::Text(text) => flag.push(joined("=", std::slice::from_ref(text))),
             Value::List(texts) => flag.push(joined("=", texts)),
@@ -121,7 +115,8 @@ pub fn in_python(text: &str) -> String {
         let (before, from) = rest.split_at(at);
         let name = &from[2..];
         let len = name.find(|c: char| !c.is_ascii_lowercase() && c != '-').unwrap_or(name.len());
-        let begins = !before.ends_with(|c: char| c.is_alphanumeric() || c == '-');
+        let begins = before.is_empty() && out.is_empty()
+            || before.ends_with(|c: char| c.is_whitespace() || "'`\"([".contains(c));
         out += before;
         if begins && name.starts_with(|c: char| c.is_ascii_lowercase()) {
             out += &name[..len].replace('-', "_");
@@ -144,13 +139,21 @@ pub fn top9<B: Backend>(
     out: &Path,
     progress: Progress,
 ) -> Result<PathBuf> {
-    let page = features.page(backend, model, progress);
-    let mut held = HELD.lock().expect("no panic while it is held");
-    if let Some(place) = held.iter().position(|(folder, _)| folder == out) {
-        let (folder, file) = held.swap_remove(place);
-        unlock(&folder, file);
+    let _given_back = GivenBack(out);
+    features.page(backend, model, progress)
+}
+
+/// Gives a folder's lock back in the end, also where what tells of progress has unwound the work.
+struct GivenBack<'a>(&'a Path);
+
+impl Drop for GivenBack<'_> {
+    fn drop(&mut self) {
+        let mut held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(place) = held.iter().position(|(folder, _)| folder == self.0) {
+            let (folder, file) = held.swap_remove(place);
+            unlock(&folder, file);
+        }
     }
-    page
 }
 
 #[cfg(test)]
@@ -197,8 +200,8 @@ mod tests {
 
     #[test]
     fn flags_become_arguments_and_other_dashes_stay() {
-        let told = in_python("try --batch-size 8, or `--keep 1`; a--b -- c --- d --X");
-        assert_eq!(told, "try batch_size 8, or `keep 1`; a--b -- c --- d --X");
+        let told = in_python("--out: try --batch-size 8, or `--keep 1`; a--b /--c -- d --- e --X");
+        assert_eq!(told, "out: try batch_size 8, or `keep 1`; a--b /--c -- d --- e --X");
         let error = crate::Error::RunExists { path: "run".into() }.into();
         let told = message(&error, &["resume".into(), "out".into()]);
         assert_eq!(told, "run: holds a training already; go on with resume, or choose another out");

@@ -109,7 +109,7 @@ impl Choice {
         let args: DeviceArgs = arguments(&args).map_err(of_arguments)?;
         let device = args.open().map_err(|error| of_command(py, error, &["device"]))?;
         let Some(instructions) = &self.instructions else { return Ok(device) };
-        #[allow(clippy::infallible_destructuring_match, irrefutable_let_patterns)] // without GPUs
+        #[allow(irrefutable_let_patterns)] // without GPUs
         let Device::Cpu(backend) = device else {
             return Err(PyValueError::new_err("instructions are chosen on the CPU only"));
         };

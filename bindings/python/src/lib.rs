@@ -39,7 +39,7 @@ mod _zfnet {
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         device::remember_process();
-        module.add("__version__", env!("CARGO_PKG_VERSION"))?;
-        zfnet::cli::python::begin().map_err(|error| errors::of_command(module.py(), error, &[]))
+        zfnet::cli::python::begin();
+        module.add("__version__", env!("CARGO_PKG_VERSION"))
     }
 }

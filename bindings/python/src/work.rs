@@ -14,7 +14,7 @@ use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use zfnet::cli::python::{
     self as command, ArgumentError, Features, Listener, Progress, Told, Train, Trained, Value,
-    arguments, harmless, in_python,
+    arguments, harmless, in_python, raise_open_files,
 };
 
 use crate::device::is_forked;
@@ -163,6 +163,7 @@ pub fn train(
 ) -> PyResult<Option<String>> {
     let given = with_one_thread(values(given)?);
     let args: Train = arguments(&given).map_err(of_arguments)?;
+    raise_open_files().map_err(|error| of_command(py, error, &[]))?;
     let trained = watched(py, listener, false, |progress, stop| {
         let device = args.device.open()?;
         match &device {
@@ -225,6 +226,7 @@ pub fn top9(
     given.push(("checkpoint".into(), Value::Text(network.source().into())));
     given.push(("out".into(), Value::Text(out.clone().into())));
     let features: Features = arguments(&given).map_err(of_arguments)?;
+    raise_open_files().map_err(|error| of_command(py, error, &[]))?;
     let _until_it_is_made = Written::claim(&out)?;
     network
         .top9(py, &features, &out, listener)?

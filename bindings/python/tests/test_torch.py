@@ -171,7 +171,7 @@ def test_in_the_workers_of_a_data_loader():
 
 
 @pytest.mark.parametrize("name", ["alexnet", "vgg11_bn"])
-def test_torchvision(name, tmp_path):
+def test_torchvision(name, tmp_path, caplog):
     models = pytest.importorskip("torchvision.models")
     torch.manual_seed(0)
     module = getattr(models, name)(weights=None)
@@ -181,7 +181,9 @@ def test_torchvision(name, tmp_path):
     agree(net, module, image)
     # The same by way of a file.
     torch.save(module.state_dict(), tmp_path / "net.pth")
-    loaded = zfnet.load(tmp_path / "net.pth", preprocess="torchvision")
+    with caplog.at_level("INFO", "zfnet"):
+        loaded = zfnet.load(tmp_path / "net.pth", preprocess="torchvision")
+    assert any("by its shapes" in line for line in caplog.messages)
     last, other = net.layers[-1].name, loaded.layers[-1].name
     found, expected = net.activations(image, last)[last], loaded.activations(image, other)[other]
     assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()

@@ -155,7 +155,8 @@ class _Chain:
             case nn.AvgPool2d() | nn.AdaptiveAvgPool2d():
                 if not torch.equal(inputs[0], output):
                     found, made = ("x".join(map(str, of.shape[2:])) for of in (inputs[0], output))
-                    raise wrong(f"averages {found} to {made}, which no layer here does: perhaps with another input_size")
+                    hint = "" if made == "1x1" else ": perhaps with another input_size"
+                    raise wrong(f"averages {found} to {made}, which no layer here does{hint}")
             case nn.Softmax() | nn.LogSoftmax():
                 self._ended = path
             case nn.Flatten() | nn.Identity():
