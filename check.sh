@@ -22,7 +22,7 @@ if [ -n "$missing" ]; then
 fi
 # All in one profile, so that what crates are made of is built once.
 echo "== lints"
-cargo clippy --release --all-targets -- -D warnings
+cargo clippy --release --workspace --all-targets -- -D warnings
 cargo clippy --release -p zfnet --lib --no-default-features -- -D warnings
 if [ "${1:-}" = quick ]; then
   echo "== tests of functions and operations"

@@ -83,10 +83,13 @@
 //! [`report`] comes with the default feature `cli`, as the program does: without it there are neither pages
 //! nor the libraries that draw them.
 
-#![deny(clippy::print_stdout, clippy::print_stderr)] // the program prints, the library does not
+#![deny(clippy::print_stdout, clippy::print_stderr)] // `cli::output` writes, the library itself does not
 
 pub mod backend;
 pub mod bench;
+#[cfg(feature = "cli")]
+#[doc(hidden)] // for the program, and the Python package that brings it along
+pub mod cli;
 #[cfg(feature = "cli")]
 pub mod explore;
 pub mod export;

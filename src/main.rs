@@ -1,11 +1,7 @@
-//! The command line: parses, chooses the device once, runs, and prints an error's chain.
-
-#![deny(clippy::print_stdout, clippy::print_stderr)] // `cli::output` writes
-
-mod cli;
+//! The program: see [`zfnet::cli`].
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    cli::main()
+    ExitCode::from(zfnet::cli::main(std::env::args_os()).0)
 }

@@ -178,6 +178,12 @@ impl CpuBackend {
         }
     }
 
+    /// Runs `work` on one of the threads, so that all that it divides is divided among them, also what does not ask
+    /// the backend: after a fork, say, when no thread of the process is there any more but those of a new backend.
+    pub fn install<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        self.pool.install(work)
+    }
+
     /// Copies on all threads: what memory can do, for [`crate::bench`].
     pub fn copy(&self, to: &mut [f32], from: &[f32]) {
         const CHUNK: usize = 1 << 18;

@@ -2,8 +2,8 @@
 
 use std::io::ErrorKind;
 
-use zfnet::Error;
-use zfnet::data::shard::manifest::MANIFEST;
+use crate::Error;
+use crate::data::shard::manifest::MANIFEST;
 
 /// What to do about the first of an error and its causes for which that can be told to a command that has these
 /// flags.

@@ -1,17 +1,16 @@
 //! `zfnet bench`: how fast each operation is, beside what the machine can do.
 
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 
+use crate::bench::{Benchmark, OPS, Peaks, Row, cases, forward, slower, training_steps};
+use crate::data::folder::check_output;
+use crate::disk::write_atomic;
+use crate::model::{Architecture, Network};
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 use serde::{Deserialize, Serialize};
-use zfnet::bench::{Benchmark, OPS, Peaks, Row, cases, forward, slower, training_steps};
-use zfnet::data::folder::check_output;
-use zfnet::disk::write_atomic;
-use zfnet::model::{Architecture, Network};
 
-use super::{DeviceArgs, OnDevice, output};
+use super::{DeviceArgs, ExitCode, OnDevice, output};
 
 #[derive(Args)]
 #[command(args_conflicts_with_subcommands = true)]

@@ -1,14 +1,13 @@
 //! `zfnet bench loader`: how fast images on disk become batches.
 
 use std::path::PathBuf;
-use std::process::ExitCode;
 
+use crate::bench::loader::{LoaderRow, Settings, What, copy_gbytes, example, measure};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde::Serialize;
-use zfnet::bench::loader::{LoaderRow, Settings, What, copy_gbytes, example, measure};
 
-use super::{IoName, MOST_WORKERS, grouped, output};
+use super::{ExitCode, IoName, MOST_WORKERS, grouped, output};
 
 #[derive(Args)]
 pub struct BenchLoader {

@@ -1,18 +1,17 @@
 //! `zfnet classify`: what images show, in a network's opinion.
 
 use std::path::PathBuf;
-use std::process::ExitCode;
 
+use crate::bench::Benchmark;
+use crate::data::decode::prepare;
+use crate::data::images::read_rgb;
+use crate::study::project::classify;
+use crate::train::evaluate::Classifier;
 use anyhow::Result;
 use clap::Args;
 use serde_json::json;
-use zfnet::bench::Benchmark;
-use zfnet::data::decode::prepare;
-use zfnet::data::images::read_rgb;
-use zfnet::study::project::classify;
-use zfnet::train::evaluate::Classifier;
 
-use super::{CropsName, DeviceArgs, ExternalArgs, OnDevice, output};
+use super::{CropsName, DeviceArgs, ExitCode, ExternalArgs, OnDevice, output};
 
 #[derive(Args)]
 pub struct Classify {

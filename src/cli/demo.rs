@@ -1,34 +1,33 @@
 //! `zfnet demo`: from nothing to a page of what a network has learnt, in minutes.
 
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
+use crate::backend::Backend;
+use crate::bench::Benchmark;
+use crate::data::Split;
+use crate::data::classes::Classes;
+use crate::data::folder::ImageFolder;
+use crate::data::images::Images;
+use crate::data::synthetic;
+use crate::disk::write_atomic;
+use crate::import::ExternalConfig;
+use crate::model::{Architecture, ConvSpec, FcSpec, LayerSpec};
+use crate::study::peaks::{Maps, spatial_layers};
+use crate::train::checkpoint::load_model;
+use crate::train::evaluate::{Classifier, Evaluation, Member, TestCrops, evaluate};
+use crate::train::{Event, Job, Outcome, ScheduleKind, train};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde_json::json;
-use zfnet::backend::Backend;
-use zfnet::bench::Benchmark;
-use zfnet::data::Split;
-use zfnet::data::classes::Classes;
-use zfnet::data::folder::ImageFolder;
-use zfnet::data::images::Images;
-use zfnet::data::synthetic;
-use zfnet::disk::write_atomic;
-use zfnet::import::ExternalConfig;
-use zfnet::model::{Architecture, ConvSpec, FcSpec, LayerSpec};
-use zfnet::study::peaks::{Maps, spatial_layers};
-use zfnet::train::checkpoint::load_model;
-use zfnet::train::evaluate::{Classifier, Evaluation, Member, TestCrops, evaluate};
-use zfnet::train::{Event, Job, Outcome, ScheduleKind, train};
 
 use super::progress::Progress;
 use super::signals::{signal_code, stop_on_signals};
 use super::study::features::{PageJob, write_page};
 use super::train::Display;
-use super::{DeviceArgs, OnDevice, ReadArgs, make_folder, output, shown};
+use super::{DeviceArgs, ExitCode, OnDevice, ReadArgs, make_folder, output, shown};
 
 #[derive(Args)]
 pub struct Demo {
@@ -200,7 +199,7 @@ fn learn<B: Backend>(
             let status = format!("epoch {} of {epochs}, training", state.epoch);
             let facts = facts(validation, None);
             let shown = page(backend, folder, run, out, facts, Some(status));
-            let path = shown.map_err(zfnet::Error::callback)?;
+            let path = shown.map_err(crate::Error::callback)?;
             if state.epoch == 1 {
                 display.progress.line(&format!("first pictures: open {}", path.display()));
             }

@@ -1,15 +1,15 @@
 //! The choice of the machine: made once, here, and said.
 
-use std::process::ExitCode;
 use std::str::FromStr;
 
+use crate::backend::cpu::{CpuBackend, Products};
+#[cfg(feature = "cuda")]
+use crate::backend::{Precision, cuda};
+use crate::bench::Benchmark;
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
-use zfnet::backend::cpu::{CpuBackend, Products};
-#[cfg(feature = "cuda")]
-use zfnet::backend::{Precision, cuda};
-use zfnet::bench::Benchmark;
 
+use super::ExitCode;
 use super::limits::check_threads;
 #[cfg(feature = "cuda")]
 use super::selftest::test_once;
@@ -100,36 +100,51 @@ pub trait OnDevice {
     fn run<B: Benchmark>(self, backend: &B) -> Result<ExitCode>;
 }
 
+/// What computes.
+pub enum Device {
+    Cpu(CpuBackend),
+    #[cfg(feature = "cuda")]
+    Cuda(cuda::CudaBackend),
+}
+
 impl DeviceArgs {
     /// Opens the device, says which one it is, and runs a command on it.
     pub fn run(&self, command: impl OnDevice) -> Result<ExitCode> {
-        let threads = check_threads(self.threads)?;
-        if let Some(threads) = threads {
+        if let Some(threads) = check_threads(self.threads)? {
             // What runs beside the backend (the mean image, say) keeps to it too.
             rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
         }
-        match self.device {
-            DeviceName::Cpu => self.on_cpu(threads, command),
+        match &self.open()? {
+            Device::Cpu(backend) => say(command, backend),
             #[cfg(feature = "cuda")]
-            DeviceName::Cuda(device) => self.on_gpu(device, command),
+            Device::Cuda(backend) => say(command, backend),
+        }
+    }
+
+    /// Opens the device.
+    pub fn open(&self) -> Result<Device> {
+        match self.device {
+            DeviceName::Cpu => self.cpu(),
+            #[cfg(feature = "cuda")]
+            DeviceName::Cuda(device) => self.gpu(device),
             #[cfg(not(feature = "cuda"))]
             DeviceName::Cuda(_) => {
                 bail!("this build has no CUDA backend: build it with --features cuda")
             }
             #[cfg(feature = "cuda")]
             DeviceName::Auto => match cuda::devices() {
-                Ok(_) => self.on_gpu(0, command),
+                Ok(_) => self.gpu(0),
                 Err(reason) => {
                     tracing::info!("not on a GPU: {reason:#}");
-                    self.on_cpu(threads, command)
+                    self.cpu()
                 }
             },
             #[cfg(not(feature = "cuda"))]
-            DeviceName::Auto => self.on_cpu(threads, command),
+            DeviceName::Auto => self.cpu(),
         }
     }
 
-    fn on_cpu(&self, threads: Option<usize>, command: impl OnDevice) -> Result<ExitCode> {
+    fn cpu(&self) -> Result<Device> {
         #[cfg(feature = "cuda")]
         if self.gemm.is_some() {
             bail!("--gemm is for a GPU");
@@ -138,7 +153,7 @@ impl DeviceArgs {
         if self.kernels.is_some() {
             bail!("--kernels is for a GPU");
         }
-        let mut backend = CpuBackend::new(threads)?;
+        let mut backend = CpuBackend::new(check_threads(self.threads)?)?;
         if self.exact {
             backend = backend.exact();
         }
@@ -156,11 +171,11 @@ impl DeviceArgs {
                 }
             }
         }
-        say(command, &backend)
+        Ok(Device::Cpu(backend))
     }
 
     #[cfg(feature = "cuda")]
-    fn on_gpu(&self, device: usize, command: impl OnDevice) -> Result<ExitCode> {
+    fn gpu(&self, device: usize) -> Result<Device> {
         if self.exact {
             bail!("--exact is for the CPU: no kernel for a GPU uses Winograd's method");
         }
@@ -179,7 +194,7 @@ impl DeviceArgs {
         };
         let backend = cuda::CudaBackend::new(cuda::Options { device, precision, gemm, kernels })?;
         test_once(device, &backend, kernels)?;
-        say(command, &backend)
+        Ok(Device::Cuda(backend))
     }
 }
 

@@ -1,22 +1,22 @@
 //! `zfnet eval`: error rates of one checkpoint, or of several averaged.
 
 use std::path::PathBuf;
-use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
+use crate::backend::Backend;
+use crate::bench::Benchmark;
+use crate::data::Split;
+use crate::data::images::Images;
+use crate::study::ensemble::{Candidate, error_rates, same_classes};
+use crate::train::evaluate::Evaluation;
 use anyhow::Result;
 use clap::Args;
-use zfnet::backend::Backend;
-use zfnet::bench::Benchmark;
-use zfnet::data::Split;
-use zfnet::data::images::Images;
-use zfnet::study::ensemble::{Candidate, error_rates, same_classes};
-use zfnet::train::evaluate::Evaluation;
 
 use super::progress::Progress;
 use super::{
-    CropsName, DeviceArgs, ExternalArgs, OnDevice, ReadArgs, SplitName, open_data, output, shown,
+    CropsName, DeviceArgs, ExitCode, ExternalArgs, OnDevice, ReadArgs, SplitName, open_data,
+    output, shown,
 };
 
 #[derive(Args)]

@@ -5,27 +5,26 @@ use std::fs::File;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, anyhow, bail};
-use clap::Args;
-use zfnet::bench::Benchmark;
-use zfnet::data::Split;
-use zfnet::data::classes::Classes;
-use zfnet::data::images::{Images, ReadOptions};
-use zfnet::data::set::KeyedImages;
-use zfnet::disk::lock;
-use zfnet::explore::{
+use crate::bench::Benchmark;
+use crate::data::Split;
+use crate::data::classes::Classes;
+use crate::data::images::{Images, ReadOptions};
+use crate::data::set::KeyedImages;
+use crate::disk::lock;
+use crate::explore::{
     Checkpoint, Engine, Guard, Listening, NAME, Opened, Pictures, Published, Settings, Wanted,
     listen, publish, random_name,
 };
-use zfnet::model::Canvas;
+use crate::model::Canvas;
+use anyhow::{Context, Result, anyhow, bail};
+use clap::Args;
 
 use super::progress::Progress;
 use super::signals::end_on_signals;
 use super::study::run_folder;
-use super::{DeviceArgs, ExternalArgs, OnDevice, output, shown};
+use super::{DeviceArgs, ExitCode, ExternalArgs, OnDevice, output, shown};
 
 /// The port that is tried first.
 const PORT: u16 = 8877;
@@ -152,7 +151,7 @@ impl OnDevice for Explore {
         };
         let load = |path: &Path| {
             let loaded = self.external.load(backend, path);
-            loaded.map_err(|error| zfnet::Error::Data(format!("{error:#}")))
+            loaded.map_err(|error| crate::Error::Data(format!("{error:#}")))
         };
         let engine = Engine::new(backend, &opened, data_classes, load);
         if let Some(out) = &self.publish {

@@ -1,16 +1,15 @@
 //! `zfnet export`: a network for other programs.
 
 use std::path::PathBuf;
-use std::process::ExitCode;
 
+use crate::bench::Benchmark;
+use crate::data::folder::check_output;
+use crate::disk::write_atomic;
+use crate::export::{Format, onnx, pytorch};
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use zfnet::bench::Benchmark;
-use zfnet::data::folder::check_output;
-use zfnet::disk::write_atomic;
-use zfnet::export::{Format, onnx, pytorch};
 
-use super::{DeviceArgs, ExternalArgs, OnDevice, output};
+use super::{DeviceArgs, ExitCode, ExternalArgs, OnDevice, output};
 
 #[derive(Args)]
 pub struct Export {
@@ -52,7 +51,6 @@ impl OnDevice for Export {
             Format::Onnx => {
                 vec![(out.clone(), onnx(backend, &model, self.with_preprocessing)?)]
             }
-            _ => bail!("{}: this program does not write such files", out.display()),
         };
         if let Some((file, _)) = files.iter().find(|(file, _)| file.exists() && !overwrite) {
             bail!("{}: is there already: choose another file, or --overwrite", file.display());

@@ -1,23 +1,22 @@
 //! `zfnet extract`: what layers make of images, as a file for other programs.
 
 use std::path::PathBuf;
-use std::process::ExitCode;
 use std::time::Instant;
 
+use crate::bench::Benchmark;
+use crate::data::folder::check_output;
+use crate::data::set::KeyedImages;
+use crate::extract::{Dtype, Format, Settings, extract};
+use crate::human_bytes;
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
-use zfnet::bench::Benchmark;
-use zfnet::data::folder::check_output;
-use zfnet::data::set::KeyedImages;
-use zfnet::extract::{Dtype, Format, Settings, extract};
-use zfnet::human_bytes;
 
 use super::eval::say_bad;
 use super::progress::Progress;
 use super::signals::{signal_code, stop_on_signals};
 use super::{
-    DeviceArgs, ExternalArgs, IoName, MOST_WORKERS, OnDevice, ReadArgs, SplitName, grouped, output,
-    shown,
+    DeviceArgs, ExitCode, ExternalArgs, IoName, MOST_WORKERS, OnDevice, ReadArgs, SplitName,
+    grouped, output, shown,
 };
 
 #[derive(Args)]
@@ -101,7 +100,7 @@ impl OnDevice for Extract {
             ("data".into(), shown(&self.data)),
         ];
         if data.classes.is_some() {
-            let split = zfnet::data::Split::from(self.split.unwrap_or(SplitName::Val));
+            let split = crate::data::Split::from(self.split.unwrap_or(SplitName::Val));
             facts.push(("split".into(), split.name().into()));
         }
         let dtype = match self.dtype {

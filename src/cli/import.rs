@@ -1,26 +1,25 @@
 //! `zfnet import`: another program's network as a checkpoint.
 
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
+use crate::backend::Backend;
+use crate::bench::Benchmark;
+use crate::data::Split;
+use crate::data::folder::check_output;
+use crate::disk::write_atomic;
+use crate::human_bytes;
+use crate::import::{ExternalConfig, Imported, Kind, read};
+use crate::model::Model;
+use crate::study::ensemble::{Candidate, error_rates};
+use crate::train::evaluate::{Evaluation, TestCrops};
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use zfnet::backend::Backend;
-use zfnet::bench::Benchmark;
-use zfnet::data::Split;
-use zfnet::data::folder::check_output;
-use zfnet::disk::write_atomic;
-use zfnet::human_bytes;
-use zfnet::import::{ExternalConfig, Imported, Kind, read};
-use zfnet::model::Model;
-use zfnet::study::ensemble::{Candidate, error_rates};
-use zfnet::train::evaluate::{Evaluation, TestCrops};
 
 use super::inspect::print_network;
 use super::progress::Progress;
-use super::{DeviceArgs, ExternalArgs, OnDevice, ReadArgs, SplitName, open_data, output};
+use super::{DeviceArgs, ExitCode, ExternalArgs, OnDevice, ReadArgs, SplitName, open_data, output};
 
 #[derive(Args)]
 pub struct Import {
@@ -91,7 +90,7 @@ impl OnDevice for Import {
             ..self.external.config()
         };
         let imported = read(&self.file, &config)?;
-        self.refuse_idle_flags(imported.kind)?;
+        imported.kind.map_or(Ok(()), |kind| self.refuse_idle_flags(kind))?;
         print(&imported)?;
         let model = imported.into_model(backend).map_err(|error| error.in_file(&self.file))?;
         let model = match &self.check {
@@ -127,7 +126,9 @@ fn check_out(out: &Path, overwrite: bool) -> Result<()> {
 /// What was read: where each layer's weights come from, the layers, and how images are prepared.
 fn print(imported: &Imported) -> Result<()> {
     let Imported { network, preprocess, classes, kind, table, notes, .. } = imported;
-    output::line(kind.text())?;
+    if let Some(kind) = kind {
+        output::line(kind.text())?;
+    }
     for note in notes {
         output::line(format_args!("  {note}"))?;
     }

@@ -1,22 +1,21 @@
 //! `zfnet inspect`: the table of a network's layers, or what a set of shards holds.
 
 use std::path::Path;
-use std::process::ExitCode;
 
+use crate::backend::cpu::CpuBackend;
+use crate::data::Split;
+use crate::data::set::{DataSet, is_unfinished};
+use crate::data::shard::ShardSet;
+use crate::data::shard::manifest::{Form, Manifest};
+use crate::model::{Architecture, Kind, Model, Network};
+use crate::study::filters::white_noise_high;
+use crate::study::learnt::{LayerChange, changes, percent};
+use crate::{human_bytes, size_text};
 use anyhow::Result;
 use clap::Args;
 use serde::Serialize;
-use zfnet::backend::cpu::CpuBackend;
-use zfnet::data::Split;
-use zfnet::data::set::{DataSet, is_unfinished};
-use zfnet::data::shard::ShardSet;
-use zfnet::data::shard::manifest::{Form, Manifest};
-use zfnet::model::{Architecture, Kind, Model, Network};
-use zfnet::study::filters::white_noise_high;
-use zfnet::study::learnt::{LayerChange, changes, percent};
-use zfnet::{human_bytes, size_text};
 
-use super::{ExternalArgs, grouped, output};
+use super::{ExitCode, ExternalArgs, grouped, output};
 
 /// Classes of a set that are printed; if there are more, all but the first and last few are left out.
 const FEW: usize = 8;
@@ -250,7 +249,7 @@ fn find(args: &Inspect) -> Result<(Network, Vec<LayerChange>)> {
         let backend = CpuBackend::new(Some(1))?;
         let unknown = |error: &anyhow::Error| {
             let mut causes = error.chain().filter_map(|cause| cause.downcast_ref());
-            causes.any(|cause| matches!(cause, zfnet::Error::UnknownPreprocessing(_)))
+            causes.any(|cause| matches!(cause, crate::Error::UnknownPreprocessing(_)))
         };
         let Model { network, params, .. } = match args.external.load(&backend, path) {
             // Of how images are prepared nothing is shown, so that any will do.

@@ -1,4 +1,6 @@
-//! One file a command; parsing and printing only. What the commands share is here.
+//! The command line: one file a command; parsing and printing only. What the commands share is here.
+//!
+//! [`main`] is the program; the Python package calls that too, and in [`python`] the parts of some commands.
 
 mod advice;
 mod bench;
@@ -17,32 +19,33 @@ mod output;
 mod pack;
 mod progress;
 mod project;
+pub mod python;
 mod selftest;
 mod signals;
 mod study;
 mod train;
 mod verify;
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::panic;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::sync::Mutex;
 
+use crate::backend::Backend;
+use crate::data::Split;
+use crate::data::folder::check_output;
+use crate::data::images::ReadOptions;
+use crate::data::set::DataSet;
+use crate::data::shard::Io;
+use crate::disk::{lock, unlock};
+use crate::import::ExternalConfig;
+use crate::model::{Canvas, Model};
+use crate::train::checkpoint::load_model;
+use crate::train::evaluate::TestCrops;
 use anyhow::{Context, Result, bail};
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use device::{DeviceArgs, OnDevice};
-use zfnet::backend::Backend;
-use zfnet::data::Split;
-use zfnet::data::folder::check_output;
-use zfnet::data::images::ReadOptions;
-use zfnet::data::set::DataSet;
-use zfnet::data::shard::Io;
-use zfnet::disk::{lock, unlock};
-use zfnet::import::ExternalConfig;
-use zfnet::model::{Canvas, Model};
-use zfnet::train::checkpoint::load_model;
-use zfnet::train::evaluate::TestCrops;
 
 /// Train ZFNet and see what a convolutional network has learnt.
 #[derive(Parser)]
@@ -86,6 +89,17 @@ enum Command {
     Bench(bench::Bench),
     /// Whether this machine computes right: every operation beside a plain one
     Selftest(selftest::Selftest),
+}
+
+/// What the program tells who has called it: 0 if all is well. Unlike the standard library's it can be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExitCode(pub u8);
+
+impl ExitCode {
+    /// All is well.
+    pub const SUCCESS: ExitCode = ExitCode(0);
+    /// Something is not.
+    pub const FAILURE: ExitCode = ExitCode(1);
 }
 
 #[derive(Args, Clone)]
@@ -147,7 +161,7 @@ impl ReadArgs {
             bail!("--max-bad: expected a share from 0 to 1, found {}", self.max_bad);
         }
         // Both splits may be kept, beside the network and its training.
-        let share_of_free = zfnet::memory::available().map_or(usize::MAX, |free| free / 4);
+        let share_of_free = crate::memory::available().map_or(usize::MAX, |free| free / 4);
         let cache_bytes = self.cache_mb.saturating_mul(1 << 20).min(share_of_free);
         let io = self.io.map(Io::from);
         Ok(ReadOptions { canvas, max_bad: self.max_bad, cache_bytes, io })
@@ -270,33 +284,35 @@ fn make_folder(out: &Path) -> Result<PathBuf> {
     Ok(out.to_owned())
 }
 
-/// Runs the program.
-pub fn main() -> ExitCode {
-    tracing_subscriber::fmt()
+/// Runs the program with these arguments, the first of which is its name.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let _already_set = tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .log_internal_errors(false) // by `eprintln!`, which ends the program where stderr cannot be written
         .with_target(false)
         .with_ansi(output::colours())
         .without_time()
         .with_max_level(tracing::Level::INFO)
-        .init();
+        .try_init()
+        .is_err(); // by an earlier call in the same process
     signals::outlive_file_size_limits();
-    // A decoder's panic is a bad image's error; what Rust would say of it helps nobody.
-    let say = panic::take_hook();
-    panic::set_hook(Box::new(move |panic| {
-        if !zfnet::data::decode::is_decoding() {
-            say(panic);
+    silence_decoders();
+    let matches = Cli::command().try_get_matches_from(args);
+    let parsed = matches.and_then(|matches| Ok((Cli::from_arg_matches(&matches)?, matches)));
+    let (Cli { command }, matches) = match parsed {
+        Ok(parsed) => parsed,
+        Err(error) => {
+            let _ = error.print(); // help, too
+            return ExitCode(error.exit_code() as u8);
         }
-    }));
-    let matches = Cli::command().get_matches();
-    let Cli { command } = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    };
     let result = limits::raise_open_files().and_then(|()| run(command));
     for (folder, file) in HELD.lock().expect("no panic while it is held").drain(..) {
         unlock(&folder, file);
     }
     result.unwrap_or_else(|error| {
         if error.downcast_ref().is_some_and(output::Unwritable::reader_has_left) {
-            return ExitCode::from(signals::SIGPIPE_CODE);
+            return ExitCode(signals::SIGPIPE_CODE);
         }
         match advice::advice(&error, &flags(&matches)) {
             Some(advice) => output::message(format_args!("error: {error:#}; {advice}")),
@@ -304,6 +320,16 @@ pub fn main() -> ExitCode {
         }
         ExitCode::FAILURE
     })
+}
+
+/// Leaves it at an error where a decoder panics at a bad image: what Rust would say of it helps nobody.
+fn silence_decoders() {
+    let say = panic::take_hook();
+    panic::set_hook(Box::new(move |panic| {
+        if !crate::data::decode::is_decoding() {
+            say(panic);
+        }
+    }));
 }
 
 /// The long flags of the command that was given.

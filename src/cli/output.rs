@@ -42,7 +42,7 @@ pub fn message(text: impl Display) {
 }
 
 /// A text whose names, which may come from anywhere, do not drive the terminal.
-fn harmless(text: impl Display) -> String {
+pub fn harmless(text: impl Display) -> String {
     text.to_string().replace(|c: char| c.is_control() && !matches!(c, '\n' | '\t'), "\u{fffd}")
 }
 

@@ -1,20 +1,19 @@
 //! `zfnet pack`: a set of shards from a folder or tars of images.
 
 use std::path::PathBuf;
-use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
+use crate::data::pack::{Options, Outcome, Plan, check_place, default_mean_side, pack};
+use crate::data::shard::manifest::Form;
+use crate::data::source::Source;
+use crate::human_bytes;
 use anyhow::{Result, bail};
 use clap::Args;
-use zfnet::data::pack::{Options, Outcome, Plan, check_place, default_mean_side, pack};
-use zfnet::data::shard::manifest::Form;
-use zfnet::data::source::Source;
-use zfnet::human_bytes;
 
 use super::progress::Progress;
 use super::signals::{signal_code, stop_on_signals};
-use super::{output, use_threads};
+use super::{ExitCode, output, use_threads};
 
 #[derive(Args)]
 pub struct Pack {
@@ -71,7 +70,7 @@ pub fn run(args: Pack) -> Result<ExitCode> {
         progress.show("list images", images, images, "");
         match stop.load(Ordering::Relaxed) {
             0 => Ok(()),
-            _ => Err(zfnet::Error::callback("stopped")),
+            _ => Err(crate::Error::callback("stopped")),
         }
     });
     let source = match source {

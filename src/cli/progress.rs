@@ -1,4 +1,5 @@
-//! Progress: a bar with ETA on a terminal, plain lines every few seconds elsewhere.
+//! Progress: a bar with ETA on a terminal, plain lines every few seconds elsewhere; or whatever another program makes
+//! of it.
 
 use std::time::{Duration, Instant};
 
@@ -9,8 +10,22 @@ use super::output;
 /// Time between two plain lines.
 const PLAIN: Duration = Duration::from_secs(10);
 
+/// What a long command tells.
+pub enum Told<'a> {
+    /// What is being done, how much of it is done, of how much, and a few words more.
+    Progress(&'a str, usize, usize, &'a str),
+    /// A line that stays.
+    Line(&'a str),
+    /// That what was being done has ended.
+    End,
+}
+
+/// Who is told it, other than the terminal.
+pub type Listener = Box<dyn FnMut(Told<'_>) + Send>;
+
 /// One stretch of work at a time.
 pub struct Progress {
+    listener: Option<Listener>,
     bar: Option<ProgressBar>,
     plain: bool,
     what: String,
@@ -19,14 +34,22 @@ pub struct Progress {
 }
 
 impl Progress {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let plain = !output::redraws();
         let now = Instant::now();
-        Progress { bar: None, plain, what: String::new(), said: now, begun: now }
+        Progress { listener: None, bar: None, plain, what: String::new(), said: now, begun: now }
+    }
+
+    /// One that is told to `listener` instead of the terminal.
+    pub fn told_to(listener: Listener) -> Self {
+        Progress { listener: Some(listener), ..Progress::new() }
     }
 
     /// Shows that `done` of `total` of `what` is done, with a few words more.
     pub fn show(&mut self, what: &str, done: usize, total: usize, more: &str) {
+        if let Some(tell) = &mut self.listener {
+            return tell(Told::Progress(what, done, total, more));
+        }
         if self.what != what {
             self.end();
             self.what = what.to_owned();
@@ -59,6 +82,9 @@ impl Progress {
 
     /// Clears the bar, so that a line can be printed.
     pub fn end(&mut self) {
+        if let Some(tell) = &mut self.listener {
+            return tell(Told::End);
+        }
         if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();
         }
@@ -68,6 +94,9 @@ impl Progress {
     /// Prints a line that stays.
     pub fn line(&mut self, line: &str) {
         self.end();
-        output::message(line);
+        match &mut self.listener {
+            Some(tell) => tell(Told::Line(line)),
+            None => output::message(line),
+        }
     }
 }

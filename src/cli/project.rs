@@ -1,21 +1,20 @@
 //! `zfnet project`: what made units fire in images.
 
 use std::path::PathBuf;
-use std::process::ExitCode;
 
+use crate::bench::Benchmark;
+use crate::data::folder::check_output;
+use crate::model::weights::serialize;
+use crate::model::{Projector, Rule};
+use crate::report::projections::{Projections, write};
+use crate::study::project::{Units, arrays, project};
+use crate::train::evaluate::{Classifier, TestCrops};
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use zfnet::bench::Benchmark;
-use zfnet::data::folder::check_output;
-use zfnet::model::weights::serialize;
-use zfnet::model::{Projector, Rule};
-use zfnet::report::projections::{Projections, write};
-use zfnet::study::project::{Units, arrays, project};
-use zfnet::train::evaluate::{Classifier, TestCrops};
 
 use super::progress::Progress;
 use super::study::initial_weights;
-use super::{DeviceArgs, ExternalArgs, OnDevice, make_folder, output, shown};
+use super::{DeviceArgs, ExitCode, ExternalArgs, OnDevice, make_folder, output, shown};
 
 #[derive(Args)]
 pub struct Project {

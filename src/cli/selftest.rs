@@ -1,21 +1,20 @@
 //! `zfnet selftest`: whether this machine computes right; and the same by itself, the first time that
 //! a build meets a GPU and its driver.
 
-use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::{Result, bail};
-use clap::Args;
-use serde::Serialize;
-use zfnet::backend::Backend;
-use zfnet::backend::cpu::{CpuBackend, Products};
+use crate::backend::Backend;
+use crate::backend::cpu::{CpuBackend, Products};
 #[cfg(feature = "cuda")]
-use zfnet::backend::{
+use crate::backend::{
     Precision,
     cuda::{self, CudaBackend, Gemm, Kernels, Options},
 };
-use zfnet::model::{Architecture, Network};
-use zfnet::selftest::{Check, Reference, Settings};
+use crate::model::{Architecture, Network};
+use crate::selftest::{Check, Reference, Settings};
+use anyhow::{Result, bail};
+use clap::Args;
+use serde::Serialize;
 
 use super::device::DeviceName;
 use super::output;
@@ -95,7 +94,7 @@ impl Compared {
 impl Variant {
     /// A variant that cannot even begin.
     #[cfg(feature = "cuda")]
-    fn failed(name: String, error: &zfnet::Error) -> Self {
+    fn failed(name: String, error: &crate::Error) -> Self {
         let out_of_memory = is_out_of_memory(error);
         let error = Some(error.to_string());
         Variant { name, seconds: 0.0, results: Vec::new(), error, out_of_memory }
@@ -174,8 +173,8 @@ fn variant<B: Backend>(
 }
 
 #[cfg(feature = "cuda")]
-fn is_out_of_memory(error: &zfnet::Error) -> bool {
-    matches!(error, zfnet::Error::Memory { .. })
+fn is_out_of_memory(error: &crate::Error) -> bool {
+    matches!(error, crate::Error::Memory { .. })
 }
 
 /// What all others are compared with: the CPU's loops without any instruction that not every processor
@@ -337,6 +336,7 @@ pub fn run(args: Selftest) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+use super::ExitCode;
 #[cfg(feature = "cuda")]
 pub use first::test_once;
 
@@ -347,13 +347,13 @@ mod first {
     use std::hash::{DefaultHasher, Hash, Hasher};
     use std::path::PathBuf;
 
+    use crate::backend::Backend;
+    use crate::backend::cuda::{self, CudaBackend, Gemm, Kernels, Options};
+    use crate::disk::write_atomic;
+    use crate::model::Architecture;
+    use crate::selftest::Settings;
     use anyhow::{Context, Result, bail};
     use serde::{Deserialize, Serialize};
-    use zfnet::backend::Backend;
-    use zfnet::backend::cuda::{self, CudaBackend, Gemm, Kernels, Options};
-    use zfnet::disk::write_atomic;
-    use zfnet::model::Architecture;
-    use zfnet::selftest::Settings;
 
     use super::variant_name;
 

@@ -1,9 +1,9 @@
 //! Signals: those that ask a long command to save and end, and those that must end none.
 
-use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use super::ExitCode;
 use anyhow::{Context, Result};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
@@ -40,7 +40,7 @@ pub fn end_on_signals() -> Result<()> {
 
 /// The exit code of a program that a signal has ended: 128 and the signal's number.
 pub fn signal_code(stop: &AtomicUsize) -> ExitCode {
-    ExitCode::from(128u8.saturating_add(stop.load(Ordering::Relaxed) as u8))
+    ExitCode(128u8.saturating_add(stop.load(Ordering::Relaxed) as u8))
 }
 
 /// The exit code of a program whose output nobody reads any more, as if SIGPIPE had ended it.

@@ -1,32 +1,32 @@
 //! `zfnet train`.
 
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
+use crate::backend::Backend;
+use crate::bench::Benchmark;
+use crate::data::Split;
+use crate::data::folder::check_output;
+use crate::data::set::DataSet;
+use crate::data::shard::manifest::Form;
+use crate::import::ExternalConfig;
+use crate::model::{Architecture, Canvas, LayerSpec, Network};
+use crate::study::learnt::changes;
+use crate::tensorboard::TensorBoard;
+use crate::train::alarm::Remedy;
+use crate::train::checkpoint::{architecture_of, load_model, newest};
+use crate::train::{Crops, Event, Init, Job, Needs, Outcome, ScheduleKind, dry_run, train};
+use crate::{human_bytes, size_text};
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use zfnet::backend::Backend;
-use zfnet::bench::Benchmark;
-use zfnet::data::Split;
-use zfnet::data::folder::check_output;
-use zfnet::data::set::DataSet;
-use zfnet::data::shard::manifest::Form;
-use zfnet::import::ExternalConfig;
-use zfnet::model::{Architecture, Canvas, LayerSpec, Network};
-use zfnet::study::learnt::changes;
-use zfnet::tensorboard::TensorBoard;
-use zfnet::train::alarm::Remedy;
-use zfnet::train::checkpoint::{architecture_of, load_model, newest};
-use zfnet::train::{Crops, Event, Init, Job, Needs, Outcome, ScheduleKind, dry_run, train};
-use zfnet::{human_bytes, size_text};
 
 use super::inspect::table_of;
 use super::progress::Progress;
 use super::signals::{signal_code, stop_on_signals};
 use super::study::evolution::EvolutionArgs;
-use super::{DeviceArgs, ExternalArgs, MOST_WORKERS, OnDevice, ReadArgs, output};
+use super::{DeviceArgs, ExitCode, ExternalArgs, MOST_WORKERS, OnDevice, ReadArgs, output};
 
 #[derive(Args)]
 pub struct Train {
@@ -196,6 +196,37 @@ impl RecipeArgs {
 
 impl OnDevice for Train {
     fn run<B: Benchmark>(self, backend: &B) -> Result<ExitCode> {
+        let out = self.out.clone();
+        match self.train(backend, stop_on_signals, Progress::new())? {
+            Trained::Done => output::line(out.display())?,
+            Trained::Needs(text) => output::line(text)?,
+            Trained::Stopped(code) => {
+                output::message("stopped; go on with the same command and --resume");
+                return Ok(code);
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// How a training ended.
+pub enum Trained {
+    /// All that was asked for is done.
+    Done,
+    /// A signal has stopped it, and what had been trained is saved.
+    Stopped(ExitCode),
+    /// It was not begun: what it will need.
+    Needs(String),
+}
+
+impl Train {
+    /// All but what is printed at the end. `listen` begins to listen to what shall stop it, which so far was nothing.
+    pub fn train<B: Benchmark>(
+        self,
+        backend: &B,
+        listen: impl FnOnce() -> Result<Arc<AtomicUsize>>,
+        progress: Progress,
+    ) -> Result<Trained> {
         let mut architecture = match &self.arch {
             Some(arch) => Architecture::find(arch)?,
             None => {
@@ -209,7 +240,7 @@ impl OnDevice for Train {
         check_output(&self.out)?;
         let data = DataSet::open(&self.data)?;
         let options = self.read.options(architecture.input.resize)?;
-        let stop = stop_on_signals()?;
+        let stop = listen()?;
         let external = ExternalArgs { arch: self.arch.clone(), preprocess: self.preprocess };
         let job = Job {
             train: Arc::new(data.images(Split::Train, options)?),
@@ -230,15 +261,15 @@ impl OnDevice for Train {
             workers: self.read.workers(backend),
             stop: &stop,
         };
+        let mut display = Display::on(progress, job.architecture.recipe.epochs);
         if self.dry_run {
-            return print_dry_run(backend, &job);
+            return Ok(Trained::Needs(needs(backend, &job, &mut display.progress)?));
         }
         let classes = job.classes.len();
         let network = Network::new(Architecture { classes, ..job.architecture.clone() })?;
         let (images, run) = (job.train.clone(), &job.out);
         let watch = self.evolution.watch(&network, images, &self.data, run, job.workers)?;
         let mut board = self.tensorboard.then(|| TensorBoard::new(backend, &job));
-        let mut display = Display::new(job.architecture.recipe.epochs);
         let outcome = train(backend, &job, |event| {
             display.event(&event);
             if let Some(board) = &mut board {
@@ -253,30 +284,26 @@ impl OnDevice for Train {
         let outcome = outcome.with_context(|| format!("the run {}", self.out.display()))?;
         let bad = job.train.bad().len();
         if bad > 0 {
-            output::message(format_args!(
+            display.progress.line(&format!(
                 "{bad} training file(s) cannot be read as images; others took their places"
             ));
         }
         match outcome {
             Outcome::Done => {
-                print_changes(backend, &self.out);
-                output::line(self.out.display())?;
-                Ok(ExitCode::SUCCESS)
+                say_changes(backend, &self.out, &mut display.progress);
+                Ok(Trained::Done)
             }
-            Outcome::Stopped => {
-                output::message("stopped; go on with the same command and --resume");
-                Ok(signal_code(&stop))
-            }
+            Outcome::Stopped => Ok(Trained::Stopped(signal_code(&stop))),
         }
     }
 }
 
-/// Prints what became of the initial weights. A training that is done does not fail for it.
-fn print_changes<B: Backend>(backend: &B, run: &Path) {
+/// Says what became of the initial weights. A training that is done does not fail for it.
+fn say_changes<B: Backend>(backend: &B, run: &Path, progress: &mut Progress) {
     let found = load_model(backend, &run.join("last"), &ExternalConfig::default())
         .and_then(|last| changes(backend, &last.network, &last.params));
     match found {
-        Ok(changes) => output::message(table_of(&changes)),
+        Ok(changes) => progress.line(&table_of(&changes)),
         Err(error) => tracing::warn!("no table of initial weights: {error:#}"),
     }
 }
@@ -289,9 +316,8 @@ fn positive(text: &str) -> Result<usize, String> {
     }
 }
 
-/// Prints what a training will need.
-fn print_dry_run<B: Backend>(backend: &B, job: &Job<'_>) -> Result<ExitCode> {
-    let mut progress = Progress::new();
+/// What a training will need, in lines.
+fn needs<B: Backend>(backend: &B, job: &Job<'_>, progress: &mut Progress) -> Result<String> {
     let needs = dry_run(backend, job, |done, all| progress.show("trial step", done, all, ""))?;
     progress.end();
     let recipe = &job.architecture.recipe;
@@ -302,24 +328,21 @@ fn print_dry_run<B: Backend>(backend: &B, job: &Job<'_>) -> Result<ExitCode> {
     };
     let Needs { steps_per_epoch, seconds_per_step, .. } = needs;
     let epoch = steps_per_epoch as f64 * seconds_per_step;
-    output::line(format_args!("parameters  {}", needs.parameters))?;
-    output::line(format_args!(
-        "memory      {} wanted, {free} free{largest}",
-        human_bytes(needs.wanted)
-    ))?;
+    let mut lines = vec![format!("parameters  {}", needs.parameters)];
+    lines.push(format!("memory      {} wanted, {free} free{largest}", human_bytes(needs.wanted)));
     let kept = job.train.kept_bytes() + job.val.kept_bytes();
-    output::line(format_args!(
+    lines.push(format!(
         "            and {} for images that are kept (--cache-mb), {} while a checkpoint is written",
         human_bytes(kept),
         human_bytes(2 * 4 * needs.parameters) // in PyTorch's order, and as a file's bytes
-    ))?;
+    ));
     let steps = steps_per_epoch * recipe.epochs as usize;
     let steps = steps.min(job.max_steps.map_or(usize::MAX, |max| max as usize));
-    output::line(format_args!(
+    lines.push(format!(
         "steps       {steps_per_epoch} an epoch, {steps} in all, of {} epochs",
         recipe.epochs
-    ))?;
-    output::line(format_args!(
+    ));
+    lines.push(format!(
         "time        {:.1} ms a step (the mean of {}), {:.0} images/s, {} an epoch, {} in all, \
          without validation",
         1e3 * seconds_per_step,
@@ -327,7 +350,7 @@ fn print_dry_run<B: Backend>(backend: &B, job: &Job<'_>) -> Result<ExitCode> {
         job.train.len() as f64 / epoch,
         duration(epoch),
         duration(steps as f64 * seconds_per_step)
-    ))?;
+    ));
     let input = Input {
         canvas: job.train.canvas(),
         form: job.train.shards().map(|shards| shards.form()),
@@ -336,12 +359,12 @@ fn print_dry_run<B: Backend>(backend: &B, job: &Job<'_>) -> Result<ExitCode> {
         workers: job.workers,
         cores: std::thread::available_parallelism().map_or(1, usize::from),
     };
-    output::line(format_args!(
+    lines.push(format!(
         "alone       steps {:.0} images/s, input {:.0} images/s by {} worker(s) on {} cores",
         needs.step_rate, needs.input_rate, input.workers, input.cores
-    ))?;
-    output::line(format_args!("limit       {}", input.limit(needs.step_rate, needs.input_rate)))?;
-    Ok(ExitCode::SUCCESS)
+    ));
+    lines.push(format!("limit       {}", input.limit(needs.step_rate, needs.input_rate)));
+    Ok(lines.join("\n"))
 }
 
 /// What the advice on a training's input depends on.
@@ -440,7 +463,11 @@ fn flag_of(remedy: &Remedy) -> String {
 
 impl Display {
     pub fn new(epochs: u32) -> Self {
-        Display { progress: Progress::new(), epochs, steps_per_epoch: 0, samples: 0 }
+        Self::on(Progress::new(), epochs)
+    }
+
+    fn on(progress: Progress, epochs: u32) -> Self {
+        Display { progress, epochs, steps_per_epoch: 0, samples: 0 }
     }
 
     pub fn event(&mut self, event: &Event<'_>) {
@@ -515,7 +542,7 @@ impl Display {
             Event::Alarm(alarm) => {
                 self.progress.line(&format!("alarm: {alarm}{}", flag_of(&alarm.remedy)))
             }
-            _ => {}
+            Event::Metric(_) | Event::Save => {}
         }
     }
 }

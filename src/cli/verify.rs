@@ -1,19 +1,18 @@
 //! `zfnet verify`: whether a set of shards is still what was packed.
 
 use std::path::PathBuf;
-use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use crate::data::shard::manifest::MANIFEST;
+use crate::data::verify::{Report, verify};
+use crate::human_bytes;
 use anyhow::Result;
 use clap::Args;
-use zfnet::data::shard::manifest::MANIFEST;
-use zfnet::data::verify::{Report, verify};
-use zfnet::human_bytes;
 
 use super::progress::Progress;
 use super::signals::{signal_code, stop_on_signals};
-use super::{grouped, output, use_threads};
+use super::{ExitCode, grouped, output, use_threads};
 
 /// Problems printed; `--json` has all.
 const SHOWN: usize = 50;

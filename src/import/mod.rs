@@ -58,8 +58,8 @@ pub struct Imported {
     pub preprocess: Preprocess,
     /// Its classes.
     pub classes: Classes,
-    /// What kind of file it was.
-    pub kind: Kind,
+    /// What kind of file it was; none if it was in memory.
+    pub kind: Option<Kind>,
     /// Which layer of the file each layer with weights is.
     pub table: Vec<Row>,
     /// What was left out, folded or assumed, a sentence each.
@@ -119,6 +119,20 @@ pub fn read(path: &Path, config: &ExternalConfig) -> Result<Imported> {
     read().map_err(|error: Error| error.in_file(path))
 }
 
+/// Takes a network whose layers another program has in memory. It does not say how images are prepared unless `config` or
+/// the chain does; without a size of its own the chain has that of `config`.
+///
+/// # Errors
+/// If a layer is none that we have, layers do not fit each other, or preprocessing or size are missing.
+pub fn from_chain(mut chain: Chain, config: &ExternalConfig) -> Result<Imported> {
+    let (notes, classes) = (chain.notes.clone(), std::mem::take(&mut chain.classes));
+    let preprocessing = chain.preprocessing.take();
+    let (architecture, tensors, table) =
+        chain::describe(chain, Path::new(""), config.input_size, false)?;
+    let network = Network::new(architecture)?;
+    Found { network, tensors, table, notes, preprocessing, classes }.complete(None, None, config)
+}
+
 /// A network whose file has tensors alone.
 fn of_tensors(
     kind: Kind,
@@ -139,7 +153,7 @@ fn of_tensors(
     let network = Network::new(architecture)?;
     let (tensors, table) = matching::matched(&network, modules, &mut notes)?;
     let found = Found { network, tensors, table, notes, preprocessing: None, classes: Vec::new() };
-    found.complete(kind, sidecar::read_sidecars(folder), config)
+    found.complete(Some(kind), sidecar::read_sidecars(folder), config)
 }
 
 /// A network whose file has its layers too.
@@ -164,7 +178,8 @@ fn of_chain(
     let (architecture, tensors, table) =
         chain::describe(chain, path, size, config.until.is_some() && config.classes.is_none())?;
     let network = Network::new(architecture)?;
-    Found { network, tensors, table, notes, preprocessing, classes }.complete(kind, beside, config)
+    let found = Found { network, tensors, table, notes, preprocessing, classes };
+    found.complete(Some(kind), beside, config)
 }
 
 /// What a file says of a network.
@@ -181,7 +196,7 @@ impl Found {
     /// With what files beside it and the user say.
     fn complete(
         self,
-        kind: Kind,
+        kind: Option<Kind>,
         beside: Option<Sidecar>,
         config: &ExternalConfig,
     ) -> Result<Imported> {
@@ -304,6 +319,6 @@ impl Described {
             Classes::unknown(network.classes())
         };
         notes.push("the preprocessing is as zfnet has written it into the file".into());
-        Ok(Imported { network, tensors, preprocess, classes, kind: Kind::Onnx, table, notes })
+        Ok(Imported { network, tensors, preprocess, classes, kind: Some(Kind::Onnx), table, notes })
     }
 }

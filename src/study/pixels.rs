@@ -7,7 +7,7 @@ use crate::picture::Image;
 
 /// The receptive field of a unit as `[x0, y0, x1, y1]` in pixels of the network's input, as large for every
 /// unit of a layer: it may reach beyond the input.
-pub(crate) fn field_box(layer: &Layer, y: usize, x: usize) -> [i64; 4] {
+pub fn field_box(layer: &Layer, y: usize, x: usize) -> [i64; 4] {
     let [(y0, y1), (x0, x1)] = [layer.field[0].of(y), layer.field[1].of(x)];
     [x0, y0, x1, y1]
 }
@@ -33,7 +33,7 @@ pub(crate) fn original_box(
 }
 
 /// A box clipped to a picture of so many rows and columns.
-pub(crate) fn clipped([rows, columns]: [usize; 2], [x0, y0, x1, y1]: [i64; 4]) -> [usize; 4] {
+pub fn clipped([rows, columns]: [usize; 2], [x0, y0, x1, y1]: [i64; 4]) -> [usize; 4] {
     let within = |v: i64, size: usize| v.clamp(0, size as i64) as usize;
     [within(x0, columns), within(y0, rows), within(x1, columns), within(y1, rows)]
 }
@@ -68,7 +68,7 @@ pub(crate) fn to_rgb(preprocess: &Preprocess, mut pixels: Vec<f32>) -> Vec<f32> 
 }
 
 /// A projection, as large as the network's input, as a picture.
-pub(crate) fn projection_image(preprocess: &Preprocess, projection: &[f32]) -> Image {
+pub fn projection_image(preprocess: &Preprocess, projection: &[f32]) -> Image {
     let [rows, columns] = preprocess.size;
     Image::projection(columns, rows, &to_rgb(preprocess, projection.to_vec()))
 }

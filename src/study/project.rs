@@ -4,7 +4,8 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::pixels::{centre_crop, field_box, original_box, projection_image, seen_box};
+use super::pixels::{centre_crop, original_box, seen_box};
+pub use super::pixels::{clipped, field_box, projection_image};
 use super::{projection_of, unit_named};
 use crate::backend::{Backend, SeedUnit, Tensor};
 use crate::data::decode::prepare;

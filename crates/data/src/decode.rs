@@ -353,8 +353,17 @@ impl Preparer {
     /// # Panics
     /// If `out` is not as long as the canvas, `image` is empty or its buffer does not fit it.
     pub fn prepare(&mut self, image: &Rgb, canvas: impl Into<Canvas>, out: &mut [u8]) {
-        let canvas = canvas.into();
-        let (width, height) = (image.width, image.height);
+        self.prepare_pixels([image.width, image.height], &image.pixels, canvas.into(), out);
+    }
+
+    /// The same of pixels of `[width, height]` that somebody else holds.
+    fn prepare_pixels(
+        &mut self,
+        [width, height]: [usize; 2],
+        pixels: &[u8],
+        canvas: Canvas,
+        out: &mut [u8],
+    ) {
         let Canvas { rows, columns, .. } = canvas;
         assert_eq!(out.len(), canvas.bytes(), "out for RGB of {rows}x{columns}");
         assert!(
@@ -365,9 +374,9 @@ impl Preparer {
         match method(canvas) {
             Some(method) => {
                 let to = [columns, rows];
-                self.resize_by(method, [width, height], &image.pixels, part, to, out);
+                self.resize_by(method, [width, height], pixels, part, to, out);
             }
-            None => nearest(image, part, columns, out),
+            None => nearest([width, height], pixels, part, columns, out),
         }
     }
 
@@ -427,18 +436,18 @@ fn method(canvas: Canvas) -> Option<fir::ResizeAlg> {
 
 /// Pixel i of n takes that in which (i + 1/2) / n of the part lies; where that is between two, the one that
 /// Pillow takes, which adds up steps.
-fn nearest(image: &Rgb, part: Part, columns: usize, out: &mut [u8]) {
+fn nearest([width, height]: [usize; 2], pixels: &[u8], part: Part, columns: usize, out: &mut [u8]) {
     let rows = out.len() / 3 / columns;
     let places = |first: f64, part: f64, count: usize, whole: usize| {
         let step = part / count as f64;
         let at = std::iter::successors(Some(first + step / 2.0), move |at| Some(at + step));
         at.take(count).map(move |at| (at as usize).min(whole - 1))
     };
-    let across: Vec<usize> = places(part.x, part.width, columns, image.width).collect();
-    let down = places(part.y, part.height, rows, image.height);
+    let across: Vec<usize> = places(part.x, part.width, columns, width).collect();
+    let down = places(part.y, part.height, rows, height);
     for (y, row) in down.zip(out.chunks_exact_mut(columns * 3)) {
         for (x, pixel) in across.iter().zip(row.chunks_exact_mut(3)) {
-            pixel.copy_from_slice(&image.pixels[(y * image.width + x) * 3..][..3]);
+            pixel.copy_from_slice(&pixels[(y * width + x) * 3..][..3]);
         }
     }
 }
@@ -446,6 +455,15 @@ fn nearest(image: &Rgb, part: Part, columns: usize, out: &mut [u8]) {
 /// The part of an image that a canvas shows, resized to it: see `Preparer::prepare`.
 pub fn prepare(image: &Rgb, canvas: impl Into<Canvas>, out: &mut [u8]) {
     Preparer::default().prepare(image, canvas, out);
+}
+
+/// The same of pixels of `[width, height]` that somebody else holds.
+///
+/// # Panics
+/// If there are none, or `pixels` or `out` is not as long as the sizes say.
+pub fn prepare_pixels(size: [usize; 2], pixels: &[u8], canvas: impl Into<Canvas>, out: &mut [u8]) {
+    assert_eq!(pixels.len(), size[0] * size[1] * 3, "RGB of {}x{}", size[0], size[1]);
+    Preparer::default().prepare_pixels(size, pixels, canvas.into(), out);
 }
 
 /// All of an RGB picture of `[width, height]` at another size, antialiased bilinear.

@@ -1,21 +1,20 @@
 //! `zfnet study ablation`: the paper's Table 3.
 
 use std::path::PathBuf;
-use std::process::ExitCode;
 use std::time::Instant;
 
+use crate::bench::Benchmark;
+use crate::data::set::DataSet;
+use crate::study::ablation::{Event, read, run};
+use crate::study::{Session, Splits};
+use crate::{report, train};
 use anyhow::Result;
 use clap::Args;
-use zfnet::bench::Benchmark;
-use zfnet::data::set::DataSet;
-use zfnet::study::ablation::{Event, read, run};
-use zfnet::study::{Session, Splits};
-use zfnet::{report, train};
 
 use super::finish;
 use crate::cli::signals::{signal_code, stop_on_signals};
 use crate::cli::train::{Display, RecipeArgs, duration};
-use crate::cli::{DeviceArgs, OnDevice, ReadArgs, make_folder, output, shown};
+use crate::cli::{DeviceArgs, ExitCode, OnDevice, ReadArgs, make_folder, output, shown};
 
 #[derive(Args)]
 pub struct Ablation {

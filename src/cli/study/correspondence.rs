@@ -1,20 +1,19 @@
 //! `zfnet study correspondence`: the paper's Table 1.
 
 use std::path::PathBuf;
-use std::process::ExitCode;
 
+use crate::bench::Benchmark;
+use crate::report;
+use crate::study::boxes;
+use crate::study::correspondence::{STUDY, Settings, default_layers, run};
+use crate::study::image_selection::from_files;
+use crate::study::occluder::Fill;
 use anyhow::{Result, bail};
 use clap::Args;
-use zfnet::bench::Benchmark;
-use zfnet::report;
-use zfnet::study::boxes;
-use zfnet::study::correspondence::{STUDY, Settings, default_layers, run};
-use zfnet::study::image_selection::from_files;
-use zfnet::study::occluder::Fill;
 
 use super::{StudyArgs, finish, layers_named};
-use crate::cli::OnDevice;
 use crate::cli::progress::Progress;
+use crate::cli::{ExitCode, OnDevice};
 use crate::cli::{output, shown};
 
 #[derive(Args)]

@@ -1,17 +1,16 @@
 //! `zfnet study diagnose`: what was watched while a network was trained.
 
 use std::path::PathBuf;
-use std::process::ExitCode;
 
+use crate::backend::cpu::CpuBackend;
+use crate::report;
+use crate::study::diagnose::{STUDY, run as diagnose};
 use anyhow::Result;
 use clap::Args;
-use zfnet::backend::cpu::CpuBackend;
-use zfnet::report;
-use zfnet::study::diagnose::{STUDY, run as diagnose};
 
 use super::{finish, run_folder, watched};
 use crate::cli::progress::Progress;
-use crate::cli::{make_folder, output, shown};
+use crate::cli::{ExitCode, make_folder, output, shown};
 
 #[derive(Args)]
 pub struct Diagnose {

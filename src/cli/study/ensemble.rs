@@ -1,19 +1,18 @@
 //! `zfnet study ensemble`: the paper's Table 2.
 
 use std::path::PathBuf;
-use std::process::ExitCode;
 
+use crate::bench::Benchmark;
+use crate::data::Split;
+use crate::report;
+use crate::study::ensemble::run;
 use anyhow::{Result, bail};
 use clap::Args;
-use zfnet::bench::Benchmark;
-use zfnet::data::Split;
-use zfnet::report;
-use zfnet::study::ensemble::run;
 
 use super::{finish, watched};
 use crate::cli::eval::{ModelsArgs, say_bad};
 use crate::cli::progress::Progress;
-use crate::cli::{DeviceArgs, OnDevice, make_folder, output, shown};
+use crate::cli::{DeviceArgs, ExitCode, OnDevice, make_folder, output, shown};
 
 #[derive(Args)]
 pub struct Ensemble {

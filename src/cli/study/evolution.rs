@@ -1,28 +1,27 @@
 //! `zfnet study evolution`, and `zfnet train --evolution`: the paper's Figure 4.
 
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::sync::Arc;
 
+use crate::backend::Backend;
+use crate::bench::Benchmark;
+use crate::data::Split;
+use crate::data::images::Images;
+use crate::import::ExternalConfig;
+use crate::model::{Model, Network};
+use crate::report;
+use crate::study::Facts;
+use crate::study::evolution::{EPOCHS, MAPS, STUDY, TrackedMaps, run};
+use crate::study::peaks::{Chosen, Maps, spatial_layers};
+use crate::train::Event;
+use crate::train::checkpoint::{load_model, states};
 use anyhow::{Result, bail};
 use clap::Args;
-use zfnet::backend::Backend;
-use zfnet::bench::Benchmark;
-use zfnet::data::Split;
-use zfnet::data::images::Images;
-use zfnet::import::ExternalConfig;
-use zfnet::model::{Model, Network};
-use zfnet::report;
-use zfnet::study::Facts;
-use zfnet::study::evolution::{EPOCHS, MAPS, STUDY, TrackedMaps, run};
-use zfnet::study::peaks::{Chosen, Maps, spatial_layers};
-use zfnet::train::Event;
-use zfnet::train::checkpoint::{load_model, states};
 
 use super::features::chosen_units;
 use super::{finish, initial_weights, watched};
 use crate::cli::progress::Progress;
-use crate::cli::{DeviceArgs, OnDevice, ReadArgs, make_folder, open_data, output, shown};
+use crate::cli::{DeviceArgs, ExitCode, OnDevice, ReadArgs, make_folder, open_data, output, shown};
 
 #[derive(Args)]
 pub struct Evolution {
@@ -121,7 +120,7 @@ fn facts<B: Backend>(
     model: &Model<B>,
     run: &Path,
     data: &Path,
-) -> zfnet::Result<Facts> {
+) -> crate::Result<Facts> {
     let facts = [
         ("Network", model.network.architecture.name.clone()),
         ("Run", shown(run)),
@@ -187,7 +186,7 @@ impl Watch<'_> {
         backend: &B,
         event: &Event<'_>,
         progress: &mut Progress,
-    ) -> zfnet::Result<()> {
+    ) -> crate::Result<()> {
         let (Event::Start { state, .. } | Event::Epoch { state, .. }) = event else {
             return Ok(());
         };
@@ -202,7 +201,7 @@ impl Watch<'_> {
         session.facts = facts(backend, &model, &self.run, self.followed.root)?;
         let found = run(&mut session, &model, &self.followed, &out, state.epoch, state.step)?;
         let page = report::evolution::write(&out, &found);
-        let page = page.map_err(zfnet::Error::io("write", &out))?;
+        let page = page.map_err(crate::Error::io("write", &out))?;
         session.finish()?;
         progress.line(&format!("evolution: {}", page.display()));
         Ok(())

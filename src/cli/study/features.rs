@@ -1,27 +1,26 @@
 //! `zfnet study features`, and by its older name `zfnet top9`: the paper's Figure 2.
 
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::sync::Arc;
 
+use crate::backend::Backend;
+use crate::bench::Benchmark;
+use crate::data::Split;
+use crate::data::classes::Classes;
+use crate::data::images::Images;
+use crate::data::set::KeyedImages;
+use crate::model::{Model, Network, Rule};
+use crate::report::figure::take_back;
+use crate::report::top9::{Header, Writer};
+use crate::study::features::{Feature, STUDY, Settings, run};
+use crate::study::peaks::{Chosen, Maps, spatial_layers};
+use crate::study::unit_named;
 use anyhow::{Context, Result};
 use clap::Args;
-use zfnet::backend::Backend;
-use zfnet::bench::Benchmark;
-use zfnet::data::Split;
-use zfnet::data::classes::Classes;
-use zfnet::data::images::Images;
-use zfnet::data::set::KeyedImages;
-use zfnet::model::{Model, Network, Rule};
-use zfnet::report::figure::take_back;
-use zfnet::report::top9::{Header, Writer};
-use zfnet::study::features::{Feature, STUDY, Settings, run};
-use zfnet::study::peaks::{Chosen, Maps, spatial_layers};
-use zfnet::study::unit_named;
 
 use super::{StudyArgs, finish, initial_weights, watched};
 use crate::cli::progress::Progress;
-use crate::cli::{OnDevice, ReadArgs, SplitName, make_folder, output, shown};
+use crate::cli::{ExitCode, OnDevice, ReadArgs, SplitName, make_folder, output, shown};
 
 #[derive(Args)]
 pub struct Features {
@@ -101,6 +100,20 @@ pub fn chosen_units(network: &Network, units: &[String]) -> Result<Vec<Chosen>> 
 impl OnDevice for Features {
     fn run<B: Benchmark>(self, backend: &B) -> Result<ExitCode> {
         let model = self.study.load(backend)?;
+        let page = self.page(backend, &model, Progress::new())?;
+        output::line(page.display())?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Features {
+    /// Makes the page of a model, whatever checkpoint it is of, and says where it is.
+    pub fn page<B: Backend>(
+        &self,
+        backend: &B,
+        model: &Model<B>,
+        mut progress: Progress,
+    ) -> Result<PathBuf> {
         let options = self.read.options(model.preprocess.resize)?;
         let data = KeyedImages::open(&self.data, self.split.map(Split::from), options)?;
         let split = match (self.split, &data.classes) {
@@ -114,18 +127,16 @@ impl OnDevice for Features {
             classes: data.classes,
             split,
             chosen: self.choose.chosen(&model.network)?,
-            rule: self.rule,
+            rule: self.rule.clone(),
             workers: self.read.workers(backend),
             facts: Vec::new(),
             status: None,
         };
-        let mut progress = Progress::new();
         let out = self.study.out(&STUDY)?;
         take_back(&out).with_context(|| format!("cannot write into {}", out.display()))?;
-        let page = write_page(backend, &model, job, &out, &mut progress)?;
+        let page = write_page(backend, model, job, &out, &mut progress)?;
         progress.end();
-        output::line(page.display())?;
-        Ok(ExitCode::SUCCESS)
+        Ok(page)
     }
 }
 
@@ -187,7 +198,7 @@ pub fn write_page<B: Backend>(
             Feature::Layer(layer) => writer.layer(layer),
             Feature::Map(map) => writer.map(map),
         };
-        written.map_err(zfnet::Error::io("write", &out))
+        written.map_err(crate::Error::io("write", &out))
     })?;
     finish(session, &out, writer.finish())
 }

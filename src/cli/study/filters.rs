@@ -1,21 +1,20 @@
 //! `zfnet study filters`: the paper's Figure 6.
 
 use std::path::PathBuf;
-use std::process::ExitCode;
 use std::sync::Arc;
 
+use crate::bench::Benchmark;
+use crate::data::Split;
+use crate::import::ExternalConfig;
+use crate::report;
+use crate::study::filters::{STUDY, Trained, run};
+use crate::train::checkpoint::load_model;
 use anyhow::Result;
 use clap::Args;
-use zfnet::bench::Benchmark;
-use zfnet::data::Split;
-use zfnet::import::ExternalConfig;
-use zfnet::report;
-use zfnet::study::filters::{STUDY, Trained, run};
-use zfnet::train::checkpoint::load_model;
 
 use super::{StudyArgs, finish, watched};
 use crate::cli::progress::Progress;
-use crate::cli::{OnDevice, ReadArgs, SplitName, open_data, output, shown};
+use crate::cli::{ExitCode, OnDevice, ReadArgs, SplitName, open_data, output, shown};
 
 #[derive(Args)]
 pub struct Filters {

@@ -1,17 +1,15 @@
 //! `zfnet study invariance`: Figure 5.
 
-use std::process::ExitCode;
-
+use crate::bench::Benchmark;
+use crate::report;
+use crate::study::invariance::{STUDY, Settings, default_layers, run, shifts};
 use anyhow::{Context, Result};
 use clap::Args;
-use zfnet::bench::Benchmark;
-use zfnet::report;
-use zfnet::study::invariance::{STUDY, Settings, default_layers, run, shifts};
 
 use super::{PickArgs, StudyArgs, finish, layers_named, with_shown_names};
-use crate::cli::OnDevice;
 use crate::cli::output;
 use crate::cli::progress::Progress;
+use crate::cli::{ExitCode, OnDevice};
 
 #[derive(Args)]
 pub struct Invariance {

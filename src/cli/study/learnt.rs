@@ -1,19 +1,18 @@
 //! `zfnet study learnt`: what was learnt, and what are the initial weights.
 
 use std::path::PathBuf;
-use std::process::ExitCode;
 use std::sync::Arc;
 
+use crate::bench::Benchmark;
+use crate::data::Split;
+use crate::report;
+use crate::study::learnt::{STUDY, run};
 use anyhow::Result;
 use clap::Args;
-use zfnet::bench::Benchmark;
-use zfnet::data::Split;
-use zfnet::report;
-use zfnet::study::learnt::{STUDY, run};
 
 use super::{StudyArgs, finish};
 use crate::cli::progress::Progress;
-use crate::cli::{OnDevice, ReadArgs, SplitName, open_data, output, shown};
+use crate::cli::{ExitCode, OnDevice, ReadArgs, SplitName, open_data, output, shown};
 
 #[derive(Args)]
 pub struct Learnt {

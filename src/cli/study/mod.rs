@@ -18,19 +18,19 @@ mod transfer;
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 
+use crate::backend::Backend;
+use crate::data::Split;
+use crate::model::{Model, Network};
+use crate::study::image_selection::{StudyImage, class_named, first_correct, from_files};
+use crate::study::learnt::sentence;
+use crate::study::{self, Session, Study};
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
-use zfnet::backend::Backend;
-use zfnet::data::Split;
-use zfnet::model::{Model, Network};
-use zfnet::study::image_selection::{StudyImage, class_named, first_correct, from_files};
-use zfnet::study::learnt::sentence;
-use zfnet::study::{self, Session, Study};
 
 use super::progress::Progress;
 use super::{DeviceArgs, ExternalArgs, ReadArgs, SplitName, make_folder, open_data, shown};
+use crate::cli::ExitCode;
 
 #[derive(Args)]
 pub struct StudyCommand {
@@ -166,7 +166,7 @@ pub fn run_folder(checkpoint: &Path) -> Option<&Path> {
 pub fn initial_weights<B: Backend>(
     backend: &B,
     model: &Model<B>,
-) -> zfnet::Result<(String, String)> {
+) -> crate::Result<(String, String)> {
     Ok(("Initial weights".into(), sentence(backend, &model.network, &model.params)?))
 }
 
@@ -294,8 +294,8 @@ impl PickArgs {
 
 #[cfg(test)]
 mod tests {
+    use crate::study::STUDIES;
     use clap::Subcommand;
-    use zfnet::study::STUDIES;
 
     #[test]
     fn every_study_has_a_command_in_the_order_of_the_list() {

@@ -1,20 +1,19 @@
 //! `zfnet study occlusion`: the paper's Figure 7.
 
 use std::path::PathBuf;
-use std::process::ExitCode;
 
+use crate::bench::Benchmark;
+use crate::report;
+use crate::study::boxes;
+use crate::study::occluder::Fill;
+use crate::study::occlusion::{OfImage, STUDY, Settings, run};
 use anyhow::{Result, anyhow, bail};
 use clap::Args;
-use zfnet::bench::Benchmark;
-use zfnet::report;
-use zfnet::study::boxes;
-use zfnet::study::occluder::Fill;
-use zfnet::study::occlusion::{OfImage, STUDY, Settings, run};
 
 use super::{PickArgs, StudyArgs, finish, with_shown_names};
-use crate::cli::OnDevice;
 use crate::cli::output;
 use crate::cli::progress::Progress;
+use crate::cli::{ExitCode, OnDevice};
 
 #[derive(Args)]
 pub struct Occlusion {

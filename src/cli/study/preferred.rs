@@ -1,24 +1,23 @@
 //! `zfnet study preferred`: images synthesised for single maps.
 
 use std::path::PathBuf;
-use std::process::ExitCode;
 
-use anyhow::{Context, Result};
-use clap::Args;
-use zfnet::bench::Benchmark;
-use zfnet::data::Split;
-use zfnet::data::set::KeyedImages;
-use zfnet::model::Network;
-use zfnet::report::preferred::Writer;
-use zfnet::study::peaks::{Chosen, Maps};
-use zfnet::study::preferred::{
+use crate::bench::Benchmark;
+use crate::data::Split;
+use crate::data::set::KeyedImages;
+use crate::model::Network;
+use crate::report::preferred::Writer;
+use crate::study::peaks::{Chosen, Maps};
+use crate::study::preferred::{
     Compared, Found, STUDY, Settings, default_layers, must_have_weights, run,
 };
+use anyhow::{Context, Result};
+use clap::Args;
 
 use super::features::chosen_units;
 use super::{StudyArgs, finish, layers_named};
 use crate::cli::progress::Progress;
-use crate::cli::{OnDevice, ReadArgs, SplitName, output, shown};
+use crate::cli::{ExitCode, OnDevice, ReadArgs, SplitName, output, shown};
 
 #[derive(Args)]
 pub struct Preferred {
@@ -142,7 +141,7 @@ impl OnDevice for Preferred {
         run(&mut session, &model, &chosen, &settings, self.seed, compared.as_ref(), |found| {
             match found {
                 Found::Layer(layer) => writer.layer(&layer),
-                Found::Map(map) => writer.map(&map).map_err(zfnet::Error::io("write", &out))?,
+                Found::Map(map) => writer.map(&map).map_err(crate::Error::io("write", &out))?,
             }
             Ok(())
         })?;

@@ -1,19 +1,18 @@
 //! `zfnet study probe`: the paper's Table 7.
 
 use std::path::PathBuf;
-use std::process::ExitCode;
 
+use crate::bench::Benchmark;
+use crate::data::set::DataSet;
+use crate::report;
+use crate::study::Splits;
+use crate::study::probe::{STUDY, Settings, paper_layers, run};
 use anyhow::{Context, Result};
 use clap::Args;
-use zfnet::bench::Benchmark;
-use zfnet::data::set::DataSet;
-use zfnet::report;
-use zfnet::study::Splits;
-use zfnet::study::probe::{STUDY, Settings, paper_layers, run};
 
 use super::{StudyArgs, finish, layers_named};
 use crate::cli::progress::Progress;
-use crate::cli::{OnDevice, ReadArgs, output, shown};
+use crate::cli::{ExitCode, OnDevice, ReadArgs, output, shown};
 
 #[derive(Args)]
 pub struct Probe {

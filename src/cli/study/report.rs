@@ -1,15 +1,15 @@
 //! `zfnet study report`: everything known of a run on one page.
 
 use std::path::PathBuf;
-use std::process::ExitCode;
 
+use crate::Error;
+use crate::report::run::{Run, Written, write};
+use crate::study::diagnose::Record;
+use crate::train::checkpoint::{architecture_of, newest, read_state};
 use anyhow::Result;
 use clap::Args;
-use zfnet::Error;
-use zfnet::report::run::{Run, Written, write};
-use zfnet::study::diagnose::Record;
-use zfnet::train::checkpoint::{architecture_of, newest, read_state};
 
+use crate::cli::ExitCode;
 use crate::cli::output;
 
 #[derive(Args)]

@@ -1,20 +1,18 @@
 //! `zfnet study sanity`: projections beside those of random weights, all at once and layer by layer.
 
-use std::process::ExitCode;
-
+use crate::bench::Benchmark;
+use crate::model::Params;
+use crate::report;
+use crate::study::learnt;
+use crate::study::sanity::{STUDY, Settings, Wanted, default_units, run};
+use crate::study::unit_named;
 use anyhow::Result;
 use clap::Args;
-use zfnet::bench::Benchmark;
-use zfnet::model::Params;
-use zfnet::report;
-use zfnet::study::learnt;
-use zfnet::study::sanity::{STUDY, Settings, Wanted, default_units, run};
-use zfnet::study::unit_named;
 
 use super::{PickArgs, StudyArgs, finish, run_folder, with_shown_names};
-use crate::cli::OnDevice;
 use crate::cli::output;
 use crate::cli::progress::Progress;
+use crate::cli::{ExitCode, OnDevice};
 
 #[derive(Args)]
 pub struct Sanity {

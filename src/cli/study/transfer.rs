@@ -1,22 +1,21 @@
 //! `zfnet study transfer`: the paper's Tables 4 and 5.
 
 use std::path::PathBuf;
-use std::process::ExitCode;
 
+use crate::bench::Benchmark;
+use crate::data::Split;
+use crate::data::set::DataSet;
+use crate::report;
+use crate::study::Splits;
+use crate::study::probe::paper_layers;
+use crate::study::small_data::Start;
+use crate::study::transfer::{STUDY, Settings, draw, run};
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use zfnet::bench::Benchmark;
-use zfnet::data::Split;
-use zfnet::data::set::DataSet;
-use zfnet::report;
-use zfnet::study::Splits;
-use zfnet::study::probe::paper_layers;
-use zfnet::study::small_data::Start;
-use zfnet::study::transfer::{STUDY, Settings, draw, run};
 
 use super::{StudyArgs, finish};
 use crate::cli::progress::Progress;
-use crate::cli::{OnDevice, ReadArgs, output, shown};
+use crate::cli::{ExitCode, OnDevice, ReadArgs, output, shown};
 
 #[derive(Args)]
 pub struct Transfer {
