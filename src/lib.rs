@@ -89,6 +89,7 @@ pub mod backend;
 pub mod bench;
 #[cfg(feature = "cli")]
 #[doc(hidden)] // for the program, and the Python package that brings it along
+#[allow(rustdoc::invalid_html_tags)] // its comments are the program's help
 pub mod cli;
 #[cfg(feature = "cli")]
 pub mod explore;

@@ -20,7 +20,7 @@ _TYPES = {".png": "image/png", ".jpg": "image/jpeg"}
 _PICTURE = re.compile(r'<img src="([^"]+)"')
 _LINK = re.compile(r'<a href="(?!#)[^"]*">(.*?)</a>')
 # Pictures stand in the page once, whatever many places show them: those that are there, and those that the page's own
-# script makes when a map is enlarged.
+# script makes when a map is enlarged. A frame is low: it begins with the maps, and what stands above them is above.
 _SCRIPT = """
 (() => {
   const pictures = JSON.parse(document.getElementById('page.pictures').textContent)
@@ -34,6 +34,7 @@ _SCRIPT = """
       for (const node of addedNodes) node.querySelectorAll?.('img').forEach(fill)
     }
   }).observe(document.body, { childList: true, subtree: true })
+  scrollTo(0, document.querySelector('.toc').offsetTop)
 })()
 """
 
