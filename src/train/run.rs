@@ -308,7 +308,7 @@ fn epoch<B: Backend>(
             let (elapsed, waiting) = (session.elapsed, session.loader.waited());
             observe(Event::Step { state, loss, samples, elapsed, waiting })?;
             if let Some(signs) = &signs {
-                state.watch.look(task, signs);
+                state.watch.look(task, signs, rate);
             }
             if job.watch
                 && let Some(alarm) = state.watch.step(task, state.step, loss, rate)

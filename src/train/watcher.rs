@@ -260,9 +260,11 @@ pub struct WatchState {
     /// What the first watched step has shown, and the last.
     first: Option<Numbers>,
     last: Option<Numbers>,
-    /// The largest update of any layer, in the last watched steps, and in all.
+    /// The largest update of any layer, in the last watched steps, and in all; and in all as a multiple of the learning
+    /// rate that it had.
     updates: VecDeque<f64>,
     largest_update: f64,
+    largest_of_rate: f64,
     /// Of the epoch in hand: watched steps, their images, the sum of input deviations, layers.
     watched: u32,
     images: usize,
@@ -299,7 +301,7 @@ impl WatchState {
     }
 
     /// Takes in what a watched step shows.
-    pub(super) fn look(&mut self, task: &Task<'_>, signs: &StepSigns) {
+    pub(super) fn look(&mut self, task: &Task<'_>, signs: &StepSigns, rate: f32) {
         let images = signs.samples;
         let numbers = Numbers::of(task.network, signs);
         if !numbers.is_finite() {
@@ -343,10 +345,16 @@ impl WatchState {
             if self.updates.len() > UPDATES {
                 self.updates.pop_front();
             }
-            self.largest_update = self.largest_update.max(largest.update);
+            self.moved(largest.update, rate);
         }
         self.first.get_or_insert_with(|| numbers.clone());
         self.last = Some(numbers);
+    }
+
+    /// Takes in the size of an update.
+    fn moved(&mut self, update: f64, rate: f32) {
+        self.largest_update = self.largest_update.max(update);
+        self.largest_of_rate = self.largest_of_rate.max(update / f64::from(rate).max(1e-30));
     }
 
     /// Takes in a step's mean loss; `step` counts it.
@@ -534,10 +542,10 @@ impl WatchState {
         (cause, task.other_start(input_std))
     }
 
-    /// A learning rate that would have held, by the largest update there was.
+    /// A learning rate that would have held, by the largest update there was: a third of this one at most.
     fn lower_rate(&self, rate: f32) -> Remedy {
-        let times = self.largest_update / USUAL_UPDATE;
-        Remedy::LearningRate(rounded(f64::from(rate) / times.max(3.0)))
+        let usual = USUAL_UPDATE / self.largest_of_rate.max(1e-30);
+        Remedy::LearningRate(rounded(usual.min(f64::from(rate) / 3.0)))
     }
 
     /// The alarm of a step whose loss was not finite; `signs` are its own.
@@ -551,11 +559,13 @@ impl WatchState {
         let broken = signs.layers.iter().find(|layer| !layer.activation_std.is_finite());
         let layer = broken.map(|layer| task.network.layers[layer.layer].name.clone());
         // The last update may have been many times as large as the last that was watched.
+        let finite =
+            signs.layers.iter().map(|layer| layer.update).filter(|update| update.is_finite());
+        finite.for_each(|update| self.moved(update, rate));
         let known = self.last.iter_mut().flat_map(|last| &mut last.layers).zip(&signs.layers);
-        for (last, now) in known.filter(|(_, now)| now.update.is_finite()) {
-            last.update = now.update;
-            self.largest_update = self.largest_update.max(now.update);
-        }
+        known
+            .filter(|(_, now)| now.update.is_finite())
+            .for_each(|(last, now)| last.update = now.update);
         let (cause, remedy) = match &self.first {
             Some(_) => self.too_far(task, rate),
             None if signs.input_std.is_finite() && layer.is_some() => {
@@ -631,8 +641,10 @@ impl WatchState {
             }
         }
         // What is seen of the layers of a training that is stuck has been told with it.
-        let is_known = self.told.contains(STUCK);
-        alarms.retain(|_| !is_known);
+        let is_stuck = self.lowest.is_none_or(|lowest| lowest > GUESSING * task.guessing);
+        if is_stuck && self.told.contains(STUCK) {
+            alarms.clear();
+        }
         let alarms = alarms.into_iter().filter_map(|alarm| self.tell(alarm)).collect();
         Some(EpochNumbers { input_std, images, layers: of_layers, alarms })
     }
@@ -656,17 +668,18 @@ impl WatchState {
             true => confusion.exchanged(),
             false => BTreeMap::new(),
         };
-        let as_before = std::mem::replace(&mut self.exchanged, exchanged) == self.exchanged;
-        if as_before && !self.exchanged.is_empty() {
+        let before = std::mem::replace(&mut self.exchanged, exchanged);
+        let lasting = circles_of_both(&before, &self.exchanged);
+        if !lasting.is_empty() {
             let name = |class: &u32| task.classes[*class as usize].clone();
-            let classes = self.exchanged.iter().map(|(class, as_)| [name(class), name(as_)]);
+            let classes = lasting.iter().map(|(class, taken_for)| [name(class), name(taken_for)]);
             let classes = classes.collect();
             alarms.push(Alarm {
                 sign: Sign::Permuted { classes },
                 cause: "these classes do not stand for the same in both splits".into(),
                 remedy: Remedy::CheckClasses,
             });
-        } else if self.exchanged.is_empty()
+        } else if (self.exchanged.is_empty() || !before.is_empty())
             && train_loss < WELL_LEARNT * task.guessing
             && let Some((error, guessing_error)) = confusion.at_chance()
         {
@@ -697,6 +710,18 @@ impl WatchState {
         }
         alarms.into_iter().filter_map(|alarm| self.tell(alarm)).collect()
     }
+}
+
+/// Those circles of exchanged classes, each with what it is taken for, that are in both.
+fn circles_of_both(before: &BTreeMap<u32, u32>, now: &BTreeMap<u32, u32>) -> BTreeMap<u32, u32> {
+    let mut both = now.clone();
+    both.retain(|class, taken_for| before.get(class) == Some(taken_for));
+    // Of a circle that is in one of them only, parts may be left.
+    while let Some(open) = both.iter().find(|(_, taken_for)| !both.contains_key(taken_for)) {
+        let open = *open.0;
+        both.remove(&open);
+    }
+    both
 }
 
 /// What an epoch's watched steps show.
@@ -754,7 +779,7 @@ mod tests {
         signs: &StepSigns,
         losses: impl IntoIterator<Item = f64>,
     ) -> Vec<(u32, Alarm)> {
-        state.look(task, signs);
+        state.look(task, signs, 0.01);
         let tell = |(step, loss)| Some((step, state.step(task, step, loss, 0.01)?));
         (1..).zip(losses).filter_map(tell).collect()
     }
@@ -793,7 +818,7 @@ mod tests {
         let good = healthy(&network);
         let stuck = |first: &StepSigns, last: &StepSigns| {
             let mut state = WatchState::default();
-            state.look(&task, &StepSigns { samples: 32, ..first.clone() });
+            state.look(&task, &StepSigns { samples: 32, ..first.clone() }, 0.01);
             let told = alarms_of(&mut state, &task, last, vec![2.305; 300]);
             let [(300, alarm)] = told.as_slice() else { panic!("{told:?}") };
             (alarm.cause.clone(), alarm.remedy.clone())
@@ -818,7 +843,7 @@ mod tests {
         assert_eq!(told[0].1.remedy, Remedy::LearningRate(0.1));
         // A single watched step does not decide.
         let mut state = WatchState::default();
-        (0..7).for_each(|_| state.look(&task, &good));
+        (0..7).for_each(|_| state.look(&task, &good, 0.01));
         let told = alarms_of(&mut state, &task, &slow, vec![2.299; 300]);
         assert_eq!(told[0].1.remedy, Remedy::CheckLabels);
         // The first step's logits are a thousandth of the input.
@@ -890,6 +915,11 @@ mod tests {
         assert!(matches!(alarm.sign, Sign::Rose { lowest, .. } if lowest == 1.0));
         assert!(alarm.cause.contains("conv3 was 40.0 %"), "{}", alarm.cause);
         assert_eq!(alarm.remedy, Remedy::LearningRate(5e-5));
+        // An update counts as what it was of its own rate, which may have been reduced since.
+        let mut state = WatchState::default();
+        state.look(&task, &signs, 1.0);
+        assert_eq!(state.lower_rate(0.1), Remedy::LearningRate(5e-3));
+        assert_eq!(state.lower_rate(0.003), Remedy::LearningRate(1e-3));
     }
 
     #[test]
@@ -901,8 +931,8 @@ mod tests {
         signs.layers[3].fired[..8].fill(false); // half
         signs.layers[0].shares = [vec![0.7], vec![0.02; 15]].concat();
         let mut state = WatchState::default();
-        state.look(&task, &StepSigns { samples: 200, ..signs.clone() });
-        state.look(&task, &StepSigns { samples: 62, ..signs.clone() });
+        state.look(&task, &StepSigns { samples: 200, ..signs.clone() }, 0.01);
+        state.look(&task, &StepSigns { samples: 62, ..signs.clone() }, 0.01);
         let found = state.end_epoch(&task, &[Some(0.5); 8], 0.01).unwrap();
         assert_eq!((found.images, found.layers.len()), (262, 8));
         assert_eq!((found.layers[1].dead, found.layers[1].maps), (9, 16));
@@ -918,23 +948,27 @@ mod tests {
             (layer.activation_mean, layer.activation_std) = (1.0, 0.1);
         }
         let mut began_so = WatchState::default();
-        began_so.look(&task, &StepSigns { samples: 32, ..biased });
+        began_so.look(&task, &StepSigns { samples: 32, ..biased }, 0.01);
         let found = began_so.end_epoch(&task, &[None; 8], 0.01).unwrap();
         assert_eq!(found.alarms[0].remedy, Remedy::ZeroBiases);
         // Those of a training that is stuck were told with it.
         let mut stuck = WatchState { told: [STUCK.into()].into(), ..WatchState::default() };
-        stuck.look(&task, &StepSigns { samples: 262, ..signs.clone() });
+        stuck.look(&task, &StepSigns { samples: 262, ..signs.clone() }, 0.01);
         assert!(stuck.end_epoch(&task, &[None; 8], 0.01).unwrap().alarms.is_empty());
+        // It has learnt since.
+        stuck.look(&task, &StepSigns { samples: 262, ..signs.clone() }, 0.01);
+        stuck.lowest = Some(2.0);
+        assert_eq!(stuck.end_epoch(&task, &[None; 8], 0.01).unwrap().alarms.len(), 2);
         // A map that fires once in an epoch is not dead, and what has been told is not told again.
-        state.look(&task, &StepSigns { samples: 200, ..signs.clone() });
-        state.look(&task, &StepSigns { samples: 200, ..healthy(&network) });
+        state.look(&task, &StepSigns { samples: 200, ..signs.clone() }, 0.01);
+        state.look(&task, &StepSigns { samples: 200, ..healthy(&network) }, 0.01);
         let found = state.end_epoch(&task, &[None; 8], 0.01).unwrap();
         assert!(found.alarms.is_empty() && found.layers[1].dead == 0);
         assert!(state.end_epoch(&task, &[None; 8], 0.01).is_none(), "nothing was watched");
         // Epochs of few images tell only together.
         let mut state = WatchState::default();
         let told = (0..3).map(|_| {
-            state.look(&task, &StepSigns { samples: 100, ..signs.clone() });
+            state.look(&task, &StepSigns { samples: 100, ..signs.clone() }, 0.01);
             state.end_epoch(&task, &[None; 8], 0.01).unwrap().alarms.len()
         });
         assert_eq!(told.collect::<Vec<_>>(), [1, 0, 1]); // the dominating map at once
@@ -1001,6 +1035,10 @@ mod tests {
         let pair = |a: &str, b: &str| [a.to_owned(), b.to_owned()];
         assert_eq!(classes, [pair("class 2", "class 6"), pair("class 6", "class 2")]);
         assert_eq!(told(&mut state, 1.0, [2, 6]), None, "once");
+        // A circle that is in both, one that is now another, one that was not there.
+        let before = BTreeMap::from([(0, 1), (1, 0), (2, 3), (3, 4), (4, 2)]);
+        let now = BTreeMap::from([(0, 1), (1, 0), (2, 3), (3, 5), (5, 2), (6, 7), (7, 6)]);
+        assert_eq!(circles_of_both(&before, &now), BTreeMap::from([(0, 1), (1, 0)]));
     }
 
     #[test]
@@ -1039,7 +1077,7 @@ mod tests {
         let mut signs = healthy(&network);
         signs.layers[1].fired[..9].fill(false);
         let mut whole = WatchState::default();
-        whole.look(&task, &StepSigns { samples: 7, ..signs.clone() });
+        whole.look(&task, &StepSigns { samples: 7, ..signs.clone() }, 0.01);
         (1..=150)
             .for_each(|step| drop(whole.step(&task, step, 2.31 - 1e-5 / f64::from(step), 0.1)));
         let mut again: WatchState =
