@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use numpy::{PyArray1, PyArrayDyn, PyArrayMethods};
 use pyo3::exceptions::PyValueError;
@@ -504,22 +504,17 @@ where
     ) -> PyResult<T> {
         let tools = self.tools(py)?;
         let result = py.detach(|| {
-            let tools = &mut *whole(&tools);
+            let tools = &mut *tools.lock().unwrap_or_else(PoisonError::into_inner);
             let backend = tools.backend;
             // Locked out here: a thread of the backend that waits may begin another call's work.
-            caught(|| backend.install(|| work(tools)))
+            let result = caught(|| backend.install(|| work(tools)));
+            if result.is_err() {
+                *tools = Tools::of(backend); // a panic has left them half written
+            }
+            result
         });
         result?.map_err(|error| of_library(py, error, &[]))
     }
-}
-
-/// Tools that are not in use; new ones where a panic has left them half written.
-fn whole<B: Backend>(tools: &Mutex<Tools<B>>) -> MutexGuard<'_, Tools<B>> {
-    tools.lock().unwrap_or_else(|poisoned| {
-        let mut tools = poisoned.into_inner();
-        *tools = Tools::of(tools.backend);
-        tools
-    })
 }
 
 impl<B: Host> Looks for On<B>
