@@ -107,4 +107,4 @@ def top9(
         raise TypeError("arch, preprocess, device and threads are for a network that is yet to be loaded")
     names = [layers] if isinstance(layers, str) else None if layers is None else list(layers)
     given = [("data", os.fspath(folder)), ("layers", names), *flags.items()]
-    return Page(Path(_zfnet.top9(network._network, os.fspath(out), given, Progress(progress))))
+    return Page(_zfnet.top9(network._network, os.fspath(out), given, Progress(progress)))
