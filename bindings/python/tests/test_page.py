@@ -12,6 +12,10 @@ from zfnet import _page
 from zfnet._progress import Progress
 
 
+# Sandboxed: with the notebook's origin its scripts could do there whatever they like.
+_FRAME = r'<iframe title="([^"]*)" style="[^"]*" sandbox="allow-scripts" srcdoc="([^"]*)"></iframe>'
+
+
 @pytest.fixture(scope="module")
 def page(net, data, tmp_path_factory):
     out = tmp_path_factory.mktemp("pages") / "a <page>"
@@ -30,7 +34,7 @@ def test_it_is_the_commands_page(page, run, data, command, tmp_path):
 
 def test_the_frame_needs_no_file(page):
     shown = page._repr_html_()
-    (title, inside) = re.fullmatch(r'<iframe title="([^"]*)" style="[^"]*" srcdoc="([^"]*)"></iframe>', shown).groups()
+    (title, inside) = re.fullmatch(_FRAME, shown).groups()
     assert html.unescape(title) == "a <page>"
     inside = html.unescape(inside)
     assert inside == page.html() and inside.startswith("<!DOCTYPE html>")

@@ -74,8 +74,11 @@ class Page:
             page = self.html()
         except (OSError, ValueError) as error:
             return f"<p>{html.escape(str(error))}</p>"
-        frame = "box-sizing:border-box;width:100%;height:640px;border:1px solid #8884"
-        return f'<iframe title="{html.escape(self.path.parent.name)}" style="{frame}" srcdoc="{html.escape(page)}"></iframe>'
+        title = html.escape(self.path.parent.name)
+        style = "box-sizing:border-box;width:100%;height:640px;border:1px solid #8884"
+        # The page's scripts run, but as of no origin: they cannot reach the notebook.
+        frame = f'title="{title}" style="{style}" sandbox="allow-scripts"'
+        return f'<iframe {frame} srcdoc="{html.escape(page)}"></iframe>'
 
 
 def top9(
