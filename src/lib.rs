@@ -74,10 +74,10 @@
 //! # Modules, in the order in which data flows
 //!
 //! [`data`] reads images and orders them; [`backend`] runs the operations; [`model`] is the chain
-//! with its forward and backward passes; [`train`] is the loop around it, with what it keeps on disk ([`tensorboard`] shows it meanwhile);
-//! [`study`] looks into trained networks; [`picture`] and [`report`] show what it finds, `explore` while a person asks; [`extract`] hands what
-//! layers make of images to other programs, [`export`] the networks;
-//! [`mod@bench`] says how fast all that is, and [`selftest`] whether this machine computes it right.
+//! with its forward and backward passes; [`train`] is the loop around it, with what it keeps on disk
+//! ([`tensorboard`] shows it meanwhile); [`study`] looks into trained networks; [`picture`] and [`report`] show what it
+//! finds, `explore` while a person asks; [`extract`] hands what layers make of images to other programs, [`export`] the
+//! networks; [`mod@bench`] says how fast all that is, and [`selftest`] whether this machine computes it right.
 //! [`shape`] is the arithmetic of sizes under all of them.
 //!
 //! [`report`] comes with the default feature `cli`, as the program does: without it there are neither pages

@@ -244,7 +244,8 @@ fn page<B: Backend>(
         facts,
         status,
     };
-    write_page(backend, &model, job, &out.join("page"), &mut Progress::new())
+    let page = make_folder(&out.join("page"))?;
+    write_page(backend, &model, job, &page, &mut Progress::new())
 }
 
 fn facts(own: &Evaluation, linear: Option<&Evaluation>) -> Vec<(String, String)> {

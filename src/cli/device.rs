@@ -6,7 +6,9 @@ use crate::backend::cpu::{CpuBackend, Products};
 #[cfg(feature = "cuda")]
 use crate::backend::{Precision, cuda};
 use crate::bench::Benchmark;
-use anyhow::{Result, bail};
+use anyhow::Result;
+#[cfg(feature = "cuda")]
+use anyhow::bail;
 use clap::{Args, ValueEnum};
 
 use super::ExitCode;
@@ -129,7 +131,8 @@ impl DeviceArgs {
             DeviceName::Cuda(device) => self.gpu(device),
             #[cfg(not(feature = "cuda"))]
             DeviceName::Cuda(_) => {
-                bail!("this build has no CUDA backend: build it with --features cuda")
+                let reason = "this build has no CUDA backend: build it with cargo's feature `cuda`";
+                Err(crate::Error::NoDevice(reason.into()).into())
             }
             #[cfg(feature = "cuda")]
             DeviceName::Auto => match cuda::devices() {

@@ -1,7 +1,6 @@
 //! `zfnet explore`: a network's features in the browser, while it runs.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
@@ -12,7 +11,7 @@ use crate::data::Split;
 use crate::data::classes::Classes;
 use crate::data::images::{Images, ReadOptions};
 use crate::data::set::KeyedImages;
-use crate::disk::lock;
+use crate::disk::{FolderLock, lock};
 use crate::explore::{
     Checkpoint, Engine, Guard, Listening, NAME, Opened, Pictures, Published, Settings, Wanted,
     listen, publish, random_name,
@@ -106,7 +105,7 @@ impl OnDevice for Explore {
             opened.push(one);
         }
         // What is kept beside a run, another explorer may be keeping there.
-        let mut held: BTreeMap<PathBuf, Option<File>> = BTreeMap::new();
+        let mut held: BTreeMap<PathBuf, Option<FolderLock>> = BTreeMap::new();
         for one in &mut opened {
             one.folder = one.folder.take().filter(|folder| {
                 let made = std::fs::create_dir_all(folder).and_then(|()| folder.canonicalize());

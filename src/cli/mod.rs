@@ -27,7 +27,6 @@ mod train;
 mod verify;
 
 use std::ffi::OsString;
-use std::fs::File;
 use std::panic;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -38,7 +37,7 @@ use crate::data::folder::check_output;
 use crate::data::images::ReadOptions;
 use crate::data::set::DataSet;
 use crate::data::shard::Io;
-use crate::disk::{lock, unlock};
+use crate::disk::{FolderLock, lock, unlock};
 use crate::import::ExternalConfig;
 use crate::model::{Canvas, Model};
 use crate::train::checkpoint::load_model;
@@ -268,20 +267,25 @@ fn shown(path: &Path) -> String {
 }
 
 /// Folders that this command writes pages into, each with its lock.
-static HELD: Mutex<Vec<(PathBuf, File)>> = Mutex::new(Vec::new());
+static HELD: Mutex<Vec<(PathBuf, FolderLock)>> = Mutex::new(Vec::new());
 
 /// The folder for a command's pages, made if need be.
 fn make_folder(out: &Path) -> Result<PathBuf> {
+    let mut held = HELD.lock().expect("no panic while it is held");
+    if held.iter().all(|(folder, _)| folder != out) {
+        held.push((out.to_owned(), locked_folder(out)?)); // until the program ends
+    }
+    Ok(out.to_owned())
+}
+
+/// Makes a folder for pages, if need be, and locks it: two commands that write into one folder would mix their pictures
+/// and numbers.
+fn locked_folder(out: &Path) -> Result<FolderLock> {
     check_output(out)?;
     std::fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
     // Known before hours of work, and gone when it is dropped.
     tempfile::tempfile_in(out).with_context(|| format!("cannot write into {}", out.display()))?;
-    // Two commands that write into one folder would mix their pictures and numbers.
-    let mut held = HELD.lock().expect("no panic while it is held");
-    if held.iter().all(|(folder, _)| folder != out) {
-        held.push((out.to_owned(), lock(out, "another command")?)); // until the program ends
-    }
-    Ok(out.to_owned())
+    Ok(lock(out, "another command")?)
 }
 
 /// Runs the program with these arguments, the first of which is its name.

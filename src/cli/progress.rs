@@ -10,8 +10,8 @@ use super::output;
 /// Time between two plain lines.
 const PLAIN: Duration = Duration::from_secs(10);
 
-/// What a long command tells.
-pub enum Told<'a> {
+/// What a long command says of how far it is.
+pub enum ProgressEvent<'a> {
     /// What is being done, how much of it is done, of how much, and a few words more.
     Progress(&'a str, usize, usize, &'a str),
     /// A line that stays.
@@ -20,8 +20,8 @@ pub enum Told<'a> {
     End,
 }
 
-/// Who is told it, other than the terminal.
-pub type Listener = Box<dyn FnMut(Told<'_>) + Send>;
+/// Who is told it instead of the terminal.
+pub type Listener = Box<dyn FnMut(ProgressEvent<'_>) + Send>;
 
 /// One stretch of work at a time.
 pub struct Progress {
@@ -48,7 +48,7 @@ impl Progress {
     /// Shows that `done` of `total` of `what` is done, with a few words more.
     pub fn show(&mut self, what: &str, done: usize, total: usize, more: &str) {
         if let Some(tell) = &mut self.listener {
-            return tell(Told::Progress(what, done, total, more));
+            return tell(ProgressEvent::Progress(what, done, total, more));
         }
         if self.what != what {
             self.end();
@@ -83,7 +83,7 @@ impl Progress {
     /// Clears the bar, so that a line can be printed.
     pub fn end(&mut self) {
         if let Some(tell) = &mut self.listener {
-            return tell(Told::End);
+            return tell(ProgressEvent::End);
         }
         if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();
@@ -95,7 +95,7 @@ impl Progress {
     pub fn line(&mut self, line: &str) {
         self.end();
         match &mut self.listener {
-            Some(tell) => tell(Told::Line(line)),
+            Some(tell) => tell(ProgressEvent::Line(line)),
             None => output::message(line),
         }
     }

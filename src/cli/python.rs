@@ -4,7 +4,7 @@
 use std::ffi::OsString;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
-use std::sync::{Once, PoisonError};
+use std::sync::Once;
 
 use anyhow::Result;
 use clap::error::ErrorKind;
@@ -13,11 +13,12 @@ use clap::{Args, Command};
 pub use super::device::{Device, DeviceArgs};
 pub use super::limits::raise_open_files;
 pub use super::output::harmless;
-pub use super::progress::{Listener, Progress, Told};
+pub use super::progress::{Listener, Progress, ProgressEvent};
 pub use super::study::features::Features;
 pub use super::train::{Train, Trained};
-use super::{HELD, advice, silence_decoders, unlock};
+use super::{advice, locked_folder, silence_decoders};
 use crate::backend::Backend;
+use crate::disk::{FolderLock, unlock};
 use crate::model::Model;
 
 /// What a program that is not ours does once before it calls anything here.
@@ -57,12 +58,12 @@ pub fn arguments<A: Args>(given: &[(String, Value)]) -> Result<A, ArgumentError>
     let mut args = Vec::new();
     for (name, value) in given {
         let name = name.replace('_', "-");
-        let is_switch = command
-            .get_arguments()
-            .any(|arg| arg.get_long() == Some(&name) && !arg.get_action().takes_values());
+        let known = command.get_arguments().find(|arg| arg.get_long() == Some(&name));
+        let is_switch = known.is_some_and(|arg| !arg.get_action().takes_values());
         let mut flag = OsString::from(format!("--{name}"));
         match value {
-            Value::None => continue,
+            Value::None if known.is_some() => continue,
+            Value::None => {} // for clap to refuse
             Value::Bool(false) if is_switch => continue,
             Value::Bool(true) if is_switch => {}
             Value::Bool(value) => write!(flag, "={value}").expect("written to memory"),
@@ -71,6 +72,8 @@ pub fn arguments<A: Args>(given: &[(String, Value)]) -> Result<A, ArgumentError>
         }
         args.push(flag);
     }
+    let names = long_flags(&command).chain(given.iter().map(|(name, _)| name.replace('_', "-")));
+    let names: Vec<String> = names.collect();
     let matches = command.try_get_matches_from(args);
     matches.and_then(|matches| A::from_arg_matches(&matches)).map_err(|error| {
         let signature =
@@ -79,7 +82,7 @@ pub fn arguments<A: Args>(given: &[(String, Value)]) -> Result<A, ArgumentError>
         let text = text.strip_prefix("error: ").unwrap_or(&text);
         // What follows is about a command line.
         let end = ["\n\nUsage:", "\n\nFor more"].iter().filter_map(|rest| text.find(rest)).min();
-        ArgumentError { signature, text: in_python(&text[..end.unwrap_or(text.len())]) }
+        ArgumentError { signature, text: in_python(&text[..end.unwrap_or(text.len())], &names) }
     })
 }
 
@@ -94,21 +97,26 @@ fn command<A: Args>() -> Command {
     A::augment_args(command)
 }
 
-/// The long flags of a command, for [`message`].
+/// The long flags of a command, for [`message`] and [`in_python`].
 pub fn flags<A: Args>() -> Vec<String> {
-    command::<A>().get_arguments().filter_map(|arg| arg.get_long().map(str::to_owned)).collect()
+    long_flags(&command::<A>()).collect()
+}
+
+fn long_flags(command: &Command) -> impl Iterator<Item = String> {
+    command.get_arguments().filter_map(|arg| arg.get_long().map(str::to_owned))
 }
 
 /// An error and what to do about it, for a function that takes what these flags of a command say.
 pub fn message(error: &anyhow::Error, flags: &[String]) -> String {
-    harmless(in_python(&match advice::advice(error, flags) {
+    let text = match advice::advice(error, flags) {
         Some(advice) => format!("{error:#}; {advice}"),
         None => format!("{error:#}"),
-    }))
+    };
+    harmless(in_python(&text, flags))
 }
 
-/// A text of the command line, with the names of arguments in place of flags.
-pub fn in_python(text: &str) -> String {
+/// A text of the command line, with the names of arguments in place of these flags.
+pub fn in_python(text: &str, flags: &[String]) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(at) = rest.find("--") {
@@ -118,7 +126,7 @@ pub fn in_python(text: &str) -> String {
         let begins = before.is_empty() && out.is_empty()
             || before.ends_with(|c: char| c.is_whitespace() || "'`\"([".contains(c));
         out += before;
-        if begins && name.starts_with(|c: char| c.is_ascii_lowercase()) {
+        if begins && flags.iter().any(|flag| *flag == name[..len]) {
             out += &name[..len].replace('-', "_");
         } else {
             out += &from[..2 + len];
@@ -128,7 +136,32 @@ pub fn in_python(text: &str) -> String {
     out + rest
 }
 
-/// Makes the page of a model's features in the folder `out`, whose lock is then given back.
+/// A folder that only one process makes a page in: locked until this is dropped.
+pub struct PageFolder {
+    path: PathBuf,
+    lock: Option<FolderLock>,
+}
+
+impl PageFolder {
+    /// Makes the folder, if need be, and locks it.
+    ///
+    /// # Errors
+    /// If that cannot be, or another process has locked it.
+    pub fn lock(path: &Path) -> Result<Self> {
+        Ok(PageFolder { path: path.to_owned(), lock: Some(locked_folder(path)?) })
+    }
+}
+
+impl Drop for PageFolder {
+    fn drop(&mut self) {
+        if let Some(lock) = self.lock.take() {
+            unlock(&self.path, lock);
+        }
+    }
+}
+
+/// Makes the page of a model's features in a folder. No lock of this process is taken: one that a thread has while
+/// another forks would stay locked in the child.
 ///
 /// # Errors
 /// As the command.
@@ -136,24 +169,10 @@ pub fn top9<B: Backend>(
     features: &Features,
     backend: &B,
     model: &Model<B>,
-    out: &Path,
+    out: &PageFolder,
     progress: Progress,
 ) -> Result<PathBuf> {
-    let _given_back = GivenBack(out);
-    features.page(backend, model, progress)
-}
-
-/// Gives a folder's lock back in the end, also where what tells of progress has unwound the work.
-struct GivenBack<'a>(&'a Path);
-
-impl Drop for GivenBack<'_> {
-    fn drop(&mut self) {
-        let mut held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(place) = held.iter().position(|(folder, _)| folder == self.0) {
-            let (folder, file) = held.swap_remove(place);
-            unlock(&folder, file);
-        }
-    }
+    features.page(backend, model, || Ok(out.path.clone()), progress)
 }
 
 #[cfg(test)]
@@ -189,6 +208,8 @@ mod tests {
         let error = |name, value| train(&[(name, value)]).err().unwrap();
         let unknown = error("learning_rat", text("1"));
         assert!(unknown.signature && unknown.text.contains("'learning_rate'"), "{unknown:?}");
+        let without = train(&[("learning_rat", Value::None)]).err().unwrap();
+        assert_eq!(without, unknown);
         let wrong = error("learning_rate", text("fast"));
         assert!(!wrong.signature && wrong.text.contains("'fast'"), "{wrong:?}");
         let missing = arguments::<Train>(&[]).err().unwrap();
@@ -200,8 +221,10 @@ mod tests {
 
     #[test]
     fn flags_become_arguments_and_other_dashes_stay() {
-        let told = in_python("--out: try --batch-size 8, or `--keep 1`; a--b /--c -- d --- e --X");
-        assert_eq!(told, "out: try batch_size 8, or `keep 1`; a--b /--c -- d --- e --X");
+        let flags = ["out", "batch-size", "keep", "b", "c"].map(str::to_owned);
+        let text = "--out: try --batch-size 8, or `--keep 1`; a--b /--c -- d --- e --X --features";
+        let told = "out: try batch_size 8, or `keep 1`; a--b /--c -- d --- e --X --features";
+        assert_eq!(in_python(text, &flags), told);
         let error = crate::Error::RunExists { path: "run".into() }.into();
         let told = message(&error, &["resume".into(), "out".into()]);
         assert_eq!(told, "run: holds a training already; go on with resume, or choose another out");

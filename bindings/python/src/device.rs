@@ -15,7 +15,7 @@ use zfnet::backend::cuda::CudaBackend;
 use zfnet::bench::Benchmark;
 use zfnet::cli::python::{Device, DeviceArgs, Value, arguments};
 
-use crate::errors::{Error, of_arguments, of_command};
+use crate::errors::{Error, caught, of_arguments, of_command};
 
 /// A device as Python names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -107,7 +107,8 @@ impl Choice {
         let threads = threads.map_or(Value::None, |threads| text(&threads.to_string()));
         let args = [("device".into(), text(&self.device)), ("threads".into(), threads)];
         let args: DeviceArgs = arguments(&args).map_err(of_arguments)?;
-        let device = args.open().map_err(|error| of_command(py, error, &["device"]))?;
+        let device = caught(|| args.open())?;
+        let device = device.map_err(|error| of_command(py, error, &["device", "threads"]))?;
         let Some(instructions) = &self.instructions else { return Ok(device) };
         #[allow(irrefutable_let_patterns)] // without GPUs
         let Device::Cpu(backend) = device else {
@@ -122,7 +123,7 @@ impl Choice {
                 )));
             }
         };
-        let made = make(Some(backend.threads()));
+        let made = caught(|| make(Some(backend.threads())))?;
         made.map(Device::Cpu).map_err(|error| Error::new_err(format!("{error:#}")))
     }
 }

@@ -32,8 +32,8 @@ mod _zfnet {
 
     /// Runs the program `zfnet` with these arguments, its name first, and gives its exit code.
     #[pyfunction]
-    fn main(py: Python<'_>, args: Vec<OsString>) -> u8 {
-        py.detach(|| zfnet::cli::main(args).0)
+    fn main(py: Python<'_>, args: Vec<OsString>) -> PyResult<u8> {
+        py.detach(|| errors::caught(|| zfnet::cli::main(args).0))
     }
 
     #[pymodule_init]

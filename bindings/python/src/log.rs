@@ -1,13 +1,15 @@
 //! What the library logs, for Python's `logging`: kept until a thread that holds Python's lock comes by.
 
 use std::fmt::{Debug, Write};
-use std::sync::{Mutex, Once};
+use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 
 use pyo3::prelude::*;
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
 use zfnet::cli::python::harmless;
+
+use crate::device::is_forked;
 
 /// Lines that are kept at most.
 const MOST: usize = 1000;
@@ -24,11 +26,11 @@ impl Subscriber for Collector {
     fn event(&self, event: &Event<'_>) {
         let mut text = Text(String::new());
         event.record(&mut text);
-        // Not waited for: in a process that was forked it may be locked for good.
-        if let Ok(mut lines) = LINES.try_lock()
+        let line = (*event.metadata().level(), harmless(text.0));
+        if let Some(mut lines) = lines()
             && lines.len() < MOST
         {
-            lines.push((*event.metadata().level(), harmless(text.0)));
+            lines.push(line);
         }
     }
 
@@ -40,6 +42,14 @@ impl Subscriber for Collector {
     fn record_follows_from(&self, _: &Id, _: &Id) {}
     fn enter(&self, _: &Id) {}
     fn exit(&self, _: &Id) {}
+}
+
+/// The lines that are kept. Not waited for in a process that was forked, where they may be locked for good.
+fn lines() -> Option<MutexGuard<'static, Vec<(Level, String)>>> {
+    match is_forked() {
+        true => LINES.try_lock().ok(),
+        false => Some(LINES.lock().unwrap_or_else(PoisonError::into_inner)),
+    }
 }
 
 /// An event's message.
@@ -63,7 +73,7 @@ pub fn collect() {
 
 /// Hands what is kept to the logger `zfnet`.
 pub fn hand_over(py: Python<'_>) -> PyResult<()> {
-    let lines = LINES.try_lock().map(|mut lines| std::mem::take(&mut *lines)).unwrap_or_default();
+    let lines = lines().map(|mut lines| std::mem::take(&mut *lines)).unwrap_or_default();
     if lines.is_empty() {
         return Ok(());
     }

@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use numpy::{PyArray1, PyArrayDyn, PyArrayMethods};
 use pyo3::exceptions::PyValueError;
@@ -13,7 +13,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use serde_json::{Value, json};
 use zfnet::backend::{Backend, SeedUnit, Tensor};
-use zfnet::cli::python::{self as command, Device, Features};
+use zfnet::cli::python::{self as command, Device, Features, PageFolder};
 use zfnet::import::{ExternalConfig, Imported};
 use zfnet::model::{Canvas, Kind, Model, Network as Chain, Preprocess, Projector, Rule, Seed};
 use zfnet::picture::Image;
@@ -28,7 +28,7 @@ use crate::device::{Choice, Host, is_forked};
 use crate::errors::{Error, caught, of_library};
 use crate::image::{Prepared, prepared};
 use crate::log;
-use crate::work::watched;
+use crate::work::{is_of_the_network, watched};
 
 /// Flags of commands that `load` takes as arguments.
 const FLAGS: [&str; 4] = ["arch", "preprocess", "device", "threads"];
@@ -36,7 +36,7 @@ const FLAGS: [&str; 4] = ["arch", "preprocess", "device", "threads"];
 /// A network with its weights, on a device.
 #[pyclass(frozen, module = "zfnet._zfnet")]
 pub struct Network {
-    on: Box<dyn Looks>,
+    on: Box<dyn OnDevice>,
     /// Where it is from, as pages name it.
     source: PathBuf,
 }
@@ -56,10 +56,14 @@ pub fn load(
     log::collect();
     let external = ExternalConfig { arch, preprocess, ..ExternalConfig::default() };
     let choice = Choice { device, threads, instructions };
-    let on: Box<dyn Looks> = match choice.open(py)? {
-        Device::Cpu(backend) => Box::new(On::load(py, backend, choice, &path, &external)?),
+    let on: Box<dyn OnDevice> = match choice.open(py)? {
+        Device::Cpu(backend) => {
+            Box::new(DeviceNetwork::load(py, backend, choice, &path, &external)?)
+        }
         #[cfg(feature = "cuda")]
-        Device::Cuda(backend) => Box::new(On::load(py, backend, choice, &path, &external)?),
+        Device::Cuda(backend) => {
+            Box::new(DeviceNetwork::load(py, backend, choice, &path, &external)?)
+        }
     };
     log::hand_over(py)?;
     Ok(Network { on, source: path })
@@ -73,10 +77,14 @@ pub fn with_weights(
     flags: &[&str],
     imported: Imported,
 ) -> PyResult<Network> {
-    let on: Box<dyn Looks> = match choice.open(py)? {
-        Device::Cpu(backend) => Box::new(On::take(py, backend, choice, imported, flags)?),
+    let on: Box<dyn OnDevice> = match choice.open(py)? {
+        Device::Cpu(backend) => {
+            Box::new(DeviceNetwork::take(py, backend, choice, imported, flags)?)
+        }
         #[cfg(feature = "cuda")]
-        Device::Cuda(backend) => Box::new(On::take(py, backend, choice, imported, flags)?),
+        Device::Cuda(backend) => {
+            Box::new(DeviceNetwork::take(py, backend, choice, imported, flags)?)
+        }
     };
     Ok(Network { on, source: name.into() })
 }
@@ -100,12 +108,6 @@ impl Network {
     fn input_size(&self) -> (usize, usize) {
         let [rows, columns] = self.on.preprocess().size;
         (rows, columns)
-    }
-
-    /// Channels of its input: 3, or 1 of luma.
-    #[getter]
-    fn channels(&self) -> usize {
-        self.on.preprocess().channels()
     }
 
     /// Rows and columns that images are resized to before the input is cut from them.
@@ -288,14 +290,14 @@ impl Network {
         &self.source
     }
 
-    /// Makes the page of its features; the inner result is the command's.
+    /// Makes the page of its features.
     pub fn top9(
         &self,
         py: Python<'_>,
         features: &Features,
-        out: &Path,
+        out: &PageFolder,
         listener: &Bound<'_, PyAny>,
-    ) -> PyResult<anyhow::Result<PathBuf>> {
+    ) -> PyResult<PathBuf> {
         self.on.top9(py, features, out, listener)
     }
 
@@ -357,7 +359,7 @@ fn layers(chain: &Chain) -> impl Iterator<Item = Value> {
 }
 
 /// A network on some device, for calls from Python.
-trait Looks: Send + Sync {
+trait OnDevice: Send + Sync {
     fn chain(&self) -> &Chain;
     fn preprocess(&self) -> &Preprocess;
     fn classes(&self) -> &[String];
@@ -398,13 +400,13 @@ trait Looks: Send + Sync {
         &self,
         py: Python<'_>,
         features: &Features,
-        out: &Path,
+        out: &PageFolder,
         listener: &Bound<'_, PyAny>,
-    ) -> PyResult<anyhow::Result<PathBuf>>;
+    ) -> PyResult<PathBuf>;
 }
 
 /// A model, and what it takes to compute.
-struct On<B: Backend> {
+struct DeviceNetwork<B: Backend> {
     model: Arc<Model<B>>,
     choice: Choice,
     /// Of the process of this number. Locked by who holds Python's lock, and for as long at most: see [`crate::device`].
@@ -442,7 +444,7 @@ impl<B: Backend> Tools<B> {
     }
 }
 
-impl<B: Host> On<B>
+impl<B: Host> DeviceNetwork<B>
 where
     Tools<B>: Send,
 {
@@ -455,7 +457,7 @@ where
     ) -> PyResult<Self> {
         let read = || backend.install(|| load_model(backend, path, external));
         let model = py.detach(|| caught(read))?.map_err(|error| of_library(py, error, &FLAGS))?;
-        Ok(On::new(backend, choice, model))
+        Ok(DeviceNetwork::new(backend, choice, model))
     }
 
     fn take(
@@ -467,12 +469,12 @@ where
     ) -> PyResult<Self> {
         let make = || backend.install(|| imported.into_model(backend));
         let model = py.detach(|| caught(make))?.map_err(|error| of_library(py, error, flags))?;
-        Ok(On::new(backend, choice, model))
+        Ok(DeviceNetwork::new(backend, choice, model))
     }
 
     fn new(backend: &'static B, choice: Choice, model: Model<B>) -> Self {
         let tools = Arc::new(Mutex::new(Tools::of(backend)));
-        On { model: Arc::new(model), choice, tools: Mutex::new((process::id(), tools)) }
+        DeviceNetwork { model: Arc::new(model), choice, tools: Mutex::new((process::id(), tools)) }
     }
 
     /// The tools of this process.
@@ -504,25 +506,20 @@ where
     ) -> PyResult<T> {
         let tools = self.tools(py)?;
         let result = py.detach(|| {
-            let tools = &mut *whole(&tools);
+            let tools = &mut *tools.lock().unwrap_or_else(PoisonError::into_inner);
             let backend = tools.backend;
             // Locked out here: a thread of the backend that waits may begin another call's work.
-            caught(|| backend.install(|| work(tools)))
+            let result = caught(|| backend.install(|| work(tools)));
+            if result.is_err() {
+                *tools = Tools::of(backend); // a panic has left them half written
+            }
+            result
         });
         result?.map_err(|error| of_library(py, error, &[]))
     }
 }
 
-/// Tools that are not in use; new ones where a panic has left them half written.
-fn whole<B: Backend>(tools: &Mutex<Tools<B>>) -> MutexGuard<'_, Tools<B>> {
-    tools.lock().unwrap_or_else(|poisoned| {
-        let mut tools = poisoned.into_inner();
-        *tools = Tools::of(tools.backend);
-        tools
-    })
-}
-
-impl<B: Host> Looks for On<B>
+impl<B: Host> OnDevice for DeviceNetwork<B>
 where
     Tools<B>: Send,
 {
@@ -627,11 +624,15 @@ where
         &self,
         py: Python<'_>,
         features: &Features,
-        out: &Path,
+        out: &PageFolder,
         listener: &Bound<'_, PyAny>,
-    ) -> PyResult<anyhow::Result<PathBuf>> {
+    ) -> PyResult<PathBuf> {
         let backend = self.backend(py)?;
-        watched(py, listener, true, |progress, _| {
+        // Those of the network were said when it was loaded.
+        let flags = command::flags::<Features>();
+        let flags: Vec<&str> =
+            flags.iter().map(String::as_str).filter(|flag| !is_of_the_network(flag)).collect();
+        watched(py, listener, true, &flags, |progress, _| {
             backend.install(|| command::top9(features, backend, &self.model, out, progress))
         })
     }

@@ -1,5 +1,7 @@
 //! Modules of PyTorch, handed over layer by layer: the chain that readers of files make, too.
 
+use std::path::Path;
+
 use numpy::{PyReadonlyArrayDyn, PyUntypedArrayMethods};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -8,7 +10,8 @@ use zfnet::import::{self, ExternalConfig};
 use zfnet_formats::{Chain, Input, Layer, Op, Tensor};
 
 use crate::device::Choice;
-use crate::errors::of_library;
+use crate::errors::{caught, of_library};
+use crate::log;
 use crate::network::{Network, with_weights};
 
 /// Of `load`, as advice names them.
@@ -42,7 +45,7 @@ pub fn from_chain(
         ..Chain::default()
     };
     let config = ExternalConfig { preprocess, ..ExternalConfig::default() };
-    let imported = py.detach(|| import::from_chain(chain, &config));
+    let imported = py.detach(|| caught(|| import::from_chain(chain, &config)))?;
     let imported = imported.map_err(|error| of_library(py, error, &FLAGS))?;
     if let Some(classes) = classes
         && classes.len() != imported.network.classes()
@@ -53,6 +56,9 @@ pub fn from_chain(
             classes.len()
         )));
     }
+    log::collect();
+    imported.log(Path::new(&name));
+    log::hand_over(py)?;
     let choice = Choice { device, threads, instructions };
     with_weights(py, choice, name, &FLAGS, imported)
 }

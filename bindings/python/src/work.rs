@@ -1,6 +1,6 @@
 //! What takes long: a thread of its own computes, while Python's shows how far it is and listens to Ctrl-C.
 
-use std::ffi::OsString;
+use std::ffi::{CString, OsString};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::process;
@@ -10,11 +10,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pyo3::exceptions::PyTypeError;
+use pyo3::exceptions::{PyException, PyRuntimeWarning, PyTypeError};
 use pyo3::prelude::*;
 use zfnet::cli::python::{
-    self as command, ArgumentError, Features, Listener, Progress, Told, Train, Trained, Value,
-    arguments, harmless, in_python, raise_open_files,
+    self as command, ArgumentError, Features, Listener, PageFolder, Progress, ProgressEvent, Train,
+    Trained, Value, arguments, harmless, in_python, raise_open_files,
 };
 
 use crate::device::is_forked;
@@ -39,15 +39,18 @@ enum Message {
 /// What unwinds work that was interrupted and has no end of its own.
 struct Interrupted;
 
-/// Runs `work` in a thread. `listener` has methods `show(what, done, total, more)`, `line(text)` and `end()`, as
-/// `zfnet._progress`. Ctrl-C sets the flag that work is given; if `at_once`, or at a second Ctrl-C, work ends when it
-/// next tells how far it is. What Ctrl-C raises is raised when work has ended.
+/// Runs `work`, of a command with these flags, in a thread. `listener` has methods `show(what, done, total, more)`,
+/// `line(text)` and `end()`, as `zfnet._progress`. Ctrl-C sets the flag that work is given; if `at_once`, or at a second
+/// Ctrl-C, work ends when it next tells how far it is. What Ctrl-C raises is raised when work has ended; if that failed,
+/// its error is, in the context of the former. A listener that fails is told nothing more, and work goes on.
 pub fn watched<T: Send>(
     py: Python<'_>,
     listener: &Bound<'_, PyAny>,
     at_once: bool,
-    work: impl FnOnce(Progress, Arc<AtomicUsize>) -> T + Send,
+    flags: &[&str],
+    work: impl FnOnce(Progress, Arc<AtomicUsize>) -> anyhow::Result<T> + Send,
 ) -> PyResult<T> {
+    let names: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
     let (send, mut receive) = channel();
     let stop = Arc::new(AtomicUsize::new(0));
     let leave = Arc::new(AtomicUsize::new(0)); // how often it was interrupted
@@ -58,7 +61,7 @@ pub fn watched<T: Send>(
             resume_unwind(Box::new(Interrupted));
         }
         let message = match told {
-            Told::Progress(what, done, total, more) => {
+            ProgressEvent::Progress(what, done, total, more) => {
                 let recent = |(of, at): &(String, Instant)| of == what && at.elapsed() < TELL;
                 if done < total && last.as_ref().is_some_and(recent) {
                     return;
@@ -66,13 +69,14 @@ pub fn watched<T: Send>(
                 last = Some((what.into(), Instant::now()));
                 Message::Progress(what.into(), done, total, more.into())
             }
-            Told::Line(text) => Message::Line(harmless(in_python(text))),
-            Told::End => Message::End,
+            ProgressEvent::Line(text) => Message::Line(harmless(in_python(text, &names))),
+            ProgressEvent::End => Message::End,
         };
         let _ = send.send(message); // who hears it waits for this thread
     });
     log::collect();
     let mut raised = None;
+    let mut failed = None; // how the listener did
     let result = thread::scope(|scope| {
         let flag = stop.clone();
         let worker = scope
@@ -81,13 +85,19 @@ pub fn watched<T: Send>(
             let from = &mut receive;
             let message = py.detach(move || from.recv_timeout(LISTEN));
             let told = match message {
-                Ok(message) => say(listener, message),
-                Err(RecvTimeoutError::Timeout) => Ok(()),
                 Err(RecvTimeoutError::Disconnected) => break,
+                _ if failed.is_some() => Ok(()),
+                Ok(message) => say(listener, message).and_then(|()| log::hand_over(py)),
+                Err(RecvTimeoutError::Timeout) => log::hand_over(py),
             };
-            if let Err(error) =
-                told.and_then(|()| log::hand_over(py)).and_then(|()| py.check_signals())
-            {
+            let told = told.or_else(|error| match error.is_instance_of::<PyException>(py) {
+                true => {
+                    failed = Some(error);
+                    Ok(())
+                }
+                false => Err(error), // KeyboardInterrupt
+            });
+            for error in [told, py.check_signals()].into_iter().filter_map(Result::err) {
                 stop.store(SIGINT, Ordering::Relaxed);
                 leave.fetch_add(1, Ordering::Relaxed);
                 raised.get_or_insert(error);
@@ -95,13 +105,35 @@ pub fn watched<T: Send>(
         }
         py.detach(|| worker.join()).unwrap_or_else(Err)
     });
-    listener.call_method0("end")?;
-    log::hand_over(py)?;
+    let ended = listener.call_method0("end").and_then(|_| log::hand_over(py));
+    if let Some(error) = failed.or(ended.err()) {
+        warn(py, &error);
+    }
     match (raised, result) {
-        (Some(raised), Ok(_)) => Err(raised),
+        (Some(raised), Ok(Ok(_))) => Err(raised),
         (Some(raised), Err(panic)) if panic.is::<Interrupted>() => Err(raised),
-        (_, Ok(result)) => Ok(result),
-        (_, Err(panic)) => Err(of_panic(panic)),
+        (None, Ok(Ok(result))) => Ok(result),
+        (raised, failed) => {
+            let error = match failed {
+                Ok(Err(error)) => of_command(py, error, flags),
+                Err(panic) => of_panic(panic),
+                Ok(Ok(_)) => unreachable!("see above"),
+            };
+            if let Some(raised) = raised {
+                error.value(py).setattr("__context__", raised)?;
+            }
+            Err(error)
+        }
+    }
+}
+
+/// Warns that no more was shown. A warning that is an error must not take the place of what was computed.
+fn warn(py: Python<'_>, error: &PyErr) {
+    let text = format!("progress could not be shown to the end: {error}").replace('\0', "");
+    let text = CString::new(text).expect("no NUL");
+    let category = py.get_type::<PyRuntimeWarning>();
+    if let Err(error) = PyErr::warn(py, &category, &text, 1) {
+        error.write_unraisable(py, None);
     }
 }
 
@@ -164,7 +196,9 @@ pub fn train(
     let given = with_one_thread(values(given)?);
     let args: Train = arguments(&given).map_err(of_arguments)?;
     raise_open_files().map_err(|error| of_command(py, error, &[]))?;
-    let trained = watched(py, listener, false, |progress, stop| {
+    let flags = command::flags::<Train>();
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    let trained = watched(py, listener, false, &flags, |progress, stop| {
         let device = args.device.open()?;
         match &device {
             command::Device::Cpu(backend) => {
@@ -174,37 +208,40 @@ pub fn train(
             command::Device::Cuda(backend) => args.train(backend, || Ok(stop), progress),
         }
     })?;
-    let flags = command::flags::<Train>();
-    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
-    match trained.map_err(|error| of_command(py, error, &flags))? {
+    match trained {
         Trained::Needs(text) => Ok(Some(text)),
         Trained::Done | Trained::Stopped(_) => Ok(None),
     }
 }
 
-/// Folders that calls write pages into, by process. Locked by who holds Python's lock, and for as long at most.
+/// Folders that calls write pages into, by process. Locked by who holds Python's lock, and for as long at most: whole in
+/// a process that was forked.
 static WRITTEN: Mutex<Vec<(u32, PathBuf)>> = Mutex::new(Vec::new());
 
-/// A folder that only one call writes into.
-struct Written((u32, PathBuf));
+/// A folder that only one call of one process writes into.
+struct Written {
+    mine: (u32, PathBuf),
+    folder: PageFolder,
+}
 
 impl Written {
-    fn claim(out: &Path) -> PyResult<Self> {
+    fn claim(py: Python<'_>, out: &Path) -> PyResult<Self> {
         let mine = (process::id(), std::path::absolute(out)?);
         let mut written = WRITTEN.lock().unwrap_or_else(PoisonError::into_inner);
         if written.contains(&mine) {
             let by = "another call".into();
             return Err(Error::new_err(zfnet::Error::Locked { path: out.into(), by }.to_string()));
         }
+        let folder = PageFolder::lock(out).map_err(|error| of_command(py, error, &[]))?;
         written.push(mine.clone());
-        Ok(Written(mine))
+        Ok(Written { mine, folder })
     }
 }
 
 impl Drop for Written {
     fn drop(&mut self) {
         let mut written = WRITTEN.lock().unwrap_or_else(PoisonError::into_inner);
-        written.retain(|other| *other != self.0);
+        written.retain(|other| *other != self.mine);
     }
 }
 
@@ -224,17 +261,14 @@ pub fn top9(
     let mut given = values(given)?;
     let network = network.borrow();
     given.push(("checkpoint".into(), Value::Text(network.source().into())));
-    given.push(("out".into(), Value::Text(out.clone().into())));
     let features: Features = arguments(&given).map_err(of_arguments)?;
     raise_open_files().map_err(|error| of_command(py, error, &[]))?;
-    let _until_it_is_made = Written::claim(&out)?;
-    network
-        .top9(py, &features, &out, listener)?
-        .map_err(|error| of_command(py, error, &["max-bad", "units", "layers", "maps"]))
+    let written = Written::claim(py, &out)?;
+    network.top9(py, &features, &written.folder, listener)
 }
 
 /// Flags of the command that say which network, and on what.
-fn is_of_the_network(name: &str) -> bool {
+pub fn is_of_the_network(name: &str) -> bool {
     [
         "checkpoint",
         "arch",

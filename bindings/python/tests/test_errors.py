@@ -1,5 +1,6 @@
 """What is wrong is an exception, with the command's words."""
 
+import json
 import os
 import shutil
 
@@ -92,14 +93,34 @@ def test_layers_and_units(net, file):
         net.occlusion(file, stride=-1)
 
 
-def test_what_does_not_fire(net):
-    # Every map of the first layer after its relu in turn: of a black image some are zero everywhere.
-    black = np.zeros((40, 40, 3), np.uint8)
-    dead = np.flatnonzero(net.activations(black, "conv2")["conv2"].max((0, 1)) <= 0)
-    if len(dead) == 0:
-        pytest.skip("all maps fire")
+def test_what_does_not_fire(run, file, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy, symlinks=True)
+    weights = (copy / "last" / "model.safetensors").resolve()
+    raw = bytearray(weights.read_bytes())
+    size = int.from_bytes(raw[:8], "little")
+    begin, end = json.loads(raw[8 : 8 + size])["conv2.bias"]["data_offsets"]
+    biases = np.frombuffer(raw, np.float32, (end - begin) // 4, 8 + size + begin)
+    biases[5:7] = -1e3, 1e3
+    other = tmp_path / "dead.safetensors"
+    other.write_bytes(raw)
+    net = zfnet.load(other)
     with pytest.raises(ValueError, match="did not fire"):
-        net.project(black, f"conv2:{dead[0]}")
+        net.project(file, "conv2:5")
+    assert net.project(file, "conv2:6").activation > 500
+
+
+def test_a_device_that_is_not_there(run):
+    with pytest.raises(zfnet.Error) as raised:
+        zfnet.load(run, device="cuda:99")
+    assert "backend: " in str(raised.value) and "device cpu needs no GPU" in str(raised.value)
+    assert "--" not in str(raised.value)
+
+
+@pytest.mark.parametrize("mode", ["I", "F", "I;16", "I;16B"])
+def test_pillow_images_of_more_than_8_bits(net, mode):
+    with pytest.raises(TypeError, match=f"mode {mode}, .*scale it to 0 to 255 as uint8"):
+        net.classify(Image.new(mode, (40, 40)))
 
 
 def test_networks(run, tmp_path, command):

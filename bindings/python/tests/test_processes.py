@@ -1,5 +1,6 @@
 """Threads of Python, and processes that were forked."""
 
+import fcntl
 import multiprocessing
 import os
 import signal
@@ -10,6 +11,8 @@ import pytest
 
 import zfnet
 from conftest import picture
+from zfnet import _page, _train
+from zfnet._progress import Progress
 
 
 def all_of(net, image):
@@ -113,6 +116,78 @@ def test_pages_and_training_in_a_child(net, data, toml, tmp_path):
         return page.path.exists() and (done.path / "last").exists()
 
     assert in_child(work) == 0
+
+
+def test_fork_while_another_thread_waits_for_a_folder(net, data, tmp_path):
+    held = tmp_path / "held"
+    held.mkdir()
+    over = threading.Event()
+
+    def work():
+        while not over.is_set():
+            with pytest.raises(zfnet.Error, match="another command is writing into it"):
+                zfnet.top9(net, data, out=held, progress=False)
+
+    with open(held / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        thread = threading.Thread(target=work)
+        thread.start()
+        try:
+            free = lambda: zfnet.top9(net, data, "conv1", tmp_path / "free", maps=1, progress=False).path.exists()
+            for _ in range(5):
+                assert in_child(free) == 0
+        finally:
+            over.set()
+            thread.join()
+
+
+def test_a_child_does_not_write_into_its_parents_folder(net, data, tmp_path, monkeypatch):
+    ended = []
+
+    def refused():
+        with pytest.raises(zfnet.Error, match="is writing into it"):
+            zfnet.top9(net, data, out=tmp_path, progress=False)
+        return (tmp_path / "lock").exists()
+
+    class Forks(Progress):
+        def show(self, *args):
+            if not ended:
+                ended.append(None)
+                with monkeypatch.context() as patch:
+                    patch.setattr(_page, "Progress", Progress)
+                    ended[0] = in_child(refused)
+
+    monkeypatch.setattr(_page, "Progress", Forks)
+    zfnet.top9(net, data, out=tmp_path)
+    assert ended == [0]
+
+
+def test_a_child_does_not_keep_a_runs_lock(data, toml, tmp_path, monkeypatch):
+    read, write = os.pipe()
+    children = []
+
+    class Forks(Progress):
+        def show(self, *args):
+            if children:
+                return
+            child = os.fork()
+            if child == 0:
+                os.close(write)
+                os.read(read, 1)  # until its parent closes the other end
+                os._exit(0)
+            children.append(child)
+
+    monkeypatch.setattr(_train, "Progress", Forks)
+    try:
+        zfnet.train(arch=toml, data=data, out=tmp_path / "run", max_steps=2)
+        assert len(children) == 1
+        more = zfnet.train(data=data, out=tmp_path / "run", resume=True, max_steps=3)
+        assert max(line["step"] for line in more.metrics) == 3
+    finally:
+        os.close(write)
+        for child in children:
+            os.waitpid(child, 0)
+        os.close(read)
 
 
 def classified(image):

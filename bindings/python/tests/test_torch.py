@@ -37,7 +37,8 @@ def agree(net, module, image, tolerance=1e-4):
     assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
 
 
-def test_a_sequential():
+def test_a_sequential(caplog):
+    caplog.set_level("INFO", "zfnet")
     module = small()
     module[1].running_mean.uniform_(-1, 1)
     module[1].running_var.uniform_(0.5, 2)
@@ -49,6 +50,7 @@ def test_a_sequential():
     assert all(torch.equal(value, state[name]) for name, value in module.state_dict().items())
     assert net.classes == ["a", "b", "c"] and net.input_size == (32, 32)
     assert [layer.kind for layer in net.layers if layer.parameters] == ["conv", "conv", "fc", "fc"]
+    assert any("5 [12, 4, 3, 3] is conv2" in line for line in caplog.messages)
     agree(net, module, picture(0))
     agree(net, module, picture(1))
     # Activations in the middle, and with gradients of PyTorch's.
@@ -62,13 +64,13 @@ def test_a_sequential():
 
 def test_the_gradient_is_pytorchs():
     module = small()
+    nn.init.constant_(module[9][4].bias, 10)
     net = zfnet.from_torch(module, input_size=32)
     image = picture(0)
     last = net.layers[-1].name
     logits = net.activations(image, last)[last]
     best = int(logits.argmax())
-    if logits[best] <= 0:
-        pytest.skip("no logit is above zero")
+    assert logits[best] > 0  # by its bias: a unit that does not fire has no projection
     seen = torch.from_numpy(net.input(image)).permute(2, 0, 1)[None].requires_grad_()
     module.eval()(seen)[0, best].backward()
     expected = seen.grad[0].permute(1, 2, 0).numpy()
@@ -114,6 +116,48 @@ def test_modules_with_a_forward_of_their_own():
     agree(net, module, picture(2))
     with pytest.raises(ValueError, match="Adds: what it gives is not what its modules give"):
         zfnet.from_torch(Adds(), input_size=32)
+
+
+class Behind(nn.Module):
+    """Computes something behind a chain, that no module does."""
+
+    def __init__(self, seed, outputs, behind):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.chain = nn.Sequential(nn.Conv2d(3, 4, 5, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 7 * 7, outputs))
+        self.behind = behind
+
+    def forward(self, x):
+        return self.behind(self.chain(x))
+
+
+def test_what_is_computed_behind_the_modules_is_seen_whatever_the_weights():
+    clamp = lambda x: x.clamp(0, 1)
+    for seed in range(10):
+        for outputs, behind in [(3, torch.relu), (1, torch.relu), (1, clamp), (1, torch.sigmoid), (2, torch.abs)]:
+            with pytest.raises(ValueError, match="Behind: what it gives is not"):
+                zfnet.from_torch(Behind(seed, outputs, behind), input_size=32)
+    for behind in [lambda x: x, lambda x: x.softmax(1), lambda x: x.log_softmax(1)]:
+        assert zfnet.from_torch(Behind(0, 3, behind), input_size=32).classes == ["class 0", "class 1", "class 2"]
+    with pytest.raises(ValueError, match="Behind: what it gives is not"):
+        zfnet.from_torch(Behind(0, 1, lambda x: x.softmax(1)), input_size=32)
+
+
+class Between(nn.Module):
+    """Computes something between modules that changes nothing where all is positive, as it is here."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 5, stride=4), nn.Linear(4 * 7 * 7, 3)
+        nn.init.constant_(self.conv.bias, 100)
+
+    def forward(self, x):
+        return self.fc(torch.relu(self.conv(x)).flatten(1))
+
+
+def test_what_is_computed_between_modules_is_seen():
+    with pytest.raises(ValueError, match="Between: what it gives is not"):
+        zfnet.from_torch(Between(), input_size=32)
 
 
 @pytest.mark.parametrize(

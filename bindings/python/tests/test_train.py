@@ -11,6 +11,7 @@ import time
 import pytest
 
 import zfnet
+from zfnet import _train
 
 
 def test_a_run_is_the_commands(run, data, toml, command, tmp_path):
@@ -22,8 +23,7 @@ def test_a_run_is_the_commands(run, data, toml, command, tmp_path):
 
 def test_metrics_and_progress(data, toml, tmp_path, capsys):
     run = zfnet.train(arch=toml, data=str(data), out=str(tmp_path / "run"), max_steps=4, learning_rate=1e-3)
-    steps = [line for line in run.metrics if line["kind"] == "step"] if "kind" in run.metrics[0] else run.metrics
-    assert [line["step"] for line in steps][-1] == 4
+    assert max(line["step"] for line in run.metrics) == 4
     assert run.load().classes == ["across", "down"]
     told = capsys.readouterr().err
     assert "recipe: " in told and "learning_rate = 0.001" in told
@@ -42,6 +42,7 @@ def test_dry_run(data, toml, tmp_path):
     "flags, kind, words",
     [
         ({"learning_rat": 1}, TypeError, "unexpected argument 'learning_rat' found"),
+        ({"learning_rat": None}, TypeError, "unexpected argument 'learning_rat' found"),
         ({"epochs": "many"}, ValueError, "invalid value 'many' for 'epochs <EPOCHS>'"),
         ({"epochs": -1}, ValueError, "'-1'"),
         ({"schedule": "never"}, ValueError, "plateau, step, constant"),
@@ -58,6 +59,41 @@ def test_wrong_arguments(data, toml, tmp_path, flags, kind, words):
     with pytest.raises(kind) as raised:
         zfnet.train(**{"data": data, "arch": toml, "out": tmp_path / "run", "progress": False, **flags})
     assert words in str(raised.value) and "--" not in str(raised.value)
+
+
+def test_a_display_that_fails_does_not_end_a_training(data, toml, tmp_path, monkeypatch):
+    shown = []
+
+    class Fails(_train.Progress):
+        def show(self, *args):
+            shown.append(args)
+            raise ValueError("no display")
+
+        def end(self):
+            raise ValueError("no end")
+
+    monkeypatch.setattr(_train, "Progress", Fails)
+    with pytest.warns(RuntimeWarning, match="progress could not be shown to the end: ValueError: no display") as warned:
+        run = zfnet.train(arch=toml, data=data, out=tmp_path / "run", max_steps=3, progress=False)
+    assert len(shown) == len(warned) == 1
+    assert max(line["step"] for line in run.metrics) == 3
+
+
+def test_ctrl_c_does_not_hide_that_saving_failed(data, toml, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+
+    class Interrupts(_train.Progress):
+        def show(self, *args):
+            if (out / "last").exists():  # steps are made, and there is something to save
+                out.rename(tmp_path / "away")
+                out.write_text("")
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(_train, "Progress", Interrupts)
+    with pytest.raises((OSError, zfnet.Error)) as raised:
+        zfnet.train(arch=toml, data=data, out=out, epochs=2000, progress=False)
+    assert str(out) in str(raised.value)
+    assert isinstance(raised.value.__context__, KeyboardInterrupt)
 
 
 def test_ctrl_c_saves(data, toml, tmp_path):

@@ -9,16 +9,17 @@ from zfnet import _zfnet
 
 
 def parameters(function):
-    """Names, in order, and those that must be given by name."""
+    """Of each its name, whether it must be given by name, and whether it may be left out."""
     all = inspect.signature(function).parameters.values()
-    named = [one.name for one in all if one.kind is one.KEYWORD_ONLY]
-    return [one.name for one in all if one.name not in ("self", *named)], named
+    return [(one.name, one.kind is one.KEYWORD_ONLY, one.default is not one.empty) for one in all if one.name != "self"]
 
 
 def of_stub(function):
     args = function.args
-    places = [one.arg for one in [*args.posonlyargs, *args.args] if one.arg != "self"]
-    return places, [one.arg for one in args.kwonlyargs]
+    places = [*args.posonlyargs, *args.args]
+    first = len(places) - len(args.defaults)  # that may be left out
+    told = [(one.arg, False, place >= first) for place, one in enumerate(places) if one.arg != "self"]
+    return told + [(one.arg, True, default is not None) for one, default in zip(args.kwonlyargs, args.kw_defaults)]
 
 
 def test_the_stub_is_the_module():

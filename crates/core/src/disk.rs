@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
+use std::process;
 use std::time::Duration;
 
 use crate::{Error, Result};
@@ -109,20 +110,42 @@ pub fn is_locked(folder: &Path) -> bool {
     file.is_ok_and(|file| matches!(file.try_lock_shared(), Err(fs::TryLockError::WouldBlock)))
 }
 
-/// Gives a folder back for which [`lock`] returned `file`, and removes the file if nobody has written into it.
-pub fn unlock(folder: &Path, file: fs::File) {
-    if file.metadata().is_ok_and(|found| found.len() == 0) {
-        let _ = fs::remove_file(folder.join(LOCK)); // it may lie there as well
-    }
-    drop(file);
+/// A folder's lock, which this process has until this is dropped.
+pub struct FolderLock {
+    file: fs::File,
+    /// Who took it. A process that was forked has a copy of this, which unlocks nothing.
+    process: u32,
 }
 
-/// Keeps a second process out of a folder until the file returned is dropped; the system gives the
+impl FolderLock {
+    fn is_ours(&self) -> bool {
+        self.process == process::id()
+    }
+}
+
+impl Drop for FolderLock {
+    fn drop(&mut self) {
+        // The system would keep the lock for as long as a process that was forked has the file open.
+        if self.is_ours() {
+            let _ = self.file.unlock();
+        }
+    }
+}
+
+/// Gives a folder back, and removes the lock's file if nobody has written into it.
+pub fn unlock(folder: &Path, lock: FolderLock) {
+    if lock.is_ours() && lock.file.metadata().is_ok_and(|found| found.len() == 0) {
+        let _ = fs::remove_file(folder.join(LOCK)); // it may lie there as well
+    }
+    drop(lock);
+}
+
+/// Keeps a second process out of a folder until what is returned is dropped; the system gives the
 /// lock back whenever and however this process ends. `who` writes there: "another training".
 ///
 /// # Errors
 /// If another process holds it, or the folder cannot be written.
-pub fn lock(folder: &Path, who: &str) -> Result<fs::File> {
+pub fn lock(folder: &Path, who: &str) -> Result<FolderLock> {
     let path = folder.join(LOCK);
     // Not cut: it may be a file of the user's.
     let file = match fs::File::options().create(true).truncate(false).write(true).open(&path) {
@@ -145,7 +168,7 @@ pub fn lock(folder: &Path, who: &str) -> Result<fs::File> {
         // The one before has removed the file between these two lines.
         Ok(()) if !is_at(&file, &path) => lock(folder, who),
         // Some file systems know no locks; work goes on there.
-        _ => Ok(file),
+        _ => Ok(FolderLock { file, process: process::id() }),
     }
 }
 

@@ -20,7 +20,7 @@ use clap::Args;
 
 use super::{StudyArgs, finish, initial_weights, watched};
 use crate::cli::progress::Progress;
-use crate::cli::{ExitCode, OnDevice, ReadArgs, SplitName, make_folder, output, shown};
+use crate::cli::{ExitCode, OnDevice, ReadArgs, SplitName, output, shown};
 
 #[derive(Args)]
 pub struct Features {
@@ -100,18 +100,20 @@ pub fn chosen_units(network: &Network, units: &[String]) -> Result<Vec<Chosen>> 
 impl OnDevice for Features {
     fn run<B: Benchmark>(self, backend: &B) -> Result<ExitCode> {
         let model = self.study.load(backend)?;
-        let page = self.page(backend, &model, Progress::new())?;
+        let page = self.page(backend, &model, || self.study.out(&STUDY), Progress::new())?;
         output::line(page.display())?;
         Ok(ExitCode::SUCCESS)
     }
 }
 
 impl Features {
-    /// Makes the page of a model, whatever checkpoint it is of, and says where it is.
+    /// Makes the page of a model, whatever checkpoint it is of, and says where it is. `folder` makes its folder, when
+    /// all that was asked for is there.
     pub fn page<B: Backend>(
         &self,
         backend: &B,
         model: &Model<B>,
+        folder: impl FnOnce() -> Result<PathBuf>,
         mut progress: Progress,
     ) -> Result<PathBuf> {
         let options = self.read.options(model.preprocess.resize)?;
@@ -132,7 +134,7 @@ impl Features {
             facts: Vec::new(),
             status: None,
         };
-        let out = self.study.out(&STUDY)?;
+        let out = folder()?;
         take_back(&out).with_context(|| format!("cannot write into {}", out.display()))?;
         let page = write_page(backend, model, job, &out, &mut progress)?;
         progress.end();
@@ -158,7 +160,7 @@ pub struct PageJob<'a> {
     pub status: Option<String>,
 }
 
-/// Makes the page and says where it is.
+/// Makes the page in the folder `out`, which is there, and says where it is.
 pub fn write_page<B: Backend>(
     backend: &B,
     model: &Model<B>,
@@ -187,18 +189,17 @@ pub fn write_page<B: Backend>(
         refresh: job.status.as_ref().map(|_| 10),
         status: job.status,
     };
-    let out = make_folder(out)?;
-    let mut writer = Writer::new(&out, header)
-        .with_context(|| format!("cannot write into {}", out.display()))?;
+    let mut writer =
+        Writer::new(out, header).with_context(|| format!("cannot write into {}", out.display()))?;
     let settings = Settings { chosen: job.chosen, rule: Rule::named(&job.rule)? };
-    let mut session = watched(backend, &out, progress);
+    let mut session = watched(backend, out, progress);
     session.workers = job.workers;
     run(&mut session, model, &settings, &job.images, job.classes.as_ref(), job.root, |found| {
         let written = match found {
             Feature::Layer(layer) => writer.layer(layer),
             Feature::Map(map) => writer.map(map),
         };
-        written.map_err(crate::Error::io("write", &out))
+        written.map_err(crate::Error::io("write", out))
     })?;
-    finish(session, &out, writer.finish())
+    finish(session, out, writer.finish())
 }

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 Image = Union[str, "os.PathLike[str]", "PIL.Image.Image", "NDArray[np.uint8]"]
 
+# Of 8 bits or fewer a channel: others Pillow makes RGB of by cutting off what is above 255.
+_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
 _EXPECTED = "expected an image: a path, a Pillow image, or a numpy array of uint8, [rows, columns, 3] or [rows, columns]"
 
 
@@ -33,6 +35,11 @@ def source(image: Image) -> str | NDArray[np.uint8]:
 
 
 def _rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    if image.mode not in _MODES:
+        raise TypeError(
+            f"{_EXPECTED}; found a Pillow image of mode {image.mode}, which Pillow would cut off at 255: scale it to 0 to"
+            " 255 as uint8 first"
+        )
     try:
         return image.convert("RGB")
     except OSError:

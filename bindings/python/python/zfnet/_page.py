@@ -74,8 +74,11 @@ class Page:
             page = self.html()
         except (OSError, ValueError) as error:
             return f"<p>{html.escape(str(error))}</p>"
-        frame = "box-sizing:border-box;width:100%;height:640px;border:1px solid #8884"
-        return f'<iframe title="{html.escape(self.path.parent.name)}" style="{frame}" srcdoc="{html.escape(page)}"></iframe>'
+        title = html.escape(self.path.parent.name)
+        style = "box-sizing:border-box;width:100%;height:640px;border:1px solid #8884"
+        # The page's scripts run, but as of no origin: they cannot reach the notebook.
+        frame = f'title="{title}" style="{style}" sandbox="allow-scripts"'
+        return f'<iframe {frame} srcdoc="{html.escape(page)}"></iframe>'
 
 
 def top9(
@@ -107,4 +110,4 @@ def top9(
         raise TypeError("arch, preprocess, device and threads are for a network that is yet to be loaded")
     names = [layers] if isinstance(layers, str) else None if layers is None else list(layers)
     given = [("data", os.fspath(folder)), ("layers", names), *flags.items()]
-    return Page(Path(_zfnet.top9(network._network, os.fspath(out), given, Progress(progress))))
+    return Page(_zfnet.top9(network._network, os.fspath(out), given, Progress(progress)))

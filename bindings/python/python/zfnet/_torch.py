@@ -26,8 +26,8 @@ def from_torch(
     one after another: Conv2d, ReLU, MaxPool2d, LocalResponseNorm, Linear, BatchNorm2d behind a layer with weights (folded
     into it), Dropout, Flatten, and average pooling where it changes nothing. Weights are copied.
 
-    The module is run, in evaluation mode, on one random image to see which modules it calls, and on another to see
-    whether the network that was made gives the same.
+    The module is run, in evaluation mode, on one random image to see which modules it calls, and on others to see whether
+    the network that was made gives the same: its outputs, or the softmax of them or the logarithm of that.
 
     preprocess: how images are prepared for it, which a module does not say: "torchvision" (0 to 1, less ImageNet's mean,
     divided by its standard deviation), "caffe" (BGR, 0 to 255, less ImageNet's mean colour) or "paper" (0 to 255, less
@@ -88,16 +88,19 @@ class _Chain:
         image = torch.randn((1, self.channels, *size), generator=torch.Generator().manual_seed(0))
         self._run(image, self._take, size)
 
-    def _run(self, image: Any, hook: Any, size: tuple[int, int]) -> Any:
-        """Runs the module, with `hook` called with each module that has no others inside: path, inputs and output."""
+    def _run(self, image: Any, hook: Any, size: tuple[int, int], before: Any = None) -> Any:
+        """Runs the module, with `hook` called with each module that has no others inside: path, module, inputs and
+        output, in place of which it may return another; and before it is run, `before` with its inputs."""
         hooks = []
         for path, part in self.module.named_modules():
             if next(part.children(), None) is None:
 
-                def called(part: Any, inputs: Any, output: Any, path: str = path) -> None:
-                    hook(path, part, inputs, output)
+                def called(part: Any, inputs: Any, output: Any, path: str = path) -> Any:
+                    return hook(path, part, inputs, output)
 
                 hooks.append(part.register_forward_hook(called))
+                if before is not None:
+                    hooks.append(part.register_forward_pre_hook(lambda _, inputs: before(inputs)))
         try:
             return self.module(image.to(**self._like))
         except RuntimeError as error:
@@ -186,29 +189,84 @@ class _Chain:
         fields["weight"], fields["bias"] = _array(weight), _array(bias)
 
     def compare(self, network: Network) -> None:
-        """Whether the network gives what the module does.
+        """Whether the network gives what the module does: of several images, in one form of its outputs.
 
         Raises ValueError if it does not: the module does more than to run modules one after another.
         """
         import torch
 
-        size = network._network.canvas_size
-        image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
-        seen = torch.from_numpy(network.input(image)).permute(2, 0, 1).unsqueeze(0)
-        given = self._run(seen, lambda *_: None, network.input_size).float().cpu().flatten()
+        self._compare_between(network.input_size)
         last = network.layers[-1].name
-        ours = torch.from_numpy(network.activations(image, last)[last])
-        if ours.ndim == 3:
-            ours = ours.permute(2, 0, 1)
-        ours = ours.flatten()
+        pairs = []
+        for image in _probes(network._network.canvas_size):
+            seen = torch.from_numpy(network.input(image)).permute(2, 0, 1).unsqueeze(0)
+            given = self._run(seen, lambda *_: None, network.input_size).float().cpu().flatten()
+            ours = torch.from_numpy(network.activations(image, last)[last])
+            if ours.ndim == 3:
+                ours = ours.permute(2, 0, 1)
+            pairs.append((ours.flatten(), given))
+        if not self._in_one_form(pairs):
+            raise self._other()
+
+    def _compare_between(self, size: tuple[int, int]) -> None:
+        """Whether each module is given what the one before has made, and nothing is computed behind the last one.
+
+        What a module makes is replaced by random numbers, of both signs in turn: what is computed from them on the way
+        (a relu, say) shows, whatever numbers the weights lead to.
+        """
+        import torch
+
+        made: Any = None
+
+        def given(inputs: Any) -> None:
+            if made is not None and not torch.equal(inputs[0].flatten(), made.flatten()):
+                raise self._other()
+
+        def replaced(path: str, part: Any, inputs: Any, output: Any) -> Any:
+            nonlocal made
+            values = torch.empty(output.shape).uniform_(-1, 1, generator=random)
+            made = (sign * (9 * values + values.sign())).to(output)  # none near 0
+            return made.clone()  # in place of which the next module may write its own
+
+        pairs = []
+        for sign in (1, -1):
+            made, random = None, torch.Generator().manual_seed(0)
+            image = torch.zeros((1, self.channels, *size))
+            found = self._run(image, replaced, size, given).float().cpu().flatten()
+            pairs.append((made.float().cpu().flatten(), found))
+        if self._ended is None and not self._in_one_form(pairs):
+            raise self._other()
+        if self._ended is not None and not all(torch.equal(*pair) for pair in pairs):
+            raise self._other()
+
+    def _in_one_form(self, pairs: list[tuple[Any, Any]]) -> bool:
+        """Whether what a module gives are outputs, of all pairs of the two, or of all their softmax or its logarithm."""
+        import torch
+
+        forms = [lambda ours: ours]
+        if pairs[0][0].numel() > 1:  # of one output softmax is 1, whatever the output is
+            forms += [lambda ours: ours.softmax(0), lambda ours: ours.log_softmax(0)]
         tolerance = 1e-3 if self._like["dtype"] in (torch.float32, torch.float64) else 3e-2
-        for end in (ours, ours.softmax(0), ours.log_softmax(0)):
-            if end.shape == given.shape and (end - given).abs().max() <= tolerance * end.abs().max():
-                return
-        raise ValueError(
+
+        def equal(ours: Any, given: Any) -> bool:
+            return ours.shape == given.shape and bool((ours - given).abs().max() <= tolerance * ours.abs().max())
+
+        return any(all(equal(form(ours), given) for ours, given in pairs) for form in forms)
+
+    def _other(self) -> ValueError:
+        return ValueError(
             f"{type(self.module).__name__}: what it gives is not what its modules give one after another: it computes"
             " something between them, or branches"
         )
+
+
+def _probes(size: tuple[int, int]) -> list[np.ndarray]:
+    """Images that a network is compared on: noise of several contrasts, and plain colours."""
+    random = np.random.default_rng(0)
+    contrasts = [(0, 256), (64, 192), (0, 64), (192, 256)]
+    noise = [random.integers(low, high, (*size, 3), np.uint8) for low, high in contrasts]
+    colours = [(0, 0, 0), (255, 255, 255), (255, 0, 0), (0, 128, 255)]
+    return noise + [np.full((*size, 3), colour, np.uint8) for colour in colours]
 
 
 def _array(tensor: Any) -> np.ndarray:
