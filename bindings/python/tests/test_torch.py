@@ -95,6 +95,18 @@ class Adds(nn.Module):
         return self.body(x) + x.mean()
 
 
+class Pair(nn.Module):
+    """Gives two tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        y = self.conv(x)
+        return y, y
+
+
 class Reuses(nn.Module):
     """One relu in several places, and flattening without a module."""
 
@@ -114,7 +126,7 @@ def test_modules_with_a_forward_of_their_own():
     net = zfnet.from_torch(module, input_size=32)
     assert [layer.kind for layer in net.layers] == ["conv", "relu", "conv", "relu", "fc"]
     agree(net, module, picture(2))
-    with pytest.raises(ValueError, match="Adds: what it gives is not what its modules give"):
+    with pytest.raises(ValueError, match="is not given what"):
         zfnet.from_torch(Adds(), input_size=32)
 
 
@@ -156,7 +168,7 @@ class Between(nn.Module):
 
 
 def test_what_is_computed_between_modules_is_seen():
-    with pytest.raises(ValueError, match="Between: what it gives is not"):
+    with pytest.raises(ValueError, match="is not given what 0 makes: the network branches, or something"):
         zfnet.from_torch(Between(), input_size=32)
 
 
@@ -174,6 +186,10 @@ def test_what_is_no_layer_here_is_named(part, words):
 
 
 def test_wrong_arguments():
+    with pytest.raises(ValueError, match="expected rows and columns, or one number for both, found '32'"):
+        zfnet.from_torch(small(), input_size="32")
+    with pytest.raises(ValueError, match="Pair: expected a module that gives one tensor, found tuple"):
+        zfnet.from_torch(Pair(), input_size=32)
     with pytest.raises(TypeError, match="expected a torch.nn.Module, found str"):
         zfnet.from_torch("alexnet")
     with pytest.raises(ValueError, match="does not take images of 224x224"):

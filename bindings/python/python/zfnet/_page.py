@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import io
 import json
 import os
 import re
@@ -15,7 +16,8 @@ from . import _zfnet
 from ._network import Network, load
 from ._progress import Progress
 
-_LARGEST = 64 << 20  # bytes of pictures that a notebook is given
+_LARGEST = 48 << 20  # bytes of pictures that a notebook is given
+_QUALITY = 80  # of JPEGs, in per cent
 _TYPES = {".png": "image/png", ".jpg": "image/jpeg"}
 _PICTURE = re.compile(r'<img src="([^"]+)"')
 _LINK = re.compile(r'<a href="(?!#)[^"]*">(.*?)</a>')
@@ -47,21 +49,23 @@ class Page:
     """Its index.html."""
 
     def html(self) -> str:
-        """The page with all that it shows in one text.
+        """The page with all that it shows in one text. Where its pictures are too large for a notebook they are JPEGs of half
+        their size, made by Pillow.
 
-        Raises ValueError if its pictures are too large for that.
+        Raises ValueError if even these are too large.
         """
         text = self.path.read_text(encoding="utf-8")
         folder = self.path.parent
         names = {html.unescape(name) for name in _PICTURE.findall(text)}
         files = {name: folder / name for name in sorted(names)}
         size = sum(file.stat().st_size for file in files.values())
-        if size > _LARGEST:
-            raise ValueError(f"{size >> 20} MB of pictures are too many for a notebook: open {self.path}")
-        pictures = {
-            name: f"data:{_TYPES[file.suffix]};base64,{base64.b64encode(file.read_bytes()).decode()}"
-            for name, file in files.items()
-        }
+        read = _read if size <= _LARGEST else _halved
+        pictures = {name: read(file) for name, file in files.items()}
+        size = sum(map(len, pictures.values()))
+        if size > 4 * _LARGEST // 3:  # base64 writes three bytes as four
+            raise ValueError(
+                f"{size >> 20} MB of pictures are too many for a notebook: open {self.path}, or ask for fewer, as with maps=16"
+            )
         text = _PICTURE.sub(r'<img data-src="\1"', text)
         text = _LINK.sub(r"\1", text)  # to files beside the page
         inlined = json.dumps(pictures).replace("<", "\\u003c")
@@ -79,6 +83,25 @@ class Page:
         # The page's scripts run, but as of no origin: they cannot reach the notebook.
         frame = f'title="{title}" style="{style}" sandbox="allow-scripts"'
         return f'<iframe {frame} srcdoc="{html.escape(page)}"></iframe>'
+
+
+def _read(file: Path) -> str:
+    return _data(_TYPES[file.suffix], file.read_bytes())
+
+
+def _halved(file: Path) -> str:
+    try:
+        from PIL import Image
+    except ImportError:
+        return _read(file)
+    out = io.BytesIO()
+    with Image.open(file) as picture:
+        picture.convert("RGB").reduce(2).save(out, "JPEG", quality=_QUALITY)
+    return _data("image/jpeg", out.getvalue())
+
+
+def _data(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def top9(

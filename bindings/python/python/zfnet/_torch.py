@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal, Sequence
 
 import numpy as np
@@ -42,7 +43,10 @@ def from_torch(
 
     if not isinstance(module, torch.nn.Module):
         raise TypeError(f"expected a torch.nn.Module, found {type(module).__name__}")
-    size = (_SIZE, _SIZE) if input_size is None else (input_size, input_size) if isinstance(input_size, int) else input_size
+    size = _SIZE if input_size is None else input_size
+    size = (size, size) if isinstance(size, int) else size
+    if not isinstance(size, (tuple, list)) or len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
+        raise ValueError(f"input_size: expected rows and columns, or one number for both, found {input_size!r}")
     rows, columns = size
     name = type(module).__name__
     training = {part: part.training for part in module.modules()}
@@ -86,11 +90,14 @@ class _Chain:
         self._like = {"device": weights.device, "dtype": weights.dtype}
         self.channels = first.in_channels
         image = torch.randn((1, self.channels, *size), generator=torch.Generator().manual_seed(0))
+        self._ends = self._between(size)
         self._run(image, self._take, size)
 
     def _run(self, image: Any, hook: Any, size: tuple[int, int], before: Any = None) -> Any:
         """Runs the module, with `hook` called with each module that has no others inside: path, module, inputs and
-        output, in place of which it may return another; and before it is run, `before` with its inputs."""
+        output, in place of which it may return another; and before it is run, `before` with path, module and inputs."""
+        import torch
+
         hooks = []
         for path, part in self.module.named_modules():
             if next(part.children(), None) is None:
@@ -100,9 +107,13 @@ class _Chain:
 
                 hooks.append(part.register_forward_hook(called))
                 if before is not None:
-                    hooks.append(part.register_forward_pre_hook(lambda _, inputs: before(inputs)))
+                    hooks.append(part.register_forward_pre_hook(partial(before, path)))
         try:
-            return self.module(image.to(**self._like))
+            output = self.module(image.to(**self._like))
+            if not isinstance(output, torch.Tensor):
+                expected = f"{type(self.module).__name__}: expected a module that gives one tensor"
+                raise ValueError(f"{expected}, found {type(output).__name__}")
+            return output
         except RuntimeError as error:
             rows, columns = size
             raise ValueError(
@@ -195,7 +206,10 @@ class _Chain:
         """
         import torch
 
-        self._compare_between(network.input_size)
+        if self._ended is None and not self._in_one_form(self._ends):
+            raise self._other()
+        if self._ended is not None and not all(torch.equal(*pair) for pair in self._ends):
+            raise self._other()
         last = network.layers[-1].name
         pairs = []
         for image in _probes(network._network.canvas_size):
@@ -208,22 +222,35 @@ class _Chain:
         if not self._in_one_form(pairs):
             raise self._other()
 
-    def _compare_between(self, size: tuple[int, int]) -> None:
-        """Whether each module is given what the one before has made, and nothing is computed behind the last one.
+    def _between(self, size: tuple[int, int]) -> list[tuple[Any, Any]]:
+        """Whether each module is given what the one before has made; and what the last one makes beside what the whole
+        gives.
 
         What a module makes is replaced by random numbers, of both signs in turn: what is computed from them on the way
         (a relu, say) shows, whatever numbers the weights lead to.
+
+        Raises ValueError that names the first that is given something else.
         """
         import torch
 
         made: Any = None
+        maker = ""
 
-        def given(inputs: Any) -> None:
-            if made is not None and not torch.equal(inputs[0].flatten(), made.flatten()):
-                raise self._other()
+        def given(path: str, part: Any, inputs: Any) -> None:
+            if made is None or len(inputs) != 1 or not isinstance(inputs[0], torch.Tensor):
+                return
+            if not torch.equal(inputs[0].flatten(), made.flatten()):
+                raise ValueError(
+                    f"{path} ({type(part).__name__}): it is not given what {maker} makes: the network branches, or something"
+                    " is computed between them, as by torch.nn.functional, for which modules (nn.ReLU, nn.MaxPool2d) have"
+                    " to stand"
+                )
 
         def replaced(path: str, part: Any, inputs: Any, output: Any) -> Any:
-            nonlocal made
+            nonlocal made, maker
+            if not isinstance(output, torch.Tensor):
+                return None
+            maker = path
             values = torch.empty(output.shape).uniform_(-1, 1, generator=random)
             made = (sign * (9 * values + values.sign())).to(output)  # none near 0
             return made.clone()  # in place of which the next module may write its own
@@ -234,10 +261,7 @@ class _Chain:
             image = torch.zeros((1, self.channels, *size))
             found = self._run(image, replaced, size, given).float().cpu().flatten()
             pairs.append((made.float().cpu().flatten(), found))
-        if self._ended is None and not self._in_one_form(pairs):
-            raise self._other()
-        if self._ended is not None and not all(torch.equal(*pair) for pair in pairs):
-            raise self._other()
+        return pairs
 
     def _in_one_form(self, pairs: list[tuple[Any, Any]]) -> bool:
         """Whether what a module gives are outputs, of all pairs of the two, or of all their softmax or its logarithm."""
@@ -255,8 +279,8 @@ class _Chain:
 
     def _other(self) -> ValueError:
         return ValueError(
-            f"{type(self.module).__name__}: what it gives is not what its modules give one after another: it computes"
-            " something between them, or branches"
+            f"{type(self.module).__name__}: what it gives is not what its modules give one after another: something is"
+            " computed behind them"
         )
 
 
