@@ -109,22 +109,21 @@ pub fn watched<T: Send>(
     if let Some(error) = failed.or(ended.err()) {
         warn(py, &error);
     }
-    match (raised, result) {
-        (Some(raised), Ok(Ok(_))) => Err(raised),
-        (Some(raised), Err(panic)) if panic.is::<Interrupted>() => Err(raised),
-        (None, Ok(Ok(result))) => Ok(result),
-        (raised, failed) => {
-            let error = match failed {
-                Ok(Err(error)) => of_command(py, error, flags),
-                Err(panic) => of_panic(panic),
-                Ok(Ok(_)) => unreachable!("see above"),
-            };
-            if let Some(raised) = raised {
-                error.value(py).setattr("__context__", raised)?;
+    let error = match result {
+        Ok(Ok(result)) => return raised.map_or(Ok(result), Err),
+        Ok(Err(error)) => of_command(py, error, flags),
+        Err(panic) => {
+            let interrupted = panic.is::<Interrupted>();
+            match raised {
+                Some(raised) if interrupted => return Err(raised),
+                _ => of_panic(panic),
             }
-            Err(error)
         }
+    };
+    if let Some(raised) = raised {
+        error.value(py).setattr("__context__", raised)?;
     }
+    Err(error)
 }
 
 /// Warns that no more was shown. A warning that is an error must not take the place of what was computed.

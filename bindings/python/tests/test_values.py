@@ -125,8 +125,9 @@ def test_images_of_every_kind_are_the_same_image(net, file):
         assert net.classify(image) == expected, kind
     grey = pillow.convert("L")
     assert net.classify(grey) == net.classify(np.asarray(grey)) == net.classify(np.repeat(np.asarray(grey)[..., None], 3, 2))
-    palette = pillow.convert("P")
-    assert net.classify(palette) == net.classify(palette.convert("RGB"))
+    for mode in ["1", "LA", "P", "CMYK", "YCbCr"]:
+        other = pillow.convert(mode)
+        assert net.classify(other) == net.classify(np.asarray(other.convert("RGB"))), mode
 
 
 def test_instructions(run, file, net):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 Image = Union[str, "os.PathLike[str]", "PIL.Image.Image", "NDArray[np.uint8]"]
 
 # Of 8 bits or fewer a channel: others Pillow makes RGB of by cutting off what is above 255.
-_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
+_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV")
 _EXPECTED = "expected an image: a path, a Pillow image, or a numpy array of uint8, [rows, columns, 3] or [rows, columns]"
 
 
