@@ -126,7 +126,7 @@ def test_modules_with_a_forward_of_their_own():
     net = zfnet.from_torch(module, input_size=32)
     assert [layer.kind for layer in net.layers] == ["conv", "relu", "conv", "relu", "fc"]
     agree(net, module, picture(2))
-    with pytest.raises(ValueError, match="is not given what"):
+    with pytest.raises(ValueError, match="Adds: what it gives is not what its modules give"):
         zfnet.from_torch(Adds(), input_size=32)
 
 
@@ -168,7 +168,7 @@ class Between(nn.Module):
 
 
 def test_what_is_computed_between_modules_is_seen():
-    with pytest.raises(ValueError, match="is not given what 0 makes: the network branches, or something"):
+    with pytest.raises(ValueError, match=r"fc \(Linear\): it is not given what conv makes: the network branches, or something"):
         zfnet.from_torch(Between(), input_size=32)
 
 
