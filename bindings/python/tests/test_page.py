@@ -1,11 +1,15 @@
 """Pages, and what shows itself in a notebook."""
 
+import base64
 import html
+import io
+import json
 import re
 import threading
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import zfnet
 from zfnet import _page
@@ -46,6 +50,20 @@ def test_the_frame_needs_no_file(page):
     assert len(pictures) == 4
     for name in pictures:
         assert f'"{name}": "data:image/' in inside
+
+
+def test_large_pictures_are_halved_and_larger_ones_refused(page, monkeypatch):
+    size = sum(path.stat().st_size for path in page.path.parent.rglob("*") if path.suffix in (".png", ".jpg"))
+    monkeypatch.setattr(_page, "_LARGEST", size - 1)
+    pictures = re.search(r'id="page.pictures">(.*?)</script>', page.html(), re.DOTALL).group(1)
+    for name, data in json.loads(pictures).items():
+        kind, content = data.split(";base64,")
+        assert kind == "data:image/jpeg"
+        whole = Image.open(page.path.parent / html.unescape(name))
+        halved = Image.open(io.BytesIO(base64.b64decode(content)))
+        assert halved.size == tuple(-(-side // 2) for side in whole.size)
+    monkeypatch.setattr(_page, "_LARGEST", 100)
+    assert "are too many for a notebook: open" in page._repr_html_() and "maps=16" in page._repr_html_()
 
 
 def test_two_calls_do_not_write_into_one_folder(net, data, tmp_path, monkeypatch):
