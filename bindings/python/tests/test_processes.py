@@ -3,6 +3,7 @@
 import fcntl
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -19,6 +20,14 @@ def all_of(net, image):
     """What everything gives, to be compared."""
     shown = net.project(image, "conv1:0", rule="gradient")
     return net.classify(image), net.classify(image, crops=1), shown.values.tobytes(), shown.activation
+
+
+def test_a_network_is_loaded_again_where_it_is_sent_to(run, net):
+    image = picture(3)
+    again = pickle.loads(pickle.dumps(zfnet.load(run, threads=1, instructions="portable")))
+    assert again.classify(image) == zfnet.load(run, threads=1, instructions="portable").classify(image)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.apply(all_of, (net, image)) == all_of(net, image)
 
 
 def test_threads_at_once(run, net):

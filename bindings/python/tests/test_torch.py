@@ -1,5 +1,7 @@
 """Networks of PyTorch; without PyTorch these tests are skipped."""
 
+import pickle
+
 import numpy as np
 import pytest
 
@@ -196,6 +198,8 @@ def test_wrong_arguments():
         zfnet.from_torch(Reuses())
     with pytest.raises(ValueError, match="8 .AdaptiveAvgPool2d.: averages 56x56 to 8x8.*input_size"):
         zfnet.from_torch(small())
+    with pytest.raises(TypeError, match="cannot be pickled: make it in each process"):
+        pickle.dumps(zfnet.from_torch(small(), input_size=32))
     with pytest.raises(ValueError, match="3 classes, found 2"):
         zfnet.from_torch(small(), input_size=32, classes=["a", "b"])
     with pytest.raises(ValueError, match="expected paper, torchvision or caffe"):

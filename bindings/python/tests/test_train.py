@@ -157,6 +157,11 @@ def test_the_command_ends_at_ctrl_c(data, toml, tmp_path):
     assert "stopped; go on with the same command and --resume" in errors
 
 
+def test_the_module_is_the_command():
+    ran = subprocess.run([sys.executable, "-m", "zfnet", "project", "--help"], capture_output=True, text=True)
+    assert ran.returncode == 0 and "Usage: zfnet project" in ran.stdout
+
+
 def test_the_commands_exit_codes():
     path = os.path.join(os.path.dirname(sys.executable), "zfnet")
     called = lambda *args: subprocess.run([path, *args], capture_output=True, text=True)

@@ -17,7 +17,7 @@ done is zfnet.Error. Notes on what was found in a file go to the logger `zfnet`.
 
 Python's lock is given back while anything is computed (but for the resizing of an array), and a Network may be used
 from several threads: calls of the same one wait for each other. After a fork (in a DataLoader's worker) networks go on
-in the child, on one thread.
+in the child, on one thread. Pickled, for a process that is not forked, a network is its path: it is loaded again there.
 """
 
 from ._network import Layer, Layers, Network, Projection, load

@@ -8,8 +8,8 @@ import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,15 +43,15 @@ def load(
     instructions: of the CPU: "portable" takes none that not every processor has, "avx2" none beyond AVX2. Values differ
     in how sums are rounded, by about 1e-5 of the largest.
     """
-    network = _zfnet.load(
-        os.fspath(path),
-        arch=None if arch is None else os.fspath(arch),
-        preprocess=preprocess,
-        device=device,
-        threads=threads,
-        instructions=instructions,
-    )
-    return Network(network)
+    options = {
+        "arch": None if arch is None else os.fspath(arch),
+        "preprocess": preprocess,
+        "device": device,
+        "threads": threads,
+        "instructions": instructions,
+    }
+    path = os.fspath(path)
+    return Network(_zfnet.load(path, **options), (os.path.abspath(path), options))
 
 
 @dataclass(frozen=True)
@@ -166,8 +166,17 @@ class Projection:
 class Network:
     """A network with its weights, on a device. Made by load and from_torch."""
 
-    def __init__(self, network: _zfnet.Network) -> None:
+    def __init__(self, network: _zfnet.Network, loaded: tuple[str, dict[str, Any]] | None = None) -> None:
         self._network = network
+        self._loaded = loaded  # from which path, and with what options
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._loaded is None:
+            raise TypeError(
+                "a network made by zfnet.from_torch cannot be pickled: make it in each process"
+            )
+        path, options = self._loaded
+        return partial(load, **options), (path,)
 
     def __repr__(self) -> str:
         rows, columns = self.input_size

@@ -43,7 +43,8 @@ _SCRIPT = """
 
 @dataclass(frozen=True)
 class Page:
-    """A page in a folder of its own. In a notebook it shows itself, in a frame that needs no other file."""
+    """A page in a folder of its own. In a notebook it shows itself, in a frame that needs no other file: its pictures are
+    saved with the notebook."""
 
     path: Path
     """Its index.html."""
