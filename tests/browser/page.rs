@@ -61,23 +61,32 @@ fn line_with(program: &mut Child, words: &str) -> Option<String> {
 
 /// A driver of Chromium at a port of its own.
 fn driver() -> Option<Driver> {
-    let program = Command::new("chromedriver")
-        .arg("--port=0")
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn();
-    let Ok(mut program) = program else {
-        let required = std::env::var("ZFNET_BROWSER").is_ok_and(|value| value == "required");
-        assert!(!required, "chromedriver is not there, but required");
-        eprintln!(
-            "skipped: chromedriver is not there (Debian: apt install chromium chromium-driver)"
-        );
-        return None;
-    };
-    let line = line_with(&mut program, "successfully on port").expect("a driver");
-    let digits = line.trim_end_matches('.').rsplit(' ').next().unwrap().to_owned();
-    Some(Driver { address: format!("localhost:{digits}"), _program: Running(program) })
+    // It ends if the port that it has found is taken for its second protocol (IPv4 beside IPv6) meanwhile.
+    for _ in 0..TRIES {
+        let program = Command::new("chromedriver")
+            .arg("--port=0")
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn();
+        let Ok(mut program) = program else {
+            let required = std::env::var("ZFNET_BROWSER").is_ok_and(|value| value == "required");
+            assert!(!required, "chromedriver is not there, but required");
+            eprintln!(
+                "skipped: chromedriver is not there (Debian: apt install chromium chromium-driver)"
+            );
+            return None;
+        };
+        if let Some(line) = line_with(&mut program, "successfully on port") {
+            let digits = line.trim_end_matches('.').rsplit(' ').next().unwrap().to_owned();
+            let _program = Running(program);
+            return Some(Driver { address: format!("localhost:{digits}"), _program });
+        }
+    }
+    panic!("chromedriver has found no port in {TRIES} tries");
 }
+
+/// Times that a driver is started.
+const TRIES: u32 = 5;
 
 /// A small network that has been trained, and an explorer of it.
 pub struct Explored {
