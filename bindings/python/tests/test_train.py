@@ -99,7 +99,8 @@ def test_ctrl_c_does_not_hide_that_saving_failed(data, toml, tmp_path, monkeypat
 def test_ctrl_c_saves(data, toml, tmp_path):
     out = tmp_path / "run"
     program = textwrap.dedent(f"""
-        import zfnet
+        import signal, zfnet
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job has it ignored
         try:
             zfnet.train(data={str(data)!r}, arch={str(toml)!r}, out={str(out)!r}, epochs=2000, keep=1)
         except KeyboardInterrupt:
@@ -124,8 +125,9 @@ def test_ctrl_c_saves(data, toml, tmp_path):
 
 def test_ctrl_c_ends_a_page(run, data, tmp_path):
     program = textwrap.dedent(f"""
-        import _thread, threading, zfnet
+        import _thread, signal, zfnet
         from zfnet import _progress
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job has it ignored
         show = _progress.Progress.show
         def interrupted(self, *args):
             _progress.Progress.show = show
