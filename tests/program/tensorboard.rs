@@ -258,7 +258,7 @@ fn a_run_that_had_no_events_has_all_of_them_once_it_has_any() {
     assert_eq!(steps(&shown["weights/fc4"]), [8, 12], "of what there are checkpoints");
 }
 
-/// Events are for people: a disk that has no room for them ends no training.
+/// Events are for people: a full disk ends no training.
 #[test]
 fn what_cannot_be_written_is_told_once() {
     let place = Place::new();
