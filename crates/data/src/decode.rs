@@ -356,7 +356,7 @@ impl Preparer {
         self.prepare_pixels([image.width, image.height], &image.pixels, canvas.into(), out);
     }
 
-    /// The same of pixels of `[width, height]` that somebody else holds.
+    /// The same of pixels of `[width, height]` that the caller holds.
     fn prepare_pixels(
         &mut self,
         [width, height]: [usize; 2],
@@ -457,7 +457,7 @@ pub fn prepare(image: &Rgb, canvas: impl Into<Canvas>, out: &mut [u8]) {
     Preparer::default().prepare(image, canvas, out);
 }
 
-/// The same of pixels of `[width, height]` that somebody else holds.
+/// The same of pixels of `[width, height]` that the caller holds.
 ///
 /// # Panics
 /// If there are none, or `pixels` or `out` is not as long as the sizes say.
