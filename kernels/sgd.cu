@@ -89,6 +89,16 @@ extern "C" __global__ void limit_rms(sgd::Limits limits, const StepState *state)
     }
 }
 
+// add: y += x, both [len]. Grid ceil(len / 1024) or more, block 256.
+extern "C" __global__ void add(float *y, const float *x, size_t len) {
+    size_t first = global_index() * sgd::N;
+    if (first >= len) return;
+    Pack<float, sgd::N> sums = load_pack<sgd::N>(y, first, len);
+    Pack<float, sgd::N> addends = load_pack<sgd::N>(x, first, len);
+    for (unsigned i = 0; i < sgd::N; i++) sums.of[i] += addends.of[i];
+    store_pack(y, first, len, sums);
+}
+
 // set_state: leaves `halted` as it is. Grid 1, block 1.
 extern "C" __global__ void set_state(StepState *state, unsigned long long seed, unsigned step,
                                      unsigned first_sample, float rate) {

@@ -98,6 +98,7 @@ pub mod extract;
 pub mod import;
 pub mod model;
 pub mod picture;
+pub mod ranks;
 #[cfg(feature = "cli")]
 pub mod report;
 pub mod selftest;

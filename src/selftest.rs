@@ -669,7 +669,7 @@ impl<B: Backend, F: FnMut(Outcome) -> Result<()>> Session<'_, B, F> {
         let constants = SgdConstants { momentum: 0.5, weight_decay: 1.0 };
         let mut updates: Vec<Update<'_, B>> = tensors
             .iter_mut()
-            .map(|(w, v, g)| Update { w, v, g, constants, rms_limit: None })
+            .map(|(w, v, g)| Update { w, first: 0, v, g, constants, rms_limit: None })
             .collect();
         backend.update(&mut updates, &state)?;
         let [mut w, mut v] = [Vec::new(), Vec::new()];
@@ -681,6 +681,10 @@ impl<B: Backend, F: FnMut(Outcome) -> Result<()>> Session<'_, B, F> {
         self.report("update, momentum", v, Compared::Exact)?;
 
         let (weights, ..) = &tensors[19];
+        let mut sum = backend.zeros(weights.shape())?;
+        backend.add(&mut sum, &tensors[19].1)?;
+        backend.add(&mut sum, &tensors[19].2)?;
+        self.report("add", download(backend, &sum)?, Compared::Exact)?;
         let mut scratch = backend.scratch(&[dims])?;
         let x = self.integers.tensor(backend, dims.input())?;
         let mut y = unwritten(backend, dims.output())?;
@@ -689,7 +693,7 @@ impl<B: Backend, F: FnMut(Outcome) -> Result<()>> Session<'_, B, F> {
 
         let mut updates: Vec<Update<'_, B>> = tensors
             .iter_mut()
-            .map(|(w, v, g)| Update { w, v, g, constants, rms_limit: Some(0.5) })
+            .map(|(w, v, g)| Update { w, first: 0, v, g, constants, rms_limit: Some(0.5) })
             .collect();
         backend.update(&mut updates, &state)?;
         let mut w = Vec::new();

@@ -19,7 +19,7 @@ use zfnet_cpu::{look, lrn, peak, pointwise, pool, softmax, window};
 
 use super::{
     Backend, BackendId, Batch, Crop, Dropout, InputDims, Lrn, MapMoments, Memory, Param, Peak,
-    Precision, ReluRule, SeedUnit, SgdConstants, StepState, Tensor,
+    Precision, ReluRule, SeedUnit, SgdConstants, StepState, Tensor, Update,
 };
 use crate::shape::{ConvDims, PoolDims, Shape, Windows};
 use crate::{Error, Result};
@@ -362,6 +362,32 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
+    fn upload_from(&self, dst: &mut Tensor<Self>, first: usize, src: &[f32]) -> Result<()> {
+        let range = first..first + src.len();
+        let (values, copy) = weights_mut(dst);
+        let (values, copy) = (&mut values[range.clone()], copy.map(|copy| &mut copy[range]));
+        self.pool.install(|| {
+            pointwise::store(self.isa, ValuesMut::F32(values), src);
+            if let Some(copy) = copy {
+                pointwise::store(self.isa, ValuesMut::Bf16(copy), src);
+            }
+        });
+        Ok(())
+    }
+
+    fn download_from(&self, dst: &mut [f32], src: &Tensor<Self>, first: usize) -> Result<()> {
+        let src = Values::F32(&f32s(src)[first..first + dst.len()]);
+        self.pool.install(|| pointwise::load(self.isa, dst, src));
+        Ok(())
+    }
+
+    fn on_host_mut(tensor: &mut Tensor<Self>) -> Option<&mut [f32]> {
+        match weights_mut(tensor) {
+            (values, None) => Some(values),
+            (_, Some(_)) => None,
+        }
+    }
+
     fn upload_bytes(&self, dst: &mut Vec<u8>, src: &[u8]) -> Result<()> {
         dst[..src.len()].copy_from_slice(src);
         Ok(())
@@ -384,6 +410,15 @@ impl Backend for CpuBackend {
 
     fn set_state(&self, dst: &mut State, state: StepState) -> Result<()> {
         dst.step = state;
+        Ok(())
+    }
+
+    fn is_halted(&self, state: &State) -> Result<bool> {
+        Ok(state.halted)
+    }
+
+    fn halt(&self, state: &mut State) -> Result<()> {
+        state.halted = true;
         Ok(())
     }
 
@@ -749,6 +784,13 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
+    fn add(&self, y: &mut Tensor<Self>, x: &Tensor<Self>) -> Result<()> {
+        check(&[(y.shape(), x.shape())]);
+        let (y, x) = (f32s_mut(y), f32s(x));
+        self.pool.install(|| pointwise::add(self.isa, y, x));
+        Ok(())
+    }
+
     fn sgd_step(
         &self,
         w: &mut Tensor<Self>,
@@ -757,13 +799,30 @@ impl Backend for CpuBackend {
         constants: &SgdConstants,
         state: &State,
     ) -> Result<()> {
-        check(&[(w.shape(), v.shape()), (w.shape(), g.shape())]);
+        check(&[(w.shape(), v.shape())]);
+        let constants = *constants;
+        self.update(&mut [Update { w, first: 0, v, g, constants, rms_limit: None }], state)
+    }
+
+    fn update(&self, updates: &mut [Update<'_, Self>], state: &State) -> Result<()> {
         if state.halted {
             return Ok(());
         }
-        let ((w, copy), v, g) = (weights_mut(w), f32s_mut(v), f32s(g));
         let rate = state.step.learning_rate;
-        self.pool.install(|| pointwise::sgd_step(self.isa, w, copy, v, g, constants, rate));
+        for Update { w, first, v, g, constants, rms_limit } in updates {
+            check(&[(v.shape(), g.shape())]);
+            let filter = v.shape().per_image();
+            let range = *first..*first + v.shape().len();
+            let (w, copy) = weights_mut(w);
+            let (w, mut copy) = (&mut w[range.clone()], copy.map(|copy| &mut copy[range]));
+            let (v, g) = (f32s_mut(v), f32s(g));
+            self.pool.install(|| {
+                pointwise::sgd_step(self.isa, w, copy.as_deref_mut(), v, g, constants, rate);
+                if let Some(limit) = *rms_limit {
+                    pointwise::limit_rms(self.isa, w, copy, filter, limit);
+                }
+            });
+        }
         Ok(())
     }
 

@@ -125,11 +125,13 @@ impl<B: Backend> Batch<B> {
     }
 }
 
-/// A tensor's part of an update.
+/// A tensor's part of an update: all of its values, or some neighbouring filters of it.
 pub struct Update<'a, B: Backend> {
     /// The weights.
     pub w: &'a mut Tensor<B>,
-    /// Their momentum.
+    /// The first of their values that is moved, a multiple of [`SLICE_ALIGNMENT`].
+    pub first: usize,
+    /// The momentum of the values that are moved, and of no others.
     pub v: &'a mut Tensor<B>,
     /// Their gradient.
     pub g: &'a Tensor<B>,
@@ -138,6 +140,9 @@ pub struct Update<'a, B: Backend> {
     /// Limit of [`Backend::limit_rms`], if there is one.
     pub rms_limit: Option<f32>,
 }
+
+/// Where a part of a tensor may begin: GPUs read so many values at a time.
+pub const SLICE_ALIGNMENT: usize = 4;
 
 mod sealed {
     /// Keeps [`Backend`](super::Backend) to this crate, so that it can gain operations.
@@ -207,6 +212,14 @@ pub trait Backend: sealed::Sealed + Send + Sync + Sized + 'static {
     fn upload(&self, dst: &mut Tensor<Self>, src: &[f32]) -> Result<()>;
     /// Copies values out, always as f32. `dst` has `src.shape().len()` of them.
     fn download(&self, dst: &mut [f32], src: &Tensor<Self>) -> Result<()>;
+    /// Copies values of a tensor in f32 in, from its value `first` on; of weights, into their copy too.
+    fn upload_from(&self, dst: &mut Tensor<Self>, first: usize, src: &[f32]) -> Result<()>;
+    /// Copies values of a tensor in f32 out, from its value `first` on.
+    fn download_from(&self, dst: &mut [f32], src: &Tensor<Self>, first: usize) -> Result<()>;
+    /// The values of a tensor in f32, where they lie in the host's memory and have no copy.
+    fn on_host_mut(_tensor: &mut Tensor<Self>) -> Option<&mut [f32]> {
+        None
+    }
     /// Copies bytes in, from the first on.
     fn upload_bytes(&self, dst: &mut Self::Bytes, src: &[u8]) -> Result<()>;
     /// Copies the first `dst.len()` bytes out.
@@ -217,6 +230,10 @@ pub trait Backend: sealed::Sealed + Send + Sync + Sized + 'static {
     fn upload_crops(&self, dst: &mut Self::Crops, src: &[Crop]) -> Result<()>;
     /// Sets what the coming operations read; halted updates stay halted.
     fn set_state(&self, dst: &mut Self::State, state: StepState) -> Result<()>;
+    /// Whether updates by this state are halted, once all operations so far are done.
+    fn is_halted(&self, state: &Self::State) -> Result<bool>;
+    /// Halts updates by this state, as a loss that is not finite does.
+    fn halt(&self, state: &mut Self::State) -> Result<()>;
     /// Waits until all operations so far are done.
     fn synchronize(&self) -> Result<()>;
 
@@ -503,6 +520,9 @@ pub trait Backend: sealed::Sealed + Send + Sync + Sized + 'static {
 
     // ---- parameters ----
 
+    /// `y += x`, in f32: gradients of parts of a batch.
+    fn add(&self, y: &mut Tensor<Self>, x: &Tensor<Self>) -> Result<()>;
+
     /// `v = momentum v + (g + weight_decay w); w -= learning_rate v`, unless updates by this state
     /// are halted.
     fn sgd_step(
@@ -514,16 +534,8 @@ pub trait Backend: sealed::Sealed + Send + Sync + Sized + 'static {
         state: &Self::State,
     ) -> Result<()>;
 
-    /// [`Backend::sgd_step`] of several tensors, then [`Backend::limit_rms`] of those with a limit.
-    fn update(&self, updates: &mut [Update<'_, Self>], state: &Self::State) -> Result<()> {
-        for Update { w, v, g, constants, rms_limit } in updates {
-            self.sgd_step(w, v, g, constants, state)?;
-            if let Some(limit) = *rms_limit {
-                self.limit_rms(w, limit, state)?;
-            }
-        }
-        Ok(())
-    }
+    /// [`Backend::sgd_step`] of several tensors or parts of them, then [`Backend::limit_rms`] of those with a limit.
+    fn update(&self, updates: &mut [Update<'_, Self>], state: &Self::State) -> Result<()>;
 
     /// Scales every filter whose root mean square is above `limit` down to it ("feature scale
     /// clipping", section 3 of the paper), unless updates by this state are halted.

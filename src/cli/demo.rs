@@ -15,6 +15,7 @@ use crate::data::synthetic;
 use crate::disk::write_atomic;
 use crate::import::ExternalConfig;
 use crate::model::{Architecture, ConvSpec, FcSpec, LayerSpec};
+use crate::ranks::Ranks;
 use crate::study::peaks::{Maps, spatial_layers};
 use crate::train::checkpoint::load_model;
 use crate::train::evaluate::{Classifier, Evaluation, Member, TestCrops, evaluate};
@@ -174,7 +175,8 @@ fn learn<B: Backend>(
         out: run.to_owned(),
         seed: args.seed,
         shuffle_window: None,
-        accumulate: 1,
+        accumulate: None,
+        ranks: Ranks::alone(),
         max_steps: None,
         resume: true, // the same command goes on where it was stopped
         init: None,

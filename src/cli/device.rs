@@ -6,6 +6,7 @@ use crate::backend::cpu::{CpuBackend, Products};
 #[cfg(feature = "cuda")]
 use crate::backend::{Precision, cuda};
 use crate::bench::Benchmark;
+use crate::ranks::Ranks;
 use anyhow::Result;
 #[cfg(feature = "cuda")]
 use anyhow::bail;
@@ -123,6 +124,19 @@ impl DeviceArgs {
         }
     }
 
+    /// The same for one of several ranks: where nothing else is asked for, each on a host has a GPU of its own.
+    pub fn of_rank(&self, ranks: &Ranks) -> Self {
+        let mut own = self.clone();
+        if cfg!(feature = "cuda")
+            && ranks.count() > 1
+            && has_gpu()
+            && own.device == DeviceName::Auto
+        {
+            own.device = DeviceName::Cuda(ranks.on_host());
+        }
+        own
+    }
+
     /// Opens the device.
     pub fn open(&self) -> Result<Device> {
         match self.device {
@@ -199,6 +213,15 @@ impl DeviceArgs {
         test_once(device, &backend, kernels)?;
         Ok(Device::Cuda(backend))
     }
+}
+
+/// Whether there is a GPU that this build can use.
+fn has_gpu() -> bool {
+    #[cfg(feature = "cuda")]
+    let found = cuda::devices().is_ok();
+    #[cfg(not(feature = "cuda"))]
+    let found = false;
+    found
 }
 
 fn say<B: Benchmark>(command: impl OnDevice, backend: &B) -> Result<ExitCode> {

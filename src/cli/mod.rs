@@ -20,6 +20,7 @@ mod pack;
 mod progress;
 mod project;
 pub mod python;
+mod ranks;
 mod selftest;
 mod signals;
 mod study;
@@ -290,13 +291,17 @@ fn locked_folder(out: &Path) -> Result<FolderLock> {
 
 /// Runs the program with these arguments, the first of which is its name.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    // Of several ranks the first speaks; the others only of their own trouble.
+    let launched = ranks::launched();
+    let speaks = launched.is_none_or(|(rank, _)| rank == 0);
+    output::be_silent(!speaks);
     let _already_set = tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .log_internal_errors(false) // by `eprintln!`, which ends the program where stderr cannot be written
         .with_target(false)
         .with_ansi(output::colours())
         .without_time()
-        .with_max_level(tracing::Level::INFO)
+        .with_max_level(if speaks { tracing::Level::INFO } else { tracing::Level::ERROR })
         .try_init()
         .is_err(); // by an earlier call in the same process
     signals::outlive_file_size_limits();
@@ -306,7 +311,9 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let (Cli { command }, matches) = match parsed {
         Ok(parsed) => parsed,
         Err(error) => {
-            let _ = error.print(); // help, too
+            if speaks {
+                let _ = error.print(); // help, too
+            }
             return ExitCode(error.exit_code() as u8);
         }
     };
@@ -318,9 +325,14 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         if error.downcast_ref().is_some_and(output::Unwritable::reader_has_left) {
             return ExitCode(signals::SIGPIPE_CODE);
         }
-        match advice::advice(&error, &flags(&matches)) {
-            Some(advice) => output::message(format_args!("error: {error:#}; {advice}")),
-            None => output::message(format_args!("error: {error:#}")),
+        let advice = advice::advice(&error, &flags(&matches));
+        let advice = advice.map_or(String::new(), |advice| format!("; {advice}"));
+        match launched.filter(|(rank, _)| *rank > 0) {
+            None => output::message(format_args!("error: {error:#}{advice}")),
+            Some((rank, _)) if ranks::is_own_trouble(&error) => {
+                output::complain(format_args!("rank {rank}: error: {error:#}{advice}"));
+            }
+            Some(_) => {}
         }
         ExitCode::FAILURE
     })
@@ -348,9 +360,19 @@ fn flags(matches: &ArgMatches) -> Vec<String> {
 }
 
 fn run(command: Command) -> Result<ExitCode> {
+    if !matches!(command, Command::Train(_))
+        && let Some((_, ranks)) = ranks::launched()
+    {
+        bail!("only `train` is done by several ranks, found {ranks}");
+    }
     match command {
         Command::Demo(args) => args.device.clone().run(args),
-        Command::Train(args) => args.device.clone().run(args),
+        Command::Train(mut args) => {
+            args.ranks.join()?;
+            let ranks = args.ranks.ranks.clone();
+            let result = args.device.of_rank(&ranks).run(args);
+            ranks::tell_failure(&ranks, result)
+        }
         Command::Eval(args) => args.device.clone().run(args),
         Command::Classify(args) => args.device.clone().run(args),
         Command::Export(args) => args.device.clone().run(args),

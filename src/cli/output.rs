@@ -5,6 +5,7 @@
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Standard output that cannot be written.
 #[derive(Debug)]
@@ -25,11 +26,27 @@ impl Display for Unwritable {
 
 impl std::error::Error for Unwritable {}
 
+/// Whether results and messages are another process's to say.
+static SILENT: AtomicBool = AtomicBool::new(false);
+
+/// Leaves results and messages to another process, or says them from now on.
+pub fn be_silent(silent: bool) {
+    SILENT.store(silent, Ordering::Relaxed);
+}
+
+/// Whether another process says what is to be said.
+pub fn is_silent() -> bool {
+    SILENT.load(Ordering::Relaxed)
+}
+
 /// A line of a command's result.
 ///
 /// # Errors
 /// If it cannot be written: a full disk, a reader that has left.
 pub fn line(text: impl Display) -> Result<(), Unwritable> {
+    if is_silent() {
+        return Ok(());
+    }
     // One that ends within a line, which is kept back until the next, would end unnoticed.
     let mut stdout = io::stdout().lock();
     writeln!(stdout, "{}", harmless(text)).and_then(|()| stdout.flush()).map_err(Unwritable)
@@ -38,6 +55,13 @@ pub fn line(text: impl Display) -> Result<(), Unwritable> {
 /// A line for the person who waits. Where nobody can read it (a log on a full disk, a terminal that was closed),
 /// work goes on.
 pub fn message(text: impl Display) {
+    if !is_silent() {
+        complain(text);
+    }
+}
+
+/// The same, also of a process that is otherwise silent.
+pub fn complain(text: impl Display) {
     let _ = writeln!(io::stderr().lock(), "{}", harmless(text));
 }
 

@@ -35,7 +35,7 @@ pub struct Progress {
 
 impl Progress {
     pub(crate) fn new() -> Self {
-        let plain = !output::redraws();
+        let plain = !output::redraws() || output::is_silent();
         let now = Instant::now();
         Progress { listener: None, bar: None, plain, what: String::new(), said: now, begun: now }
     }

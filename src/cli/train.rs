@@ -24,6 +24,7 @@ use clap::Args;
 
 use super::inspect::table_of;
 use super::progress::Progress;
+use super::ranks::RankArgs;
 use super::signals::{signal_code, stop_on_signals};
 use super::study::evolution::EvolutionArgs;
 use super::{DeviceArgs, ExitCode, ExternalArgs, MOST_WORKERS, OnDevice, ReadArgs, output};
@@ -55,9 +56,10 @@ pub struct Train {
     /// cannot seek [default: shuffle all]
     #[arg(long, value_name = "IMAGES", value_parser = positive)]
     shuffle_window: Option<usize>,
-    /// Number of parts of a batch whose gradients are accumulated, to save memory
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
-    accumulate: u16,
+    /// Number of parts of a batch whose gradients are accumulated, to save memory, or to be shared by up to as many ranks
+    /// [default: 1, one for each rank, or the resumed run's]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    accumulate: Option<u16>,
     /// Continue from the run's last checkpoint
     #[arg(long)]
     resume: bool,
@@ -87,6 +89,8 @@ pub struct Train {
     evolution: EvolutionArgs,
     #[command(flatten)]
     pub device: DeviceArgs,
+    #[command(flatten)]
+    pub ranks: RankArgs,
     #[command(flatten)]
     read: ReadArgs,
 }
@@ -241,6 +245,7 @@ impl Train {
         let data = DataSet::open(&self.data)?;
         let options = self.read.options(architecture.input.resize)?;
         let stop = listen()?;
+        self.ranks.share_stop(&stop);
         let external = ExternalArgs { arch: self.arch.clone(), preprocess: self.preprocess };
         let job = Job {
             train: Arc::new(data.images(Split::Train, options)?),
@@ -250,7 +255,8 @@ impl Train {
             out: self.out.clone(),
             seed: self.seed,
             shuffle_window: self.shuffle_window,
-            accumulate: usize::from(self.accumulate),
+            accumulate: self.accumulate.map(usize::from),
+            ranks: self.ranks.ranks.clone(),
             max_steps: self.max_steps,
             resume: self.resume,
             init: self.init.map(|path| (path, external.config())),

@@ -150,19 +150,24 @@ impl<B: Backend> Watch<B> {
         backend.send_moments(&mut self.moments)
     }
 
-    /// What a step of `samples` samples tells, each of whose losses had `scale` as its factor, with the learning
-    /// rate of its update. Once the step has been waited for.
+    /// The moments of a step that has been waited for.
+    pub fn received(&mut self, backend: &B) -> Result<&[MapMoments]> {
+        backend.received_moments(&mut self.host, &self.moments)?;
+        Ok(&self.host)
+    }
+
+    /// What the moments of a step of `samples` samples tell, each of whose losses had `scale` as its factor, with the
+    /// learning rate of its update.
     pub fn signs(
-        &mut self,
-        backend: &B,
+        &self,
         network: &Network,
+        moments: &[MapMoments],
         samples: usize,
         scale: f64,
         learning_rate: f64,
-    ) -> Result<StepSigns> {
-        backend.received_moments(&mut self.host, &self.moments)?;
+    ) -> StepSigns {
         let of = |first: usize, maps: usize, values: usize| {
-            Spread::of(&self.host[first..][..maps], values)
+            Spread::of(&moments[first..][..maps], values)
         };
         let layers = self.watched.iter().map(|place| {
             let layer = &network.layers[place.layer];
@@ -171,7 +176,7 @@ impl<B: Backend> Watch<B> {
             let gradient = of(place.gradient(), place.maps, samples * place.values);
             let weight = of(place.weight(), place.weight_maps, weights);
             let momentum = of(place.momentum(), place.weight_maps, weights);
-            let maps = &self.host[place.first..][..place.maps];
+            let maps = &moments[place.first..][..place.maps];
             let squares = output.square * (samples * place.values) as f64;
             let is_map = place.values > place.maps && squares > 0.0;
             let share = |moments: &MapMoments| f64::from(moments.squares) / squares;
@@ -191,7 +196,7 @@ impl<B: Backend> Watch<B> {
             }
         });
         let input = of(0, self.input_maps, samples * network.input().len());
-        Ok(StepSigns { samples, input_std: input.std(), layers: layers.collect() })
+        StepSigns { samples, input_std: input.std(), layers: layers.collect() }
     }
 }
 

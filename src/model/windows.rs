@@ -55,7 +55,7 @@ impl<B: Backend> Workspace<B> {
                 to.reshape(self.blocks[index].output.with_n(n));
                 backend.gather_windows(to, from, None, &self.windows.units, &windows.inverse())?;
                 self.signal.swap(0, 1);
-                self.backward_from(backend, params, index, options)?;
+                self.backward_from(backend, params, index, options, |_, _| Ok(()))?;
                 return backend.download(pictures, &self.signal[0]);
             };
             self.undo_in_windows(backend, params, index, &options, &windows, &below)?;

@@ -175,8 +175,23 @@ impl<B: Backend> Workspace<B> {
         params: &Params<B>,
         options: BackwardOptions<'_, B>,
     ) -> Result<()> {
+        self.backward_telling(backend, params, options, |_, _| Ok(()))
+    }
+
+    /// The same; `done` is called with each layer whose gradient is there, and all gradients, while the layers below it
+    /// are still to come.
+    ///
+    /// # Errors
+    /// As [`Workspace::backward`], or if `done` fails.
+    pub(crate) fn backward_telling(
+        &mut self,
+        backend: &B,
+        params: &Params<B>,
+        options: BackwardOptions<'_, B>,
+        done: impl FnMut(usize, &mut Params<B>) -> Result<()>,
+    ) -> Result<()> {
         let from = self.block_of[options.from];
-        self.backward_from(backend, params, from, options)
+        self.backward_from(backend, params, from, options, done)
     }
 
     /// The same from the output of block `top` on.
@@ -186,6 +201,7 @@ impl<B: Backend> Workspace<B> {
         params: &Params<B>,
         top: usize,
         mut options: BackwardOptions<'_, B>,
+        mut done: impl FnMut(usize, &mut Params<B>) -> Result<()>,
     ) -> Result<()> {
         let lowest = match options.to {
             BackwardTo::Output(layer) => self.block_of[layer] + 1,
@@ -226,6 +242,12 @@ impl<B: Backend> Workspace<B> {
             })?;
             if output == Output::Dx {
                 self.signal.swap(0, 1);
+            }
+            let layer = block.layer;
+            if let Some(gradients) = &mut options.gradients
+                && gradients.layers[layer].is_some()
+            {
+                done(layer, gradients)?;
             }
         }
         Ok(())

@@ -41,6 +41,7 @@ use crate::data::classes::Classes;
 use crate::disk::{is_device_name, write_atomic};
 use crate::import::ExternalConfig;
 use crate::model::{Architecture, ConvSpec, ConvTransposeSpec, FcSpec, Kind, LayerSpec, Network};
+use crate::ranks::Ranks;
 use crate::train::checkpoint::load_model;
 use crate::train::evaluate::TestCrops;
 use crate::train::{self, Job, Outcome, Recipe, train};
@@ -497,7 +498,8 @@ pub fn run<B: Backend>(
             out: run.clone(),
             seed: *seed,
             shuffle_window: None,
-            accumulate: 1,
+            accumulate: None,
+            ranks: Ranks::alone(),
             max_steps: None,
             resume: *known,
             init: None,

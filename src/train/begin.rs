@@ -7,6 +7,8 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 
 use serde::Serialize;
+use serde_json::Value;
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::checkpoint::{self, Newest, Resumed, State};
 use super::job::{Event, Job};
@@ -14,6 +16,7 @@ use super::memory::with_memory_hint;
 use crate::backend::Backend;
 use crate::model::{Architecture, Model, Network, Params, Preprocess};
 use crate::{Error, Result};
+use zfnet_core::Recipe;
 
 /// The run's last checkpoint, if it is to be resumed and has one, or a fresh start. `notes` is for what
 /// the user should know of it. `None` if it was stopped.
@@ -24,11 +27,70 @@ pub(super) fn begin<B: Backend>(
     notes: &mut Vec<String>,
     observe: &mut impl FnMut(Event<'_>) -> Result<()>,
 ) -> Result<Option<Resumed<B>>> {
-    if let Some(resumed) = last_checkpoint(backend, job, &network, notes)? {
-        return Ok(Some(resumed));
+    must_agree(backend, job, &network)?;
+    let mut begun = None;
+    if job.ranks.is_first() {
+        begun = last_checkpoint(backend, job, &network, notes)?;
+        if begun.is_none() {
+            begun = start(backend, job, &network, notes, observe)
+                .map_err(|error| with_memory_hint(backend, &network, job.parts(), error))?;
+        }
     }
-    start(backend, job, &network, notes, observe)
-        .map_err(|error| with_memory_hint(backend, &network, job.accumulate, error))
+    checkpoint::share(backend, &job.ranks, begun)
+}
+
+/// All ranks must do the same, by the same program, in the same way: what makes bits, or decides how often they meet.
+fn must_agree<B: Backend>(backend: &B, job: &Job<'_>, network: &Network) -> Result<()> {
+    let ranks = &job.ranks;
+    if ranks.count() == 1 {
+        return Ok(());
+    }
+    let architecture = &network.architecture;
+    let without_recipe = Architecture { recipe: Recipe::default(), ..architecture.clone() };
+    let own = [
+        ("build", value(&program()?)),
+        ("device", value(&backend.id())),
+        ("network", value(&without_recipe)),
+        ("recipe", value(&architecture.recipe)),
+        ("seed", value(&job.seed)),
+        ("number of parts of a batch", value(&job.accumulate)),
+        ("shuffle window", value(&job.shuffle_window)),
+        ("set of training images", value(&data_of(job))),
+        ("set of validation images", value(&job.val.fingerprint())),
+        ("set of classes", value(&(job.classes.folders(), &job.classes.names))),
+        ("number of steps", value(&job.max_steps)),
+        ("number of steps between checkpoints", value(&job.save_steps)),
+        ("choice of what is watched", value(&job.watch)),
+    ];
+    let bytes = serde_json::to_vec(&own).expect("plain data");
+    let all = ranks.all_gather(bytes)?;
+    let read = |(rank, bytes): (usize, &Vec<u8>)| -> Result<Vec<(String, Value)>> {
+        serde_json::from_slice(bytes)
+            .map_err(|error| Error::Ranks(format!("what rank {rank} is to do: {error}")))
+    };
+    let all: Vec<_> = all.iter().enumerate().map(read).collect::<Result<_>>()?;
+    for (rank, of_rank) in all.iter().enumerate() {
+        for ((what, first), (_, other)) in all[0].iter().zip(of_rank) {
+            if first != other {
+                let mut difference =
+                    difference(first, other, ["at rank 0", &format!("at rank {rank}")]);
+                difference.truncate(difference.floor_char_boundary(SHOWN));
+                let (host, what) = (ranks.host(rank).to_owned(), what.clone());
+                return Err(Error::RanksDiffer { rank, host, what, difference });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Bytes of a difference that are shown.
+const SHOWN: usize = 500;
+
+/// The program that runs, by its bytes.
+fn program() -> Result<String> {
+    let path = std::env::current_exe().map_err(Error::io("find", Path::new("this program")))?;
+    let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
+    Ok(format!("{} {:016x}", env!("CARGO_PKG_VERSION"), xxh3_64(&bytes)))
 }
 
 /// A fresh start: the mean image, and weights drawn or taken from another checkpoint. `None` if it
@@ -61,7 +123,7 @@ fn start<B: Backend>(
     let momentum = Params::zeros(backend, network)?;
     let recipe = network.architecture.recipe.clone();
     let data = data_of(job);
-    let mut state = State::new(recipe, job.seed, job.accumulate, backend.id(), data);
+    let mut state = State::new(recipe, job.seed, job.parts(), backend.id(), data);
     state.shuffle_window = job.shuffle_window;
     state.val = Some(job.val.fingerprint());
     let model =
@@ -149,18 +211,26 @@ fn last_checkpoint<B: Backend>(
 
 /// The settings that differ, each with its two values.
 fn settings(then: &impl Serialize, now: &impl Serialize) -> String {
-    // By way of text: as numbers of 64 bits those of 32 have many more digits.
-    let [then, now] = [serde_json::to_string(then), serde_json::to_string(now)]
-        .map(|text| serde_json::from_str(&text.expect("plain data")).expect("JSON"));
-    let (then, now): (serde_json::Value, serde_json::Value) = (then, now);
-    let (Some(then), Some(now)) = (then.as_object(), now.as_object()) else {
-        return format!("{then} then, {now} now");
+    difference(&value(then), &value(now), ["then", "now"])
+}
+
+/// Plain data as JSON. By way of text: as numbers of 64 bits those of 32 have many more digits.
+fn value(data: &impl Serialize) -> Value {
+    let text = serde_json::to_string(data).expect("plain data");
+    serde_json::from_str(&text).expect("JSON")
+}
+
+/// What differs of two values: of objects the keys that do.
+fn difference(one: &Value, other: &Value, [of_one, of_other]: [&str; 2]) -> String {
+    let (Some(first), Some(second)) = (one.as_object(), other.as_object()) else {
+        return format!("{one} {of_one}, {other} {of_other}");
     };
-    let value = |value: Option<&serde_json::Value>| value.map_or("none".into(), |v| v.to_string());
-    let keys: BTreeSet<&String> = then.keys().chain(now.keys()).collect();
-    let differ = keys.into_iter().filter(|key| then.get(*key) != now.get(*key));
+    let value = |value: Option<&Value>| value.map_or("none".into(), Value::to_string);
+    let keys: BTreeSet<&String> = first.keys().chain(second.keys()).collect();
+    let differ = keys.into_iter().filter(|key| first.get(*key) != second.get(*key));
     let line = |key: &String| {
-        format!("{key} = {} then, {} now", value(then.get(key)), value(now.get(key)))
+        let [one, other] = [first, second].map(|object| value(object.get(key)));
+        format!("{key} = {one} {of_one}, {other} {of_other}")
     };
     differ.map(line).collect::<Vec<_>>().join("; ")
 }
@@ -216,8 +286,15 @@ fn check_resume<B: Backend>(
     if state.seed != job.seed {
         return differs("seed", values(&state.seed, &job.seed));
     }
-    if state.accumulate != job.accumulate {
-        return differs("number of parts of a batch", values(&state.accumulate, &job.accumulate));
+    if let Some(accumulate) = job.accumulate.filter(|accumulate| *accumulate != state.accumulate) {
+        return differs("number of parts of a batch", values(&state.accumulate, &accumulate));
+    }
+    if state.accumulate > 1 && state.accumulate.is_power_of_two() && !state.tree {
+        notes.push(
+            "begun by an earlier version: gradients of a batch's parts are added one after the other, as they were, and \
+             not along a tree; only one rank can do that"
+                .into(),
+        );
     }
     if state.shuffle_window != job.shuffle_window {
         let window =

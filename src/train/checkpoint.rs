@@ -27,7 +27,8 @@ use crate::import::{self, ExternalConfig};
 use crate::model::weights::{
     architecture_in, is_model, named_values, read_params, serialize, values_of_shape,
 };
-use crate::model::{Architecture, Model, Params};
+use crate::model::{Architecture, Model, Network, Params};
+use crate::ranks::Ranks;
 use crate::{Error, Result};
 use zfnet_core::Recipe;
 use zfnet_core::tensors::deserialize;
@@ -67,8 +68,11 @@ pub struct State {
     pub best: Option<(f64, u32)>,
     /// Seed of order, crops, dropout and initialisation.
     pub seed: u64,
-    /// Micro-batches of an update.
+    /// Parts of a batch.
     pub accumulate: usize,
+    /// Whether the parts' gradients are added along a binary tree; earlier versions added them one after the other.
+    #[serde(default)]
+    pub tree: bool,
     /// Neighbouring images of shards that are shuffled at a time; all, for `None`.
     #[serde(default)]
     pub shuffle_window: Option<usize>,
@@ -378,12 +382,49 @@ pub(super) fn load<B: Backend>(backend: &B, folder: &Path) -> Result<Resumed<B>>
     let state = read_state(folder)?;
     let model = read_model(backend, folder, &state)?;
     let bytes = verified(folder, OPTIMIZER, &state)?;
-    let momentum = deserialize(&bytes).and_then(|tensors| {
-        let tensor = |name: &str, shape: &[usize]| values_of_shape(&tensors, name, shape);
-        read_params(backend, &model.network, tensor, Param::zeros)
-    });
+    let momentum = momentum_of(backend, &model.network, &bytes);
     let momentum = momentum.map_err(|error| error.in_file(&folder.join(OPTIMIZER)))?;
     Ok(Resumed { model, momentum, state })
+}
+
+fn momentum_of<B: Backend>(backend: &B, network: &Network, bytes: &[u8]) -> Result<Params<B>> {
+    let tensors = deserialize(bytes)?;
+    let tensor = |name: &str, shape: &[usize]| values_of_shape(&tensors, name, shape);
+    read_params(backend, network, tensor, Param::zeros)
+}
+
+/// Gives all ranks what rank 0 begins with, or nothing where it does not begin.
+///
+/// # Errors
+/// If a rank is lost or has failed, or a backend operation fails.
+pub(super) fn share<B: Backend>(
+    backend: &B,
+    ranks: &Ranks,
+    begun: Option<Resumed<B>>,
+) -> Result<Option<Resumed<B>>> {
+    if ranks.count() == 1 {
+        return Ok(begun);
+    }
+    let files = begun.as_ref().map(|Resumed { model, momentum, state }| {
+        let momentum = named_values(backend, &model.network, momentum)?;
+        let state = serde_json::to_vec(state).expect("plain data");
+        Ok([model.to_bytes(backend)?, serialize(&momentum, None)?, state])
+    });
+    let files = files.transpose()?.unwrap_or_default();
+    let [model, momentum, state] = files
+        .map(|file| ranks.broadcast(ranks.is_first().then_some(file)))
+        .into_iter()
+        .collect::<Result<Vec<_>>>()?
+        .try_into()
+        .expect("three of them");
+    if ranks.is_first() || state.is_empty() {
+        return Ok(begun);
+    }
+    let model = Model::from_bytes(backend, &model)?;
+    let momentum = momentum_of(backend, &model.network, &momentum)?;
+    let state = serde_json::from_slice(&state)
+        .map_err(|error| Error::Ranks(format!("the state of rank 0: {error}")))?;
+    Ok(Some(Resumed { model, momentum, state }))
 }
 
 fn read_model<B: Backend>(backend: &B, folder: &Path, state: &State) -> Result<Model<B>> {
@@ -569,6 +610,7 @@ impl State {
             best: None,
             seed,
             accumulate,
+            tree: accumulate.is_power_of_two(),
             shuffle_window: None,
             recipe,
             backend,

@@ -56,8 +56,8 @@ pub fn dry_run<B: Backend>(
     let network = Network::new(architecture)?;
     let recipe = network.architecture.recipe.clone();
     let before = backend.memory()?;
-    let (mut trainer, _validator) = dummy_trainer(backend, &network, job.accumulate)
-        .map_err(|error| with_memory_hint(backend, &network, job.accumulate, error))?;
+    let (mut trainer, _validator) = dummy_trainer(backend, &network, job.parts())
+        .map_err(|error| with_memory_hint(backend, &network, job.parts(), error))?;
     let wanted = backend.memory()?.allocated_total - before.allocated_total;
     let steps_per_epoch = job.train.len().div_ceil(recipe.batch_size);
 
@@ -80,7 +80,8 @@ pub fn dry_run<B: Backend>(
         crops.extend((0..batch.labels.len()).map(crop));
         let state =
             StepState { seed: job.seed, step: step as u32, first_sample: 0, learning_rate: rate };
-        trainer.enqueue_batch(batch, &crops, state)
+        let samples = batch.labels.len();
+        trainer.enqueue_batch(batch, &crops, samples, state)
     };
     let mut kept = None;
     for step in 0..all {

@@ -4,12 +4,14 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use bytemuck::{Pod, Zeroable, cast_slice, pod_read_unaligned};
 use serde::Serialize;
 
 use crate::backend::{Backend, Crop};
 use crate::data::images::Images;
 use crate::data::loader::{Bad, BatchPlan, Loader};
 use crate::model::{InputStage, Network, Params, Preprocess, Purpose, Workspace};
+use crate::ranks::Ranks;
 use crate::{Error, Result};
 
 /// Samples (crops) of one forward pass.
@@ -166,14 +168,30 @@ pub fn evaluate<B: Backend>(
     stop: &AtomicUsize,
     progress: impl FnMut(usize),
 ) -> Result<Option<Evaluation>> {
-    evaluate_each(backend, members, workers, stop, progress, |_, _| {})
+    evaluate_each(backend, members, workers, &Ranks::alone(), stop, progress, |_, _| {})
 }
 
-/// The same; `each` is called with every image's class and the most probable one, unless a probability is NaN.
+/// What becomes of one image.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Row {
+    class: u32,
+    /// The number of classes that come before it.
+    rank: u32,
+    /// The most probable class; `u32::MAX` if a probability is NaN.
+    predicted: u32,
+    unused: u32,
+    /// The probability of its class.
+    probability: f64,
+}
+
+/// The same, divided among ranks, each of which is given the result; `each` is called with every image's class and the
+/// most probable one, unless a probability is NaN.
 pub(super) fn evaluate_each<B: Backend>(
     backend: &B,
     members: &mut [Member<'_, B>],
     workers: usize,
+    ranks: &Ranks,
     stop: &AtomicUsize,
     mut progress: impl FnMut(usize),
     mut each: impl FnMut(usize, usize),
@@ -193,7 +211,10 @@ pub(super) fn evaluate_each<B: Backend>(
         }
         // All go through the same images in step; each sees them in its own size.
         assert_eq!(member.classifier.images(), batch, "members take the same crops");
-        let order = (0..len as u32).collect();
+        // Every so many-th batch is this rank's; batches are the same for any ranks.
+        let order: Vec<u32> = (0..len as u32).collect();
+        let own = order.chunks(batch).skip(ranks.rank()).step_by(ranks.count());
+        let order = own.flatten().copied().collect();
         let plan = BatchPlan::new(order, batch, Bad::Skip);
         loaders.push(Loader::new(member.images.clone(), plan, workers));
     }
@@ -201,13 +222,17 @@ pub(super) fn evaluate_each<B: Backend>(
     let mut sums = vec![0.0f64; batch * classes];
     let mut one = sums.clone();
     let mut result = Evaluation { top1_error: 0.0, top5_error: 0.0, loss: 0.0, images: 0 };
-    for _ in 0..len.div_ceil(batch) {
-        if stop.load(Ordering::Relaxed) != 0 {
+    let batches = len.div_ceil(batch);
+    for first in (0..batches).step_by(ranks.count()) {
+        let stopped = stop.load(Ordering::Relaxed) != 0;
+        if ranks.any(stopped)? {
             return Ok(None);
         }
+        let mut rows = Vec::new();
+        let has_batch = first + ranks.rank() < batches;
         sums.fill(0.0);
         let mut labels = Vec::new();
-        for (member, loader) in members.iter_mut().zip(&mut loaders) {
+        for (member, loader) in members.iter_mut().zip(&mut loaders).filter(|_| has_batch) {
             let batch = loader.next_batch()?.expect("as many batches as counted");
             let Member { network, params, classifier, .. } = member;
             let one = &mut one[..batch.labels.len() * classes];
@@ -221,18 +246,29 @@ pub(super) fn evaluate_each<B: Backend>(
             loader.recycle(batch);
         }
         for (row, &label) in sums.chunks_exact(classes).zip(&labels) {
-            let label = label as usize;
-            let rank = rank(row, label);
+            let mut predicted = u32::MAX;
             if row.iter().all(|p| !p.is_nan()) {
                 let first = row.iter().enumerate().rev().max_by(|a, b| a.1.total_cmp(b.1));
-                each(label, first.expect("a class").0);
+                predicted = first.expect("a class").0 as u32;
             }
-            result.images += 1;
-            result.top1_error += f64::from(u8::from(rank >= 1));
-            result.top5_error += f64::from(u8::from(rank >= 5));
-            // A probability may be zero, which is no infinite loss; NaN stays.
-            let p = row[label];
-            result.loss -= if p < f64::MIN_POSITIVE { f64::MIN_POSITIVE } else { p }.ln();
+            let (rank, probability) = (rank(row, label as usize) as u32, row[label as usize]);
+            rows.push(Row { class: label, rank, predicted, unused: 0, probability });
+        }
+        for (rank, bytes) in ranks.all_gather(cast_slice(&rows).to_vec())?.iter().enumerate() {
+            let rows = bytes.chunks_exact(size_of::<Row>()).map(pod_read_unaligned::<Row>);
+            if rank != ranks.rank() {
+                progress(rows.len());
+            }
+            for Row { class, rank, predicted, probability: p, .. } in rows {
+                if predicted != u32::MAX {
+                    each(class as usize, predicted as usize);
+                }
+                result.images += 1;
+                result.top1_error += f64::from(u8::from(rank >= 1));
+                result.top5_error += f64::from(u8::from(rank >= 5));
+                // A probability may be zero, which is no infinite loss; NaN stays.
+                result.loss -= if p < f64::MIN_POSITIVE { f64::MIN_POSITIVE } else { p }.ln();
+            }
         }
     }
     if result.images == 0 {

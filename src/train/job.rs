@@ -13,6 +13,7 @@ use crate::data::classes::Classes;
 use crate::data::images::Images;
 use crate::import::ExternalConfig;
 use crate::model::{Architecture, Network};
+use crate::ranks::Ranks;
 
 /// What to train, on what, and where to.
 pub struct Job<'a> {
@@ -31,8 +32,8 @@ pub struct Job<'a> {
     /// Shuffle only so many neighbouring images of shards at a time: see
     /// [`epoch_order`](crate::data::order::epoch_order).
     pub shuffle_window: Option<usize>,
-    /// Micro-batches of an update, whose gradients are summed in order.
-    pub accumulate: usize,
+    /// Parts of a batch, whose gradients are added up; what is resumed has its own, and otherwise it is one for each rank.
+    pub accumulate: Option<usize>,
     /// Stop after so many updates in all.
     pub max_steps: Option<u32>,
     /// Go on from the run's last checkpoint, if it has one.
@@ -49,8 +50,17 @@ pub struct Job<'a> {
     pub watch: bool,
     /// Threads that decode.
     pub workers: usize,
+    /// Those who train it together. All have the same job; rank 0 alone writes, and observes.
+    pub ranks: Ranks,
     /// Becomes non-zero when the run is to save and stop.
     pub stop: &'a AtomicUsize,
+}
+
+impl Job<'_> {
+    /// Parts of a batch of a run that begins.
+    pub(super) fn parts(&self) -> usize {
+        self.accumulate.unwrap_or(self.ranks.count())
+    }
 }
 
 /// What happens while a network is trained, for whoever shows it.

@@ -123,7 +123,8 @@ pub(super) fn quarantine(run: &Path, sets: &[&Images]) -> Result<()> {
 /// The open file.
 pub(super) struct MetricsLog {
     path: PathBuf,
-    file: BufWriter<File>,
+    /// None of a rank that writes nothing.
+    file: Option<BufWriter<File>>,
     flushed: Instant,
 }
 
@@ -155,7 +156,12 @@ impl MetricsLog {
         // Were the name lost that the lines to come are under, a checkpoint could outlive them.
         write_durable(&path, kept.as_bytes())?;
         let file = OpenOptions::new().append(true).open(&path).map_err(Error::io("open", &path))?;
-        Ok(MetricsLog { path, file: BufWriter::new(file), flushed: Instant::now() })
+        Ok(MetricsLog { path, file: Some(BufWriter::new(file)), flushed: Instant::now() })
+    }
+
+    /// That of a rank which writes nothing.
+    pub(super) fn nowhere() -> Self {
+        MetricsLog { path: PathBuf::new(), file: None, flushed: Instant::now() }
     }
 
     /// Adds a line.
@@ -163,11 +169,12 @@ impl MetricsLog {
     /// # Errors
     /// If the disk is full.
     pub(super) fn write(&mut self, metric: &Metric) -> Result<()> {
+        let Some(file) = &mut self.file else { return Ok(()) };
         let line = serde_json::to_string(metric).expect("plain data");
         let io = |error| Error::io("write", &self.path)(error);
-        writeln!(self.file, "{line}").map_err(io)?;
+        writeln!(file, "{line}").map_err(io)?;
         if self.flushed.elapsed() > FLUSH {
-            self.file.flush().map_err(io)?;
+            file.flush().map_err(io)?;
             self.flushed = Instant::now();
         }
         Ok(())
@@ -182,6 +189,6 @@ impl MetricsLog {
             file.flush()?;
             file.get_ref().sync_data()
         };
-        sync(&mut self.file).map_err(Error::io("write", &self.path))
+        self.file.as_mut().map_or(Ok(()), sync).map_err(Error::io("write", &self.path))
     }
 }

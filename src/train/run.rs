@@ -12,7 +12,7 @@ use super::evaluate::{Classifier, Evaluation, Member, evaluate_each};
 use super::job::{Event, Job, Outcome};
 use super::log::{Metric, MetricsLog, quarantine};
 use super::memory::{validator, with_memory_hint};
-use super::trainer::{Finished, Trainer};
+use super::trainer::{Asks, Division, Finished, Trainer};
 use super::watcher::{EpochNumbers, Task, WatchState, is_watched};
 use crate::backend::{Backend, Param, StepState};
 use crate::data::loader::{Bad, BatchPlan, Loader};
@@ -32,10 +32,25 @@ pub fn train<B: Backend>(
     job: &Job<'_>,
     observe: impl FnMut(Event<'_>) -> Result<()>,
 ) -> Result<Outcome> {
+    let outcome = train_rank(backend, job, observe);
+    if let Err(error) = &outcome {
+        job.ranks.fail(format_args!("{error:#}"));
+    }
+    outcome
+}
+
+fn train_rank<B: Backend>(
+    backend: &B,
+    job: &Job<'_>,
+    observe: impl FnMut(Event<'_>) -> Result<()>,
+) -> Result<Outcome> {
     let architecture = Architecture { classes: job.classes.len(), ..job.architecture.clone() };
     let network = Network::new(architecture)?; // before anything is made for it
     if job.shuffle_window.is_some() {
         epoch_order(&job.train, job.shuffle_window, job.seed, 0)?; // so is this
+    }
+    if !job.ranks.is_first() {
+        return run(backend, job, network, |_| Ok(()));
     }
     create_folder(&job.out)?;
     let _held_until_the_end = lock(&job.out, "another training")?;
@@ -55,12 +70,14 @@ fn run<B: Backend>(
     let Some(Resumed { model, momentum, mut state }) = begun else { return Ok(Outcome::Stopped) };
     let recipe = model.network.architecture.recipe.clone();
     let planned = model.network.clone();
-    let mut trainer = Trainer::new(backend, model, momentum, job.accumulate)
-        .map_err(|error| with_memory_hint(backend, &planned, job.accumulate, error))?;
+    let (parts, tree, first) = (state.accumulate, state.tree, job.ranks.is_first());
+    let division = Division { parts, tree, ranks: job.ranks.clone() };
+    let mut trainer = Trainer::divided(backend, model, momentum, division)
+        .map_err(|error| with_memory_hint(backend, &planned, parts, error))?;
     // Planned with the rest, so that there is room for it when the first epoch ends.
-    let mut classifier = validator(backend, &trainer.model, job.accumulate)
+    let mut classifier = validator(backend, &trainer.model, parts)
         .map(Some)
-        .map_err(|error| with_memory_hint(backend, &planned, job.accumulate, error))?;
+        .map_err(|error| with_memory_hint(backend, &planned, parts, error))?;
     let task = task(job, &planned);
     if !state.watch.fits(&planned) {
         state.watch = WatchState::default();
@@ -68,36 +85,41 @@ fn run<B: Backend>(
     if job.watch {
         trainer
             .prepare_watch()
-            .map_err(|error| with_memory_hint(backend, &planned, job.accumulate, error))?;
+            .map_err(|error| with_memory_hint(backend, &planned, parts, error))?;
     }
     let is_new = state.files.is_empty(); // no checkpoint has been written or read
     let reached = (!is_new).then_some((state.step, state.epoch));
-    let mut log = MetricsLog::open(&job.out, reached)?;
+    let mut log = if first { MetricsLog::open(&job.out, reached)? } else { MetricsLog::nowhere() };
     let steps_per_epoch = job.train.len().div_ceil(recipe.batch_size);
     let network = &trainer.model.network;
     observe(Event::Start { network, state: &state, steps_per_epoch, notes: &notes })?;
-    checkpoint::prune(&job.out, job.keep, &state)?;
+    if first {
+        checkpoint::prune(&job.out, job.keep, &state)?;
+    }
     // Saved first of all, so that a folder that cannot be written is known before the work is done.
     if state.step == 0 {
-        if is_new && job.watch {
-            let Some(found) = shared_images(job, &mut observe)? else {
-                return Ok(Outcome::Stopped);
-            };
-            if let Some(alarm) = found.and_then(|alarm| state.watch.tell(alarm)) {
+        let mut stopped = false;
+        if is_new && job.watch && first {
+            let found = shared_images(job, &mut observe)?;
+            stopped = found.is_none();
+            if let Some(alarm) = found.flatten().and_then(|alarm| state.watch.tell(alarm)) {
                 tell(&mut log, &state, &alarm, &mut observe)?;
             }
         }
-        save(backend, job, &trainer, &mut log, &mut state, &mut observe)?;
+        if job.ranks.any(stopped)? {
+            return Ok(Outcome::Stopped);
+        }
+        save(backend, job, &mut trainer, &mut log, &mut state, &mut observe)?;
     }
 
     while state.epoch < recipe.epochs {
-        let mut session = Session::begin(backend, job, &recipe, &state)?;
+        let mut session = Session::begin(backend, job, &recipe, &state, &trainer)?;
         let around = Around { backend, job, task: &task };
         let stopped =
             epoch(&around, &mut trainer, &mut log, &mut state, &mut session, &mut observe)?;
         let enough = job.max_steps.is_some_and(|max| state.step >= max);
         if stopped || (enough && state.batch < steps_per_epoch) {
-            save(backend, job, &trainer, &mut log, &mut state, &mut observe)?;
+            save(backend, job, &mut trainer, &mut log, &mut state, &mut observe)?;
             return Ok(if stopped { Outcome::Stopped } else { Outcome::Done });
         }
         let mut confusion = Confusion::default();
@@ -110,9 +132,11 @@ fn run<B: Backend>(
             &mut observe,
         ) {
             Ok(Some(validation)) => validation,
+            // Other ranks know of no error of this one yet.
+            Err(error) if job.ranks.count() > 1 => return Err(error),
             // The epoch is kept, and validated when the run goes on.
             unfinished => {
-                save(backend, job, &trainer, &mut log, &mut state, &mut observe)?;
+                save(backend, job, &mut trainer, &mut log, &mut state, &mut observe)?;
                 return unfinished.map(|_| Outcome::Stopped);
             }
         };
@@ -138,7 +162,7 @@ fn run<B: Backend>(
         };
         write(&mut log, &metric, &mut observe)?;
         let mut alarms = Vec::new();
-        if job.watch {
+        if job.watch && first {
             alarms =
                 log_layers(backend, &trainer, &mut log, &mut state, &task, rate, &mut observe)?;
             alarms.extend(state.watch.validated(&task, state.step, train_loss, &confusion));
@@ -150,7 +174,7 @@ fn run<B: Backend>(
             let metric = Metric::Alarm { step, epoch, alarm: alarm.clone() };
             write(&mut log, &metric, &mut observe)?;
         }
-        save(backend, job, &trainer, &mut log, &mut state, &mut observe)?;
+        save(backend, job, &mut trainer, &mut log, &mut state, &mut observe)?;
         observe(Event::Epoch {
             state: &state,
             train_loss,
@@ -238,10 +262,11 @@ impl Session {
         job: &Job<'_>,
         recipe: &Recipe,
         state: &State,
+        trainer: &Trainer<'_, B>,
     ) -> Result<Self> {
         let order = epoch_order(&job.train, job.shuffle_window, state.seed, state.epoch)?;
         let plan = BatchPlan::new(order, recipe.batch_size, Bad::Replace);
-        let plan = BatchPlan { first_batch: state.batch, ..plan };
+        let plan = BatchPlan { first_batch: state.batch, rank: trainer.share(), ..plan };
         let memory = |bytes| backend.host_memory(bytes);
         let loader = Loader::into_memory(job.train.clone(), plan, job.workers, memory)?;
         Ok(Session { loader, elapsed: Duration::ZERO })
@@ -266,8 +291,15 @@ fn epoch<B: Backend>(
     let mut saved = Instant::now();
     // What has been given to the trainer; `state` counts what has come back.
     let mut begun_steps = state.step;
+    let mut begun_batches = state.batch;
     loop {
-        let stopped = job.stop.load(Ordering::Relaxed) != 0;
+        let signal = job.stop.load(Ordering::Relaxed);
+        // Several ranks stop after the same step, because of any one's signal.
+        let signal = if job.ranks.count() > 1 { usize::from(trainer.asked.stop) } else { signal };
+        let stopped = signal != 0;
+        if stopped {
+            job.stop.store(signal, Ordering::Relaxed);
+        }
         let enough = job.max_steps.is_some_and(|max| begun_steps >= max);
         let batch = if stopped || enough { None } else { session.loader.next_batch()? };
         let over = batch.is_none();
@@ -280,19 +312,29 @@ fn epoch<B: Backend>(
                 let (seed, epoch) = (state.seed, state.epoch);
                 training_crop(recipe.crops, preprocess, seed, epoch, batch.first + i, i as u32)
             }));
+            let begins = begun_batches * recipe.batch_size;
+            let samples = recipe.batch_size.min(job.train.len() - begins);
             let step = StepState {
                 seed: state.seed,
                 step: begun_steps,
-                first_sample: 0,
+                first_sample: (batch.first - begins) as u32,
                 learning_rate: rate,
             };
             trainer.watches = job.watch && is_watched(begun_steps, steps_per_epoch);
-            begun = trainer.enqueue_batch(&mut batch, &crops, step);
+            let stop = job.stop.load(Ordering::Relaxed) as u8;
+            let save = job.ranks.is_first() && saved.elapsed() >= job.save_interval;
+            trainer.asks = Asks { stop, save };
+            begun = trainer.enqueue_batch(&mut batch, &crops, samples, step);
             session.loader.recycle(batch);
             begun_steps += 1;
+            begun_batches += 1;
         }
         let due = job.save_steps.is_some_and(|steps| begun_steps.is_multiple_of(steps.max(1)));
-        let due = !over && (due || saved.elapsed() >= job.save_interval);
+        let aged = match job.ranks.count() {
+            1 => saved.elapsed() >= job.save_interval,
+            _ => trainer.asked.save,
+        };
+        let due = !over && (due || aged);
         if begun.is_ok() && (over || due) {
             begun = trainer.wait();
         }
@@ -311,6 +353,7 @@ fn epoch<B: Backend>(
                 state.watch.look(task, signs, rate);
             }
             if job.watch
+                && job.ranks.is_first()
                 && let Some(alarm) = state.watch.step(task, state.step, loss, rate)
             {
                 tell(log, state, &alarm, observe)?;
@@ -373,16 +416,38 @@ fn files_of_batch(job: &Job<'_>, state: &State, batch_size: usize) -> Result<Vec
 fn save<B: Backend>(
     backend: &B,
     job: &Job<'_>,
-    trainer: &Trainer<'_, B>,
+    trainer: &mut Trainer<'_, B>,
     log: &mut MetricsLog,
     state: &mut State,
     observe: &mut impl FnMut(Event<'_>) -> Result<()>,
 ) -> Result<()> {
     observe(Event::Save)?;
     log.sync()?;
+    share_bad(job)?;
+    trainer.collect_momentum()?;
+    if !job.ranks.is_first() {
+        return Ok(());
+    }
     quarantine(&job.out, &[&job.train, &job.val])?;
-    checkpoint::save(backend, &job.out, &trainer.model, &trainer.momentum, state)?;
+    checkpoint::save(backend, &job.out, &trainer.model, trainer.momentum(), state)?;
     checkpoint::prune(&job.out, job.keep, state)
+}
+
+/// Tells rank 0 which images the others could not read.
+fn share_bad(job: &Job<'_>) -> Result<()> {
+    if job.ranks.count() == 1 {
+        return Ok(());
+    }
+    let sets = [&job.train, &job.val];
+    let own = serde_json::to_vec(&sets.map(|set| set.bad_indices())).expect("plain data");
+    for (rank, bytes) in job.ranks.all_gather(own)?.iter().enumerate().skip(1) {
+        let met: [Vec<(usize, String)>; 2] = serde_json::from_slice(bytes)
+            .map_err(|error| Error::Ranks(format!("bad images of rank {rank}: {error}")))?;
+        for (set, met) in sets.iter().zip(met).filter(|_| job.ranks.is_first()) {
+            set.note_bad(met)?;
+        }
+    }
+    Ok(())
 }
 
 /// Evaluates with the centre crop.
@@ -407,7 +472,8 @@ fn validate<B: Backend>(
         }
     };
     let each = |class, predicted| confusion.add(class, predicted);
-    let result = evaluate_each(backend, &mut members, job.workers, job.stop, progress, each)?;
+    let result =
+        evaluate_each(backend, &mut members, job.workers, &job.ranks, job.stop, progress, each)?;
     let [Member { classifier: lent, .. }] = members;
     *classifier = Some(lent);
     failed.map_or(Ok(result), Err)

@@ -2,13 +2,91 @@
 
 use std::collections::VecDeque;
 
-use crate::backend::{Backend, Batch, Crop, SgdConstants, StepState, Update};
+use super::exchange::{Exchange, HostExchange, Slices};
+use super::gradients::PartGradients;
+use crate::backend::{Backend, Batch, Crop, MapMoments, SgdConstants, StepState, Update};
 use crate::data::loader;
+use crate::data::order::Rank;
 use crate::model::{
     BackwardOptions, BackwardTo, Model, Normaliser, Params, Purpose, Rule, StepSigns, Workspace,
 };
+use crate::ranks::Ranks;
 use crate::shape::Shape;
 use crate::{Error, Result};
+
+/// How a batch is divided, and among whom.
+#[derive(Clone)]
+pub struct Division {
+    /// Parts of a whole batch.
+    pub parts: usize,
+    /// Whether the parts' gradients are added along a binary tree, so that any ranks make the same sum; otherwise one
+    /// after the other.
+    pub tree: bool,
+    /// Those that share the parts.
+    pub ranks: Ranks,
+}
+
+impl Division {
+    /// All parts for one rank.
+    pub fn alone(parts: usize) -> Self {
+        Division { parts, tree: parts.is_power_of_two(), ranks: Ranks::alone() }
+    }
+
+    /// Whether these ranks can share these parts: each takes as many neighbouring ones, which are whole branches of the
+    /// tree.
+    ///
+    /// # Errors
+    /// If not: what would do.
+    pub fn check(&self) -> Result<()> {
+        let (parts, ranks) = (self.parts, self.ranks.count());
+        match (ranks, self.tree) {
+            (1, _) => Ok(()),
+            (_, false) => Err(Error::Ranks(format!(
+                "a batch whose gradients are added one part after the other cannot be shared by {ranks} ranks: expected \
+                 one rank, or parts by a power of two, found {parts}"
+            ))),
+            (_, true) if parts.is_multiple_of(ranks) => Ok(()),
+            _ => Err(Error::Ranks(format!(
+                "expected at most as many ranks as a batch has parts, and a power of two, found {ranks} ranks and {parts} \
+                 parts"
+            ))),
+        }
+    }
+
+    /// How many ranks, the first ones, have a share in a batch of so many samples, in parts of `part` samples.
+    fn senders(&self, samples: usize, part: usize) -> usize {
+        samples.div_ceil(part).div_ceil(self.parts / self.ranks.count()).max(1)
+    }
+
+    /// The sum of what the parts give, in the order in which their gradients are added.
+    fn sum(&self, parts: &mut [f64]) -> f64 {
+        let mut stride = 1;
+        while self.tree && stride < parts.len() {
+            for left in (0..parts.len() - stride).step_by(2 * stride) {
+                parts[left] += parts[left + stride];
+            }
+            stride *= 2;
+        }
+        if self.tree { parts[0] } else { parts.iter().sum() }
+    }
+
+    /// What one of its ranks takes of each batch.
+    pub fn share(&self, batch_size: usize) -> Rank {
+        match self.ranks.count() {
+            1 => Rank::ALONE,
+            ranks => Rank::of_parts(self.ranks.rank(), ranks, self.parts, batch_size),
+        }
+    }
+}
+
+/// What ranks ask of each other with every step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Asks {
+    /// To stop after it: a signal's number.
+    pub stop: u8,
+    /// To save a checkpoint after it.
+    pub save: bool,
+}
 
 /// A training that stands ready: weights, momentum, and what a step needs.
 ///
@@ -24,9 +102,15 @@ pub struct Trainer<'a, B: Backend> {
     pub records: bool,
     /// Whether the coming steps are watched: [`Trainer::prepare_watch`] comes first.
     pub watches: bool,
-    /// The velocities of the weights.
-    pub(super) momentum: Params<B>,
-    gradients: Params<B>,
+    /// What this rank asks of the others with the next step, and what any of them has asked with the last.
+    pub(super) asks: Asks,
+    pub(super) asked: Asks,
+    /// The velocities of the weights, or of those that this rank owns.
+    momentum: Params<B>,
+    division: Division,
+    /// What ranks exchange, unless this is the only one.
+    exchange: Option<(Slices, Box<dyn Exchange<B> + 'a>)>,
+    gradients: PartGradients<B>,
     workspace: Workspace<B>,
     normaliser: Normaliser<B>,
     slots: Vec<Slot<B>>,
@@ -35,10 +119,12 @@ pub struct Trainer<'a, B: Backend> {
     /// Slots under way, the oldest first.
     under_way: VecDeque<usize>,
     /// Losses of the parts of the step whose end is waited for.
-    loss_sum: f64,
+    part_losses: Vec<f64>,
     finished: VecDeque<Finished>,
-    /// The slot of a step whose loss was not finite.
-    failed: Option<usize>,
+    /// The rank and the slot of a part whose loss was not finite.
+    failed: Option<(usize, usize)>,
+    /// Samples of the batch in hand, over all ranks.
+    samples: usize,
     host_losses: Vec<f32>,
     host_crops: Vec<Crop>,
     micro_batch: usize,
@@ -51,6 +137,8 @@ struct Slot<B: Backend> {
     whole_batches: usize,
     state: StepState,
     ends_step: bool,
+    /// Samples of the batch up to its end.
+    samples: usize,
     /// Factor of every sample's gradient.
     scale: f32,
     is_watched: bool,
@@ -72,12 +160,19 @@ pub struct Finished {
 /// What is done with a part of a batch beside adding up its gradients.
 #[derive(Clone, Copy)]
 struct Part {
+    /// Which of this rank's parts of the batch it is.
+    index: usize,
     /// Factor of every sample's gradient.
     scale: f32,
-    /// Whether its gradients are added to those of the parts before.
-    accumulate: bool,
     /// Whether it is the last, so that the weights are moved.
     update: bool,
+}
+
+impl Part {
+    /// A batch in one part.
+    fn whole(samples: usize) -> Self {
+        Part { index: 0, scale: 1.0 / samples as f32, update: true }
+    }
 }
 
 impl<'a, B: Backend> Trainer<'a, B> {
@@ -91,9 +186,33 @@ impl<'a, B: Backend> Trainer<'a, B> {
         momentum: Params<B>,
         accumulate: usize,
     ) -> Result<Self> {
+        Self::divided(backend, model, momentum, Division::alone(accumulate.max(1)))
+    }
+
+    /// Plans steps of `recipe.batch_size` images that are divided. Every rank gives the whole momentum, and keeps what it
+    /// owns.
+    ///
+    /// # Errors
+    /// If the ranks cannot share the parts, or the backend is out of memory.
+    pub fn divided(
+        backend: &'a B,
+        model: Model<B>,
+        momentum: Params<B>,
+        division: Division,
+    ) -> Result<Self> {
+        division.check()?;
         let network = &model.network;
         network.must_classify()?;
-        let micro_batch = network.architecture.recipe.batch_size.div_ceil(accumulate.max(1));
+        let Division { parts, tree, ranks } = &division;
+        let micro_batch = network.architecture.recipe.batch_size.div_ceil(*parts);
+        let waiting = if *tree { parts / ranks.count() } else { 1 };
+        let (mut momentum, mut exchange) = (momentum, None);
+        if ranks.count() > 1 {
+            let slices = Slices::new(network, ranks.rank(), ranks.count());
+            momentum = slices.of(backend, &momentum)?;
+            let by_host = HostExchange::new(backend, network, ranks.clone())?;
+            exchange = Some((slices, Box::new(by_host) as Box<dyn Exchange<B> + 'a>));
+        }
         let bytes = micro_batch * model.preprocess.bytes();
         let slot = |_| {
             let batch = Batch::new(backend, bytes, micro_batch)?;
@@ -104,20 +223,26 @@ impl<'a, B: Backend> Trainer<'a, B> {
                 whole_batches: 0,
                 state,
                 ends_step: false,
+                samples: 0,
                 scale: 1.0,
                 is_watched: false,
             })
         };
         Ok(Trainer {
-            gradients: Params::zeros(backend, network)?,
+            gradients: PartGradients::new(backend, network, waiting)?,
             workspace: Workspace::new(backend, network, Purpose::Train, micro_batch)?,
             normaliser: Normaliser::new(backend, &model.preprocess)?,
             slots: (0..backend.batches_in_flight()).map(slot).collect::<Result<_>>()?,
             next: 0,
             under_way: VecDeque::new(),
-            loss_sum: 0.0,
+            part_losses: Vec::with_capacity(division.parts),
             finished: VecDeque::new(),
             failed: None,
+            samples: 0,
+            asks: Asks::default(),
+            asked: Asks::default(),
+            division,
+            exchange,
             host_losses: vec![0.0; micro_batch],
             host_crops: Vec::with_capacity(micro_batch),
             records: true,
@@ -161,48 +286,73 @@ impl<'a, B: Backend> Trainer<'a, B> {
         pixels: &[u8],
         crops: &[Crop],
         labels: &[u32],
+        state: StepState,
+    ) -> Result<()> {
+        self.enqueue_share(pixels, crops, labels, labels.len(), state)
+    }
+
+    /// As [`Trainer::enqueue`], of this rank's share of a batch of `samples` samples, which begins at
+    /// `state.first_sample` of them. Every rank does its share of every batch, also if it is nothing, and waits for the
+    /// others.
+    ///
+    /// # Errors
+    /// As [`Trainer::enqueue`], also for another rank's loss; or if a rank is lost or has failed.
+    pub fn enqueue_share(
+        &mut self,
+        pixels: &[u8],
+        crops: &[Crop],
+        labels: &[u32],
+        samples: usize,
         mut state: StepState,
     ) -> Result<()> {
-        let scale = 1.0 / labels.len() as f32;
-        let bytes = pixels.len() / labels.len();
+        self.samples = samples;
+        let (scale, first) = (1.0 / samples as f32, state.first_sample);
         let micro = self.micro_batch;
         let count = labels.len().div_ceil(micro);
+        if count == 0 {
+            return self.join(state);
+        }
+        let bytes = pixels.len() / labels.len();
         let parts = pixels.chunks(micro * bytes).zip(crops.chunks(micro)).zip(labels.chunks(micro));
         for (index, ((pixels, crops), labels)) in parts.enumerate() {
-            state.first_sample = (index * micro) as u32;
-            // Crops count the squares of the whole batch, of which a part is uploaded.
+            // Crops count the squares of the share, of which a part is uploaded.
+            let begins = (index * micro) as u32;
+            state.first_sample = first + begins;
             self.host_crops.clear();
-            let of_part = |crop: &Crop| Crop { image: crop.image - state.first_sample, ..*crop };
+            let of_part = |crop: &Crop| Crop { image: crop.image - begins, ..*crop };
             self.host_crops.extend(crops.iter().map(of_part));
             let batch = &mut self.slots[self.next].batch;
             batch.losses.reshape(Shape::vector(labels.len()));
             self.backend.upload_batch(batch, pixels, &self.host_crops, labels)?;
-            self.begin(state, Part { scale, accumulate: index > 0, update: index + 1 == count })?;
+            self.begin(state, Part { index, scale, update: index + 1 == count })?;
+            if index + 1 < count && self.failed.is_some() {
+                return self.join(state); // the others are waiting to hear of it
+            }
         }
         Ok(())
     }
 
-    /// As [`Trainer::enqueue`], of a batch that a loader has read. Its pixels are gone afterwards; it
+    /// As [`Trainer::enqueue_share`], of a share that a loader has read. Its pixels are gone afterwards; it
     /// is to be recycled.
     ///
     /// # Errors
-    /// As [`Trainer::enqueue`].
+    /// As [`Trainer::enqueue_share`].
     pub fn enqueue_batch(
         &mut self,
         read: &mut loader::Batch,
         crops: &[Crop],
+        samples: usize,
         state: StepState,
     ) -> Result<()> {
-        let samples = read.labels.len();
-        if samples > self.micro_batch {
-            return self.enqueue(read.pixels(), crops, &read.labels, state);
+        if read.labels.len() > self.micro_batch || read.labels.is_empty() {
+            return self.enqueue_share(read.pixels(), crops, &read.labels, samples, state);
         }
+        self.samples = samples;
         let batch = &mut self.slots[self.next].batch;
-        batch.losses.reshape(Shape::vector(samples));
+        batch.losses.reshape(Shape::vector(read.labels.len()));
         let pixels = &mut *read.memory;
         self.backend.upload_batch_from(batch, pixels, read.bytes, crops, &read.labels)?;
-        let scale = 1.0 / samples as f32;
-        self.begin(state, Part { scale, accumulate: false, update: true })
+        self.begin(state, Part::whole(samples))
     }
 
     /// Begins one more update from the batch that was enqueued longest ago, without copying it in
@@ -211,15 +361,15 @@ impl<'a, B: Backend> Trainer<'a, B> {
     /// # Errors
     /// As [`Trainer::enqueue`].
     pub fn again(&mut self, state: StepState) -> Result<()> {
-        let scale = 1.0 / self.slots[self.next].batch.losses.shape().len() as f32;
-        self.begin(state, Part { scale, accumulate: false, update: true })
+        self.samples = self.slots[self.next].batch.losses.shape().len();
+        self.begin(state, Part::whole(self.samples))
     }
 
     /// Begins the work on what is in the next slot, and ends older work until a slot is free.
     fn begin(&mut self, state: StepState, part: Part) -> Result<()> {
         let index = self.next;
         // A workspace holds the moments of one step: those of the last have to be read before they are written over.
-        let watches = part.update && self.watches;
+        let watches = part.update && self.watches && self.reports();
         while watches && self.under_way.iter().any(|other| self.slots[*other].is_watched) {
             self.end_oldest()?;
         }
@@ -232,10 +382,34 @@ impl<'a, B: Backend> Trainer<'a, B> {
         self.backend.end_batch(&mut self.slots[index].batch)?;
         self.under_way.push_back(index);
         self.next = (index + 1) % self.slots.len();
-        while self.under_way.len() >= self.slots.len() {
+        // Several ranks end every part before the next: its losses are what they tell each other.
+        let most = if self.exchange.is_some() { 0 } else { self.slots.len() - 1 };
+        while self.under_way.len() > most {
             self.end_oldest()?;
         }
         Ok(())
+    }
+
+    /// Takes part in a step without a share in it, or without the rest of a share.
+    fn join(&mut self, state: StepState) -> Result<()> {
+        let Trainer { backend, gradients, exchange, .. } = self;
+        self.workspace.set_state(backend, state)?;
+        self.workspace.is_watched = false;
+        let senders = self.division.senders(self.samples, self.micro_batch);
+        if let Some((_, exchange)) = exchange {
+            for (layer, gradient) in gradients.sum.layers.iter_mut().enumerate().rev() {
+                if gradient.is_some() {
+                    exchange.begin(backend, layer, gradient, senders)?;
+                }
+            }
+        }
+        self.update()?;
+        self.end_step(state, None)
+    }
+
+    /// Whether this rank has the last part of the batch in hand, of which a watched step tells.
+    fn reports(&self) -> bool {
+        self.division.ranks.rank() + 1 == self.division.senders(self.samples, self.micro_batch)
     }
 
     /// Waits for all steps under way.
@@ -261,24 +435,65 @@ impl<'a, B: Backend> Trainer<'a, B> {
         let n = slot.batch.losses.shape().len();
         let losses = &mut self.host_losses[..n];
         self.backend.losses(losses, &mut slot.batch)?;
-        self.loss_sum += losses.iter().map(|loss| f64::from(*loss)).sum::<f64>();
-        let (state, loss_sum) = (slot.state, self.loss_sum);
+        let loss = losses.iter().map(|loss| f64::from(*loss)).sum::<f64>();
+        let (state, ends_step) = (slot.state, slot.ends_step);
+        slot.samples = state.first_sample as usize + n;
+        self.part_losses.push(loss);
+        if !loss.is_finite() {
+            self.failed = Some((self.division.ranks.rank(), index));
+            if self.exchange.is_none() {
+                return Err(diverged(loss, state));
+            }
+        }
+        if ends_step { self.end_step(state, Some(index)) } else { Ok(()) }
+    }
+
+    /// Ends a step whose last part of this rank, if it has one, was in a slot; with all other ranks.
+    fn end_step(&mut self, state: StepState, slot: Option<usize>) -> Result<()> {
+        let mut losses = std::mem::take(&mut self.part_losses);
+        let samples = match slot {
+            Some(index) if self.exchange.is_none() => self.slots[index].samples,
+            _ => self.samples,
+        };
+        if self.exchange.is_some() {
+            (self.asked, losses) = self.agree(&losses)?;
+        }
+        let loss_sum = self.division.sum(&mut losses);
+        self.part_losses = losses;
+        self.part_losses.clear();
         if !loss_sum.is_finite() {
-            self.failed = Some(index);
-            return Err(Error::Diverged {
-                what: format!("the loss is {loss_sum}"),
-                step: state.step + 1,
-                learning_rate: state.learning_rate,
-            });
+            return Err(diverged(loss_sum, state));
         }
-        if slot.ends_step {
-            let samples = state.first_sample as usize + n;
-            let state = StepState { first_sample: 0, ..state };
-            let signs = if self.slots[index].is_watched { Some(self.signs(index)?) } else { None };
-            self.finished.push_back(Finished { state, loss_sum, samples, signs });
-            self.loss_sum = 0.0;
-        }
+        let is_watched = match slot {
+            Some(index) if self.exchange.is_none() => self.slots[index].is_watched,
+            _ => self.watches,
+        };
+        let reporter = self.division.senders(self.samples, self.micro_batch) - 1;
+        let signs = if is_watched { self.signs(reporter, slot)? } else { None };
+        let state = StepState { first_sample: 0, ..state };
+        self.finished.push_back(Finished { state, loss_sum, samples, signs });
         Ok(())
+    }
+
+    /// What any rank asks, and the losses of all parts of the batch, in their order.
+    fn agree(&mut self, losses: &[f64]) -> Result<(Asks, Vec<f64>)> {
+        let Asks { stop, save } = self.asks;
+        let own = [&[stop, u8::from(save)], bytemuck::cast_slice::<f64, u8>(losses)].concat();
+        let (mut asked, mut all) = (Asks::default(), Vec::with_capacity(self.division.parts));
+        for (rank, bytes) in self.division.ranks.all_gather(own)?.iter().enumerate() {
+            let [stop, save, losses @ ..] = &bytes[..] else {
+                return Err(Error::Ranks(format!("rank {rank} tells nothing of a step")));
+            };
+            let asks = Asks { stop: asked.stop.max(*stop), save: asked.save || *save != 0 };
+            asked = asks;
+            let losses = losses.chunks_exact(size_of::<f64>());
+            let losses: Vec<f64> = losses.map(bytemuck::pod_read_unaligned).collect();
+            if self.failed.is_none() && losses.iter().any(|loss| !loss.is_finite()) {
+                self.failed = Some((rank, 0)); // in a slot of that rank
+            }
+            all.extend(losses);
+        }
+        Ok((asked, all))
     }
 
     /// Makes ready to watch steps.
@@ -289,12 +504,24 @@ impl<'a, B: Backend> Trainer<'a, B> {
         self.workspace.prepare_watch(self.backend, &self.model.network)
     }
 
-    /// What the watched part in a slot tells, once it has been waited for.
-    fn signs(&mut self, index: usize) -> Result<StepSigns> {
-        let Slot { batch, scale, state, .. } = &self.slots[index];
-        let (samples, rate) = (batch.losses.shape().len(), f64::from(state.learning_rate));
+    /// At rank 0, what the watched part in a slot of some rank tells, once it has been waited for.
+    fn signs(&mut self, at: usize, slot: Option<usize>) -> Result<Option<StepSigns>> {
+        let ranks = self.division.ranks.clone();
         let watch = self.workspace.watch.as_mut().expect("a watched step was prepared for");
-        watch.signs(self.backend, &self.model.network, samples, f64::from(*scale), rate)
+        let mut told = None;
+        if ranks.rank() == at {
+            let slot = &self.slots[slot.expect("who tells has a part")];
+            let (samples, rate) = (slot.batch.losses.shape().len(), slot.state.learning_rate);
+            let moments = watch.received(self.backend)?.to_vec();
+            told = Some((samples, f64::from(slot.scale), f64::from(rate), moments));
+        }
+        if at != 0 {
+            told = send_to_first(&ranks, at, told)?;
+        }
+        let of_network = |(samples, scale, rate, moments): (_, _, _, Vec<_>)| {
+            watch.signs(&self.model.network, &moments, samples, scale, rate)
+        };
+        Ok(told.filter(|_| ranks.is_first()).map(of_network))
     }
 
     /// What the step tells whose loss was not finite, with the weights that it had. `None` if there was none, or
@@ -303,29 +530,61 @@ impl<'a, B: Backend> Trainer<'a, B> {
     /// # Errors
     /// If a backend operation fails.
     pub fn examine_failed(&mut self) -> Result<Option<StepSigns>> {
-        let Some(index) = self.failed else { return Ok(None) };
+        let Some((rank, index)) = self.failed else { return Ok(None) };
         if self.workspace.watch.is_none() {
             return Ok(None);
         }
         self.backend.synchronize()?;
-        let Slot { state, scale, .. } = self.slots[index];
-        self.workspace.is_watched = true;
-        self.workspace.set_state(self.backend, state)?;
-        self.operations(index, Part { scale, accumulate: false, update: false })?;
-        self.send_signs()?;
+        if rank == self.division.ranks.rank() {
+            let Slot { state, scale, .. } = self.slots[index];
+            self.workspace.is_watched = true;
+            self.workspace.set_state(self.backend, state)?;
+            self.operations(index, Part { index: 0, scale, update: false })?;
+        }
+        self.send_signs(rank)?;
         self.backend.synchronize()?;
-        self.signs(index).map(Some)
+        self.signs(rank, Some(index))
     }
 
-    fn send_signs(&mut self) -> Result<()> {
+    /// Sends what a watched step tells of one rank on its way to the host.
+    fn send_signs(&mut self, at: usize) -> Result<()> {
+        let Trainer { backend, model, momentum, gradients, exchange, .. } = self;
         let watch = self.workspace.watch.as_mut().expect("a watched step was prepared for");
-        watch.update(self.backend, &self.model.params, &self.momentum)
+        let Some((slices, exchange)) = exchange else {
+            return watch.update(*backend, &model.params, momentum);
+        };
+        // Nobody needs the gradients any more.
+        exchange.collect(backend, momentum, &mut gradients.sum, at)?;
+        match slices.rank() == at {
+            true => watch.update(*backend, &model.params, &gradients.sum),
+            false => Ok(()),
+        }
+    }
+
+    /// Brings the velocities of all weights to rank 0. All ranks take part, between steps.
+    ///
+    /// # Errors
+    /// If a rank is lost or has failed, or a backend operation fails.
+    pub(super) fn collect_momentum(&mut self) -> Result<()> {
+        let Some((_, exchange)) = &mut self.exchange else { return Ok(()) };
+        exchange.collect(self.backend, &self.momentum, &mut self.gradients.sum, 0)
+    }
+
+    /// The velocities of all weights, at rank 0 once they have been collected, until the next step.
+    pub(super) fn momentum(&self) -> &Params<B> {
+        if self.exchange.is_some() { &self.gradients.sum } else { &self.momentum }
+    }
+
+    /// What this rank takes of each batch.
+    pub(super) fn share(&self) -> Rank {
+        self.division.share(self.model.network.architecture.recipe.batch_size)
     }
 
     /// Runs a part, or replays it where the same was recorded.
     fn run(&mut self, index: usize, part: Part) -> Result<()> {
         let whole = part.update
-            && !part.accumulate
+            && part.index == 0
+            && self.exchange.is_none()
             && self.slots[index].batch.losses.shape().len() == self.micro_batch;
         self.slots[index].whole_batches += usize::from(whole);
         let is_recorded = self.records && !self.slots[index].is_watched;
@@ -353,41 +612,70 @@ impl<'a, B: Backend> Trainer<'a, B> {
         self.normaliser.fill(backend, input, pixels, crops)?;
         self.workspace.forward(backend, params)?;
         self.workspace.loss(backend, losses, labels, part.scale)?;
+        let Division { tree, .. } = self.division;
+        let senders = self.division.senders(self.samples, self.micro_batch);
+        let (gradients, mut sums) = self.gradients.split();
         let options = BackwardOptions {
             from: network.layers.len() - 1,
             rule: Rule::GRADIENT,
             images: None,
-            gradients: Some(&mut self.gradients),
-            accumulate: part.accumulate,
+            gradients: Some(gradients),
+            accumulate: !tree && part.index > 0,
             to: BackwardTo::FirstWeights,
         };
-        self.workspace.backward(backend, params, options)?;
-        if part.update {
-            self.update()?;
-            if self.workspace.is_watched {
-                self.send_signs()?;
+        let exchange = &mut self.exchange;
+        self.workspace.backward_telling(backend, params, options, |layer, gradients| {
+            let gradient = &mut gradients.layers[layer];
+            if tree {
+                sums.add(backend, layer, gradient, part.index, part.update)?;
             }
-        }
-        Ok(())
+            match exchange {
+                Some((_, exchange)) if part.update => {
+                    exchange.begin(backend, layer, gradient, senders)
+                }
+                _ => Ok(()),
+            }
+        })?;
+        if part.update { self.update() } else { Ok(()) }
     }
 
-    /// Moves the weights. Several ranks would exchange their gradients first, here.
+    /// Moves the weights, and shows what a watched step tells of them.
     fn update(&mut self) -> Result<()> {
+        self.move_weights()?;
+        let reporter = self.division.senders(self.samples, self.micro_batch) - 1;
+        match self.exchange.is_some() {
+            true if self.watches => self.send_signs(reporter),
+            false if self.workspace.is_watched => self.send_signs(reporter),
+            _ => Ok(()),
+        }
+    }
+
+    fn move_weights(&mut self) -> Result<()> {
         let backend = self.backend;
         let recipe = &self.model.network.architecture.recipe;
         let decaying =
             SgdConstants { momentum: recipe.momentum, weight_decay: recipe.weight_decay };
         let free = SgdConstants { weight_decay: 0.0, ..decaying };
         let of_bias = if recipe.bias_decay { &decaying } else { &free };
-        let state = &self.workspace.state;
+        let state = &mut self.workspace.state;
+        let (slices, gradients) = match &mut self.exchange {
+            None => (None, &self.gradients.sum),
+            Some((slices, exchange)) => {
+                exchange.halt(backend, state)?;
+                (Some(&*slices), exchange.sums(backend, &mut self.gradients.sum)?)
+            }
+        };
         let layers = self.model.params.layers.iter_mut().zip(&mut self.momentum.layers);
-        let layers = layers.zip(&self.gradients.layers).zip(&self.model.network.layers);
+        let layers = layers.zip(&gradients.layers).zip(&self.model.network.layers);
         let mut updates = Vec::new();
-        for (((w, v), g), layer) in layers {
+        for (index, (((w, v), g), layer)) in layers.enumerate() {
             let (Some(w), Some(v), Some(g)) = (w, v, g) else { continue };
             let limit = layer.rms_limit();
+            let [weights, biases] =
+                slices.map_or([0, 0], |s| s.values(index, s.rank()).map(|range| range.start));
             updates.push(Update {
                 w: &mut w.weight,
+                first: weights,
                 v: &mut v.weight,
                 g: &g.weight,
                 constants: decaying,
@@ -395,12 +683,41 @@ impl<'a, B: Backend> Trainer<'a, B> {
             });
             updates.push(Update {
                 w: &mut w.bias,
+                first: biases,
                 v: &mut v.bias,
                 g: &g.bias,
                 constants: *of_bias,
                 rms_limit: None,
             });
         }
-        backend.update(&mut updates, state)
+        backend.update(&mut updates, state)?;
+        match &mut self.exchange {
+            None => Ok(()),
+            Some((_, exchange)) => exchange.gather(backend, &mut self.model.params),
+        }
     }
+}
+
+fn diverged(loss: f64, state: StepState) -> Error {
+    Error::Diverged {
+        what: format!("the loss is {loss}"),
+        step: state.step + 1,
+        learning_rate: state.learning_rate,
+    }
+}
+
+/// What a rank tells of a watched part: its samples, the factor of each one's gradient, the learning rate and moments.
+type Told = (usize, f64, f64, Vec<MapMoments>);
+
+/// Sends what another rank tells to rank 0.
+fn send_to_first(ranks: &Ranks, from: usize, told: Option<Told>) -> Result<Option<Told>> {
+    let bytes = told.map_or(Vec::new(), |(samples, scale, rate, moments)| {
+        let numbers = [samples as f64, scale, rate];
+        [bytemuck::cast_slice(&numbers), bytemuck::cast_slice::<_, u8>(&moments)].concat()
+    });
+    let all = ranks.all_gather(bytes)?;
+    let (numbers, moments) = all[from].split_at(3 * size_of::<f64>());
+    let number = |i: usize| bytemuck::pod_read_unaligned::<f64>(&numbers[8 * i..8 * i + 8]);
+    let moments = moments.chunks_exact(size_of::<MapMoments>()).map(bytemuck::pod_read_unaligned);
+    Ok(Some((number(0) as usize, number(1), number(2), moments.collect())))
 }

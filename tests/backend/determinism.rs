@@ -160,7 +160,8 @@ fn a_run_continued_on_other_instructions_says_so() {
             out: place.path("run"),
             seed: 0,
             shuffle_window: None,
-            accumulate: 1,
+            accumulate: None,
+            ranks: zfnet::ranks::Ranks::alone(),
             max_steps: Some(max_steps),
             resume: max_steps > 1,
             init: None,
@@ -304,7 +305,8 @@ fn batches_in_the_backends_own_memory_are_the_same<B: Backend>(backend: &B) {
                 read.memory.bytes_mut()[..pixels.len()].copy_from_slice(&pixels);
                 read.bytes = pixels.len();
                 read.labels = labels.to_vec();
-                trainer.enqueue_batch(read, crops, state).unwrap();
+                let samples = read.labels.len();
+                trainer.enqueue_batch(read, crops, samples, state).unwrap();
                 read.memory.bytes_mut().fill(255);
             } else {
                 trainer.enqueue(&pixels, crops, labels, state).unwrap();

@@ -14,5 +14,6 @@ mod evaluation;
 mod gradients;
 mod networks;
 mod operations;
+mod ranks;
 mod sparse;
 mod winograd;

@@ -1,6 +1,8 @@
 //! Every operation of the backend against its naive f64 twin: exactly, on small integers, wherever
 //! the operation only adds, multiplies and compares; else to a bound that has a reason.
 
+use std::ops::Range;
+
 use crate::common::{
     Conv, Random, assert_close, assert_exact, bits, bytes, exact_operands, in_full, indices,
     pooling, storage_eps, stored, tensor, twin, unwritten, unwritten_in_full, values, weights,
@@ -10,7 +12,7 @@ use zfnet::backend::cpu::{CpuBackend, Products};
 use zfnet::backend::philox::philox4x32;
 use zfnet::backend::{
     Backend, BackendId, Crop, Dropout, InputDims, Lrn, MapMoments, NOT_POSITIVE, Param, Peak,
-    Precision, ReluRule, SeedUnit, SgdConstants, StepState, Update,
+    Precision, ReluRule, SeedUnit, SgdConstants, StepState, Tensor, Update,
 };
 use zfnet::shape::{ConvDims, PoolDims, Rounding, Shape, Windows};
 
@@ -40,6 +42,10 @@ on_every_backend!(
     unpooling_of_windows,
     sgd_over_several_steps,
     an_update_is_one_tensor_after_the_other,
+    slices_are_updated,
+    slices_are_copied,
+    gradients_are_added,
+    halting_is_told,
     rms_is_limited,
 );
 
@@ -1381,7 +1387,7 @@ fn an_update_is_one_tensor_after_the_other<B: Backend>(backend: &B) {
     let [mut at_once, mut in_turn] = [tensors(), tensors()];
     let mut updates: Vec<Update<'_, B>> = Vec::new();
     for (i, (w, v, g)) in at_once.iter_mut().enumerate() {
-        updates.push(Update { w, v, g, constants: constants(i), rms_limit: limit(i) });
+        updates.push(Update { w, first: 0, v, g, constants: constants(i), rms_limit: limit(i) });
     }
     backend.update(&mut updates, &state).unwrap();
     for (i, (w, v, g)) in in_turn.iter_mut().enumerate() {
@@ -1394,6 +1400,99 @@ fn an_update_is_one_tensor_after_the_other<B: Backend>(backend: &B) {
         assert_eq!(values(backend, &found.0), values(backend, &expected.0), "weights {i}");
         assert_eq!(values(backend, &found.1), values(backend, &expected.1), "momentum {i}");
     }
+}
+
+/// Moved in slices of filters, weights, their copy and their momentum are the same bits as moved at once.
+fn slices_are_updated<B: Backend>(backend: &B) {
+    let mut random = Random(15);
+    let mut state = backend.state().unwrap();
+    let step = StepState { seed: 0, step: 0, first_sample: 0, learning_rate: 0.3 };
+    backend.set_state(&mut state, step).unwrap();
+    let constants = SgdConstants { momentum: 0.9, weight_decay: 0.1 };
+    let biases = Shape::vector(41);
+    for (shape, slices) in [
+        (Shape::new(13, 3, 3, 5), vec![0..4, 4..12, 12..13]),
+        (Shape::new(41, 1, 1, 4100), vec![0..20, 20..40, 40..41]),
+        (biases, vec![0..12, 12..41]),
+    ] {
+        let [w, v, g] = [0; 3].map(|_| random.reals(shape.len()));
+        let rms_limit = (shape != biases).then_some(0.5);
+        // What becomes of some filters, or biases.
+        let update = |weights: &mut Tensor<B>, filters: Range<usize>| {
+            let (of_slice, each) = match shape == biases {
+                true => (Shape::vector(filters.len()), 1),
+                false => (shape.with_n(filters.len()), shape.per_image()),
+            };
+            let range = each * filters.start..each * filters.end;
+            let [mut v, g] =
+                [&v, &g].map(|values| in_full(backend, of_slice, &values[range.clone()]));
+            let (w, first) = (weights, range.start);
+            let update = Update { w, first, v: &mut v, g: &g, constants, rms_limit };
+            backend.update(&mut [update], &state).unwrap();
+            values(backend, &v)
+        };
+        let [mut whole, mut sliced] = [0; 2].map(|_| weights(backend, shape, &w));
+        let last = slices.last().expect("slices").end;
+        let at_once = update(&mut whole, 0..last);
+        let in_turn: Vec<f32> =
+            slices.into_iter().flat_map(|slice| update(&mut sliced, slice)).collect();
+        assert_eq!(bits(&values(backend, &sliced)), bits(&values(backend, &whole)), "{shape}");
+        assert_eq!(bits(&in_turn), bits(&at_once), "momentum of {shape}");
+        assert_ne!(bits(&values(backend, &whole)), bits(&w), "{shape}");
+    }
+}
+
+fn gradients_are_added<B: Backend>(backend: &B) {
+    let mut random = Random(16);
+    for shape in [Shape::vector(1), Shape::new(3, 5, 1, 7), Shape::new(70, 3, 3, 33)] {
+        let [y, x] = [0; 2].map(|_| random.reals(shape.len()));
+        let (mut sum, addend) = (in_full(backend, shape, &y), in_full(backend, shape, &x));
+        backend.add(&mut sum, &addend).unwrap();
+        let expected: Vec<f32> = y.iter().zip(&x).map(|(y, x)| y + x).collect();
+        assert_eq!(bits(&values(backend, &sum)), bits(&expected), "{shape}");
+        assert_eq!(bits(&values(backend, &addend)), bits(&x), "{shape}");
+    }
+}
+
+/// Parts of tensors are copied in and out, and convolutions see weights that were.
+fn slices_are_copied<B: Backend>(backend: &B) {
+    let mut random = Random(17);
+    let conv = Conv { n: 2, input: [5, 5, 3], filters: [9, 3, 3], ..Conv::SIMPLE };
+    let dims = conv.dims().expect("windows fit");
+    let [old, new] = [0; 2].map(|_| random.reals(dims.filter().len()));
+    let x = tensor(backend, dims.input(), &random.reals(dims.input().len()));
+    let range = 4 * 27..7 * 27;
+    let mut mixed = old.clone();
+    mixed[range.clone()].copy_from_slice(&new[range.clone()]);
+    let mut written = weights(backend, dims.filter(), &old);
+    backend.upload_from(&mut written, range.start, &new[range.clone()]).unwrap();
+    let mut read = vec![0.0; 50];
+    backend.download_from(&mut read, &written, 100).unwrap();
+    assert_eq!(bits(&read), bits(&mixed[100..150]));
+    let mut scratch = backend.scratch(&[dims]).unwrap();
+    let mut convolve = |weight: &Tensor<B>| {
+        let mut y = backend.activations(dims.output()).unwrap();
+        backend.conv_forward(&mut y, &x, weight, None, false, &dims, &mut scratch).unwrap();
+        values(backend, &y)
+    };
+    let expected = convolve(&weights(backend, dims.filter(), &mixed));
+    assert_eq!(bits(&convolve(&written)), bits(&expected));
+}
+
+fn halting_is_told<B: Backend>(backend: &B) {
+    let mut state = backend.state().unwrap();
+    assert!(!backend.is_halted(&state).unwrap());
+    let step = StepState { seed: 0, step: 0, first_sample: 0, learning_rate: 0.5 };
+    backend.set_state(&mut state, step).unwrap();
+    backend.halt(&mut state).unwrap();
+    backend.set_state(&mut state, step).unwrap();
+    assert!(backend.is_halted(&state).unwrap());
+    let shape = Shape::vector(5);
+    let mut w = weights(backend, shape, &[1.0; 5]);
+    let (mut v, g) = (in_full(backend, shape, &[0.0; 5]), in_full(backend, shape, &[1.0; 5]));
+    let constants = SgdConstants { momentum: 0.0, weight_decay: 0.0 };
+    backend.sgd_step(&mut w, &mut v, &g, &constants, &state).unwrap();
+    assert_eq!(values(backend, &w), [1.0; 5]);
 }
 
 fn rms_is_limited<B: Backend>(backend: &B) {

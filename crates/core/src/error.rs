@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::operation::Precision;
 
@@ -146,6 +147,38 @@ pub enum Error {
         /// What was expected, what was found.
         reason: String,
     },
+    /// A rank of which nothing has been heard: it was killed or stopped, or its machine is gone.
+    LostRank {
+        /// Which one, from 0.
+        rank: usize,
+        /// The name of its host.
+        host: String,
+        /// For how long.
+        silence: Duration,
+    },
+    /// A rank that has told the others that it cannot go on.
+    FailedRank {
+        /// Which one, from 0.
+        rank: usize,
+        /// The name of its host.
+        host: String,
+        /// What it said.
+        reason: String,
+    },
+    /// Ranks that were not given the same to do.
+    RanksDiffer {
+        /// The first that differs from rank 0.
+        rank: usize,
+        /// The name of its host.
+        host: String,
+        /// "seed", "recipe", ...
+        what: String,
+        /// What rank 0 has, and what that rank has.
+        difference: String,
+    },
+    /// Ranks that cannot be used.
+    Ranks(String),
+
     /// A training that was to be continued, and was begun otherwise.
     ResumeMismatch {
         /// The checkpoint.
@@ -328,6 +361,18 @@ impl Error {
                 "training: {what} at step {step}, with a learning rate of {learning_rate}: \
                  training diverged"
             ),
+            Error::LostRank { rank, host, silence } => write!(
+                f,
+                "rank {rank} on {host} has not been heard of for {} s: it was killed or stopped, or has run out of memory",
+                silence.as_secs_f32()
+            ),
+            Error::FailedRank { rank, host, reason } => {
+                write!(f, "rank {rank} on {host}: {reason}")
+            }
+            Error::RanksDiffer { rank, host, what, difference } => {
+                write!(f, "rank {rank} on {host} has another {what} than rank 0: {difference}")
+            }
+            Error::Ranks(reason) => write!(f, "ranks: {reason}"),
             Error::RunExists { path } => {
                 write!(f, "{}: holds a training already", path.display())
             }

@@ -146,6 +146,12 @@ fn dropout_maps<T: Element>(
     }
 }
 
+/// `y += x`.
+pub fn add(isa: Isa, y: &mut [f32], x: &[f32]) {
+    let chunks = y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK));
+    chunks.for_each(|(y, x)| add_values(isa, y, x));
+}
+
 /// `v = momentum v + (g + weight_decay w); w -= learning_rate v`, and `copy = w`.
 pub fn sgd_step(
     isa: Isa,
@@ -315,6 +321,10 @@ vectorized! {
                 *y = T::from_f32(if factor > 0.0 { x.to_f32() * factor } else { 0.0 });
             }
         }
+    }
+
+    fn add_values(y: &mut [f32], x: &[f32]) {
+        y.iter_mut().zip(x).for_each(|(y, x)| *y += x);
     }
 
     fn update(w: &mut [f32], v: &mut [f32], g: &[f32], constants: &SgdConstants, rate: f32) {

@@ -264,6 +264,22 @@ impl Images {
         bad.counted.iter().map(|index| self.named_bad(*index, &bad.reasons[index])).collect()
     }
 
+    /// Indices of the bad images that were met, each with what is wrong with it: for the other ranks.
+    pub fn bad_indices(&self) -> Vec<(usize, String)> {
+        let bad = self.bad.lock().expect("no panic while it is held");
+        bad.counted.iter().map(|index| (*index, bad.reasons[index].clone())).collect()
+    }
+
+    /// Takes note of bad images that another rank has met.
+    ///
+    /// # Errors
+    /// If they are more than the options allow.
+    pub fn note_bad(&self, met: Vec<(usize, String)>) -> Result<()> {
+        let indices: Vec<usize> = met.iter().map(|(index, _)| *index).collect();
+        self.bad.lock().expect("no panic while it is held").reasons.extend(met);
+        self.count_bad(indices)
+    }
+
     fn named_bad(&self, index: usize, reason: &str) -> BadImage {
         let (file, key) = match &self.origin {
             Origin::Files(samples) => (samples[index].path.as_path(), ""),

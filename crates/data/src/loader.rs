@@ -76,7 +76,7 @@ impl BatchPlan {
 
     /// Images that a batch has at most.
     fn images_at_most(&self) -> usize {
-        self.batch_size.div_ceil(self.rank.ranks).min(self.order.len())
+        self.batch_size.min(self.rank.share).min(self.order.len())
     }
 
     /// The images of a batch, and the position of the first; none behind the last.

@@ -64,20 +64,25 @@ fn windowed(mut shards: Vec<Vec<u32>>, window: usize, seed: u64, epoch: u32) -> 
 pub struct Rank {
     /// Which one, from 0.
     pub rank: usize,
-    /// How many there are.
-    pub ranks: usize,
+    /// Images of a whole batch that each rank takes, but for the last ones, which may find fewer.
+    pub share: usize,
 }
 
 impl Rank {
     /// The only one.
-    pub const ALONE: Rank = Rank { rank: 0, ranks: 1 };
+    pub const ALONE: Rank = Rank { rank: 0, share: usize::MAX };
+
+    /// One of `ranks` that take `parts / ranks` neighbouring parts each of batches that are cut into `parts`.
+    pub fn of_parts(rank: usize, ranks: usize, parts: usize, batch_size: usize) -> Self {
+        Rank { rank, share: batch_size.div_ceil(parts) * (parts / ranks) }
+    }
 
     /// The positions of an epoch of `len` images that are this rank's in update `step`. Those of all
-    /// ranks together are the batch; they differ by at most one in length.
+    /// ranks together are the batch.
     pub fn positions(self, step: usize, batch_size: usize, len: usize) -> Range<usize> {
         let start = (step * batch_size).min(len);
-        let images = batch_size.min(len - start);
-        let bound = |rank| start + images * rank / self.ranks;
+        let end = (start + batch_size).min(len);
+        let bound = |rank: usize| end.min(start.saturating_add(rank.saturating_mul(self.share)));
         bound(self.rank)..bound(self.rank + 1)
     }
 }
@@ -169,20 +174,24 @@ mod tests {
     fn ranks_divide_every_batch() {
         for (batch_size, len) in [(8, 50), (7, 7), (3, 10), (128, 100), (1, 5)] {
             let steps = usize::div_ceil(len, batch_size);
-            for ranks in 1..=9 {
+            for (ranks, parts) in [(1, 1), (1, 8), (2, 2), (2, 8), (4, 8), (8, 8), (8, 64)] {
+                let part = usize::div_ceil(batch_size, parts);
                 let mut next = 0;
                 for step in 0..steps {
                     let alone = Rank::ALONE.positions(step, batch_size, len);
                     assert_eq!(alone.start, next);
-                    let mut sizes = Vec::new();
                     for rank in 0..ranks {
-                        let share = Rank { rank, ranks }.positions(step, batch_size, len);
+                        let share = Rank::of_parts(rank, ranks, parts, batch_size);
+                        let share = share.positions(step, batch_size, len);
                         assert_eq!(share.start, next);
-                        sizes.push(share.len());
+                        // Whole parts, as one rank cuts them, unless the batch ends before.
+                        assert!(
+                            (share.end - alone.start).is_multiple_of(part)
+                                || share.end == alone.end
+                        );
                         next = share.end;
                     }
                     assert_eq!(next, alone.end);
-                    assert!(sizes.iter().max().unwrap() - sizes.iter().min().unwrap() <= 1);
                 }
                 assert_eq!(next, len);
                 assert!(Rank::ALONE.positions(steps, batch_size, len).is_empty());

@@ -339,22 +339,39 @@ impl Device {
     /// Copies values in, after all work before, and waits for that: an asynchronous copy may read
     /// `src` later, and the synchronous one has an order with the legacy stream only.
     pub fn upload<T: bytemuck::Pod>(&self, dst: &Memory, src: &[T]) -> Result<()> {
-        assert!(size_of_val(src) <= dst.bytes);
+        self.upload_at(dst, 0, src)
+    }
+
+    /// The same from byte `first` on.
+    pub fn upload_at<T: bytemuck::Pod>(&self, dst: &Memory, first: usize, src: &[T]) -> Result<()> {
+        assert!(first + size_of_val(src) <= dst.bytes);
         self.bind()?;
+        let pointer = dst.pointer + first as u64;
         // SAFETY: the range lies inside one live allocation, and `src` is borrowed until the stream
         // has been waited for.
-        unsafe { result::memcpy_htod_async(dst.pointer, src, self.stream.cu_stream()) }
+        unsafe { result::memcpy_htod_async(pointer, src, self.stream.cu_stream()) }
             .map_err(failed("copy to the GPU"))?;
         self.synchronize()
     }
 
     /// Copies values out, after all work before.
     pub fn download<T: bytemuck::Pod>(&self, dst: &mut [T], src: &Memory) -> Result<()> {
-        assert!(size_of_val(dst) <= src.bytes);
+        self.download_at(dst, src, 0)
+    }
+
+    /// The same from byte `first` on.
+    pub fn download_at<T: bytemuck::Pod>(
+        &self,
+        dst: &mut [T],
+        src: &Memory,
+        first: usize,
+    ) -> Result<()> {
+        assert!(first + size_of_val(dst) <= src.bytes);
         self.bind()?;
+        let pointer = src.pointer + first as u64;
         // SAFETY: the range lies inside one live allocation, and `dst` is borrowed until the
         // stream has been waited for.
-        unsafe { result::memcpy_dtoh_async(dst, src.pointer, self.stream.cu_stream()) }
+        unsafe { result::memcpy_dtoh_async(dst, pointer, self.stream.cu_stream()) }
             .map_err(failed("copy from the GPU"))?;
         self.synchronize()
     }

@@ -57,6 +57,9 @@ const STATE_BYTES: usize = 24;
 const _: () =
     assert!(std::mem::offset_of!(StepState, learning_rate) + 2 * size_of::<f32>() == STATE_BYTES);
 
+/// Where in it `halted` is.
+const HALTED: usize = STATE_BYTES - size_of::<u32>();
+
 /// Values of a block of `lrn.cu`.
 const LRN_TILE: usize = 1024;
 
@@ -396,6 +399,25 @@ impl Backend for CudaBackend {
         }
     }
 
+    fn upload_from(&self, dst: &mut Tensor<Self>, first: usize, src: &[f32]) -> Result<()> {
+        let Buffer { f32: Some(values), bf16: copy } = &dst.buffer else {
+            panic!("a tensor of {} is stored in bf16, not in f32", dst.shape())
+        };
+        self.device.upload_at(values, size_of::<f32>() * first, src)?;
+        let Some(copy) = copy else { return Ok(()) };
+        let to = copy.pointer() + (size_of::<bf16>() * first) as u64;
+        let from = values.pointer() + (size_of::<f32>() * first) as u64;
+        let spread = Launch::per_value(src.len().div_ceil(4));
+        launch!(self.device, "to_bf16", spread, to, from, src.len() as u64)
+    }
+
+    fn download_from(&self, dst: &mut [f32], src: &Tensor<Self>, first: usize) -> Result<()> {
+        let Some(values) = &src.buffer.f32 else {
+            panic!("a tensor of {} is stored in bf16, not in f32", src.shape())
+        };
+        self.device.download_at(dst, values, size_of::<f32>() * first)
+    }
+
     fn upload_bytes(&self, dst: &mut Memory, src: &[u8]) -> Result<()> {
         self.device.upload(dst, src)
     }
@@ -416,6 +438,16 @@ impl Backend for CudaBackend {
         let StepState { seed, step, first_sample, learning_rate: rate } = state;
         let one = Launch { grid: [1; 3], block: [1; 3], shared: 0 };
         launch!(self.device, "set_state", one, dst.pointer(), seed, step, first_sample, rate)
+    }
+
+    fn is_halted(&self, state: &Memory) -> Result<bool> {
+        let mut halted = [0u32];
+        self.device.download_at(&mut halted, state, HALTED)?;
+        Ok(halted != [0])
+    }
+
+    fn halt(&self, state: &mut Memory) -> Result<()> {
+        self.device.upload_at(state, HALTED, &[1u32])
     }
 
     fn synchronize(&self) -> Result<()> {
@@ -1002,6 +1034,13 @@ impl Backend for CudaBackend {
         )
     }
 
+    fn add(&self, y: &mut Tensor<Self>, x: &Tensor<Self>) -> Result<()> {
+        check(&[(y.shape(), x.shape())]);
+        let len = y.shape().len();
+        let (to, from) = (y.buffer.values(), x.buffer.values());
+        launch!(self.device, "add", Launch::per_value(len.div_ceil(4)), to, from, len as u64)
+    }
+
     fn sgd_step(
         &self,
         w: &mut Tensor<Self>,
@@ -1010,16 +1049,21 @@ impl Backend for CudaBackend {
         constants: &SgdConstants,
         state: &Memory,
     ) -> Result<()> {
-        self.update(&mut [Update { w, v, g, constants: *constants, rms_limit: None }], state)
+        check(&[(w.shape(), v.shape())]);
+        let constants = *constants;
+        self.update(&mut [Update { w, first: 0, v, g, constants, rms_limit: None }], state)
     }
 
     fn limit_rms(&self, weight: &mut Tensor<Self>, limit: f32, state: &Memory) -> Result<()> {
-        update::limit_rms(self, [(&*weight, limit)], state)
+        let filters = weight.shape();
+        update::limit_rms(self, [(&*weight, 0, filters, limit)], state)
     }
 
     fn update(&self, updates: &mut [Update<'_, Self>], state: &Memory) -> Result<()> {
         update::sgd_step(self, updates, state)?;
-        let limited = updates.iter().filter_map(|update| Some((&*update.w, update.rms_limit?)));
+        let limited = updates.iter().filter_map(|update| {
+            Some((&*update.w, update.first, update.v.shape(), update.rms_limit?))
+        });
         update::limit_rms(self, limited, state)
     }
 }

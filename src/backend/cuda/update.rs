@@ -3,8 +3,11 @@
 
 use super::device::{Argument, Launch, Memory, launch};
 use super::{CudaBackend, check};
+use half::bf16;
+
 use crate::Result;
-use crate::backend::{Tensor, Update};
+use crate::backend::{SLICE_ALIGNMENT, Tensor, Update};
+use crate::shape::Shape;
 
 /// Tensors of a launch, at most: as `MOST` in `kernels/sgd.cu`, where the fields are explained.
 const MOST: usize = 16;
@@ -97,12 +100,13 @@ pub fn sgd_step(
 ) -> Result<()> {
     let mut list = List::new();
     let launch = |list: List<Sgd>| list.launch(backend, "sgd_step", state);
-    for Update { w, v, g, constants, .. } in updates {
-        check(&[(w.shape(), v.shape()), (w.shape(), g.shape())]);
-        let len = w.shape().len();
+    for Update { w, first, v, g, constants, .. } in updates {
+        check(&[(v.shape(), g.shape())]);
+        let len = v.shape().len();
+        let [w, copy] = from_value(w, *first, len);
         let tensor = |first_block| Sgd {
-            w: w.buffer.values(),
-            copy: w.buffer.copy(),
+            w,
+            copy,
             v: v.buffer.values(),
             g: g.buffer.values(),
             len: len as u64,
@@ -116,24 +120,30 @@ pub fn sgd_step(
     launch(list)
 }
 
-/// See [`crate::backend::Backend::limit_rms`].
+/// Where `len` values of weights begin, and those of their copy (0 if they have none).
+fn from_value(weights: &Tensor<CudaBackend>, first: usize, len: usize) -> [u64; 2] {
+    assert!(first + len <= weights.shape().len(), "values of {}", weights.shape());
+    assert!(first.is_multiple_of(SLICE_ALIGNMENT));
+    let copy = match weights.buffer.copy() {
+        0 => 0,
+        copy => copy + (size_of::<bf16>() * first) as u64,
+    };
+    [weights.buffer.values() + (size_of::<f32>() * first) as u64, copy]
+}
+
+/// See [`crate::backend::Backend::limit_rms`]: of each tensor the filters of this shape from a value on.
 pub fn limit_rms<'a>(
     backend: &CudaBackend,
-    weights: impl IntoIterator<Item = (&'a Tensor<CudaBackend>, f32)>,
+    weights: impl IntoIterator<Item = (&'a Tensor<CudaBackend>, usize, Shape, f32)>,
     state: &Memory,
 ) -> Result<()> {
     let mut list = List::new();
     let launch = |list: List<Limit>| list.launch(backend, "limit_rms", state);
-    for (weight, limit) in weights {
-        let tensor = |first_block| Limit {
-            w: weight.buffer.values(),
-            copy: weight.buffer.copy(),
-            per_filter: weight.shape().per_image() as u32,
-            limit,
-            first_block,
-            unused: 0,
-        };
-        list.add(weight.shape().n, tensor, launch)?;
+    for (weight, first, filters, limit) in weights {
+        let [w, copy] = from_value(weight, first, filters.len());
+        let per_filter = filters.per_image() as u32;
+        let tensor = |first_block| Limit { w, copy, per_filter, limit, first_block, unused: 0 };
+        list.add(filters.n, tensor, launch)?;
     }
     launch(list)
 }
