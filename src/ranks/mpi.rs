@@ -26,8 +26,8 @@ pub(super) struct Mpi {
     rank: usize,
     data: SimpleCommunicator,
     notes: MpiNotes,
-    /// The last of all to be dropped.
-    universe: Universe,
+    /// Ends MPI when it is dropped: the last of all.
+    _universe: Universe,
 }
 
 struct MpiNotes(SimpleCommunicator);
@@ -54,7 +54,7 @@ impl Mpi {
             rank: world.rank() as usize,
             data: world.duplicate(),
             notes: MpiNotes(world.duplicate()),
-            universe,
+            _universe: universe,
         })
     }
 }
@@ -135,8 +135,8 @@ impl Notes for MpiNotes {
     }
 
     fn heard(&self) -> Option<(usize, Note)> {
-        let (message, status) = self.0.any_process().immediate_matched_probe()?;
-        let (bytes, _) = message.matched_receive_vec::<u8>();
+        let probed = self.0.any_process().immediate_matched_probe()?;
+        let (bytes, status) = probed.matched_receive_vec::<u8>();
         Some((status.source_rank() as usize, Note::from_bytes(&bytes)))
     }
 }
