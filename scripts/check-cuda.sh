@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # What must hold of the CUDA backend on a machine without a GPU: the kernels compile without a
 # warning or a spill and use the tensor cores; the backend builds, and passes its tests on the
-# stand-in for CUDA's driver; those tests notice planted bugs; sanitizers find nothing. The last two, and the tests of
-# single operations, take longest, and depend on little: they are run if that has changed since
+# stand-in for CUDA's driver; those tests notice planted bugs; sanitizers find nothing. The last two, the tests of
+# single operations and those of studies take longest, and depend on little: they are run if that has changed since
 # `scripts/check-cuda.sh all` found nothing.
 # Needs g++, python3 with pip (for a compiler, if there is no nvcc) and an x86-64 machine.
 set -euo pipefail
@@ -14,10 +14,12 @@ if ! command -v nvcc > /dev/null || ! command -v cuobjdump > /dev/null || ! comm
 fi
 # Of the kernels, the stand-in, what calls them, and the tests that are to notice.
 checked=tests/standin/checked
-now=$(git ls-files -s kernels tests/standin src/backend/cuda tests/backend/operations.rs |
-  grep -v "$checked" | git hash-object --stdin)
+hash() { git ls-files -s kernels tests/standin src/backend/cuda "$@" | grep -v "$checked" | git hash-object --stdin; }
+now=$(hash tests/backend/operations.rs)
+studies=$(hash src/backend src/model src/study tests/studies tests/common)
+changed() { [ "${1:-}" = all ] || ! grep -qx "$2" "$checked"; }
 all=true
-[ "${1:-}" = all ] || [ "$now" != "$(cat "$checked")" ] || all=false
+changed "${1:-}" "$now" || all=false
 echo "== kernels: warnings, spills, tensor cores"
 scripts/check-kernels.sh
 echo "== lints and docs with the feature cuda"
@@ -31,8 +33,10 @@ known=()
 $all || known=(--skip operations:: --skip _plain)
 LD_LIBRARY_PATH=$standin cargo test --release -p zfnet --features cuda --lib --test allocation --test backend -- \
   --include-ignored cuda --skip both_libraries "${known[@]}"
-# By the fast kernels alone: what the plain ones compute, tests of operations and networks say.
-LD_LIBRARY_PATH=$standin cargo test --release -p zfnet --features cuda --test studies -- --include-ignored cuda --skip _plain
+if changed "${1:-}" "$studies"; then
+  # By the fast kernels alone: what the plain ones compute, tests of operations and networks say.
+  LD_LIBRARY_PATH=$standin cargo test --release -p zfnet --features cuda --test studies -- --include-ignored cuda --skip _plain
+fi
 echo "== instructions of a whole step"
 scripts/expected-step --standin "$standin" --zfnet "${CARGO_TARGET_DIR:-target}/release/zfnet" --most 2760 | grep launches
 echo "== the same network, with batches in flight, recorded steps, broken machines and cuBLASLt"
@@ -42,6 +46,12 @@ LD_LIBRARY_PATH=$standin:$standin/blas ZFNET_STANDIN_EARLY=1 \
   cargo test --release -p zfnet --features cuda --test backend -- --include-ignored \
   operations::cuda_bf16::conv operations::cuda_tf32::conv operations::cuda_f32::conv \
   parts_is_close repeatable --skip ::cpu "${known[@]}"
+echo "== several GPUs that exchange values by NCCL"
+for early in "" ZFNET_STANDIN_EARLY=1; do
+  env $early "LD_LIBRARY_PATH=$standin:$standin/nccl" "$standin/nccl/try"
+  env $early "LD_LIBRARY_PATH=$standin:$standin/nccl" ZFNET_STANDIN_DEVICES=8 \
+    cargo test --release -p zfnet --features cuda --test backend -- --include-ignored nccl::
+done
 if ! $all; then
   echo "== planted bugs and sanitizers: nothing has changed since they were last run"
   exit
@@ -54,4 +64,4 @@ echo "== sanitizers"
 tests/standin/sanitize.sh address cargo test --release -p zfnet --features cuda --test backend -- --include-ignored \
   operations::cuda_f32:: operations::cuda_bf16:: operations::cuda_tf32::conv --skip of_reals
 tests/standin/sanitize.sh thread
-echo "$now" > "$checked" # to be committed
+printf '%s\n' "$now" "$studies" > "$checked" # to be committed

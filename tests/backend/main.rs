@@ -12,6 +12,8 @@ mod deconvnet;
 mod determinism;
 mod evaluation;
 mod gradients;
+#[cfg(feature = "cuda")]
+mod nccl;
 mod networks;
 mod operations;
 mod ranks;

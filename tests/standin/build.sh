@@ -1,6 +1,6 @@
 #!/bin/sh
-# Builds OUTDIR/libcuda.so.1, the stand-in for the CUDA driver, from kernels/*.cu, and the one for
-# cuBLASLt, OUTDIR/blas/libcublasLt.so. Needs g++ 12 or later. What has not changed since the last
+# Builds OUTDIR/libcuda.so.1, the stand-in for the CUDA driver, from kernels/*.cu, and those for cuBLASLt,
+# OUTDIR/blas/libcublasLt.so, and NCCL, OUTDIR/nccl/libnccl.so.2. Needs g++ 12 or later. What has not changed since the last
 # time is not compiled again.
 #
 #   tests/standin/build.sh OUTDIR
@@ -78,4 +78,13 @@ ln -sf libcuda.so.1 "$out/libcuda.so"
 mkdir -p "$out/blas"
 if ! up_to_date "$out/blas/libcublasLt.so" "$here/libcublaslt.cpp"; then
     $CXX $flags -shared -o "$out/blas/libcublasLt.so" "$here/libcublaslt.cpp" -ldl
+fi
+
+# The one for NCCL, and a program that tries it (and several devices).
+mkdir -p "$out/nccl"
+if ! up_to_date "$out/nccl/libnccl.so.2" "$here/libnccl.cpp"; then
+    $CXX $flags -shared -Wl,-soname,libnccl.so.2 -o "$out/nccl/libnccl.so.2" "$here/libnccl.cpp" -ldl
+fi
+if ! up_to_date "$out/nccl/try" "$here/try_nccl.cpp"; then
+    $CXX $flags -o "$out/nccl/try" "$here/try_nccl.cpp" "$out/nccl/libnccl.so.2" "$out/libcuda.so.1"
 fi

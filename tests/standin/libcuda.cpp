@@ -4,8 +4,11 @@
 // It is as late as a driver may be. What is given to a stream waits in a queue, with its arguments
 // copied, until something makes it necessary; then just what leads there is run, following waits
 // from stream to stream. So a missing wait, and a buffer that is used again too early, show as wrong
-// values. And it is as strict: pointers have to lie in live allocations, writes beyond one are
-// noticed after the launch, and fresh memory is NaN (0xFF).
+// values. And it is as strict: pointers have to lie in live allocations of the device that uses them, writes beyond
+// one are noticed after the launch, and fresh memory is NaN (0xFF).
+//
+// Several devices may be used at once, each by threads of its own. What one of them waits for another may run: a
+// device is no thread here. Only a call that another thread has yet to make (of NCCL, libnccl.cpp) is waited for.
 //
 // Environment:
 //   ZFNET_STANDIN_DEVICES     number of devices, 1; with 0 cuInit fails
@@ -13,11 +16,13 @@
 //   ZFNET_STANDIN_CAPABILITY  compute capability, 90
 //   ZFNET_STANDIN_MEMORY      bytes of memory of a device, 16 GiB
 //   ZFNET_STANDIN_THREADS     OS threads that run kernels, one a core
-//   ZFNET_STANDIN_EARLY       if set: asynchronous copies land as early as they may
+//   ZFNET_STANDIN_EARLY       if set: asynchronous copies, NCCL's too, land as early as they may
+//   ZFNET_STANDIN_PATIENCE    seconds without any call after which what waits for one is given up, 20
 //   ZFNET_STANDIN_TRACE       a file: launches are written there, a line each, and nothing is computed; all
 //                             memory is then zero
 //   ZFNET_STANDIN_WRONG       a kernel that computes wrong: a bit of what its first argument points at
 #include "cuda_cpu.h"
+#include "driver.h"
 #include <chrono>
 #include <deque>
 #include <map>
@@ -41,6 +46,7 @@ enum Error {
     NOT_FOUND = 500,
     NOT_READY = 600,
     ILLEGAL_ADDRESS = 700,
+    LAUNCH_FAILED = 719,
     CAPTURE_UNSUPPORTED = 900,
     CAPTURE_INVALIDATED = 901,
     CAPTURE_MERGE = 902,
@@ -63,6 +69,7 @@ constexpr struct { int code; const char *name, *text; } ERRORS[] = {
     {NOT_FOUND, "CUDA_ERROR_NOT_FOUND", "named symbol not found"},
     {NOT_READY, "CUDA_ERROR_NOT_READY", "device not ready"},
     {ILLEGAL_ADDRESS, "CUDA_ERROR_ILLEGAL_ADDRESS", "an illegal memory access was encountered"},
+    {LAUNCH_FAILED, "CUDA_ERROR_LAUNCH_FAILED", "unspecified launch failure"},
     {CAPTURE_UNSUPPORTED, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED", "operation not permitted when stream is capturing"},
     {CAPTURE_INVALIDATED, "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED", "operation failed due to a previous error during capture"},
     {CAPTURE_MERGE, "CUDA_ERROR_STREAM_CAPTURE_MERGE", "operation would result in a merge of separate capture sequences"},
@@ -73,7 +80,7 @@ constexpr struct { int code; const char *name, *text; } ERRORS[] = {
     {CAPTURED_EVENT, "CUDA_ERROR_CAPTURED_EVENT", "operation not permitted on an event last recorded in a capturing stream"},
 };
 
-using Address = unsigned long long; // CUdeviceptr
+using standin::Address, standin::BLOCKED, standin::Operation, standin::Ticket;
 using std::shared_ptr;
 
 size_t from_environment(const char *name, size_t otherwise) {
@@ -121,8 +128,6 @@ constexpr size_t guard_before() { return 256; }
 constexpr size_t guard_behind(size_t bytes) { return 256 + std::min(bytes, (size_t)1 << 20); }
 #endif
 
-using Operation = std::function<int()>;
-
 // One recording of an event: a place in a stream.
 struct Record {
     Stream *stream;
@@ -133,6 +138,7 @@ struct Record {
 };
 
 struct Event {
+    Context *context;
     bool timed;
     shared_ptr<Record> record; // the last one
 };
@@ -140,7 +146,10 @@ struct Event {
 struct Stream {
     Context *context;
     bool blocking; // waits for the legacy stream, and it for this one
-    std::deque<Operation> queue = {};
+    struct Queued { Operation run; Ticket ticket; };
+    std::deque<Queued> queue = {};
+    bool running = false;         // the first of the queue
+    const char *reserved = nullptr; // why nobody but NCCL may use it now
     // The error of something that ran: nothing runs any more, and every later call returns it. (In a
     // driver it breaks the whole context; here other tests of the process can go on.)
     int broken = SUCCESS;
@@ -161,15 +170,16 @@ struct Graph { shared_ptr<std::vector<Operation>> nodes; };
 
 struct Function {
     const zfcpu::Kernel *kernel;
+    Context *context;
     int dynamic_limit = 48 * 1024;
 };
 struct Module {
+    Context *context;
     std::string file; // which of kernels/*.cu it is: that of the first kernel it was asked for
     std::map<std::string, Function> functions;
 };
 
-struct Driver {
-    std::mutex mutex;
+struct Driver : standin::Driver {
     std::atomic<bool> initialized{false};
     pthread_key_t current; // the thread's context
     std::vector<Context> contexts;
@@ -182,14 +192,25 @@ struct Driver {
     std::set<Module *> modules;
     std::set<Function *> functions;
     Driver() { pthread_key_create(&current, nullptr); }
+
+    int devices() override { return contexts.size(); }
+    int current_device() override;
+    std::string refuse_stream(void *stream, int device) override;
+    std::string refuse_memory(Address at, size_t bytes, int device) override;
+    void reserve(void *stream, const char *why) override { ((Stream *)stream)->reserved = why; }
+    int enqueue(void *stream, Ticket ticket, Operation operation) override;
+    int bring_to_front(void *stream, Ticket ticket) override;
+    int finish(void *stream, Ticket ticket) override;
+    void hurry(void *stream) override;
+    int unblocked(std::unique_lock<std::mutex> &lock, const Operation &work) override;
 };
 Driver &driver = *new Driver; // outlives whatever is dropped at the end of the program
 
 template <class T> bool known(const std::set<T *> &all, const void *one) { return all.count((T *)one) != 0; }
 Context *current() { return (Context *)pthread_getspecific(driver.current); }
 
-int complain(int error, const char *what) {
-    fprintf(stderr, "stand-in: %s\n", what);
+int complain(int error, const std::string &what) {
+    fprintf(stderr, "stand-in: %s\n", what.c_str());
     return error;
 }
 
@@ -242,17 +263,25 @@ int release(Address at) {
 
 // ---- running what is queued ----
 
+// Any of these may return BLOCKED.
+
 int run_one(Stream &stream) {
-    Operation next = std::move(stream.queue.front());
+    if (stream.running) return complain(LAUNCH_FAILED, "a deadlock: work waits for what comes after it");
+    stream.running = true;
+    const int error = stream.queue.front().run();
+    stream.running = false;
+    if (error == BLOCKED) return BLOCKED;
     stream.queue.pop_front();
-    return stream.broken = next();
+    return stream.broken = error;
 }
 int run_all(Stream &stream) {
-    while (!stream.broken && !stream.queue.empty()) run_one(stream);
+    while (!stream.broken && !stream.queue.empty())
+        if (int error = run_one(stream)) return error;
     return stream.broken;
 }
 int run_until(Record &record) {
-    while (!record.done && !record.stream->broken) run_one(*record.stream);
+    while (!record.done && !record.stream->broken)
+        if (int error = run_one(*record.stream)) return error;
     return record.done ? SUCCESS : record.stream->broken;
 }
 Stream &legacy(Context *context) {
@@ -260,9 +289,13 @@ Stream &legacy(Context *context) {
 }
 int run_everything(Context *context) {
     int error = run_all(legacy(context));
-    for (Stream *stream : driver.streams)
-        if (stream->context == context && run_all(*stream) && !error) error = stream->broken;
-    return error;
+    bool blocked = false;
+    for (Stream *stream : driver.streams) {
+        if (stream->context != context) continue;
+        if (run_all(*stream) == BLOCKED) blocked = true;
+        else if (!error) error = stream->broken;
+    }
+    return blocked ? BLOCKED : error;
 }
 
 // The stream of a handle, or null.
@@ -286,15 +319,15 @@ int order_with_legacy(Stream &stream) {
     return SUCCESS;
 }
 
-int enqueue(Stream &stream, Operation operation) {
+int enqueue(Stream &stream, Operation operation, Ticket ticket = 0) {
     if (stream.capture) {
         if (!stream.capture->valid) return CAPTURE_INVALIDATED;
         stream.capture->nodes.push_back(std::move(operation));
         stream.captured++;
         return SUCCESS;
     }
-    if (int error = order_with_legacy(stream)) return error;
-    stream.queue.push_back(std::move(operation));
+    if (int error = order_with_legacy(stream)) return error == BLOCKED ? complain(LAUNCH_FAILED, "the legacy stream waits for NCCL") : error;
+    stream.queue.push_back({std::move(operation), ticket});
     return SUCCESS;
 }
 
@@ -323,13 +356,18 @@ int nothing_captured() {
 // stream of its own that nothing orders behind what it may overtake shows in one of the two.
 const bool copies_land_early = getenv("ZFNET_STANDIN_EARLY") != nullptr;
 
-int check(Address at, size_t bytes) { return allocation(at, bytes) ? SUCCESS : ILLEGAL_ADDRESS; }
+int check(Address at, size_t bytes, Context *context) {
+    Allocation *found = allocation(at, bytes);
+    if (found && found->context != context)
+        return complain(ILLEGAL_ADDRESS, "device " + std::to_string(context->device) + " uses memory of device " + std::to_string(found->context->device));
+    return found ? SUCCESS : ILLEGAL_ADDRESS;
+}
 
 // Checked when it is queued, and again when it runs: the memory may be gone by then.
 int queue_copy(Stream &stream, Address to, size_t bytes, std::function<const void *()> from, Address device_from = 0) {
-    auto checked = [=] {
-        if (int error = check(to, bytes)) return error;
-        return device_from ? check(device_from, bytes) : (int)SUCCESS;
+    auto checked = [=, context = stream.context] {
+        if (int error = check(to, bytes, context)) return error;
+        return device_from ? check(device_from, bytes, context) : (int)SUCCESS;
     };
     if (int error = checked()) return error;
     return enqueue(stream, [=]() -> int {
@@ -344,23 +382,22 @@ int copy_in(Stream &stream, Address to, const void *from, size_t bytes) {
         int error = queue_copy(stream, to, bytes, [=] { return from; });
         // Nothing before it in its stream: as early as a driver may be, whatever other streams do.
         const bool first = !stream.capture && stream.queue.size() == 1;
-        return !error && first && copies_land_early ? run_all(stream) : error;
+        if (!error && first && copies_land_early) error = run_all(stream);
+        return error == BLOCKED ? (int)SUCCESS : error;
     }
     if (int error = not_captured(stream)) return error; // where would the bytes be at the replay
     return queue_copy(stream, to, bytes, [=] { return from; }); // pageable memory too is read when it may be last
 }
 int copy_out(Stream &stream, void *to, Address from, size_t bytes) {
     if (bytes == 0) return SUCCESS;
-    if (int error = check(from, bytes)) return error;
-    const bool pinned = is_pinned(to);
-    if (!pinned)
+    if (int error = check(from, bytes, stream.context)) return error;
+    if (!is_pinned(to))
         if (int error = not_captured(stream)) return error;
-    int error = enqueue(stream, [=]() -> int {
-        if (int error = check(from, bytes)) return error;
+    return enqueue(stream, [=, context = stream.context]() -> int {
+        if (int error = check(from, bytes, context)) return error;
         memcpy(to, (const void *)from, bytes);
         return SUCCESS;
     });
-    return error || pinned ? error : run_all(stream);
 }
 int copy_within(Stream &stream, Address to, Address from, size_t bytes) {
     if (bytes == 0) return SUCCESS;
@@ -369,9 +406,9 @@ int copy_within(Stream &stream, Address to, Address from, size_t bytes) {
 template <class T> int fill(Stream &stream, Address to, T value, size_t count) {
     if (count == 0) return SUCCESS;
     if (to % sizeof(T)) return INVALID_VALUE;
-    if (int error = check(to, count * sizeof(T))) return error;
-    return enqueue(stream, [=]() -> int {
-        if (int error = check(to, count * sizeof(T))) return error;
+    if (int error = check(to, count * sizeof(T), stream.context)) return error;
+    return enqueue(stream, [=, context = stream.context]() -> int {
+        if (int error = check(to, count * sizeof(T), context)) return error;
         std::fill_n((T *)to, count, value);
         return SUCCESS;
     });
@@ -399,12 +436,21 @@ int launch(Stream &stream, const Function &function, dim3 grid, dim3 block, unsi
         const char *bytes = (const char *)arguments[i];
         copied.emplace_back(bytes, bytes + kernel.arguments[i].size);
     }
-    return enqueue(stream, [=, &kernel]() mutable -> int {
+    return enqueue(stream, [=, &kernel, context = stream.context]() mutable -> int {
         char what[200];
         std::vector<void *> places;
         std::vector<Allocation *> touched;
         for (size_t i = 0; i < copied.size(); i++) {
             places.push_back(copied[i].data());
+            // Pointers may also be words of a struct.
+            for (size_t word = 0; word + sizeof(Address) <= copied[i].size(); word += sizeof(Address)) {
+                Address at;
+                memcpy(&at, &copied[i][word], sizeof at);
+                Allocation *a = allocation(at, 0);
+                if (!a || a->context == context) continue;
+                snprintf(what, sizeof what, "kernel %s on device %d: argument %zu is memory of device %d", kernel.name, context->device, i, a->context->device);
+                return complain(ILLEGAL_ADDRESS, what);
+            }
             Address at;
             if (!kernel.arguments[i].pointer) continue;
             memcpy(&at, copied[i].data(), sizeof at);
@@ -431,10 +477,70 @@ int launch(Stream &stream, const Function &function, dim3 grid, dim3 block, unsi
 
 // What every call does first: one thread at a time, in a context.
 struct Entry {
-    std::lock_guard<std::mutex> lock{driver.mutex};
+    std::unique_lock<std::mutex> lock{driver.mutex};
     Context *context = current();
     int error = !driver.initialized ? NOT_INITIALIZED : !context ? INVALID_CONTEXT : SUCCESS;
+    Entry() { driver.calls++; }
+    int unblocked(const Operation &work) { return driver.unblocked(lock, work); }
 };
+
+// Whether a thread whose context is `current` may use a stream now.
+int refuse(const Stream &stream, Context *current) {
+    if (stream.context != current)
+        return complain(INVALID_HANDLE, "a stream of device " + std::to_string(stream.context->device) + " is used while device " + std::to_string(current->device) + " is current");
+    if (stream.reserved) return complain(INVALID_HANDLE, std::string("a stream is used ") + stream.reserved);
+    return stream.broken;
+}
+
+// ---- for NCCL ----
+
+int Driver::current_device() { return ::current() ? ::current()->device : -1; }
+std::string Driver::refuse_stream(void *handle, int device) {
+    Stream *stream = stream_of(handle, &contexts[device]);
+    if (!stream) return "a stream that does not exist";
+    if (stream->context->device != device) return "a stream of device " + std::to_string(stream->context->device) + ", of a communicator of device " + std::to_string(device);
+    if (stream->blocking) return "a stream that waits for the legacy stream: that is not played here";
+    if (stream->capture) return "a stream that is captured: that is not played here";
+    if (stream->broken) return "a stream in which something has failed";
+    return "";
+}
+std::string Driver::refuse_memory(Address at, size_t bytes, int device) {
+    Address begin = 0;
+    Allocation *found = allocation(at, bytes, &begin);
+    if (found && found->context->device != device) return "is memory of device " + std::to_string(found->context->device) + ", of a communicator of device " + std::to_string(device);
+    if (found) return "";
+    found = begin ? &memory[begin] : nullptr;
+    if (found && at - begin < found->size) return "reaches beyond an allocation of " + std::to_string(found->size) + " bytes";
+    return "is no live memory of a device";
+}
+int Driver::enqueue(void *stream, Ticket ticket, Operation operation) {
+    return ::enqueue(*(Stream *)stream, std::move(operation), ticket);
+}
+int Driver::bring_to_front(void *handle, Ticket ticket) {
+    Stream &stream = *(Stream *)handle;
+    while (!stream.broken && stream.queue.front().ticket != ticket)
+        if (int error = run_one(stream)) return error;
+    return stream.broken;
+}
+int Driver::finish(void *stream, Ticket ticket) {
+    if (int error = bring_to_front(stream, ticket)) return error;
+    return run_one(*(Stream *)stream);
+}
+void Driver::hurry(void *stream) {
+    if (copies_land_early) run_all(*(Stream *)stream);
+}
+int Driver::unblocked(std::unique_lock<std::mutex> &lock, const Operation &work) {
+    static const std::chrono::seconds patience(from_environment("ZFNET_STANDIN_PATIENCE", 20));
+    for (;;) {
+        if (int error = work(); error != BLOCKED) return error;
+        const size_t before = calls;
+        const std::string what = waits_for;
+        const std::function<void()> end = give_up;
+        if (changed.wait_for(lock, patience) == std::cv_status::no_timeout || calls != before) continue;
+        complain(0, "nobody calls anything any more, and " + what);
+        end();
+    }
+}
 
 } // namespace
 
@@ -447,7 +553,7 @@ struct Entry {
     ENTER;                                     \
     Stream *stream = stream_of(handle, ctx);   \
     if (!stream) return INVALID_HANDLE;        \
-    if (stream->broken) return stream->broken
+    if (int error = refuse(*stream, ctx)) return error
 #define ENTER_EVENT(handle)                                        \
     ENTER;                                                         \
     Event *event = (Event *)handle;                                \
@@ -457,6 +563,9 @@ struct Entry {
 #define IGNORE (void)ctx
 
 // ---- devices and contexts ----
+
+// Not of the driver.
+extern "C" __attribute__((visibility("default"))) standin::Driver *zfnetStandIn() { return &driver; }
 
 API cuInit(unsigned) {
     std::lock_guard lock(driver.mutex);
@@ -527,7 +636,7 @@ API cuCtxGetStreamPriorityRange(int *least, int *greatest) { *least = 0; *greate
 API cuCtxSynchronize() {
     ENTER;
     TRY(nothing_captured());
-    return run_everything(ctx);
+    return entry.unblocked([&] { return run_everything(ctx); });
 }
 API cuGetErrorName(int code, const char **name) {
     for (auto &error : ERRORS)
@@ -560,7 +669,8 @@ API cuMemFree_v2(Address at) {
     ENTER;
     if (at == 0) return SUCCESS;
     TRY(nothing_captured());
-    run_everything(ctx); // errors stay with their streams
+    if (Allocation *found = allocation(at, 0)) ctx = found->context;
+    entry.unblocked([&] { return run_everything(ctx); }); // errors stay with their streams
     return release(at);
 }
 API cuMemAllocAsync(Address *out, size_t bytes, void *handle) {
@@ -590,7 +700,7 @@ API cuMemFreeHost(void *at) {
     ENTER;
     if (!driver.pinned.count((Address)at)) return INVALID_VALUE;
     TRY(nothing_captured());
-    run_everything(ctx);
+    entry.unblocked([&] { return run_everything(ctx); });
     driver.pinned.erase((Address)at);
     free(at);
     return SUCCESS;
@@ -606,7 +716,8 @@ API cuMemcpyHtoDAsync_v2(Address to, const void *from, size_t bytes, void *handl
 }
 API cuMemcpyDtoHAsync_v2(void *to, Address from, size_t bytes, void *handle) {
     ENTER_STREAM(handle);
-    return copy_out(*stream, to, from, bytes);
+    TRY(copy_out(*stream, to, from, bytes));
+    return is_pinned(to) ? (int)SUCCESS : entry.unblocked([&] { return run_all(*stream); });
 }
 API cuMemcpyDtoDAsync_v2(Address to, Address from, size_t bytes, void *handle) {
     ENTER_STREAM(handle);
@@ -625,13 +736,13 @@ API cuMemcpyHtoD_v2(Address to, const void *from, size_t bytes) {
     ENTER_STREAM(nullptr);
     TRY(nothing_captured());
     TRY(copy_in(*stream, to, from, bytes));
-    return run_all(*stream);
+    return entry.unblocked([&] { return run_all(*stream); });
 }
 API cuMemcpyDtoH_v2(void *to, Address from, size_t bytes) {
     ENTER_STREAM(nullptr);
     TRY(nothing_captured());
     TRY(copy_out(*stream, to, from, bytes));
-    return run_all(*stream);
+    return entry.unblocked([&] { return run_all(*stream); });
 }
 API cuMemcpyDtoD_v2(Address to, Address from, size_t bytes) {
     ENTER_STREAM(nullptr);
@@ -662,20 +773,22 @@ API cuStreamDestroy_v2(void *handle) {
     if (stream->capture) stream->capture->valid = false, stream->capture->members.erase(stream);
     int error = run_all(*stream);
     driver.streams.erase(stream); // but kept: recorded events name it
-    return error;
+    return error == BLOCKED ? (int)SUCCESS : error;
 }
 API cuStreamSynchronize(void *handle) {
     ENTER_STREAM(handle);
     TRY(not_captured(*stream));
-    TRY(order_with_legacy(*stream));
-    return run_all(*stream);
+    return entry.unblocked([&] {
+        TRY(order_with_legacy(*stream));
+        return run_all(*stream);
+    });
 }
 API cuStreamQuery(void *handle) {
     ENTER_STREAM(handle);
     TRY(not_captured(*stream));
     if (stream->queue.empty()) return SUCCESS;
-    TRY(run_one(*stream));
-    return NOT_READY;
+    int error = run_one(*stream);
+    return error && error != BLOCKED ? error : (int)NOT_READY;
 }
 API cuStreamWaitEvent(void *handle, void *event_handle, unsigned) {
     ENTER_STREAM(handle);
@@ -716,8 +829,7 @@ API cuLaunchHostFunc(void *handle, void (*function)(void *), void *argument) {
 }
 API cuEventCreate(void **out, unsigned flags) {
     ENTER;
-    IGNORE;
-    auto *event = new Event{!(flags & 2), nullptr};
+    auto *event = new Event{ctx, !(flags & 2), nullptr};
     driver.events.insert(event);
     *out = event;
     return SUCCESS;
@@ -733,7 +845,8 @@ API cuEventRecord(void *handle, void *stream_handle) {
     ENTER_EVENT(handle);
     Stream *stream = stream_of(stream_handle, ctx);
     if (!stream) return INVALID_HANDLE;
-    if (stream->broken) return stream->broken;
+    TRY(refuse(*stream, ctx));
+    if (event->context != ctx) return complain(INVALID_HANDLE, "an event of another device is recorded");
     auto record = std::make_shared<Record>();
     record->stream = stream;
     if (stream->capture) {
@@ -754,7 +867,8 @@ API cuEventSynchronize(void *handle) {
     ENTER_EVENT(handle);
     IGNORE;
     if (!event->record) return SUCCESS;
-    return event->record->capture ? (int)CAPTURED_EVENT : run_until(*event->record);
+    if (event->record->capture) return CAPTURED_EVENT;
+    return entry.unblocked([record = event->record] { return run_until(*record); });
 }
 API cuEventQuery(void *handle) {
     ENTER_EVENT(handle);
@@ -764,8 +878,8 @@ API cuEventQuery(void *handle) {
     if (record.capture) return CAPTURED_EVENT;
     if (record.done) return SUCCESS;
     if (record.stream->broken) return record.stream->broken;
-    TRY(run_one(*record.stream)); // so that whoever asks for ever gets an answer
-    return NOT_READY;
+    int error = run_one(*record.stream); // so that whoever asks for ever gets an answer
+    return error && error != BLOCKED ? error : (int)NOT_READY;
 }
 API cuEventElapsedTime(float *milliseconds, void *start, void *end) {
     ENTER;
@@ -859,10 +973,9 @@ API cuGraphExecDestroy(void *graph) { return cuGraphDestroy(graph); }
 // kernel of another file is not found in it, as in a driver.
 API cuModuleLoadData(void **out, const void *image) {
     ENTER;
-    IGNORE;
     if (!image) return INVALID_VALUE;
     TRY(nothing_captured());
-    auto *module = new Module;
+    auto *module = new Module{ctx, {}, {}};
     driver.modules.insert(module);
     *out = module;
     return SUCCESS;
@@ -870,7 +983,7 @@ API cuModuleLoadData(void **out, const void *image) {
 API cuModuleUnload(void *handle) {
     ENTER;
     if (!known(driver.modules, handle)) return INVALID_HANDLE;
-    run_everything(ctx);
+    entry.unblocked([&] { return run_everything(ctx); });
     auto *module = (Module *)handle;
     for (auto &[name, function] : module->functions) driver.functions.erase(&function);
     driver.modules.erase(module);
@@ -886,7 +999,7 @@ API cuModuleGetFunction(void **out, void *handle, const char *name) {
         if (strcmp(kernel.name, name) != 0) continue;
         if (module->file.empty()) module->file = kernel.file;
         if (module->file != kernel.file) break;
-        Function &function = module->functions.try_emplace(name, Function{&kernel}).first->second;
+        Function &function = module->functions.try_emplace(name, Function{&kernel, module->context}).first->second;
         driver.functions.insert(&function);
         *out = &function;
         return SUCCESS;
@@ -915,5 +1028,6 @@ API cuLaunchKernel(void *handle, unsigned grid_x, unsigned grid_y, unsigned grid
                    unsigned block_z, unsigned shared, void *stream_handle, void **arguments, void **) {
     ENTER_STREAM(stream_handle);
     if (!known(driver.functions, handle)) return INVALID_HANDLE;
+    if (((Function *)handle)->context != ctx) return complain(INVALID_HANDLE, "a kernel of another device is launched");
     return launch(*stream, *(Function *)handle, {grid_x, grid_y, grid_z}, {block_x, block_y, block_z}, shared, arguments);
 }

@@ -6,13 +6,14 @@
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::{CString, c_void};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 
 use cudarc::driver::sys::{
     CUdevice_attribute, CUevent_flags, CUfunction, CUfunction_attribute, CUmodule, CUresult,
 };
 use cudarc::driver::{CudaContext, CudaEvent, CudaStream, DriverError, result, sys};
 
+use super::nccl::Communicator;
 use crate::backend::HostMemory;
 use crate::shape::{ConvDims, PoolDims};
 use crate::{Error, Result};
@@ -73,6 +74,8 @@ pub struct Device {
     /// GPU, which nobody may do while a step is recorded: so what a loader drops, in whichever thread,
     /// is kept for the next one.
     unused_pinned: Mutex<Vec<PinnedMemory>>,
+    /// By what values are exchanged with other GPUs, if they are: a wait may then be for a rank that never comes.
+    communicator: Mutex<Weak<Communicator>>,
 }
 
 /// An allocation of pinned memory: where it begins, and bytes.
@@ -182,6 +185,7 @@ impl Device {
             launched: Mutex::default(),
             allocated_total: AtomicUsize::new(0),
             unused_pinned: Mutex::default(),
+            communicator: Mutex::default(),
         };
         for module in embedded::MODULES {
             if !module.tensor || capability >= TENSOR {
@@ -324,6 +328,34 @@ impl Device {
         self.context.new_event(Some(flags)).map_err(failed("make an event"))
     }
 
+    /// A stream whose kernels come before those of others.
+    pub fn urgent_stream(&self) -> Result<Arc<CudaStream>> {
+        self.bind()?;
+        let priorities = result::stream::get_priority_range();
+        priorities
+            .and_then(|(_, highest)| self.context.new_stream_with_priority(highest))
+            .map_err(failed("make a stream"))
+    }
+
+    /// Notes that values are exchanged with other GPUs, by streams that wait for each other.
+    pub fn exchanges_by(&self, communicator: &Arc<Communicator>) {
+        *self.communicator.lock().expect("no thread panicked here") = Arc::downgrade(communicator);
+    }
+
+    fn communicator(&self) -> Option<Arc<Communicator>> {
+        self.communicator.lock().expect("no thread panicked here").upgrade()
+    }
+
+    /// Waits for an event; where other GPUs may have a part in what comes before it, as patiently as their
+    /// communicator is.
+    pub fn wait(&self, event: &CudaEvent, what: &'static str) -> Result<()> {
+        let Some(communicator) = self.communicator() else {
+            return event.synchronize().map_err(failed(what));
+        };
+        self.bind()?;
+        communicator.wait_until(what, || event.try_is_complete())
+    }
+
     /// Zeroes the first `bytes` bytes, in the stream's order.
     pub fn clear(&self, memory: &Memory, bytes: usize) -> Result<()> {
         assert!(bytes <= memory.bytes);
@@ -368,6 +400,10 @@ impl Device {
     ) -> Result<()> {
         assert!(first + size_of_val(dst) <= src.bytes);
         self.bind()?;
+        if let Some(communicator) = self.communicator() {
+            // A copy to memory that is not pinned waits in the driver.
+            communicator.wait_for(&self.stream, "run kernels")?;
+        }
         let pointer = src.pointer + first as u64;
         // SAFETY: the range lies inside one live allocation, and `dst` is borrowed until the
         // stream has been waited for.
@@ -379,13 +415,19 @@ impl Device {
     /// Waits for all kernels.
     pub fn synchronize(&self) -> Result<()> {
         self.bind()?;
+        if let Some(communicator) = self.communicator() {
+            return communicator.wait_for(&self.stream, "run kernels");
+        }
         self.stream.synchronize().map_err(failed("run kernels"))
     }
 
-    /// Waits for all work on both streams, before something that it may use is given back. Whatever
+    /// Waits for all work on all streams, before something that it may use is given back. Whatever
     /// has failed by then is told by the call that needed it.
     fn settle(&self) {
         let _ = self.bind();
+        if let Some(communicator) = self.communicator() {
+            communicator.settle(); // all that could keep the others waiting
+        }
         let _ = self.copies.synchronize();
         let _ = self.stream.synchronize();
     }

@@ -9,6 +9,7 @@ mod conv;
 mod device;
 mod measure;
 mod moments;
+mod nccl;
 mod plan;
 mod update;
 
@@ -23,6 +24,7 @@ use rayon::prelude::*;
 
 pub use blas::present as has_cublaslt;
 pub use device::{count as devices, driver};
+pub use nccl::{Communicator, Group, UniqueId};
 
 /// A number of this build: another where the compiled kernels, what launches them, or the test that
 /// compares them has changed.
@@ -56,7 +58,6 @@ use crate::{Error, Result};
 const STATE_BYTES: usize = 24;
 const _: () =
     assert!(std::mem::offset_of!(StepState, learning_rate) + 2 * size_of::<f32>() == STATE_BYTES);
-
 /// Where in it `halted` is.
 const HALTED: usize = STATE_BYTES - size_of::<u32>();
 
@@ -481,7 +482,7 @@ impl Backend for CudaBackend {
         labels: &[u32],
     ) -> Result<()> {
         // What this memory held last has been copied.
-        batch.staging.copied.synchronize().map_err(failed("wait for a copy"))?;
+        self.device.wait(&batch.staging.copied, "wait for a copy")?;
         batch.staging.pixels.bytes_mut()[..pixels.len()].copy_from_slice(pixels);
         self.send_batch(batch, pixels.len(), crops, labels)
     }
@@ -503,7 +504,7 @@ impl Backend for CudaBackend {
             // Of another length, it would not do for the next batch.
             Some(filled) if filled.bytes().len() == batch.staging.pixels.bytes().len() => {
                 // The batch before has been copied from what is given in exchange.
-                batch.staging.copied.synchronize().map_err(failed("wait for a copy"))?;
+                self.device.wait(&batch.staging.copied, "wait for a copy")?;
                 std::mem::swap(filled, &mut batch.staging.pixels);
                 self.send_batch(batch, bytes, crops, labels)
             }
@@ -520,7 +521,7 @@ impl Backend for CudaBackend {
     }
 
     fn losses(&self, losses: &mut [f32], batch: &mut Batch<Self>) -> Result<()> {
-        batch.staging.done.synchronize().map_err(failed("run a step"))?;
+        self.device.wait(&batch.staging.done, "run a step")?;
         let bytes = &batch.staging.losses.bytes_mut()[..4 * losses.len()];
         bytemuck::cast_slice_mut(losses).copy_from_slice(bytes);
         Ok(())
