@@ -27,6 +27,9 @@ pub fn advice(error: &anyhow::Error, flags: &[String]) -> Option<String> {
 fn on(error: &Error) -> Vec<String> {
     let advice = match error {
         Error::RunExists { .. } => "go on with --resume, or choose another --out",
+        Error::LostRank { .. } => {
+            "go on from the last checkpoint with the same command and --resume"
+        }
         Error::ResumeMismatch { what, .. } => {
             let of_a_run = match *what {
                 "seed" => "continue with the same --seed, or choose another --out",

@@ -480,18 +480,22 @@ impl<'a, B: Backend> Trainer<'a, B> {
         let Asks { stop, save } = self.asks;
         let own = [&[stop, u8::from(save)], bytemuck::cast_slice::<f64, u8>(losses)].concat();
         let (mut asked, mut all) = (Asks::default(), Vec::with_capacity(self.division.parts));
+        let mut failed = None;
         for (rank, bytes) in self.division.ranks.all_gather(own)?.iter().enumerate() {
             let [stop, save, losses @ ..] = &bytes[..] else {
                 return Err(Error::Ranks(format!("rank {rank} tells nothing of a step")));
             };
-            let asks = Asks { stop: asked.stop.max(*stop), save: asked.save || *save != 0 };
-            asked = asks;
+            asked = Asks { stop: asked.stop.max(*stop), save: asked.save || *save != 0 };
             let losses = losses.chunks_exact(size_of::<f64>());
             let losses: Vec<f64> = losses.map(bytemuck::pod_read_unaligned).collect();
-            if self.failed.is_none() && losses.iter().any(|loss| !loss.is_finite()) {
-                self.failed = Some((rank, 0)); // in a slot of that rank
+            if failed.is_none() && losses.iter().any(|loss| !loss.is_finite()) {
+                failed = Some((rank, 0)); // in a slot of that rank
             }
             all.extend(losses);
+        }
+        // Of several ranks the first is asked for what it shows; it knows the slot.
+        if self.failed.map(|(rank, _)| rank) != failed.map(|(rank, _)| rank) {
+            self.failed = failed;
         }
         Ok((asked, all))
     }

@@ -300,6 +300,26 @@ fn a_signal_at_one_rank_stops_all() {
     assert!(training.files("stopped") == training.files("whole"));
 }
 
+/// A training that diverges at several ranks ends with the alarms and numbers that one rank gives.
+#[test]
+fn a_training_that_diverges_tells_the_same() {
+    let mut training = Training::new();
+    training.architecture.recipe.learning_rate = 1e4;
+    training.architecture.recipe.rms_limit = 0.0;
+    let mut metrics = Vec::new();
+    for count in [1, 2, 8] {
+        let out = count.to_string();
+        for outcome in training.by_ranks(count, &out, |_| ()) {
+            let error = outcome.unwrap_err();
+            assert!(matches!(error, Error::Diverged { .. }), "{count} ranks: {error}");
+        }
+        metrics.push(fs::read_to_string(training.place.path(&out).join("metrics.jsonl")).unwrap());
+    }
+    assert!(metrics[0].contains("\"alarm\""), "{}", metrics[0]);
+    assert_eq!(metrics[0], metrics[1]);
+    assert_eq!(metrics[0], metrics[2]);
+}
+
 /// Ranks that were not given the same are refused before the first step, by what differs.
 #[test]
 fn ranks_that_differ_are_refused() {
