@@ -149,7 +149,7 @@ fn a_signal_at_one_rank_stops_all_after_the_same_step() {
     goes_on(&place, "run");
 }
 
-/// A disk that is full where rank 0 writes; too little memory at another rank.
+/// A disk that is full where rank 0 writes.
 #[test]
 fn what_fails_at_one_rank_ends_all() {
     let place = Place::new();
@@ -163,11 +163,6 @@ fn what_fails_at_one_rank_ends_all() {
     assert_ne!(ran.code, Some(0), "{}", ran.stderr);
     assert!(ran.stderr.contains("cannot write"), "{}", ran.stderr);
     goes_on(&place, "run");
-
-    let [whole, little] =
-        ["", "ulimit -v 100000; "].map(|limit| format!("{limit}{zfnet} --out little"));
-    let ran = Ran::new("little", launcher(&place, &[whole, little]).output().unwrap());
-    assert_ne!(ran.code, Some(0), "{}", ran.stderr);
 }
 
 #[test]
@@ -184,6 +179,6 @@ fn ranks_that_differ_are_refused() {
         assert!(ran.stderr.contains("rank 1 on ") && ran.stderr.contains(words), "{}", ran.stderr);
         assert!(!place.path("run/last").exists());
     }
-    by_ranks(&place, 3, &format!("{TRAIN} --out run")).refused(&["3 ranks", "power of two"]);
+    by_ranks(&place, 3, &format!("{TRAIN} --out run")).refused(&["power of two", "found 3"]);
     by_ranks(&place, 2, "inspect tiny.toml").refused(&["only `train`"]);
 }

@@ -127,12 +127,10 @@ impl DeviceArgs {
     /// The same for one of several ranks: where nothing else is asked for, each on a host has a GPU of its own.
     pub fn of_rank(&self, ranks: &Ranks) -> Self {
         let mut own = self.clone();
-        if cfg!(feature = "cuda")
-            && ranks.count() > 1
-            && has_gpu()
-            && own.device == DeviceName::Auto
-        {
-            own.device = DeviceName::Cuda(ranks.on_host());
+        let gpus = gpus();
+        if ranks.count() > 1 && gpus > 0 && own.device == DeviceName::Auto {
+            // A launcher may show each rank its own alone.
+            own.device = DeviceName::Cuda(ranks.on_host() % gpus);
         }
         own
     }
@@ -215,12 +213,12 @@ impl DeviceArgs {
     }
 }
 
-/// Whether there is a GPU that this build can use.
-fn has_gpu() -> bool {
+/// GPUs that this build can use.
+fn gpus() -> usize {
     #[cfg(feature = "cuda")]
-    let found = cuda::devices().is_ok();
+    let found = cuda::devices().unwrap_or_default();
     #[cfg(not(feature = "cuda"))]
-    let found = false;
+    let found = 0;
     found
 }
 

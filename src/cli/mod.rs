@@ -329,7 +329,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         let advice = advice.map_or(String::new(), |advice| format!("; {advice}"));
         match launched.filter(|(rank, _)| *rank > 0) {
             None => output::message(format_args!("error: {error:#}{advice}")),
-            Some((rank, _)) if ranks::is_own_trouble(&error) => {
+            Some((rank, _)) if ranks::is_own_trouble(rank, &error) => {
                 output::complain(format_args!("rank {rank}: error: {error:#}{advice}"));
             }
             Some(_) => {}

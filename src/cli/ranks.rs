@@ -20,7 +20,7 @@ const LAUNCHERS: [(&str, &str); 3] = [
 pub struct RankArgs {
     /// For several ranks: end when nothing has been heard of one for so many seconds [default: 60]
     #[cfg_attr(not(feature = "mpi"), arg(hide = true))]
-    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(2..))]
     rank_timeout: Option<u32>,
     /// Those who do it together.
     #[arg(skip = Ranks::alone())]
@@ -67,21 +67,26 @@ fn of_mpi(_silence: Duration) -> Result<Ranks> {
 
 /// Tells the other ranks of an error.
 pub fn tell_failure<T>(ranks: &Ranks, result: Result<T>) -> Result<T> {
-    if let Err(error) = &result {
+    if let Err(error) = &result
+        && !causes(error).any(Error::is_of_all_ranks)
+    {
         ranks.fail(format_args!("{error:#}"));
     }
     result
 }
 
-/// Whether an error is not what all ranks know, or another one has told.
-pub fn is_own_trouble(error: &anyhow::Error) -> bool {
-    let common = |cause: &Error| {
-        matches!(
-            cause,
-            Error::FailedRank { .. } | Error::Diverged { .. } | Error::RanksDiffer { .. }
-        )
+/// Whether an error of a rank above 0 is for it to say: not what rank 0 knows as well, nor what comes of a command that
+/// all were given.
+pub fn is_own_trouble(rank: usize, error: &anyhow::Error) -> bool {
+    let own = |cause: &Error| match cause {
+        Error::LostRank { rank: lost, .. } => *lost == 0 && rank == 1,
+        cause => !cause.is_of_all_ranks(),
     };
-    !error.chain().filter_map(|cause| cause.downcast_ref()).any(common)
+    causes(error).next().is_some() && causes(error).all(own)
+}
+
+fn causes(error: &anyhow::Error) -> impl Iterator<Item = &Error> {
+    error.chain().filter_map(|cause| cause.downcast_ref())
 }
 
 /// Which process of how many a launcher has started, if it has started several.

@@ -241,7 +241,13 @@ impl Train {
         };
         self.recipe.apply(&mut architecture)?;
         architecture.recipe.check()?;
-        check_output(&self.out)?;
+        let ranks = &self.ranks.ranks;
+        if ranks.is_first() {
+            check_output(&self.out)?;
+        }
+        if self.dry_run && ranks.count() > 1 {
+            bail!("--dry-run measures one process: run it without a launcher");
+        }
         let data = DataSet::open(&self.data)?;
         let options = self.read.options(architecture.input.resize)?;
         let stop = listen()?;
@@ -296,7 +302,9 @@ impl Train {
         }
         match outcome {
             Outcome::Done => {
-                say_changes(backend, &self.out, &mut display.progress);
+                if job.ranks.is_first() {
+                    say_changes(backend, &self.out, &mut display.progress);
+                }
                 Ok(Trained::Done)
             }
             Outcome::Stopped => Ok(Trained::Stopped(signal_code(&stop))),

@@ -95,8 +95,8 @@ impl Alive {
     /// As there.
     pub fn look_now(&mut self, notes: &dyn Notes) -> Result<()> {
         let now = Instant::now();
-        // This thread itself has been stopped, as the whole process has: the others' notes are still to be read.
-        let was_stopped = now > self.looked + self.silence / 2;
+        // The whole process has been stopped, and others may have thought that they told it something.
+        let was_stopped = now > self.looked + self.silence;
         self.looked = now;
         if was_stopped {
             self.heard.fill(now);
@@ -107,6 +107,7 @@ impl Alive {
                 Note::Alive => {}
                 Note::Stop(signal) => {
                     notes.tell(rank, &Note::Alive);
+                    self.shared.told_stop.store(usize::from(signal), Ordering::Relaxed);
                     if let Some(stop) = &*self.shared.stop.lock().expect("never held in a panic") {
                         let signal = usize::from(signal);
                         let _ =
@@ -128,9 +129,12 @@ impl Alive {
             }
             return Err(failure.error());
         }
-        if self.said.is_none_or(|said| now >= said + SAY) {
+        let often = SAY.min(self.silence / 4);
+        if self.said.is_none_or(|said| now >= said + often) {
             self.said = Some(now);
-            self.tell_all(notes, &Note::Alive);
+            // One that is not heard of may not read, and what is sent to it would have to be kept.
+            let reads = |rank: &usize| now < self.heard[*rank] + self.silence / 2;
+            self.others().filter(reads).for_each(|rank| notes.tell(rank, &Note::Alive));
         }
         let stop = self.shared.stop.lock().expect("never held in a panic").clone();
         let signal = stop.map_or(0, |stop| stop.load(Ordering::Relaxed)) as u8;
@@ -140,7 +144,9 @@ impl Alive {
         }
         if let Some(asked) = self.asked.filter(|asked| now >= *asked + ANSWER) {
             self.asked = None;
-            for rank in self.others().filter(|rank| self.heard[*rank] < asked) {
+            let answers = |rank: &usize| *rank == self.rank || self.heard[*rank] >= asked;
+            let speaks = (0..self.hosts.len()).find(answers) == Some(self.rank);
+            for rank in self.others().filter(|rank| speaks && !answers(rank)) {
                 let host = &self.hosts[rank];
                 tracing::error!("rank {rank} on {host} does not answer: it was killed or stopped");
             }

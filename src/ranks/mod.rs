@@ -11,7 +11,7 @@ mod threads;
 
 use std::fmt::Display;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -21,8 +21,8 @@ use alive::{Alive, Note};
 
 /// How often the thread of a rank looks whether the others live, and a rank whether its thread has given up.
 const LOOK: Duration = Duration::from_millis(100);
-/// How long the end of a rank waits for the others' ends.
-const GOODBYE: Duration = Duration::from_secs(5);
+/// How long a rank that has failed waits for its thread, which tells the others.
+const GOODBYE: Duration = Duration::from_secs(1);
 /// After how long without a word of it a rank is taken for lost, unless it is said otherwise.
 pub const SILENCE: Duration = Duration::from_secs(60);
 
@@ -48,6 +48,8 @@ struct Member {
 struct Shared {
     failure: Mutex<Option<Failure>>,
     stop: Mutex<Option<Arc<AtomicUsize>>>,
+    /// A signal that another rank has told.
+    told_stop: AtomicUsize,
 }
 
 /// Why the ranks cannot go on.
@@ -94,7 +96,7 @@ pub(crate) trait Line {
 }
 
 /// What carries messages.
-trait Transport {
+trait Transport: Sized {
     fn rank(&self) -> usize;
     /// The host of each rank.
     fn hosts(&self) -> &[String];
@@ -109,6 +111,8 @@ trait Transport {
         look: &mut dyn FnMut(&dyn Notes) -> Result<()>,
     ) -> Result<()>;
     fn notes(&self) -> &dyn Notes;
+    /// Whether all ranks have to end at a time.
+    const ENDS_TOGETHER: bool;
     /// Ends all that it began, with all other ranks; or without them, after a failure.
     fn end(self, well: bool);
 }
@@ -218,7 +222,10 @@ impl Ranks {
             let mut thread = Thread { transport, alive };
             loop {
                 match received.recv_timeout(LOOK) {
-                    Ok(work) => work(&mut thread),
+                    Ok(work) => {
+                        let _ = thread.alive.look(thread.transport.notes());
+                        work(&mut thread);
+                    }
                     Err(RecvTimeoutError::Timeout) => {
                         let _ = thread.alive.look(thread.transport.notes()); // kept for who waits next
                     }
@@ -227,8 +234,8 @@ impl Ranks {
             }
             let _ = thread.alive.look_now(thread.transport.notes()); // a failure is told at last
             let well = of_thread.failure.lock().expect("never held in a panic").is_none();
-            // Until all others are here, too: one that has ended tells nobody that it lives.
-            let well = well && all_gather(&mut thread, &[]).is_ok();
+            // What ends MPI waits for all, in silence: until all are here, it is told who lives.
+            let well = well && (!T::ENDS_TOGETHER || all_gather(&mut thread, &[]).is_ok());
             thread.transport.end(well);
             let _ = end.send(()); // if somebody waits for it
         };
@@ -270,7 +277,11 @@ impl Ranks {
 
     /// From now on a number in `stop`, a signal's, is told to all ranks, whose own then becomes the same.
     pub fn share_stop(&self, stop: Arc<AtomicUsize>) {
-        *self.0.shared.stop.lock().expect("never held in a panic") = Some(stop);
+        let mut shared = self.0.shared.stop.lock().expect("never held in a panic");
+        // What another rank has told before.
+        let told = self.0.shared.told_stop.load(Ordering::Relaxed);
+        let _ = stop.compare_exchange(0, told, Ordering::Relaxed, Ordering::Relaxed);
+        *shared = Some(stop);
     }
 
     /// Has something done by the thread of this rank. All ranks give theirs what belongs together in the same order.
@@ -334,6 +345,23 @@ impl Ranks {
         Ok(self.all_gather(vec![u8::from(own)])?.concat().contains(&1))
     }
 
+    /// Waits until all ranks have come to the end of their work.
+    ///
+    /// # Errors
+    /// As [`Ranks::all_gather`].
+    pub(crate) fn meet(&self) -> Result<()> {
+        self.all_gather(Vec::new()).map(drop)
+    }
+
+    /// Whether all live and none has failed, as far as is known.
+    ///
+    /// # Errors
+    /// If not.
+    pub(crate) fn check(&self) -> Result<()> {
+        let failure = self.0.shared.failure.lock().expect("never held in a panic");
+        failure.as_ref().map_or(Ok(()), |failure| Err(failure.error()))
+    }
+
     /// Tells all others that this rank cannot go on, and why: so they need not wait for it. The first failure that a rank
     /// knows of, its own or another's, is the one that counts.
     pub fn fail(&self, reason: impl Display) {
@@ -345,11 +373,21 @@ impl Ranks {
 
 impl Drop for Member {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            let (rank, host) = (self.rank, self.hosts[self.rank].clone());
+            let why = Why::Said("it has panicked".into());
+            let mut failure = self.shared.failure.lock().expect("never held in a panic");
+            failure.get_or_insert(Failure { rank, host, why });
+        }
         self.work = None; // ends the thread
-        if let Some(ended) = self.ended.lock().expect("never held in a panic").take() {
+        let Some(ended) = self.ended.lock().expect("never held in a panic").take() else { return };
+        loop {
+            // A thread that has given up does not end.
             let has_failed = self.shared.failure.lock().expect("never held in a panic").is_some();
-            // Where all is well there is no limit but that of silence.
-            let _ = if has_failed { ended.recv_timeout(GOODBYE).ok() } else { ended.recv().ok() };
+            match ended.recv_timeout(if has_failed { GOODBYE } else { LOOK }) {
+                Err(RecvTimeoutError::Timeout) if !has_failed => {}
+                _ => return,
+            }
         }
     }
 }

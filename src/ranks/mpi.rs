@@ -60,6 +60,8 @@ impl Mpi {
 }
 
 impl Transport for Mpi {
+    const ENDS_TOGETHER: bool = true;
+
     fn rank(&self) -> usize {
         self.rank
     }

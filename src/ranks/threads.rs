@@ -49,6 +49,8 @@ pub(super) fn lines(count: usize) -> impl Iterator<Item = Threads> {
 }
 
 impl Transport for Threads {
+    const ENDS_TOGETHER: bool = false;
+
     fn rank(&self) -> usize {
         self.rank
     }

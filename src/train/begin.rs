@@ -13,6 +13,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::checkpoint::{self, Newest, Resumed, State};
 use super::job::{Event, Job};
 use super::memory::with_memory_hint;
+use super::trainer::Division;
 use crate::backend::Backend;
 use crate::model::{Architecture, Model, Network, Params, Preprocess};
 use crate::{Error, Result};
@@ -44,6 +45,10 @@ fn must_agree<B: Backend>(backend: &B, job: &Job<'_>, network: &Network) -> Resu
     let ranks = &job.ranks;
     if ranks.count() == 1 {
         return Ok(());
+    }
+    if !job.resume {
+        let tree = job.parts().is_power_of_two();
+        Division { parts: job.parts(), tree, ranks: ranks.clone() }.check()?; // before long work
     }
     let architecture = &network.architecture;
     let without_recipe = Architecture { recipe: Recipe::default(), ..architecture.clone() };

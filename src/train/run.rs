@@ -32,8 +32,12 @@ pub fn train<B: Backend>(
     job: &Job<'_>,
     observe: impl FnMut(Event<'_>) -> Result<()>,
 ) -> Result<Outcome> {
-    let outcome = train_rank(backend, job, observe);
-    if let Err(error) = &outcome {
+    // None has ended well before all have: what rank 0 saves last may fail.
+    let outcome =
+        train_rank(backend, job, observe).and_then(|outcome| job.ranks.meet().map(|()| outcome));
+    if let Err(error) = &outcome
+        && !error.is_of_all_ranks()
+    {
         job.ranks.fail(format_args!("{error:#}"));
     }
     outcome
@@ -42,7 +46,7 @@ pub fn train<B: Backend>(
 fn train_rank<B: Backend>(
     backend: &B,
     job: &Job<'_>,
-    observe: impl FnMut(Event<'_>) -> Result<()>,
+    mut observe: impl FnMut(Event<'_>) -> Result<()>,
 ) -> Result<Outcome> {
     let architecture = Architecture { classes: job.classes.len(), ..job.architecture.clone() };
     let network = Network::new(architecture)?; // before anything is made for it
@@ -54,7 +58,10 @@ fn train_rank<B: Backend>(
     }
     create_folder(&job.out)?;
     let _held_until_the_end = lock(&job.out, "another training")?;
-    let outcome = run(backend, job, network, observe);
+    let outcome = run(backend, job, network, |event| {
+        job.ranks.check()?; // what only this rank does may take long
+        observe(event)
+    });
     let listed = quarantine(&job.out, &[&job.train, &job.val]); // however it ended
     outcome.and_then(|outcome| listed.map(|()| outcome))
 }

@@ -39,18 +39,20 @@ impl Division {
     /// If not: what would do.
     pub fn check(&self) -> Result<()> {
         let (parts, ranks) = (self.parts, self.ranks.count());
-        match (ranks, self.tree) {
-            (1, _) => Ok(()),
-            (_, false) => Err(Error::Ranks(format!(
-                "a batch whose gradients are added one part after the other cannot be shared by {ranks} ranks: expected \
-                 one rank, or parts by a power of two, found {parts}"
-            ))),
-            (_, true) if parts.is_multiple_of(ranks) => Ok(()),
-            _ => Err(Error::Ranks(format!(
-                "expected at most as many ranks as a batch has parts, and a power of two, found {ranks} ranks and {parts} \
-                 parts"
-            ))),
-        }
+        let reason = if ranks == 1 {
+            return Ok(());
+        } else if !ranks.is_power_of_two() {
+            format!("expected a number of them that is a power of two, found {ranks}")
+        } else if !self.tree && parts > 1 {
+            format!(
+                "a batch in {parts} parts whose gradients are added one after the other is for one rank, found {ranks}"
+            )
+        } else if !parts.is_multiple_of(ranks) {
+            format!("expected at most as many as a batch has parts, {parts}, found {ranks}")
+        } else {
+            return Ok(());
+        };
+        Err(Error::CannotShare(reason))
     }
 
     /// How many ranks, the first ones, have a share in a batch of so many samples, in parts of `part` samples.
@@ -310,7 +312,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
         let micro = self.micro_batch;
         let count = labels.len().div_ceil(micro);
         if count == 0 {
-            return self.join(state);
+            return if self.exchange.is_some() { self.join(state) } else { Ok(()) };
         }
         let bytes = pixels.len() / labels.len();
         let parts = pixels.chunks(micro * bytes).zip(crops.chunks(micro)).zip(labels.chunks(micro));
@@ -458,11 +460,12 @@ impl<'a, B: Backend> Trainer<'a, B> {
         if self.exchange.is_some() {
             (self.asked, losses) = self.agree(&losses)?;
         }
+        let bad = losses.iter().copied().find(|loss| !loss.is_finite());
         let loss_sum = self.division.sum(&mut losses);
         self.part_losses = losses;
         self.part_losses.clear();
-        if !loss_sum.is_finite() {
-            return Err(diverged(loss_sum, state));
+        if let Some(loss) = bad {
+            return Err(diverged(loss, state));
         }
         let is_watched = match slot {
             Some(index) if self.exchange.is_none() => self.slots[index].is_watched,

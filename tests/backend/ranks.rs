@@ -354,7 +354,7 @@ fn ranks_that_differ_are_refused() {
 fn ranks_that_cannot_share_the_parts_are_refused() {
     let training = Training::new();
     for (count, parts, words) in
-        [(4, 2, "4 ranks and 2 parts"), (2, 6, "found 6"), (3, 8, "3 ranks")]
+        [(4, 2, "parts, 2, found 4"), (2, 6, "in 6 parts"), (3, 8, "found 3")]
     {
         for outcome in training.by_ranks(count, "refused", |job| job.accumulate = Some(parts)) {
             let error = outcome.unwrap_err().to_string();

@@ -176,6 +176,8 @@ pub enum Error {
         /// What rank 0 has, and what that rank has.
         difference: String,
     },
+    /// Ranks, or a batch's parts, of a number that does not do: what would.
+    CannotShare(String),
     /// Ranks that cannot be used.
     Ranks(String),
 
@@ -372,7 +374,7 @@ impl Error {
             Error::RanksDiffer { rank, host, what, difference } => {
                 write!(f, "rank {rank} on {host} has another {what} than rank 0: {difference}")
             }
-            Error::Ranks(reason) => write!(f, "ranks: {reason}"),
+            Error::CannotShare(reason) | Error::Ranks(reason) => write!(f, "ranks: {reason}"),
             Error::RunExists { path } => {
                 write!(f, "{}: holds a training already", path.display())
             }
@@ -396,6 +398,21 @@ impl Error {
             ),
             Error::Callback(error) => write!(f, "{error}"),
         }
+    }
+}
+
+impl Error {
+    /// Whether all ranks of a training come to it by themselves, so that none needs to tell it.
+    pub fn is_of_all_ranks(&self) -> bool {
+        use Error::{CannotShare, Diverged, FailedRank, LostRank, RanksDiffer};
+        matches!(
+            self,
+            CannotShare(_)
+                | Diverged { .. }
+                | FailedRank { .. }
+                | LostRank { .. }
+                | RanksDiffer { .. }
+        )
     }
 }
 
