@@ -13,8 +13,8 @@ const LOOK: Duration = Duration::from_millis(10);
 const SAY: Duration = Duration::from_secs(1);
 /// How long the others have to answer after a signal: launchers that end all ranks because of one leave them a second.
 const ANSWER: Duration = Duration::from_millis(500);
-/// Bytes of a reason that are told.
-const REASON: usize = 1000;
+/// Characters of a reason that are told: few enough for MPI to keep them until they are read.
+const REASON: usize = 800;
 
 /// A small message.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -124,8 +124,7 @@ impl Alive {
                 && failure.rank == self.rank
                 && !std::mem::replace(&mut self.has_told_failure, true)
             {
-                let end = reason.floor_char_boundary(REASON);
-                self.tell_all(notes, &Note::Failed(reason[..end].to_owned()));
+                self.tell_all(notes, &Note::Failed(reason.chars().take(REASON).collect()));
             }
             return Err(failure.error());
         }

@@ -31,11 +31,11 @@ pub(super) fn lines(count: usize) -> impl Iterator<Item = Threads> {
     let (to_notes, notes): (Vec<_>, Vec<_>) = (0..count).map(|_| channel()).unzip();
     let mut to: Vec<Vec<Sender<_>>> = (0..count).map(|_| Vec::new()).collect();
     let mut from: Vec<Vec<Receiver<_>>> = (0..count).map(|_| Vec::new()).collect();
-    for sender in 0..count {
-        for from_sender in &mut from {
+    for of_sender in &mut to {
+        for of_receiver in &mut from {
             let (send, receive) = channel();
-            to[sender].push(send);
-            from_sender.push(receive);
+            of_sender.push(send);
+            of_receiver.push(receive);
         }
     }
     let all = to.into_iter().zip(from).zip(notes).enumerate();

@@ -77,9 +77,9 @@ fn must_agree<B: Backend>(backend: &B, job: &Job<'_>, network: &Network) -> Resu
     for (rank, of_rank) in all.iter().enumerate() {
         for ((what, first), (_, other)) in all[0].iter().zip(of_rank) {
             if first != other {
-                let mut difference =
-                    difference(first, other, ["at rank 0", &format!("at rank {rank}")]);
-                difference.truncate(difference.floor_char_boundary(SHOWN));
+                let of_rank = format!("at rank {rank}");
+                let difference = difference(first, other, ["at rank 0", &of_rank]);
+                let difference = difference.chars().take(SHOWN).collect();
                 let (host, what) = (ranks.host(rank).to_owned(), what.clone());
                 return Err(Error::RanksDiffer { rank, host, what, difference });
             }
@@ -88,7 +88,7 @@ fn must_agree<B: Backend>(backend: &B, job: &Job<'_>, network: &Network) -> Resu
     Ok(())
 }
 
-/// Bytes of a difference that are shown.
+/// Characters of a difference that are shown.
 const SHOWN: usize = 500;
 
 /// The program that runs, by its bytes.
