@@ -334,6 +334,15 @@ impl Ranks {
         Ok(self.all_gather(vec![u8::from(own)])?.concat().contains(&1))
     }
 
+    /// Whether all ranks live and can go on, as far as is known.
+    ///
+    /// # Errors
+    /// If a rank is lost or has failed.
+    pub(crate) fn check(&self) -> Result<()> {
+        let failure = self.0.shared.failure.lock().expect("never held in a panic");
+        failure.as_ref().map_or(Ok(()), |failure| Err(failure.error()))
+    }
+
     /// Tells all others that this rank cannot go on, and why: so they need not wait for it. The first failure that a rank
     /// knows of, its own or another's, is the one that counts.
     pub fn fail(&self, reason: impl Display) {
