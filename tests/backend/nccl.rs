@@ -10,12 +10,12 @@ use crate::ranks::{BATCH, COUNTS, Left, PARTS, odd, train};
 use zfnet::backend::cuda::{Communicator, CudaBackend, NcclExchange, Options, UniqueId};
 use zfnet::backend::{Backend, Precision, StepState};
 use zfnet::model::{Network, Params};
-use zfnet::ranks::{Ranks, SILENCE};
+use zfnet::ranks::Ranks;
 use zfnet::shape::Shape;
 use zfnet::train::{Division, Exchange, Slices};
 
 /// Longer than any rank is late in a test that is to pass, even on a slow machine.
-const PATIENT: Duration = Duration::from_secs(60);
+const PATIENT: Duration = Duration::from_secs(20);
 /// Where others never come.
 const IMPATIENT: Duration = Duration::from_secs(2);
 
@@ -251,7 +251,7 @@ fn with_gpus<T: Send>(
             let work = &work;
             scope.spawn(move || work(&in_precision(ranks.rank(), precision), ranks))
         };
-        let all: Vec<_> = Ranks::threads(count, SILENCE).into_iter().map(run).collect();
+        let all: Vec<_> = Ranks::threads(count, PATIENT).into_iter().map(run).collect();
         all.into_iter().map(|rank| rank.join().unwrap()).collect()
     })
 }
