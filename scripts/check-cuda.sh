@@ -15,7 +15,7 @@ fi
 # Of the kernels, the stand-in, what calls them, and the tests that are to notice.
 checked=tests/standin/checked
 hash() { git ls-files -s kernels tests/standin src/backend/cuda "$@" | grep -v "$checked" | git hash-object --stdin; }
-now=$(hash tests/backend/operations.rs)
+now=$(hash tests/backend/operations.rs tests/backend/nccl.rs)
 studies=$(hash src/backend src/model src/study tests/studies tests/common)
 changed() { [ "${1:-}" = all ] || ! grep -qx "$2" "$checked"; }
 all=true

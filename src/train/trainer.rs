@@ -256,6 +256,14 @@ impl<'a, B: Backend> Trainer<'a, B> {
         })
     }
 
+    /// Exchanges values with other ranks in this way from now on, instead of by the host's memory. All ranks do so before
+    /// the first step.
+    pub fn exchange_by(&mut self, exchange: impl Exchange<B> + 'a) {
+        if let Some((_, by)) = &mut self.exchange {
+            *by = Box::new(exchange);
+        }
+    }
+
     /// One update of the weights from a batch; waits for it and returns the sum of its samples'
     /// losses. See [`Trainer::enqueue`].
     ///

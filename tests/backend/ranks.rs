@@ -22,12 +22,14 @@ use zfnet::{Error, Result};
 on_every_backend!(ranks_make_the_same_bits, a_loss_that_is_not_finite_stops_all_ranks);
 
 /// Parts of a batch.
-const PARTS: usize = 8;
+pub const PARTS: usize = 8;
 /// Samples of a batch: so that parts have three, and two of them none.
-const BATCH: usize = 17;
+pub const BATCH: usize = 17;
+/// Whole batches, and the ends of epochs.
+pub const COUNTS: [usize; 5] = [BATCH, BATCH, 4, 1, BATCH];
 
 /// Layers of odd sizes; one has fewer filters than there are ranks, and one more than can be divided evenly.
-fn odd() -> Network {
+pub fn odd() -> Network {
     network(&format!(
         r#"
         name = "odd"
@@ -57,20 +59,23 @@ fn odd() -> Network {
 
 /// What a training of some steps leaves at one of its ranks.
 #[derive(Debug, PartialEq)]
-struct Left {
-    weights: Vec<u32>,
-    losses: Vec<u64>,
+pub struct Left {
+    pub weights: Vec<u32>,
+    pub losses: Vec<u64>,
     /// What has ended it.
-    error: Option<String>,
+    pub error: Option<String>,
 }
 
-/// Trains on batches of these numbers of samples. The last layer of the rank `poisoned` has biases that are NaN.
-fn train<B: Backend>(
-    backend: &B,
+/// Trains on batches of these numbers of samples, and waits for each or for all. The last layer of the rank `poisoned`
+/// has biases that are NaN.
+pub fn train<'a, B: Backend>(
+    backend: &'a B,
     network: &Network,
     division: Division,
     counts: &[usize],
     poisoned: Option<usize>,
+    waits: bool,
+    prepare: impl FnOnce(&mut Trainer<'a, B>),
 ) -> Left {
     let batch = Samples::random(network, BATCH);
     let (share, bytes) = (division.share(BATCH), batch.preprocess.bytes());
@@ -83,6 +88,7 @@ fn train<B: Backend>(
     let model = Model { network: network.clone(), params, preprocess, classes };
     let momentum = Params::zeros(backend, network).unwrap();
     let mut trainer = Trainer::divided(backend, model, momentum, division).unwrap();
+    prepare(&mut trainer);
     let (mut losses, mut error) = (Vec::new(), None);
     for (step, &samples) in (0..).zip(counts) {
         let own = share.positions(0, samples, samples);
@@ -92,12 +98,14 @@ fn train<B: Backend>(
         let pixels = &batch.pixels[own.start * bytes..own.end * bytes];
         let state = StepState { seed: 5, step, first_sample, learning_rate: 0.1 };
         let begun = trainer.enqueue_share(pixels, &crops, &batch.labels[own], samples, state);
-        error = begun.and_then(|()| trainer.wait()).err().map(|error| error.to_string());
+        let waits = waits || step as usize + 1 == counts.len();
+        let ended = begun.and_then(|()| if waits { trainer.wait() } else { Ok(()) });
+        error = ended.err().map(|error| error.to_string());
         if error.is_some() {
             break;
         }
         while let Some(finished) = trainer.finished() {
-            assert_eq!(finished.samples, samples);
+            assert_eq!(finished.samples, counts[losses.len()]);
             losses.push(finished.loss_sum.to_bits());
         }
     }
@@ -116,7 +124,7 @@ fn by_ranks<B: Backend>(
     thread::scope(|scope| {
         let train = |ranks| {
             let division = Division { parts: PARTS, tree: true, ranks };
-            scope.spawn(move || train(backend, network, division, counts, poisoned))
+            scope.spawn(move || train(backend, network, division, counts, poisoned, true, |_| ()))
         };
         let running: Vec<_> = all.into_iter().map(train).collect();
         running.into_iter().map(|rank| rank.join().expect("no panic")).collect()
@@ -125,8 +133,7 @@ fn by_ranks<B: Backend>(
 
 fn ranks_make_the_same_bits<B: Backend>(backend: &B) {
     let network = odd();
-    // Whole batches, and the ends of epochs.
-    let counts = [BATCH, BATCH, 4, 1, BATCH];
+    let counts = COUNTS;
     let alone = by_ranks(backend, &network, 1, &counts, None).remove(0);
     assert_eq!(alone.losses.len(), counts.len());
     for count in [2, 4, 8] {
@@ -136,7 +143,7 @@ fn ranks_make_the_same_bits<B: Backend>(backend: &B) {
     }
     // Not the bits of a sum in another order.
     let sequence = Division { tree: false, ..Division::alone(PARTS) };
-    let other = train(backend, &network, sequence, &counts, None);
+    let other = train(backend, &network, sequence, &counts, None, true, |_| ());
     let differ = other.weights.iter().zip(&alone.weights).filter(|(one, other)| one != other);
     let differ = differ.count();
     assert!(differ > 100, "{differ} of {}", alone.weights.len());

@@ -7,6 +7,7 @@
 mod blas;
 mod conv;
 mod device;
+mod exchange;
 mod measure;
 mod moments;
 mod nccl;
@@ -24,6 +25,7 @@ use rayon::prelude::*;
 
 pub use blas::present as has_cublaslt;
 pub use device::{count as devices, driver};
+pub use exchange::NcclExchange;
 pub use nccl::{Communicator, Group, UniqueId};
 
 /// A number of this build: another where the compiled kernels, what launches them, or the test that

@@ -10,8 +10,8 @@
 //!
 //! **Nothing waits for ever.** A rank that has ended leaves the others' work on their GPUs hanging, and whoever waits
 //! for it. So communicators do not block (NCCL's user guide, "Fault Tolerance"); every wait of a backend that has one
-//! asks again and again, and when an error has come up, or nothing has been heard for too long, the communicator is
-//! aborted: what hangs then ends, and the wait is an error.
+//! asks again and again, and when an error has come up, a rank is known to be lost, or it takes too long, the communicator
+//! is aborted: what hangs then ends, and the wait is an error.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::fmt;
@@ -188,7 +188,11 @@ pub struct Communicator {
     rank: usize,
     ranks: usize,
     patience: Duration,
+    alive: Box<Alive>,
 }
+
+/// Says which rank is known to be lost.
+type Alive = dyn Fn() -> Result<()> + Send + Sync;
 
 /// A communicator of the library.
 struct Owned(Handle);
@@ -199,16 +203,17 @@ unsafe impl Send for Owned {}
 impl Communicator {
     /// Joins the other ranks, each of which calls this with the same identifier. Then it has connections to all of them.
     /// From now on whatever waits for the backend waits at most `patience` for other ranks: longer than the longest
-    /// step, and than one of them may be late.
+    /// step, and than one of them may be late. Meanwhile it asks `alive`, which fails when a rank is known to be lost.
     ///
     /// # Errors
-    /// If NCCL cannot be loaded, or if the others do not come within `patience`.
+    /// If NCCL cannot be loaded, a rank is lost, or the others do not come within `patience`.
     pub fn new(
         backend: &CudaBackend,
         id: &UniqueId,
         rank: usize,
         ranks: usize,
         patience: Duration,
+        alive: impl Fn() -> Result<()> + Send + Sync + 'static,
     ) -> Result<Arc<Self>> {
         assert!(rank < ranks, "rank {rank} of {ranks}");
         let library = library()?;
@@ -231,9 +236,10 @@ impl Communicator {
             rank,
             ranks,
             patience,
+            alive: Box::new(alive),
         });
         let mut locked = communicator.lock();
-        communicator.done(&mut locked, status, "join the other ranks")?;
+        communicator.done(&mut locked, status, "join the other ranks", patience)?;
         drop(locked);
         communicator.device.exchanges_by(&communicator);
         communicator.connect()?;
@@ -307,17 +313,17 @@ impl Communicator {
         Group { communicator: self, calls: Vec::new() }
     }
 
-    /// Ends it, when all ranks do: waits for what has been exchanged, at all of them.
+    /// Ends it, when all ranks do: waits for what has been exchanged, at all of them, but not longer than this.
     ///
     /// # Errors
     /// If another rank does not come to this end.
-    pub fn finish(&self) -> Result<()> {
-        self.wait_for(&self.stream, "exchange values")?;
+    pub fn finish(&self, patience: Duration) -> Result<()> {
+        self.wait_patiently(&self.stream, "exchange values", patience)?;
         let mut handle = self.lock();
         let Some(Owned(raw)) = *handle else { return Ok(()) };
         // SAFETY: the communicator is alive, and locked.
         let status = unsafe { (self.library.finalize)(raw) };
-        self.done(&mut handle, status, "end the exchange")?;
+        self.done(&mut handle, status, "end the exchange", patience)?;
         *handle = None;
         // SAFETY: as above; from here on nobody has it.
         match unsafe { (self.library.destroy)(raw) } {
@@ -348,26 +354,32 @@ impl Communicator {
     }
 
     /// Nobody has done anything for too long.
-    fn too_long(&self) -> Error {
+    fn too_long(&self, patience: Duration) -> Error {
         Error::Backend(format!(
             "rank {} of {}: the other ranks have not done their part for {} seconds: one of them has ended, or stands \
              still",
             self.rank,
             self.ranks,
-            self.patience.as_secs_f64()
+            patience.as_secs_f64()
         ))
     }
 
     /// Waits until the library has done what it has been asked for with this answer. If it has failed, so has the
     /// communicator.
-    fn done(&self, handle: &mut Option<Owned>, status: c_int, what: &str) -> Result<()> {
+    fn done(
+        &self,
+        handle: &mut Option<Owned>,
+        status: c_int,
+        what: &str,
+        patience: Duration,
+    ) -> Result<()> {
         let begun = Instant::now();
         let result = match status {
             SUCCESS | IN_PROGRESS => loop {
-                match self.is_busy(handle) {
+                match self.is_busy(handle).and_then(|busy| (self.alive)().map(|()| busy)) {
                     Ok(false) => break Ok(()),
-                    Ok(true) if begun.elapsed() < self.patience => pause(),
-                    Ok(true) => break Err(self.too_long()),
+                    Ok(true) if begun.elapsed() < patience => pause(),
+                    Ok(true) => break Err(self.too_long(patience)),
                     Err(error) => break Err(error),
                 }
             },
@@ -398,7 +410,7 @@ impl Communicator {
         }
     }
 
-    /// Waits on the host for what is asked about, and gives up if a rank has failed or `patience` is over. Whoever has
+    /// Waits on the host for what is asked about, and gives up if a rank has failed or it takes too long. Whoever has
     /// given up before only waits.
     ///
     /// # Errors
@@ -408,6 +420,15 @@ impl Communicator {
         what: &'static str,
         is_over: impl Fn() -> Result<bool, DriverError>,
     ) -> Result<()> {
+        self.wait_patiently_until(what, self.patience, is_over)
+    }
+
+    fn wait_patiently_until(
+        &self,
+        what: &'static str,
+        patience: Duration,
+        is_over: impl Fn() -> Result<bool, DriverError>,
+    ) -> Result<()> {
         let begun = Instant::now();
         loop {
             let over = is_over();
@@ -415,10 +436,11 @@ impl Communicator {
                 return Ok(());
             }
             let mut handle = self.lock();
-            let reason = match (handle.is_some(), self.is_busy(&handle), over) {
+            let well = self.is_busy(&handle).and_then(|_| (self.alive)());
+            let reason = match (handle.is_some(), well, over) {
                 (true, Err(error), _) => error,
                 (_, _, Err(error)) => failed(what)(error),
-                (true, Ok(_), _) if begun.elapsed() > self.patience => self.too_long(),
+                (true, Ok(()), _) if begun.elapsed() > patience => self.too_long(patience),
                 _ => {
                     drop(handle);
                     pause();
@@ -432,11 +454,23 @@ impl Communicator {
 
     /// [`Communicator::wait_until`] a stream has done all that it was given.
     pub(super) fn wait_for(&self, stream: &CudaStream, what: &'static str) -> Result<()> {
+        self.wait_patiently(stream, what, self.patience)
+    }
+
+    fn wait_patiently(
+        &self,
+        stream: &CudaStream,
+        what: &'static str,
+        patience: Duration,
+    ) -> Result<()> {
         self.device.bind()?;
-        // SAFETY: the stream is alive.
-        self.wait_until(what, || match unsafe { cuStreamQuery(stream.cu_stream()) } {
-            CUresult::CUDA_ERROR_NOT_READY => Ok(false),
-            status => status.result().map(|()| true),
+        self.wait_patiently_until(what, patience, || {
+            // SAFETY: the stream is alive.
+            let status = unsafe { cuStreamQuery(stream.cu_stream()) };
+            match status {
+                CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+                status => status.result().map(|()| true),
+            }
         })
     }
 
@@ -551,7 +585,7 @@ impl Group<'_> {
             let called = calls.fold(begun, first_error);
             first_error(called, (library.group_end)())
         };
-        communicator.done(&mut handle, status, "exchange values")
+        communicator.done(&mut handle, status, "exchange values", communicator.patience)
     }
 }
 
