@@ -128,6 +128,8 @@ pub struct Trainer<'a, B: Backend> {
     /// Samples of the batch in hand, over all ranks.
     samples: usize,
     host_losses: Vec<f32>,
+    /// The moments of a watched step.
+    host_moments: Vec<MapMoments>,
     host_crops: Vec<Crop>,
     micro_batch: usize,
 }
@@ -246,6 +248,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
             division,
             exchange,
             host_losses: vec![0.0; micro_batch],
+            host_moments: Vec::new(),
             host_crops: Vec::with_capacity(micro_batch),
             records: true,
             watches: false,
@@ -516,7 +519,10 @@ impl<'a, B: Backend> Trainer<'a, B> {
     /// # Errors
     /// If the backend is out of memory.
     pub fn prepare_watch(&mut self) -> Result<()> {
-        self.workspace.prepare_watch(self.backend, &self.model.network)
+        self.workspace.prepare_watch(self.backend, &self.model.network)?;
+        let watch = self.workspace.watch.as_mut().expect("just made");
+        self.host_moments = watch.received(self.backend)?.to_vec(); // of nothing yet
+        Ok(())
     }
 
     /// At rank 0, what the watched part in a slot of some rank tells, once it has been waited for.
@@ -527,14 +533,15 @@ impl<'a, B: Backend> Trainer<'a, B> {
         if ranks.rank() == at {
             let slot = &self.slots[slot.expect("who tells has a part")];
             let (samples, rate) = (slot.batch.losses.shape().len(), slot.state.learning_rate);
-            let moments = watch.received(self.backend)?.to_vec();
-            told = Some((samples, f64::from(slot.scale), f64::from(rate), moments));
+            self.host_moments.copy_from_slice(watch.received(self.backend)?);
+            told = Some([samples as f64, f64::from(slot.scale), f64::from(rate)]);
         }
         if at != 0 {
-            told = send_to_first(&ranks, at, told)?;
+            told = send_to_first(&ranks, at, told, &mut self.host_moments)?;
         }
-        let of_network = |(samples, scale, rate, moments): (_, _, _, Vec<_>)| {
-            watch.signs(&self.model.network, &moments, samples, scale, rate)
+        let of_network = |[samples, scale, rate]: [f64; 3]| {
+            let moments = &self.host_moments;
+            watch.signs(&self.model.network, moments, samples as usize, scale, rate)
         };
         Ok(told.filter(|_| ranks.is_first()).map(of_network))
     }
@@ -721,18 +728,19 @@ fn diverged(loss: f64, state: StepState) -> Error {
     }
 }
 
-/// What a rank tells of a watched part: its samples, the factor of each one's gradient, the learning rate and moments.
-type Told = (usize, f64, f64, Vec<MapMoments>);
-
-/// Sends what another rank tells to rank 0.
-fn send_to_first(ranks: &Ranks, from: usize, told: Option<Told>) -> Result<Option<Told>> {
-    let bytes = told.map_or(Vec::new(), |(samples, scale, rate, moments)| {
-        let numbers = [samples as f64, scale, rate];
-        [bytemuck::cast_slice(&numbers), bytemuck::cast_slice::<_, u8>(&moments)].concat()
+/// Brings what another rank tells of a watched part to rank 0: its samples, the factor of each one's gradient and the
+/// learning rate; and its moments.
+fn send_to_first(
+    ranks: &Ranks,
+    from: usize,
+    told: Option<[f64; 3]>,
+    moments: &mut [MapMoments],
+) -> Result<Option<[f64; 3]>> {
+    let bytes = told.map_or(Vec::new(), |numbers| {
+        [bytemuck::bytes_of(&numbers), bytemuck::cast_slice::<_, u8>(moments)].concat()
     });
     let all = ranks.all_gather(bytes)?;
-    let (numbers, moments) = all[from].split_at(3 * size_of::<f64>());
-    let number = |i: usize| bytemuck::pod_read_unaligned::<f64>(&numbers[8 * i..8 * i + 8]);
-    let moments = moments.chunks_exact(size_of::<MapMoments>()).map(bytemuck::pod_read_unaligned);
-    Ok(Some((number(0) as usize, number(1), number(2), moments.collect())))
+    let (numbers, of_rank) = all[from].split_at(size_of::<[f64; 3]>());
+    bytemuck::cast_slice_mut::<_, u8>(moments).copy_from_slice(of_rank);
+    Ok(Some(bytemuck::pod_read_unaligned(numbers)))
 }
