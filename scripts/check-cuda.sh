@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # What must hold of the CUDA backend on a machine without a GPU: the kernels compile without a
 # warning or a spill and use the tensor cores; the backend builds, and passes its tests on the
-# stand-in for CUDA's driver. The tests of single operations and those of studies take longest, and depend on little: they
-# are run if that has changed since they were last seen to pass (tests/standin/checked).
+# stand-in for CUDA's driver. What takes long and depends on little (the kernels' code, docs, the tests of single operations;
+# the tests of studies) is run if that has changed since it was last seen to pass (tests/standin/checked).
 # `scripts/check-cuda.sh all` runs these in any case, and then plants bugs in the kernels, which the tests have to notice,
 # and runs sanitizers: after changes to kernels/, tests/standin or src/backend/cuda.
 # Needs g++, python3 with pip (for a compiler, if there is no nvcc) and an x86-64 machine.
@@ -16,16 +16,19 @@ fi
 # Of the kernels, the stand-in, what calls them, and the tests that are to notice.
 checked=tests/standin/checked
 hash() { git ls-files -s kernels tests/standin src/backend/cuda "$@" | grep -v "$checked" | git hash-object --stdin; }
-now=$(hash tests/backend/operations.rs tests/backend/nccl.rs)
+now=$(hash tests/backend/operations.rs)
 studies=$(hash src/backend src/model src/study tests/studies tests/common)
 changed() { [ "${1:-}" = all ] || ! grep -qx "$2" "$checked"; }
 operations=true
 changed "${1:-}" "$now" || operations=false
-echo "== kernels: warnings, spills, tensor cores"
-scripts/check-kernels.sh
-echo "== lints and docs with the feature cuda"
+if $operations; then
+  echo "== kernels: warnings, spills, tensor cores"
+  scripts/check-kernels.sh
+  echo "== docs with the feature cuda"
+  RUSTDOCFLAGS="-D warnings" cargo doc --release -p zfnet --no-deps --features cuda
+fi
+echo "== lints with the feature cuda"
 cargo clippy --release -p zfnet --all-targets --features cuda -- -D warnings
-RUSTDOCFLAGS="-D warnings" cargo doc --release -p zfnet --no-deps --features cuda
 echo "== tests on the stand-in"
 standin=${CARGO_TARGET_DIR:-target}/standin
 tests/standin/build.sh "$standin"

@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use crate::Error;
-use crate::ranks::{Ranks, SILENCE};
+use crate::ranks::{Ranks, TIMEOUT};
 use anyhow::{Result, bail};
 use clap::Args;
 
@@ -35,7 +35,7 @@ impl RankArgs {
     pub fn join(&mut self) -> Result<()> {
         let Some((_, launched)) = launched() else { return Ok(()) };
         let silence =
-            self.rank_timeout.map_or(SILENCE, |seconds| Duration::from_secs(seconds.into()));
+            self.rank_timeout.map_or(TIMEOUT, |seconds| Duration::from_secs(seconds.into()));
         self.ranks = of_mpi(silence)?;
         let found = self.ranks.count();
         if found != launched {

@@ -1,10 +1,10 @@
 //! Ranks: processes, or threads of one, that train one network together.
 //!
-//! A rank hears and tells the others by a thread of its own, which does in order what it is given, while the rank
-//! computes. All ranks give it the same in the same order. It also tells the others every second that its rank lives:
-//! one that has not been heard of for long ends the work of all, with its name.
+//! A rank sends and receives on a thread of its own, which does in order what it is given, while the rank computes. All
+//! ranks give it the same in the same order. That thread also sends the others a heartbeat every second: a rank that has
+//! not been heard of for long ends the work of all, which say its name.
 
-mod alive;
+mod heartbeat;
 #[cfg(feature = "mpi")]
 mod mpi;
 mod threads;
@@ -17,16 +17,16 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::{Error, Result};
-use alive::{Alive, Note};
+use heartbeat::{Control, Heartbeat};
 
-/// How often the thread of a rank looks whether the others live, and a rank whether its thread has given up.
-const LOOK: Duration = Duration::from_millis(100);
+/// How often a rank's thread polls control messages while it has no work, and a rank whether its thread has given up.
+const POLL: Duration = Duration::from_millis(100);
 /// How long a rank that has failed waits for its thread, which tells the others.
-const GOODBYE: Duration = Duration::from_secs(1);
-/// After how long without a word of it a rank is taken for lost, unless it is said otherwise.
-pub const SILENCE: Duration = Duration::from_secs(60);
+const END: Duration = Duration::from_secs(1);
+/// After how long without a message a rank is taken for lost, by default.
+pub const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// One of the ranks, and its way to the others.
+/// One of the ranks.
 #[derive(Clone)]
 pub struct Ranks(Arc<Member>);
 
@@ -36,7 +36,7 @@ struct Member {
     hosts: Vec<String>,
     /// Which of the ranks on its host it is.
     on_host: usize,
-    /// To its thread; a rank that is alone has none.
+    /// Queue of its thread; a rank that is alone has none.
     work: Option<Sender<Work>>,
     shared: Arc<Shared>,
     /// Says that the thread has ended.
@@ -50,6 +50,22 @@ struct Shared {
     stop: Mutex<Option<Arc<AtomicUsize>>>,
     /// A signal that another rank has told.
     told_stop: AtomicUsize,
+}
+
+impl Shared {
+    /// The failure that counts: the first that this rank knows of, its own or another's.
+    fn failure(&self) -> Option<Failure> {
+        self.failure.lock().expect("never held in a panic").clone()
+    }
+
+    /// The failure that counts, from now on perhaps this one.
+    fn fail(&self, failure: Failure) -> Failure {
+        self.failure.lock().expect("never held in a panic").get_or_insert(failure).clone()
+    }
+
+    fn stop(&self) -> Option<Arc<AtomicUsize>> {
+        self.stop.lock().expect("never held in a panic").clone()
+    }
 }
 
 /// Why the ranks cannot go on.
@@ -78,10 +94,10 @@ impl Failure {
     }
 }
 
-type Work = Box<dyn FnOnce(&mut dyn Line) + Send>;
+type Work = Box<dyn FnOnce(&mut dyn Channel) + Send>;
 
 /// The messages of one rank, to be used on its thread alone.
-pub(crate) trait Line {
+pub(crate) trait Channel {
     /// Which rank it is.
     fn rank(&self) -> usize;
     /// How many there are.
@@ -102,33 +118,33 @@ trait Transport: Sized {
     fn hosts(&self) -> &[String];
     /// Which of the ranks on its host it is.
     fn on_host(&self) -> usize;
-    /// [`Line::exchange`], with `look` called again and again while it waits. If that fails, the work of this rank is over:
+    /// [`Channel::exchange`], with `poll` called again and again while it waits. If that fails, the work of this rank is over:
     /// where messages under way still use what was lent, this does not return, and the failure is told in another way.
     fn exchange(
         &mut self,
         sends: &[(usize, &[u8])],
         receives: &mut [(usize, &mut [u8])],
-        look: &mut dyn FnMut(&dyn Notes) -> Result<()>,
+        poll: &mut dyn FnMut(&dyn ControlMessages) -> Result<()>,
     ) -> Result<()>;
-    fn notes(&self) -> &dyn Notes;
+    fn control(&self) -> &dyn ControlMessages;
     /// Whether all ranks have to end at a time.
     const ENDS_TOGETHER: bool;
     /// Ends all that it began, with all other ranks; or without them, after a failure.
     fn end(self, well: bool);
 }
 
-/// Small messages that nobody waits for.
-trait Notes {
-    fn tell(&self, rank: usize, note: &Note);
-    fn heard(&self) -> Option<(usize, Note)>;
+/// Control messages, which nobody waits for.
+trait ControlMessages {
+    fn send(&self, rank: usize, message: &Control);
+    fn receive(&self) -> Option<(usize, Control)>;
 }
 
 struct Thread<T> {
     transport: T,
-    alive: Alive,
+    heartbeat: Heartbeat,
 }
 
-impl<T: Transport> Line for Thread<T> {
+impl<T: Transport> Channel for Thread<T> {
     fn rank(&self) -> usize {
         self.transport.rank()
     }
@@ -142,8 +158,8 @@ impl<T: Transport> Line for Thread<T> {
         sends: &[(usize, &[u8])],
         receives: &mut [(usize, &mut [u8])],
     ) -> Result<()> {
-        let Thread { transport, alive } = self;
-        transport.exchange(sends, receives, &mut |notes| alive.look(notes))
+        let Thread { transport, heartbeat } = self;
+        transport.exchange(sends, receives, &mut |control| heartbeat.poll(control))
     }
 }
 
@@ -157,11 +173,10 @@ impl<T> Pending<T> {
     /// Waits for it.
     pub fn wait(self) -> Result<T> {
         loop {
-            match self.result.recv_timeout(LOOK) {
+            match self.result.recv_timeout(POLL) {
                 Ok(result) => return result,
                 Err(RecvTimeoutError::Timeout) => {
-                    let failure = self.shared.failure.lock().expect("never held in a panic");
-                    if let Some(failure) = &*failure {
+                    if let Some(failure) = self.shared.failure() {
                         return Err(failure.error());
                     }
                 }
@@ -187,9 +202,11 @@ impl Ranks {
     }
 
     /// Ranks that are threads of this process, to be given one each.
-    pub fn threads(count: usize, silence: Duration) -> Vec<Self> {
-        let lines = threads::lines(count);
-        lines.map(|line| Self::new(move || Ok(line), silence).expect("made already")).collect()
+    pub fn threads(count: usize, timeout: Duration) -> Vec<Self> {
+        let channels = threads::channels(count);
+        channels
+            .map(|channel| Self::new(move || Ok(channel), timeout).expect("made already"))
+            .collect()
     }
 
     /// This process among those that MPI has started.
@@ -197,14 +214,14 @@ impl Ranks {
     /// # Errors
     /// If MPI cannot be initialised.
     #[cfg(feature = "mpi")]
-    pub fn of_mpi(silence: Duration) -> Result<Self> {
-        Self::new(mpi::Mpi::new, silence)
+    pub fn of_mpi(timeout: Duration) -> Result<Self> {
+        Self::new(mpi::Mpi::new, timeout)
     }
 
     /// Starts the thread of a rank, on which alone its messages are used.
     fn new<T: Transport>(
         make: impl FnOnce() -> Result<T> + Send + 'static,
-        silence: Duration,
+        timeout: Duration,
     ) -> Result<Self> {
         let shared = Arc::new(Shared::default());
         let of_thread = shared.clone();
@@ -217,25 +234,25 @@ impl Ranks {
                 Err(error) => return drop(ready.send(Err(error))),
             };
             let (rank, hosts) = (transport.rank(), transport.hosts().to_vec());
-            let alive = Alive::new(rank, hosts.clone(), silence, of_thread.clone());
+            let heartbeat = Heartbeat::new(rank, hosts.clone(), timeout, of_thread.clone());
             let _ = ready.send(Ok((rank, hosts, transport.on_host()))); // is waited for
-            let mut thread = Thread { transport, alive };
+            let mut thread = Thread { transport, heartbeat };
             loop {
-                match received.recv_timeout(LOOK) {
+                match received.recv_timeout(POLL) {
                     Ok(work) => {
-                        let _ = thread.alive.look(thread.transport.notes());
+                        let _ = thread.heartbeat.poll(thread.transport.control());
                         work(&mut thread);
                     }
                     Err(RecvTimeoutError::Timeout) => {
-                        let _ = thread.alive.look(thread.transport.notes()); // kept for who waits next
+                        let _ = thread.heartbeat.poll(thread.transport.control()); // kept for who waits next
                     }
                     Err(RecvTimeoutError::Disconnected) => break,
                 }
             }
-            let _ = thread.alive.look_now(thread.transport.notes()); // a failure is told at last
-            let well = of_thread.failure.lock().expect("never held in a panic").is_none();
-            // What ends MPI waits for all, in silence: until all are here, it is told who lives.
-            let well = well && (!T::ENDS_TOGETHER || all_gather(&mut thread, &[]).is_ok());
+            let _ = thread.heartbeat.poll_now(thread.transport.control()); // a failure is told at last
+            // What ends MPI waits for all without a heartbeat: it begins when all are here.
+            let well = of_thread.failure().is_none()
+                && (!T::ENDS_TOGETHER || all_gather(&mut thread, &[]).is_ok());
             thread.transport.end(well);
             let _ = end.send(()); // if somebody waits for it
         };
@@ -287,13 +304,13 @@ impl Ranks {
     /// Has something done by the thread of this rank. All ranks give theirs what belongs together in the same order.
     pub(crate) fn submit<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&mut dyn Line) -> Result<T> + Send + 'static,
+        work: impl FnOnce(&mut dyn Channel) -> Result<T> + Send + 'static,
     ) -> Pending<T> {
         let (send, result) = mpsc::sync_channel(1);
         let shared = self.0.shared.clone();
-        let work = Box::new(move |line: &mut dyn Line| {
+        let work = Box::new(move |channel: &mut dyn Channel| {
             let panicked = |_| Err(Error::Ranks("the thread for messages has panicked".into()));
-            let done = catch_unwind(AssertUnwindSafe(|| work(line))).unwrap_or_else(panicked);
+            let done = catch_unwind(AssertUnwindSafe(|| work(channel))).unwrap_or_else(panicked);
             let _ = send.send(done); // nobody may wait for it any more
         });
         if let Some(thread) = &self.0.work {
@@ -310,7 +327,7 @@ impl Ranks {
         if self.count() == 1 {
             return Ok(vec![own]);
         }
-        self.submit(move |line| all_gather(line, &own)).wait()
+        self.submit(move |channel| all_gather(channel, &own)).wait()
     }
 
     /// Rank 0's bytes, at all ranks. The others have none.
@@ -358,33 +375,34 @@ impl Ranks {
     /// # Errors
     /// If not.
     pub(crate) fn check(&self) -> Result<()> {
-        let failure = self.0.shared.failure.lock().expect("never held in a panic");
-        failure.as_ref().map_or(Ok(()), |failure| Err(failure.error()))
+        self.0.shared.failure().map_or(Ok(()), |failure| Err(failure.error()))
     }
 
     /// Tells all others that this rank cannot go on, and why: so they need not wait for it. The first failure that a rank
     /// knows of, its own or another's, is the one that counts.
     pub fn fail(&self, reason: impl Display) {
-        let (rank, host) = (self.rank(), self.host(self.rank()).to_owned());
-        let failure = Failure { rank, host, why: Why::Said(reason.to_string()) };
-        self.0.shared.failure.lock().expect("never held in a panic").get_or_insert(failure);
+        self.0.fail(reason.to_string());
+    }
+}
+
+impl Member {
+    fn fail(&self, reason: String) {
+        let (rank, host) = (self.rank, self.hosts[self.rank].clone());
+        self.shared.fail(Failure { rank, host, why: Why::Said(reason) });
     }
 }
 
 impl Drop for Member {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let (rank, host) = (self.rank, self.hosts[self.rank].clone());
-            let why = Why::Said("it has panicked".into());
-            let mut failure = self.shared.failure.lock().expect("never held in a panic");
-            failure.get_or_insert(Failure { rank, host, why });
+            self.fail("it has panicked".into());
         }
         self.work = None; // ends the thread
         let Some(ended) = self.ended.lock().expect("never held in a panic").take() else { return };
         loop {
             // A thread that has given up does not end.
-            let has_failed = self.shared.failure.lock().expect("never held in a panic").is_some();
-            match ended.recv_timeout(if has_failed { GOODBYE } else { LOOK }) {
+            let has_failed = self.shared.failure().is_some();
+            match ended.recv_timeout(if has_failed { END } else { POLL }) {
                 Err(RecvTimeoutError::Timeout) if !has_failed => {}
                 _ => return,
             }
@@ -393,30 +411,30 @@ impl Drop for Member {
 }
 
 /// First the lengths, then the bytes.
-fn all_gather(line: &mut dyn Line, own: &[u8]) -> Result<Vec<Vec<u8>>> {
-    let (rank, ranks) = (line.rank(), line.ranks());
+fn all_gather(channel: &mut dyn Channel, own: &[u8]) -> Result<Vec<Vec<u8>>> {
+    let (rank, ranks) = (channel.rank(), channel.ranks());
     let length = (own.len() as u64).to_le_bytes();
     let mut lengths = vec![length; ranks];
-    gather_into(line, rank, &length, lengths.iter_mut().map(|length| &mut length[..]))?;
+    gather_into(channel, rank, &length, lengths.iter_mut().map(|length| &mut length[..]))?;
     let empty = |length: &[u8; 8]| vec![0; u64::from_le_bytes(*length) as usize];
     let mut all: Vec<Vec<u8>> = lengths.iter().map(empty).collect();
-    gather_into(line, rank, own, all.iter_mut().map(|bytes| &mut bytes[..]))?;
+    gather_into(channel, rank, own, all.iter_mut().map(|bytes| &mut bytes[..]))?;
     all[rank].copy_from_slice(own);
     Ok(all)
 }
 
 /// Sends the same to all others, and receives theirs. Who has none sends none.
 fn gather_into<'a>(
-    line: &mut dyn Line,
+    channel: &mut dyn Channel,
     rank: usize,
     own: &[u8],
     places: impl Iterator<Item = &'a mut [u8]>,
 ) -> Result<()> {
-    let sends: Vec<(usize, &[u8])> = (0..line.ranks())
+    let sends: Vec<(usize, &[u8])> = (0..channel.ranks())
         .filter(|other| *other != rank && !own.is_empty())
         .map(|other| (other, own))
         .collect();
     let mut receives: Vec<(usize, &mut [u8])> =
         places.enumerate().filter(|(other, place)| *other != rank && !place.is_empty()).collect();
-    line.exchange(&sends, &mut receives)
+    channel.exchange(&sends, &mut receives)
 }

@@ -8,14 +8,14 @@ use mpi::request::multiple_scope;
 use mpi::topology::SimpleCommunicator;
 use mpi::traits::{Communicator, CommunicatorCollectives, Destination, MatchedReceiveVec, Source};
 
-use super::{Note, Notes, Transport};
+use super::{Control, ControlMessages, Transport};
 use crate::{Error, Result};
 
 /// Bytes of a message: MPI counts them in 32 bits.
 const MESSAGE: usize = 1 << 30;
 /// Bytes of a host's name.
 const NAME: usize = 256;
-/// How often it is looked at once whether a message has arrived, and how long it is slept between two looks after that.
+/// How often messages are polled without a pause between, and the pause after that.
 const EAGER: usize = 200;
 const PAUSE: Duration = Duration::from_micros(50);
 
@@ -25,12 +25,12 @@ pub(super) struct Mpi {
     on_host: usize,
     rank: usize,
     data: SimpleCommunicator,
-    notes: MpiNotes,
+    control: MpiControl,
     /// Ends MPI when it is dropped: the last of all.
     _universe: Universe,
 }
 
-struct MpiNotes(SimpleCommunicator);
+struct MpiControl(SimpleCommunicator);
 
 impl Mpi {
     pub fn new() -> Result<Self> {
@@ -53,7 +53,7 @@ impl Mpi {
             on_host: world.split_shared(world.rank()).rank() as usize,
             rank: world.rank() as usize,
             data: world.duplicate(),
-            notes: MpiNotes(world.duplicate()),
+            control: MpiControl(world.duplicate()),
             _universe: universe,
         })
     }
@@ -78,9 +78,9 @@ impl Transport for Mpi {
         &mut self,
         sends: &[(usize, &[u8])],
         receives: &mut [(usize, &mut [u8])],
-        look: &mut dyn FnMut(&dyn Notes) -> Result<()>,
+        poll: &mut dyn FnMut(&dyn ControlMessages) -> Result<()>,
     ) -> Result<()> {
-        let Mpi { data, notes, .. } = self;
+        let Mpi { data, control, .. } = self;
         let messages = |bytes: usize| bytes.div_ceil(MESSAGE);
         let mut left = sends.iter().map(|(_, bytes)| messages(bytes.len())).sum::<usize>()
             + receives.iter().map(|(_, place)| messages(place.len())).sum::<usize>();
@@ -97,19 +97,19 @@ impl Transport for Mpi {
                     requests.add(rank.immediate_send(scope, bytes));
                 }
             }
-            let mut looks = 0;
+            let mut polls = 0;
             while left > 0 {
                 if requests.test_any().is_some() {
                     left -= 1;
-                    looks = 0;
-                } else if look(notes).is_err() {
+                    polls = 0;
+                } else if poll(control).is_err() {
                     // Messages under way use what was lent for as long as the process lives: it is told of the failure
-                    // by what `look` has left, and ends.
+                    // by what `poll` has left, and ends.
                     loop {
                         std::thread::park();
                     }
-                } else if looks < EAGER {
-                    looks += 1;
+                } else if polls < EAGER {
+                    polls += 1;
                     std::thread::yield_now();
                 } else {
                     std::thread::sleep(PAUSE);
@@ -119,8 +119,8 @@ impl Transport for Mpi {
         Ok(())
     }
 
-    fn notes(&self) -> &dyn Notes {
-        &self.notes
+    fn control(&self) -> &dyn ControlMessages {
+        &self.control
     }
 
     fn end(self, well: bool) {
@@ -130,15 +130,15 @@ impl Transport for Mpi {
     }
 }
 
-impl Notes for MpiNotes {
+impl ControlMessages for MpiControl {
     /// Returns at once: MPI keeps what is so small, until it can be delivered.
-    fn tell(&self, rank: usize, note: &Note) {
-        self.0.process_at_rank(rank as i32).send(&note.to_bytes()[..]);
+    fn send(&self, rank: usize, message: &Control) {
+        self.0.process_at_rank(rank as i32).send(&message.to_bytes()[..]);
     }
 
-    fn heard(&self) -> Option<(usize, Note)> {
+    fn receive(&self) -> Option<(usize, Control)> {
         let probed = self.0.any_process().immediate_matched_probe()?;
         let (bytes, status) = probed.matched_receive_vec::<u8>();
-        Some((status.source_rank() as usize, Note::from_bytes(&bytes)))
+        Some((status.source_rank() as usize, Control::from_bytes(&bytes)))
     }
 }

@@ -3,11 +3,11 @@
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
-use super::{Note, Notes, Transport};
+use super::{Control, ControlMessages, Transport};
 use crate::{Error, Result};
 
-/// How long a message is waited for before it is looked whether the others live.
-const LOOK: Duration = Duration::from_millis(10);
+/// How long a message is waited for before control messages are polled.
+const POLL: Duration = Duration::from_millis(10);
 
 /// The messages of one rank.
 pub(super) struct Threads {
@@ -17,18 +17,18 @@ pub(super) struct Threads {
     to: Vec<Sender<Vec<u8>>>,
     /// From each rank.
     from: Vec<Receiver<Vec<u8>>>,
-    notes: ThreadNotes,
+    control: ThreadControl,
 }
 
-struct ThreadNotes {
+struct ThreadControl {
     rank: usize,
-    to: Vec<Sender<(usize, Note)>>,
-    from: Receiver<(usize, Note)>,
+    to: Vec<Sender<(usize, Control)>>,
+    from: Receiver<(usize, Control)>,
 }
 
 /// The messages of `count` ranks.
-pub(super) fn lines(count: usize) -> impl Iterator<Item = Threads> {
-    let (to_notes, notes): (Vec<_>, Vec<_>) = (0..count).map(|_| channel()).unzip();
+pub(super) fn channels(count: usize) -> impl Iterator<Item = Threads> {
+    let (to_control, control): (Vec<_>, Vec<_>) = (0..count).map(|_| channel()).unzip();
     let mut to: Vec<Vec<Sender<_>>> = (0..count).map(|_| Vec::new()).collect();
     let mut from: Vec<Vec<Receiver<_>>> = (0..count).map(|_| Vec::new()).collect();
     for of_sender in &mut to {
@@ -38,13 +38,13 @@ pub(super) fn lines(count: usize) -> impl Iterator<Item = Threads> {
             of_receiver.push(receive);
         }
     }
-    let all = to.into_iter().zip(from).zip(notes).enumerate();
-    all.map(move |(rank, ((to, from), notes))| Threads {
+    let all = to.into_iter().zip(from).zip(control).enumerate();
+    all.map(move |(rank, ((to, from), control))| Threads {
         rank,
         hosts: vec!["this host".into(); count],
         to,
         from,
-        notes: ThreadNotes { rank, to: to_notes.clone(), from: notes },
+        control: ThreadControl { rank, to: to_control.clone(), from: control },
     })
 }
 
@@ -67,19 +67,19 @@ impl Transport for Threads {
         &mut self,
         sends: &[(usize, &[u8])],
         receives: &mut [(usize, &mut [u8])],
-        look: &mut dyn FnMut(&dyn Notes) -> Result<()>,
+        poll: &mut dyn FnMut(&dyn ControlMessages) -> Result<()>,
     ) -> Result<()> {
         for (rank, bytes) in sends {
             let _ = self.to[*rank].send(bytes.to_vec()); // one that has ended will be missed
         }
         for (rank, place) in receives {
             let bytes = loop {
-                look(&self.notes)?;
-                match self.from[*rank].recv_timeout(LOOK) {
+                poll(&self.control)?;
+                match self.from[*rank].recv_timeout(POLL) {
                     Ok(bytes) => break bytes,
                     Err(RecvTimeoutError::Timeout) => {}
                     // Until it is known why.
-                    Err(RecvTimeoutError::Disconnected) => std::thread::sleep(LOOK),
+                    Err(RecvTimeoutError::Disconnected) => std::thread::sleep(POLL),
                 }
             };
             if bytes.len() != place.len() {
@@ -92,20 +92,20 @@ impl Transport for Threads {
         Ok(())
     }
 
-    fn notes(&self) -> &dyn Notes {
-        &self.notes
+    fn control(&self) -> &dyn ControlMessages {
+        &self.control
     }
 
     fn end(self, _well: bool) {}
 }
 
-impl Notes for ThreadNotes {
-    fn tell(&self, rank: usize, note: &Note) {
+impl ControlMessages for ThreadControl {
+    fn send(&self, rank: usize, message: &Control) {
         debug_assert_ne!(rank, self.rank);
-        let _ = self.to[rank].send((self.rank, note.clone())); // one that has ended hears nothing
+        let _ = self.to[rank].send((self.rank, message.clone())); // one that has ended hears nothing
     }
 
-    fn heard(&self) -> Option<(usize, Note)> {
+    fn receive(&self) -> Option<(usize, Control)> {
         self.from.try_recv().ok()
     }
 }

@@ -9,9 +9,9 @@ use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
-use crate::backend::{Backend, Param, SLICE_ALIGNMENT};
+use crate::backend::{Backend, Param, SLICE_ALIGNMENT, Tensor};
 use crate::model::{Network, Params};
-use crate::ranks::{Line, Pending, Ranks};
+use crate::ranks::{Channel, Pending, Ranks};
 use crate::shape::ConvDims;
 use crate::{Error, Result};
 
@@ -113,9 +113,7 @@ impl Slices {
             let ranges = self.values(layer, self.rank);
             let tensors = [(&mut own.weight, &whole.weight), (&mut own.bias, &whole.bias)];
             for ((own, whole), range) in tensors.into_iter().zip(ranges) {
-                let mut values = vec![0.0; range.len()];
-                backend.download_from(&mut values, whole, range.start)?;
-                backend.upload(own, &values)?;
+                backend.upload(own, &download(backend, whole, range)?)?;
             }
         }
         Ok(own)
@@ -201,16 +199,19 @@ impl<B: Backend> Lent<B> {
         });
         Ok(match (taken, param) {
             (Some(taken), _) => Lent::Tensors(taken),
-            (None, Some(Param { weight, bias })) => {
-                let copies = [weight, bias].map(|tensor| {
-                    let mut values = vec![0.0; tensor.shape().len()];
-                    backend.download_from(&mut values, tensor, 0).map(|()| values)
-                });
-                let [weight, bias] = copies;
-                Lent::Copies([weight?, bias?], PhantomData)
-            }
-            (None, None) => Lent::Copies([Vec::new(), Vec::new()], PhantomData),
+            (None, param) => Lent::Copies(copies(backend, param.as_ref())?, PhantomData),
         })
+    }
+
+    /// Gives the tensors back, or the values of the copies.
+    fn give_back(self, backend: &B, param: &mut Option<Param<B>>) -> Result<()> {
+        match self {
+            Lent::Tensors(lent) => {
+                *param = Some(lent);
+                Ok(())
+            }
+            Lent::Copies(copies, _) => upload(backend, param, &copies),
+        }
     }
 
     fn values_mut(&mut self) -> [&mut [f32]; 2] {
@@ -221,6 +222,31 @@ impl<B: Backend> Lent<B> {
             Lent::Copies([weight, bias], _) => [weight, bias],
         }
     }
+}
+
+/// Values of a tensor, on the host.
+fn download<B: Backend>(backend: &B, tensor: &Tensor<B>, range: Range<usize>) -> Result<Vec<f32>> {
+    let mut values = vec![0.0; range.len()];
+    backend.download_from(&mut values, tensor, range.start)?;
+    Ok(values)
+}
+
+/// A layer's weights and biases on the host; of none, none.
+fn copies<B: Backend>(backend: &B, param: Option<&Param<B>>) -> Result<[Vec<f32>; 2]> {
+    let Some(Param { weight, bias }) = param else { return Ok([Vec::new(), Vec::new()]) };
+    let whole = |tensor: &Tensor<B>| download(backend, tensor, 0..tensor.shape().len());
+    Ok([whole(weight)?, whole(bias)?])
+}
+
+/// The same back.
+fn upload<B: Backend>(
+    backend: &B,
+    param: &mut Option<Param<B>>,
+    [weights, biases]: &[Vec<f32>; 2],
+) -> Result<()> {
+    let Some(Param { weight, bias }) = param else { return Ok(()) };
+    backend.upload(weight, weights)?;
+    backend.upload(bias, biases)
 }
 
 impl<B: Backend> HostExchange<B> {
@@ -247,11 +273,11 @@ impl<B: Backend> Exchange<B> for HostExchange<B> {
         let mut lent = Lent::of(backend, gradient)?;
         let mut sum = Lent::of(backend, &mut self.sums.layers[layer])?;
         let (slices, received) = (self.slices.clone(), self.received.clone());
-        let reduced = self.ranks.submit(move |line| {
+        let reduced = self.ranks.submit(move |channel| {
             let mut received =
                 received.lock().map_err(|_| Error::Ranks("an exchange has failed".into()))?;
             reduce(
-                line,
+                channel,
                 &slices,
                 layer,
                 senders,
@@ -278,14 +304,7 @@ impl<B: Backend> Exchange<B> for HostExchange<B> {
             if let Lent::Tensors(gradient) = lent {
                 gradients.layers[layer] = Some(gradient);
             }
-            match (sum, &mut self.sums.layers[layer]) {
-                (Lent::Tensors(sum), place) => *place = Some(sum),
-                (Lent::Copies([weight, bias], _), Some(place)) => {
-                    backend.upload(&mut place.weight, &weight)?;
-                    backend.upload(&mut place.bias, &bias)?;
-                }
-                (Lent::Copies(..), None) => {}
-            }
+            sum.give_back(backend, &mut self.sums.layers[layer])?;
         }
         Ok(&self.sums)
     }
@@ -296,21 +315,14 @@ impl<B: Backend> Exchange<B> for HostExchange<B> {
         {
             let mut lent = Lent::of(backend, &mut weights.layers[layer])?;
             let slices = self.slices.clone();
-            let gathered = self.ranks.submit(move |line| {
-                gather(line, &slices, layer, lent.values_mut())?;
+            let gathered = self.ranks.submit(move |channel| {
+                gather(channel, &slices, layer, lent.values_mut())?;
                 Ok(lent)
             });
             under_way.push((layer, gathered));
         }
         for (layer, gathered) in under_way {
-            match (gathered.wait()?, &mut weights.layers[layer]) {
-                (Lent::Tensors(param), place) => *place = Some(param),
-                (Lent::Copies([weight, bias], _), Some(place)) => {
-                    backend.upload(&mut place.weight, &weight)?;
-                    backend.upload(&mut place.bias, &bias)?;
-                }
-                (Lent::Copies(..), None) => {}
-            }
+            gathered.wait()?.give_back(backend, &mut weights.layers[layer])?;
         }
         Ok(())
     }
@@ -323,23 +335,14 @@ impl<B: Backend> Exchange<B> for HostExchange<B> {
         at: usize,
     ) -> Result<()> {
         for layer in (0..own.layers.len()).filter(|layer| self.slices.layers[*layer].is_some()) {
-            let own_values = match &own.layers[layer] {
-                Some(Param { weight, bias }) => [weight, bias].map(|tensor| {
-                    let mut values = vec![0.0; tensor.shape().len()];
-                    backend.download_from(&mut values, tensor, 0).map(|()| values)
-                }),
-                None => [const { Ok(Vec::new()) }; 2],
-            };
-            let [weight, bias] = own_values;
-            let own_values = [weight?, bias?];
+            let own_values = copies(backend, own.layers[layer].as_ref())?;
             let slices = self.slices.clone();
             let collected = self
                 .ranks
-                .submit(move |line| collect(line, &slices, layer, own_values, at))
+                .submit(move |channel| collect(channel, &slices, layer, own_values, at))
                 .wait()?;
-            if let (Some([weight, bias]), Some(place)) = (collected, &mut whole.layers[layer]) {
-                backend.upload(&mut place.weight, &weight)?;
-                backend.upload(&mut place.bias, &bias)?;
+            if let Some(values) = collected {
+                upload(backend, &mut whole.layers[layer], &values)?;
             }
         }
         Ok(())
@@ -348,7 +351,7 @@ impl<B: Backend> Exchange<B> for HostExchange<B> {
 
 /// The sum over ranks `0..senders` of what this rank owns of a layer's gradient.
 fn reduce(
-    line: &mut dyn Line,
+    channel: &mut dyn Channel,
     slices: &Slices,
     layer: usize,
     senders: usize,
@@ -380,7 +383,7 @@ fn reduce(
                 false => receives.push((rank, bytemuck::cast_slice_mut(part))),
             }
         }
-        line.exchange(&sends, &mut receives)?;
+        channel.exchange(&sends, &mut receives)?;
         add_tree(&mut parts);
     }
     Ok(())
@@ -407,7 +410,7 @@ fn add_tree(parts: &mut [&mut [f32]]) {
 
 /// Every rank's own values of a layer, at all ranks.
 fn gather(
-    line: &mut dyn Line,
+    channel: &mut dyn Channel,
     slices: &Slices,
     layer: usize,
     values: [&mut [f32]; 2],
@@ -417,12 +420,12 @@ fn gather(
     let ranks = (0..slices.ranks).filter(|rank| *rank != slices.rank);
     let to_each = |rank| own.iter().map(move |(_, piece)| (rank, bytemuck::cast_slice(piece)));
     let sends: Vec<(usize, &[u8])> = ranks.flat_map(to_each).collect();
-    line.exchange(&sends, &mut as_bytes(others))
+    channel.exchange(&sends, &mut as_bytes(others))
 }
 
 /// Every rank's own values of a layer, at one of them.
 fn collect(
-    line: &mut dyn Line,
+    channel: &mut dyn Channel,
     slices: &Slices,
     layer: usize,
     own: [Vec<f32>; 2],
@@ -432,7 +435,7 @@ fn collect(
         let own = own.iter().filter(|values| !values.is_empty());
         let sends: Vec<(usize, &[u8])> =
             own.map(|values| (at, bytemuck::cast_slice(values))).collect();
-        return line.exchange(&sends, &mut []).map(|()| None);
+        return channel.exchange(&sends, &mut []).map(|()| None);
     }
     let mut all = slices.lengths(layer).map(|len| vec![0.0; len]);
     let [weight, bias] = &mut all;
@@ -440,7 +443,7 @@ fn collect(
     let (places, others): (Vec<_>, Vec<_>) = slices.pieces(layer, [weight, bias]).partition(is_own);
     let own = own.iter().filter(|values| !values.is_empty());
     places.into_iter().zip(own).for_each(|((_, place), values)| place.copy_from_slice(values));
-    line.exchange(&[], &mut as_bytes(others))?;
+    channel.exchange(&[], &mut as_bytes(others))?;
     Ok(Some(all))
 }
 

@@ -74,10 +74,7 @@ impl Division {
 
     /// What one of its ranks takes of each batch.
     pub fn share(&self, batch_size: usize) -> Rank {
-        match self.ranks.count() {
-            1 => Rank::ALONE,
-            ranks => Rank::of_parts(self.ranks.rank(), ranks, self.parts, batch_size),
-        }
+        Rank::of_parts(self.ranks.rank(), self.ranks.count(), self.parts, batch_size)
     }
 }
 
@@ -382,7 +379,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
     fn begin(&mut self, state: StepState, part: Part) -> Result<()> {
         let index = self.next;
         // A workspace holds the moments of one step: those of the last have to be read before they are written over.
-        let watches = part.update && self.watches && self.reports();
+        let watches = part.update && self.watches && self.reporter() == self.division.ranks.rank();
         while watches && self.under_way.iter().any(|other| self.slots[*other].is_watched) {
             self.end_oldest()?;
         }
@@ -420,9 +417,9 @@ impl<'a, B: Backend> Trainer<'a, B> {
         self.end_step(state, None)
     }
 
-    /// Whether this rank has the last part of the batch in hand, of which a watched step tells.
-    fn reports(&self) -> bool {
-        self.division.ranks.rank() + 1 == self.division.senders(self.samples, self.micro_batch)
+    /// The rank with the last part of the batch in hand, of which a watched step tells.
+    fn reporter(&self) -> usize {
+        self.division.senders(self.samples, self.micro_batch) - 1
     }
 
     /// Waits for all steps under way.
@@ -464,9 +461,10 @@ impl<'a, B: Backend> Trainer<'a, B> {
     /// Ends a step whose last part of this rank, if it has one, was in a slot; with all other ranks.
     fn end_step(&mut self, state: StepState, slot: Option<usize>) -> Result<()> {
         let mut losses = std::mem::take(&mut self.part_losses);
-        let samples = match slot {
-            Some(index) if self.exchange.is_none() => self.slots[index].samples,
-            _ => self.samples,
+        // Alone, a rank may have begun the next step already; several end each before that.
+        let (samples, is_watched) = match slot.map(|index| &self.slots[index]) {
+            Some(slot) if self.exchange.is_none() => (slot.samples, slot.is_watched),
+            _ => (self.samples, self.watches),
         };
         if self.exchange.is_some() {
             (self.asked, losses) = self.agree(&losses)?;
@@ -478,12 +476,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
         if let Some(loss) = bad {
             return Err(diverged(loss, state));
         }
-        let is_watched = match slot {
-            Some(index) if self.exchange.is_none() => self.slots[index].is_watched,
-            _ => self.watches,
-        };
-        let reporter = self.division.senders(self.samples, self.micro_batch) - 1;
-        let signs = if is_watched { self.signs(reporter, slot)? } else { None };
+        let signs = if is_watched { self.signs(self.reporter(), slot)? } else { None };
         let state = StepState { first_sample: 0, ..state };
         self.finished.push_back(Finished { state, loss_sum, samples, signs });
         Ok(())
@@ -664,12 +657,9 @@ impl<'a, B: Backend> Trainer<'a, B> {
     /// Moves the weights, and shows what a watched step tells of them.
     fn update(&mut self) -> Result<()> {
         self.move_weights()?;
-        let reporter = self.division.senders(self.samples, self.micro_batch) - 1;
-        match self.exchange.is_some() {
-            true if self.watches => self.send_signs(reporter),
-            false if self.workspace.is_watched => self.send_signs(reporter),
-            _ => Ok(()),
-        }
+        let is_watched =
+            if self.exchange.is_some() { self.watches } else { self.workspace.is_watched };
+        if is_watched { self.send_signs(self.reporter()) } else { Ok(()) }
     }
 
     fn move_weights(&mut self) -> Result<()> {

@@ -15,7 +15,7 @@ use zfnet::data::classes::Classes;
 use zfnet::data::folder::ImageFolder;
 use zfnet::data::images::{Images, ReadOptions};
 use zfnet::model::{Architecture, Canvas, Model, Network, Params};
-use zfnet::ranks::{Ranks, SILENCE};
+use zfnet::ranks::{Ranks, TIMEOUT};
 use zfnet::train::{Division, Event, Job, Outcome, Trainer};
 use zfnet::{Error, Result};
 
@@ -120,7 +120,7 @@ fn by_ranks<B: Backend>(
     counts: &[usize],
     poisoned: Option<usize>,
 ) -> Vec<Left> {
-    let all = if count == 1 { vec![Ranks::alone()] } else { Ranks::threads(count, SILENCE) };
+    let all = if count == 1 { vec![Ranks::alone()] } else { Ranks::threads(count, TIMEOUT) };
     thread::scope(|scope| {
         let train = |ranks| {
             let division = Division { parts: PARTS, tree: true, ranks };
@@ -241,7 +241,7 @@ impl Training {
         out: &str,
         change: impl Fn(&mut Job<'_>) + Sync,
     ) -> Vec<Result<Outcome>> {
-        let all = if count == 1 { vec![Ranks::alone()] } else { Ranks::threads(count, SILENCE) };
+        let all = if count == 1 { vec![Ranks::alone()] } else { Ranks::threads(count, TIMEOUT) };
         thread::scope(|scope| {
             let run = |ranks: Ranks| {
                 let change = &change;
@@ -378,7 +378,7 @@ fn an_error_at_one_rank_ends_all() {
         Event::Step { state, .. } if state.step == 6 => Err(Error::Data("the disk is full".into())),
         _ => Ok(()),
     };
-    let mut all = Ranks::threads(2, SILENCE).into_iter();
+    let mut all = Ranks::threads(2, TIMEOUT).into_iter();
     let [first, second] = [all.next().unwrap(), all.next().unwrap()];
     let [of_first, of_second] = thread::scope(|scope| {
         let second =
