@@ -17,7 +17,7 @@ use zfnet::data::synthetic;
 const TRAIN: &str =
     "train --arch tiny.toml --data data --accumulate 4 --batch-size 14 --threads 1 --workers 1";
 
-/// A launcher with ranks `0..`, each of which runs a shell's line, in which `zfnet` is the program.
+/// A launcher with ranks `0..`, each of which runs a shell's line, in which `exec zfnet` runs the program.
 fn launcher(place: &Place, ranks: &[String]) -> Command {
     let mut command = Command::new("mpirun");
     command.current_dir(place.path("")).stdin(Stdio::null());
@@ -30,7 +30,7 @@ fn launcher(place: &Place, ranks: &[String]) -> Command {
         if rank > 0 {
             command.arg(":");
         }
-        let line = line.replace("zfnet ", concat!(env!("CARGO_BIN_EXE_zfnet"), " "));
+        let line = line.replace("exec zfnet ", concat!("exec ", env!("CARGO_BIN_EXE_zfnet"), " "));
         command.args(["-n", "1", "sh", "-c"]).arg(format!("echo $$ > pid-{rank}; {line}"));
     }
     command
@@ -167,6 +167,18 @@ fn what_fails_at_one_rank_ends_all() {
     assert_ne!(ran.code, Some(0), "{}", ran.stderr);
     assert!(ran.stderr.contains("cannot write"), "{}", ran.stderr);
     goes_on(&place, "run");
+}
+
+/// A rank that the system gives too little memory is named, whether it can still say so or not.
+#[test]
+fn a_rank_without_memory_is_named() {
+    let place = Place::new();
+    let zfnet = "exec zfnet train --arch zfnet --data data --accumulate 2 --batch-size 8 --threads 1 --out run";
+    let lines = ["", "ulimit -v 1000000; "].map(|limit| format!("{limit}{zfnet}"));
+    let ran = Ran::new("run", launcher(&place, &lines).output().unwrap());
+    assert_ne!(ran.code, Some(0), "{}", ran.stderr);
+    assert!(ran.stderr.contains("rank 1 on "), "{}", ran.stderr);
+    assert!(!place.path("run/last").exists());
 }
 
 #[test]
