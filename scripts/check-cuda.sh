@@ -56,6 +56,8 @@ for early in "" ZFNET_STANDIN_EARLY=1; do
   env $early "LD_LIBRARY_PATH=$standin:$standin/nccl" ZFNET_STANDIN_DEVICES=8 \
     cargo test --release -p zfnet --features cuda --test backend -- --include-ignored nccl::
 done
+env "LD_LIBRARY_PATH=$standin:$standin/nccl" ZFNET_STANDIN_DEVICES=8 \
+  cargo test --release -p zfnet --features cuda --test program -- --include-ignored gpus::
 printf '%s\n' "$now" "$studies" > "$checked" # to be committed
 if [ "${1:-}" != all ]; then
   exit

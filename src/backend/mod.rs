@@ -35,7 +35,10 @@ pub use zfnet_core::operation::*;
 pub use zfnet_core::philox;
 
 use crate::Result;
+use crate::model::Network;
+use crate::ranks::Ranks;
 use crate::shape::{ConvDims, PoolDims, Shape, Windows};
+use crate::train::Exchange;
 
 /// Values of a shape, on a backend. Contiguous NHWC (filters KRSC): no strides, no views.
 pub struct Tensor<B: Backend> {
@@ -186,6 +189,21 @@ pub trait Backend: sealed::Sealed + Send + Sync + Sized + 'static {
     fn precision(&self) -> Precision;
     /// The kind of device, as benchmark rows have it.
     fn device(&self) -> &'static str;
+
+    // ---- other ranks ----
+
+    /// What sends values straight between the devices of these ranks, if all of them can do that; otherwise values go
+    /// through the hosts' memory. All ranks call this at the same time.
+    ///
+    /// # Errors
+    /// If a rank is lost or has failed, or the devices cannot be joined although all could.
+    fn exchange(
+        &self,
+        _network: &Network,
+        _ranks: &Ranks,
+    ) -> Result<Option<Box<dyn Exchange<Self>>>> {
+        Ok(None)
+    }
 
     // ---- memory ----
 

@@ -113,15 +113,20 @@ pub enum Device {
 impl DeviceArgs {
     /// Opens the device, says which one it is, and runs a command on it.
     pub fn run(&self, command: impl OnDevice) -> Result<ExitCode> {
-        if let Some(threads) = check_threads(self.threads)? {
-            // What runs beside the backend (the mean image, say) keeps to it too.
-            rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
-        }
+        self.limit_threads()?;
         match &self.open()? {
             Device::Cpu(backend) => say(command, backend),
             #[cfg(feature = "cuda")]
             Device::Cuda(backend) => say(command, backend),
         }
+    }
+
+    /// What runs beside the backend (the mean image, say) keeps to the number of threads too.
+    pub fn limit_threads(&self) -> Result<()> {
+        if let Some(threads) = check_threads(self.threads)? {
+            rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
+        }
+        Ok(())
     }
 
     /// The same for one of several ranks: where nothing else is asked for, each on a host has a GPU of its own.
@@ -140,7 +145,7 @@ impl DeviceArgs {
         match self.device {
             DeviceName::Cpu => self.cpu(),
             #[cfg(feature = "cuda")]
-            DeviceName::Cuda(device) => self.gpu(device),
+            DeviceName::Cuda(device) => self.open_gpu(device).map(Device::Cuda),
             #[cfg(not(feature = "cuda"))]
             DeviceName::Cuda(_) => {
                 let reason = "this build has no CUDA backend: build it with cargo's feature `cuda`";
@@ -148,7 +153,7 @@ impl DeviceArgs {
             }
             #[cfg(feature = "cuda")]
             DeviceName::Auto => match cuda::devices() {
-                Ok(_) => self.gpu(0),
+                Ok(_) => self.open_gpu(0).map(Device::Cuda),
                 Err(reason) => {
                     tracing::info!("not on a GPU: {reason:#}");
                     self.cpu()
@@ -189,8 +194,9 @@ impl DeviceArgs {
         Ok(Device::Cpu(backend))
     }
 
+    /// Opens a GPU.
     #[cfg(feature = "cuda")]
-    fn gpu(&self, device: usize) -> Result<Device> {
+    pub fn open_gpu(&self, device: usize) -> Result<cuda::CudaBackend> {
         if self.exact {
             bail!("--exact is for the CPU: no kernel for a GPU uses Winograd's method");
         }
@@ -209,7 +215,7 @@ impl DeviceArgs {
         };
         let backend = cuda::CudaBackend::new(cuda::Options { device, precision, gemm, kernels })?;
         test_once(device, &backend, kernels)?;
-        Ok(Device::Cuda(backend))
+        Ok(backend)
     }
 }
 

@@ -12,6 +12,8 @@ mod eval;
 mod explore;
 mod export;
 mod extract;
+#[cfg(feature = "cuda")]
+mod gpus;
 mod import;
 mod inspect;
 mod limits;
@@ -41,6 +43,7 @@ use crate::data::shard::Io;
 use crate::disk::{FolderLock, lock, unlock};
 use crate::import::ExternalConfig;
 use crate::model::{Canvas, Model};
+use crate::ranks::Ranks;
 use crate::train::checkpoint::load_model;
 use crate::train::evaluate::TestCrops;
 use anyhow::{Context, Result, bail};
@@ -146,12 +149,19 @@ struct ReadArgs {
 impl ReadArgs {
     /// Threads of the loader.
     fn workers<B: Backend>(&self, backend: &B) -> usize {
+        self.workers_of_rank(backend, &Ranks::alone())
+    }
+
+    /// Threads of the loader of one of several ranks: those of a host share its cores.
+    fn workers_of_rank<B: Backend>(&self, backend: &B, ranks: &Ranks) -> usize {
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         match self.workers {
             Some(workers) => workers.into(),
             // A device that works beside the cores leaves them to the loader. Each thread has a batch of its own in
             // memory, hence the limit.
-            None if backend.batches_in_flight() > 1 => cores().clamp(2, 32),
+            None if backend.batches_in_flight() > 1 => {
+                (cores() / ranks.count_on_host()).clamp(2, 32)
+            }
             None => 2,
         }
     }
@@ -367,12 +377,7 @@ fn run(command: Command) -> Result<ExitCode> {
     }
     match command {
         Command::Demo(args) => args.device.clone().run(args),
-        Command::Train(mut args) => {
-            args.ranks.join()?;
-            let ranks = args.ranks.ranks.clone();
-            let result = args.device.of_rank(&ranks).run(args);
-            ranks::tell_failure(&ranks, result)
-        }
+        Command::Train(args) => train::run(args),
         Command::Eval(args) => args.device.clone().run(args),
         Command::Classify(args) => args.device.clone().run(args),
         Command::Export(args) => args.device.clone().run(args),

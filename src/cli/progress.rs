@@ -40,6 +40,12 @@ impl Progress {
         Progress { listener: None, bar: None, plain, what: String::new(), said: now, begun: now }
     }
 
+    /// One that shows nothing.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn silent() -> Self {
+        Progress::told_to(Box::new(|_| {}))
+    }
+
     /// One that is told to `listener` instead of the terminal.
     pub fn told_to(listener: Listener) -> Self {
         Progress { listener: Some(listener), ..Progress::new() }

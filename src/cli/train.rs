@@ -8,11 +8,14 @@ use std::time::Duration;
 use crate::backend::Backend;
 use crate::bench::Benchmark;
 use crate::data::Split;
+use crate::data::classes::Classes;
 use crate::data::folder::check_output;
+use crate::data::images::Images;
 use crate::data::set::DataSet;
 use crate::data::shard::manifest::Form;
 use crate::import::ExternalConfig;
 use crate::model::{Architecture, Canvas, LayerSpec, Network};
+use crate::ranks::Ranks;
 use crate::study::learnt::changes;
 use crate::tensorboard::TensorBoard;
 use crate::train::alarm::Remedy;
@@ -24,7 +27,7 @@ use clap::Args;
 
 use super::inspect::table_of;
 use super::progress::Progress;
-use super::ranks::RankArgs;
+use super::ranks::{RankArgs, tell_failure};
 use super::signals::{signal_code, stop_on_signals};
 use super::study::evolution::EvolutionArgs;
 use super::{DeviceArgs, ExitCode, ExternalArgs, MOST_WORKERS, OnDevice, ReadArgs, output};
@@ -89,6 +92,10 @@ pub struct Train {
     evolution: EvolutionArgs,
     #[command(flatten)]
     pub device: DeviceArgs,
+    /// Number of GPUs, a power of two: each takes a share of every batch, and they exchange values by NCCL [default: one]
+    #[cfg(feature = "cuda")]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..), conflicts_with_all = ["device", "dry_run"])]
+    pub(super) gpus: Option<u16>,
     #[command(flatten)]
     pub ranks: RankArgs,
     #[command(flatten)]
@@ -200,17 +207,23 @@ impl RecipeArgs {
 
 impl OnDevice for Train {
     fn run<B: Benchmark>(self, backend: &B) -> Result<ExitCode> {
-        let out = self.out.clone();
-        match self.train(backend, stop_on_signals, Progress::new())? {
-            Trained::Done => output::line(out.display())?,
-            Trained::Needs(text) => output::line(text)?,
-            Trained::Stopped(code) => {
-                output::message("stopped; go on with the same command and --resume");
-                return Ok(code);
-            }
-        }
-        Ok(ExitCode::SUCCESS)
+        let trained = self.train(backend, stop_on_signals, Progress::new())?;
+        self.say(trained)
     }
+}
+
+/// Trains on one device, or as ranks: those of a launcher, or one for each of several GPUs.
+pub fn run(mut args: Train) -> Result<ExitCode> {
+    args.ranks.join()?;
+    #[cfg(feature = "cuda")]
+    if let Some(count) = args.gpus()? {
+        args.device.limit_threads()?;
+        let trained = args.on_gpus(count, stop_on_signals, Progress::new())?;
+        return args.say(trained);
+    }
+    let ranks = args.ranks.ranks.clone();
+    let result = args.device.of_rank(&ranks).run(args);
+    tell_failure(&ranks, result)
 }
 
 /// How a training ended.
@@ -223,14 +236,46 @@ pub enum Trained {
     Needs(String),
 }
 
+/// What all ranks of a process share.
+pub(super) struct Inputs {
+    architecture: Architecture,
+    train: Arc<Images>,
+    val: Arc<Images>,
+    classes: Classes,
+    stop: Arc<AtomicUsize>,
+}
+
 impl Train {
     /// All but what is printed at the end. `listen` begins to listen to what shall stop it, which so far was nothing.
     pub fn train<B: Benchmark>(
-        self,
+        &self,
         backend: &B,
         listen: impl FnOnce() -> Result<Arc<AtomicUsize>>,
         progress: Progress,
     ) -> Result<Trained> {
+        let inputs = self.inputs(listen)?;
+        self.ranks.share_stop(&inputs.stop);
+        self.train_rank(backend, &self.ranks.ranks, &inputs, progress)
+    }
+
+    /// Prints how a training ended.
+    fn say(&self, trained: Trained) -> Result<ExitCode> {
+        match trained {
+            Trained::Done => output::line(self.out.display())?,
+            Trained::Needs(text) => output::line(text)?,
+            Trained::Stopped(code) => {
+                output::message("stopped; go on with the same command and --resume");
+                return Ok(code);
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// What all ranks of this process are given.
+    pub(super) fn inputs(
+        &self,
+        listen: impl FnOnce() -> Result<Arc<AtomicUsize>>,
+    ) -> Result<Inputs> {
         let mut architecture = match &self.arch {
             Some(arch) => Architecture::find(arch)?,
             None => {
@@ -250,28 +295,45 @@ impl Train {
         }
         let data = DataSet::open(&self.data)?;
         let options = self.read.options(architecture.input.resize)?;
-        let stop = listen()?;
-        self.ranks.share_stop(&stop);
-        let external = ExternalArgs { arch: self.arch.clone(), preprocess: self.preprocess };
-        let job = Job {
+        Ok(Inputs {
+            stop: listen()?,
             train: Arc::new(data.images(Split::Train, options)?),
             val: Arc::new(data.images(Split::Val, options)?),
             architecture,
             classes: data.classes(),
+        })
+    }
+
+    /// Trains as one of the ranks, perhaps the only one.
+    pub(super) fn train_rank<B: Benchmark>(
+        &self,
+        backend: &B,
+        ranks: &Ranks,
+        inputs: &Inputs,
+        progress: Progress,
+    ) -> Result<Trained> {
+        let Inputs { architecture, train: images, val, classes, stop } = inputs;
+        let (arch, preprocess) = (self.arch.clone(), self.preprocess.clone());
+        let external = ExternalArgs { arch, preprocess };
+        let job = Job {
+            train: images.clone(),
+            val: val.clone(),
+            architecture: architecture.clone(),
+            classes: classes.clone(),
             out: self.out.clone(),
             seed: self.seed,
             shuffle_window: self.shuffle_window,
             accumulate: self.accumulate.map(usize::from),
-            ranks: self.ranks.ranks.clone(),
+            ranks: ranks.clone(),
             max_steps: self.max_steps,
             resume: self.resume,
-            init: self.init.map(|path| (path, external.config())),
+            init: self.init.clone().map(|path| (path, external.config())),
             save_steps: self.save_steps,
             save_interval: Duration::from_secs(60 * u64::from(self.save_minutes)),
             keep: usize::from(self.keep),
             watch: !self.no_watch,
-            workers: self.read.workers(backend),
-            stop: &stop,
+            workers: self.read.workers_of_rank(backend, ranks),
+            stop,
         };
         let mut display = Display::on(progress, job.architecture.recipe.epochs);
         if self.dry_run {
@@ -279,7 +341,7 @@ impl Train {
         }
         let classes = job.classes.len();
         let network = Network::new(Architecture { classes, ..job.architecture.clone() })?;
-        let (images, run) = (job.train.clone(), &job.out);
+        let (images, run) = (images.clone(), &job.out);
         let watch = self.evolution.watch(&network, images, &self.data, run, job.workers)?;
         let mut board = self.tensorboard.then(|| TensorBoard::new(backend, &job));
         let outcome = train(backend, &job, |event| {
@@ -307,7 +369,7 @@ impl Train {
                 }
                 Ok(Trained::Done)
             }
-            Outcome::Stopped => Ok(Trained::Stopped(signal_code(&stop))),
+            Outcome::Stopped => Ok(Trained::Stopped(signal_code(stop))),
         }
     }
 }

@@ -287,6 +287,12 @@ impl Ranks {
         self.0.on_host
     }
 
+    /// How many ranks are on its host.
+    pub fn count_on_host(&self) -> usize {
+        let own = self.host(self.rank());
+        self.0.hosts.iter().filter(|host| *host == own).count()
+    }
+
     /// The name of a rank's host.
     pub fn host(&self, rank: usize) -> &str {
         &self.0.hosts[rank]
@@ -359,7 +365,16 @@ impl Ranks {
     /// # Errors
     /// As [`Ranks::all_gather`].
     pub(crate) fn any(&self, own: bool) -> Result<bool> {
-        Ok(self.all_gather(vec![u8::from(own)])?.concat().contains(&1))
+        if self.count() == 1 {
+            return Ok(own);
+        }
+        let gather = move |channel: &mut dyn Channel| {
+            let (rank, own) = (channel.rank(), u8::from(own));
+            let mut all = vec![own; channel.ranks()];
+            gather_into(channel, rank, &[own], all.chunks_mut(1))?;
+            Ok(all.contains(&1))
+        };
+        self.submit(gather).wait()
     }
 
     /// Waits until all ranks have come to the end of their work.
@@ -408,6 +423,15 @@ impl Drop for Member {
             }
         }
     }
+}
+
+/// The bytes of a message that was received are as many as expected.
+fn check_length(rank: usize, found: usize, expected: usize) -> Result<()> {
+    if found == expected {
+        return Ok(());
+    }
+    let message = format!("expected {expected} bytes of rank {rank}, found {found}");
+    Err(Error::Ranks(format!("{message}: the ranks do different things")))
 }
 
 /// First the lengths, then the bytes.

@@ -6,9 +6,11 @@ use mpi::Threading;
 use mpi::environment::{Universe, initialize_with_threading, processor_name};
 use mpi::request::multiple_scope;
 use mpi::topology::SimpleCommunicator;
-use mpi::traits::{Communicator, CommunicatorCollectives, Destination, MatchedReceiveVec, Source};
+use mpi::traits::{
+    Communicator, CommunicatorCollectives, Destination, Equivalence, MatchedReceiveVec, Source,
+};
 
-use super::{Control, ControlMessages, Transport};
+use super::{Control, ControlMessages, Transport, check_length};
 use crate::{Error, Result};
 
 /// Bytes of a message: MPI counts them in 32 bits.
@@ -82,8 +84,9 @@ impl Transport for Mpi {
     ) -> Result<()> {
         let Mpi { data, control, .. } = self;
         let messages = |bytes: usize| bytes.div_ceil(MESSAGE);
-        let mut left = sends.iter().map(|(_, bytes)| messages(bytes.len())).sum::<usize>()
-            + receives.iter().map(|(_, place)| messages(place.len())).sum::<usize>();
+        let receiving = receives.iter().map(|(_, place)| messages(place.len())).sum::<usize>();
+        let sending = sends.iter().map(|(_, bytes)| messages(bytes.len())).sum::<usize>();
+        let (mut left, mut result) = (receiving + sending, Ok(()));
         multiple_scope(left, |scope, requests| {
             for (rank, place) in receives {
                 let rank = data.process_at_rank(*rank as i32);
@@ -99,9 +102,13 @@ impl Transport for Mpi {
             }
             let mut polls = 0;
             while left > 0 {
-                if requests.test_any().is_some() {
+                if let Some((index, status, bytes)) = requests.test_any() {
                     left -= 1;
                     polls = 0;
+                    if index < receiving && result.is_ok() {
+                        let found = status.count(u8::equivalent_datatype()) as usize;
+                        result = check_length(status.source_rank() as usize, found, bytes.len());
+                    }
                 } else if poll(control).is_err() {
                     // Messages under way use what was lent for as long as the process lives: it is told of the failure
                     // by what `poll` has left, and ends.
@@ -116,7 +123,7 @@ impl Transport for Mpi {
                 }
             }
         });
-        Ok(())
+        result
     }
 
     fn control(&self) -> &dyn ControlMessages {

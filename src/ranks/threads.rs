@@ -3,8 +3,8 @@
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
-use super::{Control, ControlMessages, Transport};
-use crate::{Error, Result};
+use super::{Control, ControlMessages, Transport, check_length};
+use crate::Result;
 
 /// How long a message is waited for before control messages are polled.
 const POLL: Duration = Duration::from_millis(10);
@@ -82,11 +82,7 @@ impl Transport for Threads {
                     Err(RecvTimeoutError::Disconnected) => std::thread::sleep(POLL),
                 }
             };
-            if bytes.len() != place.len() {
-                let (found, expected) = (bytes.len(), place.len());
-                let message = format!("expected {expected} bytes of rank {rank}, found {found}");
-                return Err(Error::Ranks(format!("{message}: the ranks do different things")));
-            }
+            check_length(*rank, bytes.len(), place.len())?;
             place.copy_from_slice(&bytes);
         }
         Ok(())

@@ -118,7 +118,7 @@ pub fn dry_run<B: Backend>(
         parameters: network.parameters(),
         wanted,
         free: before.free,
-        largest_batch: largest_batch(backend, &network, before.free),
+        largest_batch: largest_batch(backend, &network, job.parts(), before.free),
         steps_per_epoch,
         seconds_per_step,
         trial_steps,

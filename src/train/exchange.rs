@@ -9,6 +9,7 @@ use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
+use super::gradients::tree_additions;
 use crate::backend::{Backend, Param, SLICE_ALIGNMENT, Tensor};
 use crate::model::{Network, Params};
 use crate::ranks::{Channel, Pending, Ranks};
@@ -389,21 +390,17 @@ fn reduce(
     Ok(())
 }
 
-/// Adds neighbours, then neighbouring sums, and so on; the first becomes the sum of all.
+/// The first becomes the sum of all, along a binary tree.
 fn add_tree(parts: &mut [&mut [f32]]) {
     /// Values at a time, so that sums are added while they are in the cache.
     const CHUNK: usize = 1 << 12;
     let len = parts.first().map_or(0, |part| part.len());
     for start in (0..len).step_by(CHUNK) {
         let chunk = start..len.min(start + CHUNK);
-        let mut stride = 1;
-        while stride < parts.len() {
-            for left in (0..parts.len() - stride).step_by(2 * stride) {
-                let (head, tail) = parts.split_at_mut(left + stride);
-                let sums = &mut head[left][chunk.clone()];
-                sums.iter_mut().zip(&tail[0][chunk.clone()]).for_each(|(sum, value)| *sum += value);
-            }
-            stride *= 2;
+        for (sum, other) in tree_additions(parts.len()) {
+            let (head, tail) = parts.split_at_mut(other);
+            let sums = &mut head[sum][chunk.clone()];
+            sums.iter_mut().zip(&tail[0][chunk.clone()]).for_each(|(sum, value)| *sum += value);
         }
     }
 }

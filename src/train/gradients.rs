@@ -5,6 +5,15 @@ use crate::Result;
 use crate::backend::{Backend, Param};
 use crate::model::{Network, Params};
 
+/// What makes the first of so many values the sum of all, along a binary tree: to the value at the first of two places that
+/// at the second is added.
+pub(crate) fn tree_additions(count: usize) -> impl Iterator<Item = (usize, usize)> {
+    let strides = std::iter::successors(Some(1), |stride| Some(2 * stride));
+    strides.take_while(move |stride| *stride < count).flat_map(move |stride| {
+        (0..count - stride).step_by(2 * stride).map(move |i| (i, i + stride))
+    })
+}
+
 /// Adds up what a rank's parts give.
 pub(super) struct PartGradients<B: Backend> {
     /// Of the part in hand; behind the last part, the sum.

@@ -8,7 +8,7 @@ use crate::human_bytes;
 use crate::model::{Model, Network, Params};
 use crate::{Error, Result};
 
-/// Samples of the two small trainings by which the need of larger ones is told: the first pair of
+/// Samples at a time of the two small trainings by which the need of larger ones is told: the first pair of
 /// which both fit.
 const SMALL: [[usize; 2]; 3] = [[64, 128], [8, 16], [1, 2]];
 
@@ -24,7 +24,7 @@ pub(super) fn with_memory_hint<B: Backend>(
     let samples = batch.div_ceil(accumulate.max(1));
     let name = &network.architecture.name;
     let free_now = backend.memory().ok().and_then(|memory| memory.free);
-    let (needs, largest) = match memory_model(backend, network) {
+    let (needs, largest) = match memory_model(backend, network, accumulate) {
         None => {
             let weights = human_bytes(4 * network.parameters());
             let needs = format!(
@@ -35,7 +35,7 @@ pub(super) fn with_memory_hint<B: Backend>(
         }
         Some((fixed, each)) => {
             let all = human_bytes((fixed + each * samples as f64) as usize);
-            let largest = largest_batch(backend, network, free_now);
+            let largest = largest_batch(backend, network, accumulate, free_now);
             let fits = match largest {
                 Some(0) | None => "no batch at all would fit".into(),
                 // The estimate is a little too high.
@@ -68,13 +68,17 @@ pub(super) fn dummy_trainer<'a, B: Backend>(
     Ok((trainer, validator))
 }
 
-/// Bytes that a training takes whatever its batch, and bytes for each sample of it.
-fn memory_model<B: Backend>(backend: &B, network: &Network) -> Option<(f64, f64)> {
-    let bytes = |batch| {
+/// Bytes that a training in so many parts of a batch takes whatever their size, and bytes for each sample of a part.
+fn memory_model<B: Backend>(
+    backend: &B,
+    network: &Network,
+    accumulate: usize,
+) -> Option<(f64, f64)> {
+    let bytes = |samples| {
         let mut network = network.clone();
-        network.architecture.recipe.batch_size = batch;
+        network.architecture.recipe.batch_size = samples * accumulate;
         let before = backend.memory().ok()?.allocated_total;
-        dummy_trainer(backend, &network, 1).ok()?;
+        dummy_trainer(backend, &network, accumulate).ok()?;
         Some((backend.memory().ok()?.allocated_total - before) as f64)
     };
     SMALL.iter().find_map(|&[few, more]| {
@@ -88,9 +92,10 @@ fn memory_model<B: Backend>(backend: &B, network: &Network) -> Option<(f64, f64)
 pub(super) fn largest_batch<B: Backend>(
     backend: &B,
     network: &Network,
+    accumulate: usize,
     free: Option<usize>,
 ) -> Option<usize> {
-    let (fixed, each) = memory_model(backend, network)?;
+    let (fixed, each) = memory_model(backend, network, accumulate)?;
     // Allocations are rounded up, and the host and the driver need some.
     let available = 0.95 * free? as f64 - fixed;
     Some((available / each).max(0.0) as usize)

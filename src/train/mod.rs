@@ -19,6 +19,8 @@ mod watcher;
 
 pub use dry_run::{Needs, dry_run};
 pub use exchange::{Exchange, HostExchange, Slices};
+#[cfg(feature = "cuda")]
+pub(crate) use gradients::tree_additions;
 pub use job::{Event, Job, Outcome};
 pub use run::train;
 pub use schedule::Schedule;

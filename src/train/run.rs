@@ -81,6 +81,11 @@ fn run<B: Backend>(
     let division = Division { parts, tree, ranks: job.ranks.clone() };
     let mut trainer = Trainer::divided(backend, model, momentum, division)
         .map_err(|error| with_memory_hint(backend, &planned, parts, error))?;
+    if job.ranks.count() > 1
+        && let Some(direct) = backend.exchange(&planned, &job.ranks)?
+    {
+        trainer.exchange_by(direct);
+    }
     // Planned with the rest, so that there is room for it when the first epoch ends.
     let mut classifier = validator(backend, &trainer.model, parts)
         .map(Some)

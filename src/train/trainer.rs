@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use super::exchange::{Exchange, HostExchange, Slices};
-use super::gradients::PartGradients;
+use super::gradients::{PartGradients, tree_additions};
 use crate::backend::{Backend, Batch, Crop, MapMoments, SgdConstants, StepState, Update};
 use crate::data::loader;
 use crate::data::order::Rank;
@@ -62,14 +62,11 @@ impl Division {
 
     /// The sum of what the parts give, in the order in which their gradients are added.
     fn sum(&self, parts: &mut [f64]) -> f64 {
-        let mut stride = 1;
-        while self.tree && stride < parts.len() {
-            for left in (0..parts.len() - stride).step_by(2 * stride) {
-                parts[left] += parts[left + stride];
-            }
-            stride *= 2;
+        if !self.tree {
+            return parts.iter().sum();
         }
-        if self.tree { parts[0] } else { parts.iter().sum() }
+        tree_additions(parts.len()).for_each(|(sum, other)| parts[sum] += parts[other]);
+        parts[0]
     }
 
     /// What one of its ranks takes of each batch.
@@ -108,7 +105,7 @@ pub struct Trainer<'a, B: Backend> {
     momentum: Params<B>,
     division: Division,
     /// What ranks exchange, unless this is the only one.
-    exchange: Option<(Slices, Box<dyn Exchange<B> + 'a>)>,
+    exchange: Option<(Slices, Box<dyn Exchange<B>>)>,
     gradients: PartGradients<B>,
     workspace: Workspace<B>,
     normaliser: Normaliser<B>,
@@ -212,7 +209,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
             let slices = Slices::new(network, ranks.rank(), ranks.count());
             momentum = slices.of(backend, &momentum)?;
             let by_host = HostExchange::new(backend, network, ranks.clone())?;
-            exchange = Some((slices, Box::new(by_host) as Box<dyn Exchange<B> + 'a>));
+            exchange = Some((slices, Box::new(by_host) as Box<dyn Exchange<B>>));
         }
         let bytes = micro_batch * model.preprocess.bytes();
         let slot = |_| {
@@ -258,9 +255,9 @@ impl<'a, B: Backend> Trainer<'a, B> {
 
     /// Exchanges values with other ranks in this way from now on, instead of by the host's memory. All ranks do so before
     /// the first step.
-    pub fn exchange_by(&mut self, exchange: impl Exchange<B> + 'a) {
+    pub fn exchange_by(&mut self, exchange: Box<dyn Exchange<B>>) {
         if let Some((_, by)) = &mut self.exchange {
-            *by = Box::new(exchange);
+            *by = exchange;
         }
     }
 

@@ -266,7 +266,9 @@ fn train_by_gpus(
     with_gpus(count, precision, |backend, ranks| {
         let division = Division { parts: PARTS, tree: true, ranks: ranks.clone() };
         train(backend, &network, division, counts, poisoned, false, |trainer| {
-            trainer.exchange_by(NcclExchange::new(backend, &network, &ranks, PATIENT).unwrap());
+            trainer.exchange_by(Box::new(
+                NcclExchange::new(backend, &network, &ranks, PATIENT).unwrap(),
+            ));
         })
     })
 }

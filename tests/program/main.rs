@@ -9,6 +9,8 @@ mod bad_input;
 mod commands;
 mod explore;
 mod extract;
+#[cfg(feature = "cuda")]
+mod gpus;
 mod import;
 #[cfg(target_os = "linux")]
 mod output;

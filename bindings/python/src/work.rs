@@ -198,6 +198,10 @@ pub fn train(
     let flags = command::flags::<Train>();
     let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
     let trained = watched(py, listener, false, &flags, |progress, stop| {
+        #[cfg(feature = "cuda")]
+        if let Some(count) = args.gpus()? {
+            return args.on_gpus(count, || Ok(stop), progress);
+        }
         let device = args.device.open()?;
         match &device {
             command::Device::Cpu(backend) => {

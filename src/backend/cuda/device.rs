@@ -228,6 +228,12 @@ impl Device {
         self.context.name().unwrap_or_else(|_| "GPU".into())
     }
 
+    /// What no other GPU is called, on any machine.
+    pub fn uuid(&self) -> Result<[u8; 16]> {
+        let uuid = self.context.uuid().map_err(failed("ask for the GPU's identifier"))?;
+        Ok(uuid.bytes.map(|byte| byte as u8))
+    }
+
     /// Compute capability: major, minor.
     pub fn capability(&self) -> (i32, i32) {
         self.context.compute_capability().unwrap_or(OLDEST)

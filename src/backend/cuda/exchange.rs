@@ -8,13 +8,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::device::{Launch, Memory, launch};
+use super::nccl::can_load;
 use super::{Communicator, CudaBackend, UniqueId};
 use crate::backend::{Backend, Param, Tensor};
 use crate::model::{Network, Params};
 use crate::ranks::Ranks;
-use crate::train::{Exchange, Slices};
+use crate::train::{Exchange, Slices, tree_additions};
 use crate::{Error, Result};
 
+/// How long a GPU waits for the others, whose ranks live: longer than any step takes, or the writing of a checkpoint.
+const PATIENCE: Duration = Duration::from_secs(600);
 /// How long the end of a rank waits for the others' ends.
 const GOODBYE: Duration = Duration::from_secs(5);
 
@@ -26,6 +29,35 @@ pub struct NcclExchange {
     received: Vec<Params<CudaBackend>>,
     /// Layers that were begun, each with the number of ranks that have a gradient of it.
     under_way: Vec<(usize, usize)>,
+}
+
+/// NCCL, if all of these ranks can load it and each has a GPU of its own.
+pub(super) fn direct(
+    backend: &CudaBackend,
+    network: &Network,
+    ranks: &Ranks,
+) -> Result<Option<NcclExchange>> {
+    let missing = can_load().err();
+    let own = backend.device.uuid()?;
+    let told = if missing.is_none() { own.to_vec() } else { Vec::new() };
+    let all = ranks.all_gather(told)?;
+    let reason = if let Some(missing) = missing {
+        missing.to_string()
+    } else if let Some(rank) = all.iter().position(Vec::is_empty) {
+        format!("rank {rank} on {} cannot load NCCL", ranks.host(rank))
+    } else if (1..all.len()).any(|rank| all[..rank].contains(&all[rank])) {
+        "not every rank has a GPU of its own".into()
+    } else {
+        let exchange = NcclExchange::new(backend, network, ranks, PATIENCE)?;
+        if ranks.is_first() {
+            tracing::info!("GPUs exchange values by NCCL");
+        }
+        return Ok(Some(exchange));
+    };
+    if ranks.is_first() {
+        tracing::warn!("GPUs exchange values through the hosts' memory, which is slow: {reason}");
+    }
+    Ok(None)
 }
 
 impl NcclExchange {
@@ -97,18 +129,13 @@ impl Exchange<CudaBackend> for NcclExchange {
     ) -> Result<&Params<CudaBackend>> {
         self.communicator.before_operations()?;
         for (layer, senders) in self.under_way.drain(..) {
-            // Neighbours first, then neighbouring sums, and so on.
-            let mut stride = 1;
-            while stride < senders {
-                for left in (0..senders - stride).step_by(2 * stride) {
-                    let (sums, right) = self.received.split_at_mut(left + stride);
-                    let (sum, right) = (&mut sums[left].layers[layer], &right[0].layers[layer]);
-                    if let (Some(sum), Some(right)) = (sum, right) {
-                        backend.add(&mut sum.weight, &right.weight)?;
-                        backend.add(&mut sum.bias, &right.bias)?;
-                    }
+            for (sum, other) in tree_additions(senders) {
+                let (head, tail) = self.received.split_at_mut(other);
+                let (sum, other) = (&mut head[sum].layers[layer], &tail[0].layers[layer]);
+                if let (Some(sum), Some(other)) = (sum, other) {
+                    backend.add(&mut sum.weight, &other.weight)?;
+                    backend.add(&mut sum.bias, &other.bias)?;
                 }
-                stride *= 2;
             }
         }
         Ok(&self.received[0])

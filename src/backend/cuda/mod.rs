@@ -53,7 +53,10 @@ use super::{
     Backend, BackendId, Batch, Crop, Dropout, HostMemory, InputDims, Lrn, MapMoments, Param, Peak,
     Precision, ReluRule, SeedUnit, SgdConstants, StepState, Tensor, Update,
 };
+use crate::model::Network;
+use crate::ranks::Ranks;
 use crate::shape::{ConvDims, PoolDims, Shape, Windows};
+use crate::train::Exchange;
 use crate::{Error, Result};
 
 /// A [`StepState`] and whether updates are halted, as `StepState` of `common.cuh` has them.
@@ -318,6 +321,14 @@ impl Backend for CudaBackend {
 
     fn device(&self) -> &'static str {
         "cuda"
+    }
+
+    fn exchange(
+        &self,
+        network: &Network,
+        ranks: &Ranks,
+    ) -> Result<Option<Box<dyn Exchange<Self>>>> {
+        Ok(exchange::direct(self, network, ranks)?.map(|exchange| Box::new(exchange) as _))
     }
 
     fn memory(&self) -> Result<super::Memory> {

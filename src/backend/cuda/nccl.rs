@@ -128,6 +128,14 @@ fn load() -> Result<Library, String> {
     Ok(library)
 }
 
+/// Whether the library can be used.
+///
+/// # Errors
+/// If not: why.
+pub(super) fn can_load() -> Result<()> {
+    library().map(|_| ())
+}
+
 impl Library {
     /// What the library says of an error, and of the last that it has noticed.
     fn describe(&self, status: c_int) -> String {
