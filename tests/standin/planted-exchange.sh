@@ -63,11 +63,11 @@ weights are used before they have come|src/backend/cuda/exchange.rs|/fn gather/,
 momentum is read before it has come|src/backend/cuda/exchange.rs|/fn collect/,/^}/s/self\.communicator\.before_operations\(\)/Ok(())/
 the wait for what is exchanged is one for the operations|src/backend/cuda/nccl.rs|s/self\.exchanged\.record\(&self\.stream\)/self.exchanged.record(\&self.device.stream)/
 each rank is sent the slice of the next|src/backend/cuda/exchange.rs|/fn begin/,/fn halt/s/values\(layer, rank\)/values(layer, (rank + 1) % self.communicator.ranks())/
-the slice of another is received in its place|src/backend/cuda/exchange.rs|/fn gather/,/fn collect/s/group\.receive\(other, tensor, theirs\)/group.receive(other, tensor, own.start..own.start + theirs.len())/
+slices are received where a tensor begins|src/backend/cuda/exchange.rs|/fn gather/,/fn collect/s/group\.receive\(other, tensor, theirs\)/group.receive(other, tensor, 0..theirs.len())/
 layers are begun in another order at one rank|tests/backend/nccl.rs|s/for \(layer, gradient\) in (gradients\.layers\.iter_mut\(\)\.enumerate\(\))\.rev\(\)/let mut layers: Vec<_> = \1.collect();\nif ranks.rank() != 1 { layers.reverse(); }\nfor (layer, gradient) in layers/
 layers are gathered in another order at one rank|src/backend/cuda/exchange.rs|s/for \(layer, param\) in (weights\.layers\.iter_mut\(\)\.enumerate\(\))/let mut layers: Vec<_> = \1.collect();\nif self.communicator.rank() == 1 { layers.reverse(); }\nfor (layer, param) in layers/
 biases come before weights at one rank|src/backend/cuda/exchange.rs|s/for tensor in \[weight, bias\]/for tensor in if from == 1 { [bias, weight] } else { [weight, bias] }/
-sums are added along no tree|src/backend/cuda/exchange.rs|s/step_by\(2 \* stride\)/step_by(stride)/
+sums are added along no tree|src/backend/cuda/exchange.rs|s/in tree_additions\(senders\)/in (1..senders).map(|other| (0, other))/
 ranks without a gradient are added|src/backend/cuda/exchange.rs|s/push\(\(layer, senders\)\)/push((layer, self.communicator.ranks()))/
 a rank's own gradient is left out|src/backend/cuda/exchange.rs|s/\.chain\(\[self\.communicator\.rank\(\)\]\)//
 convolutions read the old weights in bf16|src/backend/cuda/exchange.rs|s/if copy == 0/if copy != 1/
