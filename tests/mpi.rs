@@ -201,7 +201,7 @@ fn ranks_that_differ_are_refused() {
     }
     by_ranks(&place, 3, &format!("{TRAIN} --out run")).refused(&["power of two", "found 3"]);
     by_ranks(&place, 2, "inspect tiny.toml").refused(&["only `train` and `study features`"]);
-    by_ranks(&place, 2, "study learnt --checkpoint run").refused(&["only `train`"]);
+    by_ranks(&place, 2, "study learnt --checkpoint run --data data").refused(&["only `train`"]);
 }
 
 const FEATURES: &str = "study features --checkpoint run --threads 1 --workers 1";

@@ -153,19 +153,18 @@ fn run_rank<B: Backend>(
         parts.put("search", &searched)?;
     }
     ended?;
+    let mut each = |feature| if ranks.is_first() { each(feature) } else { Ok(()) };
     for (Chosen { layer, maps }, best) in chosen.iter().zip(&searched.best) {
         let shown = &network.layers[*layer];
         let [vertical, horizontal] = shown.field;
-        if ranks.is_first() {
-            each(Feature::Layer(FeatureLayer {
-                name: shown.name.clone(),
-                maps: shown.output.c,
-                field: [vertical.size, horizontal.size],
-                jump: vertical.jump,
-                start: vertical.start,
-                rows: Vec::new(),
-            }))?;
-        }
+        each(Feature::Layer(FeatureLayer {
+            name: shown.name.clone(),
+            maps: shown.output.c,
+            field: [vertical.size, horizontal.size],
+            jump: vertical.jump,
+            start: vertical.start,
+            rows: Vec::new(),
+        }))?;
         // So many maps at a time that their pictures fit into PICTURES.
         let per_map = 2 * PEAKS * 3 * vertical.size * horizontal.size;
         let at_a_time = (PICTURES / per_map).max(1);
@@ -188,7 +187,7 @@ fn run_rank<B: Backend>(
                 &mut say,
             )?;
             done += best.iter().map(Vec::len).sum::<usize>();
-            for (&map, peaks) in maps.iter().zip(rows).filter(|_| ranks.is_first()) {
+            for (&map, peaks) in maps.iter().zip(rows) {
                 each(Feature::Map(Map { map, peaks }))?;
             }
         }

@@ -237,7 +237,6 @@ pub struct Projected<'a> {
 }
 
 /// Peaks that are projected together, of images that are looked at together.
-#[derive(Default)]
 struct Pass {
     images: Vec<u32>,
     /// For each peak which of the images, which map, and which of its peaks.

@@ -24,8 +24,8 @@ pub struct Session<'a, B: Backend> {
     pub backend: &'a B,
     /// Threads that read and decode images.
     pub workers: usize,
-    /// Those who make the study together, if it can be divided: all with the same models, images and settings. Rank 0
-    /// alone keeps parts, and says how far it is.
+    /// Those who make the study together, if it can be divided ([`features`](super::features)): all with the same models,
+    /// images and settings. Rank 0 alone keeps parts.
     pub ranks: Ranks,
     /// What only the caller knows of where models and images come from; a result begins with it.
     pub facts: Facts,

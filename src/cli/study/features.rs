@@ -107,6 +107,7 @@ pub fn run_by_ranks(mut args: Features) -> Result<ExitCode> {
     args.ranks.join()?;
     let ranks = args.ranks.ranks.clone();
     if ranks.count() > 1 {
+        // So that all stop at the same place, and name one that was killed before the launcher ends them.
         args.ranks.share_stop(&stop_on_signals()?);
     }
     let result = args.study.device.of_rank(&ranks).run(args);
