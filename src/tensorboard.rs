@@ -38,6 +38,7 @@ use crate::data::loader::{Bad, BatchPlan, Loader};
 use crate::import::ExternalConfig;
 use crate::model::{Layer, Model, Projector, Rule};
 use crate::picture::Image;
+use crate::ranks::Ranks;
 use crate::study::diagnose::first_filters;
 use crate::study::evolution::{EPOCHS, MAPS};
 use crate::study::extractor::FeatureExtractor;
@@ -199,7 +200,18 @@ impl<'a, B: Backend> TensorBoard<'a, B> {
         let sheet = |(Chosen { layer, .. }, best): (&Chosen, &Vec<Vec<Activation>>)| {
             let rule = Rule::DECONVNET;
             let (projector, root) = (&mut projector, Path::new(""));
-            let peaks = pictures(model, projector, images, None, root, rule, *layer, best, |_| ())?;
+            let peaks = pictures(
+                model,
+                projector,
+                images,
+                None,
+                root,
+                rule,
+                *layer,
+                best,
+                &Ranks::alone(),
+                |_| (),
+            )?;
             let layer = &network.layers[*layer];
             let side = layer.field[0].size.max(layer.field[1].size);
             picture(format!("projections/{}", layer.name), &strips(&peaks, side))

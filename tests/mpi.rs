@@ -5,8 +5,9 @@
 #[path = "common/mod.rs"]
 mod common;
 
+use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -16,6 +17,9 @@ use zfnet::data::synthetic;
 
 const TRAIN: &str =
     "train --arch tiny.toml --data data --accumulate 4 --batch-size 14 --threads 1 --workers 1";
+
+/// Images that take a search seconds.
+const MANY: usize = 6000;
 
 /// A launcher with ranks `0..`, each of which runs a shell's line, in which `exec zfnet` runs the program.
 fn launcher(place: &Place, ranks: &[String]) -> Command {
@@ -196,5 +200,94 @@ fn ranks_that_differ_are_refused() {
         assert!(!place.path("run/last").exists());
     }
     by_ranks(&place, 3, &format!("{TRAIN} --out run")).refused(&["power of two", "found 3"]);
-    by_ranks(&place, 2, "inspect tiny.toml").refused(&["only `train`"]);
+    by_ranks(&place, 2, "inspect tiny.toml").refused(&["only `train` and `study features`"]);
+    by_ranks(&place, 2, "study learnt --checkpoint run --data data").refused(&["only `train`"]);
+}
+
+const FEATURES: &str = "study features --checkpoint run --threads 1 --workers 1";
+
+/// All files of a folder, by their paths in it.
+fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(inner) = folders.pop() {
+        for entry in fs::read_dir(inner).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                let name = path.strip_prefix(folder).unwrap().to_owned();
+                files.insert(name, fs::read(path).unwrap());
+            }
+        }
+    }
+    files
+}
+
+/// A page of features, its pictures and its numbers do not tell how many have made it.
+#[test]
+fn ranks_make_the_same_page() {
+    let place = Place::new();
+    place.run(&format!("{TRAIN} --epochs 1 --out run")).ok();
+    fs::write(place.images(place.images("data/train")[3].to_str().unwrap()).remove(2), "bad")
+        .unwrap();
+    let features = format!("{FEATURES} --data data --split train --max-bad 0.1");
+    let alone = place.run(&format!("{features} --out 1")).ok();
+    assert!(alone.stderr.contains("left out: "), "{}", alone.stderr);
+    let whole = files(&place.path("1"));
+    assert!(whole.len() >= 6, "{:?}", whole.keys());
+    for count in [2, 3] {
+        let ran = by_ranks(&place, count, &format!("{features} --out {count}")).ok();
+        assert_eq!(ran.stdout, format!("{count}/index.html\n"), "one rank speaks");
+        assert_eq!(ran.stderr.matches("left out: ").count(), 1, "{}", ran.stderr);
+        assert!(files(&place.path(&count.to_string())) == whole, "{count} ranks");
+    }
+    let top9 = features.replace("study features", "top9");
+    by_ranks(&place, 2, &format!("{top9} --out top9")).ok();
+    assert!(files(&place.path("top9")) == whole);
+    // More than a share may be bad, and a rank that cannot begin.
+    let refused =
+        by_ranks(&place, 2, &format!("{FEATURES} --data data --split train --max-bad 0 --out 0"));
+    refused.refused(&["cannot be read as images", "--max-bad"]);
+    let lines = ["", "-elsewhere"].map(|data| {
+        format!("exec zfnet {}", features.replace("--data data", &format!("--data data{data}")))
+    });
+    let ran = Ran::new("elsewhere", launcher(&place, &lines).output().unwrap());
+    assert_ne!(ran.code, Some(0), "{}", ran.stderr);
+    assert!(
+        ran.stderr.contains("rank 1 on ") && ran.stderr.contains("data-elsewhere"),
+        "{}",
+        ran.stderr
+    );
+}
+
+/// A rank that is killed is named, and one that is asked to stop stops all; others go on and end with the same page.
+#[test]
+fn a_search_that_is_ended_goes_on() {
+    let place = Place::new();
+    place.run(&format!("{TRAIN} --epochs 1 --out run")).ok();
+    fs::create_dir(place.path("many")).unwrap();
+    let pictures: Vec<PathBuf> = (place.images("data/train").iter())
+        .flat_map(|class| place.images(class.to_str().unwrap()))
+        .collect();
+    for (number, picture) in pictures.iter().cycle().take(MANY).enumerate() {
+        fs::hard_link(picture, place.path(&format!("many/{number:05}.png"))).unwrap();
+    }
+    let features = format!("{FEATURES} --data many");
+    place.run(&format!("{features} --out 1")).ok();
+    for (rank, name, words) in [(1, "KILL", "rank 1 on "), (1, "TERM", "stopped by signal 15")] {
+        let lines = vec![format!("exec zfnet {features} --out {name}"); 2];
+        let mut launcher = launcher(&place, &lines);
+        let running = launcher.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        assert!(comes(&place.path(name).join(".parts/settings.json")), "the search begins");
+        signal(&place, rank, name);
+        let ran = Ran::new(name, running.wait_with_output().unwrap());
+        assert_ne!(ran.code, Some(0), "{}", ran.stderr);
+        assert_eq!(ran.stderr.matches(words).count(), 1, "{}", ran.stderr);
+        assert!(!place.path(name).join("index.html").exists());
+        let kept = place.path(name).join(".parts/search.json");
+        assert!(name == "KILL" || kept.exists(), "what was found is kept");
+        by_ranks(&place, 3, &format!("{features} --out {name}")).ok();
+        assert!(files(&place.path(name)) == files(&place.path("1")), "{name}");
+    }
 }

@@ -28,8 +28,14 @@ fn on(error: &Error) -> Vec<String> {
     let advice = match error {
         Error::RunExists { .. } => "go on with --resume, or choose another --out",
         Error::LostRank { .. } => {
-            "go on from the last checkpoint with the same command and --resume"
+            return [
+                "go on from the last checkpoint with the same command and --resume",
+                "the same command goes on",
+            ]
+            .map(str::to_owned)
+            .into();
         }
+        Error::Stopped { .. } => "the same command goes on",
         Error::ResumeMismatch { what, .. } => {
             let of_a_run = match *what {
                 "seed" => "continue with the same --seed, or choose another --out",

@@ -247,7 +247,7 @@ fn page<B: Backend>(
         status,
     };
     let page = make_folder(&out.join("page"))?;
-    write_page(backend, &model, job, &page, &mut Progress::new())
+    write_page(backend, &Ranks::alone(), &model, job, &page, &mut Progress::new())
 }
 
 fn facts(own: &Evaluation, linear: Option<&Evaluation>) -> Vec<(String, String)> {

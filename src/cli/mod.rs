@@ -344,7 +344,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             }
             Some(_) => {}
         }
-        ExitCode::FAILURE
+        signals::code_of(&error).unwrap_or(ExitCode::FAILURE)
     })
 }
 
@@ -370,10 +370,13 @@ fn flags(matches: &ArgMatches) -> Vec<String> {
 }
 
 fn run(command: Command) -> Result<ExitCode> {
-    if !matches!(command, Command::Train(_))
-        && let Some((_, ranks)) = ranks::launched()
-    {
-        bail!("only `train` is done by several ranks, found {ranks}");
+    let is_divided = match &command {
+        Command::Train(_) | Command::Top9(_) => true,
+        Command::Study(study) => study.is_divided(),
+        _ => false,
+    };
+    if let Some((_, ranks)) = ranks::launched().filter(|_| !is_divided) {
+        bail!("only `train` and `study features` are done by several ranks, found {ranks}");
     }
     match command {
         Command::Demo(args) => args.device.clone().run(args),
@@ -384,7 +387,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Extract(args) => args.device.clone().run(args),
         Command::Project(args) => args.device.clone().run(args),
         Command::Explore(args) => args.device.clone().run(args),
-        Command::Top9(args) => args.study.device.clone().run(args),
+        Command::Top9(args) => study::features::run_by_ranks(args),
         Command::Study(args) => study::run(args),
         Command::Import(args) => args.device.clone().run(args),
         Command::Pack(args) => pack::run(args),

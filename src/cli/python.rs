@@ -172,7 +172,8 @@ pub fn top9<B: Backend>(
     out: &PageFolder,
     progress: Progress,
 ) -> Result<PathBuf> {
-    features.page(backend, model, || Ok(out.path.clone()), progress)
+    let page = features.page(backend, model, || Ok(out.path.clone()), progress)?;
+    Ok(page.expect("the only rank makes it"))
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::ExitCode;
+use crate::Error;
 use anyhow::{Context, Result};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
@@ -41,6 +42,14 @@ pub fn end_on_signals() -> Result<()> {
 /// The exit code of a program that a signal has ended: 128 and the signal's number.
 pub fn signal_code(stop: &AtomicUsize) -> ExitCode {
     ExitCode(128u8.saturating_add(stop.load(Ordering::Relaxed) as u8))
+}
+
+/// The same where the signal is told by an error.
+pub fn code_of(error: &anyhow::Error) -> Option<ExitCode> {
+    error.chain().find_map(|cause| match cause.downcast_ref()? {
+        Error::Stopped { signal } => Some(ExitCode(128u8.saturating_add(*signal))),
+        _ => None,
+    })
 }
 
 /// The exit code of a program whose output nobody reads any more, as if SIGPIPE had ended it.

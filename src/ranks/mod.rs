@@ -1,9 +1,10 @@
-//! Ranks: processes, or threads of one, that train one network together.
+//! Ranks: processes, or threads of one, that train one network, or look into one, together.
 //!
 //! A rank sends and receives on a thread of its own, which does in order what it is given, while the rank computes. All
 //! ranks give it the same in the same order. That thread also sends the others a heartbeat every second: a rank that has
 //! not been heard of for long ends the work of all, which say its name.
 
+pub(crate) mod agreement;
 mod heartbeat;
 #[cfg(feature = "mpi")]
 mod mpi;
@@ -336,6 +337,25 @@ impl Ranks {
         self.submit(move |channel| all_gather(channel, &own)).wait()
     }
 
+    /// Hands every rank's bytes to `each` at rank 0, in the order of the ranks: it has those of one at a time.
+    ///
+    /// # Errors
+    /// As [`Ranks::all_gather`], or if `each` fails.
+    pub(crate) fn gather(
+        &self,
+        own: Vec<u8>,
+        mut each: impl FnMut(usize, Vec<u8>) -> Result<()>,
+    ) -> Result<()> {
+        if !self.is_first() {
+            return self.submit(move |channel| send(channel, 0, &own)).wait();
+        }
+        each(0, own)?;
+        for rank in 1..self.count() {
+            each(rank, self.submit(move |channel| receive(channel, rank)).wait()?)?;
+        }
+        Ok(())
+    }
+
     /// Rank 0's bytes, at all ranks. The others have none.
     ///
     /// # Errors
@@ -375,6 +395,33 @@ impl Ranks {
             Ok(all.contains(&1))
         };
         self.submit(gather).wait()
+    }
+
+    /// Ends the work of all ranks at the same place if a signal has asked any of them to stop.
+    ///
+    /// # Errors
+    /// If so, or as [`Ranks::all_gather`].
+    pub(crate) fn stop_together(&self) -> Result<()> {
+        let own = self.0.shared.stop().map_or(0, |stop| stop.load(Ordering::Relaxed)) as u8;
+        match self.all_gather(vec![own])?.concat().into_iter().max() {
+            Some(signal @ 1..) => Err(Error::Stopped { signal }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Does this rank's share of what all do, and waits for the others: none has ended well before all have. They are
+    /// told of an error to which they do not come themselves.
+    ///
+    /// # Errors
+    /// Those of `share`, or as [`Ranks::all_gather`].
+    pub(crate) fn together(&self, share: impl FnOnce() -> Result<()>) -> Result<()> {
+        let done = share().and_then(|()| self.meet());
+        if let Err(error) = &done
+            && !error.is_of_all_ranks()
+        {
+            self.fail(format_args!("{error:#}"));
+        }
+        done
     }
 
     /// Waits until all ranks have come to the end of their work.
@@ -447,6 +494,26 @@ fn all_gather(channel: &mut dyn Channel, own: &[u8]) -> Result<Vec<Vec<u8>>> {
     Ok(all)
 }
 
+/// Bytes for a rank, behind their length: see [`receive`].
+fn send(channel: &mut dyn Channel, rank: usize, bytes: &[u8]) -> Result<()> {
+    channel.exchange(&[(rank, &(bytes.len() as u64).to_le_bytes())], &mut [])?;
+    match bytes {
+        [] => Ok(()),
+        bytes => channel.exchange(&[(rank, bytes)], &mut []),
+    }
+}
+
+/// The bytes that a rank has sent by [`send`].
+fn receive(channel: &mut dyn Channel, rank: usize) -> Result<Vec<u8>> {
+    let mut length = [0; 8];
+    channel.exchange(&[], &mut [(rank, &mut length)])?;
+    let mut bytes = vec![0; u64::from_le_bytes(length) as usize];
+    if !bytes.is_empty() {
+        channel.exchange(&[], &mut [(rank, &mut bytes)])?;
+    }
+    Ok(bytes)
+}
+
 /// Sends the same to all others, and receives theirs. Who has none sends none.
 fn gather_into<'a>(
     channel: &mut dyn Channel,
@@ -461,4 +528,77 @@ fn gather_into<'a>(
     let mut receives: Vec<(usize, &mut [u8])> =
         places.enumerate().filter(|(other, place)| *other != rank && !place.is_empty()).collect();
     channel.exchange(&sends, &mut receives)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What each of so many ranks, threads, makes of `work`.
+    fn by_ranks<T: Send>(count: usize, work: impl Fn(&Ranks) -> T + Sync) -> Vec<T> {
+        std::thread::scope(|scope| {
+            let work = &work;
+            let start = |ranks: Ranks| scope.spawn(move || work(&ranks));
+            let running: Vec<_> = Ranks::threads(count, TIMEOUT).into_iter().map(start).collect();
+            running.into_iter().map(|rank| rank.join().expect("no panic")).collect()
+        })
+    }
+
+    #[test]
+    fn rank_0_gathers_bytes_in_the_order_of_the_ranks() {
+        for count in 1..=4 {
+            let gathered = by_ranks(count, |ranks| {
+                let mut gathered = Vec::new();
+                for length in [0, 3, 100_000] {
+                    // Those of odd ranks are empty at first.
+                    let own = vec![ranks.rank() as u8; length + (ranks.rank() + 1) % 2];
+                    let each = |rank, bytes| {
+                        gathered.push((rank, bytes));
+                        Ok(())
+                    };
+                    ranks.gather(own, each).unwrap();
+                }
+                gathered
+            });
+            let of_length = |length: usize| {
+                (0..count).map(move |rank| (rank, vec![rank as u8; length + (rank + 1) % 2]))
+            };
+            let expected: Vec<_> = [0, 3, 100_000].into_iter().flat_map(of_length).collect();
+            assert!(gathered[0] == expected, "{count} ranks");
+            assert!(gathered[1..].iter().all(Vec::is_empty), "{count} ranks");
+        }
+    }
+
+    #[test]
+    fn a_signal_at_one_rank_stops_all_at_the_same_place() {
+        let stopped = by_ranks(3, |ranks| {
+            let stop = Arc::new(AtomicUsize::new(0));
+            ranks.share_stop(stop.clone());
+            let places = (0..10).map(|place| {
+                if (ranks.rank(), place) == (1, 4) {
+                    stop.store(15, Ordering::Relaxed);
+                }
+                ranks.stop_together()
+            });
+            let place = places.take_while(Result::is_ok).count();
+            (place, ranks.stop_together().unwrap_err().to_string())
+        });
+        assert!(stopped.iter().all(|(place, _)| *place == 4), "{stopped:?}");
+        assert!(stopped[0].1.contains("signal 15"), "{stopped:?}");
+    }
+
+    #[test]
+    fn none_has_ended_well_before_all_have() {
+        let ended = by_ranks(3, |ranks| {
+            let share = || match ranks.rank() {
+                2 => Err(Error::Data("the disk is full".into())),
+                _ => Ok(()),
+            };
+            ranks.together(share).unwrap_err().to_string()
+        });
+        assert!(ended[2].ends_with("the disk is full") && !ended[2].contains("rank"), "{ended:?}");
+        for error in &ended[..2] {
+            assert!(error.starts_with("rank 2 on this host: "), "{error}");
+        }
+    }
 }

@@ -22,6 +22,7 @@ use crate::data::images::{Images, read_rgb};
 use crate::disk::write_atomic;
 use crate::model::{Model, Network, Projector, Rule};
 use crate::picture::Image;
+use crate::ranks::Ranks;
 use crate::{Error, Result};
 
 /// See [`super::STUDIES`].
@@ -167,6 +168,7 @@ impl TrackedMaps<'_> {
                 rule,
                 *layer,
                 best,
+                &Ranks::alone(),
                 |_| (),
             )?;
             for (&map, peaks) in maps.iter().zip(shown) {

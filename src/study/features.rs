@@ -7,13 +7,16 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::peaks::{BATCH, Chosen, ProjectedPeak, Searched, must_be_images, pictures, search};
-use super::{Session, Study};
-use crate::Result;
+use super::divided_search::search_by_ranks;
+use super::peaks::{BATCH, Chosen, ProjectedPeak, Searched, must_be_images, pictures};
+use super::{Session, Study, fingerprint};
 use crate::backend::Backend;
 use crate::data::classes::Classes;
 use crate::data::images::Images;
 use crate::model::{Model, Projector, Rule};
+use crate::ranks::Ranks;
+use crate::ranks::agreement::{must_agree, value};
+use crate::{Error, Result};
 
 /// See [`super::STUDIES`].
 pub const STUDY: Study = Study {
@@ -76,13 +79,29 @@ pub struct Map {
 /// Searches `images` for the strongest peaks of every chosen map and projects them. There are more pictures
 /// than memory may hold, so they are handed on map by map; image paths are relative to `root`, and `classes` are the
 /// images' own, which need not be the network's. How far the
-/// search has come is kept now and then.
+/// search has come is kept now and then. Ranks divide search and projections; the results are those of one, and rank 0's
+/// `each` is given them.
 ///
 /// # Errors
 /// If there are no images, images cannot be read, parts cannot be kept, a backend operation fails,
-/// or `each` fails.
+/// or `each` fails; of several ranks also if they were not given the same, one is lost or has failed, or a signal has
+/// stopped them.
 pub fn run<B: Backend>(
     session: &mut Session<'_, B>,
+    model: &Model<B>,
+    settings: &Settings,
+    images: &Arc<Images>,
+    classes: Option<&Classes>,
+    root: &Path,
+    each: impl FnMut(Feature) -> Result<()>,
+) -> Result<()> {
+    let ranks = session.ranks.clone();
+    ranks.together(|| run_rank(session, &ranks, model, settings, images, classes, root, each))
+}
+
+fn run_rank<B: Backend>(
+    session: &mut Session<'_, B>,
+    ranks: &Ranks,
     model: &Model<B>,
     settings: &Settings,
     images: &Arc<Images>,
@@ -93,20 +112,48 @@ pub fn run<B: Backend>(
     let Model { network, params, preprocess, .. } = model;
     let Settings { chosen, rule } = settings;
     let (backend, workers) = (session.backend, session.workers);
+    if ranks.count() > 1 {
+        let own = [
+            ("device", value(&backend.id())),
+            ("model", value(&fingerprint(backend, model)?)),
+            ("set of images", value(&images.fingerprint())),
+            ("choice of maps", value(chosen)),
+            ("rule of the backward pass", value(&format!("{rule:?}"))),
+        ];
+        must_agree(ranks, own)?;
+    }
     // The search does not depend on the rule.
     let parts = session.parts(&[model], &(images.fingerprint(), chosen))?;
     let mut projector = Projector::new(backend, network, params, preprocess, BATCH, BATCH)?;
     let mut searched = parts.get("search").unwrap_or_else(|| Searched::nothing(chosen));
     let mut kept = Instant::now();
-    search(&mut projector, model, images, chosen, PEAKS, workers, &mut searched, |searched| {
+    let progress = |searched: &Searched| {
         session.progress("features: search", searched.done, images.len(), "");
-        if kept.elapsed() > KEEP || searched.done == images.len() {
+        if kept.elapsed() > KEEP {
             kept = Instant::now();
             parts.put("search", searched)?;
         }
         Ok(())
-    })?;
-    must_be_images(images, root)?;
+    };
+    let ended = search_by_ranks(
+        &mut projector,
+        model,
+        images,
+        chosen,
+        PEAKS,
+        workers,
+        ranks,
+        &mut searched,
+        progress,
+    );
+    if ended.is_ok() && ranks.is_first() {
+        must_be_images(images, root)?; // it knows of all that are bad
+    }
+    if matches!(ended, Ok(()) | Err(Error::Stopped { .. })) {
+        parts.put("search", &searched)?;
+    }
+    ended?;
+    let mut each = |feature| if ranks.is_first() { each(feature) } else { Ok(()) };
     for (Chosen { layer, maps }, best) in chosen.iter().zip(&searched.best) {
         let shown = &network.layers[*layer];
         let [vertical, horizontal] = shown.field;
@@ -125,6 +172,7 @@ pub fn run<B: Backend>(
         let (total, mut done) = (best.iter().map(Vec::len).sum(), 0);
         session.progress(&what, 0, total, "");
         for (maps, best) in maps.chunks(at_a_time).zip(best.chunks(at_a_time)) {
+            ranks.stop_together()?;
             let mut say = |now| session.progress(&what, done + now, total, "");
             let rows = pictures(
                 model,
@@ -135,6 +183,7 @@ pub fn run<B: Backend>(
                 *rule,
                 *layer,
                 best,
+                ranks,
                 &mut say,
             )?;
             done += best.iter().map(Vec::len).sum::<usize>();

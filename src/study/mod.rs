@@ -9,6 +9,7 @@ pub mod activations;
 pub mod boxes;
 pub mod correspondence;
 pub mod diagnose;
+mod divided_search;
 pub mod ensemble;
 pub mod evolution;
 pub mod extractor;

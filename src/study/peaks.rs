@@ -4,9 +4,11 @@
 //! map). Then the images that hold peaks are looked at once more and each peak is projected from there.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
+use bytemuck::{bytes_of, pod_read_unaligned};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
@@ -18,6 +20,7 @@ use crate::data::images::{Images, Scratch};
 use crate::data::loader::{Bad, BatchPlan, Loader};
 use crate::model::{Model, Network, Projector, Rule, Seed};
 use crate::picture::Image;
+use crate::ranks::Ranks;
 use crate::train::evaluate::TestCrops;
 use crate::{Error, Result};
 
@@ -96,7 +99,7 @@ pub struct Activation {
 }
 
 /// Strongest first, the earlier image of equals, at most `count`.
-fn insert(best: &mut Vec<Activation>, found: Activation, count: usize) {
+pub(super) fn insert(best: &mut Vec<Activation>, found: Activation, count: usize) {
     let stronger = |other: &Activation| {
         (other.unit.value, std::cmp::Reverse(other.image))
             > (found.unit.value, std::cmp::Reverse(found.image))
@@ -233,6 +236,39 @@ pub struct Projected<'a> {
     pub projection: &'a [f32],
 }
 
+/// Peaks that are projected together, of images that are looked at together.
+struct Pass {
+    images: Vec<u32>,
+    /// For each peak which of the images, which map, and which of its peaks.
+    peaks: Vec<(usize, usize, usize)>,
+}
+
+/// All passes for peaks of some maps: each image is looked at once, for some passes that follow one another. They are the
+/// same for any ranks, since on a GPU what is computed together may decide how sums are rounded.
+fn passes(maps: &[Vec<Activation>]) -> Vec<Pass> {
+    let mut by_image: BTreeMap<u32, Vec<(usize, usize)>> = BTreeMap::new();
+    for (map, found) in maps.iter().enumerate() {
+        for (place, found) in found.iter().enumerate() {
+            by_image.entry(found.image).or_default().push((map, place));
+        }
+    }
+    let holding: Vec<u32> = by_image.keys().copied().collect();
+    let of_images = |images: &[u32]| {
+        let peaks = images.iter().enumerate().flat_map(|(i, image)| {
+            by_image[image].iter().map(move |&(map, place)| (i, map, place))
+        });
+        let peaks: Vec<_> = peaks.collect();
+        let pass = |peaks: &[_]| Pass { images: images.to_vec(), peaks: peaks.to_vec() };
+        peaks.chunks(BATCH).map(pass).collect::<Vec<_>>()
+    };
+    holding.chunks(BATCH).flat_map(of_images).collect()
+}
+
+/// A rank's share of so many passes: neighbours, so that few images are looked at by two.
+fn share(passes: usize, rank: usize, ranks: usize) -> Range<usize> {
+    passes * rank / ranks..passes * (rank + 1) / ranks
+}
+
 /// Projects peaks of maps of a layer, looking at each image once, and hands each to `each`, in no order
 /// of theirs.
 ///
@@ -245,36 +281,43 @@ pub fn project<B: Backend>(
     rule: Rule,
     layer: usize,
     maps: &[Vec<Activation>],
+    each: impl FnMut(Projected<'_>) -> Result<()>,
+) -> Result<()> {
+    project_passes(model, projector, images, rule, layer, maps, &passes(maps), each)
+}
+
+fn project_passes<B: Backend>(
+    model: &Model<B>,
+    projector: &mut Projector<'_, B>,
+    images: &Images,
+    rule: Rule,
+    layer: usize,
+    maps: &[Vec<Activation>],
+    passes: &[Pass],
     mut each: impl FnMut(Projected<'_>) -> Result<()>,
 ) -> Result<()> {
-    let mut by_image: BTreeMap<u32, Vec<(usize, usize)>> = BTreeMap::new();
-    for (map, found) in maps.iter().enumerate() {
-        for (place, found) in found.iter().enumerate() {
-            by_image.entry(found.image).or_default().push((map, place));
-        }
-    }
-    let holding: Vec<u32> = by_image.keys().copied().collect();
     let bytes = images.bytes_per_image();
-    let mut scratch = Scratch::default();
-    for some in holding.chunks(BATCH) {
-        let mut pixels = vec![0; some.len() * bytes];
-        let mut crops = Vec::new();
-        for (i, (image, square)) in some.iter().zip(pixels.chunks_exact_mut(bytes)).enumerate() {
-            images.read_good(*image as usize, &mut scratch, square)?;
-            crops.extend(TestCrops::One.of(&model.preprocess, i as u32));
+    let (mut scratch, mut pixels) = (Scratch::default(), Vec::new());
+    let mut looked_at: &[u32] = &[];
+    for Pass { images: some, peaks } in passes {
+        if looked_at != some {
+            pixels.resize(some.len() * bytes, 0);
+            let mut crops = Vec::new();
+            for (i, (image, square)) in some.iter().zip(pixels.chunks_exact_mut(bytes)).enumerate()
+            {
+                images.read_good(*image as usize, &mut scratch, square)?;
+                crops.extend(TestCrops::One.of(&model.preprocess, i as u32));
+            }
+            projector.look(&pixels, &crops)?;
+            looked_at = some;
         }
-        projector.look(&pixels, &crops)?;
-        let wanted: Vec<(usize, usize, usize)> = some
-            .iter()
-            .enumerate()
-            .flat_map(|(i, image)| by_image[image].iter().map(move |&(m, p)| (i, m, p)))
-            .collect();
-        let seeds: Vec<Seed> = wanted
-            .iter()
-            .map(|&(i, map, place)| Seed { image: i as u32, unit: maps[map][place].unit })
-            .collect();
+        let seed = |&(i, map, place): &(usize, usize, usize)| Seed {
+            image: i as u32,
+            unit: maps[map][place].unit,
+        };
+        let seeds: Vec<Seed> = peaks.iter().map(seed).collect();
         projector.project(layer, &seeds, rule, |index, projection| {
-            let (i, map, place) = wanted[index];
+            let (i, map, place) = peaks[index];
             let square = &pixels[i * bytes..(i + 1) * bytes];
             each(Projected { map, place, found: maps[map][place], square, projection })
         })?;
@@ -308,10 +351,11 @@ pub struct ProjectedPeak {
 }
 
 /// Projects peaks of some maps of a layer, cut to their receptive fields, beside the patches that were
-/// there; image paths are relative to `root`. `progress` is called with the number of peaks done.
+/// there; image paths are relative to `root`. Ranks divide the work, and rank 0 gets all of it, the others nothing of use.
+/// `progress` is called with the number of peaks done.
 ///
 /// # Errors
-/// If images cannot be read, or a backend operation fails.
+/// If images cannot be read, a backend operation fails, or a rank is lost or has failed.
 pub fn pictures<B: Backend>(
     model: &Model<B>,
     projector: &mut Projector<'_, B>,
@@ -321,40 +365,77 @@ pub fn pictures<B: Backend>(
     rule: Rule,
     layer: usize,
     maps: &[Vec<Activation>],
+    ranks: &Ranks,
     mut progress: impl FnMut(usize),
 ) -> Result<Vec<Vec<ProjectedPeak>>> {
     let Model { network, preprocess, .. } = model;
     let shown = &network.layers[layer];
-    let mut pictures: Vec<Vec<ProjectedPeak>> =
-        maps.iter().map(|found| vec![ProjectedPeak::default(); found.len()]).collect();
-    let (mut sizes, mut scratch, mut done) = (BTreeMap::new(), Scratch::default(), 0);
-    project(model, projector, images, rule, layer, maps, |projected| {
-        let Projected { map, place, found: Activation { image, unit }, square, projection } =
-            projected;
+    let field = |unit: SeedUnit| field_box(shown, unit.y as usize, unit.x as usize);
+    // All of a peak but what only who has looked at the image knows: the size of its file, and the pictures.
+    let described = |Activation { image, unit }, [width, height]: [usize; 2], projection, photo| {
         let path = images.path(image as usize);
-        let (width, height) = match sizes.get(&image) {
-            Some(size) => *size,
-            None => {
-                let size = images.size(image as usize, &mut scratch)?;
-                *sizes.entry(image).or_insert(size)
-            }
-        };
-        let (y, x) = (unit.y as usize, unit.x as usize);
-        let field = field_box(shown, y, x);
         let class = images.class(image as usize) as usize;
-        pictures[map][place] = ProjectedPeak {
+        let (y, x) = (unit.y as usize, unit.x as usize);
+        ProjectedPeak {
             image: path.strip_prefix(root).unwrap_or(&path).display().to_string(),
             class: classes.map_or_else(String::new, |classes| classes.names[class].clone()),
             y,
             x,
             value: unit.value,
-            field_box: field,
+            field_box: field(unit),
             patch: original_box(preprocess, width, height, seen_box(shown, y, x)),
-            projection: projection_image(preprocess, projection).crop(field),
-            photo: centre_crop(preprocess, square).crop(field),
+            projection,
+            photo,
+        }
+    };
+    let mut pictures: Vec<Vec<ProjectedPeak>> =
+        maps.iter().map(|found| vec![ProjectedPeak::default(); found.len()]).collect();
+    let (passes, count) = (passes(maps), ranks.count());
+    let share = |rank| &passes[share(passes.len(), rank, count)];
+    let total: usize = maps.iter().map(Vec::len).sum();
+    let (mut sizes, mut scratch, mut done) = (BTreeMap::new(), Scratch::default(), 0);
+    let mut for_first = Vec::new();
+    let own = share(ranks.rank());
+    project_passes(model, projector, images, rule, layer, maps, own, |projected| {
+        let Projected { map, place, found, square, projection } = projected;
+        let size = match sizes.get(&found.image) {
+            Some(size) => *size,
+            None => {
+                let (width, height) = images.size(found.image as usize, &mut scratch)?;
+                *sizes.entry(found.image).or_insert([width, height])
+            }
         };
+        let projection = projection_image(preprocess, projection).crop(field(found.unit));
+        let photo = centre_crop(preprocess, square).crop(field(found.unit));
+        if count == 1 {
+            pictures[map][place] = described(found, size, projection, photo);
+        } else {
+            for_first.extend_from_slice(bytes_of(&size.map(|side| side as u64)));
+            for_first.extend([projection.pixels, photo.pixels].concat());
+        }
         done += 1;
-        progress(done);
+        progress(total.min(done * count)); // the others are about as far
+        Ok(())
+    })?;
+    if count == 1 {
+        return Ok(pictures);
+    }
+    ranks.gather(for_first, |rank, bytes| {
+        let mut rest = &bytes[..];
+        let mut take = |len| {
+            let missing = || Error::Ranks(format!("rank {rank} has sent too few pictures"));
+            rest.split_off(..len).ok_or_else(missing)
+        };
+        for &(_, map, place) in share(rank).iter().flat_map(|pass| &pass.peaks) {
+            let size: [u64; 2] = pod_read_unaligned(take(size_of::<[u64; 2]>())?);
+            let size = size.map(|side| side as usize);
+            let [x0, y0, x1, y1] = field(maps[map][place].unit);
+            let (width, height) = ((x1 - x0) as usize, (y1 - y0) as usize);
+            let mut picture =
+                || take(3 * width * height).map(|bytes| Image::new(width, height, bytes.to_vec()));
+            let (projection, photo) = (picture()?, picture()?);
+            pictures[map][place] = described(maps[map][place], size, projection, photo);
+        }
         Ok(())
     })?;
     Ok(pictures)

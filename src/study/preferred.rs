@@ -34,6 +34,7 @@ use crate::model::{
     Initial, Layer, Model, Network, Params, Preprocess, Projector, Purpose, Rule, Workspace,
 };
 use crate::picture::Image;
+use crate::ranks::Ranks;
 use crate::shape::Shape;
 use crate::{Error, Result};
 
@@ -516,8 +517,19 @@ pub fn run<B: Backend>(
             if let Some((projector, Compared { images, classes, root })) = &mut looking {
                 let (rule, best) = (Rule::DECONVNET, std::slice::from_ref(best));
                 let say = |_| ();
-                peaks = pictures(model, projector, images, *classes, root, rule, layer, best, say)?
-                    .swap_remove(0);
+                peaks = pictures(
+                    model,
+                    projector,
+                    images,
+                    *classes,
+                    root,
+                    rule,
+                    layer,
+                    best,
+                    &Ranks::alone(),
+                    say,
+                )?
+                .swap_remove(0);
             }
             let picture = Image::new(width, height, made.pixels);
             each(Found::Map(OfMap {

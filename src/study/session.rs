@@ -9,6 +9,7 @@ use super::parts::Parts;
 use crate::Result;
 use crate::backend::Backend;
 use crate::model::Model;
+use crate::ranks::Ranks;
 
 /// What a result was made with (network, checkpoint, data, ...): names and values, for its page.
 pub type Facts = Vec<(String, String)>;
@@ -23,6 +24,9 @@ pub struct Session<'a, B: Backend> {
     pub backend: &'a B,
     /// Threads that read and decode images.
     pub workers: usize,
+    /// Those who make the study together, if it can be divided ([`features`](super::features)): all with the same models,
+    /// images and settings. Rank 0 alone keeps parts.
+    pub ranks: Ranks,
     /// What only the caller knows of where models and images come from; a result begins with it.
     pub facts: Facts,
     out: Option<PathBuf>,
@@ -30,10 +34,10 @@ pub struct Session<'a, B: Backend> {
 }
 
 impl<'a, B: Backend> Session<'a, B> {
-    /// One that keeps no parts and tells nobody, with one thread that reads.
+    /// One of a single rank that keeps no parts and tells nobody, with one thread that reads.
     pub fn new(backend: &'a B) -> Self {
         let (facts, watcher) = (Facts::new(), Box::new(|_: &str, _, _, _: &str| ()));
-        Session { backend, workers: 1, facts, out: None, watcher }
+        Session { backend, workers: 1, ranks: Ranks::alone(), facts, out: None, watcher }
     }
 
     /// Keeps in `out` what is finished, so that an interrupted study goes on from there.
@@ -69,7 +73,9 @@ impl<'a, B: Backend> Session<'a, B> {
     /// # Errors
     /// If the folder cannot be written, or a backend operation fails.
     pub(super) fn parts(&self, models: &[&Model<B>], settings: &impl Serialize) -> Result<Parts> {
-        let Some(out) = &self.out else { return Ok(Parts::none()) };
+        let Some(out) = self.out.as_ref().filter(|_| self.ranks.is_first()) else {
+            return Ok(Parts::none());
+        };
         let models = models.iter().map(|model| fingerprint(self.backend, model));
         Parts::open(out, &(models.collect::<Result<Vec<_>>>()?, settings))
     }
@@ -79,6 +85,7 @@ impl<'a, B: Backend> Session<'a, B> {
     /// # Errors
     /// If they cannot be removed.
     pub fn finish(self) -> Result<()> {
-        self.out.map_or(Ok(()), |out| Parts::remove(&out))
+        let kept_in = self.out.filter(|_| self.ranks.is_first());
+        kept_in.map_or(Ok(()), |out| Parts::remove(&out))
     }
 }

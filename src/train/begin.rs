@@ -1,14 +1,11 @@
 //! Where a run of training begins: at random weights, at those of another checkpoint, or where the run was
 //! interrupted.
 
-use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
 use serde::Serialize;
-use serde_json::Value;
-use xxhash_rust::xxh3::xxh3_64;
 
 use super::checkpoint::{self, Newest, Resumed, State};
 use super::job::{Event, Job};
@@ -16,6 +13,7 @@ use super::memory::with_memory_hint;
 use super::trainer::Division;
 use crate::backend::Backend;
 use crate::model::{Architecture, Model, Network, Params, Preprocess};
+use crate::ranks::agreement::{self, difference, value};
 use crate::{Error, Result};
 use zfnet_core::Recipe;
 
@@ -53,7 +51,6 @@ fn must_agree<B: Backend>(backend: &B, job: &Job<'_>, network: &Network) -> Resu
     let architecture = &network.architecture;
     let without_recipe = Architecture { recipe: Recipe::default(), ..architecture.clone() };
     let own = [
-        ("build", value(&program()?)),
         ("device", value(&backend.id())),
         ("network", value(&without_recipe)),
         ("recipe", value(&architecture.recipe)),
@@ -67,35 +64,7 @@ fn must_agree<B: Backend>(backend: &B, job: &Job<'_>, network: &Network) -> Resu
         ("number of steps between checkpoints", value(&job.save_steps)),
         ("choice of what is watched", value(&job.watch)),
     ];
-    let bytes = serde_json::to_vec(&own).expect("plain data");
-    let all = ranks.all_gather(bytes)?;
-    let read = |(rank, bytes): (usize, &Vec<u8>)| -> Result<Vec<(String, Value)>> {
-        serde_json::from_slice(bytes)
-            .map_err(|error| Error::Ranks(format!("what rank {rank} is to do: {error}")))
-    };
-    let all: Vec<_> = all.iter().enumerate().map(read).collect::<Result<_>>()?;
-    for (rank, of_rank) in all.iter().enumerate() {
-        for ((what, first), (_, other)) in all[0].iter().zip(of_rank) {
-            if first != other {
-                let of_rank = format!("at rank {rank}");
-                let difference = difference(first, other, ["at rank 0", &of_rank]);
-                let difference = difference.chars().take(SHOWN).collect();
-                let (host, what) = (ranks.host(rank).to_owned(), what.clone());
-                return Err(Error::RanksDiffer { rank, host, what, difference });
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Characters of a difference that are shown.
-const SHOWN: usize = 500;
-
-/// The program that runs, by its bytes.
-fn program() -> Result<String> {
-    let path = std::env::current_exe().map_err(Error::io("find", Path::new("this program")))?;
-    let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
-    Ok(format!("{} {:016x}", env!("CARGO_PKG_VERSION"), xxh3_64(&bytes)))
+    agreement::must_agree(ranks, own)
 }
 
 /// A fresh start: the mean image, and weights drawn or taken from another checkpoint. `None` if it
@@ -217,27 +186,6 @@ fn last_checkpoint<B: Backend>(
 /// The settings that differ, each with its two values.
 fn settings(then: &impl Serialize, now: &impl Serialize) -> String {
     difference(&value(then), &value(now), ["then", "now"])
-}
-
-/// Plain data as JSON. By way of text: as numbers of 64 bits those of 32 have many more digits.
-fn value(data: &impl Serialize) -> Value {
-    let text = serde_json::to_string(data).expect("plain data");
-    serde_json::from_str(&text).expect("JSON")
-}
-
-/// What differs of two values: of objects the keys that do.
-fn difference(one: &Value, other: &Value, [of_one, of_other]: [&str; 2]) -> String {
-    let (Some(first), Some(second)) = (one.as_object(), other.as_object()) else {
-        return format!("{one} {of_one}, {other} {of_other}");
-    };
-    let value = |value: Option<&Value>| value.map_or("none".into(), Value::to_string);
-    let keys: BTreeSet<&String> = first.keys().chain(second.keys()).collect();
-    let differ = keys.into_iter().filter(|key| first.get(*key) != second.get(*key));
-    let line = |key: &String| {
-        let [one, other] = [first, second].map(|object| value(object.get(key)));
-        format!("{key} = {one} {of_one}, {other} {of_other}")
-    };
-    differ.map(line).collect::<Vec<_>>().join("; ")
 }
 
 /// The images that a run sees and, if it sees them as they lie in shards, how they lie.

@@ -32,7 +32,7 @@ const OPTIONS: ReadOptions =
     ReadOptions { canvas: Canvas::square(20), max_bad: 0.0, cache_bytes: 1 << 20, io: None };
 
 /// An untrained network of the place, which gives every image its own probabilities.
-fn model<B: Backend>(backend: &B, place: &Place, seed: u64) -> Model<B> {
+pub fn model<B: Backend>(backend: &B, place: &Place, seed: u64) -> Model<B> {
     let file = place.path("tiny.toml");
     let network = Network::new(Architecture::find(file.to_str().unwrap()).unwrap()).unwrap();
     let params = Params::init(backend, &network, seed).unwrap();

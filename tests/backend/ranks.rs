@@ -9,17 +9,27 @@ use std::time::Duration;
 
 use crate::common::place::Place;
 use crate::common::{Samples, all_weights, bits, network};
+use crate::evaluation::model;
 use zfnet::backend::cpu::CpuBackend;
 use zfnet::backend::{Backend, Crop, StepState};
 use zfnet::data::classes::Classes;
-use zfnet::data::folder::ImageFolder;
+use zfnet::data::folder::{ImageFolder, Sample};
 use zfnet::data::images::{Images, ReadOptions};
-use zfnet::model::{Architecture, Canvas, Model, Network, Params};
+use zfnet::data::synthetic;
+use zfnet::model::{Architecture, Canvas, Model, Network, Params, Projector, Rule};
+use zfnet::picture::Image;
 use zfnet::ranks::{Ranks, TIMEOUT};
+use zfnet::study::Session;
+use zfnet::study::features::{self, Feature};
+use zfnet::study::peaks::{Chosen, Maps, Searched, search};
 use zfnet::train::{Division, Event, Job, Outcome, Trainer};
 use zfnet::{Error, Result};
 
-on_every_backend!(ranks_make_the_same_bits, a_loss_that_is_not_finite_stops_all_ranks);
+on_every_backend!(
+    ranks_make_the_same_bits,
+    a_loss_that_is_not_finite_stops_all_ranks,
+    ranks_find_and_show_the_same,
+);
 
 /// Parts of a batch.
 pub const PARTS: usize = 8;
@@ -413,4 +423,225 @@ fn a_lost_rank_is_named() {
         error.to_string().contains("rank 1 on this host has not been heard of for 2 s"),
         "{error}"
     );
+}
+
+/// Images, some of them bad, in which ranks look for the strongest activations.
+struct Looking {
+    place: Place,
+    samples: Vec<Sample>,
+    max_bad: f64,
+}
+
+/// What one rank is given.
+struct Share<'a, B: Backend> {
+    model: Model<B>,
+    settings: features::Settings,
+    images: Arc<Images>,
+    stop: &'a AtomicUsize,
+    /// When to set that: when so many images have been searched.
+    stop_at: usize,
+}
+
+/// What it leaves.
+#[derive(Default)]
+struct Found {
+    /// All maps: numbers, and pictures.
+    shown: Vec<(serde_json::Value, Vec<[Image; 2]>)>,
+    /// How far the search was, each time that was told.
+    told: Vec<usize>,
+    error: Option<Error>,
+}
+
+impl Looking {
+    /// In 25 batches, of which one has no image, and the last not as many as the others.
+    fn new() -> Self {
+        let place = Place::new();
+        synthetic::write_folder(&place.path("many"), 5, 20, 80, 1, |_| ()).unwrap();
+        let mut samples = ImageFolder::open(&place.path("many")).unwrap().train;
+        samples.truncate(797);
+        let bad = samples.iter().step_by(80).chain(&samples[64..96]);
+        bad.for_each(|sample| fs::write(&sample.path, "no image").unwrap());
+        Looking { place, samples, max_bad: 0.1 }
+    }
+
+    fn images(&self, count: usize) -> Arc<Images> {
+        let (canvas, max_bad) = (Canvas::square(20), self.max_bad);
+        let options = ReadOptions { canvas, max_bad, cache_bytes: 0, io: None };
+        Arc::new(Images::new(self.samples[..count].to_vec(), options))
+    }
+
+    fn chosen(network: &Network) -> Vec<Chosen> {
+        let layers = ["conv1", "conv2", "fc3"].map(|name| network.layer(name).unwrap());
+        layers.map(|layer| Maps::First(11).of(network, layer)).into()
+    }
+
+    /// Looks as one of the ranks.
+    fn look<B: Backend>(
+        &self,
+        backend: &B,
+        ranks: Ranks,
+        out: &Path,
+        change: impl Fn(&Ranks, &mut Share<'_, B>),
+    ) -> Found {
+        let stop = Arc::new(AtomicUsize::new(0));
+        let model = model(backend, &self.place, 1);
+        let settings =
+            features::Settings { chosen: Looking::chosen(&model.network), rule: Rule::DECONVNET };
+        let images = self.images(self.samples.len());
+        let mut share = Share { model, settings, images, stop: &stop, stop_at: usize::MAX };
+        change(&ranks, &mut share);
+        ranks.share_stop(stop.clone());
+        let mut found = Found::default();
+        let mut session = Session::new(backend).kept_in(out).watched(|what, done, _, _| {
+            if what == "features: search" {
+                found.told.push(done);
+                if done >= share.stop_at {
+                    share.stop.store(15, Ordering::Relaxed);
+                }
+            }
+        });
+        (session.workers, session.ranks) = (2, ranks);
+        let Share { model, settings, images, .. } = &share;
+        let (classes, root) = (Some(&model.classes), self.place.path("many"));
+        let each = |feature| {
+            if let Feature::Map(map) = feature {
+                let json = serde_json::to_value(&map).unwrap();
+                let pictures = map.peaks.into_iter().map(|peak| [peak.projection, peak.photo]);
+                found.shown.push((json, pictures.collect()));
+            }
+            Ok(())
+        };
+        let ended = features::run(&mut session, model, settings, images, classes, &root, each);
+        drop(session);
+        found.error = ended.err();
+        found
+    }
+
+    /// Looks by so many ranks, which keep what the search has found in the folder `out`.
+    fn by_ranks<B: Backend>(
+        &self,
+        backend: &B,
+        count: usize,
+        out: &str,
+        change: impl Fn(&Ranks, &mut Share<'_, B>) + Sync,
+    ) -> Vec<Found> {
+        let out = self.place.path(out);
+        fs::create_dir_all(&out).unwrap();
+        let all = if count == 1 { vec![Ranks::alone()] } else { Ranks::threads(count, TIMEOUT) };
+        thread::scope(|scope| {
+            let (out, change) = (&out, &change);
+            let look = |ranks| scope.spawn(move || self.look(backend, ranks, out, change));
+            let running: Vec<_> = all.into_iter().map(look).collect();
+            running.into_iter().map(|rank| rank.join().expect("no panic")).collect()
+        })
+    }
+
+    fn kept_in(&self, out: &str) -> PathBuf {
+        self.place.path(out).join(".parts/search.json")
+    }
+
+    /// What one rank finds in the first 160 images, in place of what is kept.
+    fn keep_some<B: Backend>(&self, backend: &B, out: &str) {
+        let model = model(backend, &self.place, 1);
+        let Model { network, params, preprocess, .. } = &model;
+        let mut projector = Projector::new(backend, network, params, preprocess, 32, 32).unwrap();
+        let (chosen, images) = (Looking::chosen(network), self.images(self.samples.len()));
+        let mut searched = Searched::nothing(&chosen);
+        let end = |searched: &Searched| match searched.done {
+            160 => Err(Error::callback("ended")),
+            _ => Ok(()),
+        };
+        search(&mut projector, &model, &images, &chosen, 9, 2, &mut searched, end).unwrap_err();
+        fs::write(self.kept_in(out), serde_json::to_vec(&searched).unwrap()).unwrap();
+    }
+}
+
+/// Any number of ranks finds the same peaks and makes the same pictures, also where others have begun.
+fn ranks_find_and_show_the_same<B: Backend>(backend: &B) {
+    let looking = Looking::new();
+    let kept = |out: &str| fs::read_to_string(looking.kept_in(out)).unwrap();
+    let alone = looking.by_ranks(backend, 1, "1", |_, _| ()).remove(0);
+    assert!(alone.error.is_none() && alone.told.len() == 25, "{:?}", alone.error);
+    let pictures = alone.shown.iter().map(|(_, pictures)| pictures.len()).sum::<usize>();
+    assert!(alone.shown.len() == 8 + 11 + 11 && pictures > 200, "{pictures}");
+    let expect = |all: Vec<Found>, out: &str, told: &[usize]| {
+        for (rank, found) in all.iter().enumerate() {
+            assert!(found.error.is_none(), "rank {rank}, {out}: {:?}", found.error);
+            assert!(rank == 0 || found.shown.is_empty(), "rank {rank}, {out}");
+        }
+        assert_eq!(all[0].told, told, "{out}");
+        assert!(all[0].shown == alone.shown, "{out}");
+        assert!(kept(out) == kept("1"), "{out}");
+    };
+    for (count, told) in [(2, &[512, 797][..]), (3, &[768, 797]), (4, &[797])] {
+        let out = count.to_string();
+        expect(looking.by_ranks(backend, count, &out, |_, _| ()), &out, told);
+    }
+    // Three are stopped, and one goes on.
+    let stopped = looking.by_ranks(backend, 3, "others", |ranks, share| {
+        share.stop_at = if ranks.rank() == 1 { 1 } else { usize::MAX };
+    });
+    for Found { error, told, shown } in stopped {
+        assert!(matches!(error, Some(Error::Stopped { signal: 15 })), "{error:?}");
+        assert!(told == [768] && shown.is_empty(), "{told:?}");
+    }
+    expect(looking.by_ranks(backend, 1, "others", |_, _| ()), "others", &[797]);
+    // One has begun, and two go on.
+    looking.keep_some(backend, "others");
+    expect(looking.by_ranks(backend, 2, "others", |_, _| ()), "others", &[672, 797]);
+}
+
+/// Bad images are those of all ranks.
+#[test]
+fn ranks_count_bad_images_together() {
+    let backend = CpuBackend::new(Some(1)).unwrap();
+    let mut looking = Looking::new();
+    // Of 41 bad ones no rank meets as many as 40.
+    looking.max_bad = 0.05;
+    for count in [1, 2, 3] {
+        let all = looking.by_ranks(&backend, count, "bad", |_, _| ());
+        let error = all[0].error.as_ref().unwrap();
+        assert!(matches!(error, Error::TooManyBad { bad: 41, .. }), "{count} ranks: {error}");
+        for Found { error, .. } in &all[1..] {
+            let error = error.as_ref().unwrap();
+            assert!(matches!(error, Error::FailedRank { rank: 0, .. }), "{count} ranks: {error}");
+        }
+    }
+    looking.max_bad = 1.0;
+    looking.samples = looking.samples.split_off(64);
+    looking.samples.truncate(32);
+    for count in [1, 2] {
+        for found in looking.by_ranks(&backend, count, "none", |_, _| ()) {
+            let error = found.error.unwrap().to_string();
+            assert!(error.contains("none of the 32 files of this split"), "{error}");
+        }
+    }
+}
+
+/// Ranks that were not given the same to look for are refused before the search, by what differs.
+#[test]
+fn ranks_that_look_for_other_things_are_refused() {
+    let backend = CpuBackend::new(Some(1)).unwrap();
+    let looking = Looking::new();
+    type Change = fn(&Looking, &mut Share<'_, CpuBackend>);
+    let cases: [(&str, Change); 4] = [
+        ("model", |looking, share| {
+            share.model = model(&CpuBackend::new(Some(1)).unwrap(), &looking.place, 2);
+        }),
+        ("set of images", |looking, share| share.images = looking.images(32)),
+        ("choice of maps", |_, share| share.settings.chosen[1].maps.truncate(10)),
+        ("rule of the backward pass", |_, share| share.settings.rule = Rule::GUIDED),
+    ];
+    for (what, change) in cases {
+        let all = looking.by_ranks(&backend, 2, "refused", |ranks, share| {
+            if ranks.rank() == 1 {
+                change(&looking, share);
+            }
+        });
+        for found in all {
+            let error = found.error.unwrap().to_string();
+            assert!(error.contains(&format!("has another {what} than rank 0: ")), "{error}");
+            assert!(found.told.is_empty());
+        }
+    }
 }

@@ -180,6 +180,11 @@ pub enum Error {
     CannotShare(String),
     /// Ranks that cannot be used.
     Ranks(String),
+    /// A signal that one of several ranks was given, because of which all have stopped.
+    Stopped {
+        /// Its number.
+        signal: u8,
+    },
 
     /// A training that was to be continued, and was begun otherwise.
     ResumeMismatch {
@@ -375,6 +380,7 @@ impl Error {
                 write!(f, "rank {rank} on {host} has another {what} than rank 0: {difference}")
             }
             Error::CannotShare(reason) | Error::Ranks(reason) => write!(f, "ranks: {reason}"),
+            Error::Stopped { signal } => write!(f, "stopped by signal {signal}"),
             Error::RunExists { path } => {
                 write!(f, "{}: holds a training already", path.display())
             }
@@ -402,9 +408,9 @@ impl Error {
 }
 
 impl Error {
-    /// Whether all ranks of a training come to it by themselves, so that none needs to tell it.
+    /// Whether all ranks come to it by themselves, so that none needs to tell it.
     pub fn is_of_all_ranks(&self) -> bool {
-        use Error::{CannotShare, Diverged, FailedRank, LostRank, RanksDiffer};
+        use Error::{CannotShare, Diverged, FailedRank, LostRank, RanksDiffer, Stopped};
         matches!(
             self,
             CannotShare(_)
@@ -412,6 +418,7 @@ impl Error {
                 | FailedRank { .. }
                 | LostRank { .. }
                 | RanksDiffer { .. }
+                | Stopped { .. }
         )
     }
 }

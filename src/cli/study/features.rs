@@ -10,16 +10,19 @@ use crate::data::classes::Classes;
 use crate::data::images::Images;
 use crate::data::set::KeyedImages;
 use crate::model::{Model, Network, Rule};
+use crate::ranks::Ranks;
 use crate::report::figure::take_back;
 use crate::report::top9::{Header, Writer};
 use crate::study::features::{Feature, STUDY, Settings, run};
 use crate::study::peaks::{Chosen, Maps, spatial_layers};
-use crate::study::unit_named;
+use crate::study::{Session, unit_named};
 use anyhow::{Context, Result};
 use clap::Args;
 
 use super::{StudyArgs, finish, initial_weights, watched};
 use crate::cli::progress::Progress;
+use crate::cli::ranks::{RankArgs, tell_failure};
+use crate::cli::signals::stop_on_signals;
 use crate::cli::{ExitCode, OnDevice, ReadArgs, SplitName, output, shown};
 
 #[derive(Args)]
@@ -38,6 +41,8 @@ pub struct Features {
     /// Rule of the backward pass
     #[arg(long, default_value = "deconvnet", value_parser = ["deconvnet", "gradient", "guided"])]
     rule: String,
+    #[command(flatten)]
+    ranks: RankArgs,
     #[command(flatten)]
     read: ReadArgs,
 }
@@ -97,25 +102,40 @@ pub fn chosen_units(network: &Network, units: &[String]) -> Result<Vec<Chosen>> 
     Ok(named.chunk_by(|a, b| a.0 == b.0).map(of_layer).collect())
 }
 
+/// Makes the page, by all ranks that a launcher has started.
+pub fn run_by_ranks(mut args: Features) -> Result<ExitCode> {
+    args.ranks.join()?;
+    let ranks = args.ranks.ranks.clone();
+    if ranks.count() > 1 {
+        // So that all stop at the same place, and name one that was killed before the launcher ends them.
+        args.ranks.share_stop(&stop_on_signals()?);
+    }
+    let result = args.study.device.of_rank(&ranks).run(args);
+    tell_failure(&ranks, result)
+}
+
 impl OnDevice for Features {
     fn run<B: Benchmark>(self, backend: &B) -> Result<ExitCode> {
         let model = self.study.load(backend)?;
         let page = self.page(backend, &model, || self.study.out(&STUDY), Progress::new())?;
-        output::line(page.display())?;
+        if let Some(page) = page {
+            output::line(page.display())?;
+        }
         Ok(ExitCode::SUCCESS)
     }
 }
 
 impl Features {
-    /// Makes the page of a model, whatever checkpoint it is of, and says where it is. `folder` makes its folder, when
-    /// all that was asked for is there.
+    /// Makes the page of a model, whatever checkpoint it is of, and says where it is; of several ranks, the first has it.
+    /// `folder` makes its folder, when all that was asked for is there.
     pub fn page<B: Backend>(
         &self,
         backend: &B,
         model: &Model<B>,
         folder: impl FnOnce() -> Result<PathBuf>,
         mut progress: Progress,
-    ) -> Result<PathBuf> {
+    ) -> Result<Option<PathBuf>> {
+        let ranks = &self.ranks.ranks;
         let options = self.read.options(model.preprocess.resize)?;
         let data = KeyedImages::open(&self.data, self.split.map(Split::from), options)?;
         let split = match (self.split, &data.classes) {
@@ -134,11 +154,15 @@ impl Features {
             facts: Vec::new(),
             status: None,
         };
+        if !ranks.is_first() {
+            job.look(&mut Session::new(backend), ranks, model, |_| Ok(()))?;
+            return Ok(None);
+        }
         let out = folder()?;
         take_back(&out).with_context(|| format!("cannot write into {}", out.display()))?;
-        let page = write_page(backend, model, job, &out, &mut progress)?;
+        let page = write_page(backend, ranks, model, job, &out, &mut progress)?;
         progress.end();
-        Ok(page)
+        Ok(Some(page))
     }
 }
 
@@ -160,9 +184,26 @@ pub struct PageJob<'a> {
     pub status: Option<String>,
 }
 
-/// Makes the page in the folder `out`, which is there, and says where it is.
+impl PageJob<'_> {
+    /// Does this rank's share of the search and the projections; `each` is given what they find at rank 0.
+    fn look<B: Backend>(
+        &self,
+        session: &mut Session<'_, B>,
+        ranks: &Ranks,
+        model: &Model<B>,
+        each: impl FnMut(Feature) -> crate::Result<()>,
+    ) -> Result<()> {
+        let settings = Settings { chosen: self.chosen.clone(), rule: Rule::named(&self.rule)? };
+        (session.workers, session.ranks) = (self.workers, ranks.clone());
+        run(session, model, &settings, &self.images, self.classes.as_ref(), self.root, each)?;
+        Ok(())
+    }
+}
+
+/// Makes the page in the folder `out`, which is there, and says where it is. For rank 0, which the others help.
 pub fn write_page<B: Backend>(
     backend: &B,
+    ranks: &Ranks,
     model: &Model<B>,
     job: PageJob<'_>,
     out: &Path,
@@ -171,15 +212,15 @@ pub fn write_page<B: Backend>(
     let network = &model.network;
     let header = Header {
         title: format!("What {} has learnt", network.architecture.name),
-        checkpoint: job.checkpoint,
+        checkpoint: job.checkpoint.clone(),
         data: shown(job.root),
         network: network.architecture.name.clone(),
-        split: job.split,
+        split: job.split.clone(),
         images: job.images.len(),
         input: network.architecture.input.size,
         rule: job.rule.clone(),
         facts: [
-            job.facts,
+            job.facts.clone(),
             vec![
                 ("Images are".into(), model.preprocess.to_string()),
                 initial_weights(backend, model)?,
@@ -187,14 +228,12 @@ pub fn write_page<B: Backend>(
         ]
         .concat(),
         refresh: job.status.as_ref().map(|_| 10),
-        status: job.status,
+        status: job.status.clone(),
     };
     let mut writer =
         Writer::new(out, header).with_context(|| format!("cannot write into {}", out.display()))?;
-    let settings = Settings { chosen: job.chosen, rule: Rule::named(&job.rule)? };
     let mut session = watched(backend, out, progress);
-    session.workers = job.workers;
-    run(&mut session, model, &settings, &job.images, job.classes.as_ref(), job.root, |found| {
+    job.look(&mut session, ranks, model, |found| {
         let written = match found {
             Feature::Layer(layer) => writer.layer(layer),
             Feature::Map(map) => writer.map(map),

@@ -74,6 +74,13 @@ enum Command {
     Report(report::Report),
 }
 
+impl StudyCommand {
+    /// Whether several ranks can do it together.
+    pub fn is_divided(&self) -> bool {
+        matches!(self.command, Command::Features(_))
+    }
+}
+
 /// A study as the list of commands has it.
 fn about(study: &Study) -> String {
     let line = study.line();
@@ -84,7 +91,7 @@ pub fn run(StudyCommand { command }: StudyCommand) -> Result<ExitCode> {
     match command {
         Command::Diagnose(args) => diagnose::run(args),
         Command::Learnt(args) => args.study.device.clone().run(args),
-        Command::Features(args) => args.study.device.clone().run(args),
+        Command::Features(args) => features::run_by_ranks(args),
         Command::Preferred(args) => args.study.device.clone().run(args),
         Command::Evolution(args) => args.device.clone().run(args),
         Command::Invariance(args) => args.study.device.clone().run(args),
