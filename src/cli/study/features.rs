@@ -150,7 +150,7 @@ impl Features {
             split,
             chosen: self.choose.chosen(&model.network)?,
             rule: self.rule.clone(),
-            workers: self.read.workers(backend),
+            workers: self.read.workers_of_rank(backend, ranks),
             facts: Vec::new(),
             status: None,
         };
