@@ -67,9 +67,11 @@ fn on(error: &Error) -> Vec<String> {
         Error::TrainingMemory { batch, samples, largest: Some(largest), .. }
             if (1..*samples).contains(largest) =>
         {
-            let parts = batch.div_ceil(*largest);
+            let batch_in_parts = largest * batch.div_ceil(*samples);
+            // Of so many any ranks make the same sum.
+            let parts = batch.div_ceil(*largest).next_power_of_two();
             return vec![format!(
-                "try --batch-size {largest}, or --accumulate {parts} for the same batch in parts"
+                "try --batch-size {batch_in_parts}, or --accumulate {parts} for the same batch in parts"
             )];
         }
         Error::NotAChain { until: Some(node), .. } => {
@@ -173,7 +175,7 @@ mod tests {
             };
             advice(&error.into(), &flags)
         };
-        let fits = "try --batch-size 10, or --accumulate 7 for the same batch in parts";
+        let fits = "try --batch-size 20, or --accumulate 8 for the same batch in parts";
         assert_eq!(memory(Some(10)).unwrap(), fits);
         assert_eq!([memory(None), memory(Some(0)), memory(Some(32))], [None, None, None]);
         let branch =

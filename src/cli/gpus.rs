@@ -17,10 +17,14 @@ impl Train {
     /// How many GPUs are to be used, if that was said.
     ///
     /// # Errors
-    /// If this is one of several processes that train together, each on a GPU of its own.
+    /// If it is no number that can share a batch, or this is one of several processes that train together, each on a GPU of
+    /// its own.
     pub fn gpus(&self) -> Result<Option<usize>> {
         if self.gpus.is_some() && self.ranks.ranks.count() > 1 {
             bail!("--gpus is for one process; of several that a launcher starts each has one GPU");
+        }
+        if let Some(count) = self.gpus.filter(|count| !count.is_power_of_two()) {
+            bail!("--gpus: expected a power of two, found {count}");
         }
         Ok(self.gpus.map(usize::from))
     }
@@ -46,7 +50,7 @@ impl Train {
                 let progress = of_first.take().unwrap_or_else(Progress::silent);
                 let (inputs, opening) = (&inputs, &opening);
                 scope.spawn(move || {
-                    let _silent = (!ranks.is_first())
+                    let silent = (!ranks.is_first())
                         .then(|| tracing::subscriber::set_default(NoSubscriber::new()));
                     // One after the other: the first tests the kernels, if they are new to this kind of GPU.
                     let one_at_a_time = opening.lock();
@@ -54,6 +58,7 @@ impl Train {
                     drop(one_at_a_time);
                     let result = backend.and_then(|backend| {
                         tracing::info!("devices: {count} of {}", backend.describe());
+                        drop(silent); // of images that cannot be read each rank tells those of its share
                         self.train_rank(&backend, &ranks, inputs, progress)
                     });
                     tell_failure(&ranks, result)

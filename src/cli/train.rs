@@ -94,7 +94,7 @@ pub struct Train {
     pub device: DeviceArgs,
     /// Number of GPUs, a power of two: each takes a share of every batch, and they exchange values by NCCL [default: one]
     #[cfg(feature = "cuda")]
-    #[arg(long, value_parser = clap::value_parser!(u16).range(1..), conflicts_with_all = ["device", "dry_run"])]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..), conflicts_with_all = ["device", "dry_run", "rank_timeout"])]
     pub(super) gpus: Option<u16>,
     #[command(flatten)]
     pub ranks: RankArgs,
@@ -215,15 +215,17 @@ impl OnDevice for Train {
 /// Trains on one device, or as ranks: those of a launcher, or one for each of several GPUs.
 pub fn run(mut args: Train) -> Result<ExitCode> {
     args.ranks.join()?;
-    #[cfg(feature = "cuda")]
-    if let Some(count) = args.gpus()? {
-        args.device.limit_threads()?;
-        let trained = args.on_gpus(count, stop_on_signals, Progress::new())?;
-        return args.say(trained);
-    }
     let ranks = args.ranks.ranks.clone();
-    let result = args.device.of_rank(&ranks).run(args);
-    tell_failure(&ranks, result)
+    let run = || {
+        #[cfg(feature = "cuda")]
+        if let Some(count) = args.gpus()? {
+            args.device.limit_threads()?;
+            let trained = args.on_gpus(count, stop_on_signals, Progress::new())?;
+            return args.say(trained);
+        }
+        args.device.of_rank(&ranks).run(args)
+    };
+    tell_failure(&ranks, run())
 }
 
 /// How a training ended.

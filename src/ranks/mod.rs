@@ -402,11 +402,23 @@ impl Ranks {
     /// # Errors
     /// If so, or as [`Ranks::all_gather`].
     pub(crate) fn stop_together(&self) -> Result<()> {
-        let own = self.0.shared.stop().map_or(0, |stop| stop.load(Ordering::Relaxed)) as u8;
-        match self.all_gather(vec![own])?.concat().into_iter().max() {
-            Some(signal @ 1..) => Err(Error::Stopped { signal }),
-            _ => Ok(()),
-        }
+        let own = self.signal();
+        let all = self.all_gather(vec![own])?.concat();
+        stopped_by(all.into_iter().max().unwrap_or(0))
+    }
+
+    /// Whether a signal has asked any rank to stop, as far as is known: then all are to [stop
+    /// together](Ranks::stop_together).
+    ///
+    /// # Errors
+    /// If so.
+    pub(crate) fn check_stop(&self) -> Result<()> {
+        stopped_by(self.signal())
+    }
+
+    /// The signal that has asked a rank to stop, or 0.
+    fn signal(&self) -> u8 {
+        self.0.shared.stop().map_or(0, |stop| stop.load(Ordering::Relaxed)) as u8
     }
 
     /// Does this rank's share of what all do, and waits for the others: none has ended well before all have. They are
@@ -414,8 +426,8 @@ impl Ranks {
     ///
     /// # Errors
     /// Those of `share`, or as [`Ranks::all_gather`].
-    pub(crate) fn together(&self, share: impl FnOnce() -> Result<()>) -> Result<()> {
-        let done = share().and_then(|()| self.meet());
+    pub(crate) fn together<T>(&self, share: impl FnOnce() -> Result<T>) -> Result<T> {
+        let done = share().and_then(|done| self.meet().map(|()| done));
         if let Err(error) = &done
             && !error.is_of_all_ranks()
         {
@@ -429,7 +441,7 @@ impl Ranks {
     /// # Errors
     /// As [`Ranks::all_gather`].
     pub(crate) fn meet(&self) -> Result<()> {
-        self.all_gather(Vec::new()).map(drop)
+        self.any(false).map(drop)
     }
 
     /// Whether all live and none has failed, as far as is known.
@@ -470,6 +482,10 @@ impl Drop for Member {
             }
         }
     }
+}
+
+fn stopped_by(signal: u8) -> Result<()> {
+    if signal == 0 { Ok(()) } else { Err(Error::Stopped { signal }) }
 }
 
 /// The bytes of a message that was received are as many as expected.

@@ -28,7 +28,7 @@ pub const STUDY: Study = Study {
 
 /// Peaks of a map.
 const PEAKS: usize = 9;
-/// Bytes of pictures kept until they are written.
+/// Bytes of pictures kept until they are written, beside those of one other rank on their way to rank 0.
 const PICTURES: usize = 256 << 20;
 /// Between two times that the search is kept.
 const KEEP: Duration = Duration::from_secs(30);
@@ -126,11 +126,11 @@ fn run_rank<B: Backend>(
     let parts = session.parts(&[model], &(images.fingerprint(), chosen))?;
     let mut projector = Projector::new(backend, network, params, preprocess, BATCH, BATCH)?;
     let mut searched = parts.get("search").unwrap_or_else(|| Searched::nothing(chosen));
-    let mut kept = Instant::now();
+    let mut kept = None::<Instant>;
     let progress = |searched: &Searched| {
         session.progress("features: search", searched.done, images.len(), "");
-        if kept.elapsed() > KEEP {
-            kept = Instant::now();
+        if kept.is_none_or(|kept| kept.elapsed() > KEEP) {
+            kept = Some(Instant::now());
             parts.put("search", searched)?;
         }
         Ok(())
@@ -172,7 +172,6 @@ fn run_rank<B: Backend>(
         let (total, mut done) = (best.iter().map(Vec::len).sum(), 0);
         session.progress(&what, 0, total, "");
         for (maps, best) in maps.chunks(at_a_time).zip(best.chunks(at_a_time)) {
-            ranks.stop_together()?;
             let mut say = |now| session.progress(&what, done + now, total, "");
             let rows = pictures(
                 model,

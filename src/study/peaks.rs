@@ -391,12 +391,14 @@ pub fn pictures<B: Backend>(
     let mut pictures: Vec<Vec<ProjectedPeak>> =
         maps.iter().map(|found| vec![ProjectedPeak::default(); found.len()]).collect();
     let (passes, count) = (passes(maps), ranks.count());
-    let share = |rank| &passes[share(passes.len(), rank, count)];
+    let of_rank = |rank| &passes[share(passes.len(), rank, count)];
     let total: usize = maps.iter().map(Vec::len).sum();
     let (mut sizes, mut scratch, mut done) = (BTreeMap::new(), Scratch::default(), 0);
     let mut for_first = Vec::new();
-    let own = share(ranks.rank());
-    project_passes(model, projector, images, rule, layer, maps, own, |projected| {
+    let own = of_rank(ranks.rank());
+    let made = project_passes(model, projector, images, rule, layer, maps, own, |projected| {
+        ranks.check()?;
+        ranks.check_stop()?;
         let Projected { map, place, found, square, projection } = projected;
         let size = match sizes.get(&found.image) {
             Some(size) => *size,
@@ -416,17 +418,21 @@ pub fn pictures<B: Backend>(
         done += 1;
         progress(total.min(done * count)); // the others are about as far
         Ok(())
-    })?;
+    });
     if count == 1 {
-        return Ok(pictures);
+        return made.map(|()| pictures);
     }
+    if matches!(made, Ok(()) | Err(Error::Stopped { .. })) {
+        ranks.stop_together()?;
+    }
+    made?;
     ranks.gather(for_first, |rank, bytes| {
         let mut rest = &bytes[..];
         let mut take = |len| {
             let missing = || Error::Ranks(format!("rank {rank} has sent too few pictures"));
             rest.split_off(..len).ok_or_else(missing)
         };
-        for &(_, map, place) in share(rank).iter().flat_map(|pass| &pass.peaks) {
+        for &(_, map, place) in of_rank(rank).iter().flat_map(|pass| &pass.peaks) {
             let size: [u64; 2] = pod_read_unaligned(take(size_of::<[u64; 2]>())?);
             let size = size.map(|side| side as usize);
             let [x0, y0, x1, y1] = field(maps[map][place].unit);

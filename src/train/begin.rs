@@ -10,7 +10,6 @@ use serde::Serialize;
 use super::checkpoint::{self, Newest, Resumed, State};
 use super::job::{Event, Job};
 use super::memory::with_memory_hint;
-use super::trainer::Division;
 use crate::backend::Backend;
 use crate::model::{Architecture, Model, Network, Params, Preprocess};
 use crate::ranks::agreement::{self, difference, value};
@@ -32,7 +31,7 @@ pub(super) fn begin<B: Backend>(
         begun = last_checkpoint(backend, job, &network, notes)?;
         if begun.is_none() {
             begun = start(backend, job, &network, notes, observe)
-                .map_err(|error| with_memory_hint(backend, &network, job.parts(), error))?;
+                .map_err(|error| with_memory_hint(backend, &network, &job.division(), error))?;
         }
     }
     checkpoint::share(backend, &job.ranks, begun)
@@ -45,8 +44,7 @@ fn must_agree<B: Backend>(backend: &B, job: &Job<'_>, network: &Network) -> Resu
         return Ok(());
     }
     if !job.resume {
-        let tree = job.parts().is_power_of_two();
-        Division { parts: job.parts(), tree, ranks: ranks.clone() }.check()?; // before long work
+        job.division().check()?; // before long work
     }
     let architecture = &network.architecture;
     let without_recipe = Architecture { recipe: Recipe::default(), ..architecture.clone() };
@@ -97,7 +95,7 @@ fn start<B: Backend>(
     let momentum = Params::zeros(backend, network)?;
     let recipe = network.architecture.recipe.clone();
     let data = data_of(job);
-    let mut state = State::new(recipe, job.seed, job.parts(), backend.id(), data);
+    let mut state = State::new(recipe, job.seed, job.division().parts, backend.id(), data);
     state.shuffle_window = job.shuffle_window;
     state.val = Some(job.val.fingerprint());
     let model =

@@ -56,8 +56,9 @@ pub fn dry_run<B: Backend>(
     let network = Network::new(architecture)?;
     let recipe = network.architecture.recipe.clone();
     let before = backend.memory()?;
-    let (mut trainer, _validator) = dummy_trainer(backend, &network, job.parts())
-        .map_err(|error| with_memory_hint(backend, &network, job.parts(), error))?;
+    let division = job.division();
+    let (mut trainer, _validator) = dummy_trainer(backend, &network, division.parts)
+        .map_err(|error| with_memory_hint(backend, &network, &division, error))?;
     let wanted = backend.memory()?.allocated_total - before.allocated_total;
     let steps_per_epoch = job.train.len().div_ceil(recipe.batch_size);
 
@@ -118,7 +119,7 @@ pub fn dry_run<B: Backend>(
         parameters: network.parameters(),
         wanted,
         free: before.free,
-        largest_batch: largest_batch(backend, &network, job.parts(), before.free),
+        largest_batch: largest_batch(backend, &network, division.parts, before.free),
         steps_per_epoch,
         seconds_per_step,
         trial_steps,

@@ -9,6 +9,7 @@ use super::alarm::Alarm;
 use super::checkpoint::State;
 use super::evaluate::Evaluation;
 use super::log::Metric;
+use super::trainer::Division;
 use crate::data::classes::Classes;
 use crate::data::images::Images;
 use crate::import::ExternalConfig;
@@ -57,9 +58,10 @@ pub struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// Parts of a batch of a run that begins.
-    pub(super) fn parts(&self) -> usize {
-        self.accumulate.unwrap_or(self.ranks.count())
+    /// How a run that begins divides its batches.
+    pub(super) fn division(&self) -> Division {
+        let parts = self.accumulate.unwrap_or(self.ranks.count());
+        Division { parts, tree: parts.is_power_of_two(), ranks: self.ranks.clone() }
     }
 }
 

@@ -1,7 +1,7 @@
 //! How much memory training takes, and which batch would fit.
 
 use super::evaluate::{Classifier, TestCrops};
-use super::trainer::Trainer;
+use super::trainer::{Division, Trainer};
 use crate::backend::Backend;
 use crate::data::classes::Classes;
 use crate::human_bytes;
@@ -16,15 +16,16 @@ const SMALL: [[usize; 2]; 3] = [[64, 128], [8, 16], [1, 2]];
 pub(super) fn with_memory_hint<B: Backend>(
     backend: &B,
     network: &Network,
-    accumulate: usize,
+    division: &Division,
     error: Error,
 ) -> Error {
     let Error::Memory { wanted, free } = error else { return error };
     let batch = network.architecture.recipe.batch_size;
-    let samples = batch.div_ceil(accumulate.max(1));
+    let samples = batch.div_ceil(division.parts.max(1));
+    let own_parts = division.parts / division.ranks.count();
     let name = &network.architecture.name;
     let free_now = backend.memory().ok().and_then(|memory| memory.free);
-    let (needs, largest) = match memory_model(backend, network, accumulate) {
+    let (needs, largest) = match memory_model(backend, network, own_parts) {
         None => {
             let weights = human_bytes(4 * network.parameters());
             let needs = format!(
@@ -35,7 +36,7 @@ pub(super) fn with_memory_hint<B: Backend>(
         }
         Some((fixed, each)) => {
             let all = human_bytes((fixed + each * samples as f64) as usize);
-            let largest = largest_batch(backend, network, accumulate, free_now);
+            let largest = largest_batch(backend, network, own_parts, free_now);
             let fits = match largest {
                 Some(0) | None => "no batch at all would fit".into(),
                 // The estimate is a little too high.
@@ -68,12 +69,14 @@ pub(super) fn dummy_trainer<'a, B: Backend>(
     Ok((trainer, validator))
 }
 
-/// Bytes that a training in so many parts of a batch takes whatever their size, and bytes for each sample of a part.
+/// Bytes that a training in so many parts of a batch takes at one rank whatever their size, and bytes for each sample of a
+/// part.
 fn memory_model<B: Backend>(
     backend: &B,
     network: &Network,
     accumulate: usize,
 ) -> Option<(f64, f64)> {
+    let accumulate = accumulate.max(1);
     let bytes = |samples| {
         let mut network = network.clone();
         network.architecture.recipe.batch_size = samples * accumulate;

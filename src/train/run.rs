@@ -32,15 +32,7 @@ pub fn train<B: Backend>(
     job: &Job<'_>,
     observe: impl FnMut(Event<'_>) -> Result<()>,
 ) -> Result<Outcome> {
-    // None has ended well before all have: what rank 0 saves last may fail.
-    let outcome =
-        train_rank(backend, job, observe).and_then(|outcome| job.ranks.meet().map(|()| outcome));
-    if let Err(error) = &outcome
-        && !error.is_of_all_ranks()
-    {
-        job.ranks.fail(format_args!("{error:#}"));
-    }
-    outcome
+    job.ranks.together(|| train_rank(backend, job, observe))
 }
 
 fn train_rank<B: Backend>(
@@ -75,83 +67,91 @@ fn run<B: Backend>(
     let mut notes = Vec::new();
     let begun = begin(backend, job, network, &mut notes, &mut observe)?;
     let Some(Resumed { model, momentum, mut state }) = begun else { return Ok(Outcome::Stopped) };
-    let recipe = model.network.architecture.recipe.clone();
     let planned = model.network.clone();
-    let (parts, tree, first) = (state.accumulate, state.tree, job.ranks.is_first());
+    let (parts, tree) = (state.accumulate, state.tree);
     let division = Division { parts, tree, ranks: job.ranks.clone() };
-    let mut trainer = Trainer::divided(backend, model, momentum, division)
-        .map_err(|error| with_memory_hint(backend, &planned, parts, error))?;
+    let hint = |error| with_memory_hint(backend, &planned, &division, error);
+    let mut trainer = Trainer::divided(backend, model, momentum, division.clone()).map_err(hint)?;
     if job.ranks.count() > 1
-        && let Some(direct) = backend.exchange(&planned, &job.ranks)?
+        && let Some(direct) = backend.exchange(&planned, &job.ranks).map_err(hint)?
     {
         trainer.exchange_by(direct);
     }
     // Planned with the rest, so that there is room for it when the first epoch ends.
-    let mut classifier = validator(backend, &trainer.model, parts)
-        .map(Some)
-        .map_err(|error| with_memory_hint(backend, &planned, parts, error))?;
+    let mut classifier = validator(backend, &trainer.model, parts).map(Some).map_err(hint)?;
     let task = task(job, &planned);
     if !state.watch.fits(&planned) {
         state.watch = WatchState::default();
     }
     if job.watch {
-        trainer
-            .prepare_watch()
-            .map_err(|error| with_memory_hint(backend, &planned, parts, error))?;
+        trainer.prepare_watch().map_err(hint)?;
     }
+    // The trainer, and what it exchanges by, stays until all have come to the end or know why they do not.
+    let around = Around { backend, job, task: &task };
+    job.ranks.together(|| {
+        epochs(&around, &mut trainer, &mut classifier, &mut state, &notes, &mut observe)
+    })
+}
+
+/// Trains from where a run stands to its end.
+fn epochs<B: Backend>(
+    around: &Around<'_, B>,
+    trainer: &mut Trainer<'_, B>,
+    classifier: &mut Option<Classifier<B>>,
+    state: &mut State,
+    notes: &[String],
+    observe: &mut impl FnMut(Event<'_>) -> Result<()>,
+) -> Result<Outcome> {
+    let &Around { backend, job, task } = around;
+    let recipe = trainer.model.network.architecture.recipe.clone();
+    let first = job.ranks.is_first();
     let is_new = state.files.is_empty(); // no checkpoint has been written or read
     let reached = (!is_new).then_some((state.step, state.epoch));
     let mut log = if first { MetricsLog::open(&job.out, reached)? } else { MetricsLog::nowhere() };
     let steps_per_epoch = job.train.len().div_ceil(recipe.batch_size);
     let network = &trainer.model.network;
-    observe(Event::Start { network, state: &state, steps_per_epoch, notes: &notes })?;
+    observe(Event::Start { network, state, steps_per_epoch, notes })?;
     if first {
-        checkpoint::prune(&job.out, job.keep, &state)?;
+        checkpoint::prune(&job.out, job.keep, state)?;
     }
     // Saved first of all, so that a folder that cannot be written is known before the work is done.
     if state.step == 0 {
         let mut stopped = false;
         if is_new && job.watch && first {
-            let found = shared_images(job, &mut observe)?;
+            let found = shared_images(job, observe)?;
             stopped = found.is_none();
             if let Some(alarm) = found.flatten().and_then(|alarm| state.watch.tell(alarm)) {
-                tell(&mut log, &state, &alarm, &mut observe)?;
+                tell(&mut log, state, &alarm, observe)?;
             }
         }
         if job.ranks.any(stopped)? {
             return Ok(Outcome::Stopped);
         }
-        save(backend, job, &mut trainer, &mut log, &mut state, &mut observe)?;
+        save(backend, job, trainer, &mut log, state, observe)?;
     }
 
     while state.epoch < recipe.epochs {
-        let mut session = Session::begin(backend, job, &recipe, &state, &trainer)?;
-        let around = Around { backend, job, task: &task };
-        let stopped =
-            epoch(&around, &mut trainer, &mut log, &mut state, &mut session, &mut observe)?;
+        // What rank 0 does between epochs may take longer than a GPU waits for another's part of a step.
+        job.ranks.meet()?;
+        let mut session = Session::begin(backend, job, &recipe, state, trainer)?;
+        let stopped = epoch(around, trainer, &mut log, state, &mut session, observe)?;
         let enough = job.max_steps.is_some_and(|max| state.step >= max);
         if stopped || (enough && state.batch < steps_per_epoch) {
-            save(backend, job, &mut trainer, &mut log, &mut state, &mut observe)?;
+            save(backend, job, trainer, &mut log, state, observe)?;
             return Ok(if stopped { Outcome::Stopped } else { Outcome::Done });
         }
         let mut confusion = Confusion::default();
-        let validation = match validate(
-            backend,
-            job,
-            &trainer.model,
-            &mut classifier,
-            &mut confusion,
-            &mut observe,
-        ) {
-            Ok(Some(validation)) => validation,
-            // Other ranks know of no error of this one yet.
-            Err(error) if job.ranks.count() > 1 => return Err(error),
-            // The epoch is kept, and validated when the run goes on.
-            unfinished => {
-                save(backend, job, &mut trainer, &mut log, &mut state, &mut observe)?;
-                return unfinished.map(|_| Outcome::Stopped);
-            }
-        };
+        let validation =
+            match validate(backend, job, &trainer.model, classifier, &mut confusion, observe) {
+                Ok(Some(validation)) => validation,
+                // Other ranks know of no error of this one yet.
+                Err(error) if job.ranks.count() > 1 => return Err(error),
+                // The epoch is kept, and validated when the run goes on.
+                unfinished => {
+                    save(backend, job, trainer, &mut log, state, observe)?;
+                    return unfinished.map(|_| Outcome::Stopped);
+                }
+            };
         let train_loss = state.loss_sum / state.samples as f64;
         let rate = state.schedule.rate(&recipe);
         state.epoch += 1;
@@ -172,23 +172,22 @@ fn run<B: Backend>(
             val_top5_error: validation.top5_error,
             rate: next_rate,
         };
-        write(&mut log, &metric, &mut observe)?;
+        write(&mut log, &metric, observe)?;
         let mut alarms = Vec::new();
         if job.watch && first {
-            alarms =
-                log_layers(backend, &trainer, &mut log, &mut state, &task, rate, &mut observe)?;
-            alarms.extend(state.watch.validated(&task, state.step, train_loss, &confusion));
+            alarms = log_layers(backend, trainer, &mut log, state, task, rate, observe)?;
+            alarms.extend(state.watch.validated(task, state.step, train_loss, &confusion));
         } else {
             state.watch.not_watched();
         }
         for alarm in &alarms {
             let (step, epoch) = (state.step, state.epoch);
             let metric = Metric::Alarm { step, epoch, alarm: alarm.clone() };
-            write(&mut log, &metric, &mut observe)?;
+            write(&mut log, &metric, observe)?;
         }
-        save(backend, job, &mut trainer, &mut log, &mut state, &mut observe)?;
+        save(backend, job, trainer, &mut log, state, observe)?;
         observe(Event::Epoch {
-            state: &state,
+            state,
             train_loss,
             validation: &validation,
             learning_rate: rate,

@@ -273,7 +273,7 @@ fn train_by_gpus(
     })
 }
 
-/// Steps of several GPUs, in flight, leave the weights and losses of one GPU.
+/// Steps of several GPUs leave the weights and losses of one GPU.
 #[test]
 #[ignore = "needs eight NVIDIA GPUs and NCCL"]
 fn gpus_make_the_bits_of_one() {
@@ -290,7 +290,7 @@ fn gpus_make_the_bits_of_one() {
     }
 }
 
-/// The loss of one GPU's part is not finite: no GPU moves its weights, though steps are in flight.
+/// The loss of one GPU's part is not finite: no GPU moves its weights.
 #[test]
 #[ignore = "needs four NVIDIA GPUs and NCCL"]
 fn a_bad_loss_of_one_gpu_stops_all() {

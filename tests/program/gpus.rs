@@ -89,7 +89,7 @@ fn a_signal_stops_all_after_the_same_step() {
 fn what_cannot_be_is_refused() {
     let place = Place::new();
     let train = |more: &str| run(&place, &format!("{TRAIN} --out run {more}"));
-    train("--gpus 3").refused(&["power of two", "found 3"]);
+    train("--gpus 3").refused(&["--gpus: expected a power of two, found 3"]);
     train("--gpus 8").refused(&["as many as a batch has parts, 4, found 8"]);
     train("--gpus 256").refused(&["--gpus 256", "found 8"]);
     assert_eq!(train("--gpus 2 --device cuda:1").code, Some(2));
@@ -97,8 +97,14 @@ fn what_cannot_be_is_refused() {
     let ran = train("--gpus 2 --learning-rate 1e30");
     assert_eq!(ran.stderr.matches("error: ").count(), 1, "{}", ran.stderr);
     ran.refused(&["the loss is", "at step"]);
-    let mut command = command(&place, &format!("{TRAIN} --out none --gpus 4"));
-    let ran = Ran::new("", command.env("ZFNET_STANDIN_MEMORY", "100000").output().unwrap());
-    assert_eq!(ran.stderr.matches("error: ").count(), 1, "{}", ran.stderr);
-    ran.refused(&["out of memory"]);
+    // At one of them.
+    for device in 0..3 {
+        let mut command = command(&place, &format!("{TRAIN} --out none --gpus 4"));
+        command.env("ZFNET_STANDIN_MEMORY", format!("100000@{device}"));
+        let ran = Ran::new("", command.output().unwrap());
+        assert_eq!(ran.stderr.matches("error: ").count(), 1, "{}", ran.stderr);
+        let rank = if device == 0 { "error: " } else { &format!("error: rank {device}: ") };
+        assert!(ran.stderr.contains(rank), "{}", ran.stderr);
+        ran.refused(&["out of memory"]);
+    }
 }

@@ -14,7 +14,7 @@
 //   ZFNET_STANDIN_DEVICES     number of devices, 1; with 0 cuInit fails
 //   ZFNET_STANDIN_DRIVER      the driver's version, 13000
 //   ZFNET_STANDIN_CAPABILITY  compute capability, 90
-//   ZFNET_STANDIN_MEMORY      bytes of memory of a device, 16 GiB
+//   ZFNET_STANDIN_MEMORY      bytes of memory of a device, 16 GiB; BYTES@DEVICE of that one alone
 //   ZFNET_STANDIN_THREADS     OS threads that run kernels, one a core
 //   ZFNET_STANDIN_EARLY       if set: asynchronous copies, NCCL's too, land as early as they may
 //   ZFNET_STANDIN_PATIENCE    seconds without any call after which what waits for one is given up, 20
@@ -88,7 +88,11 @@ size_t from_environment(const char *name, size_t otherwise) {
     return value && *value ? strtoull(value, nullptr, 10) : otherwise;
 }
 size_t device_count() { static const size_t n = from_environment("ZFNET_STANDIN_DEVICES", 1); return n; }
-size_t total_memory() { static const size_t n = from_environment("ZFNET_STANDIN_MEMORY", (size_t)16 << 30); return n; }
+size_t total_memory(int device) {
+    static const size_t n = from_environment("ZFNET_STANDIN_MEMORY", (size_t)16 << 30);
+    static const char *value = getenv("ZFNET_STANDIN_MEMORY"), *of_one = value ? strchr(value, '@') : nullptr;
+    return of_one && atoi(of_one + 1) != device ? (size_t)16 << 30 : n;
+}
 int capability() { static const int n = from_environment("ZFNET_STANDIN_CAPABILITY", 90); return n; }
 int dynamic_limit() { // bytes that a kernel may ask for with its attribute raised
     int c = capability();
@@ -238,7 +242,8 @@ bool intact(const Allocation &a) {
     return untouched(a.guarded, guard_before()) && untouched(a.guarded + guard_before() + a.size, guard_behind(a.size));
 }
 int out_of_memory(Context *context, size_t bytes) {
-    return bytes > total_memory() - std::min(context->used, total_memory()) ? OUT_OF_MEMORY : SUCCESS;
+    const size_t total = total_memory(context->device);
+    return bytes > total - std::min(context->used, total) ? OUT_OF_MEMORY : SUCCESS;
 }
 int allocate(Address *out, Context *context, size_t bytes) {
     if (int error = out_of_memory(context, bytes)) return error;
@@ -588,7 +593,7 @@ API cuDeviceGet(int *device, int ordinal) {
     return SUCCESS;
 }
 API cuDeviceGetName(char *name, int room, int) { snprintf(name, room, "CPU stand-in (no GPU)"); return SUCCESS; }
-API cuDeviceTotalMem_v2(size_t *bytes, int) { *bytes = total_memory(); return SUCCESS; }
+API cuDeviceTotalMem_v2(size_t *bytes, int device) { *bytes = total_memory(device); return SUCCESS; }
 API cuDeviceGetUuid(char *uuid, int device) { memset(uuid, 0, 16); uuid[15] = device; return SUCCESS; }
 API cuDeviceGetUuid_v2(char *uuid, int device) { return cuDeviceGetUuid(uuid, device); }
 API cuDeviceGetAttribute(int *value, int attribute, int) {
@@ -655,8 +660,8 @@ API cuProfilerStop() { return SUCCESS; }
 
 API cuMemGetInfo_v2(size_t *unused, size_t *total) {
     ENTER;
-    *total = total_memory();
-    *unused = total_memory() - std::min(ctx->used, total_memory());
+    *total = total_memory(ctx->device);
+    *unused = *total - std::min(ctx->used, *total);
     return SUCCESS;
 }
 API cuMemAlloc_v2(Address *out, size_t bytes) {

@@ -1,7 +1,7 @@
 //! What several GPUs do with their gradients and weights: [`Exchange`] by NCCL, from memory of one to memory of the
 //! other.
 //!
-//! Nothing here waits on the host. Kernels and transfers are ordered by events alone: a layer's gradient is on its way
+//! Nothing here waits on the host for a transfer. Kernels and transfers are ordered by events alone: a layer's gradient is on its way
 //! while kernels make that of the layer below, and they wait for all of them only before the weights move.
 
 use std::sync::Arc;
@@ -16,7 +16,8 @@ use crate::ranks::Ranks;
 use crate::train::{Exchange, Slices, tree_additions};
 use crate::{Error, Result};
 
-/// How long a GPU waits for the others, whose ranks live: longer than any step takes, or the writing of a checkpoint.
+/// How long a GPU waits within an epoch for the others, whose ranks live: longer than any step takes, or the writing of a
+/// checkpoint.
 const PATIENCE: Duration = Duration::from_secs(600);
 /// How long the end of a rank waits for the others' ends.
 const GOODBYE: Duration = Duration::from_secs(5);

@@ -34,6 +34,9 @@ const FILES: [&str; 2] = ["libnccl.so.2", "libnccl.so"];
 /// The first version with communicators that do not block, as NCCL counts: 2.14.
 const OLDEST: c_int = 21400;
 
+/// How long the word of a rank is waited for that may be the cause of an error of the library.
+const WORD: Duration = Duration::from_secs(3);
+
 const SUCCESS: c_int = 0;
 const IN_PROGRESS: c_int = 7;
 const UINT32: c_int = 3;
@@ -345,6 +348,18 @@ impl Communicator {
         self.give_up(&mut self.lock());
     }
 
+    /// Why the library fails: perhaps because of a rank that says so itself, or will be known to be lost.
+    fn cause(&self, error: Error) -> Error {
+        let begun = Instant::now();
+        loop {
+            match (self.alive)() {
+                Err(known) => return known,
+                Ok(()) if begun.elapsed() < WORD => pause(),
+                Ok(()) => return error,
+            }
+        }
+    }
+
     fn give_up(&self, handle: &mut Option<Owned>) {
         if let Some(Owned(raw)) = handle.take() {
             let _ = self.device.bind();
@@ -384,7 +399,8 @@ impl Communicator {
         let begun = Instant::now();
         let result = match status {
             SUCCESS | IN_PROGRESS => loop {
-                match self.is_busy(handle).and_then(|busy| (self.alive)().map(|()| busy)) {
+                let busy = || self.is_busy(handle).map_err(|error| self.cause(error));
+                match (self.alive)().and_then(|()| busy()) {
                     Ok(false) => break Ok(()),
                     Ok(true) if begun.elapsed() < patience => pause(),
                     Ok(true) => break Err(self.too_long(patience)),
@@ -392,7 +408,8 @@ impl Communicator {
                 }
             },
             status => {
-                Err(self.error(format_args!("cannot {what}: {}", self.library.describe(status))))
+                let reason = format!("cannot {what}: {}", self.library.describe(status));
+                Err(self.cause(self.error(reason)))
             }
         };
         if result.is_err() {
@@ -444,7 +461,10 @@ impl Communicator {
                 return Ok(());
             }
             let mut handle = self.lock();
-            let well = self.is_busy(&handle).and_then(|_| (self.alive)());
+            let well = (self.alive)().and_then(|()| match *handle {
+                Some(_) => self.is_busy(&handle).map(drop).map_err(|error| self.cause(error)),
+                None => Ok(()),
+            });
             let reason = match (handle.is_some(), well, over) {
                 (true, Err(error), _) => error,
                 (_, _, Err(error)) => failed(what)(error),

@@ -106,12 +106,16 @@ pub fn chosen_units(network: &Network, units: &[String]) -> Result<Vec<Chosen>> 
 pub fn run_by_ranks(mut args: Features) -> Result<ExitCode> {
     args.ranks.join()?;
     let ranks = args.ranks.ranks.clone();
-    if ranks.count() > 1 {
-        // So that all stop at the same place, and name one that was killed before the launcher ends them.
-        args.ranks.share_stop(&stop_on_signals()?);
-    }
-    let result = args.study.device.of_rank(&ranks).run(args);
-    tell_failure(&ranks, result)
+    let run = || {
+        if ranks.count() > 1 {
+            // So that all stop at the same place, and name one that was killed before the launcher ends them.
+            args.ranks.share_stop(&stop_on_signals()?);
+        }
+        let code = args.study.device.of_rank(&ranks).run(args)?;
+        ranks.meet()?; // what rank 0 writes last may fail
+        Ok(code)
+    };
+    tell_failure(&ranks, run())
 }
 
 impl OnDevice for Features {
