@@ -50,6 +50,9 @@ LD_LIBRARY_PATH=$standin:$standin/blas ZFNET_STANDIN_EARLY=1 \
   cargo test --release -p zfnet --features cuda --test backend -- --include-ignored \
   operations::cuda_bf16::conv operations::cuda_tf32::conv operations::cuda_f32::conv \
   parts_is_close repeatable --skip ::cpu "${known[@]}"
+echo "== what stands in for Hopper's instructions"
+"$standin/try-hopper" > /dev/null
+ZFNET_STANDIN_EARLY=1 "$standin/try-hopper" > /dev/null
 echo "== several GPUs that exchange values by NCCL"
 for early in "" ZFNET_STANDIN_EARLY=1; do
   env $early "LD_LIBRARY_PATH=$standin:$standin/nccl" "$standin/nccl/try"

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Builds OUTDIR/libcuda.so.1, the stand-in for the CUDA driver, from kernels/*.cu, and those for cuBLASLt,
-# OUTDIR/blas/libcublasLt.so, and NCCL, OUTDIR/nccl/libnccl.so.2. Needs g++ 12 or later. What has not changed since the last
-# time is not compiled again.
+# OUTDIR/blas/libcublasLt.so, and NCCL, OUTDIR/nccl/libnccl.so.2, and programs that try some of it. Needs g++ 12 or later. What
+# has not changed since the last time is not compiled again.
 #
 #   tests/standin/build.sh OUTDIR
 #   LD_LIBRARY_PATH=/ABSOLUTE/OUTDIR \
@@ -87,4 +87,9 @@ if ! up_to_date "$out/nccl/libnccl.so.2" "$here/libnccl.cpp"; then
 fi
 if ! up_to_date "$out/nccl/try" "$here/try_nccl.cpp"; then
     $CXX $flags -o "$out/nccl/try" "$here/try_nccl.cpp" "$out/nccl/libnccl.so.2" "$out/libcuda.so.1"
+fi
+
+# A program that tries what stands in for Hopper's instructions: its kernels, and the driver.
+if ! up_to_date "$out/try-hopper" "$here/try_hopper.cpp" "$here/try_hopper.cu" "$out/libcuda.o"; then
+    $CXX $flags $kernel_flags -I"$kernels" -o "$out/try-hopper" "$here/try_hopper.cpp" "$out/libcuda.o"
 fi

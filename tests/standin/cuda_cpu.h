@@ -20,8 +20,11 @@
 #include <cstring>
 #include <functional>
 #include <link.h>
+#include <map>
 #include <math.h>
+#include <memory>
 #include <mutex>
+#include <string>
 #include <sys/mman.h>
 #include <thread>
 #include <type_traits>
@@ -120,20 +123,23 @@ inline uint3 block_place(size_t done, size_t blocks) {
 }
 
 // Dynamic shared memory of exactly the bytes asked for, and behind them a guard: AddressSanitizer's
-// own, or bytes that must still be 0xFF when the block ends.
+// own, or bytes that must still be 0xFF when the block ends. It begins at a multiple of 128, as DYNAMIC_SHARED
+// promises, and of no more.
 struct Dynamic {
-    unsigned char *bytes = nullptr;
+    static constexpr size_t BEGIN = 128; // after a multiple of 1024
+    unsigned char *memory = nullptr, *bytes = nullptr;
     size_t size = 0;
     void resize(size_t wanted) {
         if (bytes && wanted == size) return;
-        free(bytes);
+        free(memory);
         size = wanted;
 #ifdef __SANITIZE_ADDRESS__
         const size_t guard = 0;
 #else
         const size_t guard = GUARD;
 #endif
-        if (posix_memalign((void **)&bytes, 1024, size + guard)) die("no memory");
+        if (posix_memalign((void **)&memory, 1024, BEGIN + size + guard)) die("no memory");
+        bytes = memory + BEGIN;
         memset(bytes + size, 0xFF, guard);
     }
     void poison() { memset(bytes, 0xFF, size); }
@@ -143,6 +149,26 @@ struct Dynamic {
             if (bytes[size + i] != 0xFF) die("wrote beyond its dynamic shared memory");
 #endif
     }
+};
+
+// What a thread may wait for that is not a barrier of its warp or block (hopper.h).
+struct Wait {
+    bool patient; // whether it goes on only when no other thread can
+    explicit Wait(bool patient) : patient(patient) {}
+    virtual bool over() = 0;
+    virtual std::string what() const = 0;
+
+protected:
+    ~Wait() = default;
+};
+
+// What goes on in a block beside its threads (hopper.h), from where it is first asked for.
+struct Background {
+    virtual ~Background() = default;
+    // Called when no thread can run: whether it has done something that one may wait for.
+    virtual bool advance() = 0;
+    // Called when all threads have ended.
+    virtual void end() = 0;
 };
 
 #ifndef ZFNET_THREADS
@@ -202,8 +228,8 @@ struct Stacks {
     size_t size(int i) const { return SIZE - i % 31 * 128; }
 };
 
-// The threads of one warp, a bit each. Those in none of the first three sets have ended or run.
-struct Warp { unsigned ready, at_warp, at_block, live; };
+// The threads of one warp, a bit each. Those in none of the first four sets have ended or run.
+struct Warp { unsigned ready, at_warp, at_block, waiting, live; };
 
 // Runs blocks on one OS thread.
 //
@@ -219,6 +245,8 @@ struct Engine {
     Context waiting[MAX_THREADS], home;
     int stack_of[MAX_THREADS];      // of a thread that waits; -1: has not begun
     unsigned lanes_of[MAX_THREADS]; // lanes that a thread at a warp barrier waits for
+    Wait *waits[MAX_THREADS];       // of threads that are `waiting`
+    std::unique_ptr<Background> background;
     Warp warps[MAX_WARPS];
     int threads = 0, warp_count = 0, warp = 0, at_block = 0, live = 0, stack = -1;
     bool upwards = false; // the order of threads in this phase
@@ -232,6 +260,8 @@ struct Engine {
     void poison_shared();
     void run(uint3 where, bool direction);
     int pick();
+    bool wake();
+    std::string stuck();
     int take_stack();
     void carry();
     void park();
@@ -292,7 +322,7 @@ inline void Engine::run(uint3 where, bool direction) {
     at_block = 0;
     for (int w = 0; w < warp_count; w++) {
         unsigned lanes = threads - w * 32 >= 32 ? ~0u : (1u << (threads - w * 32)) - 1;
-        warps[w] = {lanes, 0, 0, lanes};
+        warps[w] = {lanes, 0, 0, 0, lanes};
     }
     std::fill_n(stack_of, threads, -1);
     warp = upwards ? 0 : warp_count - 1;
@@ -305,6 +335,8 @@ inline void Engine::run(uint3 where, bool direction) {
     });
     go(&home, &fresh, stack);
     dynamic.check();
+    if (background) background->end();
+    background.reset();
 }
 
 inline int Engine::take_stack() {
@@ -337,15 +369,45 @@ inline int Engine::pick() {
         }
         if (live == 0) return -1;
         if (at_block != threads) {
-            char what[160];
-            snprintf(what, sizeof what, "divergent barrier: %d threads at __syncthreads, %d at a barrier of their warp, %d ended",
-                     at_block, live - at_block, threads - live);
-            die(what);
+            if (wake()) continue;
+            die(stuck().c_str());
         }
         for (int w = 0; w < warp_count; w++) std::swap(warps[w].ready, warps[w].at_block);
         at_block = 0;
         upwards = !upwards;
     }
+}
+
+// Lets threads go on whose wait is over, the patient ones a warp at a time when there are no others.
+inline bool Engine::wake() {
+    for (bool patient : {false, true}) {
+        bool any = false;
+        for (int w = 0; w < warp_count && !(any && patient); w++) {
+            for (unsigned lanes = warps[w].waiting; lanes; lanes &= lanes - 1) {
+                const int lane = __builtin_ctz(lanes);
+                Wait &wait = *waits[w * 32 + lane];
+                if (wait.patient != patient || !wait.over()) continue;
+                warps[w].waiting &= ~(1u << lane);
+                warps[w].ready |= 1u << lane;
+                any = true;
+            }
+        }
+        if (any) return upwards = !upwards, true;
+    }
+    return background && background->advance();
+}
+
+// What the threads wait for, when none can go on.
+inline std::string Engine::stuck() {
+    int waiting = 0;
+    std::map<std::string, int> reasons;
+    for (int w = 0; w < warp_count; w++)
+        for (unsigned lanes = warps[w].waiting; lanes; lanes &= lanes - 1, waiting++)
+            reasons[waits[w * 32 + __builtin_ctz(lanes)]->what()]++;
+    std::string text = waiting ? "deadlock: " : "divergent barrier: ";
+    for (auto &[reason, count] : reasons) text += std::to_string(count) + " threads wait for " + reason + "; ";
+    return text + std::to_string(at_block) + " threads at __syncthreads, " + std::to_string(live - at_block - waiting) +
+           " at a barrier of their warp, " + std::to_string(threads - live) + " ended";
 }
 
 // A fiber's life: never returns. `cur` is the first thread to carry.
@@ -423,6 +485,18 @@ inline void wsync(unsigned lanes = ~0u) {
     e.warps[cur.lin / 32].at_warp |= 1u << cur.lin % 32;
     e.park();
 }
+
+inline void wait(Wait &wait) {
+    Engine &e = *engine;
+    e.waits[cur.lin] = &wait;
+    e.warps[cur.lin / 32].waiting |= 1u << cur.lin % 32;
+    e.park();
+}
+template <class T> T &background() {
+    if (!engine->background) engine->background = std::make_unique<T>();
+    return static_cast<T &>(*engine->background);
+}
+inline Dynamic &dynamic() { return engine->dynamic; }
 
 // Other OS threads that help with the blocks of a launch.
 struct Pool {
@@ -536,6 +610,9 @@ inline Team &team = *new Team;
 
 inline void sync() { team.all.wait(true); }
 inline void wsync(unsigned = ~0u) { team.warps[cur.lin / 32].wait(false); }
+inline void wait(Wait &) { die("instructions of Hopper are not played where each thread is an OS thread"); }
+template <class T> T &background() { die("instructions of Hopper are not played where each thread is an OS thread"); }
+inline Dynamic &dynamic() { return team.dynamic; }
 
 inline void launch(const char *name, dim3 grid, dim3 threads, size_t shared, const std::function<void()> &body) {
     kernel_name = name;

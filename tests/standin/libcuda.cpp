@@ -23,6 +23,7 @@
 //   ZFNET_STANDIN_WRONG       a kernel that computes wrong: a bit of what its first argument points at
 #include "cuda_cpu.h"
 #include "driver.h"
+#include "tensor_map.h"
 #include <chrono>
 #include <deque>
 #include <map>
@@ -421,6 +422,19 @@ template <class T> int fill(Stream &stream, Address to, T value, size_t count) {
 
 // ---- launches ----
 
+// An argument of a kernel, at a place where any type may stand.
+struct Argument {
+    struct alignas(64) Line { char bytes[64]; };
+    std::vector<Line> lines;
+    size_t size;
+    Argument(const void *from, size_t size) : lines((size + 63) / 64), size(size) { memcpy(lines.data(), from, size); }
+    char *data() { return (char *)lines.data(); }
+    const TensorMap *tensor_map() {
+        auto *map = (const TensorMap *)data();
+        return size == sizeof *map && map->magic == TensorMap::MAGIC ? map : nullptr;
+    }
+};
+
 int launch(Stream &stream, const Function &function, dim3 grid, dim3 block, unsigned shared, void **arguments) {
     const bool grid_fits = grid.x - 1 < 0x7fffffffu && grid.y - 1 < 65535 && grid.z - 1 < 65535; // nor 0
     const bool block_fits = block.x - 1 < 1024 && block.y - 1 < 1024 && block.z - 1 < 64 && block.x * block.y * block.z <= 1024;
@@ -436,11 +450,8 @@ int launch(Stream &stream, const Function &function, dim3 grid, dim3 block, unsi
         fflush(file);
         return SUCCESS;
     }
-    std::vector<std::vector<char>> copied;
-    for (size_t i = 0; i < kernel.arguments.size(); i++) {
-        const char *bytes = (const char *)arguments[i];
-        copied.emplace_back(bytes, bytes + kernel.arguments[i].size);
-    }
+    std::vector<Argument> copied;
+    for (size_t i = 0; i < kernel.arguments.size(); i++) copied.emplace_back(arguments[i], kernel.arguments[i].size);
     return enqueue(stream, [=, &kernel, context = stream.context]() mutable -> int {
         char what[200];
         std::vector<void *> places;
@@ -448,12 +459,17 @@ int launch(Stream &stream, const Function &function, dim3 grid, dim3 block, unsi
         for (size_t i = 0; i < copied.size(); i++) {
             places.push_back(copied[i].data());
             // Pointers may also be words of a struct.
-            for (size_t word = 0; word + sizeof(Address) <= copied[i].size(); word += sizeof(Address)) {
+            for (size_t word = 0; word + sizeof(Address) <= copied[i].size; word += sizeof(Address)) {
                 Address at;
-                memcpy(&at, &copied[i][word], sizeof at);
+                memcpy(&at, copied[i].data() + word, sizeof at);
                 Allocation *a = allocation(at, 0);
                 if (!a || a->context == context) continue;
                 snprintf(what, sizeof what, "kernel %s on device %d: argument %zu is memory of device %d", kernel.name, context->device, i, a->context->device);
+                return complain(ILLEGAL_ADDRESS, what);
+            }
+            const TensorMap *map = copied[i].tensor_map();
+            if (map && !allocation(map->address, map->extent())) {
+                snprintf(what, sizeof what, "kernel %s: argument %zu is a tensor map of memory that is not live", kernel.name, i);
                 return complain(ILLEGAL_ADDRESS, what);
             }
             Address at;
@@ -1035,4 +1051,37 @@ API cuLaunchKernel(void *handle, unsigned grid_x, unsigned grid_y, unsigned grid
     if (!known(driver.functions, handle)) return INVALID_HANDLE;
     if (((Function *)handle)->context != ctx) return complain(INVALID_HANDLE, "a kernel of another device is launched");
     return launch(*stream, *(Function *)handle, {grid_x, grid_y, grid_z}, {block_x, block_y, block_z}, shared, arguments);
+}
+
+// ---- tensor maps ----
+
+// A tensor has to lie within an allocation, which a driver does not look at.
+static int finish_map(void *out, const TensorMap &map, const char *wrong, const char *function) {
+    if (!wrong && (uintptr_t)out % 64) wrong = "a tensor map that is not at a multiple of 64";
+    if (!wrong && capability() < 90) wrong = "a device without tensor maps";
+    if (!wrong && !allocation(map.address, map.extent())) wrong = "a tensor that is not within an allocation";
+    if (wrong) return complain(INVALID_VALUE, std::string(function) + ": " + wrong);
+    memcpy(out, &map, sizeof map);
+    return SUCCESS;
+}
+API cuTensorMapEncodeTiled(void *out, int type, unsigned rank, void *address, const uint64_t *dims, const uint64_t *strides, const unsigned *box,
+                           const unsigned *steps, int interleave, int swizzle, int promotion, int fill) {
+    ENTER;
+    IGNORE;
+    TensorMap map{};
+    const char *wrong = rank < 1 || rank > 5 ? "a rank that is not within 1 .. 5" : nullptr;
+    if (!wrong) wrong = standin::describe_tensor(map, type, rank, (Address)address, dims, strides, steps, interleave, swizzle, promotion, fill);
+    if (!wrong) wrong = standin::describe_box(map, box);
+    return finish_map(out, map, wrong, "cuTensorMapEncodeTiled");
+}
+// Corners are of W, then H: HOPPER.md.
+API cuTensorMapEncodeIm2col(void *out, int type, unsigned rank, void *address, const uint64_t *dims, const uint64_t *strides, const int *lower,
+                            const int *upper, unsigned channels, unsigned pixels, const unsigned *steps, int interleave, int swizzle, int promotion, int fill) {
+    ENTER;
+    IGNORE;
+    TensorMap map{};
+    const char *wrong = rank < 3 || rank > 5 ? "a rank that is not within 3 .. 5" : nullptr;
+    if (!wrong) wrong = standin::describe_tensor(map, type, rank, (Address)address, dims, strides, steps, interleave, swizzle, promotion, fill);
+    if (!wrong) wrong = standin::describe_pixels(map, lower, upper, channels, pixels);
+    return finish_map(out, map, wrong, "cuTensorMapEncodeIm2col");
 }
