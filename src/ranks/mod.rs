@@ -261,9 +261,17 @@ impl Ranks {
             .name("zfnet-ranks".into())
             .spawn(run)
             .map_err(|error| Error::Ranks(format!("cannot start a thread: {error}")))?;
-        let begun = is_ready.recv();
-        let begun = begun.map_err(|_| Error::Ranks("the thread for messages has ended".into()))?;
-        let (rank, hosts, on_host) = begun?;
+        // What begins MPI waits for all, also for one that has ended before, or is another program.
+        let begun = is_ready.recv_timeout(timeout).map_err(|reason| {
+            Error::Ranks(match reason {
+                RecvTimeoutError::Timeout => format!(
+                    "not all have begun within {} s: one has ended, or is no program of MPI",
+                    timeout.as_secs()
+                ),
+                RecvTimeoutError::Disconnected => "the thread for messages has ended".into(),
+            })
+        });
+        let (rank, hosts, on_host) = begun??;
         let (work, ended) = (Some(work), Mutex::new(Some(ended)));
         Ok(Ranks(Arc::new(Member { rank, hosts, on_host, work, shared, ended })))
     }
