@@ -31,7 +31,7 @@ fn launcher(place: &Place, ranks: &[String]) -> Command {
         .env("OMPI_MCA_rmaps_base_oversubscribe", "1")
         .env("OMPI_MCA_hwloc_base_binding_policy", "none")
         // Time to say which one has failed, on a machine that is busy.
-        .env("OMPI_MCA_odls_base_sigkill_timeout", "10");
+        .env("OMPI_MCA_odls_base_sigkill_timeout", "3");
     for (rank, line) in ranks.iter().enumerate() {
         if rank > 0 {
             command.arg(":");

@@ -35,6 +35,10 @@ fn on(error: &Error) -> Vec<String> {
             .map(str::to_owned)
             .into();
         }
+        Error::CannotShare(_) => {
+            "start as many ranks as a batch has parts, or a half, a quarter, ... of them: a power of two, as --accumulate \
+             says; a run that was begun keeps its own"
+        }
         Error::Stopped { .. } => "the same command goes on",
         Error::ResumeMismatch { what, .. } => {
             let of_a_run = match *what {

@@ -376,7 +376,9 @@ fn run(command: Command) -> Result<ExitCode> {
         _ => false,
     };
     if let Some((_, ranks)) = ranks::launched().filter(|_| !is_divided) {
-        bail!("only `train` and `study features` are done by several ranks, found {ranks}");
+        bail!(
+            "only `train` and `study features` are done by several ranks, found {ranks}: run it without a launcher"
+        );
     }
     match command {
         Command::Demo(args) => args.device.clone().run(args),

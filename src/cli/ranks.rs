@@ -18,7 +18,7 @@ const LAUNCHERS: [(&str, &str); 3] = [
 
 #[derive(Args, Clone)]
 pub struct RankArgs {
-    /// For several ranks: end when nothing has been heard of one for so many seconds [default: 60]
+    /// For several ranks: end when nothing has been heard of one for so many seconds, at least 2 [default: 60]
     #[cfg_attr(not(feature = "mpi"), arg(hide = true))]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(2..))]
     rank_timeout: Option<u32>,
@@ -43,6 +43,9 @@ impl RankArgs {
                 "the launcher has started {launched} ranks, MPI knows of {found}: expected the launcher of the MPI that \
                  this program was built with"
             );
+        }
+        if self.ranks.is_first() {
+            tracing::info!("ranks: {found}");
         }
         Ok(())
     }

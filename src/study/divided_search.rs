@@ -50,10 +50,12 @@ pub(super) fn search_by_ranks<B: Backend>(
     for start in (first..images.len()).step_by(at_a_time) {
         for _ in 0..BATCHES {
             ranks.check()?;
-            if !search.next(projector, model, chosen, count, &mut found)? {
+            let stops = ranks.check_stop().is_err();
+            if stops || !search.next(projector, model, chosen, count, &mut found)? {
                 break;
             }
         }
+        ranks.stop_together()?; // which leaves out a part that somebody has broken off
         // What lies before has been told.
         let mut bad = images.bad_indices();
         bad.retain(|(image, _)| *image >= start);
@@ -65,7 +67,6 @@ pub(super) fn search_by_ranks<B: Backend>(
         })?;
         searched.done = images.len().min(start + at_a_time);
         progress(searched)?;
-        ranks.stop_together()?;
     }
     let all: Vec<[u32; 6]> = of_first(ranks, &rows(&searched.best, 0))?;
     if !ranks.is_first() {
