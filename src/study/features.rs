@@ -129,7 +129,9 @@ fn run_rank<B: Backend>(
     let mut kept = None::<Instant>;
     let progress = |searched: &Searched| {
         session.progress("features: search", searched.done, images.len(), "");
-        if kept.is_none_or(|kept| kept.elapsed() > KEEP) {
+        // A set without any usable image is refused below, each time.
+        let any = searched.best.iter().flatten().any(|peaks| !peaks.is_empty());
+        if any && kept.is_none_or(|kept| kept.elapsed() > KEEP) {
             kept = Some(Instant::now());
             parts.put("search", searched)?;
         }

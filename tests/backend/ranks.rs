@@ -599,7 +599,7 @@ fn ranks_count_bad_images_together() {
     // Of 41 bad ones no rank meets as many as 40.
     looking.max_bad = 0.05;
     for count in [1, 2, 3] {
-        let all = looking.by_ranks(&backend, count, "bad", |_, _| ());
+        let all = looking.by_ranks(&backend, count, &format!("bad-{count}"), |_, _| ());
         let error = all[0].error.as_ref().unwrap();
         assert!(matches!(error, Error::TooManyBad { bad: 41, .. }), "{count} ranks: {error}");
         for Found { error, .. } in &all[1..] {
