@@ -16,6 +16,27 @@ const OLDEST: (u32, u32) = (12, 8);
 const TARGETS: &str = "75,80,90a";
 /// Kernels on tensor cores (`mma.sync` on bf16 and TF32, `cp.async`) need Ampere.
 const TENSOR: u32 = 80;
+/// Those of `wgmma` and TMA are for Hopper alone.
+const HOPPER: &str = "90a";
+
+/// What the kernels of a file need of a GPU: `Needs` of src/backend/cuda/device.rs.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Needs {
+    Nothing,
+    TensorCores,
+    Hopper,
+}
+
+impl Needs {
+    /// By the file's name.
+    fn of(source: &Path) -> Self {
+        match source.to_string_lossy() {
+            name if name.contains("hopper") => Needs::Hopper,
+            name if name.contains("tensor") => Needs::TensorCores,
+            _ => Needs::Nothing,
+        }
+    }
+}
 
 fn main() {
     for variable in ["NVCC", "CUDA_HOME", "CUDA_PATH", "NVCC_CCBIN", "ZFNET_CUDA_ARCH"] {
@@ -59,8 +80,7 @@ fn main() {
         .filter(|path| path.extension().is_some_and(|extension| extension == "cu"))
         .collect();
     sources.sort();
-    let tensor = |source: &Path| source.to_string_lossy().contains("tensor");
-    sources.retain(|source| !architectures(&targets, tensor(source)).is_empty());
+    sources.retain(|source| !architectures(&targets, Needs::of(source)).is_empty());
     if sources.is_empty() {
         fail(&format!("ZFNET_CUDA_ARCH: expected a list like {TARGETS}, found {targets:?}"));
     }
@@ -72,7 +92,7 @@ fn main() {
             let fatbin = out.join(format!("{name}.fatbin"));
             let mut command = Command::new(&nvcc);
             command.args(["-fatbin", "-std=c++17", "-O3", "-lineinfo"]);
-            command.args(architectures(&targets, tensor(source)));
+            command.args(architectures(&targets, Needs::of(source)));
             command.arg("-Xptxas=-v"); // names the kernels
             command.arg("-o").arg(&fatbin).arg(source).stderr(Stdio::piped());
             let child = command
@@ -94,9 +114,9 @@ fn main() {
         if kernels.is_empty() {
             fail(&format!("{}: nvcc -Xptxas=-v has named no kernel", source.display()));
         }
-        let tensor = tensor(source);
+        let needs = Needs::of(source);
         list += &format!(
-            "    Module {{ tensor: {tensor}, image: &Aligned(*include_bytes!({fatbin:?})), \
+            "    Module {{ needs: Needs::{needs:?}, image: &Aligned(*include_bytes!({fatbin:?})), \
              kernels: &{kernels:?} }},\n"
         );
     }
@@ -144,9 +164,9 @@ fn write_nothing() {
         .expect("OUT_DIR can be written");
 }
 
-/// Machine code for each target, and PTX of the oldest for whatever is newer than all of them. None
-/// for kernels on tensor cores if no target has any.
-fn architectures(targets: &str, tensor: bool) -> Vec<String> {
+/// Machine code for each target that has what is needed, and PTX of the oldest for whatever is newer than all of them.
+/// Nothing if no target has.
+fn architectures(targets: &str, needs: Needs) -> Vec<String> {
     let number = |target: &str| target.trim_end_matches(|c: char| c.is_alphabetic()).parse::<u32>();
     let mut options = Vec::new();
     let mut oldest: Option<u32> = None;
@@ -156,7 +176,12 @@ fn architectures(targets: &str, tensor: bool) -> Vec<String> {
                 "ZFNET_CUDA_ARCH: expected a list like {TARGETS}, found {target:?} in {targets:?}"
             ));
         };
-        if tensor && number < TENSOR {
+        let has = match needs {
+            Needs::Nothing => true,
+            Needs::TensorCores => number >= TENSOR,
+            Needs::Hopper => target == HOPPER,
+        };
+        if !has {
             continue;
         }
         options.push(format!("-gencode=arch=compute_{target},code=sm_{target}"));

@@ -32,6 +32,10 @@ pub enum BackendId {
         /// Version of the cuBLASLt that computes fully connected layers; `None` where our own kernels
         /// do. Sums depend on it, and so do the last bits of what is trained.
         cublaslt: Option<usize>,
+        /// What convolutions are computed by: "wgmma", "mma.sync", "tiles" or "plain"; empty in what earlier
+        /// versions wrote.
+        #[serde(default)]
+        convolutions: String,
     },
     /// One that another version of the program wrote and this one does not know.
     Other {
@@ -62,12 +66,24 @@ impl BackendId {
                 }
                 text
             }
-            BackendId::Cuda { name, capability: (major, minor), precision, cublaslt } => {
+            BackendId::Cuda {
+                name,
+                capability: (major, minor),
+                precision,
+                cublaslt,
+                convolutions,
+            } => {
                 let gemm = match cublaslt {
                     Some(version) => format!("cublaslt {version}"),
                     None => "own gemm".into(),
                 };
-                format!("CUDA, {name} (sm_{major}{minor}) {} {gemm}", precision.name())
+                let mut text = format!("CUDA, {name} (sm_{major}{minor}) {}", precision.name());
+                for part in [convolutions, &gemm] {
+                    if !part.is_empty() {
+                        text += &format!(" {part}");
+                    }
+                }
+                text
             }
             BackendId::Other { text } => text.clone(),
         }

@@ -62,6 +62,7 @@ enum GemmName {
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum KernelsName {
     Fast,
+    Mma,
     Plain,
 }
 
@@ -91,8 +92,9 @@ pub struct DeviceArgs {
     #[cfg(feature = "cuda")]
     #[arg(long, value_enum)]
     gemm: Option<GemmName>,
-    /// On a GPU: how convolutions and fully connected layers are computed [default: fast]; plain, a thread
-    /// a value, is slow, and is for machines on which the fast kernels fail `zfnet selftest`
+    /// On a GPU: how convolutions and fully connected layers are computed [default: fast]; mma is without Hopper's own
+    /// instructions (wgmma and TMA, used in bf16); plain, a thread a value, is slow, and is for machines on which the
+    /// fast kernels fail `zfnet selftest`
     #[cfg(feature = "cuda")]
     #[arg(long, value_enum)]
     kernels: Option<KernelsName>,
@@ -211,6 +213,7 @@ impl DeviceArgs {
         });
         let kernels = match self.kernels {
             None | Some(KernelsName::Fast) => cuda::Kernels::Fast,
+            Some(KernelsName::Mma) => cuda::Kernels::Mma,
             Some(KernelsName::Plain) => cuda::Kernels::Plain,
         };
         let backend = cuda::CudaBackend::new(cuda::Options { device, precision, gemm, kernels })?;

@@ -213,19 +213,23 @@ fn cpu_variants(reference: &Reference, done: &mut impl FnMut(Variant) -> Result<
 /// What a GPU computes with: the precision, and what computes convolutions and fully connected layers.
 #[cfg(feature = "cuda")]
 fn variant_name(precision: Precision, kernels: Kernels, gemm: Gemm) -> String {
-    match (kernels, gemm) {
-        (Kernels::Plain, _) if precision == Precision::Tf32 => "f32, plain kernels".into(),
-        (Kernels::Plain, _) => format!("{}, plain kernels", precision.name()),
-        (Kernels::Fast, Gemm::CublasLt) => format!("{}, cuBLASLt", precision.name()),
-        (Kernels::Fast, Gemm::Own) => precision.name().into(),
+    let name = match kernels {
+        Kernels::Plain if precision == Precision::Tf32 => return "f32, plain kernels".into(),
+        Kernels::Plain => return format!("{}, plain kernels", precision.name()),
+        Kernels::Mma => format!("{}, mma.sync", precision.name()),
+        Kernels::Fast => precision.name().into(),
+    };
+    match gemm {
+        Gemm::CublasLt => format!("{name}, cuBLASLt"),
+        Gemm::Own => name,
     }
 }
 
 /// The precisions of a GPU, with its libraries and without, and the plain kernels.
 #[cfg(feature = "cuda")]
 fn gpu_variants(device: usize) -> Result<Vec<(Precision, Kernels, Gemm)>> {
-    let best = CudaBackend::new(Options { device, ..Options::default() })?.precision();
-    let precisions: &[Precision] = match best {
+    let best = CudaBackend::new(Options { device, ..Options::default() })?;
+    let precisions: &[Precision] = match best.precision() {
         Precision::F32 => &[Precision::F32],
         _ => &[Precision::F32, Precision::Tf32, Precision::Bf16],
     };
@@ -236,6 +240,10 @@ fn gpu_variants(device: usize) -> Result<Vec<(Precision, Kernels, Gemm)>> {
             variants.push((precision, Kernels::Plain, Gemm::Own));
         }
         variants.push((precision, Kernels::Fast, Gemm::Own));
+        // Elsewhere they are the fast ones.
+        if precision == Precision::Bf16 && best.convolutions() == "wgmma" {
+            variants.push((precision, Kernels::Mma, Gemm::Own));
+        }
         if cuda::has_cublaslt() {
             variants.push((precision, Kernels::Fast, Gemm::CublasLt));
         }
@@ -460,6 +468,7 @@ mod first {
         // What else may be used, by the flag that asks for it.
         let others = [
             (kernels, Gemm::Own, "--gemm own"),
+            (Kernels::Mma, backend.gemm(), "--kernels mma"),
             (Kernels::Plain, Gemm::Own, "--kernels plain, which is slow,"),
         ];
         let instead = others.into_iter().find_map(|(kernels, gemm, flag)| {

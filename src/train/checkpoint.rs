@@ -133,6 +133,7 @@ fn backend_of_text(text: &str) -> Option<BackendId> {
         capability: (capability / 10, capability % 10),
         precision: known.into_iter().find(|known| known.name() == precision)?,
         cublaslt: gemm.strip_prefix("cublaslt ").and_then(|version| version.parse().ok()),
+        convolutions: String::new(),
     })
 }
 
@@ -728,6 +729,7 @@ mod tests {
             capability: (9, 0),
             precision: Precision::Tf32,
             cublaslt,
+            convolutions: String::new(),
         };
         for (text, backend) in [
             ("CPU, 2 threads, AVX-512", cpu("AVX-512", Precision::F32, false)),

@@ -49,7 +49,9 @@ macro_rules! on_fast_backends {
             $($test),*
         );
         on_gpu!(cuda_tf32, Tf32, Fast, $($test),*);
+        // On Hopper, and so on the stand-in, the first is by `wgmma`.
         on_gpu!(cuda_bf16, Bf16, Fast, $($test),*);
+        on_gpu!(cuda_bf16_mma, Bf16, Mma, $($test),*);
         on_gpu!(cuda_bf16_plain, Bf16, Plain, $($test),*);
     };
 }

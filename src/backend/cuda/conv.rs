@@ -4,7 +4,7 @@
 use super::blas::{Blas, Fc, Operands, WORKSPACE};
 use super::device::{Launch, Memory, launch};
 use super::plan::{Arithmetic, Direction, OfGroup, Plan, chunks_of_bias_gradient, flattened, plan};
-use super::{CudaBackend, Kernels, Storage, by};
+use super::{CudaBackend, Kernels, Storage, by, hopper};
 use crate::backend::{Backend, Precision, Tensor};
 use crate::shape::{ConvDims, Shape};
 use crate::{Error, Result};
@@ -90,13 +90,15 @@ fn floats_of(backend: &CudaBackend, dims: &ConvDims) -> usize {
     DIRECTIONS.map(planned).into_iter().max().unwrap_or(0).max(biases).max(product)
 }
 
-fn arithmetic(backend: &CudaBackend) -> Arithmetic {
+/// What the backend's convolutions are made of.
+pub fn arithmetic(backend: &CudaBackend) -> Arithmetic {
     match (backend.kernels, backend.precision) {
         (Kernels::Plain, Precision::Bf16) => Arithmetic::PlainBf16,
         (Kernels::Plain, _) => Arithmetic::Plain,
-        (Kernels::Fast, Precision::F32) => Arithmetic::Tiled,
-        (Kernels::Fast, Precision::Tf32) => Arithmetic::Tf32,
-        (Kernels::Fast, Precision::Bf16) => Arithmetic::Bf16,
+        (_, Precision::F32) => Arithmetic::Tiled,
+        (_, Precision::Tf32) => Arithmetic::Tf32,
+        (Kernels::Fast, Precision::Bf16) if backend.device.has_hopper() => Arithmetic::Hopper,
+        (_, Precision::Bf16) => Arithmetic::Bf16,
     }
 }
 
@@ -107,7 +109,7 @@ fn library<'a>(
     dims: &ConvDims,
 ) -> Result<Option<&'a Blas>> {
     backend.device.bind()?;
-    let fast = backend.kernels == Kernels::Fast && dims.is_fully_connected();
+    let fast = backend.kernels != Kernels::Plain && dims.is_fully_connected();
     match &backend.blas {
         Some(blas) if fast && blas.prepare(direction, sizes(dims), operands(backend))? => {
             backend.device.note("cuBLASLt");
@@ -143,7 +145,11 @@ fn launch_of(backend: &CudaBackend, plan: &Plan, scratch: &Scratch) -> (Launch, 
     );
     let stages = stages(plan, backend.device.shared_memory());
     let shared = plan.shared * stages.max(1);
-    (Launch { grid: plan.grid, block: [plan.block, 1, 1], shared }, stages)
+    let mut grid = plan.grid;
+    if plan.hopper {
+        grid[0] = grid[0].min(backend.device.multiprocessors());
+    }
+    (Launch { grid, block: [plan.block, 1, 1], shared }, stages)
 }
 
 /// Stages of a plan's tiles on a GPU with `available` bytes of shared memory a multiprocessor: one less
@@ -223,22 +229,41 @@ pub fn forward(
     }
     let plan = plan(Direction::Forward, arithmetic(backend), dims, to == Storage::F32);
     let (launch, stages) = launch_of(backend, &plan, scratch);
-    // Kernels without groups' tiles, that do not split their sums, or have no stages, end before these.
-    launch!(
-        backend.device,
-        plan.kernel,
-        launch,
-        y,
-        x,
-        w,
-        bias,
-        u32::from(relu),
-        *dims,
-        OfGroup::new(dims),
-        plan.splits,
-        scratch.partial.pointer(),
-        stages,
-    )?;
+    let partial = scratch.partial.pointer();
+    if plan.hopper {
+        let [x, w] = hopper::forward_maps(x, w, dims)?;
+        let relu = u32::from(relu);
+        launch!(
+            backend.device,
+            plan.kernel,
+            launch,
+            x,
+            w,
+            y,
+            bias,
+            relu,
+            *dims,
+            plan.splits,
+            partial
+        )?;
+    } else {
+        // Kernels without groups' tiles, that do not split their sums, or have no stages, end before these.
+        launch!(
+            backend.device,
+            plan.kernel,
+            launch,
+            y,
+            x,
+            w,
+            bias,
+            u32::from(relu),
+            *dims,
+            OfGroup::new(dims),
+            plan.splits,
+            partial,
+            stages,
+        )?;
+    }
     if plan.splits == 1 {
         return Ok(());
     }
@@ -267,19 +292,25 @@ pub fn backward_data(
     }
     let plan = plan(Direction::BackwardData, arithmetic(backend), dims, false);
     let (launch, stages) = launch_of(backend, &plan, scratch);
-    launch!(
-        backend.device,
-        plan.kernel,
-        launch,
-        dx,
-        dy,
-        w,
-        *dims,
-        OfGroup::new(dims),
-        plan.splits,
-        scratch.partial.pointer(),
-        stages,
-    )?;
+    let partial = scratch.partial.pointer();
+    if plan.hopper {
+        let (dy, w) = hopper::backward_data_maps(dy, w, dims, &plan)?;
+        launch!(backend.device, plan.kernel, launch, dy, w, dx, *dims, plan.splits, partial)?;
+    } else {
+        launch!(
+            backend.device,
+            plan.kernel,
+            launch,
+            dx,
+            dy,
+            w,
+            *dims,
+            OfGroup::new(dims),
+            plan.splits,
+            partial,
+            stages,
+        )?;
+    }
     if plan.splits == 1 {
         return Ok(());
     }
@@ -308,20 +339,38 @@ pub fn backward_filter(
     } else {
         let plan = plan(Direction::BackwardFilter, arithmetic(backend), dims, true);
         let (launch, stages) = launch_of(backend, &plan, scratch);
-        launch!(
-            backend.device,
-            plan.kernel,
-            launch,
-            dw,
-            dy,
-            x,
-            u32::from(accumulate),
-            *dims,
-            OfGroup::new(dims),
-            plan.splits,
-            scratch.partial.pointer(),
-            stages,
-        )?;
+        let partial = scratch.partial.pointer();
+        let add = u32::from(accumulate);
+        if plan.hopper {
+            let [x, dy] = hopper::backward_filter_maps(x, dy, dims)?;
+            launch!(
+                backend.device,
+                plan.kernel,
+                launch,
+                x,
+                dy,
+                dw,
+                add,
+                *dims,
+                plan.splits,
+                partial
+            )?;
+        } else {
+            launch!(
+                backend.device,
+                plan.kernel,
+                launch,
+                dw,
+                dy,
+                x,
+                add,
+                *dims,
+                OfGroup::new(dims),
+                plan.splits,
+                partial,
+                stages,
+            )?;
+        }
         if plan.splits > 1 {
             let len = dims.filter().len();
             let sums = Reduce { accumulate, ..Reduce::plain(len, dims.k, plan.splits) };

@@ -24,12 +24,34 @@ mod embedded {
 
     /// One `.cu` file, compiled.
     pub struct Module {
-        /// Whether it needs tensor cores.
-        pub tensor: bool,
+        /// What it needs of a GPU.
+        pub needs: Needs,
         /// A fatbin.
         pub image: &'static Aligned<[u8]>,
         /// The names of its kernels.
         pub kernels: &'static [&'static str],
+    }
+
+    /// What kernels need of a GPU.
+    #[derive(Clone, Copy)]
+    pub enum Needs {
+        /// To be one that this program knows.
+        Nothing,
+        /// Tensor cores that multiply bf16 and TF32.
+        TensorCores,
+        /// Hopper's own instructions, which no other has.
+        Hopper,
+    }
+
+    impl Needs {
+        /// Whether a GPU of that compute capability has it.
+        pub fn met_by(self, capability: (i32, i32)) -> bool {
+            match self {
+                Needs::Nothing => true,
+                Needs::TensorCores => capability >= super::TENSOR,
+                Needs::Hopper => capability == super::HOPPER,
+            }
+        }
     }
 
     /// At an address that is a multiple of 16: the driver reads a fatbin's header as words.
@@ -44,6 +66,8 @@ const OLDEST: (i32, i32) = (7, 5);
 
 /// The oldest GPUs that have the kernels' tensor cores.
 pub const TENSOR: (i32, i32) = (8, 0);
+/// Those that have Hopper's own instructions: an `a` in the name of a target means that no other has them.
+const HOPPER: (i32, i32) = (9, 0);
 /// The oldest driver that has all that is asked of it, by the CUDA version it is for. Kernels by an
 /// nvcc of CUDA 13 need a driver for CUDA 13.
 const OLDEST_DRIVER: (i32, i32) = (12, 8);
@@ -62,6 +86,7 @@ pub struct Device {
     pub copies: Arc<CudaStream>,
     /// Bytes of shared memory of a multiprocessor.
     shared_memory: u32,
+    multiprocessors: u32,
     modules: Vec<CUmodule>,
     /// The module of each kernel. To ask one module after the other would make calls that fail, which
     /// tools like compute-sanitizer report.
@@ -170,15 +195,18 @@ impl Device {
             context.new_stream().map_err(failed("make a stream"))?,
             context.new_stream().map_err(failed("make a stream"))?,
         );
-        let shared_memory = context
-            .attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR)
-            .map_err(failed("ask the GPU"))?
-            .unsigned_abs();
+        let ask = |attribute| context.attribute(attribute).map_err(failed("ask the GPU"));
+        let shared_memory =
+            ask(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR)?
+                .unsigned_abs();
+        let multiprocessors =
+            ask(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?.unsigned_abs();
         let mut device = Device {
             context,
             stream,
             copies,
             shared_memory,
+            multiprocessors,
             modules: Vec::new(),
             module_of: HashMap::new(),
             functions: Mutex::default(),
@@ -188,7 +216,7 @@ impl Device {
             communicator: Mutex::default(),
         };
         for module in embedded::MODULES {
-            if !module.tensor || capability >= TENSOR {
+            if module.needs.met_by(capability) {
                 let loaded = device.load(module.image, capability)?;
                 device.modules.push(loaded);
                 device.module_of.extend(module.kernels.iter().map(|kernel| (*kernel, loaded)));
@@ -247,6 +275,16 @@ impl Device {
     /// Bytes of shared memory of a multiprocessor.
     pub fn shared_memory(&self) -> u32 {
         self.shared_memory
+    }
+
+    /// Multiprocessors.
+    pub fn multiprocessors(&self) -> u32 {
+        self.multiprocessors
+    }
+
+    /// Whether there are kernels of Hopper's own instructions: this is one, and this build is for it.
+    pub fn has_hopper(&self) -> bool {
+        self.module_of.contains_key("conv_forward_hopper_64")
     }
 
     /// Bytes allocated so far, and free now.

@@ -8,6 +8,7 @@ mod blas;
 mod conv;
 mod device;
 mod exchange;
+mod hopper;
 mod measure;
 mod moments;
 mod nccl;
@@ -37,6 +38,7 @@ pub fn build() -> String {
         include_str!("blas.rs"),
         include_str!("conv.rs"),
         include_str!("device.rs"),
+        include_str!("hopper.rs"),
         include_str!("mod.rs"),
         include_str!("moments.rs"),
         include_str!("plan.rs"),
@@ -85,8 +87,10 @@ pub enum Gemm {
 /// How convolutions are computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kernels {
-    /// The fast ones of the precision.
+    /// The fastest of the precision and the GPU: in bf16 on Hopper by its own instructions.
     Fast,
+    /// Those of tensor cores that every GPU since Ampere has, also on Hopper.
+    Mma,
     /// One thread an output, in f32: slow, and short enough to be checked by reading. For tests.
     Plain,
 }
@@ -216,6 +220,12 @@ impl CudaBackend {
         if self.blas.is_some() { Gemm::CublasLt } else { Gemm::Own }
     }
 
+    /// What convolutions are computed by: "wgmma" or "mma.sync", products of tensor cores; "tiles", of f32;
+    /// or "plain" loops.
+    pub fn convolutions(&self) -> &'static str {
+        conv::arithmetic(self).name()
+    }
+
     /// The GPU, for people: its name and compute capability.
     pub fn gpu(&self) -> String {
         let (major, minor) = self.device.capability();
@@ -312,6 +322,7 @@ impl Backend for CudaBackend {
             capability: self.device.capability(),
             precision: self.precision,
             cublaslt: self.blas.as_ref().map(blas::Blas::version),
+            convolutions: self.convolutions().into(),
         }
     }
 

@@ -11,6 +11,7 @@
 //!
 //! Each group has a product of its own, with its C and K.
 
+use super::hopper;
 use crate::shape::ConvDims;
 
 /// The three operations of a convolution.
@@ -37,6 +38,25 @@ pub enum Arithmetic {
     Tf32,
     /// bf16 storage and operands, on tensor cores.
     Bf16,
+    /// The same, where they fit by Hopper's own instructions.
+    Hopper,
+}
+
+impl Arithmetic {
+    /// The instructions, as [`super::CudaBackend::convolutions`] names them.
+    pub fn name(self) -> &'static str {
+        match self {
+            Arithmetic::Plain | Arithmetic::PlainBf16 => "plain",
+            Arithmetic::Tiled => "tiles",
+            Arithmetic::Tf32 | Arithmetic::Bf16 => "mma.sync",
+            Arithmetic::Hopper => "wgmma",
+        }
+    }
+
+    /// Whether tensors are stored in bf16.
+    fn is_bf16(self) -> bool {
+        matches!(self, Arithmetic::PlainBf16 | Arithmetic::Bf16 | Arithmetic::Hopper)
+    }
 }
 
 /// How to launch one convolution.
@@ -56,6 +76,9 @@ pub struct Plan {
     pub splits: u32,
     /// Floats of partial sums: `splits` times the outputs, or none.
     pub partial: usize,
+    /// Whether this is a kernel of `super::hopper`: the blocks of the grid are then items, of which one block takes several,
+    /// and its operands are tensor maps.
+    pub hopper: bool,
 }
 
 // As in kernels/conv_tensor.cu.
@@ -93,18 +116,23 @@ pub fn plan(
         Arithmetic::Plain => plain(direction, false, dims, f32_output),
         Arithmetic::PlainBf16 => plain(direction, true, dims, f32_output),
         _ if !fills_tiles(arithmetic, dims) => {
-            plain(direction, arithmetic == Arithmetic::Bf16, dims, f32_output)
+            plain(direction, arithmetic.is_bf16(), dims, f32_output)
         }
         Arithmetic::Tiled => tiled(direction, dims),
         Arithmetic::Tf32 => tensor(direction, false, dims, f32_output),
         Arithmetic::Bf16 => tensor(direction, true, dims, f32_output),
+        Arithmetic::Hopper => {
+            let f32_output = f32_output && direction == Direction::Forward;
+            let own = if f32_output { None } else { hopper::plan(direction, dims) };
+            own.unwrap_or_else(|| tensor(direction, true, dims, f32_output))
+        }
     }
 }
 
 /// Whether a group has as many channels and filters as 16 bytes hold values (below that a tile is
 /// almost all zeros), and the grid a place for every group.
 fn fills_tiles(arithmetic: Arithmetic, dims: &ConvDims) -> bool {
-    let least = if arithmetic == Arithmetic::Bf16 { 8 } else { 4 };
+    let least = if arithmetic.is_bf16() { 8 } else { 4 };
     let products = u64::from(dims.groups) * dims.stride.map(u64::from).iter().product::<u64>();
     let OfGroup { c, k } = OfGroup::new(dims);
     dims.groups == 1 || c.min(k) >= least && products <= MOST_DEEP
@@ -142,19 +170,21 @@ pub fn chunks_of_bias_gradient(pixels: usize) -> u32 {
 }
 
 /// The product of a group, or several of the same columns.
-struct Product {
+pub struct Product {
     /// Of the largest class.
-    rows: u64,
-    columns: u64,
-    depth: u64,
+    pub rows: u64,
+    /// See the table above, and for the depth of the largest class.
+    pub columns: u64,
+    pub depth: u64,
     classes: u64,
     groups: u64,
     /// Of all groups.
-    outputs: u64,
+    pub outputs: u64,
 }
 
 impl Product {
-    fn new(direction: Direction, dims: &ConvDims) -> Product {
+    /// Of a convolution.
+    pub fn new(direction: Direction, dims: &ConvDims) -> Product {
         let d = |size: u32| u64::from(size);
         let (pixels, taps) = (d(dims.n) * d(dims.p) * d(dims.q), d(dims.r) * d(dims.s));
         let (OfGroup { c, k }, groups) = (OfGroup::new(dims), d(dims.groups));
@@ -177,23 +207,25 @@ impl Product {
 /// Blocks that run at once on the GPUs that this is written for: two on each of 132 multiprocessors.
 /// A constant, because a sum must not depend on the machine.
 const BLOCKS: u64 = 264;
+/// Partial sums that are written and read again in the time of a step: 1.4 microseconds, at 3 TB/s. An estimate.
+const FLOATS_A_STEP: u64 = 512 * 1024;
 
-/// Into how many parts to split the depth of `tiles` tiles, `steps` steps each: as many as make the
-/// time least, counted in steps of a block. Estimates, not measurements: to fill the stages and to
-/// write the results takes about four steps; partial sums are written and read again, and half a
-/// million take as long as a step (1.4 microseconds, at 3 TB/s). A product that fills the machine
+/// Into how many parts to split the depth of `tiles` tiles, `steps` steps each, where so many `blocks` run at once: as many as
+/// make the time least, counted in steps of a block. Estimates, not measurements: to fill the stages and to
+/// write the results takes about four steps, and so many partial sums as long as one. A product that fills the machine
 /// four times over is not split, so that no more than 17 million floats are ever needed.
-fn splits(tiles: u64, steps: u64, outputs: u64) -> u64 {
+pub fn splits(tiles: u64, steps: u64, outputs: u64, blocks: u64, floats_a_step: u64) -> u64 {
     let cost = |splits: u64| {
-        let waves = (tiles * splits).div_ceil(BLOCKS);
-        let partial = if splits > 1 { splits * outputs / (512 * 1024) } else { 0 };
+        let waves = (tiles * splits).div_ceil(blocks);
+        let partial = if splits > 1 { splits * outputs / floats_a_step } else { 0 };
         waves * (steps.div_ceil(splits) + 4) + partial
     };
-    let most = (steps / 4).min(4 * BLOCKS / tiles).max(1);
+    let most = (steps / 4).min(4 * blocks / tiles).max(1);
     (1..=most).min_by_key(|&splits| cost(splits)).unwrap_or(1)
 }
 
-fn partial(splits: u64, outputs: u64) -> usize {
+/// Floats of the partial sums of so many splits.
+pub fn partial(splits: u64, outputs: u64) -> usize {
     if splits > 1 { (splits * outputs) as usize } else { 0 }
 }
 
@@ -214,7 +246,16 @@ fn plain(direction: Direction, bf16: bool, dims: &ConvDims, f32_output: bool) ->
         }
     };
     let grid = [outputs.div_ceil(THREADS as usize) as u32, 1, 1];
-    Plan { kernel, grid, block: THREADS, shared: 0, most_stages: 0, splits: 1, partial: 0 }
+    Plan {
+        kernel,
+        grid,
+        block: THREADS,
+        shared: 0,
+        most_stages: 0,
+        splits: 1,
+        partial: 0,
+        hopper: false,
+    }
 }
 
 fn tiled(direction: Direction, dims: &ConvDims) -> Plan {
@@ -226,8 +267,8 @@ fn tiled(direction: Direction, dims: &ConvDims) -> Plan {
     let product = Product::new(direction, dims);
     let (down, right) = (product.rows.div_ceil(TILE), product.columns.div_ceil(TILE));
     let products = product.classes * product.groups;
-    let splits =
-        splits(down * right * products, product.depth.div_ceil(TILE_DEPTH), product.outputs);
+    let (tiles, steps) = (down * right * products, product.depth.div_ceil(TILE_DEPTH));
+    let splits = splits(tiles, steps, product.outputs, BLOCKS, FLOATS_A_STEP);
     Plan {
         kernel,
         grid: [down as u32, right as u32, (products * splits) as u32],
@@ -236,6 +277,7 @@ fn tiled(direction: Direction, dims: &ConvDims) -> Plan {
         most_stages: 0,
         splits: splits as u32,
         partial: partial(splits, product.outputs),
+        hopper: false,
     }
 }
 
@@ -275,6 +317,7 @@ fn first(direction: Direction, bf16: bool, dims: &ConvDims) -> Option<Plan> {
             most_stages: 0,
             splits: 1,
             partial: 0,
+            hopper: false,
         }
     } else {
         // Three blocks on a multiprocessor, where one takes few registers.
@@ -295,6 +338,7 @@ fn first(direction: Direction, bf16: bool, dims: &ConvDims) -> Option<Plan> {
             most_stages: if 2 * stage <= u64::from(MOST_SHARED) { 2 } else { 1 },
             splits: splits as u32,
             partial: partial(splits, dims.filter().len() as u64),
+            hopper: false,
         }
     };
     (plan.shared <= MOST_SHARED).then_some(plan)
@@ -364,7 +408,7 @@ fn tensor(direction: Direction, bf16: bool, dims: &ConvDims, f32_output: bool) -
     let tiles = product.rows.div_ceil(ROWS) * product.columns.div_ceil(width) * product.classes;
     let depth = DEPTH_BYTES / if bf16 { 2 } else { 4 };
     let steps = product.depth.div_ceil(depth);
-    let splits = splits(tiles * product.groups, steps, product.outputs);
+    let splits = splits(tiles * product.groups, steps, product.outputs, BLOCKS, FLOATS_A_STEP);
     Plan {
         kernel,
         grid: [tiles as u32, product.groups as u32, splits as u32],
@@ -373,6 +417,7 @@ fn tensor(direction: Direction, bf16: bool, dims: &ConvDims, f32_output: bool) -
         most_stages: MOST_STAGES,
         splits: splits as u32,
         partial: partial(splits, product.outputs),
+        hopper: false,
     }
 }
 
@@ -382,8 +427,13 @@ mod tests {
 
     const DIRECTIONS: [Direction; 3] =
         [Direction::Forward, Direction::BackwardData, Direction::BackwardFilter];
-    const ARITHMETICS: [Arithmetic; 4] =
-        [Arithmetic::Plain, Arithmetic::Tiled, Arithmetic::Tf32, Arithmetic::Bf16];
+    const ARITHMETICS: [Arithmetic; 5] = [
+        Arithmetic::Plain,
+        Arithmetic::Tiled,
+        Arithmetic::Tf32,
+        Arithmetic::Bf16,
+        Arithmetic::Hopper,
+    ];
 
     /// `n` images of `c` maps, `side` pixels square, by `k` filters.
     fn square(n: u32, side: u32, c: u32, k: u32, kernel: u32, stride: u32, pad: u32) -> ConvDims {

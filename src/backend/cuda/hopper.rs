@@ -1,0 +1,356 @@
+//! Convolutions in bf16 by Hopper's own instructions (`kernels/conv_hopper.cu`): which they fit, how they are cut, and
+//! the tensor maps by which TMA copies their operands.
+
+use std::ffi::c_void;
+use std::ptr;
+
+use cudarc::driver::sys::{
+    self, CUtensorMap, CUtensorMapDataType, CUtensorMapFloatOOBfill, CUtensorMapInterleave,
+    CUtensorMapL2promotion, CUtensorMapSwizzle,
+};
+
+use super::device::{Argument, failed};
+use super::plan::{Direction, Plan, Product, partial, splits};
+use crate::Result;
+use crate::shape::ConvDims;
+
+// As in kernels/conv_hopper.cu.
+const ROWS: u64 = 256;
+const WIDE: u64 = 128;
+const MEDIUM: u64 = 96;
+const DEPTH: u64 = 64;
+const STAGES: u64 = 4;
+const MOST_CLASSES: usize = 4;
+const CONSUMERS: u64 = 2;
+/// What stands before the stages and behind them: they begin at a multiple of 1024, and mbarriers follow.
+const BESIDE_STAGES: u64 = 1024 + 2 * 8 * STAGES;
+
+/// Multiprocessors of the GPUs that this is written for, each with one block. A constant, because a sum must not depend on
+/// the machine.
+const BLOCKS: u64 = 132;
+/// Partial sums that are written and read again in the time of a step of a block: 0.9 microseconds at 75 % of the
+/// tensor cores' rate, and 3 TB/s. An estimate.
+const FLOATS_A_STEP: u64 = 350 * 1024;
+
+/// Chunks of channels: 64 of them, or 32 where that leaves less of the last one empty.
+fn chunk(channels: u32) -> u32 {
+    if channels.next_multiple_of(32) < channels.next_multiple_of(64) { 32 } else { 64 }
+}
+
+/// How to compute `direction` of `dims`, if these kernels can. Its grid is for a GPU of any size: a kernel takes what
+/// its blocks leave over.
+pub fn plan(direction: Direction, dims: &ConvDims) -> Option<Plan> {
+    let whole = dims.groups == 1 && dims.c.is_multiple_of(8) && dims.k.is_multiple_of(8);
+    if !whole || walks(direction, dims)?.iter().any(|walk| !walk.fits()) {
+        return None;
+    }
+    let product = Product::new(direction, dims);
+    let ceil = |value: u32, size: u64| u64::from(value).div_ceil(size);
+    let [taps, chunk] = [dims.r * dims.s, chunk(dims.c)].map(u64::from);
+    let boxes = taps * ceil(dims.c, chunk);
+    let (kernel, columns, tiles, steps) = match direction {
+        Direction::Forward => {
+            let kernel =
+                if chunk == 64 { "conv_forward_hopper_64" } else { "conv_forward_hopper_32" };
+            let tiles = product.rows.div_ceil(ROWS) * ceil(dims.k, WIDE);
+            (kernel, WIDE, tiles, boxes.div_ceil(DEPTH / chunk))
+        }
+        Direction::BackwardData => {
+            let padded = |width: u64| product.columns.next_multiple_of(width);
+            let (kernel, columns) = if padded(MEDIUM) < padded(WIDE) {
+                ("conv_backward_data_hopper_medium", MEDIUM)
+            } else {
+                ("conv_backward_data_hopper", WIDE)
+            };
+            let classes = classes(dims);
+            let rows = classes.iter().map(|class| u64::from(class.pixels(dims.n)).div_ceil(ROWS));
+            // The steps of the longest; that of others is shorter.
+            let taps = classes[0].taps();
+            let tiles = rows.sum::<u64>() * ceil(dims.c, columns);
+            (kernel, columns, tiles, u64::from(taps) * ceil(dims.k, DEPTH))
+        }
+        Direction::BackwardFilter => {
+            let kernel = if chunk == 64 {
+                "conv_backward_filter_hopper_64"
+            } else {
+                "conv_backward_filter_hopper_32"
+            };
+            let tiles = boxes.div_ceil(ROWS / chunk) * ceil(dims.k, WIDE);
+            (kernel, WIDE, tiles, product.depth.div_ceil(DEPTH))
+        }
+    };
+    let splits = splits(tiles, steps, product.outputs, BLOCKS, FLOATS_A_STEP);
+    let items = u32::try_from(tiles * splits).ok()?;
+    Some(Plan {
+        kernel,
+        grid: [items, 1, 1],
+        block: (128 * (1 + CONSUMERS)) as u32,
+        shared: (BESIDE_STAGES + STAGES * (ROWS + columns) * DEPTH * 2) as u32,
+        most_stages: 0,
+        splits: splits as u32,
+        partial: partial(splits, product.outputs),
+        hopper: true,
+    })
+}
+
+// ---- where TMA goes ----
+
+/// The places along an axis at which a filter's windows begin (its first tap, or for a data gradient its last one), as
+/// a tensor map of im2col has them: from `lower` to the tensor's last place and `upper` further, every `step`th.
+#[derive(Clone, Copy, Debug)]
+struct Walk {
+    lower: i64,
+    upper: i64,
+    step: u32,
+    /// Of the filter that are behind the first.
+    further: u32,
+}
+
+impl Walk {
+    /// Of `count` places.
+    fn new(lower: i64, count: u32, step: u32, size: u32, taps: u32) -> Self {
+        let last = lower + i64::from(step) * (i64::from(count) - 1);
+        Walk { lower, upper: last - (i64::from(size) - 1), step, further: taps - 1 }
+    }
+
+    /// Whether a tensor map can say it.
+    fn fits(&self) -> bool {
+        let corner = -128..=127;
+        corner.contains(&self.lower)
+            && corner.contains(&self.upper)
+            && self.step <= 8
+            && self.further <= 255
+    }
+}
+
+/// Of a data gradient: the pixels of the same remainder by the stride, and the taps that they meet. An axis as in
+/// `kernels/conv.cuh`.
+struct Class {
+    down: ClassAxis,
+    right: ClassAxis,
+}
+
+#[derive(Clone, Copy)]
+struct ClassAxis {
+    pixels: u32,
+    taps: u32,
+    base: u32,
+}
+
+impl Class {
+    fn pixels(&self, n: u32) -> u32 {
+        n * self.down.pixels * self.right.pixels
+    }
+
+    fn taps(&self) -> u32 {
+        self.down.taps * self.right.taps
+    }
+}
+
+/// In the kernel's order, by the first tap of each axis: so those of most taps come first.
+fn classes(dims: &ConvDims) -> Vec<Class> {
+    let axis = |first: u32, stride: u32, pad: u32, input: u32, filter: u32| {
+        let parity = (first + (stride - 1) * pad) % stride;
+        ClassAxis {
+            pixels: input.saturating_sub(parity).div_ceil(stride),
+            taps: filter.saturating_sub(first).div_ceil(stride),
+            base: (parity + pad) / stride,
+        }
+    };
+    let [down, right] = dims.stride;
+    (0..down * right)
+        .map(|number| Class {
+            down: axis(number / right, down, dims.pad[0], dims.h, dims.r),
+            right: axis(number % right, right, dims.pad[1], dims.w, dims.s),
+        })
+        .collect()
+}
+
+/// Of the maps of im2col that a direction needs, those of each: to the right, then down. `None` where there are too many, or
+/// one without pixels or taps.
+fn walks(direction: Direction, dims: &ConvDims) -> Option<Vec<Walk>> {
+    if direction != Direction::BackwardData {
+        let of = |i: usize, count, size, taps| {
+            Walk::new(-i64::from(dims.pad[i]), count, dims.stride[i], size, taps)
+        };
+        return Some(vec![of(1, dims.q, dims.w, dims.s), of(0, dims.p, dims.h, dims.r)]);
+    }
+    if dims.stride.iter().product::<u32>() as usize > MOST_CLASSES {
+        return None;
+    }
+    let of = |axis: ClassAxis, size: u32| {
+        let lower = i64::from(axis.base) - (i64::from(axis.taps) - 1);
+        let any = axis.pixels > 0 && axis.taps > 0;
+        any.then(|| Walk::new(lower, axis.pixels, 1, size, axis.taps))
+    };
+    let classes = classes(dims);
+    let walks = classes.iter().flat_map(|class| [of(class.right, dims.q), of(class.down, dims.p)]);
+    walks.collect()
+}
+
+/// A tensor map: an argument of a kernel. [`CUtensorMap`] is aligned more than the kernel's parameter needs to be.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct TensorMap([u64; 16]);
+
+/// The maps of a data gradient's classes; those behind the last are zeros.
+#[repr(C)]
+pub struct ClassMaps([TensorMap; MOST_CLASSES]);
+
+// SAFETY: the same 128 bytes as `TensorMap` in `kernels/hopper.cuh`.
+unsafe impl Argument for TensorMap {}
+// SAFETY: `repr(C)`, the same field as `ClassMaps` in `kernels/conv_hopper.cu`.
+unsafe impl Argument for ClassMaps {}
+
+impl TensorMap {
+    /// Of images of bf16 by im2col: boxes of that many pixels, from place to place of the walks, and of so many channels.
+    fn im2col(
+        tensor: u64,
+        [n, h, w, c]: [u32; 4],
+        walks: &[Walk],
+        [channels, pixels]: [u32; 2],
+    ) -> Result<Self> {
+        let (sizes, strides) = dense(&[c, w, h, n]);
+        let corner = |of: fn(&Walk) -> i64| [0, 1].map(|axis| of(&walks[axis]) as i32);
+        let (lower, upper) = (corner(|walk| walk.lower), corner(|walk| walk.upper));
+        let steps = [1, walks[0].step, walks[1].step, 1];
+        let mut map = CUtensorMap { opaque: [0; 16] };
+        // SAFETY: the driver reads arrays of that rank (corners: of two axes less) and writes the map.
+        unsafe {
+            sys::cuTensorMapEncodeIm2col(
+                &mut map,
+                CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                4,
+                ptr::with_exposed_provenance_mut::<c_void>(tensor as usize),
+                sizes.as_ptr(),
+                strides.as_ptr(),
+                lower.as_ptr(),
+                upper.as_ptr(),
+                channels,
+                pixels,
+                steps.as_ptr(),
+                CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                swizzle(channels),
+                CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+        }
+        .result()
+        .map_err(failed("describe a tensor's windows"))?;
+        Ok(TensorMap(map.opaque))
+    }
+
+    /// Of a dense tensor of bf16 in boxes; both begin with the axis that is contiguous.
+    fn tiled<const RANK: usize>(tensor: u64, sizes: [u32; RANK], of: [u32; RANK]) -> Result<Self> {
+        let (sizes, strides) = dense(&sizes);
+        let mut map = CUtensorMap { opaque: [0; 16] };
+        // SAFETY: the driver reads arrays of that rank (strides: of an axis less) and writes the map.
+        unsafe {
+            sys::cuTensorMapEncodeTiled(
+                &mut map,
+                CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                RANK as u32,
+                ptr::with_exposed_provenance_mut::<c_void>(tensor as usize),
+                sizes.as_ptr(),
+                strides.as_ptr(),
+                of.as_ptr(),
+                [1; RANK].as_ptr(),
+                CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                swizzle(of[0]),
+                CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+        }
+        .result()
+        .map_err(failed("describe a tensor"))?;
+        Ok(TensorMap(map.opaque))
+    }
+}
+
+/// Sizes of a dense tensor of bf16, contiguous axis first, and the bytes between neighbours along the others.
+fn dense(sizes: &[u32]) -> (Vec<u64>, Vec<u64>) {
+    let sizes: Vec<u64> = sizes.iter().copied().map(u64::from).collect();
+    let strides = sizes[..sizes.len() - 1].iter().scan(2, |bytes, size| {
+        *bytes *= size;
+        Some(*bytes)
+    });
+    let strides = strides.collect();
+    (sizes, strides)
+}
+
+/// As wide as a box of so many values of bf16: 64 or 32.
+fn swizzle(values: u32) -> CUtensorMapSwizzle {
+    if values == 64 {
+        CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B
+    } else {
+        CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_64B
+    }
+}
+
+/// Of a forward pass: x, then w.
+pub fn forward_maps(x: u64, w: u64, dims: &ConvDims) -> Result<[TensorMap; 2]> {
+    let chunk = chunk(dims.c);
+    let taps = dims.r * dims.s;
+    Ok([
+        windows(x, dims, Direction::Forward, [chunk, ROWS as u32])?,
+        TensorMap::tiled(w, [dims.c, taps, dims.k], [chunk, 1, WIDE as u32])?,
+    ])
+}
+
+/// Of a data gradient with that plan: dy by classes, then w.
+pub fn backward_data_maps(
+    dy: u64,
+    w: u64,
+    dims: &ConvDims,
+    plan: &Plan,
+) -> Result<(ClassMaps, TensorMap)> {
+    let walks = walks(Direction::BackwardData, dims).expect("they have a plan");
+    let mut maps = ClassMaps([TensorMap([0; 16]); MOST_CLASSES]);
+    let dy_sizes = [dims.n, dims.p, dims.q, dims.k];
+    for (map, walks) in maps.0.iter_mut().zip(walks.chunks(2)) {
+        *map = TensorMap::im2col(dy, dy_sizes, walks, [DEPTH, ROWS].map(|size| size as u32))?;
+    }
+    let chunk = if plan.kernel == "conv_backward_data_hopper" { 64 } else { 32 };
+    let w = TensorMap::tiled(w, [dims.c, dims.r * dims.s, dims.k], [chunk, 1, DEPTH as u32])?;
+    Ok((maps, w))
+}
+
+/// Of a filter gradient: x, then dy.
+pub fn backward_filter_maps(x: u64, dy: u64, dims: &ConvDims) -> Result<[TensorMap; 2]> {
+    let pixels = dims.n * dims.p * dims.q;
+    let depth = DEPTH as u32;
+    Ok([
+        windows(x, dims, Direction::BackwardFilter, [chunk(dims.c), depth])?,
+        TensorMap::tiled(dy, [dims.k, pixels], [64, depth])?,
+    ])
+}
+
+fn windows(x: u64, dims: &ConvDims, direction: Direction, of: [u32; 2]) -> Result<TensorMap> {
+    let walks = walks(direction, dims).expect("they have a plan");
+    TensorMap::im2col(x, [dims.n, dims.h, dims.w, dims.c], &walks, of)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The files that are compiled are the ones meant here.
+    #[test]
+    fn constants_are_those_of_the_kernels() {
+        let kernels = include_str!("../../../kernels/conv_hopper.cu");
+        for (name, value) in [
+            ("ROWS", ROWS),
+            ("WIDE", WIDE),
+            ("MEDIUM", MEDIUM),
+            ("DEPTH", DEPTH),
+            ("STAGES", STAGES),
+            ("MOST_CLASSES", MOST_CLASSES as u64),
+            ("CONSUMERS", CONSUMERS),
+        ] {
+            let says = |before: &str, after: &str| format!("{before}{name} = {value}{after}");
+            let known =
+                ["constexpr int ", ", "].map(|before| [";", ","].map(|end| says(before, end)));
+            assert!(known.as_flattened().iter().any(|line| kernels.contains(line)), "{name}");
+        }
+    }
+}
