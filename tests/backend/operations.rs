@@ -156,6 +156,46 @@ fn convolutions() -> Vec<Conv> {
         Conv { n: 3, input: [7, 9, 96], filters: [136, 3, 3], pad: [1; 4], ..simple },
         Conv { n: 6, input: [6, 6, 64], filters: [200, 6, 6], ..simple },
         Conv { n: 12, input: [3, 3, 64], filters: [200, 3, 3], ..simple },
+        // Several tiles of 256 rows and of 128 columns; the chunks of 64 channels whole, and not.
+        Conv { n: 3, input: [11, 12, 128], filters: [136, 3, 3], pad: [1; 4], ..simple },
+        Conv { n: 5, input: [8, 9, 120], filters: [264, 2, 3], pad: [0, 2, 1, 0], ..simple },
+        // Classes of a stride, each of several tiles or of one, of other taps downwards than to the right, with pads and
+        // windows beyond the edge, and of single taps; and filters that leave pixels out.
+        Conv {
+            n: 3,
+            input: [21, 20, 96],
+            filters: [72, 5, 5],
+            stride: [2, 2],
+            pad: [2, 1, 2, 1],
+            rounding: Ceil,
+            ..simple
+        },
+        Conv {
+            n: 2,
+            input: [13, 10, 40],
+            filters: [96, 3, 2],
+            stride: [2, 1],
+            pad: [1; 4],
+            ..simple
+        },
+        Conv {
+            n: 1,
+            input: [9, 11, 200],
+            filters: [16, 4, 3],
+            stride: [1, 2],
+            pad: [3; 4],
+            ..simple
+        },
+        Conv { n: 2, input: [8, 9, 64], filters: [64, 2, 2], stride: [2, 2], ..simple },
+        Conv { n: 2, input: [9, 9, 16], filters: [24, 2, 1], stride: [2, 2], ..simple },
+        Conv {
+            n: 2,
+            input: [11, 10, 24],
+            filters: [16, 3, 4],
+            stride: [3, 2],
+            pad: [1; 4],
+            ..simple
+        },
         // First layers: three channels, as ZFNet, its small version and AlexNet have them.
         Conv {
             n: 2,

@@ -334,6 +334,62 @@ fn windows(x: u64, dims: &ConvDims, direction: Direction, of: [u32; 2]) -> Resul
 mod tests {
     use super::*;
 
+    const DIRECTIONS: [Direction; 3] =
+        [Direction::Forward, Direction::BackwardData, Direction::BackwardFilter];
+
+    fn square(side: u32, [c, k]: [u32; 2], kernel: u32, stride: u32, pad: u32) -> ConvDims {
+        let out = (side + 2 * pad - kernel).div_ceil(stride) + 1;
+        let (stride, pad) = ([stride; 2], [pad; 2]);
+        let of =
+            |n, h, r, p| ConvDims { n, h, w: h, c, k, r, s: r, p, q: p, stride, pad, groups: 1 };
+        of(256, side, kernel, out)
+    }
+
+    #[test]
+    fn zfnets_layers_behind_the_first_take_these_kernels() {
+        let layers = [
+            square(55, [96, 256], 5, 2, 0),
+            square(13, [256, 384], 3, 1, 1),
+            square(13, [384, 384], 3, 1, 1),
+            square(13, [384, 256], 3, 1, 1),
+        ];
+        let chosen = layers.map(|dims| {
+            DIRECTIONS.map(|direction| {
+                let plan = plan(direction, &dims).unwrap();
+                (plan.kernel, plan.grid[0], plan.splits)
+            })
+        });
+        // Of a batch of 256: items, of which a GPU takes 132 at a time, and splits.
+        let [wide, medium] = ["conv_backward_data_hopper", "conv_backward_data_hopper_medium"];
+        let [forward_64, forward_32] = ["conv_forward_hopper_64", "conv_forward_hopper_32"];
+        let [filter_64, filter_32] =
+            ["conv_backward_filter_hopper_64", "conv_backward_filter_hopper_32"];
+        let expected = [
+            [(forward_32, 1352, 1), (medium, 3025, 1), (filter_32, 260, 13)],
+            [(forward_64, 507, 1), (wide, 338, 1), (filter_64, 108, 4)],
+            [(forward_64, 507, 1), (wide, 507, 1), (filter_64, 126, 3)],
+            [(forward_64, 338, 1), (wide, 507, 1), (filter_64, 112, 4)],
+        ];
+        assert_eq!(chosen, expected);
+    }
+
+    #[test]
+    fn what_no_tensor_map_can_say_is_left_to_others() {
+        let layer = square(13, [64, 64], 3, 1, 1);
+        let fits = |dims: ConvDims| DIRECTIONS.map(|direction| plan(direction, &dims).is_some());
+        assert_eq!(fits(layer), [true; 3]);
+        assert_eq!(fits(ConvDims { groups: 2, ..layer }), [false; 3]);
+        assert_eq!(fits(ConvDims { c: 60, ..layer }), [false; 3]);
+        assert_eq!(fits(ConvDims { k: 12, ..layer }), [false; 3]);
+        // A corner beyond -128, one beyond 127 on the other side, and a stride of more than eight.
+        assert_eq!(fits(square(140, [8, 8], 139, 1, 138)), [false; 3]);
+        assert_eq!(fits(square(140, [8, 8], 131, 1, 0)), [false; 3]);
+        assert_eq!(fits(square(40, [8, 8], 10, 9, 0)), [false; 3]);
+        // A data gradient of more than four classes, and one with a class of no taps.
+        assert_eq!(fits(square(21, [8, 8], 3, 3, 0)), [true, false, true]);
+        assert_eq!(fits(square(21, [8, 8], 1, 2, 0)), [true, false, true]);
+    }
+
     /// The files that are compiled are the ones meant here.
     #[test]
     fn constants_are_those_of_the_kernels() {

@@ -69,10 +69,7 @@ impl CudaBackend {
     /// # Errors
     /// If the GPU refuses.
     pub fn multiply_adds_per_second(&self) -> Result<f64> {
-        let blocks = 8 * self
-            .device
-            .attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
-            .max(1);
+        let blocks = 8 * self.device.multiprocessors() as usize;
         let out = self.f32(blocks * Launch::BLOCK as usize)?;
         let threads = (blocks * Launch::BLOCK as usize) as f64;
         let (kernel, of_a_round) = match self.precision {
