@@ -5,7 +5,8 @@
 #     scripts/check-kernels.sh [FOLDER]        FOLDER: kernels
 #
 # Fails on a warning of nvcc or ptxas, on a register spill, where a kernel that is meant for tensor cores
-# is missing or has no instruction for them, and where one has more instructions than are recorded.
+# is missing or has no instruction for them (or one meant for Hopper's own none of those, or another's), and where one has
+# more instructions than are recorded.
 set -euo pipefail
 
 # Kernels that must use tensor cores: the name, and the operand type that their MMA instructions
@@ -43,13 +44,20 @@ conv_backward_filter_first_12_tf32 TF32
 peak_bf16                        BF16
 peak_tf32                        TF32
 '
+# Kernels that must use Hopper's own instead: products of warpgroups, and TMA, of tiles and by im2col.
+hopper_kernels='
+conv_forward_hopper_64
+conv_forward_hopper_32
+conv_backward_data_hopper
+conv_backward_data_hopper_medium
+conv_backward_filter_hopper_64
+conv_backward_filter_hopper_32
+'
 chips='sm_80 sm_90a' # those that tensor instructions are looked for on, and that the table shows
 
 flags=(-fatbin -std=c++17 -O3 -lineinfo "-Xptxas=-v,-warn-spills")
-everywhere=(
-  "-gencode=arch=compute_80,code=sm_80"
-  "-gencode=arch=compute_90a,code=sm_90a"
-)
+hopper=("-gencode=arch=compute_90a,code=sm_90a")
+everywhere=("-gencode=arch=compute_80,code=sm_80" "${hopper[@]}")
 with_tensor_cores=("-gencode=arch=compute_80,code=compute_80")
 without_tensor_cores=(
   "-gencode=arch=compute_75,code=sm_75"
@@ -103,6 +111,7 @@ for source in "$folder"/*.cu; do
   name=$(basename "$source" .cu)
   targets=("${everywhere[@]}")
   case $name in
+    *hopper*) targets=("${hopper[@]}") ;;
     *tensor*) targets+=("${with_tensor_cores[@]}") ;;
     *) targets+=("${without_tensor_cores[@]}") ;;
   esac
@@ -129,9 +138,10 @@ for source in "$folder"/*.cu; do
   # Each kernel's MMA instructions: kernel, chip, instruction with its types.
   cuobjdump -sass -arch sm_90a "$work/$name.fatbin" >>"$work/sass" || true # what fails is told below
   for chip in $chips; do
+    [[ ${targets[*]} == *$chip* ]] || continue
     cuobjdump -sass -arch "$chip" "$work/$name.fatbin" | awk -v chip="$chip" '
       /Function : / { kernel = $NF }
-      match($0, /HG?MMA\.[A-Z0-9.]+/) { print kernel, chip, substr($0, RSTART, RLENGTH) }
+      match($0, /(HG?MMA|UTMALDG)\.[A-Za-z0-9.]+/) { print kernel, chip, substr($0, RSTART, RLENGTH) }
     ' >>"$work/mma" || fail "$source: cannot disassemble $chip"
   done
 done
@@ -159,6 +169,14 @@ while read -r kernel type; do
     fi
   done
 done <<<"$tensor_kernels"
+for kernel in $hopper_kernels; do
+  for instruction in 'HGMMA.*BF16' 'UTMALDG\.[23]D' 'UTMALDG\.4D\.IM2COL'; do
+    grep -qE "^$kernel sm_90a $instruction" "$work/mma" || fail "$kernel: no instruction $instruction"
+  done
+  if grep -qE "^$kernel sm_90a HMMA" "$work/mma"; then
+    fail "$kernel: products of single warps"
+  fi
+done
 
 # The table: a row for each kernel, three columns for each chip.
 awk -v chips="$chips" '

@@ -14,6 +14,10 @@ import sys
 from dataclasses import dataclass, field
 
 
+# Instructions that loops are there for: products of tensor cores, and reads of global memory.
+WORK = {"HMMA", "HGMMA", "LDG", "UTMALDG"}
+
+
 @dataclass
 class Loop:
     head: int  # index of its first instruction
@@ -109,7 +113,7 @@ def analyse(name: str, lines: list[tuple[int, str]]) -> Kernel:
             ops[op] = ops.get(op, 0) + 1
             at = before[at]
         on_path = head in path and back in path
-        if on_path or ops.keys() & {"HMMA", "LDG"}:
+        if on_path or ops.keys() & WORK:
             loops.append(Loop(head, back, cost[back], sum(costs[head : back + 1]), on_path, ops))
     return Kernel(name, best[0], loops, sum(costs))
 
@@ -128,7 +132,7 @@ def parse(text: str) -> dict[str, Kernel]:
 
 def row(kernel: Kernel) -> tuple[str, int, int]:
     """What is held of a kernel: its path, and what lies in its loops that read memory or multiply."""
-    inside = sum(loop.span for loop in kernel.loops if loop.ops.keys() & {"HMMA", "LDG"})
+    inside = sum(loop.span for loop in kernel.loops if loop.ops.keys() & WORK)
     return kernel.name, kernel.path, inside
 
 
