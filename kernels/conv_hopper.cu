@@ -9,13 +9,15 @@
 // (The filter gradient is the other's transposed: so that 256 rows divide what they are.)
 //
 // A block is three warpgroups. One thread of the first, the producer, has TMA fill the stages of a ring in shared
-// memory; the other two multiply, each 128 of the rows. Per stage there are two mbarriers: `full` is over when its
-// bytes have come, `empty` when all warps that multiply have read them. There are as many blocks as multiprocessors, and
-// each takes every so manieth item, a tile of the product and of its depth the part of a split; the ring runs on
-// from one item to the next, so that the producer is ahead while results are written.
+// memory; the other two, the consumers, multiply 128 of the rows each. A stage has two mbarriers: a phase of `full` ends
+// when its bytes have come, one of `empty` when all warps of the consumers have read them.
 //
-// TMA reads activations by tensor maps of im2col: pixel after pixel of the rows (or the depth), at one tap of the filter,
-// beyond the edge zeros. It copies boxes of 64 channels, or of 32 where 64 would often reach beyond the last.
+// An item is a tile of the product and, of its depth, the part of a split. There are as many blocks as multiprocessors;
+// block b takes items b, b + gridDim.x, ... The ring runs on from one to the next: while results are written, the
+// producer fetches for the next.
+//
+// TMA reads activations by im2col: pixel after pixel of the rows (or of the depth), each at the same tap of the filter,
+// beyond the edge zeros. It copies boxes of 64 channels, or of 32 where more of 64 would be beyond the last.
 #include "conv.cuh"
 #include "hopper.cuh"
 #ifdef HOPPER
@@ -142,7 +144,7 @@ struct Boxes {
 // Where a row of results begins in y, in values, if it is inside.
 struct Row { size_t start; bool inside; };
 
-// Two 32-bit words of each of four lanes... exchanged so that lane t of four neighbours gets word t of each.
+// Of four neighbouring lanes lane t gets word t of each.
 __device__ __forceinline__ void transpose_quad(unsigned (&v)[4]) {
     unsigned lane = threadIdx.x % 4;
 #pragma unroll
@@ -167,8 +169,8 @@ __device__ __forceinline__ unsigned row_of(unsigned m, unsigned i) {
     return warpgroup * 128 + m * 64 + thread / 32 * 16 + thread % 32 / 4 + 8 * i;
 }
 
-// Writes rows of `columns` values, a multiple of eight, from column0 on: to y, with bias (or null) and relu, or as they
-// are to `partial` (or null).
+// Writes the part from column0 on of rows of `columns` values, a multiple of eight: as it is to `partial`, or if that is
+// null with bias (or null) and relu to y.
 template <int COLUMNS>
 __device__ __forceinline__ void store_rows(const Sums<COLUMNS> &sums, const Row (&rows)[2][2], unsigned column0, unsigned columns,
                                            bf16 *y, float *partial, const float *bias, bool relu) {
@@ -217,7 +219,8 @@ __device__ __forceinline__ void store_rows(const Sums<COLUMNS> &sums, const Row 
 
 // ---- the three directions ----
 //
-// Each says which items there are, fills a stage with a step of one, and stores an item's sums.
+// Each says which items there are (`items`, `item`), has TMA copy a step of one to a stage (`Filler`, which the producer
+// makes once an item), and stores an item's sums. An item has at least one step.
 
 template <int CHUNK> struct Forward {
     static constexpr int COLUMNS = WIDE;
@@ -282,7 +285,7 @@ struct Class {
     ParityAxis down, right;
     unsigned pixels;
 
-    // `first` taps of each axis, instead of parities: so that the classes of most taps come first.
+    // Numbered by the first taps of the axes, not by parities: so the classes of most taps come first.
     __device__ Class(const ConvDims &d, unsigned number)
         : down(axis(d, 0, number / d.stride[1])), right(axis(d, 1, number % d.stride[1])), pixels(d.n * down.pixels * right.pixels) {}
     static __device__ ParityAxis axis(const ConvDims &d, unsigned i, unsigned first) {
@@ -463,8 +466,7 @@ template <class Direction> __device__ __forceinline__ void multiply(const Direct
                     wgmma_bf16<COLUMNS, A::TRANSPOSED, B::TRANSPOSED>(sums[m], a + A::advance(64 * m, slice), b + B::advance(0, slice),
                                                                      slice > 0 || step > item.step);
             wgmma_commit_group();
-            // Those of the step before are done.
-            wgmma_wait_group<1>();
+            wgmma_wait_group<1>(); // those of the step before are done
             if (step > item.step) ring.release_last();
         }
         wgmma_wait_group<0>();

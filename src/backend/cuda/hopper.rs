@@ -64,7 +64,8 @@ pub fn plan(direction: Direction, dims: &ConvDims) -> Option<Plan> {
             };
             let classes = classes(dims);
             let rows = classes.iter().map(|class| u64::from(class.pixels(dims.n)).div_ceil(ROWS));
-            // The steps of the longest; that of others is shorter.
+            // Steps of the longest. The shortest has a quarter of them at least (the taps of two classes differ by one an
+            // axis), so that no split of it is empty.
             let taps = classes[0].taps();
             let tiles = rows.sum::<u64>() * ceil(dims.c, columns);
             (kernel, columns, tiles, u64::from(taps) * ceil(dims.k, DEPTH))
