@@ -216,7 +216,13 @@ impl DeviceArgs {
             Some(KernelsName::Mma) => cuda::Kernels::Mma,
             Some(KernelsName::Plain) => cuda::Kernels::Plain,
         };
-        let backend = cuda::CudaBackend::new(cuda::Options { device, precision, gemm, kernels })?;
+        let backend = cuda::CudaBackend::new(cuda::Options {
+            device,
+            precision,
+            gemm,
+            kernels,
+            blocks: None,
+        })?;
         test_once(device, &backend, kernels)?;
         Ok(backend)
     }

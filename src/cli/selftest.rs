@@ -251,6 +251,10 @@ fn gpu_variants(device: usize) -> Result<Vec<(Precision, Kernels, Gemm)>> {
     Ok(variants)
 }
 
+/// See [`Options::blocks`]: of the operands here, blocks would else have an item each.
+#[cfg(feature = "cuda")]
+const FEW_BLOCKS: u32 = 3;
+
 #[cfg(feature = "cuda")]
 fn gpu_variant(
     device: usize,
@@ -258,7 +262,8 @@ fn gpu_variant(
     reference: &Reference,
 ) -> Variant {
     let name = variant_name(precision, kernels, gemm);
-    let options = Options { device, precision: Some(precision), gemm: Some(gemm), kernels };
+    let (precision, gemm, blocks) = (Some(precision), Some(gemm), Some(FEW_BLOCKS));
+    let options = Options { device, precision, gemm, kernels, blocks };
     match CudaBackend::new(options) {
         Ok(backend) => variant(name, &backend, true, reference, || backend.kernels_used()),
         Err(error) => Variant::failed(name, &error),

@@ -502,11 +502,16 @@ mod stand_in {
             run(&place, &variables, arguments)
         };
         let plain = |out: &str| format!("{} --kernels plain", TRAIN.replace("--out run", out));
-        for (kernel, instead) in
-            [("conv_forward_bf16_narrow", true), ("maxpool_forward_bf16", false)]
-        {
+        for (kernel, instead) in [
+            ("conv_backward_filter_hopper_32", Some("--kernels mma")),
+            ("conv_forward_bf16_narrow", Some("--kernels plain")),
+            ("maxpool_forward_bf16", None),
+        ] {
             let refused = with(kernel, TRAIN).refused(&["wrong numbers", kernel, "zfnet selftest"]);
-            assert_eq!(refused.stderr.contains("--kernels plain"), instead, "{}", refused.stderr);
+            let said = ["--kernels mma", "--kernels plain"]
+                .into_iter()
+                .find(|flag| refused.stderr.contains(flag));
+            assert_eq!(said, instead, "{}", refused.stderr);
             let listed = with(kernel, "selftest --device cuda --arch tiny.toml");
             assert!(listed.stdout.contains(kernel), "{}", listed.stdout);
             listed.refused(&["does not compute right, in: bf16"]);
@@ -518,7 +523,7 @@ mod stand_in {
             )
             .ok();
             let plainly = with(kernel, &plain(&format!("--out plain-{kernel}")));
-            if instead {
+            if instead.is_some() {
                 plainly.ok()
             } else {
                 plainly.refused(&[kernel])

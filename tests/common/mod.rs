@@ -129,7 +129,8 @@ pub fn gpu_options(precision: Precision, kernels: Kernels) -> Options {
         Err(std::env::VarError::NotPresent) => None,
         other => panic!("ZFNET_TEST_GEMM: expected own, found {other:?}"),
     };
-    Options { precision: Some(precision), kernels, gemm, ..Options::default() }
+    // So few blocks that each has several items of these small operands.
+    Options { precision: Some(precision), kernels, gemm, blocks: Some(2), ..Options::default() }
 }
 
 /// SplitMix64: small, and the same everywhere.

@@ -620,7 +620,7 @@ API cuDeviceGetAttribute(int *value, int attribute, int) {
         {10, 32},                                        // warp
         {12, 65536},                                     // registers a block
         {13, 1980000},                                   // clock, kHz
-        {16, trace_file() ? 132 : 2},                    // multiprocessors: few, so that a block takes several items
+        {16, 132},                                       // multiprocessors
         {31, 1}, {40, 3}, {41, 1},                       // concurrent kernels, copy engines, unified addressing
         {36, 3201000}, {37, 6144}, {38, 60 << 20},       // memory: clock, bus, L2
         {39, 2048},                                      // threads a multiprocessor

@@ -147,7 +147,7 @@ fn launch_of(backend: &CudaBackend, plan: &Plan, scratch: &Scratch) -> (Launch, 
     let shared = plan.shared * stages.max(1);
     let mut grid = plan.grid;
     if plan.hopper {
-        grid[0] = grid[0].min(backend.device.multiprocessors());
+        grid[0] = grid[0].min(backend.blocks);
     }
     (Launch { grid, block: [plan.block, 1, 1], shared }, stages)
 }

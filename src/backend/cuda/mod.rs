@@ -106,11 +106,14 @@ pub struct Options {
     pub gemm: Option<Gemm>,
     /// Convolutions.
     pub kernels: Kernels,
+    /// Blocks, at most, of kernels whose blocks take one item after another; as many as the GPU has multiprocessors for
+    /// `None`. Results do not depend on it: few, so that small operands are several items for each, are for tests.
+    pub blocks: Option<u32>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { device: 0, precision: None, gemm: None, kernels: Kernels::Fast }
+        Options { device: 0, precision: None, gemm: None, kernels: Kernels::Fast, blocks: None }
     }
 }
 
@@ -119,6 +122,8 @@ pub struct CudaBackend {
     device: Arc<Device>,
     precision: Precision,
     kernels: Kernels,
+    /// See [`Options::blocks`].
+    blocks: u32,
     blas: Option<blas::Blas>,
     /// On the GPU: seeds on their way in, peaks and sums on their way out. It grows.
     staging: Mutex<Memory>,
@@ -212,7 +217,9 @@ impl CudaBackend {
             _ => Some(blas::Blas::new()?),
         };
         let staging = Mutex::new(device.allocate(1 << 16)?);
-        Ok(CudaBackend { device, precision, kernels: options.kernels, blas, staging })
+        let blocks = options.blocks.unwrap_or(device.multiprocessors()).max(1);
+        let kernels = options.kernels;
+        Ok(CudaBackend { device, precision, kernels, blocks, blas, staging })
     }
 
     /// What multiplies the matrices of fully connected layers.
