@@ -357,6 +357,19 @@ fn a_bad_loss_stops_steps_in_flight() {
     assert_eq!(bits(&all_weights(&backend, &trainer.model.params)), before);
 }
 
+/// A block of a kernel may take all items one after the other, or each may have a block of its own.
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn blocks_do_not_change_a_bit() {
+    let network = crate::common::network(SMALL);
+    let [one, all] = [Some(1), Some(1000)].map(|blocks| {
+        let options = gpu_options(Precision::Bf16, Kernels::Fast);
+        let backend = gpu(Options { blocks, ..options });
+        Passes::new(&backend, &network, Purpose::Train).gradients()
+    });
+    assert!(one == all);
+}
+
 /// Fully connected layers by cuBLASLt and by our own kernels: the same but for the order of sums.
 #[test]
 #[ignore = "needs an NVIDIA GPU and cuBLASLt"]
@@ -493,25 +506,33 @@ mod stand_in {
     fn no_training_on_a_gpu_that_computes_wrong() {
         let place = Place::new();
         let cache = place.path("cache");
+        // Of twelve channels, and of as many as Hopper's own instructions take.
+        let tiny = std::fs::read_to_string(place.path("tiny.toml")).unwrap();
+        let even = tiny.replace("channels = 12", "channels = 16");
+        std::fs::write(place.path("even.toml"), even).unwrap();
         let with = |wrong: &str, arguments: &str| {
+            let network = if arguments.contains("even.toml") { "even.toml" } else { "tiny.toml" };
             let variables = [
-                ("ZFNET_SELFTEST", "tiny.toml"),
+                ("ZFNET_SELFTEST", network),
                 ("XDG_CACHE_HOME", cache.to_str().unwrap()),
                 ("ZFNET_STANDIN_WRONG", wrong),
             ];
             run(&place, &variables, arguments)
         };
         let plain = |out: &str| format!("{} --kernels plain", TRAIN.replace("--out run", out));
-        for (kernel, instead) in [
-            ("conv_backward_filter_hopper_32", Some("--kernels mma")),
-            ("conv_forward_bf16_narrow", Some("--kernels plain")),
-            ("maxpool_forward_bf16", None),
-        ] {
-            let refused = with(kernel, TRAIN).refused(&["wrong numbers", kernel, "zfnet selftest"]);
-            let said = ["--kernels mma", "--kernels plain"]
-                .into_iter()
-                .find(|flag| refused.stderr.contains(flag));
-            assert_eq!(said, instead, "{}", refused.stderr);
+        let wrong = |kernel: &str, train: &str| {
+            with(kernel, train).refused(&["wrong numbers", kernel, "zfnet selftest"])
+        };
+        let kernel = "conv_backward_filter_hopper_32";
+        let even = TRAIN.replace("tiny.toml", "even.toml");
+        assert!(wrong(kernel, &even).stderr.contains("--kernels mma"));
+        with(kernel, &format!("{even} --kernels mma").replace("--out run", "--out mma")).ok();
+        std::fs::remove_dir_all(&cache).unwrap();
+        for (kernel, instead) in
+            [("conv_forward_bf16_narrow", true), ("maxpool_forward_bf16", false)]
+        {
+            let refused = wrong(kernel, TRAIN);
+            assert_eq!(refused.stderr.contains("--kernels plain"), instead, "{}", refused.stderr);
             let listed = with(kernel, "selftest --device cuda --arch tiny.toml");
             assert!(listed.stdout.contains(kernel), "{}", listed.stdout);
             listed.refused(&["does not compute right, in: bf16"]);
@@ -523,7 +544,7 @@ mod stand_in {
             )
             .ok();
             let plainly = with(kernel, &plain(&format!("--out plain-{kernel}")));
-            if instead.is_some() {
+            if instead {
                 plainly.ok()
             } else {
                 plainly.refused(&[kernel])

@@ -68,6 +68,7 @@ the last of equal values is the peak|look.cu|s/(a\.value == b\.value .. a\.posit
 a swizzle that is not the copy's|conv_hopper.cu|s/CHUNK == 64 \? SWIZZLE_128B/CHUNK != 64 ? SWIZZLE_128B/
 a descriptor's stride of half as many rows|conv_hopper.cu|s/0, 8 \* PITCH/0, 4 * PITCH/
 a phase off by one|conv_hopper.cu|s/\(&empty\[stage\], parity \^ 1\)/(\&empty[stage], parity)/
+sums added to those before where the depth is split|conv_hopper.cu|s/accumulate .. cut\.splits == 1/accumulate/
 a parity that stays the same|conv_hopper.cu|s/stage = 0, parity \^= 1/stage = 0/
 no wait for a stage's bytes|conv_hopper.cu|s/ring\.wait\(\);//
 a stage that is given back while it is read|conv_hopper.cu|s/wgmma_wait_group<1>\(\);//
@@ -77,9 +78,9 @@ mbarriers that TMA may not know|conv_hopper.cu|s/fence_mbarrier_init\(\);//
 sums that go on from the item before|conv_hopper.cu|s/slice > 0 .. step > item\.step/true/
 a box one pixel off at the corner|conv_hopper.cu|s/column = first\.column \* d\.stride\[1\] - d\.pad\[1\];/column = first.column * d.stride[1] - d.pad[1] + 1;/
 a tap from the wrong end|conv_hopper.cu|s/last_right - right, last_down - down/right, last_down - down/
-filters behind the last box that are not zeros|conv_hopper.cu|s/box < of\.boxes\.count \? tap : d\.r \* d\.s/tap/
-a class of another parity|conv_hopper.cu|s/first \+ \(stride - 1\) \* d\.pad\[i\]/first/
-a row too many in a class|conv_hopper.cu|s/row < pixels\.count\}/row <= pixels.count}/
+a box behind the last that is not zeros|conv_hopper.cu|s/box < of\.boxes\.count \? chunk \* CHUNK : d\.c/chunk * CHUNK/
+a class written over another|conv_hopper.cu|s/d\.stride\[1\] \+ c\.right\.parity/d.stride[1]/
+a row too many in a class|conv_hopper.cu|s/row < c\.pixels\.count\}/row <= c.pixels.count}/
 words that are not exchanged|conv_hopper.cu|s/transpose_quad\(words\);//
 LIST
     [ "$tried" -gt 0 ] || { echo "no bug is called $ONLY" >&2; exit 1; }

@@ -146,7 +146,8 @@ fn launch_of(backend: &CudaBackend, plan: &Plan, scratch: &Scratch) -> (Launch, 
     let stages = stages(plan, backend.device.shared_memory());
     let shared = plan.shared * stages.max(1);
     let mut grid = plan.grid;
-    if plan.hopper {
+    // Beside an exchange the multiprocessors are to be had between items, by whichever is more urgent.
+    if plan.cut.is_some() && !backend.device.exchanges() {
         grid[0] = grid[0].min(backend.blocks);
     }
     (Launch { grid, block: [plan.block, 1, 1], shared }, stages)
@@ -230,22 +231,11 @@ pub fn forward(
     let plan = plan(Direction::Forward, arithmetic(backend), dims, to == Storage::F32);
     let (launch, stages) = launch_of(backend, &plan, scratch);
     let partial = scratch.partial.pointer();
-    if plan.hopper {
+    if let Some(cut) = plan.cut {
         let [x, w] = hopper::forward_maps(x, w, dims)?;
+        let sizes = hopper::Sizes::new(dims, cut);
         let relu = u32::from(relu);
-        launch!(
-            backend.device,
-            plan.kernel,
-            launch,
-            x,
-            w,
-            y,
-            bias,
-            relu,
-            *dims,
-            plan.splits,
-            partial
-        )?;
+        launch!(backend.device, plan.kernel, launch, x, w, y, bias, relu, *dims, sizes, partial)?;
     } else {
         // Kernels without groups' tiles, that do not split their sums, or have no stages, end before these.
         launch!(
@@ -293,9 +283,9 @@ pub fn backward_data(
     let plan = plan(Direction::BackwardData, arithmetic(backend), dims, false);
     let (launch, stages) = launch_of(backend, &plan, scratch);
     let partial = scratch.partial.pointer();
-    if plan.hopper {
-        let (dy, w) = hopper::backward_data_maps(dy, w, dims, &plan)?;
-        launch!(backend.device, plan.kernel, launch, dy, w, dx, *dims, plan.splits, partial)?;
+    if let Some(cut) = plan.cut {
+        let (classes, w) = hopper::backward_data_maps(dy, w, dims)?;
+        launch!(backend.device, plan.kernel, launch, classes, w, dx, *dims, cut, partial)?;
     } else {
         launch!(
             backend.device,
@@ -341,20 +331,10 @@ pub fn backward_filter(
         let (launch, stages) = launch_of(backend, &plan, scratch);
         let partial = scratch.partial.pointer();
         let add = u32::from(accumulate);
-        if plan.hopper {
+        if let Some(cut) = plan.cut {
             let [x, dy] = hopper::backward_filter_maps(x, dy, dims)?;
-            launch!(
-                backend.device,
-                plan.kernel,
-                launch,
-                x,
-                dy,
-                dw,
-                add,
-                *dims,
-                plan.splits,
-                partial
-            )?;
+            let sizes = hopper::Sizes::new(dims, cut);
+            launch!(backend.device, plan.kernel, launch, x, dy, dw, add, *dims, sizes, partial)?;
         } else {
             launch!(
                 backend.device,

@@ -87,6 +87,7 @@ pub struct Device {
     /// Bytes of shared memory of a multiprocessor.
     shared_memory: u32,
     multiprocessors: u32,
+    has_hopper: bool,
     modules: Vec<CUmodule>,
     /// The module of each kernel. To ask one module after the other would make calls that fail, which
     /// tools like compute-sanitizer report.
@@ -207,6 +208,7 @@ impl Device {
             copies,
             shared_memory,
             multiprocessors,
+            has_hopper: false,
             modules: Vec::new(),
             module_of: HashMap::new(),
             functions: Mutex::default(),
@@ -218,6 +220,7 @@ impl Device {
         for module in embedded::MODULES {
             if module.needs.met_by(capability) {
                 let loaded = device.load(module.image, capability)?;
+                device.has_hopper |= matches!(module.needs, embedded::Needs::Hopper);
                 device.modules.push(loaded);
                 device.module_of.extend(module.kernels.iter().map(|kernel| (*kernel, loaded)));
             }
@@ -284,7 +287,12 @@ impl Device {
 
     /// Whether there are kernels of Hopper's own instructions: this is one, and this build is for it.
     pub fn has_hopper(&self) -> bool {
-        self.module_of.contains_key("conv_forward_hopper_64")
+        self.has_hopper
+    }
+
+    /// Whether values are exchanged with other GPUs.
+    pub fn exchanges(&self) -> bool {
+        self.communicator().is_some()
     }
 
     /// Bytes allocated so far, and free now.
@@ -685,7 +693,7 @@ pub unsafe trait Argument {}
 /// Division by a number that does not change, for kernels: `Divisor` of `kernels/common.cuh`, where the
 /// arithmetic is explained.
 #[repr(C)]
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Divisor {
     divisor: u32,
     multiplier: u32,
@@ -700,6 +708,11 @@ impl Divisor {
         let rest = (1u64 << shift) - u64::from(divisor);
         let multiplier = ((rest << 32) / u64::from(divisor) + 1) as u32;
         Divisor { divisor, multiplier, shift }
+    }
+
+    /// What is divided by; 1 in place of 0.
+    pub fn divisor(&self) -> u32 {
+        self.divisor
     }
 }
 

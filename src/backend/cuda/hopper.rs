@@ -9,90 +9,226 @@ use cudarc::driver::sys::{
     CUtensorMapL2promotion, CUtensorMapSwizzle,
 };
 
-use super::device::{Argument, failed};
+use super::device::{Argument, Divisor, failed};
 use super::plan::{Direction, Plan, Product, partial, splits};
 use crate::Result;
 use crate::shape::ConvDims;
 
 // As in kernels/conv_hopper.cu.
-const ROWS: u64 = 256;
-const WIDE: u64 = 128;
-const MEDIUM: u64 = 96;
-const DEPTH: u64 = 64;
-const STAGES: u64 = 4;
+const LONG: u32 = 256;
+const WIDE: u32 = 128;
+const MEDIUM: u32 = 96;
+const DEPTH: u32 = 64;
+const STAGES: u32 = 4;
 const MOST_CLASSES: usize = 4;
-const CONSUMERS: u64 = 2;
+const CONSUMERS: u32 = 2;
 /// What stands before the stages and behind them: they begin at a multiple of 1024, and mbarriers follow.
-const BESIDE_STAGES: u64 = 1024 + 2 * 8 * STAGES;
+const BESIDE_STAGES: u32 = 1024 + 2 * 8 * STAGES;
 
 /// Multiprocessors of the GPUs that this is written for, each with one block. A constant, because a sum must not depend on
 /// the machine.
 const BLOCKS: u64 = 132;
-/// Partial sums that are written and read again in the time of a step of a block: 0.9 microseconds at 75 % of the
-/// tensor cores' rate, and 3 TB/s. An estimate.
+/// Partial sums that are written and read again in the time of a step of a block: 0.9 microseconds at 75 % of what a
+/// large product reaches, and 3 TB/s. An estimate.
 const FLOATS_A_STEP: u64 = 350 * 1024;
 
-/// Chunks of channels: 64 of them, or 32 where that leaves less of the last one empty.
+/// Channels of a box: 64, or 32 where that leaves less of the last one empty.
 fn chunk(channels: u32) -> u32 {
     if channels.next_multiple_of(32) < channels.next_multiple_of(64) { 32 } else { 64 }
 }
 
-/// How to compute `direction` of `dims`, if these kernels can. Its grid is for a GPU of any size: a kernel takes what
-/// its blocks leave over.
+/// Columns of a data gradient's tile.
+fn columns(channels: u32) -> u32 {
+    if channels.next_multiple_of(MEDIUM) < channels.next_multiple_of(WIDE) { MEDIUM } else { WIDE }
+}
+
+/// How to compute `direction` of `dims`, if these kernels can. Its grid has a block for each item.
 pub fn plan(direction: Direction, dims: &ConvDims) -> Option<Plan> {
     let whole = dims.groups == 1 && dims.c.is_multiple_of(8) && dims.k.is_multiple_of(8);
     if !whole || walks(direction, dims)?.iter().any(|walk| !walk.fits()) {
         return None;
     }
-    let product = Product::new(direction, dims);
-    let ceil = |value: u32, size: u64| u64::from(value).div_ceil(size);
-    let [taps, chunk] = [dims.r * dims.s, chunk(dims.c)].map(u64::from);
-    let boxes = taps * ceil(dims.c, chunk);
-    let (kernel, columns, tiles, steps) = match direction {
+    let (chunk, pixels) = (chunk(dims.c), dims.n * dims.p * dims.q);
+    let boxes = Boxes::new(dims.r, dims.s, dims.c, chunk).count;
+    let by_chunk = |of_64, of_32| if chunk == 64 { of_64 } else { of_32 };
+    // Tiles down and across, steps of the depth, and values of a step.
+    let (kernel, down, across, steps, sides) = match direction {
         Direction::Forward => {
-            let kernel =
-                if chunk == 64 { "conv_forward_hopper_64" } else { "conv_forward_hopper_32" };
-            let tiles = product.rows.div_ceil(ROWS) * ceil(dims.k, WIDE);
-            (kernel, WIDE, tiles, boxes.div_ceil(DEPTH / chunk))
+            let kernel = by_chunk("conv_forward_hopper_64", "conv_forward_hopper_32");
+            let steps = (boxes * chunk).div_ceil(DEPTH);
+            (kernel, pixels.div_ceil(LONG), dims.k.div_ceil(WIDE), steps, LONG + WIDE)
         }
         Direction::BackwardData => {
-            let padded = |width: u64| product.columns.next_multiple_of(width);
-            let (kernel, columns) = if padded(MEDIUM) < padded(WIDE) {
-                ("conv_backward_data_hopper_medium", MEDIUM)
+            let columns = columns(dims.c);
+            let kernel = if columns == WIDE {
+                "conv_backward_data_hopper"
             } else {
-                ("conv_backward_data_hopper", WIDE)
+                "conv_backward_data_hopper_medium"
             };
-            let classes = classes(dims);
-            let rows = classes.iter().map(|class| u64::from(class.pixels(dims.n)).div_ceil(ROWS));
+            let classes = class_sizes(dims);
+            let down = classes.iter().map(|class| class.pixels.count.div_ceil(LONG)).sum();
             // Steps of the longest. The shortest has a quarter of them at least (the taps of two classes differ by one an
             // axis), so that no split of it is empty.
-            let taps = classes[0].taps();
-            let tiles = rows.sum::<u64>() * ceil(dims.c, columns);
-            (kernel, columns, tiles, u64::from(taps) * ceil(dims.k, DEPTH))
+            let steps = classes[0].boxes.count;
+            (kernel, down, dims.c.div_ceil(columns), steps, LONG + columns)
         }
         Direction::BackwardFilter => {
-            let kernel = if chunk == 64 {
-                "conv_backward_filter_hopper_64"
-            } else {
-                "conv_backward_filter_hopper_32"
-            };
-            let tiles = boxes.div_ceil(ROWS / chunk) * ceil(dims.k, WIDE);
-            (kernel, WIDE, tiles, product.depth.div_ceil(DEPTH))
+            let kernel =
+                by_chunk("conv_backward_filter_hopper_64", "conv_backward_filter_hopper_32");
+            let across = (boxes * chunk).div_ceil(LONG);
+            (kernel, dims.k.div_ceil(WIDE), across, pixels.div_ceil(DEPTH), WIDE + LONG)
         }
     };
-    let splits = splits(tiles, steps, product.outputs, BLOCKS, FLOATS_A_STEP);
+    let outputs = Product::new(direction, dims).outputs;
+    let tiles = u64::from(down) * u64::from(across);
+    let splits = splits(tiles, u64::from(steps), outputs, BLOCKS, FLOATS_A_STEP);
     let items = u32::try_from(tiles * splits).ok()?;
     Some(Plan {
         kernel,
         grid: [items, 1, 1],
-        block: (128 * (1 + CONSUMERS)) as u32,
-        shared: (BESIDE_STAGES + STAGES * (ROWS + columns) * DEPTH * 2) as u32,
+        block: 128 * (1 + CONSUMERS),
+        shared: BESIDE_STAGES + STAGES * sides * DEPTH * 2,
         most_stages: 0,
         splits: splits as u32,
-        partial: partial(splits, product.outputs),
-        hopper: true,
+        partial: partial(splits, outputs),
+        cut: Some(Cut {
+            tiles: Divisor::new(tiles as u32),
+            across: Divisor::new(across),
+            splits: splits as u32,
+        }),
     })
 }
+
+// ---- what kernels are told of sizes: each as in kernels/conv_hopper.cu ----
+
+/// How a product is cut.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cut {
+    tiles: Divisor,
+    across: Divisor,
+    splits: u32,
+}
+
+/// Pixels of images, by their number.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Pixels {
+    count: u32,
+    per_image: Divisor,
+    across: Divisor,
+}
+
+impl Pixels {
+    fn new(n: u32, down: u32, right: u32) -> Self {
+        let across = Divisor::new(right);
+        Pixels { count: n * down * right, per_image: Divisor::new(down * right), across }
+    }
+}
+
+/// Boxes of channels at taps.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Boxes {
+    count: u32,
+    chunks: Divisor,
+    across: Divisor,
+}
+
+impl Boxes {
+    fn new(down: u32, right: u32, channels: u32, chunk: u32) -> Self {
+        let chunks = channels.div_ceil(chunk);
+        let across = Divisor::new(right);
+        Boxes { count: down * right * chunks, chunks: Divisor::new(chunks), across }
+    }
+}
+
+/// Of a forward pass, or a filter gradient.
+#[repr(C)]
+pub struct Sizes {
+    cut: Cut,
+    pixels: Pixels,
+    boxes: Boxes,
+}
+
+impl Sizes {
+    /// Of a convolution with that cut.
+    pub fn new(dims: &ConvDims, cut: Cut) -> Self {
+        let pixels = Pixels::new(dims.n, dims.p, dims.q);
+        Sizes { cut, pixels, boxes: Boxes::new(dims.r, dims.s, dims.c, chunk(dims.c)) }
+    }
+}
+
+/// An axis of a class, as `ParityAxis` of `kernels/conv.cuh` has it.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct ClassAxis {
+    parity: u32,
+    first: u32,
+    taps: u32,
+    base: u32,
+}
+
+/// Of a data gradient: the pixels of the same remainder by the stride, and the taps that they meet.
+struct ClassSizes {
+    down: ClassAxis,
+    right: ClassAxis,
+    pixels: Pixels,
+    /// Of K.
+    boxes: Boxes,
+}
+
+/// By the first tap of each axis: so those of most taps come first.
+fn class_sizes(dims: &ConvDims) -> Vec<ClassSizes> {
+    let axis = |first: u32, stride: u32, pad: u32, input: u32, filter: u32| {
+        let parity = (first + (stride - 1) * pad) % stride;
+        let taps = filter.saturating_sub(first).div_ceil(stride);
+        let axis = ClassAxis { parity, first, taps, base: (parity + pad) / stride };
+        (axis, input.saturating_sub(parity).div_ceil(stride))
+    };
+    let [stride_down, stride_right] = dims.stride;
+    (0..stride_down * stride_right)
+        .map(|number| {
+            let first = [number / stride_right, number % stride_right];
+            let (down, rows) = axis(first[0], stride_down, dims.pad[0], dims.h, dims.r);
+            let (right, columns) = axis(first[1], stride_right, dims.pad[1], dims.w, dims.s);
+            ClassSizes {
+                down,
+                right,
+                pixels: Pixels::new(dims.n, rows, columns),
+                boxes: Boxes::new(down.taps, right.taps, dims.k, DEPTH),
+            }
+        })
+        .collect()
+}
+
+/// A class, and where its tiles of rows begin.
+#[repr(C, align(64))]
+#[derive(Clone, Copy)]
+struct Class {
+    dy: TensorMap,
+    down: ClassAxis,
+    right: ClassAxis,
+    pixels: Pixels,
+    boxes: Boxes,
+    first_tile: u32,
+}
+
+/// The classes of a data gradient; those behind the last are without meaning.
+#[repr(C)]
+pub struct Classes {
+    of: [Class; MOST_CLASSES],
+    count: u32,
+}
+
+// SAFETY: `repr(C)`, the same fields as `Cut` in `kernels/conv_hopper.cu`.
+unsafe impl Argument for Cut {}
+// SAFETY: `repr(C)`, the same fields as `Sizes` there.
+unsafe impl Argument for Sizes {}
+// SAFETY: `repr(C)`, the same fields as `Classes` there.
+unsafe impl Argument for Classes {}
+// SAFETY: the same 128 bytes as `TensorMap` in `kernels/hopper.cuh`.
+unsafe impl Argument for TensorMap {}
 
 // ---- where TMA goes ----
 
@@ -103,15 +239,15 @@ struct Walk {
     lower: i64,
     upper: i64,
     step: u32,
-    /// Of the filter that are behind the first.
-    further: u32,
+    /// Taps behind the first.
+    offsets: u32,
 }
 
 impl Walk {
     /// Of `count` places.
     fn new(lower: i64, count: u32, step: u32, size: u32, taps: u32) -> Self {
         let last = lower + i64::from(step) * (i64::from(count) - 1);
-        Walk { lower, upper: last - (i64::from(size) - 1), step, further: taps - 1 }
+        Walk { lower, upper: last - (i64::from(size) - 1), step, offsets: taps - 1 }
     }
 
     /// Whether a tensor map can say it.
@@ -120,51 +256,8 @@ impl Walk {
         corner.contains(&self.lower)
             && corner.contains(&self.upper)
             && self.step <= 8
-            && self.further <= 255
+            && self.offsets <= 255
     }
-}
-
-/// Of a data gradient: the pixels of the same remainder by the stride, and the taps that they meet. An axis as in
-/// `kernels/conv.cuh`.
-struct Class {
-    down: ClassAxis,
-    right: ClassAxis,
-}
-
-#[derive(Clone, Copy)]
-struct ClassAxis {
-    pixels: u32,
-    taps: u32,
-    base: u32,
-}
-
-impl Class {
-    fn pixels(&self, n: u32) -> u32 {
-        n * self.down.pixels * self.right.pixels
-    }
-
-    fn taps(&self) -> u32 {
-        self.down.taps * self.right.taps
-    }
-}
-
-/// In the kernel's order, by the first tap of each axis: so those of most taps come first.
-fn classes(dims: &ConvDims) -> Vec<Class> {
-    let axis = |first: u32, stride: u32, pad: u32, input: u32, filter: u32| {
-        let parity = (first + (stride - 1) * pad) % stride;
-        ClassAxis {
-            pixels: input.saturating_sub(parity).div_ceil(stride),
-            taps: filter.saturating_sub(first).div_ceil(stride),
-            base: (parity + pad) / stride,
-        }
-    };
-    let [down, right] = dims.stride;
-    (0..down * right)
-        .map(|number| Class {
-            down: axis(number / right, down, dims.pad[0], dims.h, dims.r),
-            right: axis(number % right, right, dims.pad[1], dims.w, dims.s),
-        })
-        .collect()
 }
 
 /// Of the maps of im2col that a direction needs, those of each: to the right, then down. `None` where there are too many, or
@@ -179,29 +272,26 @@ fn walks(direction: Direction, dims: &ConvDims) -> Option<Vec<Walk>> {
     if dims.stride.iter().product::<u32>() as usize > MOST_CLASSES {
         return None;
     }
-    let of = |axis: ClassAxis, size: u32| {
+    let of = |axis: &ClassAxis, pixels: u32, size: u32| {
         let lower = i64::from(axis.base) - (i64::from(axis.taps) - 1);
-        let any = axis.pixels > 0 && axis.taps > 0;
-        any.then(|| Walk::new(lower, axis.pixels, 1, size, axis.taps))
+        Walk::new(lower, pixels, 1, size, axis.taps)
     };
-    let classes = classes(dims);
-    let walks = classes.iter().flat_map(|class| [of(class.right, dims.q), of(class.down, dims.p)]);
-    walks.collect()
+    let classes = class_sizes(dims);
+    if classes.iter().any(|class| class.pixels.count == 0 || class.boxes.count == 0) {
+        return None;
+    }
+    let walks = classes.iter().flat_map(|class| {
+        let Pixels { per_image, across, .. } = class.pixels;
+        let rows = per_image.divisor() / across.divisor();
+        [of(&class.right, across.divisor(), dims.q), of(&class.down, rows, dims.p)]
+    });
+    Some(walks.collect())
 }
 
 /// A tensor map: an argument of a kernel. [`CUtensorMap`] is aligned more than the kernel's parameter needs to be.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct TensorMap([u64; 16]);
-
-/// The maps of a data gradient's classes; those behind the last are zeros.
-#[repr(C)]
-pub struct ClassMaps([TensorMap; MOST_CLASSES]);
-
-// SAFETY: the same 128 bytes as `TensorMap` in `kernels/hopper.cuh`.
-unsafe impl Argument for TensorMap {}
-// SAFETY: `repr(C)`, the same field as `ClassMaps` in `kernels/conv_hopper.cu`.
-unsafe impl Argument for ClassMaps {}
 
 impl TensorMap {
     /// Of images of bf16 by im2col: boxes of that many pixels, from place to place of the walks, and of so many channels.
@@ -290,45 +380,43 @@ fn swizzle(values: u32) -> CUtensorMapSwizzle {
 
 /// Of a forward pass: x, then w.
 pub fn forward_maps(x: u64, w: u64, dims: &ConvDims) -> Result<[TensorMap; 2]> {
-    let chunk = chunk(dims.c);
-    let taps = dims.r * dims.s;
     Ok([
-        windows(x, dims, Direction::Forward, [chunk, ROWS as u32])?,
-        TensorMap::tiled(w, [dims.c, taps, dims.k], [chunk, 1, WIDE as u32])?,
+        windows(x, dims, Direction::Forward, LONG)?,
+        TensorMap::tiled(w, [dims.c, dims.r * dims.s, dims.k], [chunk(dims.c), 1, WIDE])?,
     ])
 }
 
-/// Of a data gradient with that plan: dy by classes, then w.
-pub fn backward_data_maps(
-    dy: u64,
-    w: u64,
-    dims: &ConvDims,
-    plan: &Plan,
-) -> Result<(ClassMaps, TensorMap)> {
-    let walks = walks(Direction::BackwardData, dims).expect("they have a plan");
-    let mut maps = ClassMaps([TensorMap([0; 16]); MOST_CLASSES]);
-    let dy_sizes = [dims.n, dims.p, dims.q, dims.k];
-    for (map, walks) in maps.0.iter_mut().zip(walks.chunks(2)) {
-        *map = TensorMap::im2col(dy, dy_sizes, walks, [DEPTH, ROWS].map(|size| size as u32))?;
+/// Of a data gradient: the classes with maps of dy, and the map of w.
+pub fn backward_data_maps(dy: u64, w: u64, dims: &ConvDims) -> Result<(Classes, TensorMap)> {
+    let walks = walks(Direction::BackwardData, dims).expect("there is a plan");
+    let mut classes = Vec::new();
+    let mut first_tile = 0;
+    for (ClassSizes { down, right, pixels, boxes }, walks) in
+        class_sizes(dims).into_iter().zip(walks.chunks(2))
+    {
+        let dy = TensorMap::im2col(dy, [dims.n, dims.p, dims.q, dims.k], walks, [DEPTH, LONG])?;
+        classes.push(Class { dy, down, right, pixels, boxes, first_tile });
+        first_tile += pixels.count.div_ceil(LONG);
     }
-    let chunk = if plan.kernel == "conv_backward_data_hopper" { 64 } else { 32 };
-    let w = TensorMap::tiled(w, [dims.c, dims.r * dims.s, dims.k], [chunk, 1, DEPTH as u32])?;
-    Ok((maps, w))
+    let of = std::array::from_fn(|i| classes[i.min(classes.len() - 1)]);
+    let chunk = if columns(dims.c) == WIDE { 64 } else { 32 };
+    let w = TensorMap::tiled(w, [dims.c, dims.r * dims.s, dims.k], [chunk, 1, DEPTH])?;
+    Ok((Classes { of, count: classes.len() as u32 }, w))
 }
 
 /// Of a filter gradient: x, then dy.
 pub fn backward_filter_maps(x: u64, dy: u64, dims: &ConvDims) -> Result<[TensorMap; 2]> {
     let pixels = dims.n * dims.p * dims.q;
-    let depth = DEPTH as u32;
     Ok([
-        windows(x, dims, Direction::BackwardFilter, [chunk(dims.c), depth])?,
-        TensorMap::tiled(dy, [dims.k, pixels], [64, depth])?,
+        windows(x, dims, Direction::BackwardFilter, DEPTH)?,
+        TensorMap::tiled(dy, [dims.k, pixels], [64, DEPTH])?,
     ])
 }
 
-fn windows(x: u64, dims: &ConvDims, direction: Direction, of: [u32; 2]) -> Result<TensorMap> {
-    let walks = walks(direction, dims).expect("they have a plan");
-    TensorMap::im2col(x, [dims.n, dims.h, dims.w, dims.c], &walks, of)
+/// Of x, in boxes of so many pixels.
+fn windows(x: u64, dims: &ConvDims, direction: Direction, pixels: u32) -> Result<TensorMap> {
+    let walks = walks(direction, dims).expect("there is a plan");
+    TensorMap::im2col(x, [dims.n, dims.h, dims.w, dims.c], &walks, [chunk(dims.c), pixels])
 }
 
 #[cfg(test)]
@@ -396,12 +484,12 @@ mod tests {
     fn constants_are_those_of_the_kernels() {
         let kernels = include_str!("../../../kernels/conv_hopper.cu");
         for (name, value) in [
-            ("ROWS", ROWS),
+            ("LONG", LONG),
             ("WIDE", WIDE),
             ("MEDIUM", MEDIUM),
             ("DEPTH", DEPTH),
             ("STAGES", STAGES),
-            ("MOST_CLASSES", MOST_CLASSES as u64),
+            ("MOST_CLASSES", MOST_CLASSES as u32),
             ("CONSUMERS", CONSUMERS),
         ] {
             let says = |before: &str, after: &str| format!("{before}{name} = {value}{after}");

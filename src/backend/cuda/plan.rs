@@ -76,9 +76,9 @@ pub struct Plan {
     pub splits: u32,
     /// Floats of partial sums: `splits` times the outputs, or none.
     pub partial: usize,
-    /// Whether this is a kernel of `super::hopper`: the blocks of the grid are then items, of which one block takes several,
-    /// and its operands are tensor maps.
-    pub hopper: bool,
+    /// Of a kernel of [`super::hopper`]: a block may take several of the grid's, one after the other, and operands are
+    /// tensor maps.
+    pub cut: Option<hopper::Cut>,
 }
 
 // As in kernels/conv_tensor.cu.
@@ -254,7 +254,7 @@ fn plain(direction: Direction, bf16: bool, dims: &ConvDims, f32_output: bool) ->
         most_stages: 0,
         splits: 1,
         partial: 0,
-        hopper: false,
+        cut: None,
     }
 }
 
@@ -277,7 +277,7 @@ fn tiled(direction: Direction, dims: &ConvDims) -> Plan {
         most_stages: 0,
         splits: splits as u32,
         partial: partial(splits, product.outputs),
-        hopper: false,
+        cut: None,
     }
 }
 
@@ -317,7 +317,7 @@ fn first(direction: Direction, bf16: bool, dims: &ConvDims) -> Option<Plan> {
             most_stages: 0,
             splits: 1,
             partial: 0,
-            hopper: false,
+            cut: None,
         }
     } else {
         // Three blocks on a multiprocessor, where one takes few registers.
@@ -338,7 +338,7 @@ fn first(direction: Direction, bf16: bool, dims: &ConvDims) -> Option<Plan> {
             most_stages: if 2 * stage <= u64::from(MOST_SHARED) { 2 } else { 1 },
             splits: splits as u32,
             partial: partial(splits, dims.filter().len() as u64),
-            hopper: false,
+            cut: None,
         }
     };
     (plan.shared <= MOST_SHARED).then_some(plan)
@@ -417,7 +417,7 @@ fn tensor(direction: Direction, bf16: bool, dims: &ConvDims, f32_output: bool) -
         most_stages: MOST_STAGES,
         splits: splits as u32,
         partial: partial(splits, product.outputs),
-        hopper: false,
+        cut: None,
     }
 }
 
@@ -495,7 +495,7 @@ mod tests {
                     let [_, y, z] = plan.grid;
                     assert!(plan.grid.iter().all(|&size| size > 0), "{what}");
                     let shared = plan.shared * plan.most_stages.max(1);
-                    let most = if plan.hopper { 227 << 10 } else { MOST_SHARED };
+                    let most = if plan.cut.is_some() { 227 << 10 } else { MOST_SHARED };
                     assert!(y <= 65535 && z <= 65535 && shared <= most, "{what}");
                     assert!(plan.block.is_multiple_of(32) && plan.block <= 1024, "{what}");
                     let sums = u64::from(plan.splits) * product.outputs;
@@ -564,8 +564,8 @@ mod tests {
             for ((_, arithmetic, plan, product), (.., of_one, one)) in
                 plans(&dims).into_iter().zip(plans(&alone))
             {
-                if of_one.hopper {
-                    assert!(!plan.hopper, "{dims:?}");
+                if of_one.cut.is_some() {
+                    assert!(plan.cut.is_none(), "{dims:?}");
                     continue;
                 }
                 assert_eq!(plan.kernel, of_one.kernel, "{dims:?}");
