@@ -29,6 +29,7 @@
 // The first layer has kernels of its own at the end of this file.
 #include "conv.cuh"
 #include "mma.cuh"
+#include "unpool.cuh"
 
 namespace conv_tensor {
 
@@ -524,6 +525,10 @@ constexpr int FIRST_ACROSS = 16;                      // columns of outputs of a
 constexpr int FIRST_DOWN = 16, FIRST_FILTER_DOWN = 8; // rows: forward and filter gradient
 constexpr int FIRST_PITCH = FIRST_FILTERS + 8;        // of dy's tile, values
 
+// Squares of 2 x 2 of that tile, and windows of a pooling that cover them: in each row and column one more.
+constexpr int SQUARES_DOWN = FIRST_FILTER_DOWN / 2, SQUARES_ACROSS = FIRST_ACROSS / 2;
+constexpr int WINDOWS_ACROSS = SQUARES_ACROSS + 1, WINDOWS = (SQUARES_DOWN + 1) * WINDOWS_ACROSS;
+
 __device__ __forceinline__ bf16 rounded(bf16 value) { return value; }
 __device__ __forceinline__ float rounded(float value) {
     unsigned bits;
@@ -540,8 +545,9 @@ __device__ __forceinline__ float rounded(float value) {
 // registers, while this one is multiplied.
 template <class T, int DOWN, int AHEAD>
 struct Patch {
-    // Twelve values of four pixels, as they lie in memory.
-    struct Group { Pack<T, 4> of[3]; };
+    // Twelve values of four pixels, as they lie in memory: words, since each value would take a register.
+    using Words = Pack<unsigned, sizeof(T)>;
+    struct Group { Words of[3]; };
 
     ConvDims d;
     unsigned padded, rows, columns, tiles; // columns of a multiple of four
@@ -560,11 +566,16 @@ struct Patch {
         tiles = d.n * per_image.divisor;
     }
 
-    // Chooses a tile, and begins to read it.
-    __device__ __forceinline__ void begin(const T *x, unsigned tile) {
+    // Chooses a tile.
+    __device__ __forceinline__ void choose(unsigned tile) {
         n = per_image.quotient(tile);
         unsigned place = tile - n * per_image.divisor, down = across.quotient(place);
         p = down * DOWN, q = (place - down * across.divisor) * FIRST_ACROSS;
+    }
+
+    // The same, and begins to read it.
+    __device__ __forceinline__ void begin(const T *x, unsigned tile) {
+        choose(tile);
         if (!wide) return;
 #pragma unroll
         for (int i = 0; i < AHEAD; i++) ahead[i] = group(x, threadIdx.x + i * blockDim.x);
@@ -592,17 +603,19 @@ struct Patch {
         if (row >= rows || (unsigned)h >= d.h || (unsigned)w >= d.w) return values;
         const T *from = x + ((size_t)(n * d.h + h) * d.w + w) * 3;
 #pragma unroll
-        for (int i = 0; i < 3; i++) values.of[i] = *(const Pack<T, 4> *)(from + 4 * i);
+        for (int i = 0; i < 3; i++) values.of[i] = *(const Words *)(from + 4 * i);
         return values;
     }
 
-    static __device__ __forceinline__ void spread(Quad<T> *pixels, const Group &values) {
+    static __device__ __forceinline__ void spread(Quad<T> *pixels, const Group &group) {
+        T values[12];
+        memcpy(values, &group, sizeof values);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             Quad<T> pixel = {};
 #pragma unroll
             for (int c = 0; c < 3; c++)
-                pixel.v[c] = rounded(values.of[(3 * i + c) / 4].of[(3 * i + c) % 4]);
+                pixel.v[c] = rounded(values[3 * i + c]);
             pixels[i] = pixel;
         }
     }
@@ -700,23 +713,77 @@ __device__ __forceinline__ void forward_first(typename Math::T *y, const typenam
     }
 }
 
+// Begins to copy the windows that cover the tile of dy at (p, q) of image n: of dy pooled and of its
+// switches [WINDOWS, FIRST_FILTERS] each. Where there is no window, zeros: they add nothing.
+template <class T>
+__device__ __forceinline__ void copy_windows(unsigned char *to, const T *dy,
+                                             const unsigned char *switches, const PoolDims &d,
+                                             unsigned n, unsigned p, unsigned q, unsigned filter0) {
+    constexpr unsigned PACKS = FIRST_FILTERS / 8;
+    unsigned char *winners = to + WINDOWS * FIRST_FILTERS * sizeof(T);
+    // The windows before the tile's own: none where this is below zero.
+    unsigned row0 = (p + d.pad[0]) / 2 - 1, column0 = (q + d.pad[1]) / 2 - 1;
+#pragma unroll 1
+    for (unsigned i = threadIdx.x; i < WINDOWS * PACKS; i += blockDim.x) {
+        unsigned window = i / PACKS, k = filter0 + i % PACKS * 8;
+        unsigned row = row0 + window / WINDOWS_ACROSS, column = column0 + window % WINDOWS_ACROSS;
+        bool inside = row < d.p && column < d.q && k < d.c;
+        size_t place = ((size_t)(n * d.p + row) * d.q + column) * d.c + k;
+#pragma unroll
+        for (unsigned byte = 0; byte < 8 * sizeof(T); byte += 16)
+            copy_16(to + 8 * sizeof(T) * i + byte, (const unsigned char *)(dy + place) + byte, inside);
+        copy_8(winners + 8 * i, switches + place, inside);
+    }
+}
+
+// The tile of dy that the maxpool_backward of these windows would give.
+template <class T>
+__device__ __forceinline__ void unpool_tile(T *gradients, const unsigned char *windows) {
+    constexpr unsigned N = 4, PACKS = FIRST_FILTERS / N; // more channels take too many registers
+    const T *values = (const T *)windows;
+    const unsigned char *winners = windows + WINDOWS * FIRST_FILTERS * sizeof(T);
+#pragma unroll 1
+    for (unsigned i = threadIdx.x; i < SQUARES_DOWN * SQUARES_ACROSS * PACKS; i += blockDim.x) {
+        unsigned square = i / PACKS, k = i % PACKS * N;
+        unsigned row = square / SQUARES_ACROSS, column = square % SQUARES_ACROSS;
+        float sums[2][2][N] = {};
+#pragma unroll
+        for (unsigned window = 0; window < 4; window++) {
+            unsigned up = window < 2, left = window % 2 == 0;
+            unsigned place = (row + 1 - up) * WINDOWS_ACROSS + column + 1 - left;
+            unsigned at = place * FIRST_FILTERS + k;
+            unpool::add_window_3_2(sums, values + at, winners + at, up, left);
+        }
+#pragma unroll
+        for (unsigned pixel = 0; pixel < 4; pixel++) {
+            unsigned place = (2 * row + pixel / 2) * FIRST_ACROSS + 2 * column + pixel % 2;
+            store_narrow(gradients + place * FIRST_PITCH + k, sums[pixel / 2][pixel % 2]);
+        }
+    }
+}
+
 // Warp r sums row r of the block's filters, over the tiles of its split: a product of dy [pixels,
-// 48], transposed, and the patch seen as [pixels, padded * 4].
-template <class Math, int PADDED>
+// 48], transposed, and the patch seen as [pixels, padded * 4]. If `POOLED`, dy is pooled, and unpooled
+// tile by tile: to the same bits as by maxpool_backward.
+template <class Math, int PADDED, bool POOLED>
 __device__ __forceinline__ void backward_filter_first(float *dw, const typename Math::T *dy,
                                                       const typename Math::T *x,
                                                       unsigned accumulate, const ConvDims &d,
                                                       unsigned splits, float *partial,
-                                                      unsigned stages) {
+                                                      unsigned stages,
+                                                      const unsigned char *switches = nullptr,
+                                                      const PoolDims &pool = {}) {
     using T = typename Math::T;
     constexpr int DOWN = FIRST_FILTER_DOWN, CHUNK = 16 / sizeof(T), CHUNKS = FIRST_FILTERS / CHUNK;
     constexpr int SLICE = 32 / sizeof(T); // pixels that one product takes
     constexpr unsigned GRADIENTS = DOWN * FIRST_ACROSS * FIRST_PITCH * sizeof(T);
+    constexpr unsigned COPIED = POOLED ? WINDOWS * FIRST_FILTERS * (sizeof(T) + 1) : GRADIENTS;
     DYNAMIC_SHARED(unsigned char, shared);
+    unsigned char *first = shared + (POOLED ? GRADIENTS : 0); // behind the tile that is unpooled
     Patch<T, DOWN, 1> patch(d);
-    // A stage is dy [DOWN x FIRST_ACROSS pixels, FIRST_PITCH] and a patch. With two of them the next tile
-    // comes while one is multiplied.
-    unsigned stage_bytes = GRADIENTS + patch.rows * patch.columns * sizeof(Quad<T>), stage = 0;
+    // A stage is dy [DOWN x FIRST_ACROSS pixels, FIRST_PITCH], or windows, and a patch. With two of them the
+    // next tile comes while one is multiplied.
+    unsigned stage_bytes = COPIED + patch.rows * patch.columns * sizeof(Quad<T>), stage = 0;
 
     unsigned filter0 = blockIdx.y * FIRST_FILTERS, split = blockIdx.z;
     unsigned tile = part_begin(patch.tiles, split, splits);
@@ -726,7 +793,8 @@ __device__ __forceinline__ void backward_filter_first(float *dw, const typename 
     auto begin = [&](unsigned tile, unsigned char *to) {
         patch.begin(x, tile);
         T *gradients = (T *)to;
-        for (unsigned i = threadIdx.x; i < DOWN * FIRST_ACROSS * CHUNKS; i += blockDim.x) {
+        if (POOLED) copy_windows(to, dy, switches, pool, patch.n, patch.p, patch.q, filter0);
+        for (unsigned i = threadIdx.x; !POOLED && i < DOWN * FIRST_ACROSS * CHUNKS; i += blockDim.x) {
             unsigned pixel = i / CHUNKS, chunk = i % CHUNKS;
             unsigned p = patch.p + pixel / FIRST_ACROSS, q = patch.q + pixel % FIRST_ACROSS;
             unsigned k = filter0 + chunk * CHUNK;
@@ -736,23 +804,31 @@ __device__ __forceinline__ void backward_filter_first(float *dw, const typename 
         }
         commit_copies();
     };
-    auto finish = [&](unsigned char *to) { patch.finish(x, (Quad<T> *)(to + GRADIENTS)); };
+    auto finish = [&](unsigned tile, unsigned char *to) {
+        patch.choose(tile); // again, so that it takes no registers while another is multiplied
+        patch.finish(x, (Quad<T> *)(to + COPIED));
+    };
     if (tile < end) {
-        begin(tile, shared);
-        finish(shared);
+        begin(tile, first);
+        finish(tile, first);
     }
     for (; tile < end; tile++) {
-        const unsigned char *now = shared + stage * stage_bytes;
+        const unsigned char *now = first + stage * stage_bytes;
         stage = stages - 1 - stage;
-        unsigned char *next = shared + stage * stage_bytes;
+        unsigned char *next = first + stage * stage_bytes;
         wait_copies<0>();
         __syncthreads(); // this tile is here, and the one before it has been read
         if (stages == 2 && tile + 1 < end) begin(tile + 1, next);
+        if (POOLED) {
+            unpool_tile((T *)shared, now);
+            __syncthreads();
+        }
+        const T *gradients = (const T *)(POOLED ? shared : now);
 #pragma unroll 1
         for (unsigned pixel = 0; pixel < DOWN * FIRST_ACROSS; pixel += SLICE) {
             unsigned a[FIRST_FILTERS / 16][4], b[PADDED / 2][2];
-            const T *gradient = (const T *)now + pixel * FIRST_PITCH;
-            const Quad<T> *window = (const Quad<T> *)(now + GRADIENTS) +
+            const T *gradient = gradients + pixel * FIRST_PITCH;
+            const Quad<T> *window = (const Quad<T> *)(now + COPIED) +
                                     patch.window(pixel / FIRST_ACROSS, pixel % FIRST_ACROSS, r);
             if (sizeof(T) == 2) {
                 // Matrices of eight pixels by eight filters, or by two pixels of four channels.
@@ -796,7 +872,7 @@ __device__ __forceinline__ void backward_filter_first(float *dw, const typename 
             __syncthreads(); // this tile has been read
             if (tile + 1 < end) begin(tile + 1, next);
         }
-        if (tile + 1 < end) finish(next);
+        if (tile + 1 < end) finish(tile + 1, next);
     }
     float *to = splits > 1 ? partial + split * ((size_t)d.k * d.r * d.s * 3) : dw;
 #pragma unroll
@@ -886,6 +962,9 @@ BACKWARD_FILTER(conv_backward_filter_tf32_any, Tf32, false)
 //   filter   block 32 R, grid (1, ceil(K / 48), splits), dynamic shared memory `stages`, 1 or 2, of
 //            128 x 56 size + (7 stride[0] + R) columns 4 size; `_8` and `_12` are `padded`, and R is not
 //            above it
+//   pooled   the same, with dy [N, pool.p, pool.q, K] of a max pooling of windows of 3 x 3, strides of 2 and
+//            paddings that 2 divides, its switches, and dynamic shared memory 128 x 56 size + `stages` of
+//            45 x 48 (size + 1) + (7 stride[0] + R) columns 4 size
 // with columns = 15 stride[1] + padded rounded up to a multiple of 4. Forward's last arguments are for
 // its likeness with the others.
 
@@ -900,8 +979,16 @@ BACKWARD_FILTER(conv_backward_filter_tf32_any, Tf32, false)
         name(float *dw, const conv_tensor::Math::T *dy, const conv_tensor::Math::T *x,             \
              unsigned accumulate, ConvDims d, OfGroup sizes, unsigned splits, float *partial,      \
              unsigned stages) {                                                                    \
-        conv_tensor::backward_filter_first<conv_tensor::Math, PADDED>(dw, dy, x, accumulate, d,    \
-                                                                      splits, partial, stages);    \
+        conv_tensor::backward_filter_first<conv_tensor::Math, PADDED, false>(                      \
+            dw, dy, x, accumulate, d, splits, partial, stages);                                    \
+    }
+#define BACKWARD_FILTER_FIRST_POOLED(name, Math, PADDED, BLOCKS)                                   \
+    extern "C" __global__ void __launch_bounds__(32 * PADDED, BLOCKS)                              \
+        name(float *dw, const conv_tensor::Math::T *dy, const conv_tensor::Math::T *x,             \
+             unsigned accumulate, ConvDims d, OfGroup sizes, unsigned splits, float *partial,      \
+             unsigned stages, const unsigned char *switches, PoolDims pool) {                      \
+        conv_tensor::backward_filter_first<conv_tensor::Math, PADDED, true>(                       \
+            dw, dy, x, accumulate, d, splits, partial, stages, switches, pool);                    \
     }
 
 FORWARD_FIRST(conv_forward_first_bf16, Bf16)
@@ -910,9 +997,14 @@ BACKWARD_FILTER_FIRST(conv_backward_filter_first_8_bf16, Bf16, 8, 3)
 BACKWARD_FILTER_FIRST(conv_backward_filter_first_12_bf16, Bf16, 12, 1)
 BACKWARD_FILTER_FIRST(conv_backward_filter_first_8_tf32, Tf32, 8, 2)
 BACKWARD_FILTER_FIRST(conv_backward_filter_first_12_tf32, Tf32, 12, 1)
+BACKWARD_FILTER_FIRST_POOLED(conv_backward_filter_first_pooled_8_bf16, Bf16, 8, 3)
+BACKWARD_FILTER_FIRST_POOLED(conv_backward_filter_first_pooled_12_bf16, Bf16, 12, 1)
+BACKWARD_FILTER_FIRST_POOLED(conv_backward_filter_first_pooled_8_tf32, Tf32, 8, 2)
+BACKWARD_FILTER_FIRST_POOLED(conv_backward_filter_first_pooled_12_tf32, Tf32, 12, 1)
 
 #undef FORWARD_FIRST
 #undef BACKWARD_FILTER_FIRST
+#undef BACKWARD_FILTER_FIRST_POOLED
 #undef FORWARD
 #undef BACKWARD_DATA
 #undef BACKWARD_FILTER

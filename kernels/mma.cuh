@@ -28,6 +28,13 @@ __device__ __forceinline__ void copy_16(void *shared, const void *global, bool i
                  : "memory");
 }
 
+// The same of 8 bytes.
+__device__ __forceinline__ void copy_8(void *shared, const void *global, bool inside) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(shared_address(shared)),
+                 "l"(global), "r"(inside ? 8 : 0)
+                 : "memory");
+}
+
 // Closes this thread's group of copies, which may be empty.
 __device__ __forceinline__ void commit_copies() {
     asm volatile("cp.async.commit_group;" ::: "memory");

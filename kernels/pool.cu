@@ -10,7 +10,7 @@
 // share its windows: 8 where they divide the channels, else 1. Consecutive threads are consecutive
 // channels. Blocks have the places of one image (y of the grid; further images follow), so that
 // indices have 32 bits.
-#include "common.cuh"
+#include "unpool.cuh"
 
 namespace pool {
 
@@ -196,36 +196,6 @@ struct Covering {
           end(min(stride.quotient(i) + 1, count)) {}
 };
 
-// Adds those values whose switch is `here`, or NOT_POSITIVE where the window's first place is asked,
-// unless under the forward mask.
-template <bool FORWARD_MASK, class T>
-__device__ __forceinline__ void add_winners(float (&sums)[1], const T *value,
-                                            const unsigned char *winner, unsigned here, bool first) {
-    bool points = *winner == here || (!FORWARD_MASK && first && *winner == NOT_POSITIVE);
-    if (points) sums[0] += widen(*value);
-}
-
-template <bool FORWARD_MASK, class T>
-__device__ __forceinline__ void add_winners(float (&sums)[8], const T *values,
-                                            const unsigned char *winners, unsigned here,
-                                            bool first) {
-    float wide[8];
-    load_wide(wide, values);
-    Pack<unsigned, 2> words = *(const Pack<unsigned, 2> *)winners;
-#pragma unroll
-    for (unsigned half = 0; half < 2; half++) {
-        // A byte is 0 where the switch points here.
-        unsigned apart = words.of[half] ^ here * 0x1010101u;
-#pragma unroll
-        for (unsigned i = 0; i < 4; i++) {
-            unsigned byte = 0xffu << i * 8;
-            bool points = !(apart & byte);
-            if (!FORWARD_MASK) points |= first && !(~words.of[half] & byte);
-            if (points) sums[4 * half + i] += wide[4 * half + i];
-        }
-    }
-}
-
 template <unsigned N, bool FORWARD_MASK, class T>
 __device__ void backward(T *dx, const T *dy, const unsigned char *switches, const unsigned *images,
                          const PoolDims &d, const Divisor &packs, const Divisor &columns,
@@ -250,16 +220,15 @@ __device__ void backward(T *dx, const T *dy, const unsigned char *switches, cons
                 bool first = !FORWARD_MASK && row == max(top, d.pad[0]) &&
                              column == max(left, d.pad[1]);
                 size_t at = ((size_t)p * d.q + q) * d.c;
-                add_winners<FORWARD_MASK>(sums, gradients + at, winners + at, here, first);
+                unpool::add_winners<FORWARD_MASK>(sums, gradients + at, winners + at, here, first);
             }
         }
         store_narrow(dx + ((size_t)n * count + index) * N, sums);
     }
 }
 
-// Windows of 3 x 3 with a stride of 2, under the forward mask, which is how training unpools: a square of
-// 2 x 2 pixels of the padded image is covered by four windows at most, and a thread takes it whole. Windows
-// come in the order in which `backward` adds them.
+// Windows of 3 x 3 with a stride of 2, under the forward mask, which is how training unpools: a thread takes
+// a square of 2 x 2 pixels of the padded image. Windows come in the order in which `backward` adds them.
 template <class T>
 __device__ void backward_3_2(T *dx, const T *dy, const unsigned char *switches,
                              const unsigned *images, const PoolDims &d, unsigned count,
@@ -279,12 +248,7 @@ __device__ void backward_3_2(T *dx, const T *dy, const unsigned char *switches,
             unsigned p = square.row - up, q = square.column - left;
             if (p >= d.p || q >= d.q) continue; // also where they are below zero
             size_t at = ((size_t)p * d.q + q) * d.c;
-#pragma unroll
-            for (unsigned row = 0; row < 2 - up; row++)
-#pragma unroll
-                for (unsigned column = 0; column < 2 - left; column++)
-                    add_winners<true>(sums[row][column], gradients + at, winners + at,
-                                      (2 * up + row) * 3 + 2 * left + column, false);
+            unpool::add_window_3_2(sums, gradients + at, winners + at, up, left);
         }
 #pragma unroll
         for (unsigned pixel = 0; pixel < 4; pixel++) {

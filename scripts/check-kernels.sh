@@ -23,6 +23,8 @@ conv_backward_data_bf16_medium   BF16
 conv_forward_first_bf16          BF16
 conv_backward_filter_first_8_bf16  BF16
 conv_backward_filter_first_12_bf16 BF16
+conv_backward_filter_first_pooled_8_bf16  BF16
+conv_backward_filter_first_pooled_12_bf16 BF16
 conv_backward_filter_bf16        BF16
 conv_backward_filter_bf16_any    BF16
 conv_forward_bf16_f32            BF16
@@ -41,6 +43,8 @@ conv_backward_data_tf32_medium   TF32
 conv_forward_first_tf32          TF32
 conv_backward_filter_first_8_tf32  TF32
 conv_backward_filter_first_12_tf32 TF32
+conv_backward_filter_first_pooled_8_tf32  TF32
+conv_backward_filter_first_pooled_12_tf32 TF32
 peak_bf16                        BF16
 peak_tf32                        TF32
 '

@@ -3,7 +3,7 @@ from its begin to its end, and those of each loop on it.
 
 A path is the shortest one that writes to global memory, so that neither an early exit counts nor what a
 rare value needs. The body of a loop is the shortest path from its head back to it; listed are those on the
-path, and those that read global memory or multiply matrices. `expected-step` multiplies
+path, and those that read global memory, multiply matrices or write to shared memory. `expected-step` multiplies
 loops by their trips; `check-kernels.sh` holds the counts.
 """
 
@@ -14,7 +14,7 @@ import sys
 from dataclasses import dataclass, field
 
 
-# Instructions that loops are there for: products of tensor cores, and reads of global memory.
+# What a kernel's main loops are there for: products of tensor cores, and reads of global memory.
 WORK = {"HMMA", "HGMMA", "LDG", "UTMALDG"}
 
 
@@ -113,7 +113,7 @@ def analyse(name: str, lines: list[tuple[int, str]]) -> Kernel:
             ops[op] = ops.get(op, 0) + 1
             at = before[at]
         on_path = head in path and back in path
-        if on_path or ops.keys() & WORK:
+        if on_path or ops.keys() & (WORK | {"STS"}):
             loops.append(Loop(head, back, cost[back], sum(costs[head : back + 1]), on_path, ops))
     return Kernel(name, best[0], loops, sum(costs))
 

@@ -4,15 +4,18 @@
 //! The operations themselves are tested with those of the other backends.
 
 use crate::common::{
-    Random, Samples, all_weights, bits, gpu_options, host_params, indices, norm, random_params,
-    values,
+    Conv, Random, Samples, all_weights, bits, bytes, gpu_options, host_params, indices, norm,
+    pooling, random_params, tensor, unwritten, values,
 };
 use zfnet::backend::cpu::CpuBackend;
 use zfnet::backend::cuda::{self, CudaBackend, Gemm, Kernels, Options};
-use zfnet::backend::{Backend, Precision, StepState, Tensor};
+use zfnet::backend::{Backend, Param, Precision, StepState, Tensor};
 use zfnet::data::classes::Classes;
 use zfnet::model::{BackwardOptions, BackwardTo, Model, Network, Params, Purpose, Rule, Workspace};
-use zfnet::shape::Shape;
+use zfnet::shape::{
+    Rounding::{Ceil, Floor},
+    Shape,
+};
 use zfnet::train::Trainer;
 
 /// All that a chain may hold, small enough for a stand-in: a first layer of three channels with a
@@ -271,6 +274,88 @@ fn losses<B: Backend>(backend: &B, network: &Network, samples: &Samples) -> Vec<
         trainer.step(&samples.pixels, &samples.crops, &samples.labels, state).unwrap() / 6.0
     };
     (0..40).map(step).collect()
+}
+
+// ---- the first layer ----
+
+/// The kernel that unpools a first layer's gradient tile by tile sums what it would find unpooled in memory,
+/// in the same order: the same bits, of any real numbers.
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn a_first_layer_is_unpooled_to_the_same_bits() {
+    let conv = Conv { n: 2, filters: [56, 7, 7], stride: [2, 2], ..Conv::SIMPLE };
+    let alike = Conv { n: 1, filters: [64, 11, 11], stride: [4, 4], ..conv };
+    let cases = [
+        // Windows beyond the edges, and groups of four pixels, whole and not.
+        (Conv { n: 3, input: [40, 37, 3], rounding: Ceil, ..conv }, [0; 4], Ceil),
+        (Conv { input: [39, 60, 3], filters: [96, 7, 7], ..conv }, [0; 4], Ceil),
+        (Conv { input: [33, 44, 3], filters: [8, 7, 7], pad: [3, 3, 4, 4], ..conv }, [0; 4], Floor),
+        (Conv { input: [53, 59, 3], filters: [104, 5, 6], pad: [2; 4], ..conv }, [2; 4], Floor),
+        (Conv { input: [47, 36, 3], filters: [16, 8, 8], ..conv }, [0, 0, 2, 2], Ceil),
+        (Conv { input: [75, 76, 3], ..alike }, [0; 4], Ceil),
+        (Conv { n: 2, input: [50, 47, 3], rounding: Ceil, ..alike }, [0; 4], Ceil),
+        // Several tiles to a partial sum.
+        (Conv { n: 3, input: [53, 54, 3], filters: [1000, 5, 5], ..conv }, [0; 4], Ceil),
+    ];
+    let mut random = Random(6);
+    for precision in [Precision::Tf32, Precision::Bf16] {
+        let backend = &in_precision(precision);
+        let cases = cases.into_iter().flat_map(|case| [(case, false), (case, true)]);
+        for ((conv, pad, rounding), in_order) in cases {
+            let dims = &conv.dims().unwrap();
+            let map = [dims.p, dims.q, dims.k].map(|v| v as usize);
+            let pool = &pooling(conv.n, map, [3, 3], [2, 2], pad, rounding).unwrap();
+            let what = format!("{precision:?} {conv:?} {pool:?} {in_order}");
+            let mut scratch = backend.scratch(&[*dims]).unwrap();
+            backend.prepare_conv_pool(&mut scratch, dims).unwrap();
+            let scratch = &mut scratch;
+            let [x, mut dy, mut map] =
+                [dims.input(), pool.output(), dims.output()].map(|shape| random.reals(shape.len()));
+            if in_order {
+                // Peaks that four windows see each, of which the first and the third cancel but for what they
+                // have rounded away of the second: sums in another order are other numbers.
+                let place = |i: usize, columns: u32, rows: u32| {
+                    let pixel = i / dims.k as usize;
+                    [pixel / columns as usize % rows as usize, pixel % columns as usize]
+                };
+                for (i, value) in map.iter_mut().enumerate() {
+                    let [row, column] = place(i, dims.q, dims.p);
+                    *value = f32::from((row + pad[0]) % 4 == 2 && (column + pad[2]) % 4 == 2);
+                }
+                for (i, value) in dy.iter_mut().enumerate() {
+                    let [row, column] = place(i, pool.q, pool.p);
+                    if column % 2 == 0 && row | 1 < pool.p as usize {
+                        *value = if row % 2 == 0 { 67_108_864.0 } else { -67_108_864.0 };
+                    }
+                }
+            }
+            let (x, dy) =
+                (&tensor(backend, dims.input(), &x), &tensor(backend, pool.output(), &dy));
+            let mut map = tensor(backend, dims.output(), &map);
+            let mut y = unwritten(backend, pool.output());
+            let mut switches = bytes(backend, &vec![0; pool.output().len()]);
+            backend.maxpool_forward(&mut y, &mut switches, &map, pool).unwrap();
+            backend.maxpool_backward(&mut map, dy, &switches, None, true, pool).unwrap();
+            let [mut found, mut expected] = [(); 2].map(|()| Param::zeros(backend, dims).unwrap());
+            for accumulate in [false, true] {
+                backend.kernels_used();
+                backend
+                    .conv_pool_backward_filter(
+                        &mut found, dy, &switches, x, accumulate, dims, pool, scratch,
+                    )
+                    .unwrap();
+                let used = backend.kernels_used();
+                assert!(used.iter().any(|name| name.contains("first_pooled")), "{used:?}: {what}");
+                backend
+                    .conv_backward_filter(&mut expected, &map, x, accumulate, dims, scratch)
+                    .unwrap();
+                let [found, expected] =
+                    [&found, &expected].map(|param| bits(&values(backend, &param.weight)));
+                assert!(found == expected, "{what}");
+                assert!(found.iter().any(|&bits| bits != 0), "{what}");
+            }
+        }
+    }
 }
 
 // ---- steps ----

@@ -393,6 +393,7 @@ fn convolutions_of_reals_are_close<B: Backend>(backend: &B) {
 /// longer than a block of pixels, groups.
 fn pooled_at_once_is_pooled_after<B: Backend>(backend: &B) {
     let simple = Conv { pad: [1; 4], ..Conv::SIMPLE };
+    let first = Conv { stride: [2, 2], rounding: Rounding::Ceil, ..Conv::SIMPLE };
     let cases = [
         (Conv { n: 3, input: [30, 27, 3], filters: [40, 3, 3], ..simple }, [3, 3], [2, 2]),
         (Conv { n: 2, input: [9, 130, 3], filters: [5, 3, 3], ..simple }, [3, 2], [2, 2]),
@@ -405,6 +406,13 @@ fn pooled_at_once_is_pooled_after<B: Backend>(backend: &B) {
             [3, 3],
         ),
         (Conv { n: 1, input: [6, 7, 1], filters: [33, 5, 5], ..simple }, [2, 3], [1, 2]),
+        // First layers, as ZFNet and AlexNet have them: several tiles of pixels and filters.
+        (Conv { n: 2, input: [40, 47, 3], filters: [96, 7, 7], ..first }, [3, 3], [2, 2]),
+        (
+            Conv { n: 1, input: [75, 76, 3], filters: [56, 11, 11], stride: [4, 4], ..first },
+            [3, 3],
+            [2, 2],
+        ),
     ];
     let mut random = Random(41);
     for (conv, window, stride) in cases {

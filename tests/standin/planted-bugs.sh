@@ -52,6 +52,7 @@ a barrier in a sum over channels|lrn.cu|/terms\[i\] = scaled/,/__syncthreads/s/_
 a barrier before a block's strongest values are joined|look.cu|0,/__syncthreads\(\);/s///
 a barrier before the moments of a block's rows are joined|look.cu|/found\[i\]\[thread\] = moments/,/__syncthreads/s/__syncthreads\(\);//
 a barrier between the stages of the tensor cores|conv_tensor.cu|/else wait_copies<0>/,/__syncthreads/s/__syncthreads\(\);//
+a barrier between unpooling a tile and its product|conv_tensor.cu|/unpool_tile\(\(T/{n;s/__syncthreads\(\);/;/}
 a wait for asynchronous copies|conv_tensor.cu|s/wait_copies<MOST_STAGES - 2>\(\);/;/
 a store one column too far|conv.cu|s/if \(column \+ j < columns\) y\[at/if (column + j <= columns) y[at/
 a store one value too far|pool.cu|s/if \(index >= count\)/if (index > count)/

@@ -4,7 +4,7 @@
 // Asynchronous copies are made as unkind as the hardware may be: each lands at its issue or at the
 // wait that covers it; with ZFNET_STANDIN_EARLY in the environment, early. A check runs both ways:
 // late finds a missing wait, early a stage that is filled while others still read it. Addresses
-// that are not multiples of 16 end the run, and so does a block that leaves copies behind.
+// that are not multiples of what is copied end the run, and so does a block that leaves copies behind.
 #pragma once
 #include <deque>
 #include <map>
@@ -16,15 +16,15 @@ namespace standin_tensor {
 
 inline bool copies_land_early = getenv("ZFNET_STANDIN_EARLY") != nullptr;
 
-struct Copy { void *shared; const void *global; bool inside; };
+struct Copy { void *shared; const void *global; bool inside; unsigned bytes; };
 // A thread's groups of copies, of which the last is still open, and the block that they belong to.
 struct Queue {
     std::deque<std::vector<Copy>> groups{1};
     uint3 block{};
 };
 
-inline void check_aligned(const void *address) {
-    if ((uintptr_t)address % 16) zfcpu::die("an address that is not a multiple of 16");
+inline void check_aligned(const void *address, unsigned bytes = 16) {
+    if ((uintptr_t)address % bytes) zfcpu::die("an address that is not aligned for a copy or a matrix");
 }
 
 // This thread's queue. Blocks that run at the same time have different dynamic shared memory; the
@@ -50,8 +50,15 @@ inline Queue &queue() {
 }
 
 inline void land(const Copy &copy) {
-    if (copy.inside) memcpy(copy.shared, copy.global, 16);
-    else memset(copy.shared, 0, 16);
+    if (copy.inside) memcpy(copy.shared, copy.global, copy.bytes);
+    else memset(copy.shared, 0, copy.bytes);
+}
+
+inline void begin(const Copy &copy) {
+    check_aligned(copy.shared, copy.bytes);
+    check_aligned(copy.global, copy.bytes);
+    if (copies_land_early) land(copy);
+    else queue().groups.back().push_back(copy);
 }
 
 // `read(lanes)` while `lanes(l)` is what lane l calls `mine`.
@@ -89,11 +96,11 @@ void multiply(float (&d)[4], const Operands &mine, Value value) {
 } // namespace standin_tensor
 
 inline void copy_16(void *shared, const void *global, bool inside) {
-    standin_tensor::check_aligned(shared);
-    standin_tensor::check_aligned(global);
-    standin_tensor::Copy copy{shared, global, inside};
-    if (standin_tensor::copies_land_early) standin_tensor::land(copy);
-    else standin_tensor::queue().groups.back().push_back(copy);
+    standin_tensor::begin({shared, global, inside, 16});
+}
+
+inline void copy_8(void *shared, const void *global, bool inside) {
+    standin_tensor::begin({shared, global, inside, 8});
 }
 
 inline void commit_copies() { standin_tensor::queue().groups.emplace_back(); }

@@ -3,10 +3,12 @@
 
 use super::blas::{Blas, Fc, Operands, WORKSPACE};
 use super::device::{Launch, Memory, launch};
-use super::plan::{Arithmetic, Direction, OfGroup, Plan, chunks_of_bias_gradient, flattened, plan};
+use super::plan::{
+    Arithmetic, Direction, OfGroup, Plan, chunks_of_bias_gradient, flattened, plan, pooled_filter,
+};
 use super::{CudaBackend, Kernels, Storage, by, hopper};
 use crate::backend::{Backend, Precision, Tensor};
-use crate::shape::{ConvDims, Shape};
+use crate::shape::{ConvDims, PoolDims, Shape};
 use crate::{Error, Result};
 
 const DIRECTIONS: [Direction; 3] =
@@ -16,7 +18,8 @@ const DIRECTIONS: [Direction; 3] =
 pub struct Scratch {
     partial: Memory,
     workspace: Memory,
-    /// The output of a convolution that is pooled at once, and on the way back its gradient.
+    /// The output of a convolution that is pooled at once, and on the way back its gradient, unless
+    /// [`pooled_filter_gradient`] does without.
     map: Option<Tensor<CudaBackend>>,
 }
 
@@ -358,6 +361,45 @@ pub fn backward_filter(
         }
     }
     Ok(())
+}
+
+/// [`backward_filter`] of what max pooling with these switches unpools of `dy` under the forward mask, to the
+/// same bits, if a kernel does both: else false, and nothing is done.
+pub fn pooled_filter_gradient(
+    backend: &CudaBackend,
+    dw: &mut Tensor<CudaBackend>,
+    dy: &Tensor<CudaBackend>,
+    switches: &Memory,
+    x: &Tensor<CudaBackend>,
+    accumulate: bool,
+    dims: &ConvDims,
+    pool: &PoolDims,
+    scratch: &mut Scratch,
+) -> Result<bool> {
+    let Some(plan) = pooled_filter(arithmetic(backend), dims, pool) else { return Ok(false) };
+    let (launch, stages) = launch_of(backend, &plan, scratch);
+    let dw = dw.buffer.values();
+    launch!(
+        backend.device,
+        plan.kernel,
+        launch,
+        dw,
+        dy.buffer.operand(),
+        x.buffer.operand(),
+        u32::from(accumulate),
+        *dims,
+        OfGroup::new(dims),
+        plan.splits,
+        scratch.partial.pointer(),
+        stages,
+        switches.pointer(),
+        *pool,
+    )?;
+    if plan.splits > 1 {
+        let sums = Reduce { accumulate, ..Reduce::plain(dims.filter().len(), dims.k, plan.splits) };
+        sums.run(backend, dw, Storage::F32, &scratch.partial)?;
+    }
+    Ok(true)
 }
 
 /// The gradient of the biases: sums of `dy` over all pixels; with the switches of a max pooling, of

@@ -693,13 +693,19 @@ impl Backend for CudaBackend {
         pool: &PoolDims,
         scratch: &mut conv::Scratch,
     ) -> Result<()> {
-        check(&[(gradient.weight.shape(), dims.filter())]);
-        scratch.with_map(dims, |map, scratch| {
-            self.maxpool_backward(map, dy, switches, None, true, pool)?;
-            let Param { weight, bias } = gradient;
-            conv::backward_filter(self, weight, map, x, accumulate, dims, scratch)?;
-            conv::backward_bias(self, bias, dy, Some(switches), accumulate, scratch)
-        })
+        check(&[(dy.shape(), pool.output()), (x.shape(), dims.input())]);
+        check(&[(pool.input(), dims.output()), (gradient.weight.shape(), dims.filter())]);
+        let Param { weight, bias } = gradient;
+        let done = conv::pooled_filter_gradient(
+            self, weight, dy, switches, x, accumulate, dims, pool, scratch,
+        )?;
+        if !done {
+            scratch.with_map(dims, |map, scratch| {
+                self.maxpool_backward(map, dy, switches, None, true, pool)?;
+                conv::backward_filter(self, weight, map, x, accumulate, dims, scratch)
+            })?;
+        }
+        conv::backward_bias(self, bias, dy, Some(switches), accumulate, scratch)
     }
 
     fn maxpool_forward(

@@ -12,7 +12,7 @@
 //! Each group has a product of its own, with its C and K.
 
 use super::hopper;
-use crate::shape::ConvDims;
+use crate::shape::{ConvDims, PoolDims};
 
 /// The three operations of a convolution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -344,6 +344,35 @@ fn first(direction: Direction, bf16: bool, dims: &ConvDims) -> Option<Plan> {
     (plan.shared <= MOST_SHARED).then_some(plan)
 }
 
+/// The filter gradient of a first layer that is max pooled, from the gradient of the pooled output, where its
+/// kernel unpools: [`plan`]'s, but for the kernel and its shared memory, so that sums are the same.
+pub fn pooled_filter(arithmetic: Arithmetic, dims: &ConvDims, pool: &PoolDims) -> Option<Plan> {
+    let size = match arithmetic {
+        Arithmetic::Bf16 | Arithmetic::Hopper => 2,
+        Arithmetic::Tf32 => 4,
+        _ => return None,
+    };
+    let fits = (pool.window, pool.stride) == ([3; 2], [2; 2])
+        && pool.pad.iter().all(|pad| pad.is_multiple_of(2))
+        && !dims.is_fully_connected();
+    let plan = first(Direction::BackwardFilter, size == 2, dims).filter(|_| fits)?;
+    let kernel = match plan.kernel {
+        "conv_backward_filter_first_8_bf16" => "conv_backward_filter_first_pooled_8_bf16",
+        "conv_backward_filter_first_12_bf16" => "conv_backward_filter_first_pooled_12_bf16",
+        "conv_backward_filter_first_8_tf32" => "conv_backward_filter_first_pooled_8_tf32",
+        _ => "conv_backward_filter_first_pooled_12_tf32",
+    };
+    // Stages have windows in the place of dy's tile, which there is once.
+    let [down, across, filters] =
+        [FIRST_FILTER_DOWN, FIRST_ACROSS, FIRST_FILTERS].map(|v| v as u32);
+    let tile = down * across * (filters + 8) * size;
+    let windows = (down / 2 + 1) * (across / 2 + 1) * filters * (size + 1);
+    let stage = plan.shared - tile + windows;
+    let most_stages = if tile + 2 * stage <= MOST_SHARED { 2 } else { 1 };
+    let shared = (tile + most_stages * stage) / most_stages;
+    (shared * most_stages <= MOST_SHARED).then_some(Plan { kernel, shared, most_stages, ..plan })
+}
+
 fn tensor(direction: Direction, bf16: bool, dims: &ConvDims, f32_output: bool) -> Plan {
     let f32_output = f32_output && bf16 && direction == Direction::Forward;
     if !f32_output && let Some(plan) = first(direction, bf16, dims) {
@@ -590,6 +619,29 @@ mod tests {
         assert_eq!(kernel(Direction::Forward, fc8), "conv_forward_bf16_narrow");
         assert_eq!(kernel(Direction::BackwardData, fc8), "conv_backward_data_bf16_any");
         assert_eq!(kernel(Direction::BackwardFilter, fc8), "conv_backward_filter_bf16_any");
+    }
+
+    /// Of the common pooling, with the sums of the kernel that reads what is unpooled, in shared memory that
+    /// as many blocks of a multiprocessor have.
+    #[test]
+    fn a_pooled_first_layer_is_unpooled_by_its_kernel() {
+        let conv = &square(256, 224, 3, 96, 7, 2, 0);
+        let (n, k, p, q) = (conv.n, conv.k, 55, 55);
+        let (h, w, window, stride, pad) = (conv.p, conv.q, [3; 2], [2; 2], [0; 2]);
+        let pool = PoolDims { n, h, w, c: k, p, q, window, stride, pad, any_sign: 0 };
+        for (arithmetic, suffix) in [(Arithmetic::Tf32, "tf32"), (Arithmetic::Bf16, "bf16")] {
+            let pooled = pooled_filter(arithmetic, conv, &pool).expect("of a common pooling");
+            let whole = plan(Direction::BackwardFilter, arithmetic, conv, false);
+            let shared = |plan: &Plan| plan.shared * plan.most_stages;
+            assert_eq!(pooled.kernel, format!("conv_backward_filter_first_pooled_8_{suffix}"));
+            assert!(shared(&pooled) <= shared(&whole), "{pooled:?}, {whole:?}");
+            let Plan { kernel, shared, .. } = whole;
+            assert_eq!(Plan { kernel, shared, ..pooled }, whole);
+        }
+        let of = |arithmetic, pool| pooled_filter(arithmetic, conv, &pool);
+        assert_eq!(of(Arithmetic::Tiled, pool), None);
+        assert_eq!(of(Arithmetic::Bf16, PoolDims { window: [2; 2], ..pool }), None);
+        assert_eq!(of(Arithmetic::Bf16, PoolDims { pad: [1; 2], ..pool }), None);
     }
 
     /// The files that are compiled are the ones meant here.
