@@ -59,7 +59,7 @@ if changed "${1:-}" "$studies"; then
   LD_LIBRARY_PATH=$standin cargo test --release -p zfnet --features cuda --test studies -- --include-ignored cuda --skip _plain
 fi
 echo "== instructions of a whole step"
-scripts/expected-step --standin "$standin" --zfnet "${CARGO_TARGET_DIR:-target}/release/zfnet" --most 2760 | grep launches
+scripts/expected-step --standin "$standin" --zfnet "${CARGO_TARGET_DIR:-target}/release/zfnet" --most 1330 | grep launches
 echo "== what stands in for Hopper's instructions, and for NCCL"
 for early in "" ZFNET_STANDIN_EARLY=1; do
   env $early "$standin/try-hopper" > /dev/null
