@@ -7,10 +7,10 @@
     zfnet_torch.py eval --checkpoint RUN/best/model.safetensors --data DIR
     zfnet_torch.py inspect --arch zfnet
 
-`bench --json` and `convolutions` print one object a line, each as soon as it is measured, so that what is
-stopped has said what it knows. `train` and `eval` print what `zfnet eval --json` prints. Network and recipe are read from the same
-TOML files (src/model/presets), so that there is one description, not two. Where PyTorch's
-conventions differ from the paper's:
+`bench --json` and `convolutions` print one object a line, each as soon as it is measured, so that what
+is stopped has said what it knows. `train` and `eval` print what `zfnet eval --json` prints. Network and
+recipe are read from the same TOML files (src/model/presets), so that there is one description, not two.
+Where PyTorch's conventions differ from the paper's:
 
 * Sizes round up. Pooling has `ceil_mode` for it; a convolution's input gets the missing rows and
   columns of zeros at the bottom and right.
