@@ -21,7 +21,7 @@ fn main() {
 
 fn rows<B: Benchmark>(criterion: &mut Criterion, backend: &B) {
     let network = Architecture::find("zfnet-mini").and_then(Network::new).expect("built in");
-    for case in cases(backend, &network, 32, None, None).expect("layers") {
+    for case in cases(backend, &network, 32, &[], &[]).expect("layers") {
         let mut run = case.prepare(backend).expect("memory");
         criterion.bench_function(&case.id, |bencher| {
             bencher.iter_custom(|runs| {

@@ -2,14 +2,15 @@
 """ZFNet in PyTorch: the peer that `zfnet` is measured against. It is not part of the program.
 
     zfnet_torch.py bench --batch 128 256 1024 --precision bf16 [--compile [MODE]] --json
+    zfnet_torch.py convolutions --batch 256 --precision bf16
     zfnet_torch.py train --data DIR --arch zfnet-mini
     zfnet_torch.py eval --checkpoint RUN/best/model.safetensors --data DIR
     zfnet_torch.py inspect --arch zfnet
 
-`bench --json` prints one object a line, each as soon as it is measured, so that what is stopped has
-said what it knows. `train` and `eval` print what `zfnet eval --json` prints. Network and recipe are read from the same
-TOML files (src/model/presets), so that there is one description, not two. Where PyTorch's
-conventions differ from the paper's:
+`bench --json` and `convolutions` print one object a line, each as soon as it is measured, so that what
+is stopped has said what it knows. `train` and `eval` print what `zfnet eval --json` prints. Network and
+recipe are read from the same TOML files (src/model/presets), so that there is one description, not two.
+Where PyTorch's conventions differ from the paper's:
 
 * Sizes round up. Pooling has `ceil_mode` for it; a convolution's input gets the missing rows and
   columns of zeros at the bottom and right.
@@ -119,6 +120,9 @@ class Conv(nn.Conv2d):
         )
         self.rms_limit = spec.get("rms_limit")
         self.sizes = (p, q, spec["channels"])
+        # What is convolved, with the padding that is not PyTorch's.
+        rows, columns = (0, 0) if symmetric else (top + below, left + beside)
+        self.input = (height + rows, width + columns, channels)
 
     def forward(self, x):
         return super().forward(x if self.extra is None else F.pad(x, self.extra))
@@ -222,6 +226,13 @@ def limit_rms(network):
 # ---- a training step ----
 
 
+def set_precision(precision):
+    """Whether products of f32 may be TF32's; and cuDNN tries what it has."""
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.benchmark = True
+
+
 class Step:
     """Forward, loss, backward and update in one precision, eagerly or compiled."""
 
@@ -235,9 +246,7 @@ class Step:
             self.cast = lambda: torch.autocast(self.device.type, torch.bfloat16)
         else:
             self.cast = contextlib.nullcontext
-        torch.backends.cuda.matmul.allow_tf32 = self.precision == "tf32"
-        torch.backends.cudnn.allow_tf32 = self.precision == "tf32"
-        torch.backends.cudnn.benchmark = True
+        set_precision(self.precision)
         weights = [layer.weight for layer in network.weighted()]
         biases = [layer.bias for layer in network.weighted()]
         decay = recipe["weight_decay"]
@@ -361,6 +370,128 @@ def device_name(device):
 def versions():
     cudnn = torch.backends.cudnn.version() if torch.backends.cudnn.is_available() else None
     return {"torch": torch.__version__, "cuda": torch.version.cuda, "cudnn": cudnn}
+
+
+# ---- single convolutions ----
+
+
+@torch.no_grad()
+def convolutions(args):
+    """Milliseconds of each convolution, by cuDNN on a GPU: forward, and both gradients."""
+    description = architecture(args.arch, args)
+    device = torch.device(args.device)
+    set_precision(args.precision)
+    network = Network(description)
+    layers = [(n, layer) for n, layer in network.named_children() if isinstance(layer, Conv)]
+    about = {"device": device_name(device), **versions()}
+    by = "cudnn" if device.type == "cuda" else "torch-cpu"
+    for number, (name, layer) in enumerate(layers):
+        flops = 2 * args.batch * math.prod(layer.sizes) * layer.weight[0].numel()
+        sets = operand_sets(layer, device, args)
+        for op, run in operations(layer, number == 0, device).items():
+            try:
+                times = seconds_in_turn(run, sets, device)
+            except RuntimeError as error:
+                if op != "forward-fused":
+                    raise
+                print(f"{name}: cuDNN's convolution, bias and relu at once: {error}", file=sys.stderr)
+                continue
+            low, median, high = statistics.quantiles(times, n=4, method="inclusive")
+            row = {
+                "id": f"{description['name']}/{name}/{op}/{args.precision}/{args.batch}/{by}",
+                "milliseconds": median * 1e3,
+                "spread": (high - low) / median,
+                "gflops": flops / median / 1e9,
+            }
+            print(json.dumps(row | about), flush=True)
+        del sets
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def operations(layer, first, device):
+    """Functions of x, weight, bias and y or its gradient, by name. As ours, `forward` adds a bias and cuts off
+    what is negative, and `backward-filter` sums the bias's gradient too; those called `-alone` do not."""
+    stride, pad, groups = layer.stride, layer.padding, layer.groups
+    backward = torch.ops.aten.convolution_backward
+
+    def gradients(x, w, dy, *wanted):
+        sizes = [w.shape[0]]
+        return backward(dy, x, w, sizes, stride, pad, (1, 1), False, (0, 0), groups, wanted)
+
+    found = {
+        "forward": lambda x, w, b, _: F.conv2d(x, w, b, stride, pad, 1, groups).relu_(),
+        "forward-fused": lambda x, w, b, _: torch.cudnn_convolution_relu(
+            x, w, b, stride, pad, (1, 1), groups
+        ),
+        "forward-alone": lambda x, w, b, _: F.conv2d(x, w, None, stride, pad, 1, groups),
+        "backward-data": lambda x, w, b, dy: gradients(x, w, dy, True, False, False),
+        "backward-filter": lambda x, w, b, dy: gradients(x, w, dy, False, True, True),
+        "backward-filter-alone": lambda x, w, b, dy: gradients(x, w, dy, False, True, False),
+    }
+    if device.type != "cuda":
+        del found["forward-fused"]
+    if first:  # as in training
+        del found["backward-data"]
+    return found
+
+
+def operand_sets(layer, device, args):
+    """Operands of numbers from -1 to 1, of which none is left in a cache when its turn comes: as many
+    sets as `zfnet bench` takes (`Case::prepare` in src/bench/mod.rs)."""
+    dtype = torch.bfloat16 if args.precision == "bf16" else torch.float32
+    layout = torch.channels_last if args.channels_last else torch.contiguous_format
+
+    def noise(*shape):
+        values = torch.empty(shape, dtype=dtype, device=device).uniform_(-1, 1)
+        return values.contiguous(memory_format=layout) if len(shape) == 4 else values
+
+    (h, w, c), (p, q, k) = layer.input, layer.sizes
+    parameters = layer.weight.numel() + k
+    size = args.batch * (h * w * c + p * q * k) * dtype.itemsize + 4 * parameters
+    sets = min(max(-(-2 * cache_bytes(device) // size), 1), 64)
+    shapes = (args.batch, c, h, w), layer.weight.shape, (k,), (args.batch, k, p, q)
+    return [[noise(*shape) for shape in shapes] for _ in range(sets)]
+
+
+def cache_bytes(device):
+    """Of a GPU's L2; 0 where operands may stay in a cache, as for ours."""
+    if device.type != "cuda":
+        return 0
+    return getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 64 << 20)
+
+
+def seconds_in_turn(run, sets, device):
+    """Seconds of each of several runs, each on the next operands (short ones in groups), at least five, for
+    about half a second: as ours are timed (`CudaBackend::seconds`)."""
+    kept = [None] * len(sets)  # results, so that each run writes to other memory, too
+    turn = 0
+
+    def next_run():
+        nonlocal turn
+        turn = (turn + 1) % len(sets)
+        kept[turn] = run(*sets[turn])
+
+    def timed(count):
+        if device.type != "cuda":
+            begun = time.perf_counter()
+            for _ in range(count):
+                next_run()
+            return (time.perf_counter() - begun) / count
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        for _ in range(count):
+            next_run()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end) / 1e3 / count
+
+    timed(len(sets) + 1)  # cuDNN's trials, memory for the results
+    count = int(min(max(2e-3 / max(timed(1), 1e-6), 1), 100)) if device.type == "cuda" else 1
+    times = []
+    while len(times) < 5 or sum(times) * count < 0.4:
+        times.append(timed(count))
+    return times
 
 
 # ---- images ----
@@ -629,6 +760,8 @@ def main():
         one.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
         one.add_argument("--precision", choices=["bf16", "tf32", "f32"], default="bf16")
         one.add_argument("--channels-last", action=argparse.BooleanOptionalAction, default=True)
+        if name == "convolutions":
+            return one
         one.add_argument(
             "--compile",
             nargs="?",
@@ -656,6 +789,8 @@ def main():
     one.add_argument("--batch", type=int, nargs="+", default=[256])
     one.add_argument("--seconds", type=float, default=2.0, help="of measuring, for each batch size")
     one.add_argument("--json", action="store_true")
+    one = command("convolutions", convolutions)
+    one.add_argument("--batch", type=int, default=256)
     for name, run in ("train", train), ("eval", evaluate_checkpoint):
         one = command(name, run)
         one.add_argument(

@@ -58,6 +58,12 @@ pub trait Benchmark: Backend {
     /// Bytes of a cache that operands must not be found in again, because in a training step they
     /// would not be. 0 where runs may follow each other on the same operands.
     fn cache(&self) -> usize;
+
+    /// Names of the kernels and libraries that operations have used since the last call of this; the first
+    /// call begins the list. Empty where they have no names.
+    fn kernels_used(&self) -> Vec<&'static str> {
+        Vec::new()
+    }
 }
 
 impl Benchmark for CpuBackend {
@@ -101,6 +107,10 @@ impl Benchmark for crate::backend::cuda::CudaBackend {
 
     fn cache(&self) -> usize {
         self.cache()
+    }
+
+    fn kernels_used(&self) -> Vec<&'static str> {
+        self.kernels_used()
     }
 }
 
@@ -180,6 +190,9 @@ pub struct Row {
     pub images_per_second: Option<f64>,
     /// Share of the machine's measured peak of the same kind.
     pub share: f64,
+    /// On a GPU: the kernels and libraries that an operation has used.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kernels: Vec<String>,
 }
 
 /// What the machine can do.
@@ -191,20 +204,21 @@ pub struct Peaks {
     pub gbytes: f64,
 }
 
-/// The rows of a network, for layers and operations of these names (all of them for `None`).
+/// The rows of a network, for layers and operations of these names (all of them where none is named).
 ///
 /// # Errors
-/// If no row is left.
+/// If a layer is not there, or no row is left.
 pub fn cases<'a, B: Backend>(
     backend: &B,
     network: &'a Network,
     batch: usize,
-    layer: Option<&str>,
-    op: Option<&str>,
+    layers: &[String],
+    ops: &[String],
 ) -> Result<Vec<Case<'a>>> {
-    if let Some(name) = layer {
+    for name in layers {
         network.layer(name)?;
     }
+    let wanted = |names: &[String], name: &str| names.is_empty() || names.iter().any(|n| n == name);
     let mut cases = Vec::new();
     for (index, l) in network.layers.iter().enumerate() {
         let mut rows = operations(l, index, batch, backend.precision().bytes() as f64);
@@ -220,8 +234,7 @@ pub fn cases<'a, B: Backend>(
             rows.extend([("forward-pooled", flops), ("backward-filter-pooled", flops)]);
         }
         for (name, work) in rows {
-            if layer.is_none_or(|wanted| wanted == l.name) && op.is_none_or(|wanted| wanted == name)
-            {
+            if wanted(layers, &l.name) && wanted(ops, name) {
                 let batch = if name == "project" { SEEDS } else { batch };
                 let id = id_of(backend, network, &l.name, name, batch);
                 cases.push(Case { id, work, network, layer: index, op: name, batch });
@@ -229,10 +242,13 @@ pub fn cases<'a, B: Backend>(
         }
     }
     if cases.is_empty() {
+        let named = |names: &[String]| match names {
+            [] => "any".into(),
+            names => names.join(" or "),
+        };
+        let (layer, op) = (named(layers), named(ops));
         return Err(Error::Network(format!(
-            "nothing to measure: layer {} has no operation {}",
-            layer.unwrap_or("any"),
-            op.unwrap_or("any")
+            "nothing to measure: layer {layer} has no operation {op}"
         )));
     }
     Ok(cases)
@@ -424,7 +440,9 @@ impl Case<'_> {
     /// If the backend is out of memory or an operation of it fails.
     pub fn measure<B: Benchmark>(&self, backend: &B, peaks: &Peaks) -> Result<Row> {
         let mut run = self.prepare(backend)?;
+        backend.kernels_used(); // begins the list
         let Spread { median, quartiles } = Spread::of(backend.seconds(&mut run)?);
+        let kernels = backend.kernels_used().into_iter().map(String::from).collect();
         let rate = |work: f64| work / median / 1e9;
         let (gflops, gbytes, share) = match self.work {
             Work::Flops(flops) => (Some(rate(flops)), None, rate(flops) / peaks.gflops),
@@ -432,7 +450,7 @@ impl Case<'_> {
         };
         let (id, milliseconds) = (self.id.clone(), median * 1e3);
         let (spread, images_per_second) = (quartiles, None);
-        Ok(Row { id, milliseconds, spread, gflops, gbytes, images_per_second, share })
+        Ok(Row { id, milliseconds, spread, gflops, gbytes, images_per_second, share, kernels })
     }
 }
 
@@ -555,6 +573,7 @@ fn whole(id: String, times: Vec<f64>, flops: f64, batch: usize, peaks: &Peaks) -
         gbytes: None,
         images_per_second: Some(batch as f64 / median),
         share: gflops / peaks.gflops,
+        kernels: Vec::new(),
     }
 }
 

@@ -20,12 +20,12 @@ pub struct Bench {
     /// A built-in network or a TOML file
     #[arg(long, visible_alias = "model", default_value = "zfnet")]
     arch: String,
-    /// Only this layer
-    #[arg(long)]
-    layer: Option<String>,
-    /// Only this operation
-    #[arg(long, value_parser = OPS)]
-    op: Option<String>,
+    /// Only this layer, or these, separated by commas
+    #[arg(long, value_delimiter = ',')]
+    layer: Vec<String>,
+    /// Only this operation, or these, separated by commas
+    #[arg(long, value_delimiter = ',', value_parser = OPS)]
+    op: Vec<String>,
     /// Images at a time
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..))]
     batch: u16,
@@ -84,8 +84,7 @@ impl OnDevice for Bench {
         }
         let network = Network::new(Architecture::find(&self.arch)?)?;
         let batch = usize::from(self.batch);
-        let (layer, op) = (self.layer.as_deref(), self.op.as_deref());
-        let cases = cases(backend, &network, batch, layer, op)?;
+        let cases = cases(backend, &network, batch, &self.layer, &self.op)?;
         let earlier = self.compare.as_deref().map(read).transpose()?;
         let peaks = backend.peaks()?;
         let device = backend.describe();

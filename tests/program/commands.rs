@@ -182,6 +182,9 @@ fn inspect_and_bench_for_scripts() {
     for key in ["milliseconds", "gflops", "share"] {
         assert!(row[key].as_f64().unwrap() > 0.0, "{key}: {row}");
     }
+    let some = "--layer conv1,conv2 --op backward-data,backward-filter";
+    let json = place.run(&format!("{bench} {some}")).json();
+    assert_eq!(json["rows"].as_array().unwrap().len(), 3, "no data gradient of the first layer");
     let step = place.run(&format!("{bench} --step")).json();
     assert!(step["rows"][0]["images_per_second"].as_f64().unwrap() > 0.0, "{step}");
     let forward = place.run(&format!("{bench} --forward")).json();
