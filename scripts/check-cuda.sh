@@ -16,7 +16,7 @@ if ! command -v nvcc > /dev/null || ! command -v cuobjdump > /dev/null || ! comm
 fi
 # Of the kernels, the stand-in, what calls them, and the tests that are to notice.
 checked=tests/standin/checked
-hash() { git ls-files -s kernels tests/standin src/backend/cuda "$@" | grep -v "$checked" | git hash-object --stdin; }
+hash() { git ls-files -s kernels tests/standin src/backend/cuda "$@" | grep -vE '\.md$|/checked$' | git hash-object --stdin; }
 now=$(hash tests/backend/operations.rs)
 networks=$(hash src/backend src/model src/train src/ranks crates/core tests/backend tests/common)
 studies=$(hash src/backend src/model src/study tests/studies tests/common)

@@ -460,7 +460,7 @@ void mistakes() {
     misused("a descriptor with stray bits", "bits that mean nothing", 14);
     misused("a named barrier that is not reached", "barrier 1, where 32 of 64 threads are", 15);
     misused("a named barrier of several sizes", "different numbers of threads", 16);
-    misused("a copy to no multiple of 16", "not a multiple of 16", 17);
+    misused("a copy to no multiple of 16", "not aligned", 17);
     misused("a copy to what is not shared", "not within dynamic shared memory", 18);
     misused("a parity of 2", "neither 0 nor 1", 19);
     noticed("an operand without fence.proxy.async", "wgmma (its operand a) uses shared memory", [] {
