@@ -196,6 +196,8 @@ fn convolutions() -> Vec<Conv> {
             pad: [1; 4],
             ..simple
         },
+        // Enough pixels that the filter gradient is cut along them.
+        Conv { n: 5, input: [12, 13, 32], filters: [40, 3, 3], pad: [1; 4], ..simple },
         // First layers: three channels, as ZFNet, its small version and AlexNet have them.
         Conv {
             n: 2,
