@@ -44,14 +44,13 @@ up_to_date() {
     done
 }
 
-objects=$out/libcuda.o
 if ! up_to_date "$out/libcuda.o" "$here/libcuda.cpp"; then
     $CXX $flags -c "$here/libcuda.cpp" -o "$out/libcuda.o"
 fi
-for source in "$kernels"/*.cu; do
+# compile SOURCE: kernels to $out/NAME.o.
+compile() {
+    source=$1
     name=$(basename "$source" .cu)
-    objects="$objects $out/$name.o"
-    up_to_date "$out/$name.o" "$source" && continue
     # The exported kernels, also those that a macro writes.
     text=$($CXX $flags -w -D__global__=__global__ -I"$kernels" -E -P -x c++ "$source" | tr -s '[:space:]' ' ')
     exports=$(echo "$text" | grep -aoE 'extern "C" __global__ void [A-Za-z0-9_]+' | sed 's/.* //')
@@ -70,7 +69,22 @@ for source in "$kernels"/*.cu; do
         echo "}"
     } > "$out/$name.cpp"
     $CXX $flags $kernel_flags -c "$out/$name.cpp" -o "$out/$name.o"
+}
+# As many at a time as there are processors.
+objects=$out/libcuda.o
+set --
+for source in "$kernels"/*.cu; do
+    object=$out/$(basename "$source" .cu).o
+    objects="$objects $object"
+    up_to_date "$object" "$source" && continue
+    compile "$source" &
+    set -- "$@" $!
+    if [ $# -ge "$(nproc)" ]; then
+        wait "$1"
+        shift
+    fi
 done
+for job; do wait "$job"; done
 $CXX $flags -shared -Wl,-soname,libcuda.so.1 -o "$out/libcuda.so.1" $objects
 # Under the name that is looked for first: a real one must not be found before it.
 ln -sf libcuda.so.1 "$out/libcuda.so"
