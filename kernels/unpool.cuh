@@ -37,7 +37,7 @@ __device__ __forceinline__ void add_winners(float (&sums)[N], const T *values,
 
 // Windows of 3 x 3 with a stride of 2: a square of 2 x 2 pixels of the padded image is covered by four of
 // them at most, its own (`up` and `left` are 0) and those before it. Adds what one of the four gives, under
-// the forward mask. They are to come row by row, as everywhere.
+// the forward mask. They are to come row by row, the order of every sum of windows here.
 template <unsigned N, class T>
 __device__ __forceinline__ void add_window_3_2(float (&sums)[2][2][N], const T *values,
                                                const unsigned char *winners, unsigned up,

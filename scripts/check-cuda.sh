@@ -46,8 +46,8 @@ if changed "${1:-}" "$networks"; then
   echo "== with asynchronous copies that land early, and fully connected layers by cuBLASLt"
   LD_LIBRARY_PATH=$standin:$standin/blas ZFNET_STANDIN_EARLY=1 \
     cargo test --release -p zfnet --features cuda --test backend -- --include-ignored \
-    operations::cuda_bf16::conv operations::cuda_tf32::conv operations::cuda_f32::conv \
-    parts_is_close repeatable --skip ::cpu "${known[@]}"
+    operations::cuda_bf16::conv operations::cuda_bf16_mma::conv operations::cuda_tf32::conv operations::cuda_f32::conv \
+    operations::cuda_bf16::pooled operations::cuda_tf32::pooled a_first_layer parts_is_close repeatable --skip ::cpu "${known[@]}"
   echo "== several GPUs that exchange values by NCCL"
   for early in "" ZFNET_STANDIN_EARLY=1; do
     env $early "LD_LIBRARY_PATH=$standin:$standin/nccl" ZFNET_STANDIN_DEVICES=8 \
@@ -75,8 +75,9 @@ fi
 echo "== planted bugs"
 tests/standin/planted-bugs.sh \
   cargo test --release -p zfnet --features cuda --test backend -- --include-ignored \
-  operations::cuda_f32:: operations::cuda_bf16::convolutions_are operations::cuda_bf16::pooling --skip of_reals
+  operations::cuda_f32:: operations::cuda_bf16::convolutions_are operations::cuda_bf16_mma::convolutions_are \
+  operations::cuda_bf16::pool --skip of_reals
 echo "== sanitizers"
 tests/standin/sanitize.sh address cargo test --release -p zfnet --features cuda --test backend -- --include-ignored \
-  operations::cuda_f32:: operations::cuda_bf16:: operations::cuda_tf32::conv --skip of_reals
+  operations::cuda_f32:: operations::cuda_bf16:: operations::cuda_bf16_mma::conv operations::cuda_tf32::conv --skip of_reals
 tests/standin/sanitize.sh thread

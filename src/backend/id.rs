@@ -45,6 +45,20 @@ pub enum BackendId {
 }
 
 impl BackendId {
+    /// Whether `now` computes the same bits as this one, which a checkpoint names, as far as is known.
+    pub(crate) fn computes_as(&self, now: &BackendId) -> bool {
+        let mut then = self.clone();
+        if let (BackendId::Cuda { convolutions, .. }, BackendId::Cuda { convolutions: of_now, .. }) =
+            (&mut then, now)
+            && convolutions.is_empty()
+            && of_now != "wgmma"
+        {
+            // Of a version that did not say, and had no `wgmma`.
+            convolutions.clone_from(of_now);
+        }
+        then == *now
+    }
+
     /// The text of `Display`, with the number of threads of a CPU.
     pub(super) fn with_threads(&self, threads: usize) -> String {
         self.text(Some(threads))
@@ -93,5 +107,24 @@ impl BackendId {
 impl fmt::Display for BackendId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text(None))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unnamed_convolution_is_any_but_wgmma() {
+        let by = |convolutions: &str| BackendId::Cuda {
+            name: "H100".into(),
+            capability: (9, 0),
+            precision: Precision::Bf16,
+            cublaslt: None,
+            convolutions: convolutions.into(),
+        };
+        let same = |then: &str, now: &str| by(then).computes_as(&by(now));
+        assert!(same("wgmma", "wgmma") && same("", "mma.sync") && same("", "plain"));
+        assert!(!same("", "wgmma") && !same("mma.sync", "wgmma") && !same("wgmma", "plain"));
     }
 }

@@ -212,61 +212,64 @@ fn cpu_variants(reference: &Reference, done: &mut impl FnMut(Variant) -> Result<
 
 /// What a GPU computes with: the precision, and what computes convolutions and fully connected layers.
 #[cfg(feature = "cuda")]
-fn variant_name(precision: Precision, kernels: Kernels, gemm: Gemm) -> String {
-    let name = match kernels {
-        Kernels::Plain if precision == Precision::Tf32 => return "f32, plain kernels".into(),
-        Kernels::Plain => return format!("{}, plain kernels", precision.name()),
-        Kernels::Mma => format!("{}, mma.sync", precision.name()),
-        Kernels::Fast => precision.name().into(),
-    };
-    match gemm {
-        Gemm::CublasLt => format!("{name}, cuBLASLt"),
-        Gemm::Own => name,
+fn variant_name(backend: &CudaBackend) -> String {
+    let (precision, convolutions) = (backend.precision().name(), backend.convolutions());
+    match (convolutions, backend.gemm()) {
+        ("plain", _) if backend.precision() == Precision::Tf32 => "f32, plain".into(),
+        ("plain", _) | (_, Gemm::Own) => format!("{precision}, {convolutions}"),
+        (_, Gemm::CublasLt) => format!("{precision}, {convolutions}, cuBLASLt"),
     }
 }
 
 /// The precisions of a GPU, with its libraries and without, and the plain kernels.
 #[cfg(feature = "cuda")]
-fn gpu_variants(device: usize) -> Result<Vec<(Precision, Kernels, Gemm)>> {
+fn gpu_variants(device: usize) -> Result<Vec<Options>> {
     let best = CudaBackend::new(Options { device, ..Options::default() })?;
     let precisions: &[Precision] = match best.precision() {
         Precision::F32 => &[Precision::F32],
         _ => &[Precision::F32, Precision::Tf32, Precision::Bf16],
     };
     let mut variants = Vec::new();
+    let mut add = |precision, kernels, gemm| {
+        variants.push(tested(device, precision, kernels, gemm));
+    };
     for &precision in precisions {
         // The plain kernels of tf32 are those of f32.
         if precision != Precision::Tf32 {
-            variants.push((precision, Kernels::Plain, Gemm::Own));
+            add(precision, Kernels::Plain, Gemm::Own);
         }
-        variants.push((precision, Kernels::Fast, Gemm::Own));
-        // Elsewhere they are the fast ones.
-        if precision == Precision::Bf16 && best.convolutions() == "wgmma" {
-            variants.push((precision, Kernels::Mma, Gemm::Own));
-        }
-        if cuda::has_cublaslt() {
-            variants.push((precision, Kernels::Fast, Gemm::CublasLt));
+        let hopper = precision == Precision::Bf16 && best.convolutions() == "wgmma";
+        // Elsewhere those of mma.sync are the fast ones.
+        let fast: &[Kernels] =
+            if hopper { &[Kernels::Fast, Kernels::Mma] } else { &[Kernels::Fast] };
+        for &kernels in fast {
+            add(precision, kernels, Gemm::Own);
+            if cuda::has_cublaslt() {
+                add(precision, kernels, Gemm::CublasLt);
+            }
         }
     }
     Ok(variants)
 }
 
-/// See [`Options::blocks`]: of the operands here, blocks would else have an item each.
+/// How a variant is tested: in few blocks, since of operands as small as here they would else have an item each.
 #[cfg(feature = "cuda")]
-const FEW_BLOCKS: u32 = 3;
+fn tested(device: usize, precision: Precision, kernels: Kernels, gemm: Gemm) -> Options {
+    Options { device, precision: Some(precision), gemm: Some(gemm), kernels, blocks: Some(3) }
+}
 
 #[cfg(feature = "cuda")]
-fn gpu_variant(
-    device: usize,
-    (precision, kernels, gemm): (Precision, Kernels, Gemm),
-    reference: &Reference,
-) -> Variant {
-    let name = variant_name(precision, kernels, gemm);
-    let (precision, gemm, blocks) = (Some(precision), Some(gemm), Some(FEW_BLOCKS));
-    let options = Options { device, precision, gemm, kernels, blocks };
+fn gpu_variant(options: Options, reference: &Reference) -> Variant {
     match CudaBackend::new(options) {
-        Ok(backend) => variant(name, &backend, true, reference, || backend.kernels_used()),
-        Err(error) => Variant::failed(name, &error),
+        Ok(backend) => {
+            let name = variant_name(&backend);
+            variant(name, &backend, true, reference, || backend.kernels_used())
+        }
+        Err(error) => {
+            let precision = options.precision.map_or("", Precision::name);
+            let name = format!("{precision}, {:?} kernels", options.kernels).to_lowercase();
+            Variant::failed(name, &error)
+        }
     }
 }
 
@@ -322,8 +325,8 @@ pub fn run(args: Selftest) -> Result<ExitCode> {
     #[cfg(feature = "cuda")]
     match gpu {
         Some(device) => {
-            for which in gpu_variants(device)? {
-                done(gpu_variant(device, which, &reference))?;
+            for options in gpu_variants(device)? {
+                done(gpu_variant(options, &reference))?;
             }
         }
         None => cpu_variants(&reference, &mut done)?,
@@ -368,7 +371,7 @@ mod first {
     use anyhow::{Context, Result, bail};
     use serde::{Deserialize, Serialize};
 
-    use super::variant_name;
+    use super::{gpu_variant, tested, variant_name};
 
     /// 0 leaves the test out, and a network in its place makes it one of that network's layers: for tests
     /// of this program, where a GPU is played by a CPU.
@@ -448,8 +451,7 @@ mod first {
                 .collect::<Result<_>>()?,
         };
         drop(best);
-        let precision = backend.precision();
-        let wanted = variant_name(precision, kernels, backend.gemm());
+        let wanted = variant_name(backend);
         let mut passed = subject.passed();
         if passed.contains(&wanted) {
             return Ok(());
@@ -457,7 +459,8 @@ mod first {
         let (gpu, driver) = (backend.gpu(), subject.driver.clone());
         tracing::info!("testing this build's kernels on {gpu}, once: see `zfnet selftest`");
         let reference = super::reference(settings)?;
-        let variant = super::gpu_variant(device, (precision, kernels, backend.gemm()), &reference);
+        let options = |kernels, gemm| tested(device, backend.precision(), kernels, gemm);
+        let variant = gpu_variant(options(kernels, backend.gemm()), &reference);
         if variant.out_of_memory && variant.results.iter().all(|result| result.wrong == 0) {
             let error = variant.error.unwrap_or_default();
             tracing::warn!("not tested, for want of memory on the GPU: {error}");
@@ -477,9 +480,8 @@ mod first {
             (Kernels::Plain, Gemm::Own, "--kernels plain, which is slow,"),
         ];
         let instead = others.into_iter().find_map(|(kernels, gemm, flag)| {
-            let which = (precision, kernels, gemm);
-            let other = variant_name(precision, kernels, gemm) != wanted;
-            (other && super::gpu_variant(device, which, &reference).passes()).then_some(flag)
+            let other = gpu_variant(options(kernels, gemm), &reference);
+            (other.name != wanted && other.passes()).then_some(flag)
         });
         let faults: Vec<String> = variant.faults().collect();
         let Some(first) = faults.first() else { return Ok(()) };

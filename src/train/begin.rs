@@ -268,7 +268,7 @@ fn check_resume<B: Backend>(
     }
     state.val = Some(val);
     let (then, now) = (&state.backend, backend.id());
-    if *then != now {
+    if !then.computes_as(&now) {
         notes.push(format!("begun on {then}, continued on {now}: not bit for bit"));
     }
     Ok(())

@@ -608,10 +608,17 @@ mod stand_in {
         let wrong = |kernel: &str, train: &str| {
             with(kernel, train).refused(&["wrong numbers", kernel, "zfnet selftest"])
         };
-        let kernel = "conv_backward_filter_hopper_32";
         let even = TRAIN.replace("tiny.toml", "even.toml");
-        assert!(wrong(kernel, &even).stderr.contains("--kernels mma"));
-        with(kernel, &format!("{even} --kernels mma").replace("--out run", "--out mma")).ok();
+        for kernel in [
+            "conv_forward_hopper_32",
+            "conv_backward_data_hopper_medium",
+            "conv_backward_filter_hopper_32",
+        ] {
+            assert!(wrong(kernel, &even).stderr.contains("--kernels mma"), "{kernel}");
+            let mma =
+                format!("{even} --kernels mma").replace("--out run", &format!("--out {kernel}"));
+            with(kernel, &mma).ok();
+        }
         std::fs::remove_dir_all(&cache).unwrap();
         for (kernel, instead) in
             [("conv_forward_bf16_narrow", true), ("maxpool_forward_bf16", false)]

@@ -456,6 +456,7 @@ int launch(Stream &stream, const Function &function, dim3 grid, dim3 block, unsi
         char what[200];
         std::vector<void *> places;
         std::vector<Allocation *> touched;
+        unsigned char *first = nullptr; // pointer of the arguments, to what the kernel writes
         for (size_t i = 0; i < copied.size(); i++) {
             places.push_back(copied[i].data());
             // Pointers may also be words of a struct.
@@ -477,6 +478,7 @@ int launch(Stream &stream, const Function &function, dim3 grid, dim3 block, unsi
             memcpy(&at, copied[i].data(), sizeof at);
             if (at == 0) continue;
             if (Allocation *a = allocation(at, 0)) {
+                if (touched.empty()) first = (unsigned char *)at;
                 touched.push_back(a);
             } else {
                 snprintf(what, sizeof what, "kernel %s: argument %zu is no pointer to live device memory", kernel.name, i);
@@ -485,8 +487,7 @@ int launch(Stream &stream, const Function &function, dim3 grid, dim3 block, unsi
         }
         zfcpu::launch(kernel.name, grid, block, shared, [&] { kernel.call(places.data()); });
         static const char *wrong = getenv("ZFNET_STANDIN_WRONG");
-        if (wrong && strcmp(wrong, kernel.name) == 0 && !touched.empty())
-            (*(unsigned char **)places[0])[1] ^= 0x40;
+        if (wrong && strcmp(wrong, kernel.name) == 0 && first) first[1] ^= 0x40;
         for (Allocation *a : touched) {
             if (intact(*a)) continue;
             snprintf(what, sizeof what, "kernel %s: wrote beyond an allocation of %zu bytes", kernel.name, a->size);

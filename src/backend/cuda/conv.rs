@@ -149,7 +149,7 @@ fn launch_of(backend: &CudaBackend, plan: &Plan, scratch: &Scratch) -> (Launch, 
     let stages = stages(plan, backend.device.shared_memory());
     let shared = plan.shared * stages.max(1);
     let mut grid = plan.grid;
-    // Beside an exchange the multiprocessors are to be had between items, by whichever is more urgent.
+    // With a block for each item, an exchange's kernels get multiprocessors between two of them.
     if plan.cut.is_some() && !backend.device.exchanges() {
         grid[0] = grid[0].min(backend.blocks);
     }

@@ -709,11 +709,6 @@ impl Divisor {
         let multiplier = ((rest << 32) / u64::from(divisor) + 1) as u32;
         Divisor { divisor, multiplier, shift }
     }
-
-    /// What is divided by; 1 in place of 0.
-    pub fn divisor(&self) -> u32 {
-        self.divisor
-    }
 }
 
 // SAFETY: `repr(C)`, the same fields as `Divisor` there.

@@ -45,7 +45,8 @@ fn columns(channels: u32) -> u32 {
 /// How to compute `direction` of `dims`, if these kernels can. Its grid has a block for each item.
 pub fn plan(direction: Direction, dims: &ConvDims) -> Option<Plan> {
     let whole = dims.groups == 1 && dims.c.is_multiple_of(8) && dims.k.is_multiple_of(8);
-    if !whole || walks(direction, dims)?.iter().any(|walk| !walk.fits()) {
+    let windows = direction != Direction::BackwardData;
+    if !whole || windows && !window_walks(dims).iter().all(Walk::fits) {
         return None;
     }
     let (chunk, pixels) = (chunk(dims.c), dims.n * dims.p * dims.q);
@@ -65,7 +66,7 @@ pub fn plan(direction: Direction, dims: &ConvDims) -> Option<Plan> {
             } else {
                 "conv_backward_data_hopper_medium"
             };
-            let classes = class_sizes(dims);
+            let classes = class_sizes(dims)?;
             let down = classes.iter().map(|class| class.pixels.count.div_ceil(LONG)).sum();
             // Steps of the longest. The shortest has a quarter of them at least (the taps of two classes differ by one an
             // axis), so that no split of it is empty.
@@ -176,30 +177,35 @@ struct ClassSizes {
     pixels: Pixels,
     /// Of K.
     boxes: Boxes,
+    /// To the right, then down.
+    walks: [Walk; 2],
 }
 
-/// By the first tap of each axis: so those of most taps come first.
-fn class_sizes(dims: &ConvDims) -> Vec<ClassSizes> {
-    let axis = |first: u32, stride: u32, pad: u32, input: u32, filter: u32| {
+/// By the first tap of each axis: so those of most taps come first. `None` where there are too many, or one has no pixels, no
+/// taps or no tensor map.
+fn class_sizes(dims: &ConvDims) -> Option<Vec<ClassSizes>> {
+    // An axis, its pixels, and where those of dy are that the first of them meets.
+    let axis = |i: usize, first: u32, input: u32, filter: u32, output: u32| {
+        let (stride, pad) = (dims.stride[i], dims.pad[i]);
         let parity = (first + (stride - 1) * pad) % stride;
-        let taps = filter.saturating_sub(first).div_ceil(stride);
-        let axis = ClassAxis { parity, first, taps, base: (parity + pad) / stride };
-        (axis, input.saturating_sub(parity).div_ceil(stride))
+        let (taps, base) = (filter.saturating_sub(first).div_ceil(stride), (parity + pad) / stride);
+        let pixels = input.saturating_sub(parity).div_ceil(stride);
+        let lower = i64::from(base) - (i64::from(taps) - 1);
+        let whole = pixels > 0 && taps > 0;
+        let walk = whole.then(|| Walk::new(lower, pixels, 1, output, taps)).filter(Walk::fits)?;
+        Some((ClassAxis { parity, first, taps, base }, pixels, walk))
     };
     let [stride_down, stride_right] = dims.stride;
-    (0..stride_down * stride_right)
-        .map(|number| {
-            let first = [number / stride_right, number % stride_right];
-            let (down, rows) = axis(first[0], stride_down, dims.pad[0], dims.h, dims.r);
-            let (right, columns) = axis(first[1], stride_right, dims.pad[1], dims.w, dims.s);
-            ClassSizes {
-                down,
-                right,
-                pixels: Pixels::new(dims.n, rows, columns),
-                boxes: Boxes::new(down.taps, right.taps, dims.k, DEPTH),
-            }
-        })
-        .collect()
+    let count = stride_down * stride_right;
+    let class = |number: u32| {
+        let first = [number / stride_right, number % stride_right];
+        let (down, rows, walk_down) = axis(0, first[0], dims.h, dims.r, dims.p)?;
+        let (right, columns, walk_right) = axis(1, first[1], dims.w, dims.s, dims.q)?;
+        let pixels = Pixels::new(dims.n, rows, columns);
+        let boxes = Boxes::new(down.taps, right.taps, dims.k, DEPTH);
+        Some(ClassSizes { down, right, pixels, boxes, walks: [walk_right, walk_down] })
+    };
+    if count as usize > MOST_CLASSES { None } else { (0..count).map(class).collect() }
 }
 
 /// A class, and where its tiles of rows begin.
@@ -250,7 +256,7 @@ impl Walk {
         Walk { lower, upper: last - (i64::from(size) - 1), step, offsets: taps - 1 }
     }
 
-    /// Whether a tensor map can say it.
+    /// Whether a tensor map can describe it.
     fn fits(&self) -> bool {
         let corner = -128..=127;
         corner.contains(&self.lower)
@@ -260,32 +266,12 @@ impl Walk {
     }
 }
 
-/// Of the maps of im2col that a direction needs, those of each: to the right, then down. `None` where there are too many, or
-/// one without pixels or taps.
-fn walks(direction: Direction, dims: &ConvDims) -> Option<Vec<Walk>> {
-    if direction != Direction::BackwardData {
-        let of = |i: usize, count, size, taps| {
-            Walk::new(-i64::from(dims.pad[i]), count, dims.stride[i], size, taps)
-        };
-        return Some(vec![of(1, dims.q, dims.w, dims.s), of(0, dims.p, dims.h, dims.r)]);
-    }
-    if dims.stride.iter().product::<u32>() as usize > MOST_CLASSES {
-        return None;
-    }
-    let of = |axis: &ClassAxis, pixels: u32, size: u32| {
-        let lower = i64::from(axis.base) - (i64::from(axis.taps) - 1);
-        Walk::new(lower, pixels, 1, size, axis.taps)
+/// Of a convolution's windows over x: to the right, then down.
+fn window_walks(dims: &ConvDims) -> [Walk; 2] {
+    let of = |i: usize, count, size, taps| {
+        Walk::new(-i64::from(dims.pad[i]), count, dims.stride[i], size, taps)
     };
-    let classes = class_sizes(dims);
-    if classes.iter().any(|class| class.pixels.count == 0 || class.boxes.count == 0) {
-        return None;
-    }
-    let walks = classes.iter().flat_map(|class| {
-        let Pixels { per_image, across, .. } = class.pixels;
-        let rows = per_image.divisor() / across.divisor();
-        [of(&class.right, across.divisor(), dims.q), of(&class.down, rows, dims.p)]
-    });
-    Some(walks.collect())
+    [of(1, dims.q, dims.w, dims.s), of(0, dims.p, dims.h, dims.r)]
 }
 
 /// A tensor map: an argument of a kernel. [`CUtensorMap`] is aligned more than the kernel's parameter needs to be.
@@ -298,12 +284,12 @@ impl TensorMap {
     fn im2col(
         tensor: u64,
         [n, h, w, c]: [u32; 4],
-        walks: &[Walk],
+        walks: [Walk; 2],
         [channels, pixels]: [u32; 2],
     ) -> Result<Self> {
         let (sizes, strides) = dense(&[c, w, h, n]);
-        let corner = |of: fn(&Walk) -> i64| [0, 1].map(|axis| of(&walks[axis]) as i32);
-        let (lower, upper) = (corner(|walk| walk.lower), corner(|walk| walk.upper));
+        let (lower, upper) =
+            (walks.map(|walk| walk.lower as i32), walks.map(|walk| walk.upper as i32));
         let steps = [1, walks[0].step, walks[1].step, 1];
         let mut map = CUtensorMap { opaque: [0; 16] };
         // SAFETY: the driver reads arrays of that rank (corners: of two axes less) and writes the map.
@@ -381,19 +367,17 @@ fn swizzle(values: u32) -> CUtensorMapSwizzle {
 /// Of a forward pass: x, then w.
 pub fn forward_maps(x: u64, w: u64, dims: &ConvDims) -> Result<[TensorMap; 2]> {
     Ok([
-        windows(x, dims, Direction::Forward, LONG)?,
+        windows(x, dims, LONG)?,
         TensorMap::tiled(w, [dims.c, dims.r * dims.s, dims.k], [chunk(dims.c), 1, WIDE])?,
     ])
 }
 
 /// Of a data gradient: the classes with maps of dy, and the map of w.
 pub fn backward_data_maps(dy: u64, w: u64, dims: &ConvDims) -> Result<(Classes, TensorMap)> {
-    let walks = walks(Direction::BackwardData, dims).expect("there is a plan");
     let mut classes = Vec::new();
     let mut first_tile = 0;
-    for (ClassSizes { down, right, pixels, boxes }, walks) in
-        class_sizes(dims).into_iter().zip(walks.chunks(2))
-    {
+    for class in class_sizes(dims).expect("there is a plan") {
+        let ClassSizes { down, right, pixels, boxes, walks } = class;
         let dy = TensorMap::im2col(dy, [dims.n, dims.p, dims.q, dims.k], walks, [DEPTH, LONG])?;
         classes.push(Class { dy, down, right, pixels, boxes, first_tile });
         first_tile += pixels.count.div_ceil(LONG);
@@ -407,16 +391,13 @@ pub fn backward_data_maps(dy: u64, w: u64, dims: &ConvDims) -> Result<(Classes, 
 /// Of a filter gradient: x, then dy.
 pub fn backward_filter_maps(x: u64, dy: u64, dims: &ConvDims) -> Result<[TensorMap; 2]> {
     let pixels = dims.n * dims.p * dims.q;
-    Ok([
-        windows(x, dims, Direction::BackwardFilter, DEPTH)?,
-        TensorMap::tiled(dy, [dims.k, pixels], [64, DEPTH])?,
-    ])
+    Ok([windows(x, dims, DEPTH)?, TensorMap::tiled(dy, [dims.k, pixels], [64, DEPTH])?])
 }
 
 /// Of x, in boxes of so many pixels.
-fn windows(x: u64, dims: &ConvDims, direction: Direction, pixels: u32) -> Result<TensorMap> {
-    let walks = walks(direction, dims).expect("there is a plan");
-    TensorMap::im2col(x, [dims.n, dims.h, dims.w, dims.c], &walks, [chunk(dims.c), pixels])
+fn windows(x: u64, dims: &ConvDims, pixels: u32) -> Result<TensorMap> {
+    let image = [dims.n, dims.h, dims.w, dims.c];
+    TensorMap::im2col(x, image, window_walks(dims), [chunk(dims.c), pixels])
 }
 
 #[cfg(test)]
@@ -463,7 +444,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_tensor_map_can_say_is_left_to_others() {
+    fn what_no_tensor_map_describes_is_left_to_others() {
         let layer = square(13, [64, 64], 3, 1, 1);
         let fits = |dims: ConvDims| DIRECTIONS.map(|direction| plan(direction, &dims).is_some());
         assert_eq!(fits(layer), [true; 3]);

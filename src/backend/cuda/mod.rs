@@ -107,7 +107,8 @@ pub struct Options {
     /// Convolutions.
     pub kernels: Kernels,
     /// Blocks, at most, of kernels whose blocks take one item after another; as many as the GPU has multiprocessors for
-    /// `None`. Results do not depend on it: few, so that small operands are several items for each, are for tests.
+    /// `None`. While values are exchanged with other GPUs every item has a block. Results do not depend on it: few, so that
+    /// small operands are several items for each, are for tests.
     pub blocks: Option<u32>,
 }
 
