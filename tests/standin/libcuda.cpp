@@ -20,7 +20,7 @@
 //   ZFNET_STANDIN_PATIENCE    seconds without any call after which what waits for one is given up, 20
 //   ZFNET_STANDIN_TRACE       a file: launches are written there, a line each, and nothing is computed; all
 //                             memory is then zero
-//   ZFNET_STANDIN_WRONG       a kernel that computes wrong: a bit of what its first argument points at
+//   ZFNET_STANDIN_WRONG       a kernel that computes wrong: a bit of what its first pointer points at
 #include "cuda_cpu.h"
 #include "driver.h"
 #include "tensor_map.h"
@@ -456,7 +456,7 @@ int launch(Stream &stream, const Function &function, dim3 grid, dim3 block, unsi
         char what[200];
         std::vector<void *> places;
         std::vector<Allocation *> touched;
-        unsigned char *first = nullptr; // pointer of the arguments, to what the kernel writes
+        unsigned char *first = nullptr; // the first pointer among the arguments, to what the kernel writes
         for (size_t i = 0; i < copied.size(); i++) {
             places.push_back(copied[i].data());
             // Pointers may also be words of a struct.
