@@ -6,10 +6,10 @@
 mod common;
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicIsize, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 
-use common::{Random, is_stand_in, mini, random_params};
+use common::{Random, is_stand_in, mini, random_params, turn};
 use zfnet::backend::{Backend, Crop, SeedUnit, StepState};
 use zfnet::data::Split;
 use zfnet::data::images::ReadOptions;
@@ -30,8 +30,6 @@ static LARGEST: AtomicUsize = AtomicUsize::new(0);
 static TOTAL: AtomicUsize = AtomicUsize::new(0);
 /// Bytes that are held now, counted always.
 static HELD: AtomicIsize = AtomicIsize::new(0);
-/// Tests run one after the other.
-static TURN: Mutex<()> = Mutex::new(());
 
 fn count(bytes: usize) {
     HELD.fetch_add(bytes as isize, Ordering::Relaxed);
@@ -91,7 +89,7 @@ const TOTAL_ALLOWED: usize = 64 << 10;
 /// what a decoder takes for one image. After three epochs no more is held than after one.
 #[test]
 fn a_loader_keeps_to_its_ring() {
-    let _turn = TURN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let _turn = turn();
     let folder = tempfile::tempdir().unwrap();
     for (name, path) in zfnet::bench::loader::example(folder.path(), 34).unwrap() {
         for io in [Io::Mmap, Io::Pread] {
@@ -136,7 +134,7 @@ fn a_loader_keeps_to_its_ring() {
 }
 
 fn steps_and_passes_allocate_no_tensors<B: Backend>(backend: &B) {
-    let _turn = TURN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let _turn = turn();
     assert!(counted(|| drop(vec![1u8; 100_000])).0 >= 100_000, "the allocator counts");
 
     let mut architecture = mini(backend);

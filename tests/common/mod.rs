@@ -12,6 +12,8 @@ pub mod place;
 pub mod program;
 pub mod twin;
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use zfnet::backend::cpu::{CpuBackend, Products};
 #[cfg(feature = "cuda")]
 use zfnet::backend::cuda::{Gemm, Kernels, Options};
@@ -86,7 +88,7 @@ macro_rules! on_backend {
                 fn $test() {
                     #[allow(unused_imports)]
                     use zfnet::backend::cpu::{CpuBackend, Products};
-                    super::$test(&$backend.expect("a backend"))
+                    super::$test(&crate::common::opened(|| $backend))
                 }
             )*
         }
@@ -107,6 +109,18 @@ macro_rules! on_gpu {
             $($test),*
         );
     };
+}
+
+/// Held while a backend is opened, and by a test while it counts what all threads allocate.
+pub fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The backend of a test.
+pub fn opened<B: Backend>(open: impl FnOnce() -> zfnet::Result<B>) -> B {
+    let _turn = turn();
+    open().expect("a backend")
 }
 
 /// A CPU backend that multiplies bf16 by AMX. Where there is none, its instructions are emulated.
